@@ -1,0 +1,60 @@
+"""What of a configuration changes the mathematics of a run, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from reptrain.config.schema import RunConfig
+
+# The same run by another road: these may differ on resume. The store is held by its own fingerprint.
+_NOT_MATHEMATICS = (
+    "name",
+    "data.store",
+    "train.micro_batch_windows",
+    "train.zero_stage",
+    "train.device",
+    "train.compile",
+    "train.activation_checkpointing",
+    "evaluate",
+    "checkpoint",
+)
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def mathematics(config: RunConfig) -> dict[str, Any]:
+    """The settings that change the mathematics, by dotted key."""
+    flat = dict(_flatten(config.model_dump(mode="json")))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == other or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
+    }
+
+
+def fingerprint(data: Any) -> str:
+    """The first 128 bits of the SHA-256 of ``data`` as canonical JSON, in hexadecimal."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def config_fingerprint(config: RunConfig) -> str:
+    """Fingerprint of the settings that change the mathematics."""
+    return fingerprint(mathematics(config))
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Dotted keys that change the mathematics and differ: (key, old value, new value)."""
+    before, after = mathematics(old), mathematics(new)
+    keys = sorted(before.keys() | after.keys())
+    return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]

@@ -1,0 +1,174 @@
+"""From YAML and dotted overrides to a validated, frozen configuration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reptrain.config.schema import RunConfig
+from reptrain.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would keep the last and drop the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """`yaml.safe_load` with duplicate keys refused."""
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not YAML, or holds no mapping.
+    """
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"config {path}",
+            got=error.strerror or error,
+            rule="must be a readable file",
+            remedy="Check the path.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Mend the named place."
+        ) from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"config {path}",
+            got=type(data).__name__,
+            rule="must hold a mapping of settings",
+            remedy="See configs/tiny/ for examples.",
+        )
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``data`` with ``dotted.key=value`` texts applied; values are read as YAML.
+
+    Raises:
+        ConfigError: If a text has no ``=``, or its key leads through a value that is no mapping.
+    """
+    result: dict[str, Any] = {key: value for key, value in data.items()}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(
+                "override",
+                got=repr(text),
+                rule="must be written key=value",
+                remedy="For example train.total_tokens=2**20.",
+            )
+        try:
+            parsed = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"override {key}", got=repr(value), rule="must be a YAML value", remedy="Quote it."
+            ) from error
+        set_dotted(result, key, parsed)
+    return result
+
+
+def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``data["a"]["b"]`` for the key ``a.b``, copying every mapping on the way.
+
+    Raises:
+        ConfigError: If the key leads through a value that is no mapping.
+    """
+    *parents, leaf = key.split(".")
+    node = data
+    for parent in parents:
+        child = node.get(parent)
+        if child is not None and not isinstance(child, Mapping):
+            raise ConfigError(
+                key,
+                got=f"{parent}={child!r}",
+                rule="must lead through sections, not values",
+                remedy="See `reptrain config show`.",
+            )
+        node[parent] = dict(child or {})
+        node = node[parent]
+    node[leaf] = value
+
+
+def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
+    """``data`` as ``model``, or the first thing wrong with it as one clear error.
+
+    Raises:
+        ConfigError: Naming the dotted key, the value got, the rule and the remedy.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        # An unknown key is most often the cause of a "missing" one: name it first.
+        details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        raise _explain(model, dict(details[0])) from error
+
+
+def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path) or "config"
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_known_keys(model, path[:-1]))
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        remedy = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+        return ConfigError(key, got=repr(path[-1]), rule="must be a known key", remedy=remedy)
+    if detail["type"] == "missing":
+        return ConfigError(
+            key, got="nothing", rule="must be set", remedy=f"Add it to the file or pass {key}=VALUE."
+        )
+    message = detail["msg"].removeprefix("Value error, ")
+    got = detail["input"]
+    shown = repr(got) if not isinstance(got, Mapping) else "this combination"
+    rule = message[:1].lower() + message[1:]
+    return ConfigError(key, got=shown, rule=rule, remedy="See `reptrain config schema` for what is allowed.")
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> set[str]:
+    current: type[BaseModel] = model
+    for part in path:
+        field = current.model_fields.get(part)
+        choices = [field.annotation, *get_args(field.annotation)] if field else []
+        below = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not below:
+            return set()
+        current = below[0]
+    return set(current.model_fields)
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, apply overrides and validate. The name defaults to the file's.
+
+    Raises:
+        ConfigError: If anything in it is wrong.
+    """
+    data = apply_overrides(read_yaml(path), overrides)
+    if data.get("name") is None:
+        data["name"] = path.stem
+    return validate(RunConfig, data)
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """YAML text that keeps the order of the keys."""
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,58 @@
+"""Errors that a user can mend.
+
+Each says what is wrong, the value got, the rule, and the remedy. The command line prints
+the message alone and exits with code 2; bugs keep their traceback.
+"""
+
+from __future__ import annotations
+
+
+class ReptrainError(ValueError):
+    """Base of all errors that a user can mend.
+
+    Args:
+        what: The name of the setting, file or quantity that is wrong.
+        got: The value met.
+        rule: What the value must be.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, what: str, *, got: object, rule: str, remedy: str) -> None:
+        self.what, self.got, self.rule, self.remedy = what, got, rule, remedy
+        super().__init__(f"{what}: {rule}, but got {got}. {remedy}")
+
+
+class ConfigError(ReptrainError):
+    """A configuration that cannot be run."""
+
+
+class TextError(ReptrainError):
+    """A source of text that cannot be read."""
+
+
+class TokenizerError(ReptrainError):
+    """A tokenizer that cannot be loaded, trained, or that does not fit its data."""
+
+
+class StoreError(ReptrainError):
+    """A token store that is missing, unsealed, changed, or too small."""
+
+
+class PlanError(ReptrainError):
+    """A plan of epochs that cannot be followed exactly."""
+
+
+class RunError(ReptrainError):
+    """A run folder that is missing, locked, or in a state that forbids the request."""
+
+
+class ResumeError(RunError):
+    """A run folder that holds something other than what is to be resumed."""
+
+
+class LaunchError(ReptrainError):
+    """Ranks that cannot be started as asked."""
+
+
+class StudyError(ReptrainError):
+    """A study file that cannot be carried out."""
