@@ -1,0 +1,7 @@
+"""The models and their parts."""
+
+from reptrain.model.decoder import Decoder
+from reptrain.model.dropout import DropoutContext
+from reptrain.model.init import build_model, parameter_groups
+
+__all__ = ["Decoder", "DropoutContext", "build_model", "parameter_groups"]

@@ -1,0 +1,171 @@
+"""Dropout whose mask is a pure function of where it falls: no generator, no state, nothing stored.
+
+Layout. A 64-bit key is folded word by word, each fold being one output of SplitMix64:
+
+    fold(key, word) = mix64(key + GAMMA * (word + 1))
+    row key         = fold(fold(fold(0, seed), step), row)
+    call key        = fold(row key, site), and fold(that, head) for attention weights
+    line key        = fold(call key, position)
+    word of a unit  = mix32(mix32(unit ^ low half of the line key) ^ high half of the line key)
+
+All arithmetic is unsigned and wraps; seed, step, row, site, head and position have 64 bits, a unit
+has 32. A unit is kept where its word, read as a signed 32-bit number, is at least
+``threshold - 2**31`` with ``threshold = round(rate * 2**32)``. Kept values are multiplied by
+``2**32 / (2**32 - threshold)``, the inverse of the exact probability of being kept.
+
+Signed integers of torch wrap as unsigned ones do; only the right shift needs a mask.
+
+Sources:
+    mix64 and GAMMA: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    mix32: Wellons, "Prospecting for hash functions" (lowbias32), 2018.
+    Folding by nested hashes: Jarzynski & Olano, "Hash functions for GPU rendering", JCGT 9(3), 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reptrain_kernels.implementation import Implementation, choose_implementation
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX64 = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MIX32 = (0x7FEB352D, 0x846CA68B)
+
+
+def _signed(value: int, num_bits: int) -> int:
+    """The two's complement number with the low ``num_bits`` bits of ``value``."""
+    half = 1 << (num_bits - 1)
+    return (value + half) % (1 << num_bits) - half
+
+
+def _shift_right(x: Tensor, num_bits: int, width: int) -> Tensor:
+    """Logical right shift of integers of ``width`` bits."""
+    return (x >> num_bits) & ((1 << (width - num_bits)) - 1)
+
+
+def mix32(x: Tensor) -> Tensor:
+    """lowbias32: a bijection of 32-bit words (int32 in and out) in which each bit depends on every bit."""
+    x = (x ^ _shift_right(x, 16, 32)) * _signed(_MIX32[0], 32)
+    x = (x ^ _shift_right(x, 15, 32)) * _signed(_MIX32[1], 32)
+    return x ^ _shift_right(x, 16, 32)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """SplitMix64's output function: a bijection of 64-bit words (int64 in and out)."""
+    x = (x ^ _shift_right(x, 30, 64)) * _signed(_MIX64[0], 64)
+    x = (x ^ _shift_right(x, 27, 64)) * _signed(_MIX64[1], 64)
+    return x ^ _shift_right(x, 31, 64)
+
+
+def fold(key: Tensor, word: Tensor | int) -> Tensor:
+    """Keys that also depend on ``word``.
+
+    Args:
+        key: int64, any shape.
+        word: What to fold in: an int, or int64 that broadcasts against ``key``.
+
+    Returns:
+        int64, of the broadcast shape.
+    """
+    if isinstance(word, int):
+        return mix64(key + _signed(_GAMMA * (word + 1), 64))
+    return mix64(key + _signed(_GAMMA, 64) * (word + 1))
+
+
+def fold_int(key: int, word: int) -> int:
+    """`fold` of Python ints: unsigned 64-bit numbers in and out."""
+    x = (key + _GAMMA * (word + 1)) % 2**64
+    x = (x ^ (x >> 30)) * _MIX64[0] % 2**64
+    x = (x ^ (x >> 27)) * _MIX64[1] % 2**64
+    return x ^ (x >> 31)
+
+
+def row_keys(seed: int, step: int, row: Tensor) -> Tensor:
+    """The keys of a step's rows.
+
+    Args:
+        seed: Of the run.
+        step: Optimizer step.
+        row: int64, any shape: the row's number in the step's global batch.
+
+    Returns:
+        int64, the shape of ``row``.
+    """
+    step_key = _signed(fold_int(fold_int(0, seed), step), 64)
+    return fold(torch.full_like(row, step_key), row)
+
+
+def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
+    """Uniform 32-bit words, one for each unit of each position of each key.
+
+    Args:
+        key: int64, shape [...].
+        num_positions: P.
+        num_units: U, at most 2**32.
+
+    Returns:
+        int32, shape [..., P, U].
+    """
+    position_P = torch.arange(num_positions, dtype=torch.int64, device=key.device)
+    line_key = fold(key[..., None], position_P)[..., None]
+    unit_U = torch.arange(num_units, dtype=torch.int32, device=key.device)
+    low, high = line_key.to(torch.int32), (line_key >> 32).to(torch.int32)
+    return mix32(mix32(unit_U ^ low) ^ high)
+
+
+def threshold_and_scale(rate: float) -> tuple[int, float]:
+    """The signed threshold below which a unit's word drops it, and the factor of kept values.
+
+    Raises:
+        ValueError: If ``rate`` is not in [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"rate: must be in [0, 1), but got {rate}")
+    threshold = min(round(rate * 2**32), 2**32 - 1)
+    return threshold - 2**31, 2**32 / (2**32 - threshold)
+
+
+def dropout(x: Tensor, key: Tensor, rate: float, *, impl: Implementation | None = None) -> Tensor:
+    """``x`` with units dropped at ``rate`` and the others scaled up; the backward pass recomputes the mask.
+
+    Args:
+        x: Floating point, shape [..., P, U]: positions and units.
+        key: int64, shape [...]: one call key for each leading index (see the module's layout).
+        rate: Probability of being dropped, in [0, 1). May change from call to call.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give equal bits.
+
+    Returns:
+        The shape and dtype of ``x``.
+
+    Raises:
+        ValueError: If the shapes, the key's dtype or the rate do not fit.
+    """
+    if key.shape != x.shape[:-2] or key.dtype != torch.int64:
+        raise ValueError(
+            f"key: must be int64 of shape {tuple(x.shape[:-2])}, but got {key.dtype} of {tuple(key.shape)}"
+        )
+    threshold, scale = threshold_and_scale(rate)
+    if choose_implementation(x.device, impl) == "triton":
+        from reptrain_kernels.counter_triton import counter_dropout
+
+        return counter_dropout(x, key, threshold, scale)
+    return _TorchDropout.apply(x, key, threshold, scale)
+
+
+class _TorchDropout(torch.autograd.Function):
+    """The definition in plain torch. Linear in ``x``: its gradient is the same function of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
+        ctx.save_for_backward(key)
+        ctx.threshold, ctx.scale = threshold, scale
+        keep = random_words(key, x.shape[-2], x.shape[-1]) >= threshold
+        return torch.where(keep, x * scale, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (key,) = ctx.saved_tensors
+        return _TorchDropout.apply(grad, key, ctx.threshold, ctx.scale), None, None, None

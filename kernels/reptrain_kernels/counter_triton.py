@@ -1,0 +1,95 @@
+"""`counter.dropout` in Triton, registered as a torch operator so that torch.compile takes it whole.
+
+The layout of keys and words is `counter`'s; the tests hold the two equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_LINES = 16
+BLOCK_UNITS = 128
+
+
+@triton.jit
+def _mix32(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _mix64(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+# The rate comes as numbers known at run time: no value of it may start a new compilation.
+@triton.jit(do_not_specialize=["num_lines", "num_positions", "num_units", "threshold", "scale"])
+def dropout_kernel(
+    x_ptr,
+    key_ptr,
+    y_ptr,
+    num_lines,
+    num_positions,
+    num_units,
+    threshold,
+    scale,
+    BLOCK_LINES: tl.constexpr,
+    BLOCK_UNITS: tl.constexpr,
+):
+    """One tile of lines (key and position) by units. x and y: [num_lines, num_units], contiguous."""
+    line = tl.program_id(0).to(tl.int64) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
+    unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
+    key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
+    position = (line % num_positions).to(tl.uint64)
+    line_key = _mix64(key + (position + 1) * 0x9E3779B97F4A7C15)[:, None]
+    low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
+    word = _mix32(_mix32(unit[None, :].to(tl.uint32) ^ low) ^ high)
+    keep = word.to(tl.int32, bitcast=True) >= threshold
+
+    inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
+    offset = line[:, None] * num_units + unit[None, :]
+    x = tl.load(x_ptr + offset, mask=inside & keep, other=0.0)
+    y = tl.where(keep, x.to(tl.float32) * scale, 0.0)
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("reptrain_kernels::counter_dropout", mutates_args=())
+def counter_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
+    """See `counter.dropout`; the threshold and the scale are `counter.threshold_and_scale` of the rate."""
+    x, key = x.contiguous(), key.contiguous()
+    y = torch.empty_like(x)
+    if y.numel() == 0:
+        return y
+    num_positions, num_units = x.shape[-2:]
+    num_lines = x.numel() // num_units
+    grid = (triton.cdiv(num_lines, BLOCK_LINES), triton.cdiv(num_units, BLOCK_UNITS))
+    dropout_kernel[grid](
+        x, key, y, num_lines, num_positions, num_units, threshold, scale, BLOCK_LINES, BLOCK_UNITS
+    )
+    return y
+
+
+@counter_dropout.register_fake
+def _shape_of_result(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _keep_key(ctx: Any, inputs: tuple[Tensor, Tensor, int, float], output: Tensor) -> None:
+    _, key, ctx.threshold, ctx.scale = inputs
+    ctx.save_for_backward(key)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (key,) = ctx.saved_tensors
+    return counter_dropout(grad, key, ctx.threshold, ctx.scale), None, None, None
+
+
+counter_dropout.register_autograd(_backward, setup_context=_keep_key)

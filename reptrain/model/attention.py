@@ -1,0 +1,60 @@
+"""Causal self-attention with grouped queries.
+
+Shapes: B rows, T query positions, S key positions, D width of the residual stream,
+H query heads, K key-value heads, G = H / K queries of a group, N width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reptrain.config.schema import DecoderConfig
+from reptrain.model.dropout import Dropout, Site
+from reptrain.model.rope import Rotation, rotate
+
+
+class CausalAttention(nn.Module):
+    """Each position attends to itself and those before it.
+
+    Args:
+        config: The model.
+        layer: Number of the block, which keys the dropout.
+
+    Source:
+        Vaswani et al., "Attention is all you need", 2017; Ainslie et al., "GQA", 2023 (grouped queries).
+    """
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
+        self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=False)
+        self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS.number(layer))
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, key_B: Tensor | None) -> Tensor:
+        """Mix positions; ``key_B`` are the rows' dropout keys, None drops nothing."""
+        q_BHTN = rotate(self._split_heads(self.query(x_BTD)), rotation).transpose(1, 2)
+        k_BKSN = rotate(self._split_heads(self.key(x_BTD)), rotation).transpose(1, 2)
+        v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
+        if key_B is None or self.dropout.rate == 0:
+            y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BKSN, v_BKSN, is_causal=True, enable_gqa=True)
+        else:
+            y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, key_B)
+        return self.output(y_BHTN.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (-1, self.head_dim))
+
+    def _attend_with_dropout(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, key_B: Tensor) -> Tensor:
+        """Attention with its weights spelled out, so that the counter can drop them."""
+        group = q_BHTN.shape[1] // k_BKSN.shape[1]
+        k_BHSN = k_BKSN.repeat_interleave(group, dim=1)
+        v_BHSN = v_BKSN.repeat_interleave(group, dim=1)
+        score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() * self.head_dim**-0.5
+        future_TS = torch.ones(score_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTN.device).triu(1)
+        weight_BHTS = score_BHTS.masked_fill(future_TS, -torch.inf).softmax(-1).to(v_BHSN.dtype)
+        return self.dropout.forward_heads(weight_BHTS, key_B) @ v_BHSN

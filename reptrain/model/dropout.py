@@ -1,0 +1,79 @@
+"""Where dropout falls, and its masks: functions of (seed, site, step, global row, position, unit).
+
+Shapes: B rows of a micro-batch, H heads, T positions, S keys, D units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from reptrain_kernels import counter
+from torch import Tensor, nn
+
+_SITES_PER_LAYER = 16
+
+
+class Site(IntEnum):
+    """The places in a layer; a site's number is 16 x layer + place. Numbers, once used, stay."""
+
+    EMBEDDING = 0
+    ATTENTION_WEIGHTS = 1
+    ATTENTION_RESIDUAL = 2
+    MLP_HIDDEN = 3
+    MLP_RESIDUAL = 4
+
+    def number(self, layer: int) -> int:
+        """The site's number in the whole model."""
+        return _SITES_PER_LAYER * layer + self
+
+
+@dataclass(frozen=True, eq=False)
+class DropoutContext:
+    """What the masks of a forward pass depend on besides the place in the model.
+
+    The masks of a row are the same on any rank and in any micro-batch.
+    """
+
+    seed: int
+    """Of the run."""
+    step: int
+    """Optimizer step."""
+    row_B: Tensor
+    """int64: each row's number in the step's global batch; on the model's device."""
+    key_B: Tensor = field(init=False, repr=False)
+    """int64: the rows' keys, made here so that a compiled model sees tensors only, never a step's number."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key_B", counter.row_keys(self.seed, self.step, self.row_B))
+
+
+class Dropout(nn.Module):
+    """Dropout at one site, or nothing where no keys are given.
+
+    Args:
+        rate: Probability of being dropped, in [0, 1).
+        site: The site's number.
+    """
+
+    def __init__(self, rate: float, site: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.site = site
+
+    def forward(self, x_BTD: Tensor, key_B: Tensor | None) -> Tensor:
+        """Drop units of each position."""
+        if key_B is None or self.rate == 0:
+            return x_BTD
+        return counter.dropout(x_BTD, counter.fold(key_B, self.site), self.rate)
+
+    def forward_heads(self, x_BHTS: Tensor, key_B: Tensor) -> Tensor:
+        """Drop attention weights: the query is the position, the key the unit."""
+        head_H = torch.arange(x_BHTS.shape[1], device=x_BHTS.device)
+        key_BH = counter.fold(counter.fold(key_B, self.site)[:, None], head_H)
+        return counter.dropout(x_BHTS, key_BH, self.rate)
+
+    def extra_repr(self) -> str:
+        """Shown in the model's printout."""
+        return f"rate={self.rate}, site={self.site}"
