@@ -1,0 +1,136 @@
+"""The seeded order of a split's documents, cached by fingerprint and memory-mapped.
+
+One pass over the documents' lengths makes it; every later opening is O(1). The file is one int64
+array [2, N + 1]: row 0 holds where each document begins in the stream (and its end), row 1 which
+document it is (and -1).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from reptrain import random
+from reptrain.errors import PlanError
+
+if TYPE_CHECKING:
+    from reptrain.store import Split
+
+Int64s = npt.NDArray[np.int64]
+
+# Documents handled at once while an order is made: bounds the memory beside the mapped file.
+_CHUNK = 1 << 18
+
+
+class DocumentOrder(NamedTuple):
+    """Where documents lie in the stream.
+
+    Args:
+        starts: int64 [N + 1], cumulative lengths in the order; the last is the number of tokens.
+        documents: int64 [N], index in the split of the document that comes i-th.
+    """
+
+    starts: Int64s
+    documents: Int64s
+
+
+def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentOrder:
+    """The cached order, made now where there is none.
+
+    Args:
+        split: The documents.
+        name: Fingerprint of store, split and seed; names the file.
+        seed: Keys the order.
+        beside: The store's folder, the first choice; the user's cache is the second.
+
+    Raises:
+        PlanError: If neither folder can be written.
+    """
+    places = [beside / "orders", Path(platformdirs.user_cache_dir("reptrain")) / "orders"]
+    for place in places:
+        order = _load(place / f"{name}.npy", split)
+        if order is not None:
+            return order
+    failures = []
+    for place in places:
+        try:
+            _write(place / f"{name}.npy", split, seed)
+        except OSError as error:
+            failures.append(f"{place}: {error.strerror or error}")
+            continue
+        order = _load(place / f"{name}.npy", split)
+        if order is not None:
+            return order
+    raise PlanError(
+        "order of documents",
+        got="; ".join(failures),
+        rule="must be kept beside the store or in the user's cache",
+        remedy="Free space there, or set XDG_CACHE_HOME to a folder that can be written.",
+    )
+
+
+def _load(path: Path, split: Split) -> DocumentOrder | None:
+    """The order in a file, or None where there is no whole one."""
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = table.dtype == np.int64 and table.shape == (2, split.num_documents + 1)
+    if not fits or int(table[0, -1]) != split.num_tokens:
+        return None
+    return DocumentOrder(starts=table[0], documents=table[1, :-1])
+
+
+def _write(path: Path, split: Split, seed: int) -> None:
+    """Write an order under a temporary name and put it in place: processes at once do no harm.
+
+    Raises:
+        OSError: If the folder cannot be written or is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.npy")
+    try:
+        table = _allocate(temporary, split.num_documents + 1)
+        _fill(table, split, seed)
+        table.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _allocate(path: Path, columns: int) -> np.memmap[tuple[int, ...], np.dtype[np.int64]]:
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(2, columns))
+    with path.open("r+b") as file:
+        # A full disk must be an error here: met later, through the mapping, it kills the process.
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return table
+
+
+def _fill(table: Int64s, split: Split, seed: int) -> None:
+    count = split.num_documents
+    order_key = random.key(seed, "documents")
+    starts, documents = table
+    starts[0], documents[count] = 0, -1
+    for first, number in _chunks(count):
+        index = np.arange(first, first + number, dtype=np.int64)
+        place = random.permute(index, count, order_key)
+        documents[place] = index
+        starts[place + 1] = split.lengths(first, number)
+    total = 0
+    for first, number in _chunks(count):
+        part = starts[first + 1 : first + 1 + number]
+        part[0] += total
+        np.cumsum(part, out=part)
+        total = int(part[-1])
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, _CHUNK):
+        yield first, min(_CHUNK, count - first)

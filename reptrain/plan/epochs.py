@@ -1,0 +1,196 @@
+"""Which window comes at a global index: a pure function, with no table and no state.
+
+U = 10 tokens, window_tokens = 4, cut fixed:    [0 4) [4 8) [8 10)              W = 3
+the same, cut shifted, this epoch's offset 3:   [0 3) [3 7) [7 10)              W = 3
+global index   0 1 2 | 3 4 5 | 6                epoch = g div W
+window         2 0 1 | 1 0 2 | 0                a keyed permutation of [0, W) for each epoch
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain import random
+from reptrain.config import Budget
+from reptrain.errors import PlanError
+
+Int64s = npt.NDArray[np.int64]
+Order = Literal["reshuffle", "same", "mixed"]
+Cut = Literal["fixed", "shifted"]
+
+_LARGEST = 2**62
+
+
+class Windows(NamedTuple):
+    """Windows of a subset's stream: four int64 arrays of equal shape."""
+
+    epoch: Int64s
+    window: Int64s
+    start: Int64s
+    length: Int64s
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order of a run's windows.
+
+    Args:
+        unique_tokens: U, the tokens of the subset.
+        window_tokens: L, the tokens of a window, at most U.
+        total_windows: Global indices of the run: [0, total_windows).
+        order: A new permutation each epoch, one for all epochs, or all epochs shuffled as one list.
+        cut: Window boundaries fixed, or from a keyed offset in each epoch.
+        seed: Keys the permutations and the offsets.
+    """
+
+    unique_tokens: int
+    window_tokens: int
+    total_windows: int
+    order: Order
+    cut: Cut
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window_tokens <= self.unique_tokens:
+            raise PlanError(
+                "data.window_tokens",
+                got=f"{self.window_tokens} tokens for a subset of {self.unique_tokens}",
+                rule="must not be longer than the subset",
+                remedy=f"Set data.window_tokens to at most {self.unique_tokens} or raise data.unique_tokens.",
+            )
+        if not 1 <= self.total_windows < _LARGEST:
+            raise PlanError(
+                "train.total_tokens",
+                got=f"{self.total_windows} windows",
+                rule="must be from 1 to 2**62 windows",
+                remedy="Change train.total_tokens.",
+            )
+
+    @cached_property
+    def windows_per_epoch(self) -> int:
+        """W: the same for every epoch, also under shifted cuts."""
+        return _windows_per_epoch(self.unique_tokens, self.window_tokens, self.cut)
+
+    @property
+    def epochs(self) -> Fraction:
+        """k: passes over the windows of the subset."""
+        return Fraction(self.total_windows, self.windows_per_epoch)
+
+    def locate(self, global_index: Int64s) -> Windows:
+        """The windows at these global indices.
+
+        Args:
+            global_index: int64 in [0, total_windows), any shape.
+        """
+        index = np.asarray(global_index, dtype=np.int64)
+        per_epoch = self.windows_per_epoch
+        if self.order == "mixed":
+            index = random.permute(index, self._mixed_windows, random.key(self.seed, "mixed"))
+            epoch, window = np.divmod(index, per_epoch)
+        else:
+            epoch, position = np.divmod(index, per_epoch)
+            window = random.permute(position, per_epoch, self._order_key(epoch))
+        start, length = self._span(epoch, window)
+        return Windows(epoch, window, start, length)
+
+    def tokens_of(self, global_index: Int64s) -> Int64s:
+        """Tokens of the windows at these global indices."""
+        return self.locate(global_index).length
+
+    def tokens_before(self, global_index: int) -> int:
+        """Tokens of all windows before a global index, from 0 to total_windows.
+
+        Costs O(1), or O(epochs) for the order `mixed`: every window is full but the first and the
+        last of an epoch, and a permutation tells backwards where these two come.
+        """
+        per_epoch = self.windows_per_epoch
+        ends = np.asarray([0, per_epoch - 1] if per_epoch > 1 else [0], dtype=np.int64)
+        if self.order == "mixed":
+            whole = 0
+            epochs = np.arange(self._mixed_windows // per_epoch, dtype=np.int64)
+        else:
+            whole = global_index // per_epoch
+            epochs = np.asarray([whole], dtype=np.int64)
+        epoch, window = (np.ravel(grid) for grid in np.meshgrid(epochs, ends, indexing="ij"))
+        missing = self.window_tokens - self._span(epoch, window)[1]
+        seen = self._global_index(epoch, window) < global_index
+        after = global_index - whole * per_epoch
+        return whole * self.unique_tokens + after * self.window_tokens - int(missing[seen].sum())
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """Tokens that the run consumes, repeats counted."""
+        return self.tokens_before(self.total_windows)
+
+    @property
+    def _mixed_windows(self) -> int:
+        return math.ceil(self.epochs) * self.windows_per_epoch
+
+    def _order_key(self, epoch: Int64s) -> random.UInt64s:
+        return random.key(self.seed, "order", epoch if self.order == "reshuffle" else 0)
+
+    def _global_index(self, epoch: Int64s, window: Int64s) -> Int64s:
+        """The inverse of `locate`."""
+        per_epoch = self.windows_per_epoch
+        if self.order == "mixed":
+            place = epoch * per_epoch + window
+            return random.unpermute(place, self._mixed_windows, random.key(self.seed, "mixed"))
+        return epoch * per_epoch + random.unpermute(window, per_epoch, self._order_key(epoch))
+
+    def _span(self, epoch: Int64s, window: Int64s) -> tuple[Int64s, Int64s]:
+        """Start and length in the stream of a window of an epoch."""
+        offset = self.offset(epoch)
+        boundary = np.where(offset > 0, offset - self.window_tokens, 0)
+        start = boundary + window * self.window_tokens
+        end = np.minimum(start + self.window_tokens, self.unique_tokens)
+        start = np.maximum(start, 0)
+        return start, end - start
+
+    def offset(self, epoch: Int64s) -> Int64s:
+        """Tokens before the first boundary of each epoch; 0 where the first window is a full one."""
+        if self.cut == "fixed" or self.window_tokens == 1:
+            return np.zeros_like(epoch)
+        few, many = _offset_counts(self.unique_tokens, self.window_tokens)
+        remainder = self.unique_tokens % self.window_tokens
+        drawn = random.below(max(few, many), random.key(self.seed, "cut", epoch), 0)
+        if many > few or remainder == 0:
+            return drawn + 1
+        return np.where(drawn == 0, 0, drawn + remainder - 1)
+
+
+def plan_epochs(
+    *, unique_tokens: int, window_tokens: int, budget: Budget, order: Order, cut: Cut, seed: int
+) -> EpochPlan:
+    """The plan that spends a budget: k x W windows, rounded half up to a whole window, at least one.
+
+    Raises:
+        PlanError: If a window is longer than the subset, or the budget beyond 2**62 windows.
+    """
+    one = EpochPlan(unique_tokens, window_tokens, 1, order, cut, seed)
+    windows = budget.epochs_over(unique_tokens) * one.windows_per_epoch
+    total = max(1, math.floor(windows + Fraction(1, 2)))
+    return EpochPlan(unique_tokens, window_tokens, total, order, cut, seed)
+
+
+def _offset_counts(unique_tokens: int, window_tokens: int) -> tuple[int, int]:
+    """How many offsets cut U = q L + r tokens into q + 1 and into q + 2 windows.
+
+    q + 1 windows: offset 0 (if r > 0) and [max(r, 1), L - 1]. q + 2 windows: [1, r - 1].
+    """
+    remainder = unique_tokens % window_tokens
+    few = (remainder > 0) + window_tokens - max(remainder, 1)
+    return few, max(remainder - 1, 0)
+
+
+def _windows_per_epoch(unique_tokens: int, window_tokens: int, cut: Cut) -> int:
+    if cut == "fixed" or window_tokens == 1:
+        return -(-unique_tokens // window_tokens)
+    few, many = _offset_counts(unique_tokens, window_tokens)
+    return unique_tokens // window_tokens + (2 if many > few else 1)

@@ -1,0 +1,137 @@
+"""The subset: the first U tokens of a split's documents in one seeded order.
+
+documents (lengths) A(3) B(4) C(2), order C A B:    C C A A A B B B B
+U = 7:                                              C C A A A B B
+U = 4, a prefix of it:                              C C A A
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.config import fingerprint
+from reptrain.errors import PlanError
+from reptrain.plan.document_order import DocumentOrder, open_order
+
+if TYPE_CHECKING:
+    from reptrain.store import Split, Store
+
+Int64s = npt.NDArray[np.int64]
+
+
+class _Pieces(NamedTuple):
+    """Runs of tokens that lie in one document each: int64 arrays of one shape."""
+
+    document: Int64s
+    offset: Int64s
+    length: Int64s
+
+
+class Subset:
+    """A stream of `unique_tokens` tokens; smaller subsets of one seed are its prefixes."""
+
+    def __init__(self, split: Split, order: DocumentOrder, *, unique_tokens: int, fingerprint: str) -> None:
+        self.unique_tokens = unique_tokens
+        self.fingerprint = fingerprint
+        self._split = split
+        self._order = order
+
+    @classmethod
+    def open(
+        cls, store: Store, *, split: str = "train", seed: int = 0, unique_tokens: int | None = None
+    ) -> Subset:
+        """Open a subset. The first opening of an order passes once over the documents' lengths.
+
+        Args:
+            store: The token store.
+            split: Which of its splits.
+            seed: Keys the order of documents.
+            unique_tokens: U; None takes every token of the split.
+
+        Raises:
+            PlanError: If the split has fewer tokens, or the order can be cached nowhere.
+        """
+        part = store.split(split)
+        available = int(part.num_tokens)
+        wanted = available if unique_tokens is None else unique_tokens
+        if not 1 <= wanted <= available:
+            raise PlanError(
+                "data.unique_tokens",
+                got=f"{wanted} of the {available} tokens in the split {split!r} of {store.path}",
+                rule="must be at least 1 and at most what the store has",
+                remedy=f"Set data.unique_tokens to at most {available}, or tokenize more text.",
+            )
+        name = fingerprint({"store": store.fingerprint, "split": split, "seed": seed})
+        order = open_order(part, name=name, seed=seed, beside=Path(store.path))
+        marked = fingerprint(
+            {"store": store.fingerprint, "split": split, "seed": seed, "unique_tokens": wanted}
+        )
+        return cls(part, order, unique_tokens=wanted, fingerprint=marked)
+
+    def tokens(self, start_B: Int64s, length_B: Int64s, width: int) -> tuple[Int64s, Int64s]:
+        """Windows of the stream as rows.
+
+        Args:
+            start_B: int64 [B], first position of each window in the stream.
+            length_B: int64 [B], tokens of each; 0 gives an empty row.
+            width: Columns of the result, at least the longest window.
+
+        Returns:
+            Tokens int64 [B, width], zero after a window's end, and the lengths int64 [B].
+
+        Raises:
+            PlanError: If a window leaves the stream or is wider than `width`.
+        """
+        start_B, length_B = np.asarray(start_B, np.int64), np.asarray(length_B, np.int64)
+        self._check(start_B, length_B)
+        if length_B.size and int(length_B.max()) > width:
+            raise PlanError(
+                "width",
+                got=f"{width} for a window of {int(length_B.max())} tokens",
+                rule="must hold the longest window",
+                remedy="Widen the rows.",
+            )
+        tokens_BL = np.zeros((start_B.size, width), dtype=np.int64)
+        present_BL = np.arange(width) < length_B[:, None]
+        tokens_BL[present_BL] = self._split.read(*self._pieces(start_B, length_B))
+        return tokens_BL, length_B
+
+    def read(self, start: int, length: int) -> Int64s:
+        """Tokens [start, start + length) of the stream, int64."""
+        return self.tokens(np.asarray([start]), np.asarray([length]), length)[0].reshape(-1)
+
+    def documents(self, start: int, length: int) -> list[str]:
+        """Ids of the documents that have tokens in [start, start + length) of the stream, in order."""
+        start_B, length_B = np.asarray([start]), np.asarray([length])
+        self._check(start_B, length_B)
+        pieces = self._pieces(start_B, length_B)
+        return [self._split.document_id(int(index)) for index in pieces.document]
+
+    def _check(self, start_B: Int64s, length_B: Int64s) -> None:
+        bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > self.unique_tokens)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise PlanError(
+                "window",
+                got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
+                rule=f"must lie in the subset's {self.unique_tokens} tokens",
+                remedy="Ask for a window of this subset.",
+            )
+
+    def _pieces(self, start_B: Int64s, length_B: Int64s) -> _Pieces:
+        """The windows cut at document boundaries, window after window."""
+        starts = self._order.starts
+        kept = length_B > 0
+        begin, end = start_B[kept], start_B[kept] + length_B[kept]
+        first = np.searchsorted(starts, begin, side="right") - 1
+        count = np.searchsorted(starts, end, side="left") - first
+        owner = np.repeat(np.arange(begin.size), count)
+        rank_in_window = np.arange(owner.size) - np.repeat(np.cumsum(count) - count, count)
+        position = first[owner] + rank_in_window
+        low = np.maximum(starts[position], begin[owner])
+        high = np.minimum(starts[position + 1], end[owner])
+        return _Pieces(self._order.documents[position], low - starts[position], high - low)

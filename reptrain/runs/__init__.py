@@ -1,0 +1,17 @@
+"""Runs: the folder, its ledger, metrics and status, and the audit."""
+
+from reptrain.runs.folder import RunFolder, RunStatus
+from reptrain.runs.ledger import Ledger, LedgerRecord
+from reptrain.runs.metrics import MetricsLog, TrainRecord, ValidRecord
+from reptrain.runs.run_plan import RunPlan
+
+__all__ = [
+    "Ledger",
+    "LedgerRecord",
+    "MetricsLog",
+    "RunFolder",
+    "RunPlan",
+    "RunStatus",
+    "TrainRecord",
+    "ValidRecord",
+]

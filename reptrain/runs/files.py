@@ -1,0 +1,117 @@
+"""Files of a run: whole or not there, and logs of one JSON object a line."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from reptrain.errors import RunError
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class FrozenRecord(BaseModel):
+    """Base of what is written to a run folder. A float that is not finite is kept as text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def write_whole(path: Path, chunks: Iterable[str]) -> None:
+    """Write text under a temporary name in the same folder, then put it in place."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class JsonLines(Generic[Record]):
+    """An append-only file of records, one a line.
+
+    A line is a record once its newline is there: what a kill left behind in the middle of a line is
+    none, and `keep` drops it.
+    """
+
+    def __init__(self, path: Path, adapter: TypeAdapter[Record]) -> None:
+        self.path = path
+        self._adapter = adapter
+        self._checked = False
+
+    def append(self, record: Record) -> None:
+        """Add one line and hand it to the system.
+
+        Raises:
+            RunError: If the file ends inside a line, so that the record would be lost with it.
+        """
+        if not self._checked:
+            self._check_end()
+        with self.path.open("ab", buffering=0) as file:
+            file.write(record.model_dump_json().encode() + b"\n")
+
+    def sync(self) -> None:
+        """Force what was appended to the disk: call it before a checkpoint counts on it."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def records(self) -> Iterator[Record]:
+        """Every record, in the order of the file; none where there is no file.
+
+        Raises:
+            RunError: Naming the first line that is no record.
+        """
+        return (record for _, record in self._lines())
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Rewrite the file with the wanted records alone, atomically.
+
+        Raises:
+            RunError: Naming the first line that is no record; the file is unchanged then.
+        """
+        if self.path.exists():
+            write_whole(self.path, (line for line, record in self._lines() if wanted(record)))
+        self._checked = False
+
+    def _lines(self) -> Iterator[tuple[str, Record]]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                yield line.decode("utf-8", "replace"), self._parse(line, number)
+
+    def _parse(self, line: bytes, number: int) -> Record:
+        try:
+            return self._adapter.validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RunError(
+                f"{self.path}, line {number}",
+                got=line[:80].decode("utf-8", "replace").strip() or "an empty line",
+                rule=f"must be a record ({where + ': ' if where else ''}{first['msg']})",
+                remedy="Mend or remove the line, or train again in a new folder.",
+            ) from error
+
+    def _check_end(self) -> None:
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    raise RunError(
+                        str(self.path),
+                        got="a last line without its end",
+                        rule="must end with a whole line before more is added",
+                        remedy="Resume from a checkpoint, which cuts it back.",
+                    )
+        self._checked = True

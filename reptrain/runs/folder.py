@@ -1,0 +1,229 @@
+"""The run folder: everything needed to understand, prove and repeat a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import filelock
+from pydantic import BaseModel, ValidationError
+
+from reptrain.config import RunConfig, config_fingerprint, differing_keys
+from reptrain.config.load import dump_yaml, read_yaml, validate
+from reptrain.errors import ResumeError, RunError
+from reptrain.runs.files import FrozenRecord, write_whole
+from reptrain.runs.ledger import Ledger
+from reptrain.runs.metrics import MetricsLog
+from reptrain.runs.run_plan import RunPlan
+
+State = Literal["created", "running", "done", "failed", "preempted"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class RunStatus(FrozenRecord):
+    """`status.json`. A folder without one is `created`."""
+
+    state: State
+    """Where the run stands."""
+    reason: str | None = None
+    """Why it failed or stopped."""
+    step: int | None = None
+    """Steps completed."""
+    pid: int
+    """Process that wrote this."""
+    host: str
+    """Machine of that process."""
+    time: str
+    """When, in UTC."""
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = Ledger(path / "ledger.jsonl")
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create_or_open(
+        cls, path: Path, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]
+    ) -> RunFolder:
+        """Make the folder of a run, or open it to go on with the same run.
+
+        Settings that do not change the mathematics may differ on resume, and so may the store's place:
+        the folder then holds the new ones.
+
+        Raises:
+            ResumeError: If the folder holds another run: names each differing key with both values.
+            RunError: If the path cannot hold a run.
+        """
+        folder = cls(path)
+        if folder._plan_file.exists():
+            folder._refuse_another(config, plan)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder._write(config, plan, environment)
+        except OSError as error:
+            raise RunError(
+                f"run folder {path}",
+                got=error.strerror or error,
+                rule="must be a folder that can be written",
+                remedy="Choose another --out, or free space.",
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of a run.
+
+        Raises:
+            RunError: If there is none.
+        """
+        folder = cls(path)
+        if not folder._plan_file.exists():
+            raise RunError(
+                f"run folder {path}",
+                got="no plan.json there",
+                rule="must be the folder of a run",
+                remedy="Check the path; `reptrain train` makes run folders.",
+            )
+        return folder
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            ConfigError: If config.yaml is missing or wrong.
+        """
+        return validate(RunConfig, read_yaml(self.path / "config.yaml"))
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """The run's plan.
+
+        Raises:
+            RunError: If plan.json is missing or wrong.
+        """
+        return _read(RunPlan, self._plan_file)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where the run was last started; `earlier` lists the starts before, where they differ."""
+        path = self.path / "environment.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def status(self) -> RunStatus:
+        """Where the run stands.
+
+        Raises:
+            RunError: If status.json is wrong.
+        """
+        path = self.path / "status.json"
+        return _read(RunStatus, path) if path.exists() else _status("created", None, None)
+
+    def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
+        """Write where the run stands, atomically.
+
+        Args:
+            state: The new state.
+            reason: Why it failed or stopped.
+            step: Steps completed.
+        """
+        status = _status(state, reason, step)
+        write_whole(self.path / "status.json", [status.model_dump_json(indent=2), "\n"])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; the system lets go of it when the process ends.
+
+        Raises:
+            RunError: If another process holds it.
+        """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            status = self.status()
+            raise RunError(
+                f"run folder {self.path}",
+                got=f"a run in process {status.pid} on {status.host}",
+                rule="must be used by one run at a time",
+                remedy="Wait for it, stop it, or choose another --out.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def _plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    def _refuse_another(self, config: RunConfig, plan: RunPlan) -> None:
+        differing = differing_keys(self.config, config)
+        if not differing:
+            # Settings before fingerprints: they say better what is another.
+            old, new = self.plan.model_dump(), plan.model_dump()
+            same = ("store", "config_fingerprint")
+            differing = [(key, old[key], new[key]) for key in old if key not in same and old[key] != new[key]]
+        if differing:
+            raise ResumeError(
+                f"run folder {self.path}",
+                got=", ".join(f"{key}={new} where the folder has {old}" for key, old, new in differing),
+                rule="must hold the same run to be resumed",
+                remedy="Undo the change, or choose another --out.",
+            )
+
+    def _write(self, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]) -> None:
+        self.tensorboard.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        settings = dump_yaml(config.model_dump(mode="json"))
+        header = f"# Resolved by reptrain. Fingerprint of the mathematics: {config_fingerprint(config)}\n"
+        write_whole(self.path / "config.yaml", [header, settings])
+        merged = _with_earlier(self.environment, dict(environment))
+        write_whole(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
+        # Last: a folder with a plan is whole.
+        write_whole(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
+
+
+def _with_earlier(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    earlier: list[Any] = old.pop("earlier", [])
+    if old and old != new:
+        earlier = [*earlier, old]
+    return {**new, "earlier": earlier} if earlier else new
+
+
+def _status(state: State, reason: str | None, step: int | None) -> RunStatus:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return RunStatus(
+        state=state, reason=reason, step=step, pid=os.getpid(), host=socket.gethostname(), time=now
+    )
+
+
+def _read(model: type[Model], path: Path) -> Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise RunError(
+            str(path),
+            got=reason,
+            rule="must be a whole record of the run",
+            remedy="Restore the file, or train again in a new folder.",
+        ) from error

@@ -1,0 +1,42 @@
+"""The ledger: which global indices each step consumed, and the digest of what the model saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from reptrain.runs.files import FrozenRecord, JsonLines
+
+Whole = Annotated[int, Field(ge=0, strict=True)]
+
+
+class LedgerRecord(FrozenRecord):
+    """One attempt at a step."""
+
+    step: Whole
+    """The step, from 0."""
+    first_index: Whole
+    """Its first global index."""
+    windows: Annotated[int, Field(gt=0, strict=True)]
+    """Its number of consecutive global indices."""
+    tokens: Whole
+    """Tokens of its windows."""
+    epoch: Whole
+    """Epoch of the first index."""
+    applied: bool
+    """Whether the optimizer applied the step."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """Sum of the windows' digests, in hexadecimal."""
+
+
+class Ledger(JsonLines[LedgerRecord]):
+    """The ledger of a run: `ledger.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, TypeAdapter(LedgerRecord))
+
+    def truncate(self, step: int) -> None:
+        """Cut back to a checkpoint after `step` steps: records of step `step` and later go."""
+        self.keep(lambda record: record.step < step)

@@ -1,0 +1,84 @@
+"""What a run measures: typed records, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, overload
+
+from pydantic import Field, TypeAdapter
+
+from reptrain.runs.files import FrozenRecord, JsonLines
+from reptrain.runs.ledger import Whole
+
+
+class TrainRecord(FrozenRecord):
+    """One optimizer step."""
+
+    kind: Literal["train"] = "train"
+    step: Whole
+    """The step, from 0, as in the ledger."""
+    tokens: Whole
+    """Tokens consumed with this step, repeats counted."""
+    epoch: float
+    """Epochs consumed with this step."""
+    loss_nats: float
+    """Nats per target token of the step's batch, with dropout."""
+    lr: float
+    """Learning rate of the step."""
+    grad_norm: float
+    """L2 norm of the whole gradient before clipping."""
+    step_ms: float
+    """Wall-clock time of the step."""
+    tokens_per_s: float
+    """Tokens of the step by its time, all devices together."""
+    tokens_per_s_per_device: float
+    """The same for one device."""
+
+
+class ValidRecord(FrozenRecord):
+    """One evaluation of one set, without dropout."""
+
+    kind: Literal["valid"] = "valid"
+    step: Whole
+    """Steps completed before the evaluation."""
+    tokens: Whole
+    """Tokens consumed before it."""
+    epoch: float
+    """Epochs consumed before it."""
+    set: Literal["probe", "select", "report"]
+    """A fixed probe of training windows, or a sealed held-out set."""
+    nats: float
+    """Nats per scored token."""
+    accuracy: float
+    """Share of scored tokens that the model ranks first."""
+    scored_tokens: Whole
+    """Tokens scored."""
+
+
+MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]
+
+
+class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
+    """The metrics of a run: `metrics.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, TypeAdapter(MetricsRecord))
+
+    @overload
+    def records(self, kind: None = None) -> Iterator[TrainRecord | ValidRecord]: ...
+    @overload
+    def records(self, kind: Literal["train"]) -> Iterator[TrainRecord]: ...
+    @overload
+    def records(self, kind: Literal["valid"]) -> Iterator[ValidRecord]: ...
+    def records(self, kind: Literal["train", "valid"] | None = None) -> Iterator[TrainRecord | ValidRecord]:
+        """Every record, or those of one kind, in the order of the file.
+
+        Raises:
+            RunError: Naming the first line that is no record.
+        """
+        return (record for record in super().records() if kind is None or record.kind == kind)
+
+    def truncate(self, step: int) -> None:
+        """Cut back to a checkpoint after `step` steps: its evaluations stay, later ones go."""
+        self.keep(lambda record: record.step < step + (record.kind == "valid"))
