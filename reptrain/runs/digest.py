@@ -26,22 +26,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from reptrain.random import GAMMA, mix
+
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
-
-GAMMA = 0x9E3779B97F4A7C15
-MULTIPLY_1 = 0xBF58476D1CE4E5B9
-MULTIPLY_2 = 0x94D049BB133111EB
-
-
-def mix(x: UInt64s) -> UInt64s:
-    """splitmix64's finalizer, a bijection on 64 bits. Works on ``x`` in place and returns it."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(MULTIPLY_1)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(MULTIPLY_2)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def _m(x: UInt64s) -> UInt64s:
