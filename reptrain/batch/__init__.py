@@ -1,0 +1,1 @@
+"""From global indices to the tensors of a forward pass."""

@@ -70,7 +70,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     Raises:
         ConfigError: If a text has no ``=``, or its key leads through a value that is no mapping.
     """
-    result: dict[str, Any] = {key: value for key, value in data.items()}
+    result = dict(data)
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator or not all(key.split(".")):

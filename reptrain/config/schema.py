@@ -91,7 +91,8 @@ class DecoderConfig(Frozen):
     def _heads_divide(self) -> Self:
         if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
             raise ValueError(
-                f"d_model must be num_heads times an even head width; {self.d_model} / {self.num_heads} is not even"
+                f"d_model must be num_heads times an even head width;"
+                f" {self.d_model} / {self.num_heads} is not even"
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(

@@ -1,0 +1,66 @@
+"""Windows of the subset's stream as tensors.
+
+B: rows of a micro-batch; L: tokens of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reptrain.plan import EpochPlan, Subset
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of one rank sees. All tensors are int64.
+
+    A row that pads the batch has length 0: it is computed, and counts nowhere.
+    """
+
+    tokens_BL: Tensor
+    """Raw token ids, zeros behind a row's length."""
+    length_B: Tensor
+    """Tokens of each row."""
+    start_B: Tensor
+    """Where each window starts in the subset's stream."""
+    row_B: Tensor
+    """Row within the step's global batch: it keys the row's dropout masks."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to ``device`` without waiting, where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Self:
+        """Copy to page-locked memory, from which a GPU reads while the host goes on."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
+
+
+def collate(subset: Subset, plan: EpochPlan, global_index_B: np.ndarray, row_B: np.ndarray) -> MicroBatch:
+    """The windows behind global indices, as one micro-batch.
+
+    A subset of the tokens 5 to 14, window_tokens 4, global indices [2, -1], where 2 is the short last window:
+    tokens_BL [[13, 14, 0, 0], [0, 0, 0, 0]], length_B [2, 0], start_B [8, 0].
+
+    Args:
+        subset: The stream of tokens.
+        plan: Which window comes at which global index.
+        global_index_B: int64; -1 for a row that pads the batch.
+        row_B: int64, each row's place in the step's global batch.
+    """
+    is_window_B = global_index_B >= 0
+    windows = plan.locate(np.where(is_window_B, global_index_B, 0))
+    start_B = np.where(is_window_B, windows.start, 0)
+    length_B = np.where(is_window_B, windows.length, 0)
+    tokens_BL, _ = subset.tokens(start_B, length_B, plan.window_tokens)
+    return MicroBatch(
+        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens_BL, length_B, start_B, row_B))
+    )

@@ -1,0 +1,44 @@
+"""The digest of the ledger, taken on the device from the tensors that go into the forward pass.
+
+The torch twin of `reptrain.runs.digest`, equal to it bit for bit; the layout is written down there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reptrain.batch.collate import MicroBatch
+from reptrain.runs.digest import GAMMA, MULTIPLY_1, MULTIPLY_2
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    # torch shifts int64 arithmetically; the digest shifts logically.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLY_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLY_2)
+    return x ^ _shift_right(x, 31)
+
+
+def _m(x: Tensor) -> Tensor:
+    return _mix(x * _signed(GAMMA))
+
+
+def batch_digest(batch: MicroBatch) -> Tensor:
+    """The wrapping sum of the digests of a micro-batch's windows.
+
+    Returns:
+        int64 scalar on the batch's device; as an unsigned number it is `value % 2**64`.
+    """
+    place_L = torch.arange(1, batch.tokens_BL.shape[1] + 1, device=batch.tokens_BL.device)
+    hashed_BL = _m(batch.tokens_BL + (place_L << 32))
+    sum_B = torch.where(place_L <= batch.length_B[:, None], hashed_BL, 0).sum(dim=1)
+    digest_B = _mix(sum_B + _m(_m(batch.start_B) + batch.length_B))
+    return torch.where(batch.length_B > 0, digest_B, 0).sum()

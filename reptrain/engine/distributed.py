@@ -1,0 +1,131 @@
+"""Joining the other ranks, or being the only one, and the few sums that ranks share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from reptrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the data-parallel ranks."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run folder."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks; int64 sums wrap around, as digests want."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ConfigError: If a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device",
+            got="cuda",
+            rule="must name a device that is present, and torch sees no GPU",
+            remedy="Set train.device=cpu, or install a torch built for CUDA.",
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse what a device cannot do.
+
+    Raises:
+        ConfigError: For fp16 on a CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "train.precision",
+            got="fp16 on a CPU",
+            rule="must be fp32 or bf16 where there is no GPU",
+            remedy="Set train.precision=fp32.",
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _be_the_only_rank() -> None:
+    # Without these DeepSpeed looks for mpi4py.
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ[name] = value
+    os.environ["MASTER_PORT"] = str(_free_port())
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """Join the ranks that a launcher started, or be the only one; leave them at the end.
+
+    Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them.
+    """
+    if "RANK" not in os.environ:
+        _be_the_only_rank()
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    if device.type == "cpu":
+        # The shared-memory op is compiled at first use, for a minute, and gloo does the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        backend = "gloo"
+    else:
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    try:
+        yield World(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            device=device,
+        )
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    # DeepSpeed's CPU backend leaves a buffer of 69 MB per process in shared memory.
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*{os.getpid()}*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""The main rank's records: ledger, typed metrics, TensorBoard, and a line on the console."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from reptrain.engine.step import Score, StepResult
+from reptrain.engine.throughput import Throughput
+from reptrain.plan.epochs import EpochPlan
+from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import LedgerRecord
+from reptrain.runs.metrics import TrainRecord, ValidRecord
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def print_line(text: str) -> None:
+    """A line that another process can follow at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+class StepPlace(NamedTuple):
+    """Where a step lies in the run's data."""
+
+    step: int
+    first_index: int
+    windows: int
+    tokens: int
+
+
+class Recorder:
+    """Writes what a run did. Ledger and metrics are flushed line by line."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: EpochPlan,
+        throughput: Throughput,
+        *,
+        num_steps: int,
+        tokens_before: int,
+        say: Callable[[str], None] = print_line,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._throughput = throughput
+        self._num_steps = num_steps
+        self._say = say
+        self._last_line = 0.0
+        self._board = SummaryWriter(str(folder.tensorboard))
+        self.tokens = tokens_before
+        """Tokens consumed by steps that were applied."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+
+    def step(self, place: StepPlace, result: StepResult, *, lr: float, seconds: float) -> None:
+        """Record one attempt at a step: its place in the data, whether it was applied, and how it went."""
+        step, tokens = place.step, place.tokens
+        self._folder.ledger.append(
+            LedgerRecord(
+                step=step,
+                first_index=place.first_index,
+                windows=place.windows,
+                tokens=tokens,
+                epoch=place.first_index // self._plan.windows_per_epoch,
+                applied=result.applied,
+                digest=f"{result.digest:016x}",
+            )
+        )
+        if not result.applied:
+            return
+        self.tokens += tokens
+        rate = self._throughput.tokens_per_s_per_device(tokens, seconds)
+        record = TrainRecord(
+            step=step,
+            tokens=self.tokens,
+            epoch=(place.first_index + place.windows) / self._plan.windows_per_epoch,
+            loss_nats=result.loss_nats,
+            lr=lr,
+            grad_norm=result.grad_norm,
+            step_ms=1000 * seconds,
+            tokens_per_s=tokens / seconds,
+            tokens_per_s_per_device=rate,
+        )
+        self._folder.metrics.append(record)
+        for name in ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device"):
+            self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
+        self._tell(record)
+
+    def _tell(self, record: TrainRecord) -> None:
+        now = time.monotonic()
+        done = record.step + 1
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._num_steps:
+            return
+        self._last_line = now
+        mfu = self._throughput.mfu(record.tokens_per_s_per_device)
+        self._say(
+            f"step {done}/{self._num_steps}  epoch {record.epoch:.2f}  loss {record.loss_nats:.4f} nats"
+            f"  lr {record.lr:.2e}  {record.tokens_per_s_per_device:,.0f} tokens/s/device"
+            + (f"  MFU {mfu:.1%}" if mfu else "")
+        )
+
+    def score(self, step: int, epoch: float, name: str, score: Score) -> None:
+        """Record the score of a set after ``step`` steps."""
+        record = ValidRecord(
+            step=step,
+            tokens=self.tokens,
+            epoch=epoch,
+            set=name,
+            nats=score.nats / score.tokens,
+            accuracy=score.correct / score.tokens,
+            scored_tokens=score.tokens,
+        )
+        self._folder.metrics.append(record)
+        self._board.add_scalar(f"{name}/nats", record.nats, self.tokens)
+        self._board.add_scalar(f"{name}/accuracy", record.accuracy, self.tokens)
+        self._say(f"step {step}/{self._num_steps}  {name} {record.nats:.4f} nats/token")

@@ -1,0 +1,124 @@
+"""What a run needs before its first step: data, plan, model, engine, evaluation sets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reptrain.batch.loader import Loader
+from reptrain.config import RunConfig
+from reptrain.engine.distributed import World
+from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
+from reptrain.engine.optim import build_optimizer
+from reptrain.engine.zero import deepspeed_config
+from reptrain.model import Decoder, build_model
+from reptrain.plan import EpochPlan, StepPlan, Subset, plan_epochs
+from reptrain.plan.shard import micro_steps_of
+from reptrain.runs.run_plan import RunPlan
+from reptrain.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Data:
+    """The store, the subset, and which window comes when."""
+
+    store: Store
+    subset: Subset
+    plan: EpochPlan
+    steps: StepPlan
+    start_id: int
+    """The id that stands before a window's first token: the tokenizer's pad, as in T5."""
+
+    def run_plan(self, config: RunConfig) -> RunPlan:
+        """What plan.json records."""
+        return RunPlan.of(
+            config, store=self.store.path, store_fingerprint=self.store.fingerprint, subset=self.subset
+        )
+
+
+def open_data(config: RunConfig) -> Data:
+    """Open the store and lay the plan. No pass over the data but the cached document order.
+
+    Raises:
+        StoreError: If the store is missing or not sealed.
+        PlanError: If the subset is larger than the store, or shorter than a window.
+    """
+    store = open_store(Path(config.data.store))
+    subset = Subset.open(
+        store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
+    )
+    plan = plan_epochs(
+        unique_tokens=subset.unique_tokens,
+        window_tokens=config.data.window_tokens,
+        budget=config.train.total_tokens,
+        order=config.data.order,
+        cut=config.data.cut,
+        seed=config.seed,
+    )
+    steps = StepPlan(batch_windows=config.train.batch_windows, total_windows=plan.total_windows)
+    return Data(store, subset, plan, steps, start_id=store.tokenizer().pad_id)
+
+
+def micro_batch_of(config: RunConfig, world: World) -> int:
+    """Rows of one forward pass: the configured number, or the rank's whole share of a batch."""
+    share = math.ceil(config.train.batch_windows / world.world_size)
+    return min(config.train.micro_batch_windows or share, share)
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop calls upon."""
+
+    data: Data
+    loader: Loader
+    engine: Any
+    sets: list[EvaluationSet]
+    micro_batch_windows: int
+
+
+def build_engine(config: RunConfig, model: Decoder, *, world: World, micro_batch_windows: int) -> Any:
+    """Put the model on its device under DeepSpeed."""
+    import deepspeed
+
+    micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
+    model = model.to(world.device)
+    model.checkpoint_blocks = config.train.activation_checkpointing
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        config=deepspeed_config(
+            config,
+            world_size=world.world_size,
+            micro_batch_windows=micro_batch_windows,
+            micro_steps=micro_steps,
+        ),
+    )
+    if config.train.compile:
+        engine.compile()
+    return engine
+
+
+def prepare(config: RunConfig, data: Data, world: World) -> Training:
+    """Build everything for the loop, on every rank alike."""
+    micro_batch_windows = micro_batch_of(config, world)
+    model = build_model(config.model, vocab_size=data.store.vocab_size, seed=config.seed)
+    loader = Loader(
+        subset=data.subset,
+        plan=data.plan,
+        steps=data.steps,
+        rank=world.rank,
+        world_size=world.world_size,
+        micro_batch_windows=micro_batch_windows,
+        pin=world.device.type == "cuda",
+    )
+    return Training(
+        data=data,
+        loader=loader,
+        engine=build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows),
+        sets=evaluation_sets(
+            config, data.store, data.subset, world=world, micro_batch_windows=micro_batch_windows
+        ),
+        micro_batch_windows=micro_batch_windows,
+    )

@@ -1,0 +1,133 @@
+"""One optimizer step and one scoring pass: the loss rule of the house.
+
+The loss of a step is the sum of nats over all ranks and micro-batches divided by the step's target tokens,
+never a mean of means; so micro-batches and ranks change nothing but rounding.
+
+B: rows; T: positions; V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reptrain.batch.collate import MicroBatch
+from reptrain.batch.digest import batch_digest
+from reptrain.batch.objectives.causal import IGNORE, causal_inputs_and_targets
+from reptrain.engine.distributed import World
+from reptrain.model.dropout import DropoutContext
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, the same on every rank."""
+
+    loss_nats: float
+    """Nats per target token, before the step."""
+    digest: int
+    """Unsigned 64-bit digest of what the forward passes saw, over all ranks."""
+    grad_norm: float | None
+    """L2 norm of the whole gradient before clipping; None where the step was given up before it."""
+    applied: bool
+    """Whether the optimizer changed the weights."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over a set of windows, the same on every rank."""
+
+    nats: float
+    correct: int
+    tokens: int
+
+
+def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target, fp32 [B, T]; 0 where the target is ignored."""
+    flat = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return flat.view_as(targets_BT)
+
+
+def train_step(
+    engine: Any,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    world: World,
+    seed: int,
+    step: int,
+    target_tokens: int,
+    start_id: int,
+) -> StepResult:
+    """Forward, backward and update for one global batch.
+
+    Args:
+        engine: DeepSpeed's engine around the model.
+        micro_batches: This rank's share; as many as DeepSpeed's accumulation steps.
+        world: The ranks.
+        seed: Keys the dropout masks, with ``step``.
+        step: The step's number, from 0.
+        target_tokens: Tokens predicted in this step over all ranks: the divisor of the loss.
+        start_id: The id before a window's first token.
+
+    Returns:
+        The same result on every rank. A non-finite loss is found before anything is applied.
+    """
+    nats = torch.zeros((), dtype=torch.float64, device=world.device)
+    digest = torch.zeros((), dtype=torch.int64, device=world.device)
+    for micro_batch in micro_batches:
+        batch = micro_batch.to(world.device)
+        digest += batch_digest(batch)
+        inputs_BT, targets_BT = causal_inputs_and_targets(batch.tokens_BL, batch.length_B, start_id=start_id)
+        logits_BTV = engine(inputs_BT, DropoutContext(seed=seed, step=step, row_B=batch.row_B))
+        local_nats = token_nats(logits_BTV, targets_BT).sum()
+        # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
+        engine.backward(local_nats * (world.world_size / target_tokens), scale_wrt_gas=False)
+        nats += local_nats.detach().double()
+    loss_nats = world.sum(nats).item() / target_tokens
+    seen = world.sum(digest).item() % 2**64
+    if not math.isfinite(loss_nats):
+        return StepResult(loss_nats, seen, grad_norm=None, applied=False)
+    norm_before = _plain_grad_norm(engine)
+    if norm_before is not None and not math.isfinite(norm_before):
+        return StepResult(loss_nats, seen, norm_before, applied=False)
+    engine.step()
+    norm = engine.get_global_grad_norm() if norm_before is None else norm_before
+    return StepResult(loss_nats, seen, None if norm is None else float(norm), engine.was_step_applied())
+
+
+def _plain_grad_norm(engine: Any) -> float | None:
+    """The gradient's norm at ZeRO stage 0, where DeepSpeed keeps none; gradients are reduced by now."""
+    if engine.zero_optimization_stage() > 0 or engine.fp16_enabled():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+@torch.no_grad()
+def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, start_id: int) -> Score:
+    """Sum nats and right guesses over all ranks' windows, without dropout.
+
+    Args:
+        engine: DeepSpeed's engine, or a plain model.
+        micro_batches: This rank's windows; as many on every rank, since ZeRO-3 gathers weights together.
+        world: The ranks.
+        start_id: The id before a window's first token.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for micro_batch in micro_batches:
+        batch = micro_batch.to(world.device)
+        inputs_BT, targets_BT = causal_inputs_and_targets(batch.tokens_BL, batch.length_B, start_id=start_id)
+        logits_BTV = engine(inputs_BT)
+        is_scored_BT = targets_BT != IGNORE
+        correct = ((logits_BTV.argmax(-1) == targets_BT) & is_scored_BT).sum()
+        nats = token_nats(logits_BTV, targets_BT).double().sum()
+        sums += torch.stack([nats, correct.double(), is_scored_BT.sum().double()])
+    nats, correct, tokens = world.sum(sums).tolist()
+    return Score(nats=nats, correct=int(correct), tokens=int(tokens))

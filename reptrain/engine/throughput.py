@@ -1,0 +1,45 @@
+"""How fast a step was, and how near to the device's peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reptrain.config.schema import RunConfig
+from reptrain.sizes import peak_flops, train_flops_per_token
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Turns a step's tokens and seconds into rates.
+
+    Args:
+        flops_per_token: Training FLOPs of a token, PaLM's count (Chowdhery et al. 2022, appendix B).
+        world_size: Devices.
+        device_peak: FLOP/s of one device at the run's precision; None where no figure is published.
+    """
+
+    flops_per_token: float
+    world_size: int
+    device_peak: float | None
+
+    def tokens_per_s_per_device(self, tokens: int, seconds: float) -> float:
+        """Tokens of the step over its seconds and devices."""
+        return tokens / seconds / self.world_size
+
+    def mfu(self, tokens_per_s_per_device: float) -> float | None:
+        """Model FLOPs utilisation in [0, 1]; recomputed activations do not count."""
+        if self.device_peak is None:
+            return None
+        return tokens_per_s_per_device * self.flops_per_token / self.device_peak
+
+
+def throughput_of(config: RunConfig, *, vocab_size: int, world_size: int, device: torch.device) -> Throughput:
+    """The rates' constants for a run on a device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return Throughput(
+        flops_per_token=train_flops_per_token(config.model, vocab_size, config.data.window_tokens),
+        world_size=world_size,
+        device_peak=peak_flops(name, config.train.precision),
+    )

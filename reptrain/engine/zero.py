@@ -1,0 +1,43 @@
+"""The one place that writes a DeepSpeed configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reptrain.config.schema import RunConfig
+
+
+def deepspeed_config(
+    config: RunConfig, *, world_size: int, micro_batch_windows: int, micro_steps: int
+) -> dict[str, Any]:
+    """DeepSpeed's settings for a run.
+
+    Args:
+        config: The run.
+        world_size: Data-parallel ranks.
+        micro_batch_windows: Rows of one forward pass on one rank.
+        micro_steps: Forward passes of one rank in one optimizer step.
+
+    Returns:
+        The dict for `deepspeed.initialize`. Its batch counts rows, those that pad the batch included; the
+        loss rule, not DeepSpeed, divides by the tokens.
+    """
+    train = config.train
+    settings: dict[str, Any] = {
+        "train_batch_size": world_size * micro_batch_windows * micro_steps,
+        "train_micro_batch_size_per_gpu": micro_batch_windows,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": config.optimizer.clip_grad_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if train.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    if train.precision == "fp16":
+        settings["fp16"] = {"enabled": True, "loss_scale": 0}
+        settings["communication_data_type"] = "fp32"
+    return settings

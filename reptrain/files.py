@@ -1,0 +1,59 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
+    """Write under a temporary name in the same folder, flush to the disk, and rename.
+
+    Args:
+        path: The file to make or to replace.
+        data: Its content; pieces of text are written one after another.
+
+    Raises:
+        OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
+    """
+    pieces = [data] if isinstance(data, (str, bytes)) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for piece in pieces:
+                file.write(piece.encode() if isinstance(piece, str) else piece)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Force a folder's entries to the disk, so that a rename survives a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_tree(path: Path) -> None:
+    """Force every file and folder from ``path`` down to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        flush_folder(Path(folder))
+
+
+def _umask() -> int:
+    # The system tells the mask only by setting it; `mkstemp` makes files that nobody else can read.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
