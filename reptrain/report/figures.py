@@ -1,0 +1,146 @@
+"""The report's figures, one function each: rows of a study in, inline SVG out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from reptrain.report.svg import INK, MUTED, axes, colour, to_svg
+from reptrain.study.collect import ArmRow, Curve
+from reptrain.study.words import label
+
+_WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
+# Ticks for more epochs than this would run together.
+_MOST_EPOCH_TICKS = 128
+
+
+def held_out_curve(row: ArmRow) -> Curve:
+    """What is told of held-out text: `report`, or `select` where `report` was not scored."""
+    return row.report if row.report.nats else row.select
+
+
+def loss_limits(rows: Sequence[ArmRow]) -> tuple[float, float]:
+    """The range of nats per token that holds every curve, with a margin: shared by all panels."""
+    curves = [curve for row in rows for curve in (row.probe, held_out_curve(row))]
+    nats = [value for curve in curves for value in curve.nats if math.isfinite(value)]
+    low, high = (min(nats), max(nats)) if nats else (0.0, 1.0)
+    margin = 0.06 * (high - low or 1.0)
+    return max(0.0, low - margin), high + margin
+
+
+def held_out_figure(rows: Sequence[ArmRow]) -> str:
+    """Held-out loss of all arms against tokens seen."""
+    with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
+        for index, row in enumerate(rows):
+            curve = held_out_curve(row)
+            plot.plot(curve.tokens, curve.nats, color=colour(index))
+            if curve.nats:
+                plot.plot(curve.tokens[-1], curve.nats[-1], "o", color=colour(index), markersize=4)
+        _loss_axes(plot, loss_limits(rows))
+        return to_svg(figure, name="held-out", description="Held-out loss of all arms against tokens seen")
+
+
+def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
+    """Loss of one arm on its training probe and on held-out text, with the ends of its epochs.
+
+    Args:
+        row: The arm.
+        index: Its place among the arms, which gives its colour.
+        limits: Least and greatest nats per token of the panel.
+    """
+    with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
+        held_out = held_out_curve(row)
+        plot.plot(row.probe.tokens, row.probe.nats, color=colour(index), linestyle=(0, (3, 2)))
+        plot.plot(held_out.tokens, held_out.nats, color=colour(index))
+        _mark_best(plot, row, held_out, index)
+        _loss_axes(plot, limits)
+        _label_ends(plot, [("held-out", held_out), ("training", row.probe)])
+        _epoch_ticks(plot, row)
+        text = f"Training and held-out loss of {label(row)} against tokens seen"
+        return to_svg(figure, name=f"arm-{row.arm}", description=text)
+
+
+def exposures_figure(rows: Sequence[ArmRow]) -> str:
+    """How many tokens of its subset each arm used how many times, as the audits counted."""
+    audited = [(index, row.exposures) for index, row in enumerate(rows) if row.exposures]
+    times = sorted({number for _, exposures in audited for number in exposures})
+    width = 0.8 / max(1, len(audited)) if len(times) < sum(len(e) for _, e in audited) else 0.5
+    with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
+        for place, (index, exposures) in enumerate(audited):
+            shift = (place - (len(audited) - 1) / 2) * width if width < 0.5 else 0.0
+            at = [times.index(number) + shift for number in exposures]
+            plot.bar(at, [*exposures.values()], width=width, color=colour(index))
+            if width == 0.5:
+                for x, tokens in zip(at, exposures.values(), strict=True):
+                    plot.text(x, tokens * 1.15, f"{tokens:,}", ha="center", color=INK)
+        plot.set_yscale("log")
+        most = max(tokens for _, exposures in audited for tokens in exposures.values())
+        plot.set_ylim(1, most * 4)
+        plot.set_xlim(-0.7, len(times) - 0.3)
+        plot.set_xticks(range(len(times)), [f"{number:,}" for number in times])
+        plot.tick_params(which="both", length=0)
+        plot.yaxis.set_minor_locator(NullLocator())
+        plot.yaxis.set_major_formatter(FuncFormatter(_short_count))
+        plot.set_xlabel("times that a token was used")
+        plot.set_ylabel("tokens")
+        return to_svg(figure, name="exposures", description="Tokens by the number of times they were used")
+
+
+def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
+    plot.set_ylim(*limits)
+    plot.set_xlim(left=0)
+    plot.set_xlabel("tokens seen")
+    plot.set_ylabel("nats per token")
+    plot.grid(axis="y")
+    plot.set_axisbelow(True)
+    plot.tick_params(length=0)
+    plot.xaxis.set_major_locator(MaxNLocator(4))
+    plot.yaxis.set_major_locator(MaxNLocator(5))
+    plot.xaxis.set_major_formatter(FuncFormatter(_short_count))
+
+
+def _mark_best(plot: Axes, row: ArmRow, held_out: Curve, index: int) -> None:
+    if row.best_tokens in held_out.tokens:
+        nats = held_out.nats[held_out.tokens.index(row.best_tokens)]
+        plot.plot(row.best_tokens, nats, "o", color=colour(index), markersize=7, fillstyle="none")
+
+
+def _label_ends(plot: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
+    """Names and last values at the right ends of the curves, kept apart where these meet."""
+    ends = [(name, curve.tokens[-1], curve.nats[-1]) for name, curve in curves if curve.nats]
+    heights = spread([nats for _, _, nats in ends], gap=0.085 * float(np.ptp(plot.get_ylim())))
+    for (name, tokens, nats), height in zip(ends, heights, strict=True):
+        plot.annotate(
+            f"{name} {nats:.2f}", (tokens, height), (6, 0), textcoords="offset points", va="center", color=INK
+        )
+
+
+def spread(heights: Sequence[float], *, gap: float) -> list[float]:
+    """Heights moved apart to at least ``gap``, in their order, about their old middle."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = list(heights)
+    for below, above in itertools.pairwise(order):
+        moved[above] = max(moved[above], moved[below] + gap)
+    shift = (sum(heights) - sum(moved)) / len(heights) if heights else 0.0
+    return [height + shift for height in moved]
+
+
+def _epoch_ticks(plot: Axes, row: ArmRow) -> None:
+    """A short tick above the axis at the end of every epoch."""
+    if not row.epochs or not row.unique_tokens or row.epochs > _MOST_EPOCH_TICKS:
+        return
+    ends = [row.unique_tokens * epoch for epoch in range(1, math.floor(row.epochs) + 1)]
+    plot.vlines(ends, 0, 0.03, transform=plot.get_xaxis_transform(), color=MUTED, linewidth=0.8)
+
+
+def _short_count(value: float, position: int | None = None) -> str:
+    """``250000`` as ``250k``, ``1500000`` as ``1.5M``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}"

@@ -1,0 +1,55 @@
+"""Where the runs of a study were made, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reptrain.runs.folder import RunFolder
+from reptrain.study.collect import ArmRow
+from reptrain.study.folder import run_path
+from reptrain.study.words import plain
+
+# Shown under these names and in this order; other entries follow under their own.
+_NAMES = {
+    "cpu": "processor",
+    "cores": "cores",
+    "device": "device",
+    "platform": "system",
+    "python": "Python",
+    "commit": "commit",
+}
+# Of a start, not of a machine: they differ between runs made alike.
+_LEFT_OUT = {"packages", "command", "host", "earlier", "time", "pid"}
+
+
+class Machine(NamedTuple):
+    """An environment, and the arms that ran in it."""
+
+    arms: list[str]
+    facts: list[tuple[str, str]]
+
+
+def machines(rows: Sequence[ArmRow], out: Path) -> list[Machine]:
+    """The different environments of the runs: most often one."""
+    found: list[Machine] = []
+    for row in rows:
+        if row.state in ("waiting", "other config"):
+            continue
+        facts = environment_facts(RunFolder.open(run_path(out, row.arm)).environment)
+        same = [machine for machine in found if machine.facts == facts]
+        if same:
+            same[0].arms.append(row.arm)
+        elif facts:
+            found.append(Machine([row.arm], facts))
+    return found
+
+
+def environment_facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) pairs of an environment record, the telling ones first."""
+    known = [key for key in _NAMES if environment.get(key) is not None]
+    others = [k for k, v in environment.items() if v is not None and k not in _NAMES and k not in _LEFT_OUT]
+    facts = [(_NAMES.get(key, key.replace("_", " ")), plain(environment[key])) for key in [*known, *others]]
+    packages = environment.get("packages") or {}
+    return [*facts, *packages.items()]

@@ -1,0 +1,115 @@
+"""The report of a study: one self-contained HTML page, rebuilt from its run folders."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reptrain.config.load import dump_yaml
+from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits
+from reptrain.report.machine import machines
+from reptrain.report.svg import NUM_COLOURS
+from reptrain.report.table import ArmLine, arm_lines
+from reptrain.runs.files import write_whole
+from reptrain.study.collect import ArmRow, collect
+from reptrain.study.folder import config_path, report_path, run_path
+from reptrain.study.grid import arms
+from reptrain.study.schema import StudyConfig
+from reptrain.study.verdict import verdict
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with what stands above it."""
+
+    title: str
+    colour: int
+    svg: str
+
+
+def build_report(study: StudyConfig, out: Path) -> Path:
+    """Write ``out/report.html`` from the study's run folders, whatever their state.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        StudyError: If the study itself is wrong.
+        RunError: If a run folder cannot be read.
+    """
+    page = report_path(out)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(page, [render(study, collect(study, out), out)])
+    return page
+
+
+def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
+    """The page as text.
+
+    Args:
+        study: The study.
+        rows: Its table.
+        out: Its folder, for the machines and the commands.
+    """
+    room = files("reptrain.report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((room / "report.html.j2").read_text(encoding="utf-8"))
+    lines = arm_lines(rows)
+    return template.render(
+        study=study,
+        style=(room / "report.css").read_text(encoding="utf-8"),
+        answer=verdict(rows),
+        lines=lines,
+        several_seeds=len({row.seed for row in rows}) > 1,
+        overview=held_out_figure(rows) if _scored(rows) else "",
+        panels=_panels(rows, lines),
+        exposures=exposures_figure(rows) if any(row.exposures for row in rows) else "",
+        machines=machines(rows, out),
+        commands=_commands(rows, out),
+        settings=dump_yaml(_shared_settings(study)),
+    )
+
+
+def _scored(rows: Sequence[ArmRow]) -> list[ArmRow]:
+    return [row for row in rows if row.select.nats or row.report.nats]
+
+
+def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:
+    limits = loss_limits(rows)
+    return [
+        Panel(line.label, index % NUM_COLOURS + 1, arm_figure(row, index, limits))
+        for index, (row, line) in enumerate(zip(rows, lines, strict=True))
+        if row.select.nats or row.report.nats
+    ]
+
+
+def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
+    """What makes the study, each of its runs, the proof, and this page again."""
+    study = ["reptrain study run", out / "study.yaml", "--out", out]
+    lines = [study]
+    for row in rows:
+        run = run_path(out, row.arm)
+        lines.append(["reptrain train", config_path(out, row.arm), "--out", run])
+        lines.append(["reptrain audit", run])
+    lines.append(["reptrain study report", out / "study.yaml", "--out", out])
+    return [" ".join([str(line[0]), *(shlex.quote(str(part)) for part in line[1:])]) for line in lines]
+
+
+def _shared_settings(study: StudyConfig) -> dict[str, Any]:
+    """The resolved configuration of the first arm without what differs between arms."""
+    settings: dict[str, Any] = arms(study)[0].config.model_dump(mode="json")
+    for key in ["name", *study.axes, *(["seed"] if len(study.seeds) > 1 else [])]:
+        *parents, leaf = key.split(".")
+        node = settings
+        for parent in parents:
+            node = node[parent]
+        del node[leaf]
+    return settings

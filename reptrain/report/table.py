@@ -1,0 +1,74 @@
+"""The report's table: what is measured, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reptrain.report.figures import held_out_curve
+from reptrain.report.svg import NUM_COLOURS
+from reptrain.study.collect import ArmRow
+from reptrain.study.verdict import held_out
+from reptrain.study.words import label, plain
+
+_UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class ArmLine:
+    """One line of the table.
+
+    Attributes:
+        label: The arm in words.
+        colour: Number of its colour on the page, from 1.
+        state: ``done`` or what else it is.
+        reason: Why it is not done, where that is known.
+        cells: (heading, value) pairs, the same headings in every line.
+        is_best: It has the lowest held-out loss of all.
+    """
+
+    label: str
+    colour: int
+    state: str
+    reason: str
+    cells: tuple[tuple[str, str], ...]
+    is_best: bool
+
+
+def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
+    """The table's lines in the order of the arms."""
+    several = len({row.seed for row in rows}) > 1
+    losses = {row.arm: held_out(row) for row in rows if row.best_select_nats is not None}
+    best = min(losses, key=losses.__getitem__) if losses else None
+    return [
+        ArmLine(
+            label=label(row, seeds=several),
+            colour=index % NUM_COLOURS + 1,
+            state=row.state,
+            reason=row.reason or "",
+            cells=_cells(row, losses.get(row.arm)),
+            is_best=row.arm == best and len(losses) > 1,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _cells(row: ArmRow, best: float | None) -> tuple[tuple[str, str], ...]:
+    epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
+    return (
+        ("best held-out", _nats(best)),
+        ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
+        ("final held-out", _nats(held_out_curve(row).last)),
+        ("final training", _nats(row.probe.last)),
+        ("gap", _nats(row.gap_nats)),
+        ("tokens/s", f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else _UNKNOWN),
+        ("audit", _audit(row.audit_exact)),
+    )
+
+
+def _nats(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None else _UNKNOWN
+
+
+def _audit(exact: bool | None) -> str:
+    return {True: "exact", False: "not exact", None: "not audited"}[exact]

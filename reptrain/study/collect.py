@@ -1,0 +1,159 @@
+"""The table of a study, read from its run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from reptrain.config.schema import Frozen
+from reptrain.runs.folder import RunFolder
+from reptrain.runs.metrics import TrainRecord, ValidRecord
+from reptrain.study.folder import is_run_of, run_path
+from reptrain.study.grid import Arm, arms
+from reptrain.study.schema import StudyConfig
+
+RowState = Literal["waiting", "created", "running", "done", "failed", "preempted", "other config"]
+SetName = Literal["probe", "select", "report"]
+
+
+class Curve(Frozen):
+    """Loss on one set over the run.
+
+    Attributes:
+        tokens: Tokens consumed at each evaluation.
+        nats: Nats per token.
+    """
+
+    tokens: tuple[int, ...] = ()
+    nats: tuple[float, ...] = ()
+
+    @property
+    def last(self) -> float | None:
+        """The loss at the last evaluation."""
+        return self.nats[-1] if self.nats else None
+
+
+class ArmRow(Frozen):
+    """One arm of a study as measured. None: not known (yet). Losses are nats per token, without dropout.
+
+    Attributes:
+        arm: Its name.
+        values: The value of each axis by dotted key.
+        seed: Of the run.
+        state: Of the run; ``other config`` where its folder holds another configuration: nothing is read.
+        reason: Why it failed or was preempted.
+        unique_tokens: U.
+        epochs: Planned passes over the subset.
+        total_tokens: Planned tokens of the run, repeats counted.
+        tokens: Tokens consumed at the last evaluation or step.
+        probe: Curve on the fixed probe of training windows.
+        select: Curve on the held-out text that choices are made by.
+        report: Curve on the held-out text that is told.
+        best_select_nats: The lowest loss on `select`...
+        best_tokens: ... the tokens consumed when it was reached...
+        best_report_nats: ... and the loss on `report` at that evaluation.
+        gap_nats: Last loss on `select` less last loss on the probe.
+        tokens_per_s: Median training speed.
+        audit_exact: What the audit said of the run.
+        exposures: From the audit: how many tokens were used how many times.
+    """
+
+    arm: str
+    values: dict[str, Any]
+    seed: int
+    state: RowState
+    reason: str | None = None
+    unique_tokens: int | None = None
+    epochs: float | None = None
+    total_tokens: int | None = None
+    tokens: int = 0
+    probe: Curve = Curve()
+    select: Curve = Curve()
+    report: Curve = Curve()
+    best_select_nats: float | None = None
+    best_tokens: int | None = None
+    best_report_nats: float | None = None
+    gap_nats: float | None = None
+    tokens_per_s: float | None = None
+    audit_exact: bool | None = None
+    exposures: dict[int, int] | None = None
+
+
+def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
+    """What the run folders of a study say, arm by arm; arms that have not started are there too.
+
+    Raises:
+        StudyError: If the study itself is wrong.
+        RunError: If a run folder cannot be read.
+    """
+    return [_row(arm, run_path(out, arm.name)) for arm in arms(study)]
+
+
+def _row(arm: Arm, run: Path) -> ArmRow:
+    fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
+    if not (run / "plan.json").exists():
+        return ArmRow(**fields, state="waiting")
+    folder = RunFolder.open(run)
+    if not is_run_of(arm, folder):
+        return ArmRow(**fields, state="other config")
+    status = folder.status()
+    fields |= {"state": status.state, "reason": status.reason}
+    fields |= _planned(arm, unique_tokens=folder.plan.unique_tokens)
+    return ArmRow(**fields, **_measured(folder), **_audited(run / "audit.json"))
+
+
+def _planned(arm: Arm, *, unique_tokens: int | None = None) -> dict[str, Any]:
+    """What the configuration fixes; little where it leaves U to a store that is not open."""
+    budget = arm.config.train.total_tokens
+    unique = unique_tokens or arm.config.data.unique_tokens
+    if unique is None:
+        return {"total_tokens": budget.tokens}
+    epochs = budget.epochs_over(unique)
+    return {"unique_tokens": unique, "epochs": float(epochs), "total_tokens": round(epochs * unique)}
+
+
+def _measured(folder: RunFolder) -> dict[str, Any]:
+    records = [*folder.metrics.records()]
+    steps = [record for record in records if isinstance(record, TrainRecord)]
+    scores = [record for record in records if isinstance(record, ValidRecord)]
+    curves = {name: _curve(scores, name) for name in get_args(SetName)}
+    probe, select = curves["probe"].last, curves["select"].last
+    return {
+        **curves,
+        **_best(scores),
+        "tokens": max((record.tokens for record in records), default=0),
+        "gap_nats": select - probe if select is not None and probe is not None else None,
+        "tokens_per_s": statistics.median(r.tokens_per_s for r in steps) if steps else None,
+    }
+
+
+def _curve(scores: Sequence[ValidRecord], name: SetName) -> Curve:
+    of_set = [record for record in scores if record.set == name]
+    return Curve(tokens=tuple(r.tokens for r in of_set), nats=tuple(r.nats for r in of_set))
+
+
+def _best(scores: Sequence[ValidRecord]) -> dict[str, Any]:
+    """The evaluation that early stopping on `select` would keep, and what `report` says there."""
+    selected = [record for record in scores if record.set == "select" and math.isfinite(record.nats)]
+    if not selected:
+        return {}
+    best = min(selected, key=lambda record: record.nats)
+    told = [record.nats for record in scores if record.set == "report" and record.step == best.step]
+    return {
+        "best_select_nats": best.nats,
+        "best_tokens": best.tokens,
+        "best_report_nats": told[0] if told else None,
+    }
+
+
+def _audited(path: Path) -> dict[str, Any]:
+    """What the audit stored beside the run, if there is one."""
+    if not path.exists():
+        return {}
+    audit = json.loads(path.read_text(encoding="utf-8"))
+    exposures = {int(times): tokens for times, tokens in audit["exposures"].items()}
+    return {"audit_exact": audit["exact"], "exposures": exposures}

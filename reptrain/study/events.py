@@ -1,0 +1,69 @@
+"""What is told while a study runs, and how its arms came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+EventKind = Literal["start", "progress", "skipped", "done", "failed", "stopped"]
+OutcomeState = EventKind | Literal["waiting"]
+
+
+@dataclass(frozen=True)
+class StudyEvent:
+    """Something that happened to an arm.
+
+    Attributes:
+        kind: What happened.
+        arm: Name of the arm.
+        index: Its place among the arms, from 0.
+        num_arms: How many there are.
+        total_tokens: Tokens that the run consumes in all (to within one window).
+        tokens: Tokens consumed so far.
+        tokens_per_s: Latest training speed; None before the first step.
+        seconds: Since this arm's process started.
+        message: Why it failed or stopped; empty otherwise.
+    """
+
+    kind: EventKind
+    arm: str
+    index: int
+    num_arms: int
+    total_tokens: int
+    tokens: int = 0
+    tokens_per_s: float | None = None
+    seconds: float = 0.0
+    message: str = ""
+
+
+OnEvent = Callable[[StudyEvent], None]
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """How an arm came out: what happened to it last, or ``waiting`` where its turn did not come."""
+
+    arm: str
+    state: OutcomeState
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How all arms came out, in their order."""
+
+    outcomes: tuple[ArmOutcome, ...]
+
+    @property
+    def failed(self) -> tuple[ArmOutcome, ...]:
+        """The arms that failed."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
+
+    @property
+    def exit_code(self) -> int:
+        """0: every arm is done. 1: some failed. 3: stopped by a signal; run it again to go on."""
+        if any(outcome.state in ("stopped", "waiting") for outcome in self.outcomes):
+            return 3
+        return 1 if self.failed else 0

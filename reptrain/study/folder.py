@@ -1,0 +1,34 @@
+"""Where a study keeps what: one folder with the configurations, the runs, their output and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reptrain.config import config_fingerprint
+from reptrain.runs.folder import RunFolder
+from reptrain.study.grid import Arm
+
+
+def config_path(out: Path, arm: str) -> Path:
+    """The arm's resolved configuration, as given to its training process."""
+    return out / "configs" / f"{arm}.yaml"
+
+
+def run_path(out: Path, arm: str) -> Path:
+    """The arm's run folder."""
+    return out / "runs" / arm
+
+
+def log_path(out: Path, arm: str) -> Path:
+    """What the arm's training process printed, all its starts after one another."""
+    return out / "logs" / f"{arm}.log"
+
+
+def report_path(out: Path) -> Path:
+    """The report."""
+    return out / "report.html"
+
+
+def is_run_of(arm: Arm, folder: RunFolder) -> bool:
+    """Whether a run folder holds this arm: the same mathematics, on whatever store."""
+    return folder.plan.config_fingerprint == config_fingerprint(arm.config)

@@ -1,0 +1,155 @@
+"""Run a study: its arms one after another, each a training process of its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+from reptrain_launcher.process import Ended, run_process
+
+from reptrain.config.load import dump_yaml
+from reptrain.errors import StudyError
+from reptrain.runs.files import write_whole
+from reptrain.runs.folder import RunFolder
+from reptrain.store import Store
+from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
+from reptrain.study.folder import config_path, is_run_of, log_path, run_path
+from reptrain.study.grid import Arm, arms
+from reptrain.study.preflight import check_arms, unique_tokens_of
+from reptrain.study.progress import read_progress
+from reptrain.study.schema import StudyConfig, save_study
+
+_EXIT_PREEMPTED = 3
+
+
+def run_study(
+    study: StudyConfig,
+    out: Path,
+    *,
+    on_event: OnEvent | None = None,
+    launch: Sequence[str] | None = None,
+) -> StudyResult:
+    """Run every arm that is not done yet. A failed arm does not stop the others; a signal does.
+
+    Args:
+        study: The study; all its arms are checked before the first starts.
+        out: Its folder, laid out as in `reptrain.study.folder`.
+        on_event: Told what happens.
+        launch: The command that trains, to which ``CONFIG --out RUN`` is added; None trains in one process.
+
+    Raises:
+        StudyError: If an arm cannot be planned on its store, or the study is being run already.
+    """
+    planned = arms(study)
+    stores = check_arms(planned)
+    command = [*(launch or [sys.executable, "-m", "reptrain", "train"])]
+    outcomes: list[ArmOutcome] = []
+    with _prepared(study, out):
+        for index, arm in enumerate(planned):
+            if outcomes and outcomes[-1].state in ("stopped", "waiting"):
+                outcomes.append(ArmOutcome(arm.name, "waiting"))
+                continue
+            store = stores[arm.config.data.store]
+            total = _total_tokens(arm, store)
+            event = StudyEvent("start", arm.name, index, len(planned), total)
+            last = _run_arm(arm, out, store, command=command, event=event, tell=on_event or _ignore)
+            outcomes.append(ArmOutcome(arm.name, last.kind, last.seconds, last.message))
+    return StudyResult(tuple(outcomes))
+
+
+def is_done(arm: Arm, run: Path, store: Store) -> bool:
+    """Whether the run folder holds this very arm on this very store, finished."""
+    if not (run / "status.json").exists():
+        return False
+    folder = RunFolder.open(run)
+    return (
+        folder.status().state == "done"
+        and is_run_of(arm, folder)
+        and folder.plan.store_fingerprint == store.fingerprint
+    )
+
+
+def _ignore(event: StudyEvent) -> None:
+    """Nobody listens."""
+
+
+def _total_tokens(arm: Arm, store: Store) -> int:
+    unique = unique_tokens_of(arm.config, store)
+    return round(arm.config.train.total_tokens.epochs_over(unique) * unique)
+
+
+def _run_arm(
+    arm: Arm, out: Path, store: Store, *, command: Sequence[str], event: StudyEvent, tell: OnEvent
+) -> StudyEvent:
+    """Run one arm to its end, or see that it is done. Returns the last event that was told."""
+    run = run_path(out, arm.name)
+    if is_done(arm, run, store):
+        last = replace(event, kind="skipped", tokens=event.total_tokens)
+        tell(last)
+        return last
+    config = config_path(out, arm.name)
+    write_whole(config, [dump_yaml(arm.config.model_dump(mode="json"))])
+    tell(event)
+    started = time.monotonic()
+
+    def now() -> StudyEvent:
+        progress = read_progress(run)
+        return replace(
+            event,
+            kind="progress",
+            tokens=progress.tokens,
+            tokens_per_s=progress.tokens_per_s,
+            seconds=time.monotonic() - started,
+        )
+
+    log = log_path(out, arm.name)
+    ended = run_process(
+        [*command, str(config), "--out", str(run)], output=log, on_poll=lambda: tell(now()), poll_s=0.5
+    )
+    last = _judge(now(), ended, log, done=ended.returncode == 0 and is_done(arm, run, store))
+    tell(last)
+    return last
+
+
+def _judge(event: StudyEvent, ended: Ended, log: Path, *, done: bool) -> StudyEvent:
+    """The event that says how a process ended."""
+    if done:
+        return replace(event, kind="done")
+    if ended.signal is not None or ended.returncode == _EXIT_PREEMPTED:
+        return replace(event, kind="stopped", message="stopped by a signal; run the study again to go on")
+    if ended.returncode == 0:
+        return replace(event, kind="failed", message=f"the process ended but its run is not done; see {log}")
+    reason = f"exit code {ended.returncode}: {_last_line(log)}; see {log}"
+    return replace(event, kind="failed", message=reason)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no output"
+
+
+@contextmanager
+def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
+    """The study's folder, laid out and locked against a second run of it."""
+    for path in (config_path(out, ""), run_path(out, ""), log_path(out, "")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise StudyError(
+            f"study folder {out}",
+            got="a second one",
+            rule="must have one `study run` at a time",
+            remedy="Wait for the other to end, or give another --out.",
+        ) from error
+    try:
+        save_study(study, out)
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,57 @@
+"""Where a study stands, without reading more than the tail of its runs' records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reptrain.config.schema import Frozen
+from reptrain.runs.folder import RunFolder
+from reptrain.study.collect import RowState
+from reptrain.study.folder import is_run_of, run_path
+from reptrain.study.grid import Arm, arms
+from reptrain.study.progress import read_progress
+from reptrain.study.schema import StudyConfig
+
+
+class ArmStatus(Frozen):
+    """Where one arm stands.
+
+    Attributes:
+        arm: Its name.
+        state: Of its run; ``waiting`` before it has a folder.
+        reason: Why it failed or stopped.
+        tokens: Tokens consumed so far.
+        tokens_per_s: Latest training speed.
+    """
+
+    arm: str
+    state: RowState
+    reason: str | None = None
+    tokens: int = 0
+    tokens_per_s: float | None = None
+
+
+def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
+    """Where every arm stands, in their order.
+
+    Raises:
+        StudyError: If the study itself is wrong.
+        RunError: If a run folder cannot be read.
+    """
+    return [_status(arm, run_path(out, arm.name)) for arm in arms(study)]
+
+
+def _status(arm: Arm, run: Path) -> ArmStatus:
+    if not (run / "plan.json").exists():
+        return ArmStatus(arm=arm.name, state="waiting")
+    folder = RunFolder.open(run)
+    if not is_run_of(arm, folder):
+        return ArmStatus(arm=arm.name, state="other config")
+    status, progress = folder.status(), read_progress(run)
+    return ArmStatus(
+        arm=arm.name,
+        state=status.state,
+        reason=status.reason,
+        tokens=progress.tokens,
+        tokens_per_s=progress.tokens_per_s,
+    )
