@@ -1,0 +1,36 @@
+"""Exposures counted by boundaries equal those counted token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reptrain.runs import exposures
+from reptrain.runs.exposures import Exposures
+
+windows = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda pair: (min(pair), max(pair) - min(pair))),
+    max_size=30,
+)
+
+
+@given(st.lists(windows, max_size=4))
+def test_exposures_equal_a_count_token_by_token(batches):
+    counted, plain = Exposures(30), np.zeros(30, dtype=int)
+    for batch in batches:
+        start, length = np.asarray(batch, dtype=np.int64).reshape(-1, 2).T
+        counted.add(start, length)
+        for low, number in batch:
+            plain[low : low + number] += 1
+    start, end, times = counted.stretches()
+    assert np.repeat(times, end - start).tolist() == plain.tolist()
+    assert counted.histogram() == {int(t): int((plain == t).sum()) for t in np.unique(plain)}
+
+
+def test_exposures_merge_as_they_come(monkeypatch):
+    monkeypatch.setattr(exposures, "_WAITING", 3)
+    counted = Exposures(8)
+    for start in (0, 4, 0, 4, 0):
+        counted.add(np.asarray([start]), np.asarray([4]))
+    assert counted.histogram() == {2: 4, 3: 4}
