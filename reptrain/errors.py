@@ -21,6 +21,14 @@ class ReptrainError(ValueError):
         self.what, self.got, self.rule, self.remedy = what, got, rule, remedy
         super().__init__(f"{what}: {rule}, but got {got}. {remedy}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel from the main rank to the others.
+        return _rebuild, (type(self), self.what, str(self.got), self.rule, self.remedy)
+
+
+def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: str) -> ReptrainError:
+    return kind(what, got=got, rule=rule, remedy=remedy)
+
 
 class ConfigError(ReptrainError):
     """A configuration that cannot be run."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
-from reptrain.runs.digest import GAMMA, MULTIPLY_1, MULTIPLY_2
+from reptrain.random import GAMMA, MULTIPLY
 
 
 def _signed(constant: int) -> int:
@@ -22,8 +22,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLY_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLY_2)
+    x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLY[0])
+    x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLY[1])
     return x ^ _shift_right(x, 31)
 
 

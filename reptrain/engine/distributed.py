@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from reptrain.errors import ConfigError
+
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,19 @@ class World:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, here: bool) -> bool:
+        """Whether it holds on some rank."""
+        if self.world_size == 1:
+            return here
+        return bool(self.sum(torch.tensor(int(here), device=self.device)).item())
+
+    def from_main(self, value: Shared) -> Shared:
+        """The main rank's value, on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -82,12 +97,24 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _be_the_only_rank() -> None:
-    # Without these DeepSpeed looks for mpi4py.
-    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in defaults.items():
-        os.environ[name] = value
-    os.environ["MASTER_PORT"] = str(_free_port())
+@contextmanager
+def _rank_variables() -> Iterator[None]:
+    """What a launcher sets, or that this is the only rank: without it DeepSpeed looks for mpi4py."""
+    if "RANK" in os.environ:
+        yield
+        return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    alone["MASTER_PORT"] = str(_free_port())
+    before = {name: os.environ.get(name) for name in alone}
+    os.environ.update(alone)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -96,8 +123,20 @@ def joined(device: torch.device) -> Iterator[World]:
 
     Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them.
     """
-    if "RANK" not in os.environ:
-        _be_the_only_rank()
+    with _rank_variables():
+        _init(device)
+        try:
+            yield World(
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+                device=device,
+            )
+        finally:
+            _leave()
+
+
+def _init(device: torch.device) -> None:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
     import deepspeed.ops
@@ -112,15 +151,6 @@ def joined(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
         backend = "nccl"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    try:
-        yield World(
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            device=device,
-        )
-    finally:
-        _leave()
 
 
 def _leave() -> None:

@@ -7,6 +7,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -16,12 +17,13 @@ from reptrain.engine import checkpoint
 from reptrain.engine.checkpoint import CheckpointMeta
 from reptrain.engine.distributed import World, check_precision, choose_device, joined
 from reptrain.engine.optim import set_learning_rate
+from reptrain.engine.preempt import stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
 from reptrain.engine.schedule import learning_rate
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
-from reptrain.errors import RunError
+from reptrain.errors import ReptrainError, RunError
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 
@@ -32,9 +34,9 @@ class TrainResult:
 
     run: Path
     steps: int
-    """Optimizer steps of the whole run, those of earlier calls included."""
-    already_done: bool
-    """Whether the run was complete before the call."""
+    """Optimizer steps completed, those of earlier calls included."""
+    state: Literal["done", "already done", "preempted"]
+    """Whether the run is complete, was so before the call, or stopped with a checkpoint when asked to."""
 
 
 def train(config: RunConfig, out: Path) -> TrainResult:
@@ -52,52 +54,72 @@ def train(config: RunConfig, out: Path) -> TrainResult:
     device = choose_device(config.train.device)
     check_precision(config.train.precision, device)
     data = open_data(config)
-    with joined(device) as world, ExitStack() as held:
+    with joined(device) as world:
+        return train_as_rank(config, out, data, world)
+
+
+def train_as_rank(config: RunConfig, out: Path, data: Data, world: World) -> TrainResult:
+    """`train` for a process that has joined its ranks."""
+    with ExitStack() as held:
         folder = _enter_folder(config, out, data, world, held)
         if folder.status().state == "done":
-            return TrainResult(out, data.steps.num_steps, already_done=True)
+            return TrainResult(out, data.steps.num_steps, "already done")
         try:
-            _run(config, folder, data, world)
+            steps = _run(config, folder, data, world)
         except BaseException as error:
             if world.is_main:
                 folder.set_status("failed", f"{type(error).__name__}: {error}")
             raise
+        state: Literal["done", "preempted"] = "done" if steps == data.steps.num_steps else "preempted"
         if world.is_main:
-            folder.set_status("done")
-        return TrainResult(out, data.steps.num_steps, already_done=False)
+            folder.set_status(state, step=steps)
+        world.barrier()
+    return TrainResult(out, steps, state)
 
 
 def _enter_folder(config: RunConfig, out: Path, data: Data, world: World, held: ExitStack) -> RunFolder:
-    """The main rank makes or checks the folder and locks it; the others follow."""
-    if not world.is_main:
-        world.barrier()
-        return RunFolder.open(out)
+    """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
+    refused: ReptrainError | None = None
+    if world.is_main:
+        try:
+            folder = RunFolder.create_or_open(out, config, data.run_plan(config), _environment(config, world))
+            held.enter_context(folder.lock())
+        except ReptrainError as error:
+            refused = error
+    refused = world.from_main(refused)
+    if refused is not None:
+        raise refused
+    return RunFolder.open(out)
+
+
+def _environment(config: RunConfig, world: World) -> dict[str, Any]:
     extra = {"device": str(world.device), "world_size": world.world_size, "precision": config.train.precision}
     if world.device.type == "cuda":
         extra["gpu"] = torch.cuda.get_device_name(world.device)
-    folder = RunFolder.create_or_open(out, config, data.run_plan(config), collect(extra))
-    held.enter_context(folder.lock())
-    world.barrier()
-    return folder
+    return collect(extra)
 
 
-def _run(config: RunConfig, folder: RunFolder, data: Data, world: World) -> None:
+def _run(config: RunConfig, folder: RunFolder, data: Data, world: World) -> int:
+    """Train to the end, or until a signal asks to stop; returns the steps completed."""
     training = prepare(config, data, world)
-    first_step = _resume(config, folder, training, world)
-    evaluate_at = _marks(data.steps.num_steps, config.evaluate.every_fraction) | {0}
+    done = _resume(config, folder, training, world)
+    evaluate_at = _marks(data.steps.num_steps, config.evaluate.every_fraction)
     save_at = _marks(data.steps.num_steps, config.checkpoint.every_fraction)
-    with _recorder(config, folder, data, world, first_step) as recorder:
-        if first_step == 0:
-            _evaluate(training, recorder, world, 0)
-        for batch in training.loader.iterate(first_step):
+    with _recorder(config, folder, data, world, done) as recorder, stop_requests() as stop:
+        if done == 0:
+            _evaluate(training, recorder, world, done)
+        for batch in training.loader.iterate(done):
             _step(config, training, recorder, world, batch)
             done = batch.step + 1
+            stopping = world.any(stop.is_set)
             if done in evaluate_at:
                 _evaluate(training, recorder, world, done)
-            if done in save_at:
-                meta = _meta(config, world, done)
-                keep_last = config.checkpoint.keep_last
+            if done in save_at or stopping:
+                meta, keep_last = _meta(config, world, done), config.checkpoint.keep_last
                 checkpoint.save(training.engine, folder.checkpoints, meta, world=world, keep_last=keep_last)
+            if stopping:
+                break
+    return done
 
 
 def _marks(num_steps: int, fraction: float) -> set[int]:
@@ -145,7 +167,7 @@ def _recorder(
 def _step(
     config: RunConfig, training: Training, recorder: Recorder | None, world: World, batch: StepBatch
 ) -> None:
-    """One step. fp16 tries it again where the loss scale was too large; else a value that is not finite ends it."""
+    """One step; fp16 tries it again after an overflow. Else a value that is not finite ends the run."""
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
     tokens_after = data.plan.tokens_before(first + windows)

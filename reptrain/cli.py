@@ -1,0 +1,269 @@
+"""The commands: parse, call, print, exit code. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reptrain.errors import ReptrainError
+
+app = typer.Typer(
+    name="reptrain",
+    help="Train language models that must repeat their data: exact epochs, and proof of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(
+    no_args_is_help=True, help="Show a resolved configuration, or what is allowed in one."
+)
+store_app = typer.Typer(
+    no_args_is_help=True, help="Show a token store, or hold its bytes against its manifest."
+)
+study_app = typer.Typer(no_args_is_help=True, help="Many runs and the question that they answer.")
+app.add_typer(config_app, name="config")
+app.add_typer(store_app, name="store")
+app.add_typer(study_app, name="study")
+
+DONE, NO, WRONG_INPUT, PREEMPTED = 0, 1, 2, 3
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.total_tokens=64epochs."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line and exit code 2."""
+    try:
+        app()
+    except ReptrainError as error:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(WRONG_INPUT)
+
+
+def _tell(data: Any, text: str, *, as_json: bool) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+
+
+@app.command()
+def demo(
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", help="Your own .txt, .jsonl or .jsonl.gz instead of Python's docs."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A sixteenth of the tokens: under a minute.")
+    ] = False,
+) -> None:
+    """Train one small model for 4, 16 and 64 epochs of the same budget, audit the runs, and write a report."""
+    from reptrain.demo import run_demo
+
+    raise typer.Exit(run_demo(out, text=text or [], quick=quick))
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's configuration with every default filled in."""
+    from reptrain.config import config_fingerprint, load_run_config
+    from reptrain.config.load import dump_yaml
+
+    resolved = load_run_config(config, overrides or [])
+    data = resolved.model_dump(mode="json")
+    text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
+    _tell(data, text, as_json=as_json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a run's configuration."""
+    from reptrain.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def tokenize(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help=".txt, .jsonl or .jsonl.gz files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new store.")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="A SentencePiece model; without it one is trained on the sources."),
+    ] = None,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
+    dedup: Annotated[
+        str, typer.Option("--dedup", help="none, or exact: drop documents of equal text.")
+    ] = "exact",
+    held_out: Annotated[
+        float,
+        typer.Option("--held-out", help="Share of the documents sealed as held-out text, select and report."),
+    ] = 0.05,
+    processes: Annotated[
+        int, typer.Option("--processes", help="Worker processes; the bytes are the same.")
+    ] = 0,
+    text_field: Annotated[str, typer.Option("--text-field", help="Key of the text in a JSON line.")] = "text",
+    id_field: Annotated[
+        str, typer.Option("--id-field", help="Key of the document's id in a JSON line.")
+    ] = "id",
+    as_json: AsJson = False,
+) -> None:
+    """Turn text into a sealed token store. A killed run goes on where it was."""
+    from reptrain.progress import stage_progress
+    from reptrain.store import describe, open_store
+    from reptrain.store import tokenize as build
+
+    with stage_progress() as progress:
+        build(
+            sources,
+            out,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            dedup=dedup,  # type: ignore[arg-type]
+            held_out_fraction=held_out,
+            processes=processes or os.cpu_count() or 1,
+            text_field=text_field,
+            id_field=id_field,
+            progress=progress,
+        )
+    store = open_store(out)
+    _tell(store.manifest.model_dump(mode="json"), describe(store), as_json=as_json)
+
+
+@store_app.command("show")
+def store_show(
+    store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
+) -> None:
+    """Print what a store holds."""
+    from reptrain.store import describe, open_store
+
+    opened = open_store(store)
+    _tell(opened.manifest.model_dump(mode="json"), describe(opened), as_json=as_json)
+
+
+@store_app.command("verify")
+def store_verify(
+    store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
+) -> None:
+    """Hash every shard again and recount it. Exit code 1 if anything is not as sealed."""
+    from reptrain.progress import stage_progress
+    from reptrain.store import verify
+
+    with stage_progress() as progress:
+        report = verify(store, progress)
+    text = "\n".join(report.problems) if report.problems else f"{store}: as sealed"
+    _tell({"ok": report.ok, "problems": list(report.problems)}, text, as_json=as_json)
+    raise typer.Exit(DONE if report.ok else NO)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Train in one process, or join the ranks that deepspeed, torchrun or srun started.
+
+    Called again it goes on from the newest checkpoint. A signal to stop leads to a checkpoint and exit code 3.
+    """
+    from reptrain.config import load_run_config
+    from reptrain.engine.loop import train as run
+
+    resolved = load_run_config(config, overrides or [])
+    result = run(resolved, out or Path("runs") / str(resolved.name))
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{result.state}: {result.steps} steps in {result.run}")
+    raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Where the store is, if it has moved.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recount how often each token reached the model, and hold it against the store. Exit code 1: not exact."""
+    from reptrain.progress import stage_progress
+    from reptrain.runs.audit import audit as recount
+
+    with stage_progress() as progress:
+        report = recount(run, store=store, progress=progress)
+    _tell(json.loads(report.to_json()), report.text(), as_json=as_json)
+    raise typer.Exit(DONE if report.exact else NO)
+
+
+@app.command()
+def launch(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", help="Ranks on this machine (CPU ranks without a GPU).")
+    ] = None,
+    hostfile: Annotated[Path | None, typer.Option("--hostfile", help="Lines of HOST slots=N.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
+) -> None:
+    """Train on several ranks through the deepspeed launcher."""
+    from reptrain_launcher import launch_command, run_launch
+
+    from reptrain.config import load_run_config
+
+    resolved = load_run_config(config, overrides or [])
+    raise NotImplementedError
+
+
+@study_app.command("run")
+def study_run(
+    study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Run every arm that is not done yet, audit the runs, write the report and tell the answer."""
+    from reptrain.demo import carry_out
+    from reptrain.study import load_study
+
+    loaded = load_study(study, overrides or [])
+    raise typer.Exit(carry_out(loaded, out or Path("runs") / loaded.name))
+
+
+StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]
+
+
+@study_app.command("status")
+def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
+    """Print where every arm stands."""
+    from reptrain.study import open_study
+    from reptrain.study import study_status as status
+
+    rows = status(open_study(folder), folder)
+    text = "\n".join(
+        f"{row.arm}: {row.state}, {row.tokens:,} tokens" + (f" ({row.reason})" if row.reason else "")
+        for row in rows
+    )
+    _tell([row.model_dump(mode="json") for row in rows], text, as_json=as_json)
+
+
+@study_app.command("report")
+def study_report(folder: StudyFolder) -> None:
+    """Audit the runs again, rebuild report.html from the run folders, and tell the answer."""
+    from reptrain.demo import tell
+    from reptrain.study import open_study
+
+    raise typer.Exit(DONE if tell(open_study(folder), folder) else NO)

@@ -1,0 +1,92 @@
+"""The main job on real text, from its first byte to the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from reptrain.files import write_atomically
+from reptrain.progress import stage_progress, study_progress
+from reptrain.report import build_report
+from reptrain.store import tokenize
+from reptrain.study import StudyConfig, StudyResult, collect, demo_study, run_study, verdict
+from reptrain.study.audits import audit_runs
+from reptrain.text import stdlib_documents
+
+_QUICK = [
+    "train.total_tokens=2**16",
+    "axes.data.unique_tokens=[2**14, 2**12, 2**10]",
+    "data.window_tokens=128",
+    "train.batch_windows=8",
+    "evaluate.max_windows=16",
+    "evaluate.every_fraction=0.25",
+]
+
+
+def run_demo(out: Path, *, text: Sequence[Path], quick: bool) -> int:
+    """Tokenize, train three times, audit, report. What is sealed or done already is used again.
+
+    Args:
+        out: Folder of store, study and report.
+        text: The user's files; none takes the documentation that comes with Python.
+        quick: Train on a sixteenth of the tokens.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ReptrainError: If the text, or a folder that is there already, does not fit.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store = out / "store"
+    with stage_progress() as progress:
+        sources = list(text) or [_write_stdlib(out / "python-docs.jsonl")]
+        tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
+    study = demo_study([f"data.store={store}", *(_QUICK if quick else [])])
+    return carry_out(study, out)
+
+
+def carry_out(study: StudyConfig, out: Path, *, launch: Sequence[str] | None = None) -> int:
+    """Run what is not done of a study, audit it, write its report and tell its answer.
+
+    Returns:
+        0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
+    """
+    with study_progress() as on_event:
+        result = run_study(study, out, on_event=on_event, launch=launch)
+    _tell_failures(result)
+    exact = tell(study, out)
+    return result.exit_code or int(not exact)
+
+
+def tell(study: StudyConfig, out: Path) -> bool:
+    """Audit a study's runs, rebuild its report and print its answer; whether all runs are exact."""
+    reports = audit_runs(study, out)
+    page = build_report(study, out)
+    for arm, report in reports.items():
+        typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
+    typer.echo(verdict(collect(study, out)))
+    typer.echo(f"report: {page}")
+    return all(report.exact for report in reports.values())
+
+
+def _tell_failures(result: StudyResult) -> None:
+    for outcome in result.outcomes:
+        if outcome.reason:
+            typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
+
+
+def _write_stdlib(path: Path) -> Path:
+    """Python's documentation as one .jsonl file. The same Python writes the same bytes."""
+    write_atomically(
+        path,
+        (
+            json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n"
+            for document in stdlib_documents()
+        ),
+    )
+    return path

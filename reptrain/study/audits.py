@@ -1,0 +1,46 @@
+"""The proof of a study: every run audited, the answers kept beside the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from reptrain.files import write_atomically
+from reptrain.runs.audit import audit
+from reptrain.runs.audit_report import AuditReport
+from reptrain.study.folder import run_path
+from reptrain.study.grid import arms
+from reptrain.study.schema import StudyConfig
+
+
+def audit_runs(
+    study: StudyConfig, out: Path, *, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, AuditReport]:
+    """Audit every run of a study that has begun, and write each answer to ``RUN/audit.json``.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        progress: Called with the arm's name, the runs audited and all runs.
+
+    Returns:
+        The answers by arm. The store is hashed with the first run on it only.
+
+    Raises:
+        RunError: If a run folder cannot be read.
+        StoreError: If a store cannot be opened.
+    """
+    reports: dict[str, AuditReport] = {}
+    verified: set[str] = set()
+    planned = arms(study)
+    for done, arm in enumerate(planned, start=1):
+        run = run_path(out, arm.name)
+        if not (run / "plan.json").exists():
+            continue
+        report = audit(run, verify_store=arm.config.data.store not in verified)
+        verified.add(arm.config.data.store)
+        write_atomically(run / "audit.json", report.to_json())
+        reports[arm.name] = report
+        if progress is not None:
+            progress("audit", done, len(planned))
+    return reports
