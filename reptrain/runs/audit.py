@@ -138,7 +138,7 @@ class _Recount:
         count = np.asarray([record.windows for record in placed])
         offset = np.cumsum(count) - count
         index = np.repeat(first - offset, count) + np.arange(int(count.sum()))
-        epoch, _, start, length = self._epochs.locate(index)
+        _, _, start, length = self._epochs.locate(index)
         applied = np.asarray([record.applied for record in placed])
         used = np.repeat(applied, count)
         self._exposures.add(start[used], length[used])
@@ -151,10 +151,11 @@ class _Recount:
             derived = f"{int(digest[place]):016x}"
             if record.digest != derived:
                 self._wrong_digest(record, derived, int(start[offset[place]]), int(length[offset[place]]))
-            if record.tokens != tokens[place] or record.epoch != epoch[offset[place]]:
+            epoch = record.first_index // self._plan.windows_per_epoch
+            if record.tokens != tokens[place] or record.epoch != epoch:
                 self.problem(
                     f"{record.tokens} tokens in epoch {record.epoch} in the ledger,"
-                    f" {tokens[place]} in epoch {epoch[offset[place]]} by the plan",
+                    f" {tokens[place]} in epoch {epoch} by the plan",
                     record,
                 )
 

@@ -65,18 +65,21 @@ class RunFolder:
         """Make the folder of a run, or open it to go on with the same run.
 
         Settings that do not change the mathematics may differ on resume, and so may the store's place:
-        the folder then holds the new ones.
+        the folder then holds the new ones. The folder of a run that is done is left as it is.
 
         Raises:
             ResumeError: If the folder holds another run: names each differing key with both values.
-            RunError: If the path cannot hold a run.
+            RunError: If the path cannot hold a run, or a run is in progress there.
         """
         folder = cls(path)
         if folder._plan_file.exists():
             folder._refuse_another(config, plan)
+            if folder.status().state == "done":
+                return folder
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder._write(config, plan, environment)
+            with folder.lock():
+                folder._write(config, plan, environment)
         except OSError as error:
             raise RunError(
                 f"run folder {path}",
