@@ -1,0 +1,20 @@
+"""Token stores: immutable folders of Arrow shards under a sealed manifest."""
+
+from reptrain.store.build import Progress, tokenize
+from reptrain.store.describe import describe, describe_text
+from reptrain.store.manifest import Manifest
+from reptrain.store.reader import Split, Store, open_store
+from reptrain.store.verify import VerifyReport, verify
+
+__all__ = [
+    "Manifest",
+    "Progress",
+    "Split",
+    "Store",
+    "VerifyReport",
+    "describe",
+    "describe_text",
+    "open_store",
+    "tokenize",
+    "verify",
+]

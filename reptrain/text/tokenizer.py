@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,15 @@ from sentencepiece import SentencePieceProcessor
 
 from reptrain.errors import TokenizerError
 
-
-TokenDtype = np.dtype[np.uint16] | np.dtype[np.uint32]
-TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+TokenDtype = np.dtype[np.unsignedinteger[Any]]
+TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def token_dtype(vocab_size: int) -> TokenDtype:
     """The smallest unsigned integer that holds every id: uint16 up to 65,536 pieces, else uint32."""
-    return np.dtype(np.uint16) if vocab_size <= 1 << 16 else np.dtype(np.uint32)
+    if vocab_size <= 1 << 16:
+        return np.dtype(np.uint16)
+    return np.dtype(np.uint32)
 
 
 class Tokenizer:

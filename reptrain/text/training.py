@@ -93,8 +93,12 @@ def _sentences(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _explain(error: RuntimeError, num_trained: int, num_sentinels: int) -> TokenizerError:
-    largest = re.search(r"value <= (\d+)", str(error))
-    remedy = f"Set vocab_size to at most {int(largest[1]) + num_sentinels}" if largest else "Raise vocab_size"
+    reason = str(error)
+    remedy = "Raise vocab_size"
+    if most := re.search(r"value <= (\d+)", reason):
+        remedy = f"Set vocab_size to at most {int(most[1]) + num_sentinels}"
+    elif least := re.search(r"\d+ vs (\d+)", reason):
+        remedy = f"Set vocab_size to more than {int(least[1]) + num_sentinels}"
     return TokenizerError(
         "vocab_size",
         got=f"{num_trained + num_sentinels} with {num_sentinels} sentinels",

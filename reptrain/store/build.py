@@ -1,0 +1,253 @@
+"""`tokenize`: from text to a sealed token store, in restartable jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from reptrain.config.fingerprint import fingerprint
+from reptrain.errors import StoreError, TokenizerError
+from reptrain.files import write_atomically
+from reptrain.store.encode import Encoded, EncodeTask, encode_job, kept_documents
+from reptrain.store.guard import as_store_errors, check_same, check_splits, locked
+from reptrain.store.jobs import Job, SourceFile, expand_sources, file_sha256, number_lines, plan_jobs
+from reptrain.store.manifest import (
+    FORMAT,
+    MANIFEST,
+    TOKENIZER,
+    Dedup,
+    Input,
+    Manifest,
+    Options,
+    read_manifest,
+    write_manifest,
+)
+from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
+from reptrain.store.seal import assemble
+from reptrain.store.work import Work, finish, open_work
+from reptrain.store.workers import run_all
+from reptrain.text import Tokenizer, train_tokenizer
+from reptrain.text.documents import Fields
+
+Progress = Callable[[str, int, int], None]
+"""Told of each step: the stage's name, bytes of the sources done, bytes in all."""
+
+_TRAINING_BYTES = 1 << 26
+Task = TypeVar("Task", ScanTask, EncodeTask)
+Record = TypeVar("Record", Scan, Encoded)
+
+
+class Plan(NamedTuple):
+    """Everything that `tokenize` was asked, and the jobs that follow from it."""
+
+    files: list[SourceFile]
+    jobs: list[Job]
+    options: Options
+    tokenizer: Tokenizer | None
+    processes: int
+    progress: Progress
+
+    @property
+    def fields(self) -> Fields:
+        """Where a JSON line keeps its text and id."""
+        return Fields(self.options.text_field, self.options.id_field)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the options and of the files by path, size and time of change: what may go on after a kill."""
+        files = [[str(f.path.resolve()), f.size, f.path.stat().st_mtime_ns] for f in self.files]
+        return fingerprint({"format": FORMAT, "files": files, "options": self.options.model_dump()})
+
+
+def tokenize(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    vocab_size: int = 2048,
+    num_sentinels: int = 32,
+    dedup: Dedup = "exact",
+    held_out_fraction: float = 0.05,
+    processes: int = 1,
+    text_field: str = "text",
+    id_field: str = "id",
+    progress: Progress | None = None,
+) -> Manifest:
+    """Make a token store. The same text and options give the same bytes, for any number of processes.
+
+    A killed call goes on where it stopped when it is repeated. A finished one returns at once.
+
+    Args:
+        sources: .txt (one document a file), .jsonl and .jsonl.gz files, and folders of them.
+        out: The store's folder, new or of an earlier call.
+        tokenizer: A SentencePiece model; None trains a unigram model on the training text.
+        vocab_size: Pieces of the model to train.
+        num_sentinels: Of them reserved for span corruption.
+        dedup: `exact` keeps the first of documents with equal text.
+        held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`.
+        processes: Worker processes.
+        text_field: Key of the text in a JSON line.
+        id_field: Key of the id in a JSON line.
+        progress: Called after each step.
+
+    Raises:
+        TextError: If a source cannot be read, naming the file and line.
+        TokenizerError: If the model cannot be loaded or trained, or has no EOS.
+        StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
+    """
+    given = None if tokenizer is None else _load_tokenizer(tokenizer)
+    options = Options(
+        dedup=dedup,
+        held_out_fraction=held_out_fraction,
+        tokenizer=given.fingerprint if given else None,
+        vocab_size=None if given else vocab_size,
+        num_sentinels=None if given else num_sentinels,
+        text_field=text_field,
+        id_field=id_field,
+    )
+    _check_numbers(held_out_fraction, processes)
+    with as_store_errors(out):
+        files = expand_sources(sources)
+        plan = Plan(files, plan_jobs(files), options, given, processes, progress or _silent)
+        manifest = _open_or_build(plan, out)
+        finish(out)
+    return manifest
+
+
+def _open_or_build(plan: Plan, out: Path) -> Manifest:
+    if not (out / MANIFEST).exists():
+        with locked(out):
+            # Another process may have sealed it meanwhile.
+            if not (out / MANIFEST).exists():
+                return _build(plan, out)
+    manifest = read_manifest(out)
+    check_same(out, manifest, plan.options, plan.files)
+    if [item.sha256 for item in _hash_inputs(plan)] != [item.sha256 for item in manifest.inputs]:
+        raise StoreError(
+            f"store {out}",
+            got="sources with other content",
+            rule="must be made from the sources named",
+            remedy="Choose another folder, or delete this one.",
+        )
+    return manifest
+
+
+def _build(plan: Plan, out: Path) -> Manifest:
+    work = open_work(out, plan.fingerprint)
+    inputs = _hash_inputs(plan)
+    scans = _scan(plan, work)
+    fates = decide(work, scans, dedup=plan.options.dedup, held_out_fraction=plan.options.held_out_fraction)
+    check_splits(fates[KEPT:], plan.options.held_out_fraction)
+    jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
+    tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
+    tasks = [EncodeTask(job, plan.fields, work, tokenizer.fingerprint) for job in jobs]
+    encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
+    manifest = assemble(plan.options, tokenizer, inputs, fates, encoded, work)
+    check_splits([info.documents for info in manifest.splits.values()], plan.options.held_out_fraction)
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _hash_inputs(plan: Plan) -> list[Input]:
+    hashes: dict[SourceFile, str] = {}
+    done, total = 0, sum(file.size for file in plan.files)
+    for file, digest in run_all(_hash_file, plan.files, processes=plan.processes):
+        hashes[file] = digest
+        done += file.size
+        plan.progress("hash", done, total)
+    return [Input(name=file.label, bytes=file.size, sha256=hashes[file]) for file in plan.files]
+
+
+def _hash_file(file: SourceFile) -> str:
+    return file_sha256(file.path)
+
+
+def _scan(plan: Plan, work: Work) -> list[Scan]:
+    tasks = [ScanTask(job, plan.fields, work) for job in plan.jobs]
+    return _go_on(plan, "scan", tasks, scan_job, work.scan, Scan.read)
+
+
+def _go_on(
+    plan: Plan,
+    stage: str,
+    tasks: Sequence[Task],
+    function: Callable[[Task], Record],
+    record: Callable[[int], Path],
+    read: Callable[[Path], Record],
+) -> list[Record]:
+    """Do what of a stage is not done yet; the records of all its jobs in order."""
+    total = sum(task.job.size for task in tasks)
+    results = {task.job.index: read(path) for task in tasks if (path := record(task.job.index)).exists()}
+    left = [task for task in tasks if task.job.index not in results]
+    done = total - sum(task.job.size for task in left)
+    plan.progress(stage, done, total)
+    for task, result in run_all(function, left, processes=plan.processes):
+        results[task.job.index] = result
+        done += task.job.size
+        plan.progress(stage, done, total)
+    return [results[task.job.index] for task in tasks]
+
+
+def _make_tokenizer(plan: Plan, jobs: Sequence[Job], work: Work, *, text_bytes: int) -> Tokenizer:
+    """The store's tokenizer: copied, kept from a killed call, or trained on the training documents."""
+    path = work.out / TOKENIZER
+    if path.exists():
+        return Tokenizer.load(path)
+    if plan.tokenizer is not None:
+        write_atomically(path, plan.tokenizer.model_bytes)
+        return plan.tokenizer
+    plan.progress("train tokenizer", 0, text_bytes)
+    options = plan.options
+    assert options.vocab_size is not None and options.num_sentinels is not None
+    texts = _training_texts(plan, jobs, work, share=min(1.0, _TRAINING_BYTES / text_bytes))
+    tokenizer = train_tokenizer(
+        texts, path, vocab_size=options.vocab_size, num_sentinels=options.num_sentinels
+    )
+    plan.progress("train tokenizer", text_bytes, text_bytes)
+    return tokenizer
+
+
+def _training_texts(plan: Plan, jobs: Sequence[Job], work: Work, *, share: float) -> Iterator[str]:
+    """The training documents, or a share of them chosen by their content."""
+    limit = int(share * 2**64)
+    for job in jobs:
+        for split, document in kept_documents(job, plan.fields, work):
+            if split == "train" and (share == 1.0 or _draw(document.text) < limit):
+                yield document.text
+
+
+def _draw(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"reptrain.sample").digest()
+    return int.from_bytes(digest)
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.eos_id < 0:
+        raise TokenizerError(
+            f"tokenizer {path}",
+            got="none",
+            rule="must have an end-of-sentence piece, which ends every document",
+            remedy="Train it with an eos_id, or leave it out to train one.",
+        )
+    return tokenizer
+
+
+def _check_numbers(held_out_fraction: float, processes: int) -> None:
+    if not 0 < held_out_fraction < 1:
+        raise StoreError(
+            "held_out_fraction",
+            got=held_out_fraction,
+            rule="must be between 0 and 1",
+            remedy="0.05 is usual.",
+        )
+    if processes < 1:
+        raise StoreError(
+            "processes", got=processes, rule="must be at least 1", remedy="Take the number of cores."
+        )
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """The progress of a caller that wants none."""

@@ -1,0 +1,59 @@
+"""A store in words and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reptrain.store.reader import Store
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """What a store holds, ready for JSON: counts by split and source, the tokenizer, the options."""
+    manifest = store.manifest
+    return {
+        "path": str(store.path),
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": {
+            "fingerprint": manifest.tokenizer,
+            "vocab_size": manifest.vocab_size,
+            "eos_id": manifest.eos_id,
+        },
+        "dtype": manifest.dtype,
+        "documents": manifest.counts.model_dump(),
+        "splits": {
+            name: {
+                "documents": info.documents,
+                "tokens": info.tokens,
+                "text_bytes": info.text_bytes,
+                "bytes_per_token": info.text_bytes / info.tokens,
+                "shards": len(info.shards),
+            }
+            for name, info in manifest.splits.items()
+        },
+        "sources": [source.model_dump() for source in manifest.sources],
+        "inputs": [item.model_dump() for item in manifest.inputs],
+        "options": manifest.options.model_dump(),
+    }
+
+
+def describe_text(store: Store) -> str:
+    """`describe` as lines for a terminal."""
+    manifest = store.manifest
+    counts = manifest.counts
+    lines = [
+        f"store        {store.path}",
+        f"fingerprint  {manifest.fingerprint}",
+        f"tokenizer    {manifest.vocab_size:,} pieces, EOS {manifest.eos_id}, {manifest.tokenizer}",
+        f"documents    {counts.read:,} read, {counts.empty:,} empty, {counts.duplicates:,} duplicates,"
+        f" {counts.kept:,} kept",
+        "",
+        f"{'split':<12} {'documents':>12} {'tokens':>16} {'bytes/token':>12} {'shards':>7}",
+    ]
+    for name, info in manifest.splits.items():
+        ratio = info.text_bytes / info.tokens
+        lines.append(
+            f"{name:<12} {info.documents:>12,} {info.tokens:>16,} {ratio:>12.3f} {len(info.shards):>7,}"
+        )
+    lines += ["", f"{'source':<12} {'documents':>12} {'tokens':>16}"]
+    lines += [f"{item.name:<12} {item.documents:>12,} {item.tokens:>16,}" for item in manifest.sources]
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Pass 2: tokenize the kept documents into shards."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reptrain.errors import StoreError
+from reptrain.files import write_atomically
+from reptrain.store.jobs import Job
+from reptrain.store.manifest import SPLITS, TOKENIZER, Shard, SplitName
+from reptrain.store.scan import KEPT
+from reptrain.store.shards import ShardWriter
+from reptrain.store.work import Work
+from reptrain.text import Document, Tokenizer
+from reptrain.text.documents import Fields, read_slice
+from reptrain.text.tokenizer import TokenArray
+
+_ENCODE_DOCUMENTS = 256
+
+
+class EncodeTask(NamedTuple):
+    """One job of pass 2."""
+
+    job: Job
+    fields: Fields
+    work: Work
+    tokenizer: str
+
+
+class Encoded(NamedTuple):
+    """What pass 2 made of a job: shards by split, documents without tokens, and counts by source."""
+
+    shards: dict[SplitName, Shard]
+    empty: int
+    documents: dict[str, int]
+    tokens: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> Encoded:
+        """Read a finished job's record."""
+        shards, *counts = json.loads(path.read_text())
+        return cls({split: Shard.model_validate(shard) for split, shard in shards.items()}, *counts)
+
+    def write(self, path: Path) -> None:
+        """Write the record that says the job is done."""
+        shards = {split: shard.model_dump() for split, shard in self.shards.items()}
+        write_atomically(path, json.dumps([shards, *self[1:]]))
+
+
+class KeptDocument(NamedTuple):
+    """A document and the split that it belongs to."""
+
+    split: SplitName
+    document: Document
+
+
+def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocument]:
+    """The documents of a job that stay, in order.
+
+    Raises:
+        StoreError: If the source is not what pass 1 read.
+    """
+    fates = np.load(work.fates(job.index), mmap_mode="r")
+    documents = (document for part in job.slices for document in read_slice(part, fields))
+    for document, fate in itertools.zip_longest(documents, fates):
+        if document is None or fate is None:
+            raise StoreError(
+                f"source {job.slices[0].path}",
+                got="another number of documents",
+                rule="must stay the same while it is tokenized",
+                remedy="Start the command again.",
+            )
+        if fate >= KEPT:
+            yield KeptDocument(SPLITS[fate - KEPT], document)
+
+
+def encode_job(task: EncodeTask) -> Encoded:
+    """Tokenize the kept documents of a job into a shard for each split that gets any."""
+    index = task.job.index
+    tokenizer = _load_tokenizer(task.work.out / TOKENIZER, task.tokenizer)
+    eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
+    empty = 0
+    documents: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    digests: dict[SplitName, bytearray] = {split: bytearray() for split in SPLITS}
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                ShardWriter(task.work.out / f"{split}-{index:05d}.arrow", tokenizer.dtype)
+            )
+            for split in SPLITS
+        }
+        for (split, document), ids in _encode(kept_documents(task.job, task.fields, task.work), tokenizer):
+            if len(ids) == 0:
+                empty += 1
+                continue
+            ended = np.concatenate([ids, eos])
+            writers[split].add(document, ended)
+            digests[split] += document_digest(ended)
+            documents[document.source] += 1
+            tokens[document.source] += len(ended)
+        shards = {split: shard for split in SPLITS if (shard := writers[split].close()) is not None}
+    for split in shards:
+        write_atomically(task.work.digests(split, index), bytes(digests[split]))
+    encoded = Encoded(shards, empty, dict(documents), dict(tokens))
+    encoded.write(task.work.encoded(index))
+    return encoded
+
+
+def document_digest(tokens: TokenArray) -> bytes:
+    """128-bit hash of a document's tokens as little-endian integers of the store's width."""
+    little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False)
+    return hashlib.blake2b(little_endian.tobytes(), digest_size=16, person=b"reptrain.tokens").digest()
+
+
+def _encode(
+    documents: Iterable[KeptDocument], tokenizer: Tokenizer
+) -> Iterator[tuple[KeptDocument, TokenArray]]:
+    iterator = iter(documents)
+    while group := list(itertools.islice(iterator, _ENCODE_DOCUMENTS)):
+        yield from zip(group, tokenizer.encode([kept.document.text for kept in group]), strict=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_tokenizer(path: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer, loaded once in each worker; the fingerprint keeps a replaced file from being missed."""
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.fingerprint == fingerprint
+    return tokenizer

@@ -1,0 +1,153 @@
+"""The sealed description of a token store: what it holds, and from what it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from reptrain.config.fingerprint import fingerprint
+from reptrain.config.schema import Frozen
+from reptrain.errors import StoreError
+from reptrain.files import write_atomically
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+FORMAT = "reptrain-store-1"
+
+SplitName = Literal["train", "select", "report"]
+SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
+Dedup = Literal["none", "exact"]
+
+
+class Options(Frozen):
+    """What was asked of `tokenize`. With a given tokenizer, the settings of its training are null."""
+
+    dedup: Dedup
+    held_out_fraction: float
+    tokenizer: str | None
+    vocab_size: int | None
+    num_sentinels: int | None
+    text_field: str
+    id_field: str
+
+
+class Input(Frozen):
+    """A source file as it was read."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Counts(Frozen):
+    """Documents by what became of them: read = empty + duplicates + kept."""
+
+    read: int
+    empty: int
+    duplicates: int
+    kept: int
+
+
+class SourceCount(Frozen):
+    """What a source gave to all splits together."""
+
+    name: str
+    documents: int
+    tokens: int
+
+
+class Shard(Frozen):
+    """One Arrow IPC file."""
+
+    file: str
+    sha256: str
+    bytes: int
+    documents: int
+    tokens: int
+    text_bytes: int
+
+
+class SplitInfo(Frozen):
+    """The shards of a split, in order, with their totals and the digest of its tokens."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    digest: str
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def of(cls, shards: tuple[Shard, ...], digest: str) -> SplitInfo:
+        """Sum the shards up."""
+        return cls(
+            documents=sum(shard.documents for shard in shards),
+            tokens=sum(shard.tokens for shard in shards),
+            text_bytes=sum(shard.text_bytes for shard in shards),
+            digest=digest,
+            shards=shards,
+        )
+
+
+class Manifest(Frozen):
+    """The store's table of contents, written last: a folder without it is no store.
+
+    `text_bytes` counts UTF-8 before tokenization, for bits per byte. `fingerprint` names the content: it is
+    equal for equal tokens from an equal tokenizer, whatever the paths, the shards and the processes.
+    """
+
+    format: Literal["reptrain-store-1"]
+    fingerprint: str
+    tokenizer: str
+    vocab_size: int
+    eos_id: int
+    dtype: Literal["uint16", "uint32"]
+    options: Options
+    counts: Counts
+    sources: tuple[SourceCount, ...]
+    inputs: tuple[Input, ...]
+    splits: dict[SplitName, SplitInfo]
+
+
+def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -> str:
+    """The fingerprint of a store's content.
+
+    Args:
+        tokenizer: Fingerprint of the tokenizer.
+        splits: Each with the digest of its documents' tokens.
+    """
+    digests = {name: [info.documents, info.tokens, info.digest] for name, info in splits.items()}
+    return fingerprint({"format": FORMAT, "tokenizer": tokenizer, "splits": digests})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Seal a store."""
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a sealed store.
+
+    Raises:
+        StoreError: If there is none, or it is not one of this format.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(
+            f"store {folder}",
+            got=f"{path.name}: {error.strerror}",
+            rule="must be a folder with a manifest",
+            remedy="Make it with `reptrain tokenize`; an interrupted one goes on with the same command.",
+        ) from error
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise StoreError(
+            f"store {folder}",
+            got=f"{'.'.join(map(str, detail['loc'])) or path.name}: {detail['msg']}",
+            rule=f"must have a manifest of the format {FORMAT}",
+            remedy="Make the store anew with `reptrain tokenize`.",
+        ) from error

@@ -1,0 +1,222 @@
+"""A sealed token store, memory-mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.errors import StoreError, TokenizerError
+from reptrain.store.manifest import TOKENIZER, Manifest, SplitInfo, SplitName, read_manifest
+from reptrain.store.shards import ShardReader
+from reptrain.text import Tokenizer
+from reptrain.text.tokenizer import TokenArray
+
+
+class Split:
+    """The documents of one split, addressed by index; shards are mapped when they are first touched.
+
+    Args:
+        name: train, select or report.
+        folder: The store's folder.
+        info: What the manifest says.
+        dtype: Of the tokens.
+    """
+
+    def __init__(self, name: SplitName, folder: Path, info: SplitInfo, dtype: str) -> None:
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.num_documents = info.documents
+        self.num_tokens = info.tokens
+        self.text_bytes = info.text_bytes
+        self._folder = folder
+        self._shards = info.shards
+        self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)])
+        self._readers: list[ShardReader | None] = [None] * len(info.shards)
+
+    def lengths(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Tokens of ``count`` documents from index ``first``, EOS included, int64 [count].
+
+        Raises:
+            IndexError: If there are not so many.
+        """
+        if not 0 <= first <= first + count <= self.num_documents:
+            raise IndexError(f"documents {first} to {first + count} of {self.num_documents}")
+        parts = [np.zeros(0, np.int64)]
+        for shard, start in enumerate(self._first_document[:-1]):
+            low, high = max(first - start, 0), min(first + count - start, self._shards[shard].documents)
+            if low < high:
+                parts.append(self._reader(shard).lengths(low, high - low))
+        return np.concatenate(parts)
+
+    def read(self, doc_D: npt.ArrayLike, offset_D: npt.ArrayLike, length_D: npt.ArrayLike) -> TokenArray:
+        """Pieces of documents, concatenated.
+
+        Args:
+            doc_D: Index of each piece's document.
+            offset_D: First token of the piece within it.
+            length_D: Number of tokens.
+
+        Returns:
+            uint16 or uint32 [sum of length_D].
+
+        Raises:
+            IndexError: If a piece is not within its document.
+        """
+        doc, offset, length = (np.asarray(values, np.int64) for values in (doc_D, offset_D, length_D))
+        if len(doc) and not 0 <= doc.min() <= doc.max() < self.num_documents:
+            raise IndexError(f"documents {doc.min()} to {doc.max()} of {self.num_documents}")
+        out = np.empty(int(length.sum()), self.dtype)
+        ends = np.cumsum(length)
+        shard = np.searchsorted(self._first_document, doc, side="right") - 1
+        for number in np.unique(shard):
+            reader = self._reader(int(number))
+            local = doc - self._first_document[number]
+            batch = np.where(
+                shard == number, np.searchsorted(reader.first_document, local, side="right") - 1, -1
+            )
+            for index in np.unique(batch[batch >= 0]):
+                piece = np.flatnonzero(batch == index)
+                row = local[piece] - reader.first_document[index]
+                offsets = reader.offsets[index]
+                start = offsets[row] + offset[piece]
+                _check(offset[piece], length[piece], offsets[row + 1] - start)
+                target = _ranges(ends[piece] - length[piece], length[piece])
+                out[target] = reader.tokens[index][_ranges(start, length[piece])]
+        return out
+
+    def document_id(self, index: int) -> str:
+        """The id of a document: its own from the source, or ``file:line``."""
+        return self._text("id", index)
+
+    def document_source(self, index: int) -> str:
+        """The name of the source that a document came from."""
+        return self._text("source", index)
+
+    def _text(self, column: str, index: int) -> str:
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
+        return self._reader(shard).text(column, index - int(self._first_document[shard]))
+
+    def _reader(self, shard: int) -> ShardReader:
+        reader = self._readers[shard]
+        if reader is None:
+            info = self._shards[shard]
+            reader = self._readers[shard] = ShardReader(self._folder / info.file, info)
+        return reader
+
+
+class Store:
+    """A sealed token store. `open_store` makes one.
+
+    Args:
+        path: The folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._splits = {
+            name: Split(name, path, info, manifest.dtype) for name, info in manifest.splits.items()
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content: the same text, tokenizer and options give the same, wherever it lies."""
+        return self.manifest.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's number of pieces; every token is below it."""
+        return self.manifest.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends every document."""
+        return self.manifest.eos_id
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the store.
+
+        Raises:
+            TokenizerError: If the file in the store's folder is another one.
+        """
+        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        if tokenizer.fingerprint != self.manifest.tokenizer:
+            raise TokenizerError(
+                f"tokenizer {self.path / TOKENIZER}",
+                got=f"fingerprint {tokenizer.fingerprint}",
+                rule=f"must be the one that made the store, {self.manifest.tokenizer}",
+                remedy="Put it back, or make the store anew.",
+            )
+        return tokenizer
+
+    def split(self, name: str) -> Split:
+        """The documents of `train`, `select` or `report`.
+
+        Raises:
+            StoreError: If there is no such split.
+        """
+        for known, split in self._splits.items():
+            if known == name:
+                return split
+        raise StoreError(
+            "split",
+            got=repr(name),
+            rule=f"must be one of {', '.join(self._splits)}",
+            remedy="`train` is for training, `select` for choosing, `report` for the figure that is told.",
+        )
+
+
+def open_store(path: Path) -> Store:
+    """Open a sealed store: reads the manifest and the sizes of the files, not the data.
+
+    Raises:
+        StoreError: If it is not sealed, or a file is missing or of another size.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    for info in manifest.splits.values():
+        for shard in info.shards:
+            _check_size(path / shard.file, shard.bytes)
+    if not (path / TOKENIZER).is_file():
+        raise _damaged(path / TOKENIZER, "no file")
+    return Store(path, manifest)
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from error
+    if found != size:
+        raise _damaged(path, f"{found} bytes where the manifest says {size}")
+
+
+def _damaged(path: Path, got: str) -> StoreError:
+    return StoreError(
+        f"store file {path}",
+        got=got,
+        rule="must be as it was sealed",
+        remedy="Copy the store anew, or make it anew with `reptrain tokenize`.",
+    )
+
+
+def _check(offset: npt.NDArray[np.int64], length: npt.NDArray[np.int64], left: npt.NDArray[np.int64]) -> None:
+    wrong = (offset < 0) | (length < 0) | (length > left)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise IndexError(f"{length[first]} tokens from {offset[first]}: {left[first]} tokens are left there")
+
+
+def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The ranges [start, start + length), concatenated.
+
+    start [5, 0], length [2, 3]  ->  [5, 6, 0, 1, 2]
+    """
+    before = np.cumsum(length) - length
+    ranges: npt.NDArray[np.int64] = np.arange(int(length.sum())) + np.repeat(start - before, length)
+    return ranges

@@ -1,0 +1,143 @@
+"""Pass 1: hash every document, then decide what becomes of each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.files import write_atomically
+from reptrain.store.jobs import Job
+from reptrain.store.manifest import SPLITS, Dedup
+from reptrain.store.work import Work, write_array
+from reptrain.text.documents import Fields, count_newlines, read_slice
+
+# What becomes of a document; a kept one has KEPT plus the index of its split.
+EMPTY, DUPLICATE, KEPT = 0, 1, 2
+_BUCKET_DOCUMENTS = 1 << 22
+
+
+class ScanTask(NamedTuple):
+    """One job of pass 1."""
+
+    job: Job
+    fields: Fields
+    work: Work
+
+
+class Scan(NamedTuple):
+    """What pass 1 found in a job: documents, UTF-8 bytes of their texts, line ends in each slice."""
+
+    documents: int
+    text_bytes: int
+    newlines: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Scan:
+        """Read a finished job's record."""
+        documents, text_bytes, newlines = json.loads(path.read_text())
+        return cls(documents, text_bytes, tuple(newlines))
+
+
+def scan_job(task: ScanTask) -> Scan:
+    """Hash the documents of a job.
+
+    Writes the sorted table uint64 [3, n] of the n documents with text: the high and the low half of the
+    128-bit content hash, and the document's index in the job. Then the record, which says it is done.
+    """
+    rows: list[tuple[int, int, int]] = []
+    documents = text_bytes = 0
+    for part in task.job.slices:
+        for document in read_slice(part, task.fields):
+            if document.text.strip():
+                content = document.text.encode()
+                digest = hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
+                rows.append((int.from_bytes(digest[:8]), int.from_bytes(digest[8:]), documents))
+                text_bytes += len(content)
+            documents += 1
+    table = np.array(sorted(rows), dtype=np.uint64).reshape(-1, 3).T
+    write_array(task.work.hashes(task.job.index), np.ascontiguousarray(table))
+    newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
+    scan = Scan(documents, text_bytes, newlines)
+    write_atomically(task.work.scan(task.job.index), json.dumps(scan))
+    return scan
+
+
+def _newlines(path: Path, start: int, stop: int) -> int:
+    return count_newlines(path, start, stop) if path.name.lower().endswith(".jsonl") else 0
+
+
+def decide(
+    work: Work, scans: Sequence[Scan], *, dedup: Dedup, held_out_fraction: float
+) -> npt.NDArray[np.int64]:
+    """Write the fate of every document, uint8 [documents] for each job.
+
+    Of documents with equal text the first stays, by (job, index). The split hangs on the text alone, so
+    that equal texts never stand on both sides. Memory is bounded: the hashes are taken range by range.
+
+    Returns:
+        Documents by fate, int64 [KEPT + number of splits].
+    """
+    tables = [np.load(work.hashes(index), mmap_mode="r") for index in range(len(scans))]
+    fates = [_allocate(work.fates(index), scan.documents) for index, scan in enumerate(scans)]
+    num_buckets = 1 + sum(table.shape[1] for table in tables) // _BUCKET_DOCUMENTS
+    edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
+    for low_edge, high_edge in itertools.pairwise(edges):
+        job, index, fate = _decide_bucket(
+            [_between(table, low_edge, high_edge) for table in tables], dedup, held_out_fraction
+        )
+        for number in np.unique(job):
+            mine = job == number
+            fates[number][index[mine]] = fate[mine]
+    counts = np.zeros(KEPT + len(SPLITS), np.int64)
+    for array in fates:
+        counts += np.bincount(array, minlength=len(counts))
+        array.flush()
+    return counts
+
+
+def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """Zeros (EMPTY), memory-mapped.
+
+    They are written first: a later store into a hole of a file would kill the process if the disk is full.
+    """
+    write_array(path, np.zeros(count, np.uint8))
+    array = np.load(path, mmap_mode="r+")
+    assert isinstance(array, np.memmap)
+    return array
+
+
+def _between(table: npt.NDArray[np.uint64], low: int, high: int) -> npt.NDArray[np.uint64]:
+    """The columns of a sorted table whose first row is in [low, high)."""
+    first = int(np.searchsorted(table[0], np.uint64(low)))
+    last = int(np.searchsorted(table[0], np.uint64(high - 1), side="right"))
+    return table[:, first:last]
+
+
+def _decide_bucket(
+    tables: Sequence[npt.NDArray[np.uint64]], dedup: Dedup, held_out_fraction: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Job, index and fate of the documents whose hashes fall into one range."""
+    job = np.repeat(np.arange(len(tables)), [table.shape[1] for table in tables])
+    high, low, index = np.concatenate(tables, axis=1)
+    order = np.lexsort((index, job, low, high))
+    high, low = high[order], low[order]
+    fate = (KEPT + _split_of(low, held_out_fraction)).astype(np.uint8)
+    if dedup == "exact":
+        again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+        fate[1:][again] = DUPLICATE
+    return job[order], index[order].astype(np.int64), fate
+
+
+def _split_of(hash_: npt.NDArray[np.uint64], held_out_fraction: float) -> npt.NDArray[np.int64]:
+    """Index into SPLITS: the lowest hashes are held out, half as `select`, half as `report`."""
+    held_out = int(held_out_fraction * 2**64)
+    is_select = hash_ < np.uint64(held_out // 2)
+    is_train = hash_ >= np.uint64(held_out)
+    return np.where(is_train, 0, np.where(is_select, 1, 2))

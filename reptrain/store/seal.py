@@ -1,0 +1,85 @@
+"""From the jobs' records to the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.store.encode import Encoded
+from reptrain.store.manifest import (
+    FORMAT,
+    SPLITS,
+    Counts,
+    Input,
+    Manifest,
+    Options,
+    SourceCount,
+    SplitInfo,
+    SplitName,
+    content_fingerprint,
+)
+from reptrain.store.scan import DUPLICATE, EMPTY, KEPT
+from reptrain.store.work import Work
+from reptrain.text import Tokenizer
+
+
+def assemble(
+    options: Options,
+    tokenizer: Tokenizer,
+    inputs: Sequence[Input],
+    fates: npt.NDArray[np.int64],
+    encoded: Sequence[Encoded],
+    work: Work,
+) -> Manifest:
+    """The manifest of a finished store.
+
+    Args:
+        options: What was asked.
+        tokenizer: The store's tokenizer.
+        inputs: The files read.
+        fates: Documents by fate, as `decide` counted them.
+        encoded: The records of pass 2, in the order of the jobs.
+        work: Where the digests lie.
+    """
+    splits = {name: _split(name, encoded, work) for name in SPLITS}
+    empty = sum(record.empty for record in encoded)
+    return Manifest(
+        format=FORMAT,
+        fingerprint=content_fingerprint(tokenizer.fingerprint, splits),
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        dtype="uint16" if tokenizer.dtype == np.uint16 else "uint32",
+        options=options,
+        counts=Counts(
+            read=int(fates.sum()),
+            empty=int(fates[EMPTY]) + empty,
+            duplicates=int(fates[DUPLICATE]),
+            kept=int(fates[KEPT:].sum()) - empty,
+        ),
+        sources=_sources(encoded),
+        inputs=tuple(inputs),
+        splits=splits,
+    )
+
+
+def _split(name: SplitName, encoded: Sequence[Encoded], work: Work) -> SplitInfo:
+    digest = hashlib.sha256()
+    for job, record in enumerate(encoded):
+        if name in record.shards:
+            digest.update(work.digests(name, job).read_bytes())
+    shards = tuple(record.shards[name] for record in encoded if name in record.shards)
+    return SplitInfo.of(shards, digest.hexdigest())
+
+
+def _sources(encoded: Sequence[Encoded]) -> tuple[SourceCount, ...]:
+    documents: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for record in encoded:
+        documents.update(record.documents)
+        tokens.update(record.tokens)
+    return tuple(SourceCount(name=name, documents=documents[name], tokens=tokens[name]) for name in documents)

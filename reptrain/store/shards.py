@@ -1,0 +1,157 @@
+"""Arrow IPC files of tokenized documents: the writer and the memory-mapped reader."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reptrain.errors import StoreError
+from reptrain.files import flush_folder
+from reptrain.store.jobs import file_sha256
+from reptrain.store.manifest import Shard
+from reptrain.text import Document
+from reptrain.text.tokenizer import TokenArray, TokenDtype
+
+BATCH_TOKENS = 1 << 22
+
+
+def shard_schema(dtype: TokenDtype) -> pa.Schema:
+    """Columns of a shard: ``tokens`` list<uint16 | uint32>, ``id`` string, ``source`` string."""
+    return pa.schema(
+        [("tokens", pa.list_(pa.from_numpy_dtype(dtype))), ("id", pa.string()), ("source", pa.string())]
+    )
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `close` puts it in place.
+
+    A context manager: left without `close`, it leaves no file. Without documents there is none either.
+
+    Args:
+        path: The shard's final place.
+        dtype: Of the tokens.
+    """
+
+    def __init__(self, path: Path, dtype: TokenDtype) -> None:
+        self._path = path
+        # Named by process, so that what a killed run's last worker still writes disturbs nobody.
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._schema = shard_schema(dtype)
+        self._file: IO[bytes] | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self._pending: list[tuple[Document, TokenArray]] = []
+        self._pending_tokens = 0
+        self._documents = self._tokens = self._text_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, document: Document, tokens: TokenArray) -> None:
+        """Append a document with its tokens, EOS included."""
+        self._pending.append((document, tokens))
+        self._pending_tokens += len(tokens)
+        self._documents += 1
+        self._tokens += len(tokens)
+        self._text_bytes += len(document.text.encode())
+        if self._pending_tokens >= BATCH_TOKENS:
+            self._flush()
+
+    def close(self) -> Shard | None:
+        """Finish the file, flush it to the disk and rename it; None where there was no document."""
+        if self._documents == 0:
+            return None
+        self._flush()
+        assert self._file is not None and self._writer is not None
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest, size = file_sha256(self._temporary), self._temporary.stat().st_size
+        self._temporary.replace(self._path)
+        flush_folder(self._path.parent)
+        return Shard(
+            file=self._path.name,
+            sha256=digest,
+            bytes=size,
+            documents=self._documents,
+            tokens=self._tokens,
+            text_bytes=self._text_bytes,
+        )
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._writer is None:
+            self._file = self._temporary.open("wb")
+            self._writer = pa.ipc.new_file(self._file, self._schema)
+        arrays = [tokens for _, tokens in self._pending]
+        offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+        columns = [
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays))),
+            pa.array([document.id for document, _ in self._pending], pa.string()),
+            pa.array([document.source for document, _ in self._pending], pa.string()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._pending.clear()
+        self._pending_tokens = 0
+
+
+class ShardReader:
+    """One shard, memory-mapped.
+
+    Args:
+        path: The Arrow file.
+        shard: What the manifest says of it.
+
+    Raises:
+        StoreError: If it cannot be read, or holds another number of documents or tokens.
+    """
+
+    def __init__(self, path: Path, shard: Shard) -> None:
+        try:
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            self.batches = [file.get_batch(index) for index in range(file.num_record_batches)]
+            self.tokens = [batch.column("tokens").values.to_numpy() for batch in self.batches]
+            self.offsets = [batch.column("tokens").offsets.to_numpy() for batch in self.batches]
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise _changed(path, str(error).splitlines()[0]) from error
+        self.first_document = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        documents, tokens = int(self.first_document[-1]), sum(map(len, self.tokens))
+        if (documents, tokens) != (shard.documents, shard.tokens):
+            raise _changed(path, f"{documents} documents of {tokens} tokens")
+
+    def lengths(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Tokens of ``count`` documents from ``first``, int64 [count]."""
+        parts = [np.zeros(0, np.int64)]
+        for start, offsets in zip(self.first_document, self.offsets, strict=False):
+            low, high = max(first - start, 0), min(first + count - start, len(offsets) - 1)
+            if low < high:
+                parts.append(np.diff(offsets[low : high + 1]).astype(np.int64))
+        return np.concatenate(parts)
+
+    def text(self, column: str, index: int) -> str:
+        """The value of a string column for one document."""
+        batch = int(np.searchsorted(self.first_document, index, side="right")) - 1
+        return str(self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py())
+
+
+def _changed(path: Path, got: str) -> StoreError:
+    return StoreError(
+        f"shard {path}",
+        got=got,
+        rule="must be as the manifest says",
+        remedy="Run `reptrain store verify`, and make the store anew.",
+    )

@@ -1,0 +1,124 @@
+"""Re-hash and recount a store: are its bytes those that were sealed?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from reptrain.errors import ReptrainError
+from reptrain.store.build import Progress
+from reptrain.store.encode import document_digest
+from reptrain.store.jobs import file_sha256
+from reptrain.store.manifest import (
+    TOKENIZER,
+    Manifest,
+    Shard,
+    SplitInfo,
+    SplitName,
+    content_fingerprint,
+    read_manifest,
+)
+from reptrain.store.shards import ShardReader
+from reptrain.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found."""
+
+    shards: int
+    documents: int
+    tokens: int
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte and count is as sealed."""
+        return not self.problems
+
+
+def verify(path: Path, progress: Progress | None = None) -> VerifyReport:
+    """Read a store in full and hold it against its manifest.
+
+    Checks each shard's hash, counts, ids below the vocabulary's size and EOS at each document's end; the
+    totals; the tokenizer; and the fingerprint, derived anew from the tokens.
+
+    Args:
+        path: The store's folder.
+        progress: Called after each shard with the bytes read.
+
+    Raises:
+        StoreError: If there is no manifest. Everything else is a problem in the report.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    problems = _tokenizer_problems(path, manifest)
+    total = sum(shard.bytes for info in manifest.splits.values() for shard in info.shards)
+    done = 0
+    found: dict[SplitName, SplitInfo] = {}
+    for name, info in manifest.splits.items():
+        digest = hashlib.sha256()
+        for shard in info.shards:
+            problems += _shard_problems(path / shard.file, shard, manifest, digest)
+            done += shard.bytes
+            if progress:
+                progress("verify", done, total)
+        found[name] = SplitInfo.of(info.shards, digest.hexdigest())
+    if not problems:
+        problems = _total_problems(manifest, found)
+    return VerifyReport(
+        shards=sum(len(info.shards) for info in manifest.splits.values()),
+        documents=sum(info.documents for info in found.values()),
+        tokens=sum(info.tokens for info in found.values()),
+        problems=problems,
+    )
+
+
+def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
+    try:
+        tokenizer = Tokenizer.load(path / TOKENIZER)
+    except ReptrainError as error:
+        return [str(error)]
+    sealed = (manifest.tokenizer, manifest.vocab_size, manifest.eos_id)
+    got = (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id)
+    return [] if got == sealed else [f"{TOKENIZER}: (fingerprint, pieces, EOS) {got}, sealed {sealed}"]
+
+
+def _shard_problems(path: Path, shard: Shard, manifest: Manifest, digest: hashlib._Hash) -> list[str]:
+    """What is wrong with one shard; the digests of its documents go into ``digest``."""
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        return [f"{shard.file}: {error.strerror}"]
+    if sha256 != shard.sha256:
+        return [f"{shard.file}: SHA-256 {sha256}, sealed {shard.sha256}"]
+    try:
+        reader = ShardReader(path, shard)
+    except ReptrainError as error:
+        return [str(error)]
+    problems = []
+    for offsets, tokens in zip(reader.offsets, reader.tokens, strict=True):
+        if int(tokens.max()) >= manifest.vocab_size:
+            problems.append(f"{shard.file}: token {int(tokens.max())} of {manifest.vocab_size} pieces")
+        if (tokens[offsets[1:] - 1] != manifest.eos_id).any():
+            problems.append(f"{shard.file}: a document does not end with EOS")
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            digest.update(document_digest(tokens[start:stop]))
+    return problems
+
+
+def _total_problems(manifest: Manifest, found: dict[SplitName, SplitInfo]) -> list[str]:
+    problems = [
+        f"split {name}: totals or digest differ from those of its shards"
+        for name, info in manifest.splits.items()
+        if info != found[name]
+    ]
+    fingerprint = content_fingerprint(manifest.tokenizer, found)
+    if fingerprint != manifest.fingerprint:
+        problems.append(f"fingerprint {manifest.fingerprint}, of the content {fingerprint}")
+    kept = sum(info.documents for info in found.values())
+    counts = manifest.counts
+    if counts.kept != kept or counts.read != counts.empty + counts.duplicates + kept:
+        problems.append(f"counts {counts} do not add up to {kept} documents")
+    return problems

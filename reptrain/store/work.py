@@ -1,0 +1,86 @@
+"""Work in progress: the folder that lets a killed `tokenize` go on."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.files import write_atomically
+from reptrain.store.manifest import SplitName
+
+WORK = ".work"
+LOCK = "lock"
+
+
+class Work(NamedTuple):
+    """Names of the files of work in progress. A job's record is written last: if it is there, it is done."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all of them, inside the store's."""
+        return self.out / WORK
+
+    def scan(self, job: int) -> Path:
+        """Record of a job of pass 1."""
+        return self.folder / f"scan-{job:05d}.json"
+
+    def hashes(self, job: int) -> Path:
+        """Sorted content hashes of a job."""
+        return self.folder / f"hashes-{job:05d}.npy"
+
+    def fates(self, job: int) -> Path:
+        """What becomes of each document of a job."""
+        return self.folder / f"fates-{job:05d}.npy"
+
+    def encoded(self, job: int) -> Path:
+        """Record of a job of pass 2."""
+        return self.folder / f"encoded-{job:05d}.json"
+
+    def digests(self, split: SplitName, job: int) -> Path:
+        """Digests of the documents that a job gave to a split, 16 bytes each."""
+        return self.folder / f"digests-{split}-{job:05d}.bin"
+
+
+def open_work(out: Path, fingerprint: str) -> Work:
+    """The work folder for a plan; what another plan left there is removed.
+
+    Args:
+        out: The store's folder, locked and without a manifest.
+        fingerprint: Of the sources and options.
+    """
+    work = Work(out)
+    plan = work.folder / "plan.json"
+    content = json.dumps({"fingerprint": fingerprint})
+    if not plan.exists() or plan.read_text() != content:
+        _clear(out)
+        write_atomically(plan, content)
+    for temporary in [*out.glob(".*.arrow.*"), *out.glob(".*.model.*"), *work.folder.glob(".*.*.*")]:
+        temporary.unlink(missing_ok=True)
+    return work
+
+
+def _clear(out: Path) -> None:
+    """Remove what an unsealed store's folder holds, but for the lock."""
+    for path in [*out.glob("*.arrow"), *out.glob("*.model"), *(out / WORK).iterdir()]:
+        if path.name != LOCK:
+            path.unlink()
+
+
+def finish(out: Path) -> None:
+    """Remove the work folder of a sealed store."""
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write a .npy file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
