@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 
 from reptrain.config.load import dump_yaml
+from reptrain.files import write_atomically
 from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLOURS
 from reptrain.report.table import ArmLine, arm_lines
-from reptrain.runs.files import write_whole
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.folder import config_path, report_path, run_path
 from reptrain.study.grid import arms
@@ -45,7 +45,7 @@ def build_report(study: StudyConfig, out: Path) -> Path:
     """
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, [render(study, collect(study, out), out)])
+    write_atomically(page, render(study, collect(study, out), out))
     return page
 
 
@@ -99,7 +99,7 @@ def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
         run = run_path(out, row.arm)
         lines.append(["reptrain train", config_path(out, row.arm), "--out", run])
         lines.append(["reptrain audit", run])
-    lines.append(["reptrain study report", out / "study.yaml", "--out", out])
+    lines.append(["reptrain study report", out])
     return [" ".join([str(line[0]), *(shlex.quote(str(part)) for part in line[1:])]) for line in lines]
 
 

@@ -14,7 +14,7 @@ from reptrain_launcher.process import Ended, run_process
 
 from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
-from reptrain.runs.files import write_whole
+from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
 from reptrain.store import Store
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
@@ -93,7 +93,7 @@ def _run_arm(
         tell(last)
         return last
     config = config_path(out, arm.name)
-    write_whole(config, [dump_yaml(arm.config.model_dump(mode="json"))])
+    write_atomically(config, dump_yaml(arm.config.model_dump(mode="json")))
     tell(event)
     started = time.monotonic()
 

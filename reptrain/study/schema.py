@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
 from reptrain.config.schema import Frozen, Seed
 from reptrain.errors import ConfigError, StudyError
-from reptrain.runs.files import write_whole
+from reptrain.files import write_atomically
 
 
 def flatten(value: Any) -> Any:
@@ -109,7 +109,7 @@ def demo_study(overrides: Sequence[str] = ()) -> StudyConfig:
 def save_study(study: StudyConfig, out: Path) -> None:
     """Write ``out/study.yaml``, from which `open_study` rebuilds the study without its source file."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "study.yaml", [dump_yaml(study.model_dump(mode="json"))])
+    write_atomically(out / "study.yaml", dump_yaml(study.model_dump(mode="json")))
 
 
 def open_study(out: Path) -> StudyConfig:
