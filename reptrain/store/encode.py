@@ -25,7 +25,7 @@ from reptrain.text import Document, Tokenizer
 from reptrain.text.documents import Fields, read_slice
 from reptrain.text.tokenizer import TokenArray
 
-_ENCODE_DOCUMENTS = 256
+_ENCODE_CHARACTERS = 1 << 20
 
 
 class EncodeTask(NamedTuple):
@@ -70,7 +70,7 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
     Raises:
         StoreError: If the source is not what pass 1 read.
     """
-    fates = np.load(work.fates(job.index), mmap_mode="r")
+    fates = np.load(work.fates(job.index)).tolist()
     documents = (document for part in job.slices for document in read_slice(part, fields))
     for document, fate in itertools.zip_longest(documents, fates):
         if document is None or fate is None:
@@ -126,9 +126,22 @@ def document_digest(tokens: TokenArray) -> bytes:
 def _encode(
     documents: Iterable[KeptDocument], tokenizer: Tokenizer
 ) -> Iterator[tuple[KeptDocument, TokenArray]]:
-    iterator = iter(documents)
-    while group := list(itertools.islice(iterator, _ENCODE_DOCUMENTS)):
+    for group in _groups(documents):
         yield from zip(group, tokenizer.encode([kept.document.text for kept in group]), strict=True)
+
+
+def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
+    """Groups of about equal length, so that memory stays flat."""
+    group: list[KeptDocument] = []
+    characters = 0
+    for kept in documents:
+        group.append(kept)
+        characters += len(kept.document.text)
+        if characters >= _ENCODE_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 @functools.lru_cache(maxsize=1)

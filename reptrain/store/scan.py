@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,22 +52,27 @@ def scan_job(task: ScanTask) -> Scan:
     Writes the sorted table uint64 [3, n] of the n documents with text: the high and the low half of the
     128-bit content hash, and the document's index in the job. Then the record, which says it is done.
     """
-    rows: list[tuple[int, int, int]] = []
+    digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
     for part in task.job.slices:
         for document in read_slice(part, task.fields):
             if document.text.strip():
                 content = document.text.encode()
-                digest = hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
-                rows.append((int.from_bytes(digest[:8]), int.from_bytes(digest[8:]), documents))
+                digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
+                indices.append(documents)
                 text_bytes += len(content)
             documents += 1
-    table = np.array(sorted(rows), dtype=np.uint64).reshape(-1, 3).T
-    write_array(task.work.hashes(task.job.index), np.ascontiguousarray(table))
+    write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
     scan = Scan(documents, text_bytes, newlines)
     write_atomically(task.work.scan(task.job.index), json.dumps(scan))
     return scan
+
+
+def _sorted_table(digests: bytes, indices: array[int]) -> npt.NDArray[np.uint64]:
+    high, low = np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2).T
+    index = np.frombuffer(indices, np.uint64)
+    return np.stack([high, low, index])[:, np.lexsort((index, low, high))]
 
 
 def _newlines(path: Path, start: int, stop: int) -> int:
@@ -89,16 +95,16 @@ def decide(
     num_buckets = 1 + sum(table.shape[1] for table in tables) // _BUCKET_DOCUMENTS
     edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
     for low_edge, high_edge in itertools.pairwise(edges):
-        job, index, fate = _decide_bucket(
+        job, index, decided = _decide_bucket(
             [_between(table, low_edge, high_edge) for table in tables], dedup, held_out_fraction
         )
         for number in np.unique(job):
             mine = job == number
-            fates[number][index[mine]] = fate[mine]
+            fates[number][index[mine]] = decided[mine]
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
-    for array in fates:
-        counts += np.bincount(array, minlength=len(counts))
-        array.flush()
+    for fate in fates:
+        counts += np.bincount(fate, minlength=len(counts))
+        fate.flush()
     return counts
 
 
@@ -108,9 +114,9 @@ def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     They are written first: a later store into a hole of a file would kill the process if the disk is full.
     """
     write_array(path, np.zeros(count, np.uint8))
-    array = np.load(path, mmap_mode="r+")
-    assert isinstance(array, np.memmap)
-    return array
+    fates = np.load(path, mmap_mode="r+")
+    assert isinstance(fates, np.memmap)
+    return fates
 
 
 def _between(table: npt.NDArray[np.uint64], low: int, high: int) -> npt.NDArray[np.uint64]:

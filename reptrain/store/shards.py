@@ -55,9 +55,10 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Unlinked first: on a full disk, closing fails once more.
+        self._temporary.unlink(missing_ok=True)
         if self._file is not None:
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
 
     def add(self, document: Document, tokens: TokenArray) -> None:
         """Append a document with its tokens, EOS included."""

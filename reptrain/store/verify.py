@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def verify(path: Path, progress: Progress | None = None) -> VerifyReport:
     for name, info in manifest.splits.items():
         digest = hashlib.sha256()
         for shard in info.shards:
-            problems += _shard_problems(path / shard.file, shard, manifest, digest)
+            problems += _shard_problems(path / shard.file, shard, manifest, digest.update)
             done += shard.bytes
             if progress:
                 progress("verify", done, total)
@@ -85,8 +87,10 @@ def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
     return [] if got == sealed else [f"{TOKENIZER}: (fingerprint, pieces, EOS) {got}, sealed {sealed}"]
 
 
-def _shard_problems(path: Path, shard: Shard, manifest: Manifest, digest: hashlib._Hash) -> list[str]:
-    """What is wrong with one shard; the digests of its documents go into ``digest``."""
+def _shard_problems(
+    path: Path, shard: Shard, manifest: Manifest, add_digest: Callable[[bytes], None]
+) -> list[str]:
+    """What is wrong with one shard; the digests of its documents go to ``add_digest``."""
     try:
         sha256 = file_sha256(path)
     except OSError as error:
@@ -103,8 +107,8 @@ def _shard_problems(path: Path, shard: Shard, manifest: Manifest, digest: hashli
             problems.append(f"{shard.file}: token {int(tokens.max())} of {manifest.vocab_size} pieces")
         if (tokens[offsets[1:] - 1] != manifest.eos_id).any():
             problems.append(f"{shard.file}: a document does not end with EOS")
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
-            digest.update(document_digest(tokens[start:stop]))
+        for start, stop in itertools.pairwise(offsets):
+            add_digest(document_digest(tokens[start:stop]))
     return problems
 
 

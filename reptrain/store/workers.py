@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,7 +37,7 @@ def run_all(
         return
     # Spawned, not forked: the caller may hold threads and locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         futures = {pool.submit(function, argument): argument for argument in arguments}
         for future in as_completed(futures):
@@ -52,13 +53,15 @@ def run_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Leave when the parent is killed: a worker would wait for its next job for ever."""
+def _start_worker() -> None:
+    """End with the parent: when it is killed, a worker would wait for its next job for ever."""
+    # Ctrl-C reaches every process of the terminal; the parent says what there is to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

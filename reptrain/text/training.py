@@ -25,7 +25,8 @@ def train_tokenizer(
     """Train a unigram model (Kudo 2018) and write it; the same texts give the same bytes.
 
     The text is taken as it is (no normalization, no prefix space), so that decoding gives back what was
-    encoded, but for rare characters, which become unk. A line end is a piece of its own.
+    encoded, but for rare characters, which become unk, and ▁, which becomes a space. A line end is a piece
+    of its own.
 
     Args:
         texts: Documents, read once.
