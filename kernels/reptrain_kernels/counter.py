@@ -41,23 +41,29 @@ def _signed(value: int, num_bits: int) -> int:
     return (value + half) % (1 << num_bits) - half
 
 
-def _shift_right(x: Tensor, num_bits: int, width: int) -> Tensor:
-    """Logical right shift of integers of ``width`` bits."""
-    return (x >> num_bits) & ((1 << (width - num_bits)) - 1)
+def _xor_shift_(x: Tensor, num_bits: int, scratch: Tensor) -> Tensor:
+    """``x ^= x >> num_bits`` with a logical shift."""
+    width = 8 * x.element_size()
+    return x.bitwise_xor_(
+        scratch.copy_(x).bitwise_right_shift_(num_bits).bitwise_and_(2 ** (width - num_bits) - 1)
+    )
 
 
-def mix32(x: Tensor) -> Tensor:
-    """lowbias32: a bijection of 32-bit words (int32 in and out) in which each bit depends on every bit."""
-    x = (x ^ _shift_right(x, 16, 32)) * _signed(_MIX32[0], 32)
-    x = (x ^ _shift_right(x, 15, 32)) * _signed(_MIX32[1], 32)
-    return x ^ _shift_right(x, 16, 32)
+# In place, because eager mode spends most of its time on fresh memory: 9 ms instead of 18 for 2**20 words.
+def mix32_(x: Tensor) -> Tensor:
+    """lowbias32, in place: a bijection of 32-bit words (int32) in which each bit depends on every bit."""
+    scratch = torch.empty_like(x)
+    _xor_shift_(x, 16, scratch).mul_(_signed(_MIX32[0], 32))
+    _xor_shift_(x, 15, scratch).mul_(_signed(_MIX32[1], 32))
+    return _xor_shift_(x, 16, scratch)
 
 
-def mix64(x: Tensor) -> Tensor:
-    """SplitMix64's output function: a bijection of 64-bit words (int64 in and out)."""
-    x = (x ^ _shift_right(x, 30, 64)) * _signed(_MIX64[0], 64)
-    x = (x ^ _shift_right(x, 27, 64)) * _signed(_MIX64[1], 64)
-    return x ^ _shift_right(x, 31, 64)
+def mix64_(x: Tensor) -> Tensor:
+    """SplitMix64's output function, in place: a bijection of 64-bit words (int64)."""
+    scratch = torch.empty_like(x)
+    _xor_shift_(x, 30, scratch).mul_(_signed(_MIX64[0], 64))
+    _xor_shift_(x, 27, scratch).mul_(_signed(_MIX64[1], 64))
+    return _xor_shift_(x, 31, scratch)
 
 
 def fold(key: Tensor, word: Tensor | int) -> Tensor:
@@ -71,8 +77,8 @@ def fold(key: Tensor, word: Tensor | int) -> Tensor:
         int64, of the broadcast shape.
     """
     if isinstance(word, int):
-        return mix64(key + _signed(_GAMMA * (word + 1), 64))
-    return mix64(key + _signed(_GAMMA, 64) * (word + 1))
+        return mix64_(key + _signed(_GAMMA * (word + 1), 64))
+    return mix64_(key + _signed(_GAMMA, 64) * (word + 1))
 
 
 def fold_int(key: int, word: int) -> int:
@@ -113,7 +119,7 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
     line_key = fold(key[..., None], position_P)[..., None]
     unit_U = torch.arange(num_units, dtype=torch.int32, device=key.device)
     low, high = line_key.to(torch.int32), (line_key >> 32).to(torch.int32)
-    return mix32(mix32(unit_U ^ low) ^ high)
+    return mix32_(mix32_(unit_U ^ low).bitwise_xor_(high))
 
 
 def threshold_and_scale(rate: float) -> tuple[int, float]:

@@ -1,0 +1,205 @@
+"""Dropout by counter: its layout, its algebra, its implementations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ahead_of_time import local_bytes
+from reptrain_kernels import counter
+from reptrain_kernels.implementation import choose_implementation
+
+MASK32, MASK64 = 2**32 - 1, 2**64 - 1
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def scalar_mix32(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x7FEB352D & MASK32
+    x = (x ^ (x >> 15)) * 0x846CA68B & MASK32
+    return x ^ (x >> 16)
+
+
+def scalar_word(key: int, position: int, unit: int) -> int:
+    """The written layout, one unit at a time, in Python's own integers."""
+    line_key = counter.fold_int(key, position)
+    return scalar_mix32(scalar_mix32(unit ^ (line_key & MASK32)) ^ (line_key >> 32))
+
+
+def keys(num_rows: int = 4) -> torch.Tensor:
+    return counter.row_keys(11, 5, torch.arange(num_rows))
+
+
+def test_fold_int_gives_the_published_stream_of_splitmix64() -> None:
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [counter.fold_int(0, word) for word in range(3)] == expected
+    assert counter.fold_int(1234567, 0) == 6457827717110365317
+
+
+@pytest.mark.parametrize("word", [0, 1, 2**31, 2**40 + 3, 2**63 - 2])
+def test_fold_of_tensors_equals_fold_of_ints(word: int) -> None:
+    for key in (0, 1, 2**63 - 1, 2**64 - 5):
+        key_tensor = torch.tensor([key - 2**64 if key >= 2**63 else key])
+        for folded in (counter.fold(key_tensor, word), counter.fold(key_tensor, torch.tensor([word]))):
+            assert folded.item() & MASK64 == counter.fold_int(key, word)
+
+
+def test_random_words_follow_the_written_layout() -> None:
+    key = keys(3)
+    words = counter.random_words(key, 5, 7)
+    for row in range(3):
+        row_key = counter.fold_int(counter.fold_int(counter.fold_int(0, 11), 5), row)
+        for position in range(5):
+            for unit in range(7):
+                expected = scalar_word(row_key, position, unit)
+                assert words[row, position, unit].item() & MASK32 == expected
+
+
+def test_random_words_stay_the_same_in_all_versions() -> None:
+    words = counter.random_words(counter.row_keys(0, 0, torch.tensor([0])), 1, 4)
+    assert [word & MASK32 for word in words.flatten().tolist()] == [
+        0x5CF1B9B6,
+        0xAD8EA7B0,
+        0x3F0CFF0F,
+        0x4BE11656,
+    ]
+
+
+def test_random_words_do_not_depend_on_the_sizes_asked() -> None:
+    key = keys(6)
+    words = counter.random_words(key, 9, 33)
+    assert torch.equal(counter.random_words(key[2:4], 4, 8), words[2:4, :4, :8])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_dropout_scales_what_it_keeps(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 8, 32, dtype=dtype)
+    y = counter.dropout(x, keys(), 0.2)
+    assert y.dtype == dtype
+    kept = y != 0
+    assert 0 < kept.sum() < kept.numel()
+    torch.testing.assert_close(y[kept], (x * 1.25)[kept])
+
+
+def test_dropout_of_rate_zero_is_the_identity() -> None:
+    x = torch.randn(4, 8, 32)
+    assert torch.equal(counter.dropout(x, keys(), 0.0), x)
+
+
+def test_dropout_drops_infinities() -> None:
+    y = counter.dropout(torch.full((4, 8, 32), torch.inf), keys(), 0.5)
+    assert set(y.unique().tolist()) == {0.0, torch.inf}
+
+
+def test_dropout_gradient_has_the_same_mask_and_stores_none() -> None:
+    x = torch.randn(4, 8, 32, requires_grad=True)
+    stored: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t):
+        y = counter.dropout(x, keys(), 0.3)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    assert torch.equal(x.grad, counter.dropout(grad, keys(), 0.3))
+    assert sum(tensor.numel() for tensor in stored) == 4
+
+
+def test_dropout_passes_gradcheck_twice() -> None:
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: counter.dropout(x, keys(2), 0.4), x)
+    assert torch.autograd.gradgradcheck(lambda x: counter.dropout(x, keys(2), 0.4), x)
+
+
+@pytest.mark.parametrize(("backend", "rates"), [("inductor", [0.1]), ("aot_eager", [0.1, 0.5, 0.7])])
+def test_dropout_compiled_equals_eager(backend: str, rates: list[float]) -> None:
+    def model(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
+        return counter.dropout(x * 2, key, rate)
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for rate in rates:
+        x, grad = torch.randn(4, 9, 37, requires_grad=True), torch.randn(4, 9, 37)
+        y, expected = compiled(x, keys(), rate), model(x, keys(), rate)
+        assert torch.equal(y, expected)
+        assert torch.equal(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(expected, x, grad)[0])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_dropout_refuses_a_rate_outside_its_range(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate: must be in"):
+        counter.dropout(torch.ones(4, 2, 2), keys(), rate)
+
+
+def test_dropout_refuses_keys_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="key: must be int64 of shape"):
+        counter.dropout(torch.ones(3, 2, 2), keys(4), 0.1)
+    with pytest.raises(ValueError, match="key: must be int64"):
+        counter.dropout(torch.ones(4, 2, 2), keys(4).int(), 0.1)
+
+
+def test_choose_implementation_goes_by_the_device_unless_asked() -> None:
+    assert choose_implementation(torch.device("cpu")) == "torch"
+    assert choose_implementation(torch.device("cuda")) == "triton"
+    assert choose_implementation(torch.device("cuda"), "torch") == "torch"
+    with pytest.raises(ValueError, match="impl: must be one of"):
+        choose_implementation(torch.device("cpu"), "cuda")  # type: ignore[arg-type]
+
+
+def test_dropout_in_triton_equals_torch_under_the_interpreter() -> None:
+    script = Path(__file__).with_name("counter_interpreted.py")
+    result = subprocess.run(
+        [sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_dropout_kernel_compiles_without_spills(capability: int, dtype: str, tmp_path: Path) -> None:
+    from reptrain_kernels import counter_triton
+
+    signature = {"x_ptr": f"*{dtype}", "key_ptr": "*i64", "y_ptr": f"*{dtype}", "scale": "fp32"}
+    signature |= dict.fromkeys(("num_lines", "num_positions", "num_units", "threshold"), "i32")
+    constants = {
+        "BLOCK_LINES": counter_triton.BLOCK_LINES,
+        "BLOCK_UNITS": counter_triton.BLOCK_UNITS,
+    }
+    kernel = counter_triton.dropout_kernel
+    assert local_bytes(kernel, signature, constants, capability=capability, folder=tmp_path) == 0
+
+
+def test_dropout_kernel_takes_the_rate_at_run_time() -> None:
+    from reptrain_kernels import counter_triton
+
+    at_run_time = {p.name for p in counter_triton.dropout_kernel.params if p.do_not_specialize}
+    assert {"threshold", "scale"} <= at_run_time
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (4, 129, 1000), (2, 4, 65, 65)])
+def test_dropout_on_a_gpu_equals_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape).to(dtype)
+    key = torch.randint(-(2**63), 2**63 - 1, shape[:-2])
+    expected = counter.dropout(x, key, 0.3, impl="torch")
+    for impl in ("torch", "triton"):
+        assert torch.equal(counter.dropout(x.cuda(), key.cuda(), 0.3, impl=impl).cpu(), expected)
+
+
+@pytest.mark.gpu
+@CUDA
+def test_dropout_on_a_gpu_keeps_its_mask_when_compiled() -> None:
+    x, key = torch.randn(4, 33, 130, device="cuda"), keys().cuda()
+    compiled = torch.compile(lambda x, key: counter.dropout(x * 2, key, 0.4), fullgraph=True)
+    assert torch.equal(compiled(x, key), counter.dropout(x * 2, key, 0.4))
+
+
+@pytest.mark.gpu
+@CUDA
+def test_dropout_on_a_gpu_reaches_beyond_32_bit_offsets() -> None:
+    num_lines = 2**31 // 1024 + 3
+    x, key = torch.ones(1, num_lines, 1024, device="cuda", dtype=torch.float16), keys(1).cuda()
+    y = counter.dropout(x, key, 0.5, impl="triton")
+    expected = counter.random_words(key, num_lines, 1)[0, -5:, 0] >= 0
+    assert torch.equal(y[0, -5:, 0] != 0, expected)
