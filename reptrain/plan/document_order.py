@@ -79,7 +79,8 @@ def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentO
 def _load(path: Path, split: Split) -> DocumentOrder | None:
     """The order in a file, or None where there is no whole one."""
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        # A plain view: slicing a memmap costs more than the search in it.
+        table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError):
         return None
     fits = table.dtype == np.int64 and table.shape == (2, split.num_documents + 1)

@@ -205,13 +205,14 @@ class _Recount:
         self.problem(f"step {record.step} was not applied, and its windows were not tried again", record)
 
     def _wrong_digest(self, record: LedgerRecord, derived: str, start: int, length: int) -> None:
-        names = self._subset.documents(start, length)
+        # The sum over several windows does not tell which of them is wrong.
+        alone = record.windows == 1
         last = record.first_index + record.windows - 1
         self.problem(
             f"digest {record.digest} in the ledger, {derived} from the store,"
             f" for global indices {record.first_index} to {last}: the model saw other tokens",
             record,
-            document=names[0] if record.windows == 1 else None,
+            document=self._subset.documents(start, length)[0] if alone else None,
         )
 
     def _check_exposures(self) -> None:
