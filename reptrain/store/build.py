@@ -27,7 +27,7 @@ from reptrain.store.manifest import (
 from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
 from reptrain.store.work import Work, finish, open_work
-from reptrain.store.workers import run_all
+from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
 
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     jobs: list[Job]
     options: Options
     tokenizer: Tokenizer | None
-    processes: int
+    workers: Workers
     progress: Progress
 
     @property
@@ -108,9 +108,9 @@ def tokenize(
         id_field=id_field,
     )
     _check_numbers(held_out_fraction, processes)
-    with as_store_errors(out):
+    with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
-        plan = Plan(files, plan_jobs(files), options, given, processes, progress or _silent)
+        plan = Plan(files, plan_jobs(files), options, given, workers, progress or _silent)
         manifest = _open_or_build(plan, out)
         finish(out)
     return manifest
@@ -153,7 +153,7 @@ def _build(plan: Plan, out: Path) -> Manifest:
 def _hash_inputs(plan: Plan) -> list[Input]:
     hashes: dict[SourceFile, str] = {}
     done, total = 0, sum(file.size for file in plan.files)
-    for file, digest in run_all(_hash_file, plan.files, processes=plan.processes):
+    for file, digest in plan.workers.run(_hash_file, plan.files):
         hashes[file] = digest
         done += file.size
         plan.progress("hash", done, total)
@@ -183,7 +183,7 @@ def _go_on(
     left = [task for task in tasks if task.job.index not in results]
     done = total - sum(task.job.size for task in left)
     plan.progress(stage, done, total)
-    for task, result in run_all(function, left, processes=plan.processes):
+    for task, result in plan.workers.run(function, left):
         results[task.job.index] = result
         done += task.job.size
         plan.progress(stage, done, total)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from reptrain.errors import StoreError
 
@@ -18,39 +18,59 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-def run_all(
-    function: Callable[[Argument], Result], arguments: Sequence[Argument], *, processes: int
-) -> Iterator[tuple[Argument, Result]]:
-    """Call ``function`` on each argument, in any order, and yield each pair as it is done.
+class Workers:
+    """Runs independent jobs; the processes start with the first jobs that need them and serve all stages.
+
+    A context manager: leaving it ends the processes.
 
     Args:
-        function: A module's function, so that it can be sent to another process.
-        arguments: One for each job.
-        processes: 1 works in this process.
-
-    Raises:
-        StoreError: If a worker was killed. What ``function`` raises is raised here.
+        processes: How many; 1 works in this process.
     """
-    processes = min(processes, len(arguments))
-    if processes <= 1:
-        yield from ((argument, function(argument)) for argument in arguments)
-        return
-    # Spawned, not forked: the caller may hold threads and locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-    try:
-        futures = {pool.submit(function, argument): argument for argument in arguments}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise StoreError(
-            "processes",
-            got=f"one of {processes} ended",
-            rule="must all live until the work is done",
-            remedy="Look for a lack of memory; the same command goes on where it stopped.",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self, function: Callable[[Argument], Result], arguments: Sequence[Argument]
+    ) -> Iterator[tuple[Argument, Result]]:
+        """Call ``function`` on each argument, in any order, and yield each pair as it is done.
+
+        Args:
+            function: A module's function, so that it can be sent to another process.
+            arguments: One for each job.
+
+        Raises:
+            StoreError: If a worker was killed. What ``function`` raises is raised here.
+        """
+        if min(self._processes, len(arguments)) <= 1:
+            yield from ((argument, function(argument)) for argument in arguments)
+            return
+        try:
+            futures = {self._start().submit(function, argument): argument for argument in arguments}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise StoreError(
+                "processes",
+                got=f"one of {self._processes} ended",
+                rule="must all live until the work is done",
+                remedy="Look for a lack of memory; the same command goes on where it stopped.",
+            ) from error
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Spawned, not forked: the caller may hold threads and locks.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start_worker)
+        return self._pool
 
 
 def _start_worker() -> None:
