@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from reptrain.config.schema import Frozen
+from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.study.folder import is_run_of, run_path
@@ -20,7 +20,7 @@ RowState = Literal["waiting", "created", "running", "done", "failed", "preempted
 SetName = Literal["probe", "select", "report"]
 
 
-class Curve(Frozen):
+class Curve(FrozenRecord):
     """Loss on one set over the run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Curve(Frozen):
         return self.nats[-1] if self.nats else None
 
 
-class ArmRow(Frozen):
+class ArmRow(FrozenRecord):
     """One arm of a study as measured. None: not known (yet). Losses are nats per token, without dropout.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reptrain.config.schema import Frozen
+from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.study.collect import RowState
 from reptrain.study.folder import is_run_of, run_path
@@ -13,7 +13,7 @@ from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig
 
 
-class ArmStatus(Frozen):
+class ArmStatus(FrozenRecord):
     """Where one arm stands.
 
     Attributes:

@@ -1,0 +1,104 @@
+"""Writes the run folders that a training process leaves, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from reptrain.config import RunConfig, config_fingerprint
+from reptrain.plan.epochs import plan_epochs
+from reptrain.runs.folder import RunFolder, State
+from reptrain.runs.metrics import TrainRecord, ValidRecord
+from reptrain.runs.run_plan import RunPlan
+
+STORE_FINGERPRINT = "5" * 32
+LOSSES = {"probe": [8.0, 5.0, 2.0], "select": [8.0, 6.0, 7.0], "report": [8.1, 6.2, 7.4]}
+
+
+class FakeStore:
+    """What a study asks of a store."""
+
+    fingerprint = STORE_FINGERPRINT
+    num_tokens = 2**20
+
+    def split(self, name: str) -> FakeStore:
+        assert name == "train"
+        return self
+
+
+def run_plan(config: RunConfig) -> RunPlan:
+    """The plan of a run on `FakeStore`."""
+    unique = config.data.unique_tokens or FakeStore.num_tokens
+    data = config.data
+    epochs = plan_epochs(
+        unique_tokens=unique,
+        window_tokens=data.window_tokens,
+        budget=config.train.total_tokens,
+        order=data.order,
+        cut=data.cut,
+        seed=config.seed,
+    )
+    return RunPlan(
+        store=data.store,
+        store_fingerprint=STORE_FINGERPRINT,
+        subset_fingerprint=f"{unique:032x}",
+        config_fingerprint=config_fingerprint(config),
+        unique_tokens=unique,
+        window_tokens=data.window_tokens,
+        windows_per_epoch=epochs.windows_per_epoch,
+        total_windows=epochs.total_windows,
+        epochs=str(epochs.epochs),
+        order=data.order,
+        cut=data.cut,
+        seed=config.seed,
+        subset_seed=data.subset_seed,
+        batch_windows=config.train.batch_windows,
+    )
+
+
+def write_run(
+    config: RunConfig,
+    path: Path,
+    *,
+    state: State = "done",
+    reason: str | None = None,
+    losses: Mapping[str, Sequence[float]] = LOSSES,
+    exact: bool | None = None,
+) -> RunFolder:
+    """A run folder with evaluations at equal distances from the start to the end.
+
+    Args:
+        config: Of the run.
+        path: The folder.
+        state: Of the run.
+        reason: Of the state.
+        losses: Nats per token by set, one for each evaluation.
+        exact: What `audit.json` says; None writes none.
+    """
+    folder = RunFolder.create_or_open(
+        path, config, run_plan(config), {"python": "3.11.7", "cpu": "a <fast> one"}
+    )
+    unique = folder.plan.unique_tokens
+    total = round(config.train.total_tokens.epochs_over(unique) * unique)
+    for name, nats in losses.items():
+        for place, value in enumerate(nats):
+            tokens = total * place // (len(nats) - 1)
+            folder.metrics.append(
+                ValidRecord(
+                    step=place, tokens=tokens, epoch=tokens / unique, set=name, nats=value,
+                    accuracy=0.1, scored_tokens=100,
+                )
+            )  # fmt: skip
+    for step, speed in enumerate([10.0, 1000.0, 1200.0]):
+        folder.metrics.append(
+            TrainRecord(
+                step=step, tokens=total * (step + 1) // 3, epoch=1.0, loss_nats=5.0, lr=1e-3, grad_norm=1.0,
+                step_ms=1.0, tokens_per_s=speed, tokens_per_s_per_device=speed,
+            )
+        )  # fmt: skip
+    folder.set_status(state, reason, step=3)
+    if exact is not None:
+        times = total // unique
+        (path / "audit.json").write_text(json.dumps({"exact": exact, "exposures": {str(times): unique}}))
+    return folder

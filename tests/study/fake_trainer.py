@@ -1,0 +1,39 @@
+"""Stands in for ``reptrain train CONFIG --out RUN``: what it does depends on the configured seed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from run_folders import write_run
+
+from reptrain.config import load_run_config
+
+FAILS, WAITS, LIES = 13, 17, 19
+
+
+def main() -> int:
+    path, option, run = sys.argv[1:]
+    assert option == "--out"
+    config = load_run_config(Path(path))
+    with Path(run).parent.parent.joinpath("started.txt").open("a") as file:
+        file.write(f"{config.name}\n")
+    if config.seed == FAILS:
+        print("train.lr: must be nice, but got this.", file=sys.stderr)
+        return 2
+    if config.seed == WAITS:
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+        write_run(config, Path(run), state="running")
+        while not stopped:
+            time.sleep(0.02)
+        write_run(config, Path(run), state="preempted")
+        return 3
+    write_run(config, Path(run), state="running" if config.seed == LIES else "done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

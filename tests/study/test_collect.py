@@ -1,0 +1,127 @@
+"""The table of a study and its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_folders import write_run
+
+from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
+from reptrain.study.collect import Curve
+from reptrain.study.folder import run_path
+from reptrain.study.verdict import settings
+from reptrain.study.words import label, plain
+
+STUDY = StudyConfig(
+    name="s",
+    base={"data": {"store": "s", "window_tokens": 64}, "train": {"total_tokens": 8192}},
+    axes={"data.unique_tokens": [4096, 1024]},
+)
+
+
+def row_of(arm: str, best: float, *, last: float | None = None, seed: int = 0, unique: int = 1024) -> ArmRow:
+    return ArmRow(
+        arm=arm, values={"data.unique_tokens": unique}, seed=seed, state="done", unique_tokens=unique,
+        epochs=8192 / unique, total_tokens=8192, best_select_nats=best, best_report_nats=best,
+        best_tokens=4096, report=Curve(tokens=(0, 8192), nats=(9.0, best if last is None else last)),
+    )  # fmt: skip
+
+
+def test_collect_reads_losses_speed_and_audit(tmp_path: Path) -> None:
+    first, _ = arms(STUDY)
+    write_run(first.config, run_path(tmp_path, first.name), exact=True)
+    done, waiting = collect(STUDY, tmp_path)
+    assert (done.state, done.unique_tokens, done.epochs, done.tokens) == ("done", 4096, 2.0, 8192)
+    assert (done.best_select_nats, done.best_tokens) == (6.0, 4096)
+    # What is told is `report` where `select` is best: 6.2, not the last.
+    assert (done.best_report_nats, done.report.last) == (6.2, 7.4)
+    assert done.gap_nats == 5.0
+    assert done.tokens_per_s == 1000.0
+    assert (done.audit_exact, done.exposures) == (True, {2: 4096})
+    assert (waiting.state, waiting.epochs, waiting.audit_exact) == ("waiting", 8.0, None)
+
+
+def test_collect_reads_nothing_from_a_run_of_another_configuration(tmp_path: Path) -> None:
+    first, second = arms(STUDY)
+    write_run(second.config, run_path(tmp_path, first.name))
+    row = collect(STUDY, tmp_path)[0]
+    assert (row.state, row.best_select_nats) == ("other config", None)
+    assert study_status(STUDY, tmp_path)[0].state == "other config"
+
+
+def test_collect_tells_why_a_run_failed(tmp_path: Path) -> None:
+    arm = arms(STUDY)[0]
+    write_run(arm.config, run_path(tmp_path, arm.name), state="failed", reason="loss is nan", losses={})
+    row = collect(STUDY, tmp_path)[0]
+    assert (row.state, row.reason, row.best_select_nats, row.gap_nats) == (
+        "failed",
+        "loss is nan",
+        None,
+        None,
+    )
+    status = study_status(STUDY, tmp_path)[0]
+    assert (status.state, status.reason, status.tokens) == ("failed", "loss is nan", 8192)
+
+
+def test_collect_does_not_take_a_loss_that_is_not_finite_for_the_best(tmp_path: Path) -> None:
+    arm = arms(STUDY)[0]
+    losses = {"select": [float("-inf"), float("nan"), 7.0]}
+    write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
+    assert collect(STUDY, tmp_path)[0].best_select_nats == 7.0
+
+
+def test_verdict_ranks_by_held_out_loss_and_tells_the_differences() -> None:
+    rows = [row_of("b", 5.5), row_of("a", 5.0, unique=4096)]
+    assert verdict(rows) == (
+        "For the same 8,192 tokens of training, 2 epochs of 4,096 tokens reached 5.00 nats per token on"
+        " held-out text; 8 epochs of 1,024 tokens cost 0.50 more."
+    )
+
+
+def test_verdict_tells_where_overfitting_began_and_what_it_cost() -> None:
+    rows = [row_of("a", 5.0, unique=4096), row_of("b", 5.5, last=7.25)]
+    assert verdict(rows).endswith("cost 0.50 more at best, after 4 epochs, and 2.25 more at the end.")
+    assert "at best, after 4 epochs, and rose to 7.25 by the end" in verdict([row_of("b", 5.5, last=7.25)])
+
+
+def test_verdict_says_what_is_missing() -> None:
+    unfinished = row_of("b", 5.5).model_copy(update={"state": "running"})
+    assert verdict([unfinished]) == "None of the 1 arms is done yet."
+    assert verdict([row_of("a", 5.0), unfinished]).startswith("1 of 2 arms are done: ")
+
+
+def test_verdict_averages_over_seeds() -> None:
+    rows = [row_of("a0", 5.0), row_of("a1", 5.2, seed=1)]
+    assert len(settings(rows)) == 1
+    assert "reached 5.10 nats" in verdict(rows)
+    assert "(mean of 2 seeds, standard deviation 0.14)" in verdict(rows)
+
+
+def test_verdict_names_the_best_the_second_and_the_worst_of_many() -> None:
+    sentence = verdict([row_of(str(k), 5.0 + k / 10, unique=64 * k) for k in range(1, 8)])
+    assert sentence.count(";") == 2
+    assert "of 448 tokens (the worst) cost 0.60 more" in sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"data.unique_tokens": 1024}, "8 epochs of 1,024 tokens"),
+        (
+            {"data.unique_tokens": 1024, "model.dropout.residual": 0.1},
+            "8 epochs of 1,024 tokens, residual 0.1",
+        ),
+        ({"model.dropout.mlp": 0.0, "train.compile": True}, "mlp 0, compile on"),
+        ({}, "8 epochs of 1,024 tokens"),
+    ],
+)
+def test_label_says_an_arm_in_words(values: dict[str, object], words: str) -> None:
+    row = row_of("a", 5.0).model_copy(update={"values": values})
+    assert label(row) == words
+    assert label(row, seeds=True) == f"{words}, seed 0"
+
+
+def test_plain_writes_values_as_people_do() -> None:
+    values = [65536, 2.0, 0.5, 1e-5, None, False, {"d_ff": 8}, "same"]
+    assert [plain(v) for v in values] == ["65,536", "2", "0.5", "1e-05", "null", "off", "d_ff=8", "same"]
