@@ -23,7 +23,7 @@ NUM_COLOURS = 6
 # The keys of matplotlib, which its types spell out.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": RULE,
@@ -66,13 +66,16 @@ def to_svg(figure: Figure, *, name: str, description: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    opening, _, inner = text[text.index("<svg") + len("<svg") :].partition(">")
+    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
+    label = html.escape(description, quote=True)
+    return f'<svg role="img" aria-label="{label}"{opening}>{_themed(inner)}'.strip()
+
+
+def _themed(text: str) -> str:
+    """The inside of an SVG with the page's variables for the stand-ins, without what only matplotlib reads."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", text)
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, variable)
-    text = re.sub(r"#0001([0-9a-f]{2})", lambda match: f"var(--arm-{int(match[1], 16) + 1})", text)
-    label = html.escape(description, quote=True)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    return re.sub(r"#0001([0-9a-f]{2})", lambda match: f"var(--arm-{int(match[1], 16) + 1})", text)

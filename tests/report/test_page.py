@@ -1,0 +1,119 @@
+"""The report's page, rebuilt from run folders."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_folders import write_run
+
+from reptrain.report import build_report
+from reptrain.report.machine import environment_facts
+from reptrain.report.table import arm_lines
+from reptrain.study import StudyConfig, arms, collect, verdict
+from reptrain.study.folder import run_path
+
+STUDY = StudyConfig(
+    name="s",
+    question="Is 1 < 2 & 3?",
+    base={"data": {"store": "s", "window_tokens": 64}, "train": {"total_tokens": 8192}},
+    axes={"data.unique_tokens": [4096, 1024]},
+)
+_VOID = {"meta", "link", "br", "path", "use", "image"}
+
+
+class Checker(HTMLParser):
+    """Collects tags and what they refer to, and refuses tags that do not close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = ("src", "href", "xlink:href", "srcset", "action")
+        self.references += [value or "" for name, value in attrs if name in names]
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self._open.pop() == tag
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    first, second = arms(STUDY)
+    write_run(first.config, run_path(tmp_path, first.name), exact=True)
+    write_run(second.config, run_path(tmp_path, second.name), exact=False)
+    return tmp_path
+
+
+def test_build_report_is_one_file_without_scripts(out: Path) -> None:
+    page = build_report(STUDY, out).read_text()
+    checked = Checker(page)
+    assert checked.tags.count("svg") == 4
+    assert "script" not in checked.tags
+    assert all(reference.startswith("#") for reference in checked.references)
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_build_report_tells_question_answer_and_figures(out: Path) -> None:
+    page = build_report(STUDY, out).read_text()
+    assert "<h1>Is 1 &lt; 2 &amp; 3?</h1>" in page
+    assert verdict(collect(STUDY, out)) in page
+    assert "8 epochs of 1,024 tokens" in page
+    assert "a &lt;fast&gt; one" in page
+    assert f"reptrain audit {out}/runs/unique_tokens-1024" in page
+
+
+def test_build_report_is_the_same_again(out: Path) -> None:
+    first = build_report(STUDY, out).read_bytes()
+    assert build_report(STUDY, out).read_bytes() == first
+
+
+def test_build_report_is_made_before_any_run(tmp_path: Path) -> None:
+    page = build_report(STUDY, tmp_path / "new").read_text()
+    Checker(page)
+    assert "None of the 2 arms is done yet." in page
+    assert "waiting" in page
+
+
+def test_build_report_tells_a_failure(out: Path) -> None:
+    arm = arms(STUDY)[1]
+    write_run(arm.config, run_path(out, arm.name), state="failed", reason="loss is <nan>", losses={})
+    page = build_report(STUDY, out).read_text()
+    assert "loss is &lt;nan&gt;" in page
+    assert "1 of 2 arms are done" in page
+
+
+def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
+    rows = collect(STUDY, out)
+    better = rows[1].model_copy(update={"best_report_nats": 5.5})
+    first, second = arm_lines([rows[0], better])
+    assert (first.is_best, second.is_best) == (False, True)
+    cells = dict(second.cells)
+    assert (cells["best held-out"], cells["at epoch"], cells["gap"], cells["audit"]) == (
+        "5.500", "4", "5.000", "not exact",
+    )  # fmt: skip
+    unknown = collect(STUDY, out / "none")
+    assert dict(arm_lines(unknown)[0].cells)["best held-out"] == "–"
+
+
+def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
+    environment = {
+        "packages": {"torch": "2.13.0"}, "host": "h", "command": ["x"], "gpus": 8, "cpu": "fast",
+        "commit": None,
+    }  # fmt: skip
+    assert environment_facts(environment) == [("processor", "fast"), ("gpus", "8"), ("torch", "2.13.0")]
