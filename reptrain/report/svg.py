@@ -73,7 +73,7 @@ def to_svg(figure: Figure, *, name: str, description: str) -> str:
 
 
 def _themed(text: str) -> str:
-    """The inside of an SVG with the page's variables for the stand-ins, without what only matplotlib reads."""
+    """The inside of an SVG with the page's variables in place of the stand-ins, and no metadata."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     for placeholder, variable in _VARIABLES.items():
