@@ -67,23 +67,15 @@ class Split:
         doc, offset, length = (np.asarray(values, np.int64) for values in (doc_D, offset_D, length_D))
         if len(doc) and not 0 <= doc.min() <= doc.max() < self.num_documents:
             raise IndexError(f"documents {doc.min()} to {doc.max()} of {self.num_documents}")
+        if len(length) and length.min() < 0:
+            raise IndexError(f"{length.min()} tokens")
         out = np.empty(int(length.sum()), self.dtype)
-        ends = np.cumsum(length)
+        target = np.cumsum(length) - length
         shard = np.searchsorted(self._first_document, doc, side="right") - 1
         for number in np.unique(shard):
-            reader = self._reader(int(number))
-            local = doc - self._first_document[number]
-            batch = np.where(
-                shard == number, np.searchsorted(reader.first_document, local, side="right") - 1, -1
-            )
-            for index in np.unique(batch[batch >= 0]):
-                piece = np.flatnonzero(batch == index)
-                row = local[piece] - reader.first_document[index]
-                offsets = reader.offsets[index]
-                start = offsets[row] + offset[piece]
-                _check(offset[piece], length[piece], offsets[row + 1] - start)
-                target = _ranges(ends[piece] - length[piece], length[piece])
-                out[target] = reader.tokens[index][_ranges(start, length[piece])]
+            piece = np.flatnonzero(shard == number)
+            local = doc[piece] - self._first_document[number]
+            self._reader(int(number)).copy(local, offset[piece], length[piece], out, target[piece])
         return out
 
     def document_id(self, index: int) -> str:
@@ -203,20 +195,3 @@ def _damaged(path: Path, got: str) -> StoreError:
         rule="must be as it was sealed",
         remedy="Copy the store anew, or make it anew with `reptrain tokenize`.",
     )
-
-
-def _check(offset: npt.NDArray[np.int64], length: npt.NDArray[np.int64], left: npt.NDArray[np.int64]) -> None:
-    wrong = (offset < 0) | (length < 0) | (length > left)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise IndexError(f"{length[first]} tokens from {offset[first]}: {left[first]} tokens are left there")
-
-
-def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The ranges [start, start + length), concatenated.
-
-    start [5, 0], length [2, 3]  ->  [5, 6, 0, 1, 2]
-    """
-    before = np.cumsum(length) - length
-    ranges: npt.NDArray[np.int64] = np.arange(int(length.sum())) + np.repeat(start - before, length)
-    return ranges

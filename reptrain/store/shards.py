@@ -143,10 +143,45 @@ class ShardReader:
                 parts.append(np.diff(offsets[low : high + 1]).astype(np.int64))
         return np.concatenate(parts)
 
+    def copy(
+        self,
+        doc_D: npt.NDArray[np.int64],
+        offset_D: npt.NDArray[np.int64],
+        length_D: npt.NDArray[np.int64],
+        out: TokenArray,
+        target_D: npt.NDArray[np.int64],
+    ) -> None:
+        """Copy pieces of documents to the places ``target_D`` of ``out``.
+
+        Raises:
+            IndexError: If a piece is not within its document.
+        """
+        batch_D = np.searchsorted(self.first_document, doc_D, side="right") - 1
+        for batch in np.unique(batch_D):
+            piece = np.flatnonzero(batch_D == batch)
+            row, offsets = doc_D[piece] - self.first_document[batch], self.offsets[batch]
+            offset, length = offset_D[piece], length_D[piece]
+            start = offsets[row] + offset
+            outside = (offset < 0) | (start + length > offsets[row + 1])
+            if outside.any():
+                first = int(np.argmax(outside))
+                raise IndexError(f"{length[first]} tokens from {offset[first]} reach out of their document")
+            out[_ranges(target_D[piece], length)] = self.tokens[batch][_ranges(start, length)]
+
     def text(self, column: str, index: int) -> str:
         """The value of a string column for one document."""
         batch = int(np.searchsorted(self.first_document, index, side="right")) - 1
         return str(self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py())
+
+
+def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The ranges [start, start + length), concatenated.
+
+    start [5, 0], length [2, 3]  ->  [5, 6, 0, 1, 2]
+    """
+    before = np.cumsum(length) - length
+    ranges: npt.NDArray[np.int64] = np.arange(int(length.sum())) + np.repeat(start - before, length)
+    return ranges
 
 
 def _changed(path: Path, got: str) -> StoreError:

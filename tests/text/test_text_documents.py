@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import TextError
@@ -87,6 +87,7 @@ def test_read_documents_refuses_a_missing_file(tmp_path: Path) -> None:
         list(read_documents(tmp_path / "none.txt"))
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1, max_size=20),
     slice_bytes=st.integers(1, 80),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import TokenizerError
@@ -47,6 +47,7 @@ def test_train_tokenizer_gives_the_same_bytes_twice(tokenizer: Tokenizer, tmp_pa
     assert other.fingerprint != tokenizer.fingerprint
 
 
+@settings(deadline=None)
 @given(st.text(ALPHABET, max_size=50))
 def test_decode_gives_back_what_was_encoded(tokenizer: Tokenizer, text: str) -> None:
     (ids,) = tokenizer.encode([text])
@@ -55,6 +56,7 @@ def test_decode_gives_back_what_was_encoded(tokenizer: Tokenizer, text: str) -> 
     assert tokenizer.unk_id not in ids
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_encode_never_gives_a_control_piece(tokenizer: Tokenizer, text: str) -> None:
     control = {tokenizer.pad_id, tokenizer.eos_id, *tokenizer.sentinel_ids}

@@ -1,0 +1,167 @@
+"""A `tokenize` that is killed, or runs out of disk, at any point goes on and ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from reptrain.errors import StoreError
+from reptrain.store import open_store, tokenize, verify
+
+FilesOf = Callable[[Path], dict[str, bytes]]
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import reptrain.store.jobs
+from reptrain.store import tokenize
+from reptrain.store.shards import ShardWriter
+
+reptrain.store.jobs._SMALLEST_JOB_BYTES = 5_000
+source, out, processes, stage, count = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
+calls = 0
+
+def die_at(name):
+    global calls
+    calls += name == stage
+    if calls == int(count):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def flush(self, original=ShardWriter._flush):
+    original(self)
+    die_at("flush")
+
+ShardWriter._flush = flush
+if __name__ == "__main__":
+    tokenize([source], out, vocab_size=80, num_sentinels=4, processes=int(processes),
+             progress=lambda name, *_: die_at(name))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an unbroken call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reptrain.store.jobs._SMALLEST_JOB_BYTES", 5_000)
+        out = tmp_path_factory.mktemp("whole") / "store"
+        tokenize([corpus], out, vocab_size=80, num_sentinels=4)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("processes", "stage", "count"),
+    [(1, "scan", 3), (1, "train tokenizer", 2), (1, "flush", 5), (2, "tokenize", 3)],
+)
+def test_tokenize_goes_on_after_a_kill_and_gives_the_same_bytes(
+    corpus: Path, whole: Path, tmp_path: Path, files_of: FilesOf, processes: int, stage: str, count: int
+) -> None:
+    out, script = tmp_path / "store", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    arguments = [sys.executable, str(script), str(corpus), str(out), str(processes), stage, str(count)]
+    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(StoreError, match="must be a folder with a manifest"):
+        open_store(out)
+    done = {path.name for path in out.glob("*.arrow")}
+    assert bool(done) == (stage in ("flush", "tokenize"))
+    if stage == "flush":
+        assert list(out.glob(".*.arrow.*"))
+    stages: list[tuple[str, int]] = []
+    tokenize(
+        [corpus],
+        out,
+        vocab_size=80,
+        num_sentinels=4,
+        progress=lambda name, bytes_done, _: stages.append((name, bytes_done)),
+    )
+    assert (("tokenize", 0) in stages) == (stage in ("scan", "train tokenizer"))
+    assert (("scan", 0) in stages) is False
+    assert files_of(out) == files_of(whole)
+
+
+def test_tokenize_begins_anew_where_another_plan_was_killed(
+    corpus: Path, whole: Path, tmp_path: Path, files_of: FilesOf
+) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "tokenize" and done > total // 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        tokenize([corpus], out, vocab_size=70, held_out_fraction=0.4, num_sentinels=4, progress=stop)
+    assert list(out.glob("*.arrow"))
+    tokenize([corpus], out, vocab_size=80, num_sentinels=4)
+    assert files_of(out) == files_of(whole)
+
+
+def test_tokenize_survives_a_full_disk_at_every_write(
+    corpus: Path, model: Path, tmp_path: Path, files_of: FilesOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tmp_path / "web.jsonl"
+    few.write_text("\n".join(corpus.read_text().splitlines()[:60]))
+    options: dict[str, Any] = {"tokenizer": model, "held_out_fraction": 0.2}
+    tokenize([few], tmp_path / "whole", **options)
+    expected = files_of(tmp_path / "whole")
+    for failing in itertools.count():
+        writes = itertools.count()
+
+        def fsync(handle: int, writes: Iterator[int] = writes, failing: int = failing) -> None:
+            if next(writes) == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        out = tmp_path / f"full-{failing}"
+        monkeypatch.setattr("os.fsync", fsync)
+        try:
+            tokenize([few], out, **options)
+        except StoreError as error:
+            assert "must have room on its disk, but got No space left on device" in str(error)
+        else:
+            break
+        sealed = (out / "manifest.json").exists()
+        monkeypatch.setattr("os.fsync", lambda handle: None)
+        tokenize([few], out, **options)
+        assert files_of(out) == expected
+        # Only the very last flush, of the folder's entry, comes after the seal.
+        assert not sealed or failing > 15
+        shutil.rmtree(out)
+    assert failing > 15
+
+
+@pytest.mark.parametrize("size_kib", [24, 48, 96])
+def test_tokenize_on_a_full_disk_seals_nothing(
+    corpus: Path, model: Path, tmp_path: Path, files_of: FilesOf, size_kib: int
+) -> None:
+    tokenize([corpus], tmp_path / "whole", tokenizer=model)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        with pytest.raises(StoreError, match="must have room on its disk"):
+            tokenize([corpus], disk / "s", tokenizer=model)
+        assert not (disk / "s" / "manifest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        tokenize([corpus], disk / "s", tokenizer=model)
+        assert files_of(disk / "s") == files_of(tmp_path / "whole")
+        assert verify(disk / "s").ok
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_tokenize_refuses_a_second_writer(corpus: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    (out / ".work").mkdir(parents=True)
+    with FileLock(out / ".work" / "lock"), pytest.raises(StoreError, match="must have one writer"):
+        tokenize([corpus], out, tokenizer=model)
+    assert tokenize([corpus], out, tokenizer=model).counts.kept > 0
