@@ -50,6 +50,15 @@ def environment_facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) pairs of an environment record, the telling ones first."""
     known = [key for key in _NAMES if environment.get(key) is not None]
     others = [k for k, v in environment.items() if v is not None and k not in _NAMES and k not in _LEFT_OUT]
-    facts = [(_NAMES.get(key, key.replace("_", " ")), plain(environment[key])) for key in [*known, *others]]
+    facts = [
+        (_NAMES.get(key, key.replace("_", " ")), _shown(key, environment[key])) for key in [*known, *others]
+    ]
     packages = environment.get("packages") or {}
     return [*facts, *packages.items()]
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "commit":
+        number, mark, rest = str(value).partition("+")
+        return f"{number[:12]}{mark}{rest}"
+    return plain(value)

@@ -113,7 +113,17 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
 
 def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
     environment = {
-        "packages": {"torch": "2.13.0"}, "host": "h", "command": ["x"], "gpus": 8, "cpu": "fast",
-        "commit": None,
-    }  # fmt: skip
-    assert environment_facts(environment) == [("processor", "fast"), ("gpus", "8"), ("torch", "2.13.0")]
+        "packages": {"torch": "2.13.0"},
+        "host": "h",
+        "python": None,
+        "command": ["x"],
+        "gpus": 8,
+        "cpu": "fast",
+        "commit": f"{'ab' * 20}+changes",
+    }
+    assert environment_facts(environment) == [
+        ("processor", "fast"),
+        ("commit", "abababababab+changes"),
+        ("gpus", "8"),
+        ("torch", "2.13.0"),
+    ]

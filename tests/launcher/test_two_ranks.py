@@ -1,0 +1,38 @@
+"""Two ranks through the deepspeed launcher, stopped by a signal and continued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reptrain_launcher import launch_command, launch_environment, run_launch
+
+from reptrain.config import RunConfig
+from reptrain.config.load import dump_yaml
+from reptrain.runs.folder import RunFolder
+
+
+@pytest.mark.ranks
+def test_run_launch_stops_two_ranks_with_a_checkpoint(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    settings = tiny("train.total_tokens=4000epochs", "train.zero_stage=1", "evaluate.max_windows=1")
+    config.write_text(dump_yaml(settings.model_dump(mode="json")))
+
+    def stop_after_some_steps() -> None:
+        while sum(1 for _ in RunFolder(run).ledger.records()) < 5:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_some_steps, daemon=True).start()
+    command = launch_command(config, gpus=2, device="cpu", out=run, overrides=["seed=3"])
+    assert run_launch(command, launch_environment(gpus=2, device="cpu")) == 3
+    folder = RunFolder.open(run)
+    assert folder.config.seed == 3
+    assert folder.status().state == "preempted"
+    assert folder.environment["world_size"] == 2
+    assert [*folder.checkpoints.glob("step-*")]
