@@ -1,16 +1,16 @@
-"""Files of a run: whole or not there, and logs of one JSON object a line."""
+"""What a run folder's files are made of: frozen records, and logs of one record a line."""
 
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
+from reptrain.files import write_atomically
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -19,19 +19,6 @@ class FrozenRecord(BaseModel):
     """Base of what is written to a run folder. A float that is not finite is kept as text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-def write_whole(path: Path, chunks: Iterable[str]) -> None:
-    """Write text under a temporary name in the same folder, then put it in place."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class JsonLines(Generic[Record]):
@@ -78,7 +65,7 @@ class JsonLines(Generic[Record]):
             RunError: Naming the first line that is no record; the file is unchanged then.
         """
         if self.path.exists():
-            write_whole(self.path, (line for line, record in self._lines() if wanted(record)))
+            write_atomically(self.path, (line for line, record in self._lines() if wanted(record)))
         self._checked = False
 
     def _lines(self) -> Iterator[tuple[str, Record]]:

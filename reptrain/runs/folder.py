@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.errors import ResumeError, RunError
-from reptrain.runs.files import FrozenRecord, write_whole
+from reptrain.files import write_atomically
+from reptrain.runs.files import FrozenRecord
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.run_plan import RunPlan
@@ -149,7 +150,7 @@ class RunFolder:
             step: Steps completed.
         """
         status = _status(state, reason, step)
-        write_whole(self.path / "status.json", [status.model_dump_json(indent=2), "\n"])
+        write_atomically(self.path / "status.json", [status.model_dump_json(indent=2), "\n"])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -198,11 +199,11 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         settings = dump_yaml(config.model_dump(mode="json"))
         header = f"# Resolved by reptrain. Fingerprint of the mathematics: {config_fingerprint(config)}\n"
-        write_whole(self.path / "config.yaml", [header, settings])
+        write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))
-        write_whole(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
+        write_atomically(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
         # Last: a folder with a plan is whole.
-        write_whole(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
+        write_atomically(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
 
 
 def _with_earlier(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

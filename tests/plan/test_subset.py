@@ -11,6 +11,7 @@ from memory_store import MemoryStore
 
 from reptrain.errors import PlanError
 from reptrain.plan import Subset, document_order
+from reptrain.store import open_store
 
 LENGTHS = [3, 1, 7, 2, 2, 11, 1, 1, 5, 4]
 
@@ -63,6 +64,17 @@ def test_tokens_are_rows_of_the_stream_padded_with_zeros(open_lengths, data):
     for row, (start, length) in zip(tokens, windows, strict=True):
         assert row[:length].tolist() == stream[start : start + length].tolist()
         assert not row[length:].any()
+
+
+def test_subset_of_a_real_store_is_its_documents_in_order(store_path):
+    store = open_store(store_path)
+    split = store.split("train")
+    names = {split.document_id(index): index for index in range(split.num_documents)}
+    subset = Subset.open(store, seed=3, unique_tokens=5_000)
+    documents = [names[name] for name in subset.documents(0, 5_000)]
+    whole = [split.read([d], [0], split.lengths(d, 1)) for d in documents]
+    assert subset.read(0, 5_000).tolist() == np.concatenate(whole)[:5_000].tolist()
+    assert len(set(documents)) == len(documents) > 10
 
 
 def test_documents_names_those_of_a_range(store):
