@@ -127,6 +127,7 @@ def test_tokenize_survives_a_full_disk_at_every_write(
             assert "must have room on its disk, but got No space left on device" in str(error)
         else:
             break
+        assert not [*out.glob(".*.arrow.*"), *out.glob(".work/.*")]
         sealed = (out / "manifest.json").exists()
         monkeypatch.setattr("os.fsync", lambda handle: None)
         tokenize([few], out, **options)

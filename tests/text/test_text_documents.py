@@ -113,6 +113,21 @@ def test_cut_lines_slices_hold_each_document_once(
         assert [document.text for document in found] == lines
 
 
+@pytest.mark.parametrize(
+    ("slice_bytes", "ranges"),
+    [(5, [(0, 8), (8, 12)]), (4, [(0, 4), (4, 8), (8, 12)]), (1, [(0, 4), (4, 8), (8, 12)]), (99, [(0, 12)])],
+)
+def test_cut_lines_cuts_at_line_ends(tmp_path: Path, slice_bytes: int, ranges: list[tuple[int, int]]) -> None:
+    (tmp_path / "a.jsonl").write_text("aaa\nbbb\nccc\n")
+    assert cut_lines(tmp_path / "a.jsonl", 12, slice_bytes) == ranges
+
+
+def test_read_documents_reads_past_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff{"text": "a"}\n', encoding="utf-8")
+    assert [document.text for document in read_documents(path)] == ["a"]
+
+
 def test_read_slice_counts_lines_for_an_error_where_the_first_is_not_known(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}, {"txt": "c"})
     start = cut_lines(path, path.stat().st_size, 14)[1][0]
