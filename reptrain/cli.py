@@ -66,7 +66,7 @@ def demo(
         bool, typer.Option("--quick", help="A sixteenth of the tokens: under a minute.")
     ] = False,
 ) -> None:
-    """Train one small model for 4, 16 and 64 epochs of the same budget, audit the runs, and write a report."""
+    """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
     from reptrain.demo import run_demo
 
     raise typer.Exit(run_demo(out, text=text or [], quick=quick))
@@ -124,6 +124,7 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Turn text into a sealed token store. A killed run goes on where it was."""
+    from reptrain.config.load import dump_yaml
     from reptrain.progress import stage_progress
     from reptrain.store import describe, open_store
     from reptrain.store import tokenize as build
@@ -142,7 +143,7 @@ def tokenize(
             progress=progress,
         )
     store = open_store(out)
-    _tell(store.manifest.model_dump(mode="json"), describe(store), as_json=as_json)
+    _tell(store.manifest.model_dump(mode="json"), dump_yaml(describe(store)).rstrip(), as_json=as_json)
 
 
 @store_app.command("show")
@@ -150,10 +151,11 @@ def store_show(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
 ) -> None:
     """Print what a store holds."""
+    from reptrain.config.load import dump_yaml
     from reptrain.store import describe, open_store
 
     opened = open_store(store)
-    _tell(opened.manifest.model_dump(mode="json"), describe(opened), as_json=as_json)
+    _tell(opened.manifest.model_dump(mode="json"), dump_yaml(describe(opened)).rstrip(), as_json=as_json)
 
 
 @store_app.command("verify")
@@ -179,7 +181,8 @@ def train(
 ) -> None:
     """Train in one process, or join the ranks that deepspeed, torchrun or srun started.
 
-    Called again it goes on from the newest checkpoint. A signal to stop leads to a checkpoint and exit code 3.
+    Called again it goes on from the newest checkpoint. A signal to stop leads to a checkpoint and exit
+    code 3.
     """
     from reptrain.config import load_run_config
     from reptrain.engine.loop import train as run
@@ -199,7 +202,7 @@ def audit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recount how often each token reached the model, and hold it against the store. Exit code 1: not exact."""
+    """Recount how often each token reached the model, from ledger and store. Exit code 1: not exact."""
     from reptrain.progress import stage_progress
     from reptrain.runs.audit import audit as recount
 
@@ -221,12 +224,18 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
 ) -> None:
     """Train on several ranks through the deepspeed launcher."""
-    from reptrain_launcher import launch_command, run_launch
-
     from reptrain.config import load_run_config
+    from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
 
-    resolved = load_run_config(config, overrides or [])
-    raise NotImplementedError
+    device = load_run_config(config, overrides or []).train.device
+    command = launch_command(
+        config, gpus=gpus, hostfile=hostfile, device=device, overrides=overrides or [], out=out
+    )
+    environment = launch_environment(gpus=gpus, device=device)
+    if dry_run:
+        typer.echo(shell_line(command, environment))
+    else:
+        raise typer.Exit(run_launch(command, environment))
 
 
 @study_app.command("run")

@@ -81,12 +81,8 @@ def _tell_failures(result: StudyResult) -> None:
 
 
 def _write_stdlib(path: Path) -> Path:
-    """Python's documentation as one .jsonl file. The same Python writes the same bytes."""
-    write_atomically(
-        path,
-        (
-            json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n"
-            for document in stdlib_documents()
-        ),
-    )
+    """Python's documentation as one .jsonl file; one that is there already is kept."""
+    if not path.exists():
+        rows = ({"id": document.id, "text": document.text} for document in stdlib_documents())
+        write_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 _POWER = re.compile(r"(\d+)\s*(?:\*\*|\^)\s*(\d+)")
-_EPOCHS = re.compile(r"([0-9./eE+]+)\s*epochs?")
+_EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
 _LARGEST = 2**62
 
 

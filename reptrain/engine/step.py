@@ -81,7 +81,9 @@ def train_step(
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     digest = torch.zeros((), dtype=torch.int64, device=world.device)
-    for micro_batch in micro_batches:
+    for place, micro_batch in enumerate(micro_batches):
+        if place:
+            engine.step()  # Counts the micro-batch before; the weights change at the last one alone.
         batch = micro_batch.to(world.device)
         digest += batch_digest(batch)
         inputs_BT, targets_BT = causal_inputs_and_targets(batch.tokens_BL, batch.length_B, start_id=start_id)

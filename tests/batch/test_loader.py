@@ -1,0 +1,67 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reptrain.batch.loader import Loader
+from reptrain.config import RunConfig
+from reptrain.engine.setup import open_data
+
+
+@pytest.fixture
+def loader(tiny: Callable[..., RunConfig]) -> Loader:
+    data = open_data(tiny("train.total_tokens=2.3epochs"))
+    return Loader(data.subset, data.plan, data.steps, rank=0, world_size=1, micro_batch_windows=5)
+
+
+def rows_of(loader: Loader, step: int) -> dict[int, list[int]]:
+    """Tokens by row of the global batch, over one rank's micro-batches; padding left out."""
+    return {
+        int(row): tokens[:length].tolist()
+        for batch in loader.batch(step).micro_batches
+        for row, tokens, length in zip(batch.row_B, batch.tokens_BL, batch.length_B, strict=True)
+        if length
+    }
+
+
+@given(world_size=st.integers(1, 5), micro=st.integers(1, 7), seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_loader_gives_the_same_rows_on_any_ranks(
+    loader: Loader, world_size: int, micro: int, seed: int
+) -> None:
+    step = seed % loader.steps.num_steps
+    expected = rows_of(loader, step)
+    found: dict[int, list[int]] = {}
+    for rank in range(world_size):
+        share = rows_of(replace(loader, rank=rank, world_size=world_size, micro_batch_windows=micro), step)
+        assert not found.keys() & share.keys()
+        found |= share
+    assert found == expected
+    assert len(expected) == loader.steps.window_range(step)[1]
+
+
+def test_loader_reads_what_the_plan_says(loader: Loader) -> None:
+    batch = loader.batch(1).micro_batches[0]
+    start, length = int(batch.start_B[2]), int(batch.length_B[2])
+    assert batch.tokens_BL[2, :length].tolist() == loader.subset.read(start, length).tolist()
+
+
+def test_iterate_is_addressed_by_step_alone(loader: Loader) -> None:
+    whole = [batch.micro_batches[0].tokens_BL for batch in loader.iterate()]
+    assert len(whole) == loader.steps.num_steps
+    for first in (1, loader.steps.num_steps - 1, loader.steps.num_steps):
+        again = [(b.step, b.micro_batches[0].tokens_BL) for b in loader.iterate(first, ahead=3)]
+        assert [step for step, _ in again] == list(range(first, loader.steps.num_steps))
+        assert all(torch.equal(tokens, whole[step]) for step, tokens in again)
+
+
+def test_iterate_raises_what_its_thread_met(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(type(loader.subset), "tokens", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader.iterate())

@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reptrain.config import RunConfig, config_fingerprint, differing_keys, load_run_config
+from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
+from reptrain.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = {"data": {"store": "somewhere"}}
+
+
+def resolve(*overrides: str) -> RunConfig:
+    return validate(RunConfig, apply_overrides(MINIMAL, overrides))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
+def test_every_yaml_under_configs_is_valid(path: Path) -> None:
+    if "studies" in path.parts:
+        from reptrain.study import arms, load_study
+
+        assert arms(load_study(path))
+    else:
+        assert load_run_config(path).name == path.stem
+
+
+def test_overrides_reach_every_depth() -> None:
+    config = resolve(
+        "train.total_tokens=2**20", "data.unique_tokens=1e3", "model.dropout.mlp=0.1", "optimizer.lr=3e-4"
+    )
+    assert config.train.total_tokens.tokens == 2**20
+    assert config.data.unique_tokens == 1000
+    assert config.model.dropout.mlp == 0.1
+    assert config.optimizer.lr == 3e-4
+
+
+def test_overrides_do_not_change_what_they_are_given() -> None:
+    apply_overrides(MINIMAL, ["data.store=elsewhere"])
+    assert MINIMAL == {"data": {"store": "somewhere"}}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean total_tokens?"]),
+        ("modle.d_model=1", ["modle", "Did you mean model?"]),
+        ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean mlp?"]),
+        ("train.total_tokens=many", ["train.total_tokens", "2**20 or 64epochs", "many"]),
+        ("data.unique_tokens=0", ["data.unique_tokens", "greater than 0", "0"]),
+        ("model.num_heads=3", ["d_model must be num_heads times an even head width", "128 / 3"]),
+        ("model.num_kv_heads=3", ["num_kv_heads must divide num_heads"]),
+        ("train.precision=bf16", ["zero_stage"]),
+        ("train.precision=int8", ["train.precision", "fp32"]),
+        ("model.dropout.mlp=1", ["model.dropout.mlp", "less than 1"]),
+        ("optimizer.lr=.nan", ["optimizer.lr", "finite"]),
+        ("data=3", ["data"]),
+        ("data.store.deeper=3", ["data.store.deeper", "sections"]),
+    ],
+)
+def test_validate_names_key_rule_and_value(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(override)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["no-equals", "=3", ".a=3", "a..b=3"])
+def test_apply_overrides_refuses_what_is_no_assignment(text: str) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        apply_overrides(MINIMAL, [text])
+
+
+def test_missing_store_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.store: must be set"):
+        validate(RunConfig, {"data": {}})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: [1", "UTF-8 YAML"),
+        (b"\xff\xfe", "UTF-8 YAML"),
+        (b"- 1", "mapping"),
+        (b"", "mapping"),
+        (b"seed: 1\nseed: 2", "'seed' stands twice"),
+    ],
+)
+def test_read_yaml_refuses(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        read_yaml(path)
+
+
+def test_read_yaml_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_dump_and_load_give_the_same_config(tmp_path: Path) -> None:
+    config = resolve("train.total_tokens=2.5epochs", "model.num_kv_heads=2")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    assert load_run_config(path).model_copy(update={"name": None}) == config
+
+
+def test_fingerprint_follows_the_mathematics_alone() -> None:
+    base = resolve()
+    assert config_fingerprint(
+        resolve("train.zero_stage=2", "train.micro_batch_windows=4")
+    ) == config_fingerprint(base)
+    assert config_fingerprint(resolve("evaluate.max_windows=4", "data.store=other")) == config_fingerprint(
+        base
+    )
+    assert config_fingerprint(resolve("seed=1")) != config_fingerprint(base)
+    assert config_fingerprint(resolve("model.dropout.mlp=0.1")) != config_fingerprint(base)
+
+
+def test_differing_keys_are_dotted_with_both_values() -> None:
+    assert differing_keys(resolve(), resolve("optimizer.lr=0.5", "train.zero_stage=1")) == [
+        ("optimizer.lr", 0.001, 0.5)
+    ]
+
+
+def test_schema_describes_every_key() -> None:
+    def check(node: dict[str, object]) -> None:
+        for name, field in node.get("properties", {}).items():  # type: ignore[attr-defined]
+            assert field.get("description") or "$ref" in field, name
+
+    schema = RunConfig.model_json_schema()
+    check(schema)
+    for definition in schema["$defs"].values():
+        check(definition)
+    assert yaml.safe_load(yaml.safe_dump(schema)) == schema

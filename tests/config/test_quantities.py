@@ -1,0 +1,58 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reptrain.config import Budget
+from reptrain.config.quantities import parse_count
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2**20", 2**20), ("2^20", 2**20), ("1e9", 10**9), ("1_000", 1000), ("1,000", 1000), ("7", 7), (3.0, 3)],
+)
+def test_parse_count_reads_what_people_write(text: object, value: int) -> None:
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1.5", "two", "2**", "2**99999999999", "1e99999999", "inf", "nan", "4e18k"]
+)
+def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("2**20", Budget(tokens=2**20)),
+        (1000, Budget(tokens=1000)),
+        ("64epochs", Budget(epochs=Fraction(64))),
+        ("1 epoch", Budget(epochs=Fraction(1))),
+        ("2.5epochs", Budget(epochs=Fraction(5, 2))),
+        ("7/3epochs", Budget(epochs=Fraction(7, 3))),
+    ],
+)
+def test_budget_parses_tokens_and_epochs(text: object, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-1", 0, True, "0epochs", "1/0epochs", "epochs", "1.5", None, "e5epochs"]
+)
+def test_budget_refuses(text: object) -> None:
+    with pytest.raises(ValueError):
+        Budget.parse(text)
+
+
+@given(st.fractions(min_value=Fraction(1, 10**6), max_value=10**6))
+def test_budget_is_shown_as_it_is_read(epochs: Fraction) -> None:
+    budget = Budget(epochs=epochs)
+    assert Budget.parse(str(budget)) == budget
+
+
+@given(st.integers(1, 2**50), st.integers(1, 2**50))
+def test_budget_epochs_over_is_exact(tokens: int, unique: int) -> None:
+    assert Budget(tokens=tokens).epochs_over(unique) * unique == tokens

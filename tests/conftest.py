@@ -1,0 +1,57 @@
+"""What several rooms' tests stand on: one small store of real text, made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reptrain.config import RunConfig
+from reptrain.config.load import apply_overrides, validate
+
+TINY: dict[str, Any] = {
+    "data": {"unique_tokens": 5_000, "window_tokens": 32},
+    "model": {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "tie_embeddings": True},
+    "train": {"total_tokens": "2epochs", "batch_windows": 12, "device": "cpu"},
+    "optimizer": {"lr": 3e-3},
+    "evaluate": {"every_fraction": 0.5, "max_windows": 8},
+}
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some hundred pieces of Python's own documentation as .jsonl."""
+    from reptrain.text import stdlib_documents
+
+    path = tmp_path_factory.mktemp("text") / "docs.jsonl"
+    documents = islice(stdlib_documents(), 400)
+    path.write_text("".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def store_path(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed store of `text_file` with 512 pieces."""
+    from reptrain.store import tokenize
+
+    out = tmp_path_factory.mktemp("store") / "store"
+    tokenize([text_file], out, vocab_size=512, held_out_fraction=0.2)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny(store_path: Path) -> MakeConfig:
+    """Makes the configuration of a run of seconds; takes dotted overrides."""
+
+    def make(*overrides: str) -> RunConfig:
+        return validate(
+            RunConfig, apply_overrides(TINY, [f"data.store={store_path}", "name=tiny", *overrides])
+        )
+
+    return make

@@ -1,0 +1,107 @@
+"""The same data, masks and losses on 1 and 2 ranks, at every micro-batch and ZeRO stage, with dropout on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reptrain.config import RunConfig
+from reptrain.config.load import dump_yaml
+from reptrain.config.schema import DropoutConfig
+from reptrain.engine.loop import train
+from reptrain.runs import RunFolder
+from reptrain.runs.audit import audit
+
+pytestmark = pytest.mark.ranks
+
+DROPOUT = [f"model.dropout.{site}=0.2" for site in ("embedding", "attention", "residual", "mlp")]
+CASES = {
+    f"zero{stage}-micro{micro}": [f"train.zero_stage={stage}", f"train.micro_batch_windows={micro}"]
+    for stage, micro in [(0, 1), (0, 2), (0, 4), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1), (3, 4)]
+}
+BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
+
+
+Matrix = dict[tuple[str, int], RunFolder]
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
+    """Every case on 1 and on 2 ranks; each number of ranks starts once."""
+    out = tmp_path_factory.mktemp("matrix")
+    # 24 windows of an epoch of 16 in batches of 10: batches straddle epochs, and the last one is short.
+    config = tiny(
+        "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
+    )
+    (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    (out / "cases.json").write_text(json.dumps(CASES | BF16))
+    for ranks in (1, 2):
+        _start(ranks, out)
+    names = [*CASES, *BF16]
+    return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in names for ranks in (1, 2)}
+
+
+def _start(ranks: int, out: Path) -> None:
+    script = Path(__file__).with_name("rank_matrix.py")
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}"),
+        *(f"--num_accelerators={ranks}", "--no_local_rank", f"--master_port={29_500 + ranks}"),
+        *(str(script), str(out), str(out / "cases.json")),
+    ]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+
+
+def _losses(folder: RunFolder) -> list[float]:
+    train = [record.loss_nats for record in folder.metrics.records("train")]
+    return train + [record.nats for record in folder.metrics.records("valid")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
+    matrix: Matrix, name: str, ranks: int
+) -> None:
+    plain = _losses(matrix["zero0-micro4", 1])
+    found = _losses(matrix[name, ranks])
+    assert len(plain) == 3 + 3 * 3
+    assert found == pytest.approx(plain, rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CASES, *BF16])
+def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
+    plain = list(matrix["zero0-micro4", 1].ledger.records())
+    for ranks in (1, 2):
+        assert list(matrix[name, ranks].ledger.records()) == plain
+        assert audit(matrix[name, ranks].path).exact
+
+
+def test_gradient_norms_agree(matrix: Matrix) -> None:
+    plain = [r.grad_norm for r in matrix["zero0-micro4", 1].metrics.records("train")]
+    for folder in (matrix[name, ranks] for name in CASES for ranks in (1, 2)):
+        assert [r.grad_norm for r in folder.metrics.records("train")] == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_follows_fp32_closely(matrix: Matrix, name: str) -> None:
+    plain = _losses(matrix["zero0-micro4", 1])
+    for ranks in (1, 2):
+        found = _losses(matrix[name, ranks])
+        assert found != plain
+        assert found == pytest.approx(plain, abs=0.02)
+
+
+def test_dropout_is_on(matrix: Matrix, tmp_path: Path) -> None:
+    folder = matrix["zero0-micro4", 1]
+    silent = folder.config.model_copy(
+        update={"model": folder.config.model.model_copy(update={"dropout": DropoutConfig()})}
+    )
+    train(silent, tmp_path / "run")
+    assert _losses(RunFolder.open(tmp_path / "run"))[0] != pytest.approx(_losses(folder)[0], abs=1e-4)

@@ -1,0 +1,43 @@
+import math
+
+import pytest
+
+from reptrain.config.schema import OptimizerConfig, ScheduleConfig
+from reptrain.engine.schedule import learning_rate
+
+OPTIMIZER = OptimizerConfig(lr=2.0)
+
+
+def rate(done: float, **settings: object) -> float:
+    return learning_rate(done, OPTIMIZER, ScheduleConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "inverse_sqrt", "wsd"])
+def test_learning_rate_rises_linearly_to_its_peak(name: str) -> None:
+    assert rate(0.05, name=name, warmup_fraction=0.1) == pytest.approx(1.0)
+    assert rate(0.1, name=name, warmup_fraction=0.1) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "end"),
+    [("constant", 2.0, 2.0), ("cosine", 1.1, 0.2), ("linear", 1.1, 0.2), ("wsd", 2.0, 0.2)],
+)
+def test_learning_rate_follows_its_shape(name: str, middle: float, end: float) -> None:
+    settings = {"name": name, "warmup_fraction": 0.0, "final_ratio": 0.1, "decay_fraction": 0.4}
+    assert rate(0.5, **settings) == pytest.approx(middle)
+    assert rate(1.0, **settings) == pytest.approx(end)
+
+
+def test_learning_rate_wsd_decays_linearly_at_the_end() -> None:
+    assert rate(0.9, name="wsd", warmup_fraction=0, final_ratio=0, decay_fraction=0.2) == pytest.approx(1.0)
+
+
+def test_learning_rate_inverse_sqrt_falls_with_the_root_of_tokens() -> None:
+    assert rate(0.4, name="inverse_sqrt", warmup_fraction=0.1) == pytest.approx(1.0)
+    assert rate(1.0, name="inverse_sqrt", warmup_fraction=0) == pytest.approx(2 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "inverse_sqrt", "wsd"])
+def test_learning_rate_of_a_run_of_one_step_is_finite(name: str) -> None:
+    for warmup in (0.0, 0.5, 1.0):
+        assert math.isfinite(rate(1.0, name=name, warmup_fraction=warmup))
