@@ -59,6 +59,8 @@ def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
         plot.plot(held_out.tokens, held_out.nats, color=colour(index))
         _mark_best(plot, row, held_out, index)
         _loss_axes(plot, limits)
+        # To the end of the plan, so that a run in progress shows what is still to come.
+        plot.set_xlim(0, 1.04 * max(row.total_tokens or 0, row.tokens, 1))
         _label_ends(plot, [("held-out", held_out), ("training", row.probe)])
         _epoch_ticks(plot, row)
         text = f"Training and held-out loss of {label(row)} against tokens seen"

@@ -24,7 +24,7 @@ class ArmLine:
         state: ``done`` or what else it is.
         reason: Why it is not done, where that is known.
         cells: (heading, value) pairs, the same headings in every line.
-        is_best: It has the lowest held-out loss of all.
+        is_best: It has the lowest held-out loss of the arms that are done.
     """
 
     label: str
@@ -39,7 +39,8 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
     """The table's lines in the order of the arms."""
     several = len({row.seed for row in rows}) > 1
     losses = {row.arm: held_out(row) for row in rows if row.best_select_nats is not None}
-    best = min(losses, key=losses.__getitem__) if losses else None
+    done = [row.arm for row in rows if row.state == "done" and row.arm in losses]
+    best = min(done, key=losses.__getitem__, default=None)
     return [
         ArmLine(
             label=label(row, seeds=several),
@@ -47,7 +48,7 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
             state=row.state,
             reason=row.reason or "",
             cells=_cells(row, losses.get(row.arm)),
-            is_best=row.arm == best and len(losses) > 1,
+            is_best=row.arm == best and len(done) > 1,
         )
         for index, row in enumerate(rows)
     ]
@@ -62,7 +63,7 @@ def _cells(row: ArmRow, best: float | None) -> tuple[tuple[str, str], ...]:
         ("final training", _nats(row.probe.last)),
         ("gap", _nats(row.gap_nats)),
         ("tokens/s", f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else _UNKNOWN),
-        ("audit", _audit(row.audit_exact)),
+        ("audit", _audit(row)),
     )
 
 
@@ -70,5 +71,9 @@ def _nats(value: float | None) -> str:
     return f"{value:.3f}" if value is not None else _UNKNOWN
 
 
-def _audit(exact: bool | None) -> str:
-    return {True: "exact", False: "not exact", None: "not audited"}[exact]
+def _audit(row: ArmRow) -> str:
+    if row.audit_exact is None:
+        return "not audited"
+    if not row.audit_exact:
+        return "not exact"
+    return "exact" if row.state == "done" else "exact so far"

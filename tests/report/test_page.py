@@ -107,6 +107,8 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     assert (cells["best held-out"], cells["at epoch"], cells["gap"], cells["audit"]) == (
         "5.500", "4", "5.000", "not exact",
     )  # fmt: skip
+    stopped = rows[0].model_copy(update={"state": "preempted"})
+    assert dict(arm_lines([stopped])[0].cells)["audit"] == "exact so far"
     unknown = collect(STUDY, out / "none")
     assert dict(arm_lines(unknown)[0].cells)["best held-out"] == "–"
 

@@ -146,6 +146,9 @@ def test_read_progress_reads_the_tail_of_a_long_file(tmp_path: Path) -> None:
     line = '{"kind":"train","tokens":%d,"tokens_per_s":2.0}\n'
     (tmp_path / "metrics.jsonl").write_text("".join(line % tokens for tokens in range(2000)))
     assert read_progress(tmp_path) == (1999, 2.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.writelines(['{"kind":"valid","tokens":9}\n'] * 1000)
+    assert read_progress(tmp_path) == (0, None)
 
 
 def test_study_imports_no_torch() -> None:
