@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import filelock
-from reptrain_launcher.process import Ended, run_process
 
 from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
@@ -23,6 +22,7 @@ from reptrain.study.grid import Arm, arms
 from reptrain.study.preflight import check_arms, unique_tokens_of
 from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig, save_study
+from reptrain_launcher.process import Ended, run_process
 
 _EXIT_PREEMPTED = 3
 

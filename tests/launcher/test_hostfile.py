@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reptrain_launcher import read_hostfile
 
 from reptrain.errors import LaunchError
+from reptrain_launcher import read_hostfile
 
 
 def test_read_hostfile_keeps_the_order_and_skips_comments(tmp_path: Path) -> None:

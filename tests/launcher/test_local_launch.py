@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
-from reptrain_launcher.devices import count_gpus
 
 from reptrain.errors import LaunchError
+from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
+from reptrain_launcher.devices import count_gpus
 
 CONFIG = Path("a config.yaml")
 

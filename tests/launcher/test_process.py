@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from reptrain_launcher import run_process
 from reptrain_launcher.ranks import local_ranks
 

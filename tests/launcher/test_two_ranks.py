@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from reptrain_launcher import launch_command, launch_environment, run_launch
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
 from reptrain.runs.folder import RunFolder
+from reptrain_launcher import launch_command, launch_environment, run_launch
 
 
 @pytest.mark.ranks
