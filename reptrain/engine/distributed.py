@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Iterator
@@ -103,10 +104,12 @@ def _rank_variables() -> Iterator[None]:
     if "RANK" in os.environ:
         yield
         return
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     alone["MASTER_PORT"] = str(_free_port())
     before = {name: os.environ.get(name) for name in alone}
     os.environ.update(alone)
+    # DeepSpeed asks for this one at every engine; the others, left standing, would mislead child processes.
+    os.environ["LOCAL_RANK"] = "0"
     try:
         yield
     finally:
@@ -117,23 +120,18 @@ def _rank_variables() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """Join the ranks that a launcher started, or be the only one; leave them at the end.
+def join(device: torch.device) -> World:
+    """Join the ranks that a launcher started, or be the only one, until the process ends.
 
-    Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them.
+    Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them. Called again it returns
+    the same place: DeepSpeed keeps groups that do not survive their process group.
     """
-    with _rank_variables():
-        _init(device)
-        try:
-            yield World(
-                rank=dist.get_rank(),
-                world_size=dist.get_world_size(),
-                local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-                device=device,
-            )
-        finally:
-            _leave()
+    if not dist.is_initialized():
+        with _rank_variables():
+            _init(device)
+        atexit.register(_leave)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
 def _init(device: torch.device) -> None:

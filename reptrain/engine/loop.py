@@ -15,7 +15,7 @@ from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint
 from reptrain.engine.checkpoint import CheckpointMeta
-from reptrain.engine.distributed import World, check_precision, choose_device, joined
+from reptrain.engine.distributed import World, check_precision, choose_device, join
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.preempt import stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
@@ -54,8 +54,7 @@ def train(config: RunConfig, out: Path) -> TrainResult:
     device = choose_device(config.train.device)
     check_precision(config.train.precision, device)
     data = open_data(config)
-    with joined(device) as world:
-        return train_as_rank(config, out, data, world)
+    return train_as_rank(config, out, data, join(device))
 
 
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World) -> TrainResult:

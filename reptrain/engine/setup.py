@@ -17,6 +17,7 @@ from reptrain.model import Decoder, build_model
 from reptrain.plan import EpochPlan, StepPlan, Subset, plan_epochs
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
+from reptrain.sizes import embedding_rows
 from reptrain.store import Store, open_store
 
 
@@ -44,8 +45,10 @@ def open_data(config: RunConfig) -> Data:
     Raises:
         StoreError: If the store is missing or not sealed.
         PlanError: If the subset is larger than the store, or shorter than a window.
+        ConfigError: If the embedding is too small for the tokenizer.
     """
     store = open_store(Path(config.data.store))
+    embedding_rows(config.model, store.vocab_size)
     subset = Subset.open(
         store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
     )

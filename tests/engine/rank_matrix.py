@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 
 from reptrain.config import load_run_config
-from reptrain.engine.distributed import choose_device, joined
-from reptrain.engine.loop import train_as_rank
-from reptrain.engine.setup import open_data
+from reptrain.engine.distributed import choose_device, join
+from reptrain.engine.loop import train
 
 
 def main(out: Path, cases: dict[str, list[str]]) -> None:
-    with joined(choose_device("cpu")) as world:
-        for name, overrides in cases.items():
-            config = load_run_config(out / "config.yaml", overrides)
-            train_as_rank(config, out / f"{name}-ranks{world.world_size}", open_data(config), world)
+    world = join(choose_device("cpu"))
+    for name, overrides in cases.items():
+        config = load_run_config(out / "config.yaml", overrides)
+        train(config, out / f"{name}-ranks{world.world_size}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,216 @@
+"""Training in one process: learning, resuming, proving, refusing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from reptrain.batch.loader import Loader, StepBatch
+from reptrain.config import RunConfig
+from reptrain.engine.loop import train
+from reptrain.errors import ConfigError, PlanError, ResumeError, RunError, StoreError
+from reptrain.plan.subset import Subset
+from reptrain.runs import RunFolder
+from reptrain.runs.audit import audit
+
+MakeConfig = Callable[..., RunConfig]
+TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device"}
+DROPOUT = [f"model.dropout.{site}=0.1" for site in ("embedding", "attention", "residual", "mlp")]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """An unbroken run of 27 steps with dropout on."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert train(tiny(*DROPOUT), out).state == "done"
+    return RunFolder.open(out)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Make ``action`` happen when the loop asks for a step's batch."""
+    iterate = Loader.iterate
+
+    def interrupted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
+        for batch in iterate(self, first_step):
+            if batch.step == step:
+                action()
+            yield batch
+
+    monkeypatch.setattr(Loader, "iterate", interrupted)
+
+
+def crash() -> None:
+    raise KeyboardInterrupt
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    newest = folder.checkpoints / (folder.checkpoints / "latest").read_text().strip()
+    loaded = torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)
+    state = {f"module.{name}": tensor for name, tensor in loaded["module"].items()}
+    for index, moments in loaded["optimizer"]["state"].items():
+        state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    return state
+
+
+def untimed(folder: RunFolder) -> list[dict[str, object]]:
+    return [record.model_dump(exclude=TIMING) for record in folder.metrics.records()]
+
+
+def assert_same(found: RunFolder, expected: RunFolder) -> None:
+    assert list(found.ledger.records()) == list(expected.ledger.records())
+    assert untimed(found) == untimed(expected)
+    before, after = weights(expected), weights(found)
+    assert before.keys() == after.keys() and len(before) > 20
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_train_learns_and_audits_exact(finished: RunFolder) -> None:
+    losses = [record.loss_nats for record in finished.metrics.records("train")]
+    assert losses[-1] < losses[0] - 0.5
+    report = audit(finished.path)
+    assert report.exact and report.complete
+    assert report.exposures == {2: 5000}
+    assert finished.status().state == "done"
+    assert list(finished.tensorboard.glob("events.out.tfevents.*"))
+
+
+def test_train_scores_all_sets_at_start_and_end(finished: RunFolder) -> None:
+    last = max(record.step for record in finished.metrics.records("train")) + 1
+    scored = {(record.set, record.step) for record in finished.metrics.records("valid")}
+    assert {(name, step) for name in ("probe", "select", "report") for step in (0, last)} <= scored
+
+
+def test_train_again_does_nothing_to_a_finished_run(finished: RunFolder) -> None:
+    before = (finished.path / "ledger.jsonl").read_bytes()
+    assert train(finished.config, finished.path).state == "already done"
+    assert (finished.path / "ledger.jsonl").read_bytes() == before
+
+
+def test_crashed_twice_equals_unbroken_bit_for_bit(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    for step in (9, 20):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_at(patch, step, crash)
+            train(finished.config, out)
+        assert RunFolder.open(out).status().state == "failed"
+    assert train(finished.config, out).state == "done"
+    assert_same(RunFolder.open(out), finished)
+    assert audit(out).exact
+
+
+def test_signal_leads_to_a_checkpoint_and_an_exact_continuation(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        result = train(finished.config, out)
+    assert (result.state, result.steps) == ("preempted", 11)
+    assert RunFolder.open(out).status().state == "preempted"
+    partial = audit(out)
+    assert partial.exact and not partial.complete
+    assert train(finished.config, out).state == "done"
+    assert_same(RunFolder.open(out), finished)
+
+
+def test_planted_loader_bug_makes_the_audit_fail(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Subset.tokens
+
+    def one_token_swapped(self: Subset, start_B, length_B, width: int):  # type: ignore[no-untyped-def]
+        tokens_BL, length_B = honest(self, start_B, length_B, width)
+        hit = (start_B == 64).nonzero()[0]
+        if hit.size and self.unique_tokens == 1000:
+            first, second = (tokens_BL[0] != tokens_BL[0, 0]).nonzero()[0][0], 0
+            row = hit[0]
+            tokens_BL[row, [first, second]] = tokens_BL[row, [second, first]]
+        return tokens_BL, length_B
+
+    monkeypatch.setattr(Subset, "tokens", one_token_swapped)
+    train(tiny("data.unique_tokens=1000", "train.total_tokens=1epochs"), tmp_path / "run")
+    monkeypatch.undo()
+    report = audit(tmp_path / "run")
+    assert not report.exact
+    assert "digest" in report.text()
+
+
+def test_diverged_run_stops_as_failed_and_tells_the_step(tiny: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"step \d+: loss and gradient must be finite"):
+        train(
+            tiny("optimizer.lr=1e30", "schedule.name=constant", "schedule.warmup_fraction=0"),
+            tmp_path / "run",
+        )
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.status().state == "failed"
+    assert not list(folder.ledger.records())[-1].applied
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("data.unique_tokens=1e9", PlanError, ["1000000000", "data.unique_tokens"]),
+        ("data.window_tokens=5001", PlanError, ["5001", "longer than the subset"]),
+        ("data.store=nowhere", StoreError, ["nowhere"]),
+        ("train.precision=fp16", ConfigError, ["fp16 on a CPU"]),
+        ("train.device=cuda", ConfigError, ["train.device"]),
+        ("model.vocab_size=100", ConfigError, ["model.vocab_size", "512"]),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny: MakeConfig, tmp_path: Path, override: str, error: type[Exception], words: list[str]
+) -> None:
+    if override == "train.device=cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(error) as caught:
+        train(tiny(override), tmp_path / "run")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_with_another_setting_is_refused_by_its_name(finished: RunFolder) -> None:
+    changed = finished.config.model_copy(update={"seed": 7})
+    with pytest.raises(ResumeError, match="seed=7 where the folder has 0"):
+        train(changed, finished.path)
+    assert finished.status().state == "done"
+
+
+def test_resume_with_another_stage_is_refused_with_the_remedy(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 10, crash)
+        train(tiny(), tmp_path / "run")
+    with pytest.raises(ResumeError, match="resume zero_stage: must be 0"):
+        train(tiny("train.zero_stage=1"), tmp_path / "run")
+    assert train(tiny(), tmp_path / "run").state == "done"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.cut=shifted", "train.total_tokens=2.5epochs"],
+        ["data.order=same", "train.activation_checkpointing=true", *DROPOUT],
+        ["data.unique_tokens=40", "train.batch_windows=7", "train.total_tokens=9epochs"],
+        ["data.unique_tokens=33", "data.window_tokens=1", "train.total_tokens=1epochs"],
+        ["data.unique_tokens=32", "train.total_tokens=1", "train.batch_windows=1"],
+    ],
+    ids=["shifted", "same", "batch-larger-than-epoch", "window-of-one", "one-window"],
+)
+def test_odd_sizes_train_and_audit_exact(tiny: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
+    train(tiny(*overrides), tmp_path / "run")
+    report = audit(tmp_path / "run")
+    assert report.exact and report.complete, report.text()
+
+
+def test_activation_checkpointing_changes_nothing(finished: RunFolder, tmp_path: Path) -> None:
+    settings = finished.config.train.model_copy(update={"activation_checkpointing": True})
+    train(finished.config.model_copy(update={"train": settings}), tmp_path / "run")
+    assert untimed(RunFolder.open(tmp_path / "run")) == untimed(finished)
