@@ -137,6 +137,18 @@ def test_audit_of_an_unfinished_run_is_exact_so_far(store, tmp_path):
     assert report.text().startswith("exact so far, not complete")
 
 
+def test_audit_of_a_run_that_is_not_done_is_not_complete(store, tmp_path):
+    report = audit(trained(store, tmp_path / "run", state="running").path)
+    assert report.exact and not report.complete and report.windows == report.total_windows
+
+
+def test_audit_does_not_count_a_record_of_more_windows_than_a_step_has(run):
+    rewrite(run, lambda records: replaced(records, 2, windows=16))
+    report = audit(run.path)
+    assert "16 windows from 16 in the ledger, 8 from 16 by the plan" in report.problems[0].message
+    assert report.windows == report.total_windows - 8
+
+
 def test_audit_of_a_run_without_steps_is_not_complete(store, tmp_path):
     folder = trained(store, tmp_path / "run", state="running")
     folder.ledger.truncate(0)
