@@ -1,8 +1,9 @@
 """Dropout whose mask is a pure function of where it falls: no generator, no state, nothing stored.
 
-Layout. A 64-bit key is folded word by word, each fold being one output of SplitMix64:
+Layout. A 64-bit key is folded word by word, each fold being the first output of SplitMix64 from the seed
+``key ^ word``:
 
-    fold(key, word) = mix64(key + GAMMA * (word + 1))
+    fold(key, word) = mix64((key ^ word) + GAMMA)
     row key         = fold(fold(fold(0, seed), step), row)
     call key        = fold(row key, site), and fold(that, head) for attention weights
     line key        = fold(call key, position)
@@ -76,14 +77,13 @@ def fold(key: Tensor, word: Tensor | int) -> Tensor:
     Returns:
         int64, of the broadcast shape.
     """
-    if isinstance(word, int):
-        return mix64_(key + _signed(_GAMMA * (word + 1), 64))
-    return mix64_(key + _signed(_GAMMA, 64) * (word + 1))
+    # Words meet a key before any arithmetic: on a bare index, compiled code may assume that nothing wraps.
+    return mix64_((key ^ word) + _signed(_GAMMA, 64))
 
 
 def fold_int(key: int, word: int) -> int:
     """`fold` of Python ints: unsigned 64-bit numbers in and out."""
-    x = (key + _GAMMA * (word + 1)) % 2**64
+    x = ((key ^ word) + _GAMMA) % 2**64
     x = (x ^ (x >> 30)) * _MIX64[0] % 2**64
     x = (x ^ (x >> 27)) * _MIX64[1] % 2**64
     return x ^ (x >> 31)

@@ -49,7 +49,7 @@ def dropout_kernel(
     unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
     key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
     position = (line % num_positions).to(tl.uint64)
-    line_key = _mix64(key + (position + 1) * 0x9E3779B97F4A7C15)[:, None]
+    line_key = _mix64((key ^ position) + 0x9E3779B97F4A7C15)[:, None]
     low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
     word = _mix32(_mix32(unit[None, :].to(tl.uint32) ^ low) ^ high)
     keep = word.to(tl.int32, bitcast=True) >= threshold

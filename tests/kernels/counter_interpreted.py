@@ -6,6 +6,7 @@ A script: whether Triton interprets is decided when it is imported, so the test 
 from __future__ import annotations
 
 import torch
+
 from reptrain_kernels import counter, counter_triton
 
 # Odd sizes, sizes of one, sizes beyond one tile, and the four axes of attention weights.

@@ -10,8 +10,9 @@ import itertools
 
 import pytest
 import torch
-from reptrain_kernels import counter
 from torch import Tensor
+
+from reptrain_kernels import counter
 
 SIGMAS = 5.0
 AXES = ("seed", "step", "row", "site", "head", "position", "unit")

@@ -1,0 +1,63 @@
+"""Initial weights and optimizer groups."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from reptrain.config.schema import DecoderConfig
+from reptrain.model import Decoder, build_model, parameter_groups
+
+WIDE = DecoderConfig(d_model=128, num_layers=3, num_heads=4, d_ff=256, init_std=0.05)
+
+
+def test_build_model_is_a_function_of_the_seed_and_the_names_alone() -> None:
+    model = build_model(WIDE, vocab_size=100, seed=1)
+    torch.rand(5)
+    again, deeper = (
+        build_model(c, vocab_size=100, seed=1) for c in (WIDE, WIDE.model_copy(update={"d_ff": 64}))
+    )
+    other = build_model(WIDE, vocab_size=100, seed=2)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, again.get_parameter(name))
+        if weight.ndim == 2:
+            assert not torch.equal(weight, other.get_parameter(name))
+            if ".mlp." not in name:
+                assert torch.equal(weight, deeper.get_parameter(name))
+
+
+def test_build_model_gives_each_parameter_its_own_values() -> None:
+    model = build_model(WIDE, vocab_size=100, seed=1)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    assert len({hashlib.sha256(p.detach().numpy().tobytes()).digest() for p in matrices}) == len(matrices)
+
+
+def test_build_model_scales_projections_into_the_residual_stream() -> None:
+    model = build_model(WIDE, vocab_size=100, seed=1)
+    for name, weight in model.named_parameters():
+        assert weight.dtype == torch.float32 and weight.device.type == "cpu"
+        if weight.ndim == 1:
+            assert (weight == 1).all()
+            continue
+        into_residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
+        expected = 0.05 / 6**0.5 if into_residual else 0.05
+        assert weight.std().item() == pytest.approx(expected, rel=0.04), name
+        assert abs(weight.mean().item()) < 5 * expected / weight.numel() ** 0.5
+
+
+def test_build_model_ties_the_head_to_the_embedding() -> None:
+    model = build_model(DecoderConfig(tie_embeddings=True), vocab_size=100, seed=1)
+    assert model.head.weight is model.embedding.weight
+    assert (model.head.weight != 0).any()
+
+
+def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
+    model: Decoder = build_model(DecoderConfig(tie_embeddings=True), vocab_size=100, seed=1)
+    decayed, kept = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    norms = {id(p) for name, p in model.named_parameters() if "norm" in name}
+    assert {id(p) for p in kept["params"]} == norms
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+    assert any(p is model.embedding.weight for p in decayed["params"])

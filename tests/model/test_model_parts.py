@@ -1,0 +1,61 @@
+"""Norm, rotation and MLP against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from reptrain.config.schema import DecoderConfig
+from reptrain.model.dropout import Site
+from reptrain.model.mlp import GatedMLP
+from reptrain.model.norm import RMSNorm
+from reptrain.model.rope import rotate, rotation
+
+
+def test_rms_norm_follows_its_formula() -> None:
+    norm = RMSNorm(8, eps=0.5)
+    torch.nn.init.uniform_(norm.weight)
+    x = torch.randn(2, 3, 8)
+    expected = x / (x.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_rms_norm_of_bf16_is_computed_in_fp32() -> None:
+    norm = RMSNorm(4, eps=1e-6).bfloat16()
+    x = torch.full((1, 1, 4), 2.0**100, dtype=torch.bfloat16)
+    assert norm(x * 2.0**-42).isfinite().all()
+    many = torch.ones(1, 1, 4096, dtype=torch.bfloat16)
+    assert (RMSNorm(4096, 1e-6).bfloat16()(many) == 1).all()
+
+
+def test_rotate_turns_pairs_by_position() -> None:
+    x = torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2)
+    y = rotate(x, rotation(3, 2, 10_000.0, x.device))
+    for position in range(3):
+        expected = torch.tensor([math.cos(position), math.sin(position)])
+        torch.testing.assert_close(y[0, position, 0], expected)
+
+
+def test_rotate_makes_products_depend_on_distance_alone() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 16).expand(2, 1, 40, 1, 16)
+    turned_q, turned_k = (rotate(x, rotation(40, 16, 100.0, x.device))[0, :, 0] for x in (q, k))
+    product = turned_q @ turned_k.T
+    for distance in (-7, 0, 3):
+        diagonal = product.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)
+    assert product.std() > 0.1
+
+
+def test_gated_mlp_follows_its_formula() -> None:
+    mlp = GatedMLP(DecoderConfig(d_model=8, num_heads=1, d_ff=20), layer=0)
+    x = torch.randn(2, 3, 8)
+    gate = x @ mlp.gate.weight.T
+    hidden = gate / (1 + (-gate).exp()) * (x @ mlp.up.weight.T)
+    torch.testing.assert_close(mlp(x, None), hidden @ mlp.down.weight.T)
+
+
+def test_site_numbers_are_unique_and_fixed() -> None:
+    numbers = [site.number(layer) for layer in range(3) for site in Site]
+    assert len(set(numbers)) == len(numbers)
+    assert numbers[:7] == [0, 1, 2, 3, 4, 16, 17]
