@@ -124,9 +124,8 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Turn text into a sealed token store. A killed run goes on where it was."""
-    from reptrain.config.load import dump_yaml
     from reptrain.progress import stage_progress
-    from reptrain.store import describe, open_store
+    from reptrain.store import describe, describe_text, open_store
     from reptrain.store import tokenize as build
 
     with stage_progress() as progress:
@@ -143,7 +142,7 @@ def tokenize(
             progress=progress,
         )
     store = open_store(out)
-    _tell(store.manifest.model_dump(mode="json"), dump_yaml(describe(store)).rstrip(), as_json=as_json)
+    _tell(describe(store), describe_text(store), as_json=as_json)
 
 
 @store_app.command("show")
@@ -151,11 +150,10 @@ def store_show(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
 ) -> None:
     """Print what a store holds."""
-    from reptrain.config.load import dump_yaml
-    from reptrain.store import describe, open_store
+    from reptrain.store import describe, describe_text, open_store
 
     opened = open_store(store)
-    _tell(opened.manifest.model_dump(mode="json"), dump_yaml(describe(opened)).rstrip(), as_json=as_json)
+    _tell(describe(opened), describe_text(opened), as_json=as_json)
 
 
 @store_app.command("verify")

@@ -114,6 +114,8 @@ def _run(config: RunConfig, folder: RunFolder, data: Data, world: World) -> int:
             if done in evaluate_at:
                 _evaluate(training, recorder, world, done)
             if done in save_at or stopping:
+                if recorder:
+                    recorder.sync()
                 meta, keep_last = _meta(config, world, done), config.checkpoint.keep_last
                 checkpoint.save(training.engine, folder.checkpoints, meta, world=world, keep_last=keep_last)
             if stopping:

@@ -113,6 +113,11 @@ class Recorder:
             + (f"  MFU {mfu:.1%}" if mfu else "")
         )
 
+    def sync(self) -> None:
+        """Force the records to the disk, so that no checkpoint is ahead of them."""
+        self._folder.ledger.sync()
+        self._folder.metrics.sync()
+
     def score(self, step: int, epoch: float, name: str, score: Score) -> None:
         """Record the score of a set after ``step`` steps."""
         record = ValidRecord(

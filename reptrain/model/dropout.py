@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
-from reptrain_kernels import counter
 from torch import Tensor, nn
+
+from reptrain_kernels import counter
 
 _SITES_PER_LAYER = 16
 

@@ -163,6 +163,11 @@ class _Recount:
         """The answer for all records added."""
         if self._waits is not None and done:
             self._not_applied(self._waits)
+        if done and self._windows < self._plan.total_windows:
+            self.problem(
+                f"status.json says done, but the ledger ends after window {self._windows}"
+                f" of {self._plan.total_windows}"
+            )
         self._check_exposures()
         return AuditReport(
             exact=self._num_problems == 0,

@@ -1,0 +1,133 @@
+"""The commands as a user types them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reptrain.config import RunConfig
+from reptrain.config.load import dump_yaml
+
+# Importing any of these ends the process: what runs on a login node must not need them.
+_WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "deepspeed", "triton"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+from reptrain.cli import main
+main()
+"""
+
+
+def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command with torch blocked, and hold its exit code."""
+    return start([sys.executable, "-c", _WITHOUT_TORCH, *map(str, words)], code)
+
+
+def start(command: list[str], code: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert code == 1 or "Traceback" not in ended.stderr, ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config = tiny("data.unique_tokens=1000", "train.total_tokens=1epochs")
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    return path
+
+
+def test_config_show_shows_what_was_understood(config_file: Path) -> None:
+    shown = run("config", "show", config_file, "train.total_tokens=2**20", "data.unique_tokens=1e3").stdout
+    assert "total_tokens: 1048576" in shown
+    assert "unique_tokens: 1000" in shown
+    assert "fingerprint of the mathematics" in shown
+    as_json = run("config", "show", config_file, "train.total_tokens=64epochs", "--json").stdout
+    assert json.loads(as_json)["train"]["total_tokens"] == "64epochs"
+
+
+def test_config_schema_is_json_schema() -> None:
+    assert json.loads(run("config", "schema").stdout)["properties"]["data"]
+
+
+def test_unknown_key_is_one_line_and_exit_code_2(config_file: Path) -> None:
+    ended = run("config", "show", config_file, "train.zero_stag=1", code=2)
+    assert ended.stderr == (
+        "error: train.zero_stag: must be a known key, but got 'zero_stag'. Did you mean zero_stage?\n"
+    )
+
+
+def test_tokenize_show_and_verify(tmp_path: Path) -> None:
+    source, store = tmp_path / "text.jsonl", tmp_path / "store"
+    rows = ({"text": f"the number {n} and its square {n * n} stand here " * 3} for n in range(300))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = run("tokenize", source, "--out", store, "--vocab-size", 120, "--processes", 1, "--json")
+    assert json.loads(made.stdout)["documents"]["kept"] == 300
+    assert "train" in run("store", "show", store).stdout
+    assert "as sealed" in run("store", "verify", store).stdout
+    shard = next(store.glob("train-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert shard.name in run("store", "verify", store, code=1).stdout
+
+
+def test_tokenize_refuses_a_missing_file(tmp_path: Path) -> None:
+    ended = run("tokenize", tmp_path / "none.txt", "--out", tmp_path / "store", code=2)
+    assert ended.stderr.count("\n") == 1 and "none.txt" in ended.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trained = start([sys.executable, "-m", "reptrain", "train", str(config_file), "--out", str(out)], 0)
+    assert "done: 3 steps" in trained.stdout
+    audited = json.loads(run("audit", out, "--json").stdout)
+    assert audited["exact"] and audited["exposures"] == {"1": 1000}
+    ledger = out / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
+    assert "not exact" in run("audit", out, code=1).stdout
+
+
+def test_train_refuses_on_every_road_with_exit_code_2(config_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reptrain", "train", str(config_file), "data.unique_tokens=1e8"]
+    ended = start([*command, "--out", str(tmp_path / "run")], 2)
+    assert "100000000" in ended.stderr and not (tmp_path / "run").exists()
+
+
+def test_launch_dry_run_prints_the_command(config_file: Path) -> None:
+    printed = run(
+        "launch", config_file, "train.zero_stage=1", "--gpus", 2, "--out", "somewhere", "--dry-run"
+    ).stdout
+    assert "--num_accelerators=2" in printed
+    assert printed.rstrip().endswith(f"reptrain train {config_file} train.zero_stage=1 --out somewhere")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["demo"],
+        ["train"],
+        ["audit"],
+        ["tokenize"],
+        ["launch"],
+        ["config", "show"],
+        ["store", "verify"],
+        ["study", "run"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help(words: list[str]) -> None:
+    assert "Usage: " in run(*words, "--help").stdout
