@@ -18,10 +18,10 @@ from reptrain.study.audits import audit_runs
 from reptrain.text import stdlib_documents
 
 _QUICK = [
-    "train.total_tokens=2**16",
-    "axes.data.unique_tokens=[2**14, 2**12, 2**10]",
-    "data.window_tokens=128",
-    "train.batch_windows=8",
+    "train.total_tokens=2**15",
+    "axes.data.unique_tokens=[2**13, 2**11, 2**9]",
+    "data.window_tokens=64",
+    "train.batch_windows=16",
     "evaluate.max_windows=16",
     "evaluate.every_fraction=0.25",
 ]
@@ -33,7 +33,7 @@ def run_demo(out: Path, *, text: Sequence[Path], quick: bool) -> int:
     Args:
         out: Folder of store, study and report.
         text: The user's files; none takes the documentation that comes with Python.
-        quick: Train on a sixteenth of the tokens.
+        quick: Train on a thirty-second of the tokens.
 
     Returns:
         The exit code.

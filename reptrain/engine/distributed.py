@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptrain.engine.host_memory import keep_freed_memory
 from reptrain.errors import ConfigError
 
 Shared = TypeVar("Shared")
@@ -127,6 +128,8 @@ def join(device: torch.device) -> World:
     the same place: DeepSpeed keeps groups that do not survive their process group.
     """
     if not dist.is_initialized():
+        if device.type == "cpu":
+            keep_freed_memory()
         with _rank_variables():
             _init(device)
         atexit.register(_leave)
