@@ -1,3 +1,31 @@
-"""reptrain: the trainer and the laboratory for language models that must repeat their data."""
+"""reptrain: the trainer and the laboratory for language models that must repeat their data.
+
+The names below are loaded when they are asked for: `import reptrain` alone loads neither torch nor pyarrow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "audit": "reptrain.runs.audit",
+    "build_report": "reptrain.report",
+    "load_run_config": "reptrain.config",
+    "load_study": "reptrain.study",
+    "open_store": "reptrain.store",
+    "run_study": "reptrain.study",
+    "tokenize": "reptrain.store",
+    "train": "reptrain.engine.loop",
+    "verify": "reptrain.store",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,10 +53,10 @@ def test_readme_command_is_understood(line: str) -> None:
 
     words = shlex.split(line)[1:]
     command = get_command(app)
-    context = command.make_context("reptrain", [*words], resilient_parsing=False)
-    while hasattr(command, "resolve_command"):
-        _, command, rest = command.resolve_command(context, [*context.protected_args, *context.args])  # type: ignore[attr-defined]
-        context = command.make_context(command.name, rest, parent=context)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    assert not hasattr(command, "commands"), f"{line}: no such command"
+    command.make_context(line, words)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,12 @@ def test_cli_without_a_command_shows_the_help() -> None:
     from reptrain.cli import app
 
     assert "tokenize" in CliRunner().invoke(get_command(app), []).output
+
+
+def test_api_names_are_there() -> None:
+    import reptrain
+
+    for name in reptrain.__all__:
+        assert getattr(reptrain, name)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        reptrain.trian  # noqa: B018

@@ -1,0 +1,74 @@
+"""The demo as a newcomer runs it, and what a model learns on its text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reptrain.config.load import load_run_config
+from reptrain.engine.loop import train
+from reptrain.plan import Subset
+from reptrain.runs import RunFolder
+from reptrain.store import open_store
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "reptrain", "demo", "--quick", "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The quick demo's folder, and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    ended = run_demo(out)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return out, ended.stdout
+
+
+def test_demo_trains_audits_and_answers(demo: tuple[Path, str]) -> None:
+    out, printed = demo
+    assert printed.count(": exact\n") == 3
+    assert "4 epochs of 8,192 tokens reached" in printed
+    assert "64 epochs of 512 tokens" in printed
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 4 and "<script" not in page
+    for epochs in (4, 16, 64):
+        assert f">{epochs}<" in page or f"{epochs} epochs" in page
+
+
+def test_demo_run_twice_reuses_what_is_sealed(demo: tuple[Path, str]) -> None:
+    out, printed = demo
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".arrow", ".jsonl")}
+    again = run_demo(out)
+    assert (again.returncode, again.stdout) == (0, printed)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def unigram_entropy(store: Path, split: str) -> float:
+    """Nats per token of the best guess that ignores all context."""
+    subset = Subset.open(open_store(store), split=split)
+    counts = np.bincount(subset.read(0, subset.unique_tokens))
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, str], tmp_path: Path) -> None:
+    store = demo[0] / "store"
+    overrides = [
+        *(f"data.store={store}", "data.unique_tokens=null", "data.window_tokens=64"),
+        *(f"train.total_tokens={300 * 512}", "train.batch_windows=8"),
+        *("evaluate.every_fraction=1", "evaluate.max_windows=1000"),
+    ]
+    config = load_run_config(ROOT / "configs" / "tiny" / "decoder.yaml", overrides)
+    assert train(config, tmp_path / "run").steps == pytest.approx(300, abs=1)
+    scores = {record.set: record.nats for record in RunFolder.open(tmp_path / "run").metrics.records("valid")}
+    assert scores["report"] < unigram_entropy(store, "report") - 0.5
+    assert scores["select"] < unigram_entropy(store, "select") - 0.5
