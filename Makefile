@@ -32,7 +32,7 @@ demo: $(VENV)/.run
 	$(BIN)/reptrain demo
 
 demo-quick: $(VENV)/.run
-	$(BIN)/reptrain demo --quick --out runs/demo-quick
+	$(BIN)/reptrain demo --quick
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

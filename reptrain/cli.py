@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -46,9 +47,17 @@ def main() -> None:
     try:
         app()
     except ReptrainError as error:
-        if os.environ.get("RANK", "0") == "0":
-            typer.echo(f"error: {error}", err=True)
-        sys.exit(WRONG_INPUT)
+        _refuse(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _refuse(f"{error.filename or 'disk'}: {error.strerror}. Free space and run the same command again.")
+
+
+def _refuse(message: object) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {message}", err=True)
+    sys.exit(WRONG_INPUT)
 
 
 def _tell(data: Any, text: str, *, as_json: bool) -> None:
@@ -61,15 +70,18 @@ def demo(
         list[Path] | None,
         typer.Option("--text", help="Your own .txt, .jsonl or .jsonl.gz instead of Python's docs."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Its folder; runs/demo, or runs/demo-quick, if left out.")
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A thirty-second of the tokens: under a minute.")
+        bool, typer.Option("--quick", help="Less text and a thirty-second of the training: under a minute.")
     ] = False,
 ) -> None:
     """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
     from reptrain.demo import run_demo
 
-    raise typer.Exit(run_demo(out, text=text or [], quick=quick))
+    folder = out or Path("runs") / ("demo-quick" if quick else "demo")
+    raise typer.Exit(run_demo(folder, text=text or [], quick=quick))
 
 
 @config_app.command("show")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,3 +57,22 @@ def tiny(store_path: Path) -> MakeConfig:
         )
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many KiB, or grows the one made before; skips without the right to mount."""
+    disk = tmp_path / "disk"
+
+    def sized(kib: int) -> Path:
+        made = disk.exists()
+        disk.mkdir(exist_ok=True)
+        options = f"size={kib}k" if not made else f"remount,size={kib}k"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs the right to mount a small file system")
+        return disk
+
+    yield sized
+    if disk.is_mount():
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from reptrain.engine.distributed import World
-from reptrain.errors import ResumeError
+from reptrain.errors import ResumeError, RunError
 from reptrain.files import flush_folder, flush_tree, write_atomically
 
 _META = "reptrain.json"
 _LATEST = "latest"
+# A write failed, and this little was free: the disk was full, whatever the exception says.
+_FULL_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,18 @@ class CheckpointMeta:
 
 
 def save(engine: Any, folder: Path, meta: CheckpointMeta, *, world: World, keep_last: int) -> None:
-    """Save a checkpoint, make it the latest, and remove those before the newest ``keep_last``."""
+    """Save a checkpoint, make it the latest, and remove those before the newest ``keep_last``.
+
+    Raises:
+        RunError: If the disk is full; the checkpoints before this one are untouched.
+    """
     final, temporary = folder / f"step-{meta.step}", f"tmp-step-{meta.step}"
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / temporary, ignore_errors=True)
     world.barrier()
-    engine.save_checkpoint(str(folder), tag=temporary, save_latest=False)
+    with _room_for(folder, folder / temporary):
+        engine.save_checkpoint(str(folder), tag=temporary, save_latest=False)
     world.barrier()
     if world.is_main:
         write_atomically(folder / temporary / _META, [json.dumps(asdict(meta)), "\n"])
@@ -48,6 +57,24 @@ def save(engine: Any, folder: Path, meta: CheckpointMeta, *, world: World, keep_
         write_atomically(folder / _LATEST, [final.name, "\n"])
         _remove_old(folder, keep_last)
     world.barrier()
+
+
+@contextmanager
+def _room_for(folder: Path, temporary: Path) -> Iterator[None]:
+    # torch reports a failed write as a RuntimeError that does not say why.
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        if free > _FULL_BYTES:
+            raise
+        raise RunError(
+            f"checkpoint in {folder}",
+            got=f"{free:,} bytes free",
+            rule="must fit on the disk",
+            remedy="Free space and run the same command again: it goes on from the checkpoint before.",
+        ) from error
 
 
 def _remove_old(folder: Path, keep_last: int) -> None:

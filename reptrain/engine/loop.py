@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +67,9 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World) -> Tra
             steps = _run(config, folder, data, world)
         except BaseException as error:
             if world.is_main:
-                folder.set_status("failed", f"{type(error).__name__}: {error}")
+                # A full disk may be why the run failed: then its reason is told, not kept.
+                with suppress(OSError):
+                    folder.set_status("failed", f"{type(error).__name__}: {error}")
             raise
         state: Literal["done", "preempted"] = "done" if steps == data.steps.num_steps else "preempted"
         if world.is_main:
@@ -143,7 +145,10 @@ def _resume(config: RunConfig, folder: RunFolder, training: Training, world: Wor
         step = meta.step
     if world.is_main:
         folder.ledger.truncate(step)
-        folder.metrics.truncate(step)
+        if found is None:
+            folder.metrics.keep(lambda record: False)  # The evaluation before the first step is made again.
+        else:
+            folder.metrics.truncate(step)
         folder.set_status("running")
         if step:
             print_line(f"resumed at step {step} from {found[0] if found else ''}")

@@ -175,6 +175,18 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    finished: RunFolder, small_disk: Callable[[int], Path]
+) -> None:
+    out = small_disk(400) / "run"
+    with pytest.raises(RunError, match=r"bytes free\. Free space"):
+        train(finished.config, out)
+    assert not list((out / "checkpoints").glob("*/*"))
+    small_disk(8192)
+    assert train(finished.config, out).state == "done"
+    assert_same(RunFolder.open(out), finished)
+
+
 def test_resume_with_another_setting_is_refused_by_its_name(finished: RunFolder) -> None:
     changed = finished.config.model_copy(update={"seed": 7})
     with pytest.raises(ResumeError, match="seed=7 where the folder has 0"):
