@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -15,7 +15,6 @@ from reptrain.errors import ReptrainError
 
 app = typer.Typer(
     name="reptrain",
-    help="Train language models that must repeat their data: exact epochs, and proof of them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,6 +39,12 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
+
+
+@app.callback()
+def _common(local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None) -> None:
+    """Train language models that must repeat their data: exact epochs, and proof of them."""
+    # The deepspeed launcher passes --local_rank unless told not to; its environment says the same.
 
 
 def main() -> None:
@@ -120,7 +125,8 @@ def tokenize(
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
     dedup: Annotated[
-        str, typer.Option("--dedup", help="none, or exact: drop documents of equal text.")
+        Literal["none", "exact"],
+        typer.Option("--dedup", help="Drop documents of equal text."),
     ] = "exact",
     held_out: Annotated[
         float,
@@ -146,7 +152,7 @@ def tokenize(
             out,
             tokenizer=tokenizer,
             vocab_size=vocab_size,
-            dedup=dedup,  # type: ignore[arg-type]
+            dedup=dedup,
             held_out_fraction=held_out,
             processes=processes or os.cpu_count() or 1,
             text_field=text_field,

@@ -64,7 +64,7 @@ def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, st
     store = demo[0] / "store"
     overrides = [
         *(f"data.store={store}", "data.unique_tokens=null", "data.window_tokens=64"),
-        *(f"train.total_tokens={300 * 512}", "train.batch_windows=8"),
+        *(f"train.total_tokens={300 * 1024}", "train.batch_windows=16"),
         *("evaluate.every_fraction=1", "evaluate.max_windows=1000"),
     ]
     config = load_run_config(ROOT / "configs" / "tiny" / "decoder.yaml", overrides)

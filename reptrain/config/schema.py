@@ -162,8 +162,6 @@ class TrainConfig(Frozen):
     """Run the model through torch.compile."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
-    on_nonfinite: Literal["stop"] = "stop"
-    """What a non-finite loss or gradient does; fp16's loss scaling tries the same windows again."""
 
 
 class EvaluateConfig(Frozen):

@@ -83,7 +83,7 @@ def _enter_folder(config: RunConfig, out: Path, data: Data, world: World, held: 
     refused: ReptrainError | None = None
     if world.is_main:
         try:
-            folder = RunFolder.create_or_open(out, config, data.run_plan(config), _environment(config, world))
+            folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
             held.enter_context(folder.lock())
         except ReptrainError as error:
             refused = error

@@ -14,7 +14,7 @@ from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
 from reptrain.engine.zero import deepspeed_config
 from reptrain.model import Decoder, build_model
-from reptrain.plan import EpochPlan, StepPlan, Subset, plan_epochs
+from reptrain.plan import EpochPlan, StepPlan, Subset
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import embedding_rows
@@ -27,16 +27,12 @@ class Data:
 
     store: Store
     subset: Subset
+    run_plan: RunPlan
+    """What plan.json records; `plan` and `steps` follow from it."""
     plan: EpochPlan
     steps: StepPlan
     start_id: int
     """The id that stands before a window's first token: the tokenizer's pad, as in T5."""
-
-    def run_plan(self, config: RunConfig) -> RunPlan:
-        """What plan.json records."""
-        return RunPlan.of(
-            config, store=self.store.path, store_fingerprint=self.store.fingerprint, subset=self.subset
-        )
 
 
 def open_data(config: RunConfig) -> Data:
@@ -52,16 +48,15 @@ def open_data(config: RunConfig) -> Data:
     subset = Subset.open(
         store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
     )
-    plan = plan_epochs(
-        unique_tokens=subset.unique_tokens,
-        window_tokens=config.data.window_tokens,
-        budget=config.train.total_tokens,
-        order=config.data.order,
-        cut=config.data.cut,
-        seed=config.seed,
+    run_plan = RunPlan.of(config, store=store.path, store_fingerprint=store.fingerprint, subset=subset)
+    return Data(
+        store,
+        subset,
+        run_plan,
+        run_plan.epoch_plan(),
+        run_plan.step_plan(),
+        start_id=store.tokenizer().pad_id,
     )
-    steps = StepPlan(batch_windows=config.train.batch_windows, total_windows=plan.total_windows)
-    return Data(store, subset, plan, steps, start_id=store.tokenizer().pad_id)
 
 
 def micro_batch_of(config: RunConfig, world: World) -> int:
