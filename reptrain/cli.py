@@ -54,14 +54,18 @@ def main() -> None:
     except ReptrainError as error:
         _refuse(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _refuse(
+                f"{error.filename or 'disk'}: {error.strerror}. Free space and run the same command again."
+            )
+        if error.filename is None:
             raise
-        _refuse(f"{error.filename or 'disk'}: {error.strerror}. Free space and run the same command again.")
+        _refuse(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
 
 
 def _refuse(message: object) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"error: {message}", err=True)
+    rank = os.environ.get("RANK", "0")
+    typer.echo(f"error: {message}" if rank == "0" else f"rank {rank}: error: {message}", err=True)
     sys.exit(WRONG_INPUT)
 
 
@@ -195,7 +199,7 @@ def train(
     overrides: Overrides = None,
     out: Out = None,
 ) -> None:
-    """Train in one process, or join the ranks that deepspeed, torchrun or srun started.
+    """Train in one process, or join the ranks that deepspeed or torchrun started.
 
     Called again it goes on from the newest checkpoint. A signal to stop leads to a checkpoint and exit
     code 3.
@@ -250,7 +254,7 @@ def launch(
     command = launch_command(
         config, gpus=gpus, hostfile=hostfile, device=device, overrides=overrides or [], out=out
     )
-    environment = launch_environment(gpus=gpus, device=device)
+    environment = launch_environment(gpus=gpus, hostfile=hostfile, device=device)
     if dry_run:
         typer.echo(shell_line(command, environment))
     else:

@@ -16,9 +16,10 @@ from reptrain.report import build_report
 from reptrain.store import tokenize
 from reptrain.study import StudyConfig, StudyResult, collect, demo_study, run_study, verdict
 from reptrain.study.audits import audit_runs
-from reptrain.text import stdlib_documents
+from reptrain.text import read_documents, stdlib_documents
 
 _QUICK_DOCUMENTS = 1500
+_PIECE_CHARACTERS = 1000
 _QUICK = [
     "train.total_tokens=2**15",
     "axes.data.unique_tokens=[2**13, 2**11, 2**9]",
@@ -46,9 +47,7 @@ def run_demo(out: Path, *, text: Sequence[Path], quick: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     store = out / "store"
     with stage_progress() as progress:
-        sources = list(text) or [
-            _write_stdlib(out / "python-docs.jsonl", _QUICK_DOCUMENTS if quick else None)
-        ]
+        sources = [_in_pieces(path, out) for path in text] or [_write_stdlib(out, quick)]
         tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
     study = demo_study([f"data.store={store}", *(_QUICK if quick else [])])
     return carry_out(study, out)
@@ -78,16 +77,32 @@ def tell(study: StudyConfig, out: Path) -> bool:
     return all(report.exact for report in reports.values())
 
 
+def _in_pieces(path: Path, out: Path) -> Path:
+    """A .txt file as .jsonl of pieces of whole paragraphs, since one document cannot be split into sets."""
+    if path.suffix != ".txt":
+        return path
+    pieces: list[str] = [""]
+    for paragraph in next(iter(read_documents(path))).text.split("\n\n"):
+        if len(pieces[-1]) >= _PIECE_CHARACTERS:
+            pieces.append("")
+        pieces[-1] += paragraph + "\n\n"
+    made = out / f"{path.stem}.jsonl"
+    rows = ({"id": f"{path.name}:{number}", "text": piece} for number, piece in enumerate(pieces))
+    write_atomically(made, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return made
+
+
 def _tell_failures(result: StudyResult) -> None:
     for outcome in result.outcomes:
         if outcome.reason:
             typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
 
 
-def _write_stdlib(path: Path, most: int | None) -> Path:
+def _write_stdlib(out: Path, quick: bool) -> Path:
     """Python's documentation, or its first pieces, as one .jsonl file; one that is there already is kept."""
+    path = out / f"python-docs{'-quick' * quick}.jsonl"
     if not path.exists():
-        documents = islice(stdlib_documents(), most)
+        documents = islice(stdlib_documents(), _QUICK_DOCUMENTS if quick else None)
         rows = ({"id": document.id, "text": document.text} for document in documents)
         write_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

@@ -17,10 +17,10 @@ StageProgress = Callable[[str, int, int], None]
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rate]:>18}"),
+        TextColumn("{task.fields[rate]:>18}", markup=False),
         TimeRemainingColumn(),
         console=console,
         transient=False,

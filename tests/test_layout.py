@@ -36,7 +36,10 @@ def commands(markdown: str) -> list[str]:
     """The `reptrain …` lines of a page's shell blocks, with their continuation lines."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", markdown, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.strip().startswith("reptrain ")]
+    lines = [line.split("#")[0].strip() for line in lines]
+    # The deepspeed launcher hands --local_rank to what it starts.
+    lines = [line.replace("deepspeed --module reptrain", "reptrain --local_rank=0") for line in lines]
+    return [line for line in lines if line.startswith("reptrain ")]
 
 
 README_COMMANDS = commands((ROOT / "README.md").read_text())
@@ -53,6 +56,9 @@ def test_readme_command_is_understood(line: str) -> None:
 
     words = shlex.split(line)[1:]
     command = get_command(app)
+    if words[0].startswith("--"):
+        command.make_context(line, [*words])
+        words.pop(0)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert not hasattr(command, "commands"), f"{line}: no such command"

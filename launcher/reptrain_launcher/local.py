@@ -44,10 +44,14 @@ def launch_command(
         LaunchError: If there are not as many GPUs, the number is missing where there is none, or the
             hostfile is wrong.
     """
-    _check_gpus(gpus, device=device, hosts=None if hostfile is None else read_hostfile(hostfile))
+    hosts = None if hostfile is None else read_hostfile(hostfile)
+    _check_gpus(gpus, device=device, hosts=hosts)
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level=warning"]
-    if hostfile is not None:
+    if hosts is not None:
         command.append(f"--hostfile={hostfile}")
+        if not {*hosts} <= {"localhost", "127.0.0.1", socket.gethostname()}:
+            # With one host in the file DeepSpeed would start the ranks here, whatever its name.
+            command.append("--force_multi")
     else:
         # A hostfile that stands at DeepSpeed's own place must not turn a local run into another.
         command.append(f"--hostfile={os.devnull}")
@@ -61,17 +65,20 @@ def launch_command(
     return [*command, "--out", str(out)] if out is not None else command
 
 
-def launch_environment(*, gpus: int | None = None, device: Device = "auto") -> dict[str, str]:
+def launch_environment(
+    *, gpus: int | None = None, hostfile: Path | None = None, device: Device = "auto"
+) -> dict[str, str]:
     """What the command needs in its environment beside what is there.
 
     Args:
         gpus: As in `launch_command`.
+        hostfile: As in `launch_command`; what this machine lacks says nothing of its hosts.
         device: As in `launch_command`.
     """
     # Two ninjas in turn make DeepSpeed compile its operators anew each time: this Python's own comes first.
     folder = str(Path(sys.executable).parent)
     environment = {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
-    if _on_cpu(device):
+    if device == "cpu" or (hostfile is None and _on_cpu(device)):
         cores = len(os.sched_getaffinity(0))
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (gpus or 1))))
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}

@@ -55,7 +55,7 @@ def save(engine: Any, folder: Path, meta: CheckpointMeta, *, world: World, keep_
         (folder / temporary).rename(final)
         flush_folder(folder)
         write_atomically(folder / _LATEST, [final.name, "\n"])
-        _remove_old(folder, keep_last)
+        _remove_old(folder, meta.step, keep_last)
     world.barrier()
 
 
@@ -77,10 +77,13 @@ def _room_for(folder: Path, temporary: Path) -> Iterator[None]:
         ) from error
 
 
-def _remove_old(folder: Path, keep_last: int) -> None:
-    kept = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    for old in kept[:-keep_last]:
-        shutil.rmtree(old)
+def _remove_old(folder: Path, newest: int, keep_last: int) -> None:
+    by_step = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+    kept = sorted(step for step in by_step if step <= newest)[-keep_last:]
+    for step, path in by_step.items():
+        # A step beyond the newest belongs to a future that was cut off when an older one was resumed.
+        if step not in kept:
+            shutil.rmtree(path)
 
 
 def latest(folder: Path) -> tuple[Path, CheckpointMeta] | None:

@@ -23,7 +23,7 @@ from reptrain.engine.schedule import learning_rate
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
-from reptrain.errors import ReptrainError, RunError
+from reptrain.errors import RunError
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 
@@ -80,12 +80,12 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World) -> Tra
 
 def _enter_folder(config: RunConfig, out: Path, data: Data, world: World, held: ExitStack) -> RunFolder:
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
-    refused: ReptrainError | None = None
+    refused: Exception | None = None
     if world.is_main:
         try:
             folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
             held.enter_context(folder.lock())
-        except ReptrainError as error:
+        except Exception as error:  # Whatever it is, the others wait to hear of it.
             refused = error
     refused = world.from_main(refused)
     if refused is not None:
@@ -127,6 +127,7 @@ def _run(config: RunConfig, folder: RunFolder, data: Data, world: World) -> int:
 
 def _marks(num_steps: int, fraction: float) -> set[int]:
     """The numbers of completed steps at every ``fraction`` of the run, its end always among them."""
+    fraction = max(fraction, 1 / num_steps)
     parts = range(1, int(1 / fraction + 1e-9) + 1)
     return {max(1, round(part * fraction * num_steps)) for part in parts} | {num_steps}
 
@@ -197,7 +198,8 @@ def _step(
             recorder.step(StepPlace(step, first, windows, tokens), result, lr=rate, seconds=seconds)
         if result.applied and _is_finite(result.grad_norm):
             return
-        if config.train.precision != "fp16" or not math.isfinite(result.loss_nats):
+        overflowed = config.train.precision == "fp16" and not result.applied
+        if not overflowed or not math.isfinite(result.loss_nats):
             raise RunError(
                 f"step {step}",
                 got=f"loss {result.loss_nats}, gradient norm {result.grad_norm}",

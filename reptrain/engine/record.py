@@ -54,7 +54,7 @@ class Recorder:
         self._num_steps = num_steps
         self._say = say
         self._last_line = 0.0
-        self._board = SummaryWriter(str(folder.tensorboard))
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
         """Tokens consumed by steps that were applied."""
 

@@ -13,12 +13,16 @@ from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
 from reptrain.engine.zero import deepspeed_config
+from reptrain.errors import StoreError
 from reptrain.model import Decoder, build_model
 from reptrain.plan import EpochPlan, StepPlan, Subset
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import embedding_rows
-from reptrain.store import Store, open_store
+from reptrain.store import Store, open_store, verify
+from reptrain.text import Tokenizer
+
+_HASHED_AT_START_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,18 @@ class Data:
     plan: EpochPlan
     steps: StepPlan
     start_id: int
-    """The id that stands before a window's first token: the tokenizer's pad, as in T5."""
+    """The id that stands before a window's first token: the tokenizer's pad, as in T5, or else its EOS."""
 
 
 def open_data(config: RunConfig) -> Data:
     """Open the store and lay the plan. No pass over the data but the cached document order.
 
     Raises:
-        StoreError: If the store is missing or not sealed.
+        StoreError: If the store is missing, not sealed, or changed since.
         PlanError: If the subset is larger than the store, or shorter than a window.
         ConfigError: If the embedding is too small for the tokenizer.
     """
-    store = open_store(Path(config.data.store))
+    store = _intact(Path(config.data.store))
     embedding_rows(config.model, store.vocab_size)
     subset = Subset.open(
         store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
@@ -55,8 +59,29 @@ def open_data(config: RunConfig) -> Data:
         run_plan,
         run_plan.epoch_plan(),
         run_plan.step_plan(),
-        start_id=store.tokenizer().pad_id,
+        start_id=_start_id(store.tokenizer()),
     )
+
+
+def _intact(path: Path) -> Store:
+    """The store, hashed again where that takes a moment; of a larger one the audit tells."""
+    store = open_store(path)
+    if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
+        return store
+    report = verify(path)
+    if not report.ok:
+        raise StoreError(
+            f"store {path}",
+            got=report.problems[0],
+            rule="must be as it was sealed",
+            remedy="Restore its files, or make it again with `reptrain tokenize`.",
+        )
+    return store
+
+
+def _start_id(tokenizer: Tokenizer) -> int:
+    # A SentencePiece model trained with its own defaults has no pad piece.
+    return tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id
 
 
 def micro_batch_of(config: RunConfig, world: World) -> int:

@@ -76,6 +76,13 @@ def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentO
     )
 
 
+def derive_order(split: Split, *, seed: int) -> DocumentOrder:
+    """The order in memory, made anew whatever is cached."""
+    table = np.empty((2, split.num_documents + 1), dtype=np.int64)
+    _fill(table, split, seed)
+    return DocumentOrder(starts=table[0], documents=table[1, :-1])
+
+
 def _load(path: Path, split: Split) -> DocumentOrder | None:
     """The order in a file, or None where there is no whole one."""
     try:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from reptrain.config import fingerprint
 from reptrain.errors import PlanError
-from reptrain.plan.document_order import DocumentOrder, open_order
+from reptrain.plan.document_order import DocumentOrder, derive_order, open_order
 
 if TYPE_CHECKING:
     from reptrain.store import Split, Store
@@ -34,10 +34,13 @@ class _Pieces(NamedTuple):
 class Subset:
     """A stream of `unique_tokens` tokens; smaller subsets of one seed are its prefixes."""
 
-    def __init__(self, split: Split, order: DocumentOrder, *, unique_tokens: int, fingerprint: str) -> None:
+    def __init__(
+        self, split: Split, order: DocumentOrder, *, seed: int, unique_tokens: int, fingerprint: str
+    ) -> None:
         self.unique_tokens = unique_tokens
         self.fingerprint = fingerprint
         self._split = split
+        self._seed = seed
         self._order = order
 
     @classmethod
@@ -70,7 +73,12 @@ class Subset:
         marked = fingerprint(
             {"store": store.fingerprint, "split": split, "seed": seed, "unique_tokens": wanted}
         )
-        return cls(part, order, unique_tokens=wanted, fingerprint=marked)
+        return cls(part, order, seed=seed, unique_tokens=wanted, fingerprint=marked)
+
+    def has_order_of_its_seed(self) -> bool:
+        """Whether the cached order of documents is the one that the seed gives: derives it anew."""
+        order = derive_order(self._split, seed=self._seed)
+        return all(map(np.array_equal, self._order, order))
 
     def tokens(self, start_B: Int64s, length_B: Int64s, width: int) -> tuple[Int64s, Int64s]:
         """Windows of the stream as rows.

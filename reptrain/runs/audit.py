@@ -55,6 +55,8 @@ def audit(
     if verify_store:
         for message in verify(path, progress).problems:
             recount.problem(message)
+    if not subset.has_order_of_its_seed():
+        recount.problem(f"the order of documents cached for {path} is not the one that the seed gives")
     _check_config(folder, source, subset, recount)
     num_steps = plan.step_plan().num_steps
     for records in _chunks(folder.ledger.records(), plan.batch_windows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from reptrain.runs.files import FrozenRecord
 
 
@@ -51,6 +53,24 @@ class AuditReport(FrozenRecord):
     """All problems, also those not listed."""
     problems: tuple[Problem, ...]
     """The first of them."""
+
+    @classmethod
+    def impossible(cls, reason: str) -> Self:
+        """The report on a run that cannot be read."""
+        return cls(
+            exact=False,
+            complete=False,
+            exposures={},
+            epochs="0",
+            steps=0,
+            windows=0,
+            total_windows=0,
+            tokens_consumed=0,
+            unique_tokens=0,
+            store_verified=False,
+            num_problems=1,
+            problems=(Problem(message=f"cannot be audited: {reason}"),),
+        )
 
     def to_json(self) -> str:
         """The report as JSON."""

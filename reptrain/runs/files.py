@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,8 +42,11 @@ class JsonLines(Generic[Record]):
         """
         if not self._checked:
             self._check_end()
+        line = record.model_dump_json().encode() + b"\n"
         with self.path.open("ab", buffering=0) as file:
-            file.write(record.model_dump_json().encode() + b"\n")
+            if file.write(line) < len(line):
+                self._checked = False
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
         """Force what was appended to the disk: call it before a checkpoint counts on it."""

@@ -127,9 +127,21 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where the run was last started; `earlier` lists the starts before, where they differ."""
+        """Where the run was last started; `earlier` lists the starts before, where they differ.
+
+        Raises:
+            RunError: If environment.json is damaged.
+        """
         path = self.path / "environment.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise RunError(
+                str(path),
+                got=f"no JSON ({error})",
+                rule="must be a whole record of the run",
+                remedy="Remove the file; the next start writes it anew.",
+            ) from error
         return found
 
     def status(self) -> RunStatus:

@@ -97,6 +97,7 @@ def tokenize(
         TokenizerError: If the model cannot be loaded or trained, or has no EOS.
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
+    _check_numbers(held_out_fraction, processes)
     given = None if tokenizer is None else _load_tokenizer(tokenizer)
     options = Options(
         dedup=dedup,
@@ -107,7 +108,6 @@ def tokenize(
         text_field=text_field,
         id_field=id_field,
     )
-    _check_numbers(held_out_fraction, processes)
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
         plan = Plan(files, plan_jobs(files), options, given, workers, progress or _silent)

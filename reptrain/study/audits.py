@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from reptrain.errors import ReptrainError
 from reptrain.files import write_atomically
 from reptrain.runs.audit import audit
 from reptrain.runs.audit_report import AuditReport
@@ -26,9 +27,6 @@ def audit_runs(
     Returns:
         The answers by arm. The store is hashed with the first run on it only.
 
-    Raises:
-        RunError: If a run folder cannot be read.
-        StoreError: If a store cannot be opened.
     """
     reports: dict[str, AuditReport] = {}
     verified: set[str] = set()
@@ -37,10 +35,18 @@ def audit_runs(
         run = run_path(out, arm.name)
         if not (run / "plan.json").exists():
             continue
-        report = audit(run, verify_store=arm.config.data.store not in verified)
+        report = _audit(run, verify_store=arm.config.data.store not in verified)
         verified.add(arm.config.data.store)
         write_atomically(run / "audit.json", report.to_json())
         reports[arm.name] = report
         if progress is not None:
             progress("audit", done, len(planned))
     return reports
+
+
+def _audit(run: Path, *, verify_store: bool) -> AuditReport:
+    """The audit of a run, or a report that it cannot be audited: one damaged run leaves the others theirs."""
+    try:
+        return audit(run, verify_store=verify_store)
+    except ReptrainError as error:
+        return AuditReport.impossible(str(error))

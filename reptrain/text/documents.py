@@ -190,7 +190,7 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(_place(part, index), error) from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TextError(
             f"source {_place(part, index)}",
             got=_shorten(line),
@@ -206,14 +206,14 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
             rule=f"must be a JSON object with a text under {fields.text!r}",
             remedy="Name the right key with text_field.",
         )
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    given = record.get(fields.id)
+    if any("\ud800" <= c <= "\udfff" for part in (text, str(given)) if not part.isascii() for c in part):
         raise TextError(
             f"source {_place(part, index)}",
             got="half of a surrogate pair",
             rule="must hold valid Unicode",
             remedy="Write the file anew as UTF-8.",
         )
-    given = record.get(fields.id)
     name = f"{part.name}:{_line_number(part, index)}" if given is None else str(given)
     return Document(name, part.source, text)
 
