@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from reptrain.config.load import load_run_config
+from reptrain.demo import _in_pieces
 from reptrain.engine.loop import train
 from reptrain.plan import Subset
 from reptrain.runs import RunFolder
@@ -50,6 +52,15 @@ def test_demo_run_twice_reuses_what_is_sealed(demo: tuple[Path, str]) -> None:
     again = run_demo(out)
     assert (again.returncode, again.stdout) == (0, printed)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_demo_cuts_a_text_file_into_pieces(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number} of a long text. " * 20 for number in range(50)]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
+    made = _in_pieces(tmp_path / "book.txt", tmp_path)
+    pieces = [json.loads(line)["text"] for line in made.read_text().splitlines()]
+    assert len(pieces) > 20
+    assert "".join(pieces).split("\n\n")[:-1] == paragraphs
 
 
 def unigram_entropy(store: Path, split: str) -> float:

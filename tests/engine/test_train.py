@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 from reptrain.batch.loader import Loader, StepBatch
@@ -17,6 +22,7 @@ from reptrain.errors import ConfigError, PlanError, ResumeError, RunError, Store
 from reptrain.plan.subset import Subset
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
+from reptrain.store import open_store, tokenize
 
 MakeConfig = Callable[..., RunConfig]
 TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device"}
@@ -140,6 +146,64 @@ def test_planted_loader_bug_makes_the_audit_fail(
     report = audit(tmp_path / "run")
     assert not report.exact
     assert "digest" in report.text()
+
+
+@pytest.fixture
+def own_store(store_path: Path, tmp_path: Path) -> Path:
+    """A copy of the store that a test may damage."""
+    return Path(shutil.copytree(store_path, tmp_path / "own-store"))
+
+
+def test_planted_document_order_makes_the_audit_fail(
+    tiny: MakeConfig, own_store: Path, tmp_path: Path
+) -> None:
+    config = tiny(f"data.store={own_store}")
+    shutil.rmtree(own_store / "orders", ignore_errors=True)
+    assert Subset.open(open_store(own_store), unique_tokens=5000).has_order_of_its_seed()
+    (cached,) = (own_store / "orders").glob("*.npy")
+    table = np.load(cached)
+    table[1, [0, 1]] = table[1, [1, 0]]
+    np.save(cached, table)
+    train(config, tmp_path / "run")
+    report = audit(tmp_path / "run")
+    assert not report.exact
+    assert "order of documents" in report.text()
+
+
+def test_changed_store_is_refused_at_the_start(tiny: MakeConfig, own_store: Path, tmp_path: Path) -> None:
+    shard = next(own_store.glob("train-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match="must be as it was sealed"):
+        train(tiny(f"data.store={own_store}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokenizer_without_pad_trains(tiny: MakeConfig, text_file: Path, tmp_path: Path) -> None:
+    texts = (json.loads(line)["text"] for line in text_file.read_text().splitlines())
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, vocab_size=300, hard_vocab_limit=False, minloglevel=2
+    )
+    (tmp_path / "default.model").write_bytes(model.getvalue())
+    tokenize([text_file], tmp_path / "store", tokenizer=tmp_path / "default.model", held_out_fraction=0.2)
+    train(tiny(f"data.store={tmp_path / 'store'}", "train.total_tokens=1epochs"), tmp_path / "run")
+    assert audit(tmp_path / "run").exact
+
+
+def test_checkpoints_of_a_future_that_was_cut_off_go(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train(finished.config, out)
+    checkpoints = RunFolder.open(out).checkpoints
+    shutil.copytree(checkpoints / "step-11", checkpoints / "step-26")
+    assert train(finished.config, out).state == "done"
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-20", "step-27"]
+    assert_same(RunFolder.open(out), finished)
 
 
 def test_diverged_run_stops_as_failed_and_tells_the_step(tiny: MakeConfig, tmp_path: Path) -> None:
