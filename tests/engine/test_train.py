@@ -157,12 +157,16 @@ def own_store(store_path: Path, tmp_path: Path) -> Path:
 def test_planted_document_order_makes_the_audit_fail(
     tiny: MakeConfig, own_store: Path, tmp_path: Path
 ) -> None:
-    config = tiny(f"data.store={own_store}")
+    config = tiny(f"data.store={own_store}", "data.unique_tokens=30000", "train.total_tokens=1epochs")
     shutil.rmtree(own_store / "orders", ignore_errors=True)
-    assert Subset.open(open_store(own_store), unique_tokens=5000).has_order_of_its_seed()
+    assert Subset.open(open_store(own_store), unique_tokens=30_000).has_order_of_its_seed()
     (cached,) = (own_store / "orders").glob("*.npy")
     table = np.load(cached)
-    table[1, [0, 1]] = table[1, [1, 0]]
+    # Two documents of one length change places, so that every window can still be read.
+    lengths = np.diff(table[0])
+    first, second = next((i, j) for i in range(20) for j in range(i + 1, 40) if lengths[i] == lengths[j])
+    assert table[0, second + 1] < 30_000
+    table[1, [first, second]] = table[1, [second, first]]
     np.save(cached, table)
     train(config, tmp_path / "run")
     report = audit(tmp_path / "run")
