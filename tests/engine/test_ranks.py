@@ -21,10 +21,14 @@ from reptrain.runs.audit import audit
 pytestmark = pytest.mark.ranks
 
 DROPOUT = [f"model.dropout.{site}=0.2" for site in ("embedding", "attention", "residual", "mlp")]
-CASES = {
+GRID = {
     f"zero{stage}-micro{micro}": [f"train.zero_stage={stage}", f"train.micro_batch_windows={micro}"]
-    for stage, micro in [(0, 1), (0, 2), (0, 4), (1, 2), (2, 4), (3, 1), (3, 4)]
+    for stage in range(4)
+    for micro in (1, 2, 4)
 }
+# Every stage and every micro-batch; the rest of the grid is left to `make test-all`.
+QUICK = ("zero0-micro1", "zero0-micro2", "zero0-micro4", "zero1-micro2", "zero2-micro4", "zero3-micro1")
+CASES = {name: GRID[name] for name in QUICK}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
 
 
@@ -34,17 +38,19 @@ Matrix = dict[tuple[str, int], RunFolder]
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
     """Every case on 1 and on 2 ranks; each number of ranks starts once."""
-    out = tmp_path_factory.mktemp("matrix")
+    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16)
+
+
+def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[str]]) -> Matrix:
     # 24 windows of an epoch of 16 in batches of 10: batches straddle epochs, and the last one is short.
     config = tiny(
         "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
     )
     (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    (out / "cases.json").write_text(json.dumps(CASES | BF16))
+    (out / "cases.json").write_text(json.dumps(cases))
     for ranks in (1, 2):
         _start(ranks, out)
-    names = [*CASES, *BF16]
-    return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in names for ranks in (1, 2)}
+    return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in cases for ranks in (1, 2)}
 
 
 def _start(ranks: int, out: Path) -> None:
@@ -81,6 +87,17 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
     for ranks in (1, 2):
         assert list(matrix[name, ranks].ledger.records()) == plain
         assert audit(matrix[name, ranks].path).exact
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_over_the_whole_grid(
+    matrix: Matrix, tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    rest = {name: overrides for name, overrides in GRID.items() if name not in CASES}
+    plain = _losses(matrix["zero0-micro4", 1])
+    for folder in _train_all(tmp_path, tiny, rest).values():
+        assert _losses(folder) == pytest.approx(plain, rel=0, abs=1e-5)
+        assert audit(folder.path).exact
 
 
 def test_gradient_norms_agree(matrix: Matrix) -> None:
