@@ -98,7 +98,6 @@ class Training:
     loader: Loader
     engine: Any
     sets: list[EvaluationSet]
-    micro_batch_windows: int
 
 
 def build_engine(config: RunConfig, model: Decoder, *, world: World, micro_batch_windows: int) -> Any:
@@ -143,5 +142,4 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         sets=evaluation_sets(
             config, data.store, data.subset, world=world, micro_batch_windows=micro_batch_windows
         ),
-        micro_batch_windows=micro_batch_windows,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from reptrain.errors import ReptrainError
@@ -14,33 +13,28 @@ from reptrain.study.grid import arms
 from reptrain.study.schema import StudyConfig
 
 
-def audit_runs(
-    study: StudyConfig, out: Path, *, progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, AuditReport]:
+def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
     """Audit every run of a study that has begun, and write each answer to ``RUN/audit.json``.
 
     Args:
         study: The study.
         out: Its folder.
-        progress: Called with the arm's name, the runs audited and all runs.
 
     Returns:
-        The answers by arm. The store is hashed with the first run on it only.
-
+        The answers by arm. A store is hashed with the first run on it only.
     """
     reports: dict[str, AuditReport] = {}
     verified: set[str] = set()
-    planned = arms(study)
-    for done, arm in enumerate(planned, start=1):
+    for arm in arms(study):
         run = run_path(out, arm.name)
         if not (run / "plan.json").exists():
             continue
-        report = _audit(run, verify_store=arm.config.data.store not in verified)
-        verified.add(arm.config.data.store)
+        store = arm.config.data.store
+        report = _audit(run, verify_store=store not in verified)
+        if report.store_verified:
+            verified.add(store)
         write_atomically(run / "audit.json", report.to_json())
         reports[arm.name] = report
-        if progress is not None:
-            progress("audit", done, len(planned))
     return reports
 
 
