@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from reptrain.config.schema import RunConfig
@@ -13,6 +14,7 @@ from reptrain.config.schema import RunConfig
 _NOT_MATHEMATICS = (
     "name",
     "data.store",
+    "data.sources.*.store",
     "train.micro_batch_windows",
     "train.zero_stage",
     "train.device",
@@ -38,7 +40,7 @@ def mathematics(config: RunConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == other or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
+        if not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError
@@ -127,10 +127,11 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
 
 
 def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
-    path = [str(part) for part in detail["loc"]]
+    path, parents = _resolve(model, [str(part) for part in detail["loc"]])
     key = ".".join(path) or "config"
+    got = detail["input"]
     if detail["type"] == "extra_forbidden":
-        known = sorted(_known_keys(model, path[:-1]))
+        known = sorted({name for parent in parents for name in parent.model_fields})
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
         return ConfigError(key, got=repr(path[-1]), rule="must be a known key", remedy=remedy)
@@ -138,23 +139,53 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
         return ConfigError(
             key, got="nothing", rule="must be set", remedy=f"Add it to the file or pass {key}=VALUE."
         )
+    if detail["type"] == "union_tag_invalid":
+        tag = "family" if key == "model" else "name"
+        return ConfigError(
+            f"{key}.{tag}",
+            got=repr(detail["ctx"]["tag"]),
+            rule=f"must be one of {detail['ctx']['expected_tags']}",
+            remedy="See `reptrain config schema` for what each takes.",
+        )
     message = detail["msg"].removeprefix("Value error, ")
-    got = detail["input"]
     shown = repr(got) if not isinstance(got, Mapping) else "this combination"
     rule = message[:1].lower() + message[1:]
     return ConfigError(key, got=shown, rule=rule, remedy="See `reptrain config schema` for what is allowed.")
 
 
-def _known_keys(model: type[BaseModel], path: list[str]) -> set[str]:
-    current: type[BaseModel] = model
-    for part in path:
-        field = current.model_fields.get(part)
-        choices = [field.annotation, *get_args(field.annotation)] if field else []
-        below = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not below:
-            return set()
-        current = below[0]
-    return set(current.model_fields)
+def _resolve(model: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The dotted key behind pydantic's location of an error, and the models that may hold its last part.
+
+    ["model", "t5", "d_modl"]  ->  ["model", "d_modl"], [T5Config]: the tag of a union is no key.
+    """
+    path: list[str] = []
+    parents, choices = [model], list[Any]([])
+    for place, part in enumerate(location):
+        tagged = [kind for tag, kind in choices if tag == part]
+        if tagged and place + 1 < len(location):
+            parents, choices = tagged, []
+            continue
+        path.append(part)
+        if place + 1 == len(location):
+            break
+        fields = [parent.model_fields[part] for parent in parents if part in parent.model_fields]
+        # A part that is no field names an entry of a mapping, whose values the parents already are.
+        if fields:
+            choices = [choice for field in fields for choice in _models_in(field.annotation)]
+            parents = [kind for _, kind in choices]
+            choices = [(tag, kind) for tag, kind in choices if tag is not None]
+    return path, parents
+
+
+def _models_in(annotation: Any) -> Iterator[tuple[str | None, type[BaseModel]]]:
+    """The models within an annotation, each with its tag where it is a choice of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield None, annotation
+        return
+    tags = [extra.tag for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Tag)]
+    for part in get_args(annotation):
+        for tag, kind in _models_in(part):
+            yield (tags[0] if tags else tag), kind
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from reptrain.config.quantities import Budget, Count
+from reptrain.config.spans import span_counts, window_filling
 
 Positive = Annotated[Count, Field(gt=0)]
 NonNegative = Annotated[Count, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[Count, Field(ge=0, lt=2**63)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 
 
 class Frozen(BaseModel):
@@ -22,28 +24,92 @@ class Frozen(BaseModel):
     )
 
 
+Order = Literal["reshuffle", "same", "mixed"]
+Cut = Literal["fixed", "shifted"]
+ONE_EPOCH = Budget(epochs=1)  # type: ignore[arg-type]
+_CAUSAL_WINDOW_TOKENS = 256
+_SPAN_INPUT_TOKENS = 512
+
+
+class SourceConfig(Frozen):
+    """One store of a mixture, with a subset, an order and a budget of its own."""
+
+    store: str
+    """Folder of the token store."""
+    unique_tokens: Positive | None = None
+    """U, the size of its subset in tokens; null takes every training token of the store."""
+    total_tokens: Budget = ONE_EPOCH
+    """Tokens to consume of it, repeats counted (2**20), or epochs over its subset (4epochs, 0.5epochs)."""
+    order: Order | None = None
+    """As data.order; null takes that."""
+    cut: Cut | None = None
+    """As data.cut; null takes that."""
+    subset_seed: Seed | None = None
+    """As data.subset_seed; null takes that."""
+
+
 class DataConfig(Frozen):
     """Which tokens, how often, in which order."""
 
-    store: str
-    """Folder of the token store (`reptrain tokenize` makes one)."""
+    store: str | None = None
+    """Folder of the token store (`reptrain tokenize` makes one). Either this or `sources`."""
+    sources: dict[SourceName, SourceConfig] = {}
+    """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
     unique_tokens: Positive | None = None
     """U, the size of the subset in tokens; null takes every training token of the store."""
-    window_tokens: Positive = 256
-    """L, the tokens of a window: the unit of shuffling and the length that the model sees."""
-    order: Literal["reshuffle", "same", "mixed"] = "reshuffle"
+    window_tokens: Positive | None = None
+    """L, the raw tokens of a window: the unit of shuffling. Null: 256, or under span corruption as many
+    as fill objective.input_tokens."""
+    order: Order = "reshuffle"
     """A new permutation of the windows each epoch, one for all, or the epochs shuffled as one list."""
-    cut: Literal["fixed", "shifted"] = "fixed"
+    cut: Cut = "fixed"
     """Window boundaries: the same in every epoch, or from a keyed offset in each."""
     subset_seed: Seed = 0
     """Keys the order of documents. Subsets of one seed are nested; `seed` does not change them."""
+    document_mask: bool = False
+    """Whether attention stays within a document where a window holds several."""
+
+    @model_validator(mode="after")
+    def _store_or_sources(self) -> Self:
+        if (self.store is None) == (not self.sources):
+            raise ValueError("data must name either a store or a mixture of sources; set data.store=FOLDER")
+        if self.sources and self.unique_tokens is not None:
+            raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
+        return self
 
 
-class ObjectiveConfig(Frozen):
-    """What is predicted from what."""
+class CausalConfig(Frozen):
+    """Every token of the window from the tokens before it."""
 
     name: Literal["causal"] = "causal"
-    """causal: every token of the window from the tokens before it."""
+    """The objective."""
+
+
+class SpanCorruptionConfig(Frozen):
+    """Hide spans of the window behind sentinels; the decoder gives them back (Raffel et al. 2020)."""
+
+    name: Literal["span_corruption"]
+    """The objective."""
+    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a window's tokens that is hidden."""
+    mean_span_tokens: Annotated[float, Field(ge=1)] = 3.0
+    """Mean length of a hidden span."""
+    noise: Literal["fresh", "frozen"] = "fresh"
+    """Spans drawn anew in each epoch, or the same in all."""
+    input_tokens: Annotated[Count, Field(ge=3)] | None = None
+    """Tokens that the encoder reads; null: what data.window_tokens gives, or 512 where that is null too."""
+
+
+def _objective_name(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "causal" if name is None else str(name)
+
+
+ObjectiveConfig = Annotated[
+    Annotated[CausalConfig, Tag("causal")] | Annotated[SpanCorruptionConfig, Tag("span_corruption")],
+    Discriminator(_objective_name),
+]
+"""What is predicted from what."""
 
 
 class DropoutConfig(Frozen):
@@ -63,7 +129,7 @@ class DecoderConfig(Frozen):
     """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases (the Llama family)."""
 
     family: Literal["decoder"] = "decoder"
-    """Which transformer; `decoder` is the only family so far."""
+    """decoder: this family."""
     d_model: Positive = 128
     """Width of the residual stream."""
     num_layers: Positive = 4
@@ -111,6 +177,72 @@ class DecoderConfig(Frozen):
         return self.d_model // self.num_heads
 
 
+class T5Config(Frozen):
+    """An encoder-decoder with relative position buckets (T5). The defaults are those of T5 1.1.
+
+    T5 1.0 is `mlp: relu` with `tie_embeddings: true`, which also scales the decoder's output by
+    d_model ** -0.5 before the head.
+    """
+
+    family: Literal["t5"]
+    """t5: this family."""
+    d_model: Positive = 512
+    """Width of the residual stream."""
+    num_encoder_layers: Positive = 8
+    """Blocks of the encoder."""
+    num_decoder_layers: Positive = 8
+    """Blocks of the decoder."""
+    num_heads: Positive = 6
+    """Heads of every attention."""
+    head_dim: Positive = 64
+    """Width of a head; num_heads x head_dim need not be d_model."""
+    d_ff: Positive = 1024
+    """Hidden units of the MLP."""
+    mlp: Literal["geglu", "relu"] = "geglu"
+    """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output head, as in 1.0."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding; null: the tokenizer's size."""
+    relative_buckets: Annotated[Count, Field(ge=4, multiple_of=4)] = 32
+    """Buckets of the distance between positions; the encoder spends half on each direction."""
+    relative_max_distance: Annotated[Count, Field(gt=0)] = 128
+    """From this distance on, all positions share the last bucket."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square in RMSNorm."""
+    dropout: DropoutConfig = DropoutConfig()
+    """Dropout rates by site."""
+
+    @model_validator(mode="after")
+    def _buckets_below_distance(self) -> Self:
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance must be above relative_buckets / 2;"
+                f" {self.relative_max_distance} is not above {self.relative_buckets // 2}"
+            )
+        return self
+
+
+def _family(value: Any) -> str:
+    family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
+    return "decoder" if family is None else str(family)
+
+
+ModelConfig = Annotated[
+    Annotated[DecoderConfig, Tag("decoder")] | Annotated[T5Config, Tag("t5")], Discriminator(_family)
+]
+"""The transformer, told by its family."""
+
+
+class ExampleShape(NamedTuple):
+    """Tokens of a full window's example."""
+
+    input_tokens: int
+    """Read by the encoder; 0 for a decoder alone."""
+    target_tokens: int
+    """Predicted by the decoder."""
+
+
 class OptimizerConfig(Frozen):
     """AdamW (Loshchilov & Hutter 2019). Norms take no weight decay."""
 
@@ -146,8 +278,9 @@ class ScheduleConfig(Frozen):
 class TrainConfig(Frozen):
     """How long and in what steps."""
 
-    total_tokens: Budget = Budget(epochs=1)  # type: ignore[arg-type]
-    """Tokens to consume, repeats counted (2**20, 1e9), or epochs over the subset (64epochs)."""
+    total_tokens: Budget | None = None
+    """Tokens to consume, repeats counted (2**20, 1e9), or epochs over the subset (64epochs). Null: one
+    epoch; in a mixture each source has its own."""
     batch_windows: Positive = 16
     """Windows of one optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: Positive | None = None
@@ -191,9 +324,9 @@ class RunConfig(Frozen):
     """Keys the epoch order, the initial weights and every dropout mask."""
     data: DataConfig
     """Which tokens, how often, in which order."""
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = CausalConfig()
     """What is predicted from what."""
-    model: DecoderConfig = DecoderConfig()
+    model: ModelConfig = DecoderConfig()
     """The transformer."""
     train: TrainConfig = TrainConfig()
     """How long and in what steps."""
@@ -206,11 +339,81 @@ class RunConfig(Frozen):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save and how many to keep."""
 
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """The sources by name with every default filled in; a single store counts as a mixture of one."""
+        data = self.data
+        if data.store is not None:
+            budget = self.train.total_tokens or ONE_EPOCH
+            only = SourceConfig(store=data.store, unique_tokens=data.unique_tokens, total_tokens=budget)
+            given = {"data": only}
+        else:
+            given = data.sources
+        defaults = {"order": data.order, "cut": data.cut, "subset_seed": data.subset_seed}
+        return {
+            name: source.model_copy(
+                update={key: value for key, value in defaults.items() if getattr(source, key) is None}
+            )
+            for name, source in given.items()
+        }
+
+    @property
+    def window_tokens(self) -> int:
+        """L, the raw tokens of a window."""
+        objective = self.objective
+        if self.data.window_tokens is not None:
+            return self.data.window_tokens
+        if isinstance(objective, CausalConfig):
+            return _CAUSAL_WINDOW_TOKENS
+        return window_filling(
+            objective.input_tokens or _SPAN_INPUT_TOKENS, objective.noise_density, objective.mean_span_tokens
+        )
+
+    @property
+    def example_shape(self) -> ExampleShape:
+        """Tokens that encoder and decoder see of a full window."""
+        objective, tokens = self.objective, self.window_tokens
+        if isinstance(objective, CausalConfig):
+            return ExampleShape(0, tokens)
+        counts = span_counts(tokens, objective.noise_density, objective.mean_span_tokens)
+        return ExampleShape(counts.inputs, counts.targets)
+
     @model_validator(mode="after")
     def _bf16_needs_zero(self) -> Self:
         if self.train.precision == "bf16" and self.train.zero_stage == 0:
             raise ValueError(
                 "train.precision bf16 needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no fp32"
                 " gradients; set train.zero_stage=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits_family(self) -> Self:
+        wanted = {"causal": "decoder", "span_corruption": "t5"}[self.objective.name]
+        if self.model.family != wanted:
+            raise ValueError(
+                f"objective.name {self.objective.name} needs model.family {wanted};"
+                f" {self.model.family} was given"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_fits_inputs(self) -> Self:
+        objective = self.objective
+        if isinstance(objective, CausalConfig) or objective.input_tokens is None:
+            return self
+        if self.example_shape.input_tokens > objective.input_tokens:
+            raise ValueError(
+                f"data.window_tokens {self.window_tokens} corrupts to {self.example_shape.input_tokens}"
+                f" inputs, more than objective.input_tokens {objective.input_tokens};"
+                " leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_has_its_own_budgets(self) -> Self:
+        if self.data.sources and self.train.total_tokens is not None:
+            raise ValueError(
+                "train.total_tokens is for one store; set total_tokens for each of data.sources instead"
             )
         return self

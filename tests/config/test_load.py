@@ -72,7 +72,7 @@ def test_apply_overrides_refuses_what_is_no_assignment(text: str) -> None:
 
 
 def test_missing_store_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"data\.store: must be set"):
+    with pytest.raises(ConfigError, match=r"data: .*set data\.store=FOLDER"):
         validate(RunConfig, {"data": {}})
 
 
