@@ -30,22 +30,22 @@ class FakeStore:
 def run_plan(config: RunConfig) -> RunPlan:
     """The plan of a run on `FakeStore`."""
     unique = config.data.unique_tokens or FakeStore.num_tokens
-    data = config.data
+    data, (source,) = config.data, config.sources.values()
     epochs = plan_epochs(
         unique_tokens=unique,
-        window_tokens=data.window_tokens,
-        budget=config.train.total_tokens,
+        window_tokens=config.window_tokens,
+        budget=source.total_tokens,
         order=data.order,
         cut=data.cut,
         seed=config.seed,
     )
     return RunPlan(
-        store=data.store,
+        store=source.store,
         store_fingerprint=STORE_FINGERPRINT,
         subset_fingerprint=f"{unique:032x}",
         config_fingerprint=config_fingerprint(config),
         unique_tokens=unique,
-        window_tokens=data.window_tokens,
+        window_tokens=config.window_tokens,
         windows_per_epoch=epochs.windows_per_epoch,
         total_windows=epochs.total_windows,
         epochs=str(epochs.epochs),
@@ -80,7 +80,7 @@ def write_run(
         path, config, run_plan(config), {"python": "3.11.7", "cpu": "a <fast> one"}
     )
     unique = folder.plan.unique_tokens
-    total = round(config.train.total_tokens.epochs_over(unique) * unique)
+    total = round(next(iter(config.sources.values())).total_tokens.epochs_over(unique) * unique)
     for name, nats in losses.items():
         for place, value in enumerate(nats):
             tokens = total * place // (len(nats) - 1)

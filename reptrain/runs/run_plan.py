@@ -51,8 +51,8 @@ class RunPlan(FrozenRecord):
         """
         epochs = plan_epochs(
             unique_tokens=subset.unique_tokens,
-            window_tokens=config.data.window_tokens,
-            budget=config.train.total_tokens,
+            window_tokens=config.window_tokens,
+            budget=next(iter(config.sources.values())).total_tokens,
             order=config.data.order,
             cut=config.data.cut,
             seed=config.seed,

@@ -29,10 +29,10 @@ def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
         run = run_path(out, arm.name)
         if not (run / "plan.json").exists():
             continue
-        store = arm.config.data.store
-        report = _audit(run, verify_store=store not in verified)
+        stores = {source.store for source in arm.config.sources.values()}
+        report = _audit(run, verify_store=not stores <= verified)
         if report.store_verified:
-            verified.add(store)
+            verified |= stores
         write_atomically(run / "audit.json", report.to_json())
         reports[arm.name] = report
     return reports

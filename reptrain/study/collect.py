@@ -108,8 +108,9 @@ def _row(arm: Arm, run: Path) -> ArmRow:
 
 def _planned(arm: Arm, *, unique_tokens: int | None = None) -> dict[str, Any]:
     """What the configuration fixes; little where it leaves U to a store that is not open."""
-    budget = arm.config.train.total_tokens
-    unique = unique_tokens or arm.config.data.unique_tokens
+    source = next(iter(arm.config.sources.values()))
+    budget = source.total_tokens
+    unique = unique_tokens or source.unique_tokens
     if unique is None:
         return {"total_tokens": budget.tokens}
     epochs = budget.epochs_over(unique)

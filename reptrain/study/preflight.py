@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reptrain.config import RunConfig
+from reptrain.config.schema import SourceConfig
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.epochs import plan_epochs
 from reptrain.store import Store, open_store
 from reptrain.study.grid import Arm
 
+Stores = Mapping[str, Store]
 
-def unique_tokens_of(config: RunConfig, store: Store) -> int:
-    """U of a run: as configured, or every training token of its store."""
-    return config.data.unique_tokens or store.split("train").num_tokens
+
+def total_tokens_of(config: RunConfig, stores: Stores) -> int:
+    """Tokens that a run consumes, all its sources together, to within a window of each.
+
+    Args:
+        config: The run.
+        stores: Its open stores by the path that the configuration names.
+    """
+    total = 0
+    for source in config.sources.values():
+        unique = source.unique_tokens or stores[source.store].split("train").num_tokens
+        total += round(source.total_tokens.epochs_over(unique) * unique)
+    return total
 
 
 def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
@@ -32,10 +44,10 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     stores: dict[str, Store] = {}
     for arm in arms:
         try:
-            path = arm.config.data.store
-            if path not in stores:
-                stores[path] = open_store(Path(path))
-            _check_arm(arm, stores[path])
+            for name, source in arm.config.sources.items():
+                if source.store not in stores:
+                    stores[source.store] = open_store(Path(source.store))
+                _check_source(arm, name, source, stores[source.store])
         except StudyError:
             raise
         except ReptrainError as error:
@@ -45,22 +57,22 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     return stores
 
 
-def _check_arm(arm: Arm, store: Store) -> None:
-    data = arm.config.data
+def _check_source(arm: Arm, name: str, source: SourceConfig, store: Store) -> None:
     held = store.split("train").num_tokens
-    unique = unique_tokens_of(arm.config, store)
+    unique = source.unique_tokens or held
     if unique > held:
+        setting = f"data.sources.{name}.unique_tokens" if arm.config.data.sources else "data.unique_tokens"
         raise StudyError(
-            f"arm {arm.name}: data.unique_tokens",
+            f"arm {arm.name}: {setting}",
             got=unique,
-            rule=f"must be at most the {held} training tokens of {data.store}",
+            rule=f"must be at most the {held} training tokens of {source.store}",
             remedy="Tokenize more text or ask for fewer unique tokens.",
         )
     plan_epochs(
         unique_tokens=unique,
-        window_tokens=data.window_tokens,
-        budget=arm.config.train.total_tokens,
-        order=data.order,
-        cut=data.cut,
+        window_tokens=arm.config.window_tokens,
+        budget=source.total_tokens,
+        order=source.order or arm.config.data.order,
+        cut=source.cut or arm.config.data.cut,
         seed=arm.config.seed,
     )

@@ -15,11 +15,10 @@ from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
-from reptrain.store import Store
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.folder import config_path, is_run_of, log_path, run_path
 from reptrain.study.grid import Arm, arms
-from reptrain.study.preflight import check_arms, unique_tokens_of
+from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain_launcher.process import Ended, run_process
@@ -54,23 +53,22 @@ def run_study(
             if outcomes and outcomes[-1].state in ("stopped", "waiting"):
                 outcomes.append(ArmOutcome(arm.name, "waiting"))
                 continue
-            store = stores[arm.config.data.store]
-            total = _total_tokens(arm, store)
+            total = total_tokens_of(arm.config, stores)
             event = StudyEvent("start", arm.name, index, len(planned), total)
-            last = _run_arm(arm, out, store, command=command, event=event, tell=on_event or _ignore)
+            last = _run_arm(arm, out, stores, command=command, event=event, tell=on_event or _ignore)
             outcomes.append(ArmOutcome(arm.name, last.kind, last.seconds, last.message))
     return StudyResult(tuple(outcomes))
 
 
-def is_done(arm: Arm, run: Path, store: Store) -> bool:
-    """Whether the run folder holds this very arm on this very store, finished."""
+def is_done(arm: Arm, run: Path, stores: Stores) -> bool:
+    """Whether the run folder holds this very arm on these very stores, finished."""
     if not (run / "status.json").exists():
         return False
     folder = RunFolder.open(run)
     return (
         folder.status().state == "done"
         and is_run_of(arm, folder)
-        and folder.plan.store_fingerprint == store.fingerprint
+        and folder.plan.store_fingerprint == stores[next(iter(arm.config.sources.values())).store].fingerprint
     )
 
 
@@ -78,17 +76,12 @@ def _ignore(event: StudyEvent) -> None:
     """Nobody listens."""
 
 
-def _total_tokens(arm: Arm, store: Store) -> int:
-    unique = unique_tokens_of(arm.config, store)
-    return round(arm.config.train.total_tokens.epochs_over(unique) * unique)
-
-
 def _run_arm(
-    arm: Arm, out: Path, store: Store, *, command: Sequence[str], event: StudyEvent, tell: OnEvent
+    arm: Arm, out: Path, stores: Stores, *, command: Sequence[str], event: StudyEvent, tell: OnEvent
 ) -> StudyEvent:
     """Run one arm to its end, or see that it is done. Returns the last event that was told."""
     run = run_path(out, arm.name)
-    if is_done(arm, run, store):
+    if is_done(arm, run, stores):
         last = replace(event, kind="skipped", tokens=event.total_tokens)
         tell(last)
         return last
@@ -111,7 +104,7 @@ def _run_arm(
     ended = run_process(
         [*command, str(config), "--out", str(run)], output=log, on_poll=lambda: tell(now()), poll_s=0.5
     )
-    last = _judge(now(), ended, log, done=ended.returncode == 0 and is_done(arm, run, store))
+    last = _judge(now(), ended, log, done=ended.returncode == 0 and is_done(arm, run, stores))
     tell(last)
     return last
 

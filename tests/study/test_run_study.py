@@ -122,15 +122,15 @@ def test_run_study_is_refused_while_another_runs(tmp_path: Path) -> None:
 
 def test_is_done_only_for_the_same_mathematics_on_the_same_store(tmp_path: Path) -> None:
     arm = arms(study_of(0))[0]
-    assert not is_done(arm, tmp_path / "none", FakeStore())
+    assert not is_done(arm, tmp_path / "none", {"s": FakeStore()})
     write_run(arm.config, tmp_path / "run")
-    assert is_done(arm, tmp_path / "run", FakeStore())
+    assert is_done(arm, tmp_path / "run", {"s": FakeStore()})
     other = FakeStore()
     other.fingerprint = "6" * 32
-    assert not is_done(arm, tmp_path / "run", other)
-    assert not is_done(arms(study_of(1))[0], tmp_path / "run", FakeStore())
+    assert not is_done(arm, tmp_path / "run", {"s": other})
+    assert not is_done(arms(study_of(1))[0], tmp_path / "run", {"s": FakeStore()})
     write_run(arm.config, tmp_path / "broken", state="failed")
-    assert not is_done(arm, tmp_path / "broken", FakeStore())
+    assert not is_done(arm, tmp_path / "broken", {"s": FakeStore()})
 
 
 def test_read_progress_ignores_a_line_that_is_still_being_written(tmp_path: Path) -> None:
