@@ -162,7 +162,7 @@ def _resolve(model: type[BaseModel], location: Sequence[str]) -> tuple[list[str]
     parents, choices = [model], list[Any]([])
     for place, part in enumerate(location):
         tagged = [kind for tag, kind in choices if tag == part]
-        if tagged and place + 1 < len(location):
+        if tagged:
             parents, choices = tagged, []
             continue
         path.append(part)
