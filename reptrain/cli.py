@@ -129,8 +129,12 @@ def tokenize(
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
     dedup: Annotated[
-        Literal["none", "exact"],
-        typer.Option("--dedup", help="Drop documents of equal text."),
+        Literal["none", "exact", "minhash", "group"],
+        typer.Option(
+            "--dedup",
+            help="exact: drop documents of equal text. minhash: near-duplicates too. group: keep those, "
+            "but hold each cluster of them out whole or not at all.",
+        ),
     ] = "exact",
     held_out: Annotated[
         float,

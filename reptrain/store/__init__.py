@@ -2,12 +2,13 @@
 
 from reptrain.store.build import Progress, tokenize
 from reptrain.store.describe import describe, describe_text
-from reptrain.store.manifest import Manifest
+from reptrain.store.manifest import Manifest, NearSettings
 from reptrain.store.reader import Split, Store, open_store
 from reptrain.store.verify import VerifyReport, verify
 
 __all__ = [
     "Manifest",
+    "NearSettings",
     "Progress",
     "Split",
     "Store",

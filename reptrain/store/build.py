@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.files import write_atomically
+from reptrain.store.clusters import Clustered, decide_near
 from reptrain.store.encode import Encoded, EncodeTask, encode_job, kept_documents
 from reptrain.store.guard import as_store_errors, check_same, check_splits, locked
 from reptrain.store.jobs import Job, SourceFile, expand_sources, file_sha256, number_lines, plan_jobs
@@ -20,10 +21,12 @@ from reptrain.store.manifest import (
     Dedup,
     Input,
     Manifest,
+    NearSettings,
     Options,
     read_manifest,
     write_manifest,
 )
+from reptrain.store.near import check_near
 from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
 from reptrain.store.work import Work, finish, open_work
@@ -69,6 +72,7 @@ def tokenize(
     vocab_size: int = 2048,
     num_sentinels: int = 32,
     dedup: Dedup = "exact",
+    near: NearSettings | None = None,
     held_out_fraction: float = 0.05,
     processes: int = 1,
     text_field: str = "text",
@@ -85,7 +89,9 @@ def tokenize(
         tokenizer: A SentencePiece model; None trains a unigram model on the training text.
         vocab_size: Pieces of the model to train.
         num_sentinels: Of them reserved for span corruption.
-        dedup: `exact` keeps the first of documents with equal text.
+        dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
+            too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
+        near: How near-duplicates are found; None takes the defaults.
         held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`.
         processes: Worker processes.
         text_field: Key of the text in a JSON line.
@@ -101,6 +107,7 @@ def tokenize(
     given = None if tokenizer is None else _load_tokenizer(tokenizer)
     options = Options(
         dedup=dedup,
+        near=check_near(near or NearSettings()) if dedup in ("minhash", "group") else None,
         held_out_fraction=held_out_fraction,
         tokenizer=given.fingerprint if given else None,
         vocab_size=None if given else vocab_size,
@@ -138,13 +145,13 @@ def _build(plan: Plan, out: Path) -> Manifest:
     work = open_work(out, plan.fingerprint)
     inputs = _hash_inputs(plan)
     scans = _scan(plan, work)
-    fates = decide(work, scans, dedup=plan.options.dedup, held_out_fraction=plan.options.held_out_fraction)
-    check_splits(fates[KEPT:], plan.options.held_out_fraction)
+    decided = _decide(plan, work, scans)
+    check_splits(decided.fates[KEPT:], plan.options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
     tasks = [EncodeTask(job, plan.fields, work, tokenizer.fingerprint) for job in jobs]
     encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
-    manifest = assemble(plan.options, tokenizer, inputs, fates, encoded, work)
+    manifest = assemble(plan.options, tokenizer, inputs, decided, encoded, work)
     check_splits([info.documents for info in manifest.splits.values()], plan.options.held_out_fraction)
     write_manifest(out, manifest)
     return manifest
@@ -165,8 +172,23 @@ def _hash_file(file: SourceFile) -> str:
 
 
 def _scan(plan: Plan, work: Work) -> list[Scan]:
-    tasks = [ScanTask(job, plan.fields, work) for job in plan.jobs]
+    tasks = [ScanTask(job, plan.fields, work, plan.options.near) for job in plan.jobs]
     return _go_on(plan, "scan", tasks, scan_job, work.scan, Scan.read)
+
+
+def _decide(plan: Plan, work: Work, scans: Sequence[Scan]) -> Clustered:
+    options = plan.options
+    fates = decide(work, scans, dedup=options.dedup, held_out_fraction=options.held_out_fraction)
+    if options.near is None:
+        return Clustered(fates, clusters=0, largest=0)
+    return decide_near(
+        work,
+        scans,
+        options.near,
+        dedup=options.dedup,
+        held_out_fraction=options.held_out_fraction,
+        progress=lambda done, total: plan.progress("find near-duplicates", done, total),
+    )
 
 
 def _go_on(

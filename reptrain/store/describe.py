@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from reptrain.store.manifest import Manifest
 from reptrain.store.reader import Store
 
 
@@ -36,6 +37,16 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
+def _near_line(manifest: Manifest) -> list[str]:
+    near, counts = manifest.options.near, manifest.counts
+    if near is None:
+        return []
+    return [
+        f"clusters     {counts.clusters:,} of near-duplicates, the largest of {counts.largest_cluster:,};"
+        f" similarity >= {near.threshold:g} over {near.shingle_words} words"
+    ]
+
+
 def describe_text(store: Store) -> str:
     """`describe` as lines for a terminal."""
     manifest = store.manifest
@@ -45,7 +56,8 @@ def describe_text(store: Store) -> str:
         f"fingerprint  {manifest.fingerprint}",
         f"tokenizer    {manifest.vocab_size:,} pieces, EOS {manifest.eos_id}, {manifest.tokenizer}",
         f"documents    {counts.read:,} read, {counts.empty:,} empty, {counts.duplicates:,} duplicates,"
-        f" {counts.kept:,} kept",
+        f" {counts.near_duplicates:,} near-duplicates, {counts.kept:,} kept",
+        *_near_line(manifest),
         "",
         f"{'split':<12} {'documents':>12} {'tokens':>16} {'bytes/token':>12} {'shards':>7}",
     ]

@@ -19,13 +19,33 @@ FORMAT = "reptrain-store-1"
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
-Dedup = Literal["none", "exact"]
+Dedup = Literal["none", "exact", "minhash", "group"]
+
+
+class NearSettings(Frozen):
+    """How near-duplicates are found: by MinHash over shingles of words, in bands of rows."""
+
+    algorithm: Literal["r-minhash-2"] = "r-minhash-2"
+    """The signature's function, as rensa numbers its versions."""
+    shingle_words: int = 5
+    """Words of a shingle; a shorter text is one."""
+    permutations: int = 128
+    """Length of a signature."""
+    bands: int = 21
+    """Parts of the signature; documents with one in common are compared."""
+    rows: int = 6
+    """Places of the signature in a band."""
+    threshold: float = 0.8
+    """Estimated Jaccard similarity from which two documents are near-duplicates."""
+    seed: int = 0
+    """Keys the permutations."""
 
 
 class Options(Frozen):
     """What was asked of `tokenize`. With a given tokenizer, the settings of its training are null."""
 
     dedup: Dedup
+    near: NearSettings | None = None
     held_out_fraction: float
     tokenizer: str | None
     vocab_size: int | None
@@ -43,11 +63,18 @@ class Input(Frozen):
 
 
 class Counts(Frozen):
-    """Documents by what became of them: read = empty + duplicates + kept."""
+    """Documents by what became of them: read = empty + duplicates + near_duplicates + kept.
+
+    `clusters` counts the clusters of two and more near-duplicates, equal texts counted once, and
+    `largest_cluster` the documents of the largest.
+    """
 
     read: int
     empty: int
     duplicates: int
+    near_duplicates: int = 0
+    clusters: int = 0
+    largest_cluster: int = 0
     kept: int
 
 

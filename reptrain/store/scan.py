@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,16 @@ import numpy.typing as npt
 
 from reptrain.files import write_atomically
 from reptrain.store.jobs import Job
-from reptrain.store.manifest import SPLITS, Dedup
+from reptrain.store.manifest import SPLITS, Dedup, NearSettings
+from reptrain.store.near import SignatureWriter
 from reptrain.store.work import Work, write_array
 from reptrain.text.documents import Fields, count_newlines, read_slice
 
 # What becomes of a document; a kept one has KEPT plus the index of its split.
-EMPTY, DUPLICATE, KEPT = 0, 1, 2
-_BUCKET_DOCUMENTS = 1 << 22
+EMPTY, DUPLICATE, NEAR_DUPLICATE, KEPT = 0, 1, 2, 3
+_BUCKET_DOCUMENTS = 1 << 18
+
+Bucket = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]
 
 
 class ScanTask(NamedTuple):
@@ -30,6 +34,7 @@ class ScanTask(NamedTuple):
     job: Job
     fields: Fields
     work: Work
+    near: NearSettings | None = None
 
 
 class Scan(NamedTuple):
@@ -50,23 +55,36 @@ def scan_job(task: ScanTask) -> Scan:
     """Hash the documents of a job.
 
     Writes the sorted table uint64 [3, n] of the n documents with text: the high and the low half of the
-    128-bit content hash, and the document's index in the job. Then the record, which says it is done.
+    128-bit content hash, and the document's index in the job. Where near-duplicates are looked for, also the
+    documents' signatures. Then the record, which says it is done.
     """
     digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
-    for part in task.job.slices:
-        for document in read_slice(part, task.fields):
-            if document.text.strip():
-                content = document.text.encode()
-                digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
-                indices.append(documents)
-                text_bytes += len(content)
-            documents += 1
+    with ExitStack() as stack:
+        signer = stack.enter_context(_signer(task)) if task.near else None
+        for part in task.job.slices:
+            for document in read_slice(part, task.fields):
+                if document.text.strip():
+                    content = document.text.encode()
+                    digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
+                    indices.append(documents)
+                    text_bytes += len(content)
+                if signer:
+                    signer.add(document.text)
+                documents += 1
+        if signer:
+            signer.close()
     write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
     scan = Scan(documents, text_bytes, newlines)
     write_atomically(task.work.scan(task.job.index), json.dumps(scan))
     return scan
+
+
+def _signer(task: ScanTask) -> SignatureWriter:
+    assert task.near is not None
+    index = task.job.index
+    return SignatureWriter(task.work.signatures(index), task.work.bands(index), task.near)
 
 
 def _sorted_table(digests: bytes, indices: array[int]) -> npt.NDArray[np.uint64]:
@@ -92,12 +110,11 @@ def decide(
     """
     tables = [np.load(work.hashes(index), mmap_mode="r") for index in range(len(scans))]
     fates = [_allocate(work.fates(index), scan.documents) for index, scan in enumerate(scans)]
-    num_buckets = 1 + sum(table.shape[1] for table in tables) // _BUCKET_DOCUMENTS
-    edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
-    for low_edge, high_edge in itertools.pairwise(edges):
-        job, index, decided = _decide_bucket(
-            [_between(table, low_edge, high_edge) for table in tables], dedup, held_out_fraction
-        )
+    for job, index, high, low in sweep(tables):
+        decided = (KEPT + split_of(low, held_out_fraction)).astype(np.uint8)
+        if dedup != "none":
+            again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+            decided[1:][again] = DUPLICATE
         for number in np.unique(job):
             mine = job == number
             fates[number][index[mine]] = decided[mine]
@@ -119,29 +136,33 @@ def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     return fates
 
 
-def _between(table: npt.NDArray[np.uint64], low: int, high: int) -> npt.NDArray[np.uint64]:
+def sweep(tables: Sequence[npt.NDArray[np.uint64]]) -> Iterator[Bucket]:
+    """All documents with text in the order of their hashes, range by range.
+
+    Args:
+        tables: The sorted table of each job.
+
+    Returns:
+        Job, index in the job, high and low half of the hash; equal hashes by job and index, in one range.
+    """
+    num_buckets = 1 + sum(table.shape[1] for table in tables) // _BUCKET_DOCUMENTS
+    edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
+    for low_edge, high_edge in itertools.pairwise(edges):
+        parts = [between(table, low_edge, high_edge) for table in tables]
+        job = np.repeat(np.arange(len(parts)), [part.shape[1] for part in parts])
+        high, low, index = np.concatenate(parts, axis=1)
+        order = np.lexsort((index, job, low, high))
+        yield job[order], index[order].astype(np.int64), high[order], low[order]
+
+
+def between(table: npt.NDArray[np.uint64], low: int, high: int) -> npt.NDArray[np.uint64]:
     """The columns of a sorted table whose first row is in [low, high)."""
     first = int(np.searchsorted(table[0], np.uint64(low)))
     last = int(np.searchsorted(table[0], np.uint64(high - 1), side="right"))
     return table[:, first:last]
 
 
-def _decide_bucket(
-    tables: Sequence[npt.NDArray[np.uint64]], dedup: Dedup, held_out_fraction: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Job, index and fate of the documents whose hashes fall into one range."""
-    job = np.repeat(np.arange(len(tables)), [table.shape[1] for table in tables])
-    high, low, index = np.concatenate(tables, axis=1)
-    order = np.lexsort((index, job, low, high))
-    high, low = high[order], low[order]
-    fate = (KEPT + _split_of(low, held_out_fraction)).astype(np.uint8)
-    if dedup == "exact":
-        again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
-        fate[1:][again] = DUPLICATE
-    return job[order], index[order].astype(np.int64), fate
-
-
-def _split_of(hash_: npt.NDArray[np.uint64], held_out_fraction: float) -> npt.NDArray[np.int64]:
+def split_of(hash_: npt.NDArray[np.uint64], held_out_fraction: float) -> npt.NDArray[np.int64]:
     """Index into SPLITS: the lowest hashes are held out, half as `select`, half as `report`."""
     held_out = int(held_out_fraction * 2**64)
     is_select = hash_ < np.uint64(held_out // 2)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from reptrain.store.clusters import Clustered
 from reptrain.store.encode import Encoded
 from reptrain.store.manifest import (
     FORMAT,
@@ -22,7 +22,7 @@ from reptrain.store.manifest import (
     SplitName,
     content_fingerprint,
 )
-from reptrain.store.scan import DUPLICATE, EMPTY, KEPT
+from reptrain.store.scan import DUPLICATE, EMPTY, KEPT, NEAR_DUPLICATE
 from reptrain.store.work import Work
 from reptrain.text import Tokenizer
 
@@ -31,7 +31,7 @@ def assemble(
     options: Options,
     tokenizer: Tokenizer,
     inputs: Sequence[Input],
-    fates: npt.NDArray[np.int64],
+    decided: Clustered,
     encoded: Sequence[Encoded],
     work: Work,
 ) -> Manifest:
@@ -41,11 +41,12 @@ def assemble(
         options: What was asked.
         tokenizer: The store's tokenizer.
         inputs: The files read.
-        fates: Documents by fate, as `decide` counted them.
+        decided: Documents by fate, and the clusters of near-duplicates.
         encoded: The records of pass 2, in the order of the jobs.
         work: Where the digests lie.
     """
     splits = {name: _split(name, encoded, work) for name in SPLITS}
+    fates = decided.fates
     empty = sum(record.empty for record in encoded)
     return Manifest(
         format=FORMAT,
@@ -59,6 +60,9 @@ def assemble(
             read=int(fates.sum()),
             empty=int(fates[EMPTY]) + empty,
             duplicates=int(fates[DUPLICATE]),
+            near_duplicates=int(fates[NEAR_DUPLICATE]),
+            clusters=decided.clusters,
+            largest_cluster=decided.largest,
             kept=int(fates[KEPT:].sum()) - empty,
         ),
         sources=_sources(encoded),

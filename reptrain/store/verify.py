@@ -123,6 +123,6 @@ def _total_problems(manifest: Manifest, found: dict[SplitName, SplitInfo]) -> li
         problems.append(f"fingerprint {manifest.fingerprint}, of the content {fingerprint}")
     kept = sum(info.documents for info in found.values())
     counts = manifest.counts
-    if counts.kept != kept or counts.read != counts.empty + counts.duplicates + kept:
+    if counts.kept != kept or counts.read != counts.empty + counts.duplicates + counts.near_duplicates + kept:
         problems.append(f"counts {counts} do not add up to {kept} documents")
     return problems

@@ -36,6 +36,14 @@ class Work(NamedTuple):
         """Sorted content hashes of a job."""
         return self.folder / f"hashes-{job:05d}.npy"
 
+    def signatures(self, job: int) -> Path:
+        """MinHash signatures of a job's documents."""
+        return self.folder / f"signatures-{job:05d}.bin"
+
+    def bands(self, job: int) -> Path:
+        """Sorted hashes of the signatures' bands of a job."""
+        return self.folder / f"bands-{job:05d}.bin"
+
     def fates(self, job: int) -> Path:
         """What becomes of each document of a job."""
         return self.folder / f"fates-{job:05d}.npy"
