@@ -24,6 +24,9 @@ class Site(IntEnum):
     ATTENTION_RESIDUAL = 2
     MLP_HIDDEN = 3
     MLP_RESIDUAL = 4
+    CROSS_WEIGHTS = 5
+    CROSS_RESIDUAL = 6
+    STACK_OUTPUT = 7
 
     def number(self, layer: int) -> int:
         """The site's number in the whole model."""

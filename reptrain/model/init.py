@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.schema import DecoderConfig, ModelConfig, T5Config
 from reptrain.model.decoder import Decoder
+from reptrain.model.encoder_decoder import EncoderDecoder
 
 # Projections into the residual stream, which sums 2 x num_layers of them.
 _INTO_RESIDUAL = ("attention.output.weight", "mlp.down.weight")
 
 
-def build_model(config: DecoderConfig, *, vocab_size: int, seed: int) -> Decoder:
-    """A decoder on the CPU in fp32 with its initial weights.
+@overload
+def build_model(config: DecoderConfig, *, vocab_size: int, seed: int) -> Decoder: ...
+@overload
+def build_model(config: T5Config, *, vocab_size: int, seed: int) -> EncoderDecoder: ...
+def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder | EncoderDecoder:
+    """A model on the CPU in fp32 with its initial weights.
 
     Args:
         config: The model.
@@ -26,13 +31,10 @@ def build_model(config: DecoderConfig, *, vocab_size: int, seed: int) -> Decoder
 
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
-
-    Source:
-        Radford et al., "Language models are unsupervised multitask learners", 2019, for the scale of the
-        projections into the residual stream.
     """
+    model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
     with torch.device("meta"):
-        model = Decoder(config, vocab_size=vocab_size)
+        model = model_class(config, vocab_size=vocab_size)
     model.to_empty(device="cpu")
     model.tie_head()
     for name, parameter in model.named_parameters():
@@ -41,7 +43,7 @@ def build_model(config: DecoderConfig, *, vocab_size: int, seed: int) -> Decoder
     return model
 
 
-def initial_weights(config: DecoderConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
+def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
     """Initial values of one parameter: ones for a norm, else normal with mean 0.
 
     Args:
@@ -55,23 +57,44 @@ def initial_weights(config: DecoderConfig, name: str, shape: torch.Size, seed: i
     """
     if len(shape) == 1:
         return torch.ones(shape)
-    std = config.init_std
-    if name.endswith(_INTO_RESIDUAL):
-        std /= (2 * config.num_layers) ** 0.5
+    std = _decoder_std(config, name) if isinstance(config, DecoderConfig) else _t5_std(config, name)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std))
 
 
+def _decoder_std(config: DecoderConfig, name: str) -> float:
+    """Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3."""
+    into_residual = name.endswith(_INTO_RESIDUAL)
+    return config.init_std / (2 * config.num_layers) ** 0.5 if into_residual else config.init_std
+
+
+def _t5_std(config: T5Config, name: str) -> float:
+    """As T5's published code has it: what it reads has unit variance, and so have the unscaled scores."""
+    if name == "embedding.weight":
+        return 1.0
+    inputs = config.d_model
+    if name.endswith(".query.weight"):
+        inputs *= config.head_dim
+    elif name.endswith(".output.weight"):
+        inputs = config.num_heads * config.head_dim
+    elif name.endswith(".down.weight"):
+        inputs = config.d_ff
+    return inputs**-0.5
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: matrices, embeddings among them, decay; vectors (the norms) do not.
+    """Optimizer groups: matrices, embeddings among them, decay; norms and relative position biases do not.
+
+    The table of biases is two-dimensional, but as any bias it is added, to the scores: its size does not
+    change with its inputs', and decay would pull attention to forget positions.
 
     Args:
         model: Any model.
         weight_decay: Of the matrices.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim < 2 or "relative_bias" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

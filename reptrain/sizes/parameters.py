@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.schema import DecoderConfig, ModelConfig, T5Config
 from reptrain.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ class ParameterCount:
         return self.embedding + self.non_embedding
 
 
-def embedding_rows(config: DecoderConfig, vocab_size: int) -> int:
+def embedding_rows(config: ModelConfig, vocab_size: int) -> int:
     """Rows of the embedding: the configured number, or as many as the tokenizer has ids.
 
     Args:
@@ -44,7 +44,7 @@ def embedding_rows(config: DecoderConfig, vocab_size: int) -> int:
     return rows
 
 
-def count_parameters(config: DecoderConfig, vocab_size: int) -> ParameterCount:
+def count_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
     """Parameters of the model that `reptrain.model.build_model` makes.
 
     Args:
@@ -54,12 +54,26 @@ def count_parameters(config: DecoderConfig, vocab_size: int) -> ParameterCount:
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
     """
-    width, head_width = config.d_model, config.head_dim
     tables = 1 if config.tie_embeddings else 2
-    attention = 2 * width * head_width * (config.num_heads + config.kv_heads)
+    return ParameterCount(
+        embedding=tables * embedding_rows(config, vocab_size) * config.d_model,
+        non_embedding=_of_decoder(config) if isinstance(config, DecoderConfig) else _of_t5(config),
+    )
+
+
+def _of_decoder(config: DecoderConfig) -> int:
+    width = config.d_model
+    attention = 2 * width * config.head_dim * (config.num_heads + config.kv_heads)
     mlp = 3 * width * config.d_ff
     norms = 2 * width
-    return ParameterCount(
-        embedding=tables * embedding_rows(config, vocab_size) * width,
-        non_embedding=config.num_layers * (attention + mlp + norms) + width,
-    )
+    return config.num_layers * (attention + mlp + norms) + width
+
+
+def _of_t5(config: T5Config) -> int:
+    width = config.d_model
+    attention = 4 * width * config.num_heads * config.head_dim
+    mlp = (3 if config.mlp == "geglu" else 2) * width * config.d_ff
+    encoder = config.num_encoder_layers * (attention + mlp + 2 * width)
+    decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * width)
+    last_norms, biases = 2 * width, 2 * config.relative_buckets * config.num_heads
+    return encoder + decoder + last_norms + biases
