@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reptrain.batch.objectives.example import Objective
 from reptrain.plan import EpochPlan, Subset
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of one rank sees. All tensors are int64.
+    """What one forward pass of one rank sees. All tensors are int64, but for the noise, which is bool.
 
     A row that pads the batch has length 0: it is computed, and counts nowhere.
     """
@@ -28,9 +29,11 @@ class MicroBatch:
     length_B: Tensor
     """Tokens of each row."""
     start_B: Tensor
-    """Where each window starts in the subset's stream."""
+    """Where each window starts in the run's stream."""
     row_B: Tensor
     """Row within the step's global batch: it keys the row's dropout masks."""
+    is_noise_BL: Tensor | None = None
+    """Raw tokens that the objective hides, where it hides any."""
 
     def to(self, device: torch.device) -> Self:
         """Copy to ``device`` without waiting, where the memory is pinned."""
@@ -41,10 +44,13 @@ class MicroBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(None if tensor is None else function(tensor) for tensor in tensors))
 
 
-def collate(subset: Subset, plan: EpochPlan, global_index_B: np.ndarray, row_B: np.ndarray) -> MicroBatch:
+def collate(
+    subset: Subset, plan: EpochPlan, objective: Objective, global_index_B: np.ndarray, row_B: np.ndarray
+) -> MicroBatch:
     """The windows behind global indices, as one micro-batch.
 
     A subset of the tokens 5 to 14, window_tokens 4, global indices [2, -1], where 2 is the short last window:
@@ -53,6 +59,7 @@ def collate(subset: Subset, plan: EpochPlan, global_index_B: np.ndarray, row_B: 
     Args:
         subset: The stream of tokens.
         plan: Which window comes at which global index.
+        objective: Draws the noise.
         global_index_B: int64; -1 for a row that pads the batch.
         row_B: int64, each row's place in the step's global batch.
     """
@@ -61,6 +68,6 @@ def collate(subset: Subset, plan: EpochPlan, global_index_B: np.ndarray, row_B: 
     start_B = np.where(is_window_B, windows.start, 0)
     length_B = np.where(is_window_B, windows.length, 0)
     tokens_BL, _ = subset.tokens(start_B, length_B, plan.window_tokens)
-    return MicroBatch(
-        *(torch.from_numpy(np.ascontiguousarray(a)) for a in (tokens_BL, length_B, start_B, row_B))
-    )
+    is_noise_BL = objective.noise(windows.epoch, start_B, length_B, width=plan.window_tokens)
+    arrays = (tokens_BL, length_B, start_B, row_B, is_noise_BL)
+    return MicroBatch(*(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reptrain.batch.collate import MicroBatch, collate
+from reptrain.batch.objectives.example import Objective
 from reptrain.plan import EpochPlan, StepPlan, Subset
 from reptrain.plan.shard import rank_rows
 
@@ -30,6 +31,7 @@ class Loader:
         subset: The stream of tokens.
         plan: Which window comes at which global index.
         steps: Which global indices form a step.
+        objective: Draws the noise.
         rank: This process's place among ``world_size``.
         world_size: Data-parallel processes.
         micro_batch_windows: Rows of one forward pass.
@@ -39,6 +41,7 @@ class Loader:
     subset: Subset
     plan: EpochPlan
     steps: StepPlan
+    objective: Objective
     rank: int
     world_size: int
     micro_batch_windows: int
@@ -55,7 +58,7 @@ class Loader:
         )
         index_MB = np.where(rows_MB < count, first + rows_MB, -1)
         micro_batches = [
-            collate(self.subset, self.plan, index_B, row_B)
+            collate(self.subset, self.plan, self.objective, index_B, row_B)
             for index_B, row_B in zip(index_MB, rows_MB, strict=True)
         ]
         return StepBatch(step, [mb.pin() for mb in micro_batches] if self.pin else micro_batches)

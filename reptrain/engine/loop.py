@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from reptrain.batch.loader import StepBatch
@@ -179,6 +180,7 @@ def _step(
     first, windows = data.steps.window_range(step)
     tokens_after = data.plan.tokens_before(first + windows)
     tokens = tokens_after - data.plan.tokens_before(first)
+    targets = data.objective.target_tokens(data.plan.tokens_of(np.arange(first, first + windows)))
     done = tokens_after / data.plan.total_tokens
     rate = learning_rate(done, config.optimizer, config.schedule)
     set_learning_rate(training.engine.optimizer, rate)
@@ -190,8 +192,8 @@ def _step(
             world=world,
             seed=config.seed,
             step=step,
-            target_tokens=tokens,
-            start_id=data.start_id,
+            target_tokens=targets,
+            objective=data.objective,
         )
         seconds = time.perf_counter() - began
         if recorder:
@@ -216,6 +218,6 @@ def _evaluate(training: Training, recorder: Recorder | None, world: World, step:
     data = training.data
     consumed = min(step * data.steps.batch_windows, data.plan.total_windows)
     for evaluation_set in training.sets:
-        score = evaluation_set.score(training.engine, world=world, start_id=data.start_id)
+        score = evaluation_set.score(training.engine, world=world)
         if recorder:
             recorder.score(step, consumed / data.plan.windows_per_epoch, evaluation_set.name, score)

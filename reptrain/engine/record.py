@@ -128,8 +128,11 @@ class Recorder:
             nats=score.nats / score.tokens,
             accuracy=score.correct / score.tokens,
             scored_tokens=score.tokens,
+            raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
+            raw_tokens=score.raw_tokens,
         )
         self._folder.metrics.append(record)
         self._board.add_scalar(f"{name}/nats", record.nats, self.tokens)
         self._board.add_scalar(f"{name}/accuracy", record.accuracy, self.tokens)
+        self._board.add_scalar(f"{name}/raw_accuracy", record.raw_accuracy, self.tokens)
         self._say(f"step {step}/{self._num_steps}  {name} {record.nats:.4f} nats/token")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reptrain.batch.loader import Loader
+from reptrain.batch.objectives import Objective, build_objective
 from reptrain.config import RunConfig
 from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
@@ -35,8 +36,9 @@ class Data:
     """What plan.json records; `plan` and `steps` follow from it."""
     plan: EpochPlan
     steps: StepPlan
-    start_id: int
-    """The id that stands before a window's first token: the tokenizer's pad, as in T5, or else its EOS."""
+    tokenizer: Tokenizer
+    objective: Objective
+    """What is predicted from what, with the run's own noise."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -45,10 +47,12 @@ def open_data(config: RunConfig) -> Data:
     Raises:
         StoreError: If the store is missing, not sealed, or changed since.
         PlanError: If the subset is larger than the store, or shorter than a window.
-        ConfigError: If the embedding is too small for the tokenizer.
+        ConfigError: If the embedding or the sentinels do not suffice.
     """
     store = _intact(Path(config.data.store))
+    tokenizer = store.tokenizer()
     embedding_rows(config.model, store.vocab_size)
+    objective = build_objective(config, tokenizer, noise_seed=config.seed)
     subset = Subset.open(
         store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
     )
@@ -59,7 +63,8 @@ def open_data(config: RunConfig) -> Data:
         run_plan,
         run_plan.epoch_plan(),
         run_plan.step_plan(),
-        start_id=_start_id(store.tokenizer()),
+        tokenizer,
+        objective,
     )
 
 
@@ -77,11 +82,6 @@ def _intact(path: Path) -> Store:
             remedy="Restore its files, or make it again with `reptrain tokenize`.",
         )
     return store
-
-
-def _start_id(tokenizer: Tokenizer) -> int:
-    # A SentencePiece model trained with its own defaults has no pad piece.
-    return tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id
 
 
 def micro_batch_of(config: RunConfig, world: World) -> int:
@@ -130,6 +130,7 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         subset=data.subset,
         plan=data.plan,
         steps=data.steps,
+        objective=data.objective,
         rank=world.rank,
         world_size=world.world_size,
         micro_batch_windows=micro_batch_windows,
@@ -140,6 +141,10 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         loader=loader,
         engine=build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows),
         sets=evaluation_sets(
-            config, data.store, data.subset, world=world, micro_batch_windows=micro_batch_windows
+            config,
+            {"data": (data.store, data.subset)},
+            data.tokenizer,
+            world=world,
+            micro_batch_windows=micro_batch_windows,
         ),
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
-from reptrain.batch.objectives.causal import IGNORE, causal_inputs_and_targets
+from reptrain.batch.objectives import IGNORE, Objective
 from reptrain.engine.distributed import World
 from reptrain.model.dropout import DropoutContext
 
@@ -45,6 +45,10 @@ class Score:
     nats: float
     correct: int
     tokens: int
+    raw_correct: int
+    """Of `correct` the window's own tokens, without sentinels and the EOS that ends an example."""
+    raw_tokens: int
+    """Of `tokens` the same."""
 
 
 def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ def train_step(
     seed: int,
     step: int,
     target_tokens: int,
-    start_id: int,
+    objective: Objective,
 ) -> StepResult:
     """Forward, backward and update for one global batch.
 
@@ -74,7 +78,7 @@ def train_step(
         seed: Keys the dropout masks, with ``step``.
         step: The step's number, from 0.
         target_tokens: Tokens predicted in this step over all ranks: the divisor of the loss.
-        start_id: The id before a window's first token.
+        objective: Makes examples of windows.
 
     Returns:
         The same result on every rank. A non-finite loss is found before anything is applied.
@@ -86,9 +90,10 @@ def train_step(
             engine.step()  # Counts the micro-batch before; the weights change at the last one alone.
         batch = micro_batch.to(world.device)
         digest += batch_digest(batch)
-        inputs_BT, targets_BT = causal_inputs_and_targets(batch.tokens_BL, batch.length_B, start_id=start_id)
-        logits_BTV = engine(inputs_BT, DropoutContext(seed=seed, step=step, row_B=batch.row_B))
-        local_nats = token_nats(logits_BTV, targets_BT).sum()
+        example = objective.example(batch)
+        dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
+        logits_BTV = engine(**example.inputs, dropout=dropout)
+        local_nats = token_nats(logits_BTV, example.targets_BT).sum()
         # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
         engine.backward(local_nats * (world.world_size / target_tokens), scale_wrt_gas=False)
         nats += local_nats.detach().double()
@@ -113,23 +118,23 @@ def _plain_grad_norm(engine: Any) -> float | None:
 
 
 @torch.no_grad()
-def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, start_id: int) -> Score:
+def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, objective: Objective) -> Score:
     """Sum nats and right guesses over all ranks' windows, without dropout.
 
     Args:
         engine: DeepSpeed's engine, or a plain model.
         micro_batches: This rank's windows; as many on every rank, since ZeRO-3 gathers weights together.
         world: The ranks.
-        start_id: The id before a window's first token.
+        objective: Makes examples of windows.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
-        batch = micro_batch.to(world.device)
-        inputs_BT, targets_BT = causal_inputs_and_targets(batch.tokens_BL, batch.length_B, start_id=start_id)
-        logits_BTV = engine(inputs_BT)
-        is_scored_BT = targets_BT != IGNORE
-        correct = ((logits_BTV.argmax(-1) == targets_BT) & is_scored_BT).sum()
-        nats = token_nats(logits_BTV, targets_BT).double().sum()
-        sums += torch.stack([nats, correct.double(), is_scored_BT.sum().double()])
-    nats, correct, tokens = world.sum(sums).tolist()
-    return Score(nats=nats, correct=int(correct), tokens=int(tokens))
+        example = objective.example(micro_batch.to(world.device))
+        logits_BTV = engine(**example.inputs)
+        is_scored_BT, is_raw_BT = example.targets_BT != IGNORE, example.is_raw_BT
+        is_correct_BT = (logits_BTV.argmax(-1) == example.targets_BT) & is_scored_BT
+        nats = token_nats(logits_BTV, example.targets_BT).double().sum()
+        counted = (is_correct_BT, is_scored_BT, is_correct_BT & is_raw_BT, is_raw_BT)
+        sums += torch.stack([nats, *(mask.sum().double() for mask in counted)])
+    nats, *counts = world.sum(sums).tolist()
+    return Score(nats, *map(int, counts))

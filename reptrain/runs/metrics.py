@@ -46,14 +46,18 @@ class ValidRecord(FrozenRecord):
     """Tokens consumed before it."""
     epoch: float
     """Epochs consumed before it."""
-    set: Literal["probe", "select", "report"]
-    """A fixed probe of training windows, or a sealed held-out set."""
+    set: Annotated[str, Field(pattern=r"^(probe|select|report)(/[A-Za-z0-9_-]+)?$")]
+    """A fixed probe of training windows, or a sealed held-out set; in a mixture followed by the source."""
     nats: float
     """Nats per scored token."""
     accuracy: float
-    """Share of scored tokens that the model ranks first."""
+    """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
     scored_tokens: Whole
     """Tokens scored."""
+    raw_accuracy: float
+    """The same share of the windows' own tokens alone."""
+    raw_tokens: Whole
+    """Of the tokens scored the windows' own."""
 
 
 MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]

@@ -1,30 +1,35 @@
-import doctest
-
 import torch
+from made_batches import windows
 
-from reptrain.batch.objectives import causal
-from reptrain.batch.objectives.causal import IGNORE, causal_inputs_and_targets
-
-
-def test_docstring_example_is_true() -> None:
-    assert doctest.testmod(causal).attempted == 4
-    assert doctest.testmod(causal).failed == 0
+from reptrain.batch.objectives import IGNORE, Causal
 
 
 def test_causal_predicts_every_token_once() -> None:
     tokens = torch.arange(1, 13).view(2, 6)
-    inputs, targets = causal_inputs_and_targets(tokens, torch.tensor([6, 6]), start_id=0)
-    assert torch.equal(targets, tokens)
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert inputs[:, 0].tolist() == [0, 0]
+    example = Causal(start_id=0).example(windows(tokens, [6, 6]))
+    assert torch.equal(example.targets_BT, tokens)
+    assert torch.equal(example.inputs["tokens_BT"][:, 1:], tokens[:, :-1])
+    assert example.inputs["tokens_BT"][:, 0].tolist() == [0, 0]
+    assert list(example.inputs) == ["tokens_BT"]
+    assert example.is_raw_BT.all()
 
 
 def test_causal_ignores_what_lies_behind_a_row() -> None:
     tokens = torch.ones(3, 5, dtype=torch.int64)
-    _, targets = causal_inputs_and_targets(tokens, torch.tensor([5, 1, 0]), start_id=0)
-    assert (targets != IGNORE).sum(dim=1).tolist() == [5, 1, 0]
+    example = Causal(start_id=0).example(windows(tokens, [5, 1, 0]))
+    assert (example.targets_BT != IGNORE).sum(dim=1).tolist() == [5, 1, 0]
+    assert torch.equal(example.is_raw_BT, example.targets_BT != IGNORE)
+    assert int(example.inputs["tokens_BT"].min()) >= 0
 
 
 def test_causal_handles_windows_of_one_token() -> None:
-    inputs, targets = causal_inputs_and_targets(torch.tensor([[7]]), torch.tensor([1]), start_id=0)
-    assert (inputs.tolist(), targets.tolist()) == ([[0]], [[7]])
+    example = Causal(start_id=0).example(windows(torch.tensor([[7]]), [1]))
+    assert (example.inputs["tokens_BT"].tolist(), example.targets_BT.tolist()) == ([[0]], [[7]])
+
+
+def test_causal_starts_every_document_alike_under_a_document_mask() -> None:
+    tokens = torch.tensor([[5, 6, 1, 7, 1, 8]])
+    example = Causal(start_id=0, document_eos_id=1).example(windows(tokens, [6]))
+    assert example.inputs["tokens_BT"].tolist() == [[0, 5, 6, 0, 7, 0]]
+    assert example.inputs["segments_BT"].tolist() == [[1, 1, 1, 2, 2, 3]]
+    assert torch.equal(example.targets_BT, tokens)

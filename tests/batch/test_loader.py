@@ -14,7 +14,9 @@ from reptrain.engine.setup import open_data
 @pytest.fixture
 def loader(tiny: Callable[..., RunConfig]) -> Loader:
     data = open_data(tiny("train.total_tokens=2.3epochs"))
-    return Loader(data.subset, data.plan, data.steps, rank=0, world_size=1, micro_batch_windows=5)
+    return Loader(
+        data.subset, data.plan, data.steps, data.objective, rank=0, world_size=1, micro_batch_windows=5
+    )
 
 
 def rows_of(loader: Loader, step: int) -> dict[int, list[int]]:

@@ -40,8 +40,9 @@ def trained(step: int, loss: float = 2.5) -> TrainRecord:
 
 def scored(step: int) -> ValidRecord:
     return ValidRecord(
-        step=step, tokens=64 * step, epoch=0.5, set="select", nats=3.0, accuracy=0.25, scored_tokens=640
-    )
+        step=step, tokens=64 * step, epoch=0.5, set="select", nats=3.0, accuracy=0.25, scored_tokens=640,
+        raw_accuracy=0.25, raw_tokens=640,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -5,34 +5,56 @@ B: rows; L: tokens of a window.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-IGNORE = -100
-"""Target of a position that is not scored; the value that `torch.nn.functional.cross_entropy` ignores."""
+from reptrain.batch.objectives.example import IGNORE, Example, Int64s, document_segments, shift_right
+
+if TYPE_CHECKING:
+    from reptrain.batch.collate import MicroBatch
 
 
-def causal_inputs_and_targets(tokens_BL: Tensor, length_B: Tensor, *, start_id: int) -> tuple[Tensor, Tensor]:
-    """Shift a window right behind a start token, so that a window of L tokens yields L predictions.
+@dataclass(frozen=True)
+class Causal:
+    """A window of L tokens yields L predictions: its inputs are the window behind a start token.
 
-    >>> tokens = torch.tensor([[11, 12, 13, 14], [21, 22, 0, 0], [0, 0, 0, 0]])
-    >>> inputs, targets = causal_inputs_and_targets(tokens, torch.tensor([4, 2, 0]), start_id=0)
-    >>> inputs.tolist()
-    [[0, 11, 12, 13], [0, 21, 22, 0], [0, 0, 0, 0]]
-    >>> targets.tolist()
-    [[11, 12, 13, 14], [21, 22, -100, -100], [-100, -100, -100, -100]]
+    >>> import torch
+    >>> from reptrain.batch.collate import MicroBatch
+    >>> tokens = torch.tensor([[11, 12, 1, 14], [21, 22, 0, 0], [0, 0, 0, 0]])
+    >>> batch = MicroBatch(tokens, torch.tensor([4, 2, 0]), *torch.zeros(2, 3))
+    >>> example = Causal(start_id=0).example(batch)
+    >>> example.inputs["tokens_BT"].tolist()
+    [[0, 11, 12, 1], [0, 21, 0, 0], [0, 0, 0, 0]]
+    >>> example.targets_BT.tolist()
+    [[11, 12, 1, 14], [21, 22, -100, -100], [-100, -100, -100, -100]]
 
-    It works on the device, on the very tensor that the digest of the ledger is taken from.
+    With `document_eos_id` attention stays within a document, and each document begins behind a start token:
+
+    >>> example = Causal(start_id=0, document_eos_id=1).example(batch)
+    >>> example.inputs["tokens_BT"].tolist()[0], example.inputs["segments_BT"].tolist()[0]
+    ([0, 11, 12, 0], [1, 1, 1, 2])
 
     Args:
-        tokens_BL: int64 token ids, zeros behind a row's length.
-        length_B: int64 tokens of each row; 0 for a row that pads the batch.
         start_id: The id that stands before the first token.
-
-    Returns:
-        inputs_BL and targets_BL, int64; targets behind a row's length are `IGNORE`.
+        document_eos_id: The token that ends a document; None lets attention cross documents.
     """
-    inputs_BL = torch.cat([torch.full_like(tokens_BL[:, :1], start_id), tokens_BL[:, :-1]], dim=1)
-    is_token_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device) < length_B[:, None]
-    targets_BL = tokens_BL.masked_fill(~is_token_BL, IGNORE)
-    return inputs_BL, targets_BL
+
+    start_id: int
+    document_eos_id: int | None = None
+
+    def target_tokens(self, length_N: Int64s) -> int:
+        """Every token is predicted once."""
+        return int(length_N.sum())
+
+    def noise(self, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int) -> None:
+        """Nothing is hidden."""
+
+    def example(self, batch: MicroBatch) -> Example:
+        """Inputs `tokens_BT` and, under a document mask, `segments_BT`."""
+        segments_BL = document_segments(batch.tokens_BL, batch.length_B, eos_id=self.document_eos_id)
+        is_token_BL = segments_BL > 0
+        targets_BL = batch.tokens_BL.masked_fill(~is_token_BL, IGNORE)
+        inputs = {"tokens_BT": shift_right(targets_BL, segments_BL, start_id=self.start_id)}
+        if self.document_eos_id is not None:
+            inputs["segments_BT"] = segments_BL
+        return Example(inputs, targets_BL, is_token_BL)

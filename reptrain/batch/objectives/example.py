@@ -1,0 +1,93 @@
+"""What an objective makes of a micro-batch.
+
+B: rows; T: positions of the decoder; S: positions of the encoder; L: raw tokens of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from reptrain.batch.collate import MicroBatch
+
+IGNORE = -100
+"""Target of a position that is not scored; the value that `torch.nn.functional.cross_entropy` ignores."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model is given, and what it is asked."""
+
+    inputs: dict[str, Tensor]
+    """Keyword arguments of the model's forward pass."""
+    targets_BT: Tensor
+    """int64; `IGNORE` where nothing is scored."""
+    is_raw_BT: Tensor
+    """bool: targets that are tokens of the window, not sentinels or the EOS that ends an example."""
+
+
+class Objective(Protocol):
+    """What is predicted from what. Its noise is drawn on the host, as a function of the window alone; the
+    example is made on the device, from the very tensor that the digest of the ledger is taken from."""
+
+    def target_tokens(self, length_N: Int64s) -> int:
+        """Predictions for windows of these lengths together: the divisor of a step's loss."""
+
+    def noise(
+        self, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
+    ) -> npt.NDArray[np.bool_] | None:
+        """Which raw tokens of each window are hidden, bool [B, width], or None where nothing is.
+
+        Args:
+            epoch_B: int64, the epoch that each window is read in.
+            start_B: int64, first position of each window in the run's stream.
+            length_B: int64, its tokens; 0 for a row that pads the batch.
+            width: Columns of the result.
+        """
+
+    def example(self, batch: MicroBatch) -> Example:
+        """Inputs and targets of a micro-batch, on its device."""
+
+
+def document_segments(tokens_BL: Tensor, length_B: Tensor, *, eos_id: int | None) -> Tensor:
+    """The document of each token within its window, from 1; 0 behind the window's end.
+
+    >>> document_segments(torch.tensor([[5, 6, 1, 7, 8, 0]]), torch.tensor([5]), eos_id=1).tolist()
+    [[1, 1, 1, 2, 2, 0]]
+
+    Args:
+        tokens_BL: int64 token ids.
+        length_B: int64 tokens of each row.
+        eos_id: The token that ends a document, still its own; None makes one segment of a window.
+    """
+    is_token_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device) < length_B[:, None]
+    if eos_id is None:
+        return is_token_BL.long()
+    is_end_BL = (tokens_BL == eos_id).long()
+    return (1 + is_end_BL.cumsum(1) - is_end_BL) * is_token_BL
+
+
+def shift_right(targets_BT: Tensor, segments_BT: Tensor, *, start_id: int) -> Tensor:
+    """Decoder inputs: the token before each target, and a start token where its segment begins.
+
+    >>> targets = torch.tensor([[11, 12, 21, 22, -100]])
+    >>> shift_right(targets, torch.tensor([[1, 1, 2, 2, 0]]), start_id=0).tolist()
+    [[0, 11, 0, 21, 0]]
+
+    Args:
+        targets_BT: int64, `IGNORE` for padding.
+        segments_BT: int64, 0 for padding.
+        start_id: The id that stands before the first token.
+    """
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    before_BT = targets_BT.roll(1, dims=1)
+    return before_BT.masked_fill(begins_BT | (segments_BT == 0), start_id)
