@@ -16,7 +16,7 @@ from reptrain.model.rope import Rotation, rotate
 
 
 class CausalAttention(nn.Module):
-    """Each position attends to itself and those before it.
+    """Each position attends to itself and those before it, or to some of these.
 
     Args:
         config: The model.
@@ -35,26 +35,45 @@ class CausalAttention(nn.Module):
         self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS.number(layer))
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, key_B: Tensor | None) -> Tensor:
-        """Mix positions; ``key_B`` are the rows' dropout keys, None drops nothing."""
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation, visible_B1TS: Tensor | None, key_B: Tensor | None
+    ) -> Tensor:
+        """Mix positions.
+
+        Args:
+            x_BTD: The positions.
+            rotation: Of each position.
+            visible_B1TS: bool, what each position may read of itself and those before it; None: all.
+            key_B: The rows' dropout keys; None drops nothing.
+        """
         q_BHTN = rotate(self._split_heads(self.query(x_BTD)), rotation).transpose(1, 2)
         k_BKSN = rotate(self._split_heads(self.key(x_BTD)), rotation).transpose(1, 2)
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
         if key_B is None or self.dropout.rate == 0:
-            y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BKSN, v_BKSN, is_causal=True, enable_gqa=True)
+            y_BHTN = F.scaled_dot_product_attention(
+                q_BHTN,
+                k_BKSN,
+                v_BKSN,
+                attn_mask=visible_B1TS,
+                is_causal=visible_B1TS is None,
+                enable_gqa=True,
+            )
         else:
-            y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, key_B)
+            y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, visible_B1TS, key_B)
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim))
 
-    def _attend_with_dropout(self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, key_B: Tensor) -> Tensor:
+    def _attend_with_dropout(
+        self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, visible_B1TS: Tensor | None, key_B: Tensor
+    ) -> Tensor:
         """Attention with its weights spelled out, so that the counter can drop them."""
         group = q_BHTN.shape[1] // k_BKSN.shape[1]
         k_BHSN = k_BKSN.repeat_interleave(group, dim=1)
         v_BHSN = v_BKSN.repeat_interleave(group, dim=1)
         score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() * self.head_dim**-0.5
-        future_TS = torch.ones(score_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTN.device).triu(1)
-        weight_BHTS = score_BHTS.masked_fill(future_TS, -torch.inf).softmax(-1).to(v_BHSN.dtype)
+        if visible_B1TS is None:
+            visible_B1TS = torch.ones_like(score_BHTS[:1, :1], dtype=torch.bool).tril()
+        weight_BHTS = score_BHTS.masked_fill(~visible_B1TS, -torch.inf).softmax(-1).to(v_BHSN.dtype)
         return self.dropout.forward_heads(weight_BHTS, key_B) @ v_BHSN

@@ -6,14 +6,15 @@ Shapes: B rows, T positions, D width of the residual stream, V rows of the vocab
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reptrain.config.schema import DecoderConfig
 from reptrain.model.attention import CausalAttention
+from reptrain.model.blocks import run_blocks
 from reptrain.model.dropout import Dropout, DropoutContext, Site
 from reptrain.model.mlp import GatedMLP
 from reptrain.model.norm import RMSNorm
 from reptrain.model.rope import Rotation, rotation
+from reptrain.model.segments import same_segment
 from reptrain.sizes import embedding_rows
 
 
@@ -35,9 +36,11 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config, layer)
         self.mlp_dropout = Dropout(rate, Site.MLP_RESIDUAL.number(layer))
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, key_B: Tensor | None) -> Tensor:
-        """One layer; ``key_B`` are the rows' dropout keys, None drops nothing."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, key_B)
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation, visible_B1TT: Tensor | None, key_B: Tensor | None
+    ) -> Tensor:
+        """One layer; the arguments are those of the attention."""
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, key_B)
         x_BTD = x_BTD + self.attention_dropout(mixed_BTD, key_B)
         transformed_BTD = self.mlp(self.mlp_norm(x_BTD), key_B)
         return x_BTD + self.mlp_dropout(transformed_BTD, key_B)
@@ -74,11 +77,19 @@ class Decoder(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens_BT: Tensor, dropout: DropoutContext | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        segments_BT: Tensor | None = None,
+        dropout: DropoutContext | None = None,
+    ) -> Tensor:
         """Logits of the token that follows each position.
 
         Args:
             tokens_BT: int64, the inputs.
+            segments_BT: int64, the number of each position's document, 0 for padding: a position attends
+                within its own. None: to all before it.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
 
         Returns:
@@ -87,10 +98,7 @@ class Decoder(nn.Module):
         key_B = dropout.key_B if dropout is not None and self.training else None
         rotary = rotation(tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, tokens_BT.device)
         x_BTD = self.embedding_dropout(self.embedding(tokens_BT), key_B)
-        for block in self.blocks:
-            if self.checkpoint_blocks and self.training:
-                # Masks come from keys, so there is no generator state to keep.
-                x_BTD = checkpoint(block, x_BTD, rotary, key_B, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_BTD = block(x_BTD, rotary, key_B)
+        visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
+        recompute = self.checkpoint_blocks and self.training
+        x_BTD = run_blocks(self.blocks, x_BTD, rotary, visible_B1TT, key_B, recompute=recompute)
         return self.head(self.norm(x_BTD))

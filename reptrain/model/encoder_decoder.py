@@ -2,9 +2,6 @@
 
 Shapes: B rows, S positions of the encoder, T positions of the decoder (in a stack: its own), H heads,
 D width of the residual stream, V rows of the vocabulary.
-
-Segments are int64: the number of a position's document, 1 everywhere where attention may cross documents,
-and 0 for padding. A position reads positions of its own segment only, padding too.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from reptrain.model.blocks import run_blocks
 from reptrain.model.dropout import Dropout, DropoutContext, Site
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
+from reptrain.model.segments import same_segment
 from reptrain.model.t5_attention import T5Attention
 from reptrain.model.t5_mlp import T5MLP
 from reptrain.sizes import embedding_rows
@@ -36,7 +34,7 @@ class Source(NamedTuple):
 
 def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Tensor) -> Source:
     """Let each position of the decoder read the encoder's positions of its own segment."""
-    visible_BTS = segments_BT[:, :, None] == source_segments_BS[:, None, :]
+    visible_BTS = same_segment(segments_BT, source_segments_BS)
     found_BT1 = visible_BTS.any(-1, keepdim=True)
     hidden_B1TS = (~visible_BTS & found_BT1)[:, None]
     bias_B1TS = states_BSD.new_zeros(hidden_B1TS.shape).masked_fill(hidden_B1TS, -torch.inf)
@@ -118,7 +116,7 @@ class Stack(nn.Module):
         self, x_BTD: Tensor, segments_BT: Tensor, key_B: Tensor | None, *source: Source, recompute: bool
     ) -> Tensor:
         """All layers; ``recompute`` the activations of the blocks in the backward pass."""
-        visible_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        visible_BTT = same_segment(segments_BT, segments_BT)
         if self.causal:
             visible_BTT = visible_BTT.tril()
         bias_HTT = self.relative_bias(x_BTD.shape[1], x_BTD.device)
@@ -181,7 +179,7 @@ class EncoderDecoder(nn.Module):
         Args:
             source_BS: int64, read by the encoder.
             inputs_BT: int64, the targets shifted right.
-            source_segments_BS: Segments of ``source_BS``.
+            source_segments_BS: Segments of ``source_BS`` (see `reptrain.model.segments`).
             segments_BT: Segments of ``inputs_BT``. Where one has no source, nothing is read.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
 

@@ -50,9 +50,28 @@ def test_decoder_sees_no_later_token(dropout: dict[str, float]) -> None:
     model, tokens_BT, rows = built(dropout=dropout), tokens(), torch.arange(4)
     changed_BT = tokens_BT.clone()
     changed_BT[:, 7] = (changed_BT[:, 7] + 1) % VOCAB
-    before, after = (model(t, context(rows)) for t in (tokens_BT, changed_BT))
+    before, after = (model(t, dropout=context(rows)) for t in (tokens_BT, changed_BT))
     assert torch.equal(before[:, :7], after[:, :7])
     assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
+
+
+@pytest.mark.parametrize("dropout", [{}, {"attention": 1e-9}], ids=["fused", "spelled_out"])
+def test_decoder_with_segments_sees_each_document_as_if_alone(dropout: dict[str, float]) -> None:
+    model, tokens_BT, rows = built(dropout=dropout), tokens(2), torch.arange(2)
+    segments_BT = torch.tensor([[1] * 5 + [2] * 7, [1] * 3 + [2] * 6 + [0] * 3])
+    logits_BTV = model(tokens_BT, segments_BT=segments_BT, dropout=context(rows))
+    for row, start, end in [(0, 0, 5), (0, 5, 12), (1, 0, 3), (1, 3, 9)]:
+        alone_BTV = model(tokens_BT[row : row + 1, start:end], dropout=context(rows[:1]))
+        torch.testing.assert_close(logits_BTV[row, start:end], alone_BTV[0], rtol=1e-4, atol=1e-4)
+    assert logits_BTV.isfinite().all()
+    assert not torch.allclose(logits_BTV[0, 5:], model(tokens_BT)[0, 5:], atol=0.1)
+
+
+@pytest.mark.parametrize("dropout", [{}, ALL_SITES])
+def test_decoder_with_one_segment_equals_the_decoder_without(dropout: dict[str, float]) -> None:
+    model, rows = built(dropout=dropout), torch.arange(4)
+    masked = model(tokens(), segments_BT=torch.ones_like(tokens()), dropout=context(rows))
+    torch.testing.assert_close(masked, model(tokens(), dropout=context(rows)))
 
 
 def test_decoder_depends_on_the_order_of_tokens() -> None:
@@ -64,11 +83,11 @@ def test_decoder_depends_on_the_order_of_tokens() -> None:
 @pytest.mark.parametrize("site", ALL_SITES)
 def test_decoder_drops_at_each_site_in_training_only(site: str) -> None:
     model, plain, rows = built(dropout={site: 0.3}), built(), torch.arange(4)
-    dropped = model(tokens(), context(rows))
+    dropped = model(tokens(), dropout=context(rows))
     assert not torch.allclose(dropped, plain(tokens()))
-    assert not torch.allclose(dropped, model(tokens(), context(rows, step=6)))
+    assert not torch.allclose(dropped, model(tokens(), dropout=context(rows, step=6)))
     torch.testing.assert_close(model(tokens()), plain(tokens()))
-    torch.testing.assert_close(model.eval()(tokens(), context(rows)), plain(tokens()))
+    torch.testing.assert_close(model.eval()(tokens(), dropout=context(rows)), plain(tokens()))
 
 
 def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None:
@@ -82,9 +101,9 @@ def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_decoder_gives_each_row_the_same_logits_in_any_micro_batch(micro_batch: int) -> None:
     model, tokens_BT, rows = built(dropout=ALL_SITES), tokens(6), torch.tensor([8, 3, 0, 11, 5, 6])
-    whole = model(tokens_BT, context(rows))
+    whole = model(tokens_BT, dropout=context(rows))
     parts = [
-        model(t, context(r))
+        model(t, dropout=context(r))
         for t, r in zip(tokens_BT.split(micro_batch), rows.split(micro_batch), strict=True)
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
@@ -93,7 +112,7 @@ def test_decoder_gives_each_row_the_same_logits_in_any_micro_batch(micro_batch: 
 def test_decoder_attention_with_spelled_out_weights_equals_sdpa() -> None:
     # A rate too small to drop anything: both paths compute the same function.
     spelled_out, fused = built(dropout={"attention": 1e-9}), built()
-    torch.testing.assert_close(spelled_out(tokens(), context(torch.arange(4))), fused(tokens()))
+    torch.testing.assert_close(spelled_out(tokens(), dropout=context(torch.arange(4))), fused(tokens()))
 
 
 def test_decoder_groups_queries_as_repeated_keys_and_values_would() -> None:
@@ -108,7 +127,7 @@ def test_decoder_groups_queries_as_repeated_keys_and_values_would() -> None:
 
 
 def gradients(model: Decoder, rows: Tensor) -> list[Tensor]:
-    logits_BTV = model(tokens(), context(rows))
+    logits_BTV = model(tokens(), dropout=context(rows))
     logits_BTV.logsumexp(-1).sum().backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -128,7 +147,7 @@ def test_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
         model, sizes = built(dropout=ALL_SITES), []
         model.checkpoint_blocks = checkpoint_blocks
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
-            model(tokens(), context(torch.arange(4)))
+            model(tokens(), dropout=context(torch.arange(4)))
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 2
 
@@ -141,9 +160,9 @@ def test_decoder_compiles_whole_and_once_for_all_steps(checkpoint_blocks: bool) 
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for step in range(4):
         rows = torch.arange(4) + step
-        logits_BTV = compiled(tokens(), context(rows, step))
+        logits_BTV = compiled(tokens(), dropout=context(rows, step))
         logits_BTV.sum().backward()
-        torch.testing.assert_close(logits_BTV, model(tokens(), context(rows, step)))
+        torch.testing.assert_close(logits_BTV, model(tokens(), dropout=context(rows, step)))
     assert counter.frame_count == 1
 
 
@@ -153,7 +172,7 @@ def test_decoder_compiled_by_inductor_equals_eager() -> None:
     compiled = torch.compile(model, fullgraph=True)
     results = []
     for run in (compiled, model):
-        logits_BTV = run(tokens(), context(rows))
+        logits_BTV = run(tokens(), dropout=context(rows))
         results.append((logits_BTV, *torch.autograd.grad(logits_BTV.square().sum(), model.parameters())))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
@@ -161,7 +180,7 @@ def test_decoder_compiled_by_inductor_equals_eager() -> None:
 
 def test_decoder_runs_in_bf16_close_to_fp32() -> None:
     full, half = built(dropout=ALL_SITES), built(dropout=ALL_SITES).bfloat16()
-    expected, logits_BTV = (m(tokens(), context(torch.arange(4))) for m in (full, half))
+    expected, logits_BTV = (m(tokens(), dropout=context(torch.arange(4))) for m in (full, half))
     assert logits_BTV.dtype == torch.bfloat16
     assert (logits_BTV.float() - expected).std() < 0.03 * expected.std()
 
@@ -170,7 +189,7 @@ def test_decoder_learns_to_copy_a_sequence() -> None:
     model, tokens_BT = built(dropout={"residual": 0.05}), tokens(2, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(60):
-        logits_BTV = model(tokens_BT[:, :-1], context(torch.arange(2), step))
+        logits_BTV = model(tokens_BT[:, :-1], dropout=context(torch.arange(2), step))
         loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
         loss.backward()
         optimizer.step()
@@ -182,6 +201,6 @@ def test_decoder_learns_to_copy_a_sequence() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_decoder_on_a_gpu_has_the_logits_of_the_cpu() -> None:
     model, rows = built(dropout=ALL_SITES), torch.arange(4)
-    expected = model(tokens(), context(rows))
-    logits_BTV = model.cuda()(tokens().cuda(), context(rows.cuda())).cpu()
+    expected = model(tokens(), dropout=context(rows))
+    logits_BTV = model.cuda()(tokens().cuda(), dropout=context(rows.cuda())).cpu()
     torch.testing.assert_close(logits_BTV, expected, rtol=1e-3, atol=1e-3)
