@@ -184,16 +184,33 @@ def store_show(
 
 @store_app.command("verify")
 def store_verify(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
+    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    max_overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--max-overlap",
+            help="Share of a held-out split's distinct 13-grams of tokens that may also stand in train.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Hash every shard again and recount it. Exit code 1 if anything is not as sealed."""
-    from reptrain.progress import stage_progress
-    from reptrain.store import verify
+    """Hash every shard again, recount it, and compare held-out with training text.
 
+    Exit code 1 if anything is not as sealed, or if they share more than the limit.
+    """
+    from reptrain.progress import stage_progress
+    from reptrain.store import MAX_OVERLAP, verify
+
+    limit = MAX_OVERLAP if max_overlap is None else max_overlap
     with stage_progress() as progress:
-        report = verify(store, progress)
-    text = "\n".join(report.problems) if report.problems else f"{store}: as sealed"
-    _tell({"ok": report.ok, "problems": list(report.problems)}, text, as_json=as_json)
+        report = verify(store, progress, overlap=True, max_overlap=limit)
+    data = {
+        "ok": report.ok,
+        "problems": list(report.problems),
+        "max_overlap": limit,
+        "overlap": [found.as_json() for found in report.overlap],
+    }
+    _tell(data, report.text(store), as_json=as_json)
     raise typer.Exit(DONE if report.ok else NO)
 
 

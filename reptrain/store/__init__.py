@@ -4,9 +4,10 @@ from reptrain.store.build import Progress, tokenize
 from reptrain.store.describe import describe, describe_text
 from reptrain.store.manifest import Manifest, NearSettings
 from reptrain.store.reader import Split, Store, open_store
-from reptrain.store.verify import VerifyReport, verify
+from reptrain.store.verify import MAX_OVERLAP, VerifyReport, verify
 
 __all__ = [
+    "MAX_OVERLAP",
     "Manifest",
     "NearSettings",
     "Progress",

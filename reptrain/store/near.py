@@ -9,7 +9,6 @@ shingle_words 2: "The cat -- the CAT!"  ->  the cat | cat the | the cat
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +19,11 @@ import numpy.typing as npt
 from rensa import RMinHash
 
 from reptrain.errors import StoreError
+from reptrain.store.hashing import Uint64s, fold, mix, powers
 from reptrain.store.manifest import NearSettings
 
 # A document is hashed in pieces of so many characters: bounds the memory. No shingle crosses a piece's end.
 _PIECE_CHARACTERS = 1 << 18
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_INVERSE = np.uint64(pow(int(_ODD), -1, 2**64))
 _NO_WORD = ((0x80, 0xC0), (0x2000, 0x2070), (0x3000, 0x3040), (0xFF00, 0xFF10))
 # Thai to Burmese, Khmer, kana, Chinese characters: written without spaces.
 _UNSPACED = (
@@ -37,7 +35,6 @@ _UNSPACED = (
     (0x20000, 0x40000),
 )
 
-Uint64s = npt.NDArray[np.uint64]
 Signatures = npt.NDArray[np.uint32]
 
 
@@ -145,7 +142,7 @@ class SignatureWriter:
         with self._paths[1].open("wb") as file:
             for band in range(settings.bands):
                 rows = np.asarray(signatures[index, band * settings.rows : (band + 1) * settings.rows])
-                hashes = _fold(rows.T.astype(np.uint64))
+                hashes = fold(rows.T.astype(np.uint64))
                 order = np.lexsort((index, hashes))
                 file.write(np.stack([hashes[order], index[order].astype(np.uint64)]).tobytes())
 
@@ -202,7 +199,7 @@ def _shingles(pieces: Sequence[str], num_words: int) -> tuple[Uint64s, npt.NDArr
     at = np.flatnonzero(is_whole | is_first)
     own = padded[at]
     parts = (np.where(padded[at + place] == own, words[at + place], 0) for place in range(num_words))
-    return _fold(parts), own
+    return fold(parts), own
 
 
 def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
@@ -217,36 +214,11 @@ def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
     first = np.flatnonzero(begins)
     if len(first) == 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    power, inverse = _powers(1 << (len(points) - 1).bit_length())
+    power, inverse = powers(1 << (len(points) - 1).bit_length())
     # The polynomial of a word at its place, moved to place 0.
-    words = _mix(np.add.reduceat(letters * power[: len(letters)], first) * inverse[first])
+    words = mix(np.add.reduceat(letters * power[: len(letters)], first) * inverse[first])
     ends = np.cumsum([len(piece) + 1 for piece in pieces])
     return words, np.searchsorted(ends, first, side="right")
-
-
-def _fold(parts: Iterator[Uint64s] | Uint64s) -> Uint64s:
-    """One hash of arrays taken together, place by place."""
-    parts = iter(parts)
-    folded = next(parts)
-    for part in parts:
-        folded = folded * _ODD + part
-    return _mix(folded)
-
-
-def _mix(values: Uint64s) -> Uint64s:
-    """The finalizer of splitmix64, a bijection."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Uint64s = values ^ (values >> np.uint64(31))
-    return mixed
-
-
-@functools.cache
-def _powers(count: int) -> tuple[Uint64s, Uint64s]:
-    """Powers of an odd number and of its inverse modulo 2**64."""
-    power, inverse = (np.full(count, base, np.uint64) for base in (_ODD, _INVERSE))
-    power[0] = inverse[0] = 1
-    return np.multiply.accumulate(power), np.multiply.accumulate(inverse)
 
 
 @functools.cache
@@ -261,9 +233,8 @@ def _characters() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     for low, high, step in ((0xC0, 0xDF, 32), (0x391, 0x3AA, 32), (0x410, 0x430, 32), (0x400, 0x410, 80)):
         letter[low:high] += np.uint64(step)
     stands_alone = np.zeros(0x110000, np.bool_)
-    for (low, high), value in itertools.chain(((r, 0) for r in _NO_WORD), ((r, 1) for r in _UNSPACED)):
-        if value:
-            stands_alone[low:high] = True
-        else:
-            letter[low:high] = 0
+    for low, high in _NO_WORD:
+        letter[low:high] = 0
+    for low, high in _UNSPACED:
+        stands_alone[low:high] = True
     return letter, stands_alone

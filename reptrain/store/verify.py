@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from reptrain.errors import ReptrainError
+from reptrain.errors import ReptrainError, StoreError
 from reptrain.store.build import Progress
 from reptrain.store.encode import document_digest
 from reptrain.store.jobs import file_sha256
@@ -21,8 +22,11 @@ from reptrain.store.manifest import (
     content_fingerprint,
     read_manifest,
 )
+from reptrain.store.overlap import NGRAM, Overlap, measure_overlap
 from reptrain.store.shards import ShardReader
 from reptrain.text import Tokenizer
+
+MAX_OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,27 @@ class VerifyReport:
     documents: int
     tokens: int
     problems: list[str]
+    overlap: list[Overlap] = field(default_factory=list)
+    """Of `select` and of `report` with `train`, where it was asked for and the bytes are as sealed."""
 
     @property
     def ok(self) -> bool:
-        """Whether every byte and count is as sealed."""
+        """Whether every byte and count is as sealed, and no overlap above the limit."""
         return not self.problems
 
+    def text(self, path: Path) -> str:
+        """The report as lines for a terminal."""
+        lines = self.problems or [f"{path}: as sealed"]
+        return "\n".join([*(found.text() for found in self.overlap), *lines])
 
-def verify(path: Path, progress: Progress | None = None) -> VerifyReport:
+
+def verify(
+    path: Path,
+    progress: Progress | None = None,
+    *,
+    overlap: bool = False,
+    max_overlap: float = MAX_OVERLAP,
+) -> VerifyReport:
     """Read a store in full and hold it against its manifest.
 
     Checks each shard's hash, counts, ids below the vocabulary's size and EOS at each document's end; the
@@ -49,10 +66,17 @@ def verify(path: Path, progress: Progress | None = None) -> VerifyReport:
     Args:
         path: The store's folder.
         progress: Called after each shard with the bytes read.
+        overlap: Also count the 13-grams of the held-out text that stand in the training text.
+        max_overlap: Share of the distinct 13-grams of `select` or `report` above which that is a problem.
 
     Raises:
-        StoreError: If there is no manifest. Everything else is a problem in the report.
+        StoreError: If there is no manifest, or the limit is no share. Everything else is a problem in the
+            report.
     """
+    if not 0 <= max_overlap <= 1:
+        raise StoreError(
+            "max_overlap", got=max_overlap, rule="must be between 0 and 1", remedy=f"{MAX_OVERLAP} is usual."
+        )
     path = Path(path)
     manifest = read_manifest(path)
     problems = _tokenizer_problems(path, manifest)
@@ -69,12 +93,29 @@ def verify(path: Path, progress: Progress | None = None) -> VerifyReport:
         found[name] = SplitInfo.of(info.shards, digest.hexdigest())
     if not problems:
         problems = _total_problems(manifest, found)
+    overlaps = []
+    if overlap and not problems:
+        tell = None if progress is None else partial(progress, "compare held-out text")
+        overlaps = measure_overlap(path, manifest, tell)
+        problems = _overlap_problems(overlaps, max_overlap)
     return VerifyReport(
         shards=sum(len(info.shards) for info in manifest.splits.values()),
         documents=sum(info.documents for info in found.values()),
         tokens=sum(info.tokens for info in found.values()),
         problems=problems,
+        overlap=overlaps,
     )
+
+
+def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
+    return [
+        f"split {found.split}: {found.distinct_share:.2%} of its distinct {NGRAM}-grams also stand in train,"
+        f" above the limit {limit:.2%}; most in "
+        + ", ".join(f"{document.id} ({document.shared} of {document.ngrams})" for document in found.documents)
+        + ". Take the documents out, or tokenize with dedup `group` or `minhash`."
+        for found in overlaps
+        if found.distinct_share > limit
+    ]
 
 
 def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
