@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from reptrain.config.schema import RunConfig
-from reptrain.sizes import peak_flops, train_flops_per_token
+from reptrain.sizes import peak_flops, train_flops_per_window
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Throughput:
     """Turns a step's tokens and seconds into rates.
 
     Args:
-        flops_per_token: Training FLOPs of a token, PaLM's count (Chowdhery et al. 2022, appendix B).
+        flops_per_token: Training FLOPs of a raw token (see `train_flops_per_window`).
         world_size: Devices.
         device_peak: FLOP/s of one device at the run's precision; None where no figure is published.
     """
@@ -36,10 +36,11 @@ class Throughput:
 
 
 def throughput_of(config: RunConfig, *, vocab_size: int, world_size: int, device: torch.device) -> Throughput:
-    """The rates' constants for a run on a device."""
+    """The rates' constants for a run on a device; tokens are raw ones, as the ledger counts them."""
+    flops_per_window = train_flops_per_window(config.model, vocab_size, config.example_shape)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return Throughput(
-        flops_per_token=train_flops_per_token(config.model, vocab_size, config.data.window_tokens),
+        flops_per_token=flops_per_window / config.window_tokens,
         world_size=world_size,
         device_peak=peak_flops(name, config.train.precision),
     )

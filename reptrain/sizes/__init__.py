@@ -1,6 +1,6 @@
 """Sizes and costs of models, computed from their configuration."""
 
-from reptrain.sizes.flops import peak_flops, train_flops_per_token
+from reptrain.sizes.flops import peak_flops, train_flops_per_window
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
 
 __all__ = [
@@ -8,5 +8,5 @@ __all__ = [
     "count_parameters",
     "embedding_rows",
     "peak_flops",
-    "train_flops_per_token",
+    "train_flops_per_window",
 ]

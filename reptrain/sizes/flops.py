@@ -4,31 +4,55 @@ from __future__ import annotations
 
 from typing import Literal
 
-from reptrain.config.schema import DecoderConfig
-from reptrain.sizes.parameters import count_parameters
+from reptrain.config.schema import DecoderConfig, ExampleShape, ModelConfig, T5Config
+from reptrain.sizes.parameters import count_parameters, embedding_rows
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
-def train_flops_per_token(config: DecoderConfig, vocab_size: int, window_tokens: int) -> int:
-    """FLOPs of the forward and backward pass for one token, without recomputation.
+def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleShape) -> int:
+    """FLOPs of the forward and backward pass for one full window, without recomputation.
 
-    All parameters count, the input embedding too, and attention counts the full square of the
-    window: the published convention, so that utilizations compare.
+    A decoder is counted by the published convention, so that utilizations compare; an encoder-decoder by its
+    matrix products, since encoder and decoder see different numbers of tokens. Attention counts the full
+    square either way.
 
     Args:
         config: The model.
         vocab_size: Ids of the tokenizer.
-        window_tokens: T, tokens that attend to each other.
+        shape: Tokens that encoder and decoder see of the window.
 
-    Returns:
-        6 N + 12 L H Q T.
-
-    Source:
-        Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B.
+    Raises:
+        ConfigError: If the configured embedding is smaller than the vocabulary.
     """
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * window_tokens
+    if isinstance(config, DecoderConfig):
+        return shape.target_tokens * _decoder_flops_per_token(config, vocab_size, shape.target_tokens)
+    return 3 * _t5_forward_flops(config, vocab_size, shape)
+
+
+def _decoder_flops_per_token(config: DecoderConfig, vocab_size: int, num_tokens: int) -> int:
+    """6 N + 12 L H Q T, where N counts all parameters, the input embedding too.
+
+    Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B.
+    """
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens
     return 6 * count_parameters(config, vocab_size).total + attention
+
+
+def _t5_forward_flops(config: T5Config, vocab_size: int, shape: ExampleShape) -> int:
+    """Two for each weight and token that meet, and for each product of two positions in the attention.
+
+    Keys and values of the cross-attention are computed once for each token of the encoder.
+    """
+    width, inner = config.d_model, config.num_heads * config.head_dim
+    source, target = shape
+    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+    projection = width * inner
+    mlp = (3 if config.mlp == "geglu" else 2) * width * config.d_ff
+    weights = source * (encoder * (4 * projection + mlp) + decoder * 2 * projection)
+    weights += target * (decoder * (6 * projection + mlp) + embedding_rows(config, vocab_size) * width)
+    positions = encoder * source**2 + decoder * (target**2 + target * source)
+    return 2 * weights + 4 * inner * positions
 
 
 # Dense (not sparse) peaks in 1e12 FLOP/s from NVIDIA's data sheets, as (fp32, tf32, bf16, fp16);

@@ -6,25 +6,72 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from reptrain.config.schema import DecoderConfig
-from reptrain.sizes import peak_flops, train_flops_per_token
+from reptrain.config.schema import DecoderConfig, ExampleShape, T5Config
+from reptrain.model import EncoderDecoder
+from reptrain.sizes import peak_flops, train_flops_per_window
+
+# Layers of each stack, width, heads, hidden units; FLOPs of a sequence and share of the attention scores.
+T5_11 = {
+    "base": (12, 768, 12, 2048, 4.259e11, 0.087),
+    "large": (24, 1024, 16, 2816, 1.468e12, 0.067),
+    "xl": (24, 2048, 32, 5120, 5.346e12, 0.037),
+}
 
 
-def test_train_flops_per_token_gives_the_utilization_of_llama_65b() -> None:
+def per_token(config: DecoderConfig, vocab_size: int, window_tokens: int) -> float:
+    return train_flops_per_window(config, vocab_size, ExampleShape(0, window_tokens)) / window_tokens
+
+
+def test_train_flops_per_window_gives_the_utilization_of_llama_65b() -> None:
     config = DecoderConfig(num_layers=80, d_model=8192, num_heads=64, d_ff=22016)
     peak = peak_flops("NVIDIA A100-SXM4-80GB", "bf16")
     assert peak is not None
     # Touvron et al. 2023, section 2.4: 380 tokens/s on each A100, windows of 2,048.
-    utilization = 380 * train_flops_per_token(config, 32_000, 2048) / peak
+    utilization = 380 * per_token(config, 32_000, 2048) / peak
     assert utilization == pytest.approx(0.497, abs=5e-4)
 
 
-def test_train_flops_per_token_is_six_per_parameter_and_the_square_of_the_window() -> None:
+def test_train_flops_per_window_of_a_decoder_is_six_per_parameter_and_the_square_of_the_window() -> None:
     config = DecoderConfig(d_model=64, num_layers=3, num_heads=4, num_kv_heads=2, d_ff=100)
-    short, long = (train_flops_per_token(config, 500, window) for window in (100, 300))
+    short, long = (per_token(config, 500, window) for window in (100, 300))
     assert long - short == 12 * 3 * 4 * 16 * 200
     assert short - 12 * 3 * 4 * 16 * 100 == 6 * (2 * 500 * 64 + 3 * (3 * 64 * 64 + 3 * 64 * 100 + 128) + 64)
+
+
+@pytest.mark.parametrize("name", T5_11)
+def test_train_flops_per_window_of_t5_weighs_its_stacks_by_their_lengths(name: str) -> None:
+    layers, width, heads, hidden, flops, share = T5_11[name]
+    config = T5Config(
+        family="t5",
+        d_model=width,
+        num_heads=heads,
+        d_ff=hidden,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+    )
+    of_window = train_flops_per_window(config, 32_128, ExampleShape(512, 114))
+    assert of_window == pytest.approx(flops, rel=2e-4)
+    # Scores and their use of the values: two products of a head's width for each pair of positions.
+    pairs = layers * (512 * 512 + 114 * 114 + 114 * 512)
+    assert 3 * 4 * heads * 64 * pairs / of_window == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize("mlp", ["relu", "geglu"])
+def test_train_flops_per_window_of_t5_is_what_torch_counts(mlp: str) -> None:
+    config = T5Config.model_validate(
+        {"family": "t5", "num_encoder_layers": 2, "num_decoder_layers": 3, "mlp": mlp}
+    )
+    with torch.device("meta"):
+        model = EncoderDecoder(config, vocab_size=100)
+        source, inputs = torch.ones(1, 40, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
+    # The counter knows matrix products, not every fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        model(source, inputs, source_segments_BS=source, segments_BT=inputs)
+    assert 3 * counted.get_total_flops() == train_flops_per_window(config, 100, ExampleShape(40, 13))
 
 
 @pytest.mark.parametrize(
