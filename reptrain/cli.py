@@ -85,12 +85,15 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Less text and a thirty-second of the training: under a minute.")
     ] = False,
+    store_only: Annotated[
+        bool, typer.Option("--store-only", help="Make the token store and train nothing.")
+    ] = False,
 ) -> None:
     """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
     from reptrain.demo import run_demo
 
     folder = out or Path("runs") / ("demo-quick" if quick else "demo")
-    raise typer.Exit(run_demo(folder, text=text or [], quick=quick))
+    raise typer.Exit(run_demo(folder, text=text or [], quick=quick, store_only=store_only))
 
 
 @config_app.command("show")
@@ -140,6 +143,22 @@ def tokenize(
         float,
         typer.Option("--held-out", help="Share of the documents sealed as held-out text, select and report."),
     ] = 0.05,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--near",
+            metavar="KEY=VALUE",
+            help="How near-duplicates are found: shingle_words, permutations, bands, rows, threshold, seed.",
+        ),
+    ] = None,
+    passages: Annotated[
+        int | None,
+        typer.Option(
+            "--passages",
+            metavar="N",
+            help="Cut documents into passages of at most N tokens, EOS of each included.",
+        ),
+    ] = None,
     processes: Annotated[
         int, typer.Option("--processes", help="Worker processes; the bytes are the same.")
     ] = 0,
@@ -151,7 +170,7 @@ def tokenize(
 ) -> None:
     """Turn text into a sealed token store. A killed run goes on where it was."""
     from reptrain.progress import stage_progress
-    from reptrain.store import describe, describe_text, open_store
+    from reptrain.store import describe, describe_text, near_settings, open_store
     from reptrain.store import tokenize as build
 
     with stage_progress() as progress:
@@ -161,6 +180,8 @@ def tokenize(
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             dedup=dedup,
+            near=near_settings(near) if near else None,
+            passages=passages,
             held_out_fraction=held_out,
             processes=processes or os.cpu_count() or 1,
             text_field=text_field,

@@ -3,6 +3,7 @@
 from reptrain.store.build import Progress, tokenize
 from reptrain.store.describe import describe, describe_text
 from reptrain.store.manifest import Manifest, NearSettings
+from reptrain.store.near import near_settings
 from reptrain.store.reader import Split, Store, open_store
 from reptrain.store.verify import MAX_OVERLAP, VerifyReport, verify
 
@@ -16,6 +17,7 @@ __all__ = [
     "VerifyReport",
     "describe",
     "describe_text",
+    "near_settings",
     "open_store",
     "tokenize",
     "verify",

@@ -74,6 +74,7 @@ def tokenize(
     dedup: Dedup = "exact",
     near: NearSettings | None = None,
     held_out_fraction: float = 0.05,
+    passages: int | None = None,
     processes: int = 1,
     text_field: str = "text",
     id_field: str = "id",
@@ -93,6 +94,8 @@ def tokenize(
             too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
         near: How near-duplicates are found; None takes the defaults.
         held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`.
+        passages: Cut documents into passages of at most so many tokens, EOS of each included, so that a small
+            subset holds many; those of a document stay on one side of the held-out split. None does not.
         processes: Worker processes.
         text_field: Key of the text in a JSON line.
         id_field: Key of the id in a JSON line.
@@ -103,12 +106,13 @@ def tokenize(
         TokenizerError: If the model cannot be loaded or trained, or has no EOS.
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
-    _check_numbers(held_out_fraction, processes)
+    _check_numbers(held_out_fraction, processes, passages)
     given = None if tokenizer is None else _load_tokenizer(tokenizer)
     options = Options(
         dedup=dedup,
-        near=check_near(near or NearSettings()) if dedup in ("minhash", "group") else None,
+        near=_near(near, dedup),
         held_out_fraction=held_out_fraction,
+        passages=passages,
         tokenizer=given.fingerprint if given else None,
         vocab_size=None if given else vocab_size,
         num_sentinels=None if given else num_sentinels,
@@ -145,14 +149,15 @@ def _build(plan: Plan, out: Path) -> Manifest:
     work = open_work(out, plan.fingerprint)
     inputs = _hash_inputs(plan)
     scans = _scan(plan, work)
+    options = plan.options
     decided = _decide(plan, work, scans)
-    check_splits(decided.fates[KEPT:], plan.options.held_out_fraction)
+    check_splits(decided.fates[KEPT:], options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
-    tasks = [EncodeTask(job, plan.fields, work, tokenizer.fingerprint) for job in jobs]
+    tasks = [EncodeTask(job, plan.fields, work, tokenizer.fingerprint, options.passages) for job in jobs]
     encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
-    manifest = assemble(plan.options, tokenizer, inputs, decided, encoded, work)
-    check_splits([info.documents for info in manifest.splits.values()], plan.options.held_out_fraction)
+    manifest = assemble(options, tokenizer, inputs, decided, encoded, work)
+    check_splits([info.documents for info in manifest.splits.values()], options.held_out_fraction)
     write_manifest(out, manifest)
     return manifest
 
@@ -257,13 +262,30 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _check_numbers(held_out_fraction: float, processes: int) -> None:
+def _near(near: NearSettings | None, dedup: Dedup) -> NearSettings | None:
+    if dedup in ("minhash", "group"):
+        return check_near(near or NearSettings())
+    if near is not None:
+        raise StoreError(
+            "near",
+            got=f"settings with dedup {dedup!r}",
+            rule="must be left out where no near-duplicates are looked for",
+            remedy="Set dedup to `minhash` or `group`.",
+        )
+    return None
+
+
+def _check_numbers(held_out_fraction: float, processes: int, passages: int | None) -> None:
     if not 0 < held_out_fraction < 1:
         raise StoreError(
             "held_out_fraction",
             got=held_out_fraction,
             rule="must be between 0 and 1",
             remedy="0.05 is usual.",
+        )
+    if passages is not None and passages < 2:
+        raise StoreError(
+            "passages", got=passages, rule="must be at least 2 tokens", remedy="One of them is the EOS."
         )
     if processes < 1:
         raise StoreError(

@@ -47,10 +47,18 @@ def _near_line(manifest: Manifest) -> list[str]:
     ]
 
 
+def _passages_line(manifest: Manifest) -> list[str]:
+    passages = manifest.counts.passages
+    if passages is None:
+        return []
+    return [f"passages     {passages:,} of at most {manifest.options.passages:,} tokens"]
+
+
 def describe_text(store: Store) -> str:
     """`describe` as lines for a terminal."""
     manifest = store.manifest
     counts = manifest.counts
+    row = "documents" if counts.passages is None else "passages"
     lines = [
         f"store        {store.path}",
         f"fingerprint  {manifest.fingerprint}",
@@ -58,8 +66,9 @@ def describe_text(store: Store) -> str:
         f"documents    {counts.read:,} read, {counts.empty:,} empty, {counts.duplicates:,} duplicates,"
         f" {counts.near_duplicates:,} near-duplicates, {counts.kept:,} kept",
         *_near_line(manifest),
+        *_passages_line(manifest),
         "",
-        f"{'split':<12} {'documents':>12} {'tokens':>16} {'bytes/token':>12} {'shards':>7}",
+        f"{'split':<12} {row:>12} {'tokens':>16} {'bytes/token':>12} {'shards':>7}",
     ]
     for name, info in manifest.splits.items():
         ratio = info.text_bytes / info.tokens

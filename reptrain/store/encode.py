@@ -35,6 +35,7 @@ class EncodeTask(NamedTuple):
     fields: Fields
     work: Work
     tokenizer: str
+    passages: int | None = None
 
 
 class Encoded(NamedTuple):
@@ -104,17 +105,35 @@ def encode_job(task: EncodeTask) -> Encoded:
             if len(ids) == 0:
                 empty += 1
                 continue
-            ended = np.concatenate([ids, eos])
-            writers[split].add(document, ended)
-            digests[split] += document_digest(ended)
             documents[document.source] += 1
-            tokens[document.source] += len(ended)
+            for part, part_ids in _passages(document, ids, task.passages):
+                ended = np.concatenate([part_ids, eos])
+                writers[split].add(part, ended)
+                digests[split] += document_digest(ended)
+                tokens[document.source] += len(ended)
         shards = {split: shard for split in SPLITS if (shard := writers[split].close()) is not None}
     for split in shards:
         write_atomically(task.work.digests(split, index), bytes(digests[split]))
     encoded = Encoded(shards, empty, dict(documents), dict(tokens))
     encoded.write(task.work.encoded(index))
     return encoded
+
+
+def _passages(
+    document: Document, ids: TokenArray, most_tokens: int | None
+) -> Iterator[tuple[Document, TokenArray]]:
+    """The document, or its passages: as few as can be, and of equal length but for one token.
+
+    most_tokens 4, one of them for EOS:  d = a b c d e f g  ->  d#0 = a b c, d#1 = d e, d#2 = f g
+    """
+    if most_tokens is None:
+        yield document, ids
+        return
+    count = -(-len(ids) // (most_tokens - 1))
+    for number, part in enumerate(np.array_split(ids, count)):
+        # The first carries the text, so that its bytes count once.
+        text = document.text if number == 0 else ""
+        yield document._replace(id=f"{document.id}#{number}", text=text), part
 
 
 def document_digest(tokens: TokenArray) -> bytes:

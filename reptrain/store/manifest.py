@@ -47,6 +47,7 @@ class Options(Frozen):
     dedup: Dedup
     near: NearSettings | None = None
     held_out_fraction: float
+    passages: int | None = None
     tokenizer: str | None
     vocab_size: int | None
     num_sentinels: int | None
@@ -66,7 +67,7 @@ class Counts(Frozen):
     """Documents by what became of them: read = empty + duplicates + near_duplicates + kept.
 
     `clusters` counts the clusters of two and more near-duplicates, equal texts counted once, and
-    `largest_cluster` the documents of the largest.
+    `largest_cluster` the documents of the largest. `passages` are what the kept documents were cut into.
     """
 
     read: int
@@ -76,6 +77,7 @@ class Counts(Frozen):
     clusters: int = 0
     largest_cluster: int = 0
     kept: int
+    passages: int | None = None
 
 
 class SourceCount(Frozen):
@@ -98,7 +100,10 @@ class Shard(Frozen):
 
 
 class SplitInfo(Frozen):
-    """The shards of a split, in order, with their totals and the digest of its tokens."""
+    """The shards of a split, in order, with their totals and the digest of its tokens.
+
+    Where documents were cut into passages, each passage counts as a document here.
+    """
 
     documents: int
     tokens: int

@@ -16,6 +16,7 @@ from typing import IO, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 from rensa import RMinHash
 
 from reptrain.errors import StoreError
@@ -36,6 +37,26 @@ _UNSPACED = (
 )
 
 Signatures = npt.NDArray[np.uint32]
+
+
+def near_settings(pairs: Sequence[str]) -> NearSettings:
+    """Settings from ``KEY=VALUE``, the others at their defaults.
+
+    Raises:
+        StoreError: If a key is not known or a value is of another kind.
+    """
+    values = dict(pair.partition("=")[::2] for pair in pairs)
+    try:
+        return NearSettings.model_validate_strings(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise StoreError(
+            f"near-duplicates {key}",
+            got=repr(values.get(key)),
+            rule="must be a setting and its value",
+            remedy=f"Known are {', '.join(NearSettings.model_fields)}; such as threshold=0.8.",
+        ) from error
 
 
 def check_near(settings: NearSettings) -> NearSettings:

@@ -64,6 +64,7 @@ def assemble(
             clusters=decided.clusters,
             largest_cluster=decided.largest,
             kept=int(fates[KEPT:].sum()) - empty,
+            passages=None if options.passages is None else sum(info.documents for info in splits.values()),
         ),
         sources=_sources(encoded),
         inputs=tuple(inputs),

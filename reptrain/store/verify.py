@@ -162,8 +162,10 @@ def _total_problems(manifest: Manifest, found: dict[SplitName, SplitInfo]) -> li
     fingerprint = content_fingerprint(manifest.tokenizer, found)
     if fingerprint != manifest.fingerprint:
         problems.append(f"fingerprint {manifest.fingerprint}, of the content {fingerprint}")
-    kept = sum(info.documents for info in found.values())
+    held = sum(info.documents for info in found.values())
     counts = manifest.counts
-    if counts.kept != kept or counts.read != counts.empty + counts.duplicates + counts.near_duplicates + kept:
-        problems.append(f"counts {counts} do not add up to {kept} documents")
+    sealed = counts.kept if counts.passages is None else counts.passages
+    fates = counts.empty + counts.duplicates + counts.near_duplicates + counts.kept
+    if sealed != held or counts.read != fates:
+        problems.append(f"counts {counts} do not add up to {held} documents")
     return problems

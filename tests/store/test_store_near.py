@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import StoreError
-from reptrain.store import NearSettings, Store, open_store, tokenize, verify
+from reptrain.store import NearSettings, Store, near_settings, open_store, tokenize, verify
 from reptrain.store.clusters import find_clusters, unite
 from reptrain.store.near import SignatureWriter, sign
 from reptrain.store.scan import Scan
@@ -221,13 +221,13 @@ def test_tokenize_minhash_holds_out_a_cluster_whatever_its_first(
     assert splits[0] == splits[1]
 
 
-def test_tokenize_gives_the_same_near_duplicates_for_any_number_of_processes(
+def test_tokenize_gives_the_same_near_duplicates_and_passages_for_any_number_of_processes(
     real_texts: list[str], model: Path, tmp_path: Path, files_of: FilesOf
 ) -> None:
     source = write(tmp_path / "real.jsonl", planted(real_texts, 0)[0])
+    options: dict[str, Any] = {"tokenizer": model, "dedup": "minhash", "held_out_fraction": 0.4}
     for processes in (1, 3):
-        out = tmp_path / f"s{processes}"
-        tokenize([source], out, tokenizer=model, dedup="minhash", held_out_fraction=0.4, processes=processes)
+        tokenize([source], tmp_path / f"s{processes}", processes=processes, passages=100, **options)
     assert files_of(tmp_path / "s1") == files_of(tmp_path / "s3")
 
 
@@ -303,3 +303,16 @@ def test_signature_writer_signs_a_job_without_words() -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert cluster(["", "?"], 2, NEAR, Path(folder) / "w") == [0, 1]
         assert cluster([""], 1, NEAR, Path(folder) / "v") == [0]
+
+
+def test_tokenize_refuses_near_settings_without_near_duplicates(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="near: must be left out where no near-duplicates"):
+        tokenize([corpus], tmp_path / "s", dedup="exact", near=NEAR)
+
+
+def test_near_settings_reads_pairs_and_names_what_it_does_not_know() -> None:
+    assert near_settings(["threshold=0.7", "rows=3"]) == NearSettings(threshold=0.7, rows=3)
+    with pytest.raises(StoreError, match="near-duplicates bnads: must be a setting and its value"):
+        near_settings(["bnads=3"])
+    with pytest.raises(StoreError, match=r"near-duplicates rows: .* but got 'many'"):
+        near_settings(["rows=many"])
