@@ -32,7 +32,9 @@ class Fields(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Whole lines of a file: bytes [start, stop), ``first_line`` counted from 1 (None: not known yet).
+    """Whole lines of a file: bytes [start, stop), ``first_line`` counted from 1.
+
+    Where it is None, not known yet, documents without an id of their own are named ``file:?``.
 
     A file that cannot be cut (.txt, .jsonl.gz) is one slice.
     """
@@ -207,15 +209,29 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
             remedy="Name the right key with text_field.",
         )
     given = record.get(fields.id)
-    if any("\ud800" <= c <= "\udfff" for part in (text, str(given)) if not part.isascii() for c in part):
+    if not (_is_unicode(text) and _is_unicode(str(given))):
         raise TextError(
             f"source {_place(part, index)}",
             got="half of a surrogate pair",
             rule="must hold valid Unicode",
             remedy="Write the file anew as UTF-8.",
         )
-    name = f"{part.name}:{_line_number(part, index)}" if given is None else str(given)
-    return Document(name, part.source, text)
+    return Document(_name(part, index) if given is None else str(given), part.source, text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _name(part: Slice, index: int) -> str:
+    # To count the lines before it for every document would read the file again and again.
+    line = "?" if part.first_line is None else part.first_line + index
+    return f"{part.name}:{line}"
 
 
 def _line_number(part: Slice, index: int) -> int:

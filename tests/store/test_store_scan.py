@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reptrain.store.jobs import expand_sources, number_lines, plan_jobs
 from reptrain.store.scan import DUPLICATE, EMPTY, KEPT, Scan, decide
 from reptrain.store.work import Work, write_array
+from reptrain.text.documents import Fields, Slice, read_slice
 
 LARGEST = 2**64 - 1
 hashes = st.sampled_from([0, 1, 2**32, 2**62, 2**63, LARGEST - 1, LARGEST])
@@ -71,6 +72,19 @@ def test_plan_jobs_covers_every_byte_once_and_keeps_the_order(
     counts = [[part.stop - part.start for part in job.slices] for job in jobs]
     numbered = [part for job in number_lines(jobs, counts) for part in job.slices]
     assert all(part.first_line == 1 + part.start for part in numbered)
+
+
+def test_read_slice_counts_no_lines_for_names_that_are_not_known_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(*_: object) -> int:
+        raise AssertionError("the file was read once more")
+
+    path = tmp_path / "web.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c", "id": "own"}\n')
+    monkeypatch.setattr("reptrain.text.documents.count_newlines", counted)
+    part = Slice(path, path.name, "web", 14, path.stat().st_size, first_line=None)
+    assert [document.id for document in read_slice(part, Fields())] == ["web.jsonl:?", "own"]
 
 
 def test_plan_jobs_makes_few_jobs_of_many_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
