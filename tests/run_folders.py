@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reptrain.config import RunConfig, config_fingerprint
-from reptrain.plan.epochs import plan_epochs
+from reptrain.plan import plan_mixture
 from reptrain.runs.folder import RunFolder, State
 from reptrain.runs.metrics import TrainRecord, ValidRecord
-from reptrain.runs.run_plan import RunPlan
+from reptrain.runs.run_plan import RunPlan, SourcePlan
 
 STORE_FINGERPRINT = "5" * 32
 LOSSES = {"probe": [8.0, 5.0, 2.0], "select": [8.0, 6.0, 7.0], "report": [8.1, 6.2, 7.4]}
@@ -29,30 +29,31 @@ class FakeStore:
 
 def run_plan(config: RunConfig) -> RunPlan:
     """The plan of a run on `FakeStore`."""
-    unique = config.data.unique_tokens or FakeStore.num_tokens
-    data, (source,) = config.data, config.sources.values()
-    epochs = plan_epochs(
-        unique_tokens=unique,
-        window_tokens=config.window_tokens,
-        budget=source.total_tokens,
-        order=data.order,
-        cut=data.cut,
-        seed=config.seed,
-    )
+    unique = {name: source.unique_tokens or FakeStore.num_tokens for name, source in config.sources.items()}
+    mixture = plan_mixture(config, unique)
+    sources = [
+        SourcePlan(
+            name=name,
+            store=source.store,
+            store_fingerprint=STORE_FINGERPRINT,
+            subset_fingerprint=f"{plan.unique_tokens:032x}",
+            unique_tokens=plan.unique_tokens,
+            windows_per_epoch=plan.windows_per_epoch,
+            total_windows=plan.total_windows,
+            epochs=str(plan.epochs),
+            order=plan.order,
+            cut=plan.cut,
+            seed=plan.seed,
+            subset_seed=source.subset_seed,
+        )
+        for (name, source), plan in zip(config.sources.items(), mixture.plans, strict=True)
+    ]
     return RunPlan(
-        store=source.store,
-        store_fingerprint=STORE_FINGERPRINT,
-        subset_fingerprint=f"{unique:032x}",
+        sources=tuple(sources),
         config_fingerprint=config_fingerprint(config),
-        unique_tokens=unique,
-        window_tokens=config.window_tokens,
-        windows_per_epoch=epochs.windows_per_epoch,
-        total_windows=epochs.total_windows,
-        epochs=str(epochs.epochs),
-        order=data.order,
-        cut=data.cut,
+        window_tokens=mixture.window_tokens,
+        total_windows=mixture.total_windows,
         seed=config.seed,
-        subset_seed=data.subset_seed,
         batch_windows=config.train.batch_windows,
     )
 
@@ -80,7 +81,10 @@ def write_run(
         path, config, run_plan(config), {"python": "3.11.7", "cpu": "a <fast> one"}
     )
     unique = folder.plan.unique_tokens
-    total = round(next(iter(config.sources.values())).total_tokens.epochs_over(unique) * unique)
+    total = sum(
+        round(source.total_tokens.epochs_over(planned.unique_tokens) * planned.unique_tokens)
+        for source, planned in zip(config.sources.values(), folder.plan.sources, strict=True)
+    )
     for name, nats in losses.items():
         for place, value in enumerate(nats):
             tokens = total * place // (len(nats) - 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reptrain.batch.objectives.example import Objective
-from reptrain.plan import EpochPlan, Subset
+from reptrain.plan import EpochPlan, MixturePlan, Stream, Subset
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ class MicroBatch:
 
 
 def collate(
-    subset: Subset, plan: EpochPlan, objective: Objective, global_index_B: np.ndarray, row_B: np.ndarray
+    stream: Stream | Subset,
+    plan: MixturePlan | EpochPlan,
+    objective: Objective,
+    global_index_B: np.ndarray,
+    row_B: np.ndarray,
 ) -> MicroBatch:
     """The windows behind global indices, as one micro-batch.
 
@@ -57,7 +61,7 @@ def collate(
     tokens_BL [[13, 14, 0, 0], [0, 0, 0, 0]], length_B [2, 0], start_B [8, 0].
 
     Args:
-        subset: The stream of tokens.
+        stream: The tokens.
         plan: Which window comes at which global index.
         objective: Draws the noise.
         global_index_B: int64; -1 for a row that pads the batch.
@@ -67,7 +71,7 @@ def collate(
     windows = plan.locate(np.where(is_window_B, global_index_B, 0))
     start_B = np.where(is_window_B, windows.start, 0)
     length_B = np.where(is_window_B, windows.length, 0)
-    tokens_BL, _ = subset.tokens(start_B, length_B, plan.window_tokens)
+    tokens_BL, _ = stream.tokens(start_B, length_B, plan.window_tokens)
     is_noise_BL = objective.noise(windows.epoch, start_B, length_B, width=plan.window_tokens)
     arrays = (tokens_BL, length_B, start_B, row_B, is_noise_BL)
     return MicroBatch(*(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))

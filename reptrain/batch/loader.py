@@ -12,7 +12,7 @@ import numpy as np
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives.example import Objective
-from reptrain.plan import EpochPlan, StepPlan, Subset
+from reptrain.plan import MixturePlan, StepPlan, Stream
 from reptrain.plan.shard import rank_rows
 
 
@@ -28,7 +28,7 @@ class Loader:
     """A rank's batches as a function of the step.
 
     Args:
-        subset: The stream of tokens.
+        stream: The stream of tokens.
         plan: Which window comes at which global index.
         steps: Which global indices form a step.
         objective: Draws the noise.
@@ -38,8 +38,8 @@ class Loader:
         pin: Whether to place the batches in page-locked memory.
     """
 
-    subset: Subset
-    plan: EpochPlan
+    stream: Stream
+    plan: MixturePlan
     steps: StepPlan
     objective: Objective
     rank: int
@@ -58,7 +58,7 @@ class Loader:
         )
         index_MB = np.where(rows_MB < count, first + rows_MB, -1)
         micro_batches = [
-            collate(self.subset, self.plan, self.objective, index_B, row_B)
+            collate(self.stream, self.plan, self.objective, index_B, row_B)
             for index_B, row_B in zip(index_MB, rows_MB, strict=True)
         ]
         return StepBatch(step, [mb.pin() for mb in micro_batches] if self.pin else micro_batches)

@@ -165,7 +165,7 @@ def _recorder(
     if not world.is_main:
         return nullcontext()
     throughput = throughput_of(
-        config, vocab_size=data.store.vocab_size, world_size=world.world_size, device=world.device
+        config, vocab_size=data.tokenizer.vocab_size, world_size=world.world_size, device=world.device
     )
     consumed = min(first_step * data.steps.batch_windows, data.plan.total_windows)
     before = data.plan.tokens_before(consumed)

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
 from reptrain.engine.step import Score, StepResult
 from reptrain.engine.throughput import Throughput
-from reptrain.plan.epochs import EpochPlan
+from reptrain.plan import MixturePlan
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.metrics import TrainRecord, ValidRecord
@@ -41,7 +41,7 @@ class Recorder:
     def __init__(
         self,
         folder: RunFolder,
-        plan: EpochPlan,
+        plan: MixturePlan,
         throughput: Throughput,
         *,
         num_steps: int,
@@ -50,6 +50,8 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._plan = plan
+        self._steps = folder.plan.step_plan()
+        self._names = [source.name for source in folder.plan.sources]
         self._throughput = throughput
         self._num_steps = num_steps
         self._say = say
@@ -75,9 +77,9 @@ class Recorder:
                 first_index=place.first_index,
                 windows=place.windows,
                 tokens=tokens,
-                epoch=place.first_index // self._plan.windows_per_epoch,
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
+                **self._shares(place),
             )
         )
         if not result.applied:
@@ -98,7 +100,26 @@ class Recorder:
         self._folder.metrics.append(record)
         for name in ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device"):
             self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
+        for name, epoch in self._epochs_of_sources(record.step).items():
+            self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
         self._tell(record)
+
+    def _shares(self, place: StepPlace) -> dict[str, Any]:
+        """The record's fields `epoch` and, in a mixture, `sources`."""
+        shares = self._plan.shares(place.first_index, place.windows)
+        first = self._plan.source_at(place.first_index)
+        if len(shares) == 1:
+            return {"epoch": shares[0].epoch}
+        sources = {name: share._asdict() for name, share in zip(self._names, shares, strict=True)}
+        return {"epoch": shares[first].epoch, "sources": sources}
+
+    def _epochs_of_sources(self, step: int) -> dict[str, float]:
+        """Epochs of each source of a mixture consumed with this step."""
+        if len(self._names) == 1:
+            return {}
+        first, windows = self._steps.window_range(step)
+        epochs = self._plan.epochs_before(first + windows)
+        return {name: float(epoch) for name, epoch in zip(self._names, epochs, strict=True)}
 
     def _tell(self, record: TrainRecord) -> None:
         now = time.monotonic()
@@ -106,10 +127,13 @@ class Recorder:
         if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._num_steps:
             return
         self._last_line = now
+        epochs = [f"{name} {epoch:.2f}" for name, epoch in self._epochs_of_sources(record.step).items()]
+        by_source = f" ({', '.join(epochs)})" if epochs else ""
         mfu = self._throughput.mfu(record.tokens_per_s_per_device)
         self._say(
-            f"step {done}/{self._num_steps}  epoch {record.epoch:.2f}  loss {record.loss_nats:.4f} nats"
-            f"  lr {record.lr:.2e}  {record.tokens_per_s_per_device:,.0f} tokens/s/device"
+            f"step {done}/{self._num_steps}  epoch {record.epoch:.2f}{by_source}"
+            f"  loss {record.loss_nats:.4f} nats  lr {record.lr:.2e}"
+            f"  {record.tokens_per_s_per_device:,.0f} tokens/s/device"
             + (f"  MFU {mfu:.1%}" if mfu else "")
         )
 

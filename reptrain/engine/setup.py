@@ -16,7 +16,7 @@ from reptrain.engine.optim import build_optimizer
 from reptrain.engine.zero import deepspeed_config
 from reptrain.errors import StoreError
 from reptrain.model import Decoder, build_model
-from reptrain.plan import EpochPlan, StepPlan, Subset
+from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import embedding_rows
@@ -28,13 +28,14 @@ _HASHED_AT_START_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Data:
-    """The store, the subset, and which window comes when."""
+    """The stores, their subsets as one stream, and which window comes when."""
 
-    store: Store
-    subset: Subset
+    stores: dict[str, Store]
+    """By the name of the source."""
+    stream: Stream
     run_plan: RunPlan
     """What plan.json records; `plan` and `steps` follow from it."""
-    plan: EpochPlan
+    plan: MixturePlan
     steps: StepPlan
     tokenizer: Tokenizer
     objective: Objective
@@ -42,30 +43,50 @@ class Data:
 
 
 def open_data(config: RunConfig) -> Data:
-    """Open the store and lay the plan. No pass over the data but the cached document order.
+    """Open the stores and lay the plan. No pass over the data but the cached document orders.
 
     Raises:
-        StoreError: If the store is missing, not sealed, or changed since.
-        PlanError: If the subset is larger than the store, or shorter than a window.
+        StoreError: If a store is missing, not sealed, or changed since, or has another tokenizer.
+        PlanError: If a subset is larger than its store, or shorter than a window.
         ConfigError: If the embedding or the sentinels do not suffice.
     """
-    store = _intact(Path(config.data.store))
-    tokenizer = store.tokenizer()
-    embedding_rows(config.model, store.vocab_size)
+    stores = _open_stores(config)
+    tokenizer = next(iter(stores.values())).tokenizer()
+    embedding_rows(config.model, tokenizer.vocab_size)
     objective = build_objective(config, tokenizer, noise_seed=config.seed)
-    subset = Subset.open(
-        store, split="train", seed=config.data.subset_seed, unique_tokens=config.data.unique_tokens
-    )
-    run_plan = RunPlan.of(config, store=store.path, store_fingerprint=store.fingerprint, subset=subset)
+    stream = open_stream(config, stores)
+    run_plan = RunPlan.of(config, stores=stores, stream=stream)
     return Data(
-        store,
-        subset,
+        stores,
+        stream,
         run_plan,
-        run_plan.epoch_plan(),
+        run_plan.mixture_plan(),
         run_plan.step_plan(),
         tokenizer,
         objective,
     )
+
+
+def _open_stores(config: RunConfig) -> dict[str, Store]:
+    """The store of each source; one that serves several is opened once.
+
+    Raises:
+        StoreError: If one cannot be used, or they have different tokenizers.
+    """
+    paths = {name: Path(source.store) for name, source in config.sources.items()}
+    opened = {path: _intact(path) for path in dict.fromkeys(paths.values())}
+    first, *others = opened.values()
+    for other in others:
+        if other.manifest.tokenizer != first.manifest.tokenizer:
+            raise StoreError(
+                f"stores {first.path} and {other.path}",
+                got=f"tokenizers with the fingerprints {first.manifest.tokenizer}"
+                f" and {other.manifest.tokenizer}",
+                rule="must have been made by one tokenizer to be mixed",
+                remedy="Make one of them anew with `reptrain tokenize --tokenizer`"
+                f" and the tokenizer that lies in {first.path}.",
+            )
+    return {name: opened[path] for name, path in paths.items()}
 
 
 def _intact(path: Path) -> Store:
@@ -125,9 +146,9 @@ def build_engine(config: RunConfig, model: Decoder, *, world: World, micro_batch
 def prepare(config: RunConfig, data: Data, world: World) -> Training:
     """Build everything for the loop, on every rank alike."""
     micro_batch_windows = micro_batch_of(config, world)
-    model = build_model(config.model, vocab_size=data.store.vocab_size, seed=config.seed)
+    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
     loader = Loader(
-        subset=data.subset,
+        stream=data.stream,
         plan=data.plan,
         steps=data.steps,
         objective=data.objective,
@@ -142,7 +163,7 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         engine=build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows),
         sets=evaluation_sets(
             config,
-            {"data": (data.store, data.subset)},
+            dict(zip(data.stores, zip(data.stores.values(), data.stream.subsets, strict=True), strict=True)),
             data.tokenizer,
             world=world,
             micro_batch_windows=micro_batch_windows,

@@ -20,21 +20,22 @@ import numpy.typing as npt
 from reptrain import random
 from reptrain.config import Budget
 from reptrain.errors import PlanError
+from reptrain.plan.interleaving import LARGEST_WINDOWS
 
 Int64s = npt.NDArray[np.int64]
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
 
-_LARGEST = 2**62
-
 
 class Windows(NamedTuple):
-    """Windows of a subset's stream: four int64 arrays of equal shape."""
+    """Windows of a stream: int64 arrays of equal shape."""
 
     epoch: Int64s
     window: Int64s
     start: Int64s
     length: Int64s
+    source: Int64s
+    """Place of the source in the run; 0 where there is one."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class EpochPlan:
                 "data.window_tokens",
                 got=f"{self.window_tokens} tokens for a subset of {self.unique_tokens}",
                 rule="must not be longer than the subset",
-                remedy=f"Set data.window_tokens to at most {self.unique_tokens} or raise data.unique_tokens.",
+                remedy=f"Set data.window_tokens to at most {self.unique_tokens} or raise unique_tokens.",
             )
-        if not 1 <= self.total_windows < _LARGEST:
+        if not 1 <= self.total_windows < LARGEST_WINDOWS:
             raise PlanError(
-                "train.total_tokens",
+                "total_tokens",
                 got=f"{self.total_windows} windows",
                 rule="must be from 1 to 2**62 windows",
-                remedy="Change train.total_tokens.",
+                remedy="Change total_tokens.",
             )
 
     @cached_property
@@ -98,7 +99,7 @@ class EpochPlan:
             epoch, position = np.divmod(index, per_epoch)
             window = random.permute(position, per_epoch, self._order_key(epoch))
         start, length = self._span(epoch, window)
-        return Windows(epoch, window, start, length)
+        return Windows(epoch, window, start, length, np.zeros_like(window))
 
     def tokens_of(self, global_index: Int64s) -> Int64s:
         """Tokens of the windows at these global indices."""

@@ -45,7 +45,13 @@ class Subset:
 
     @classmethod
     def open(
-        cls, store: Store, *, split: str = "train", seed: int = 0, unique_tokens: int | None = None
+        cls,
+        store: Store,
+        *,
+        split: str = "train",
+        seed: int = 0,
+        unique_tokens: int | None = None,
+        setting: str = "data.unique_tokens",
     ) -> Subset:
         """Open a subset. The first opening of an order passes once over the documents' lengths.
 
@@ -54,6 +60,7 @@ class Subset:
             split: Which of its splits.
             seed: Keys the order of documents.
             unique_tokens: U; None takes every token of the split.
+            setting: What asks for U, to be named where it is too large.
 
         Raises:
             PlanError: If the split has fewer tokens, or the order can be cached nowhere.
@@ -63,10 +70,10 @@ class Subset:
         wanted = available if unique_tokens is None else unique_tokens
         if not 1 <= wanted <= available:
             raise PlanError(
-                "data.unique_tokens",
+                setting,
                 got=f"{wanted} of the {available} tokens in the split {split!r} of {store.path}",
                 rule="must be at least 1 and at most what the store has",
-                remedy=f"Set data.unique_tokens to at most {available}, or tokenize more text.",
+                remedy=f"Set {setting} to at most {available}, or tokenize more text.",
             )
         name = fingerprint({"store": store.fingerprint, "split": split, "seed": seed})
         order = open_order(part, name=name, seed=seed, beside=Path(store.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from reptrain.runs.files import FrozenRecord
@@ -26,6 +27,45 @@ class Problem(FrozenRecord):
         return f"{where}: {self.message}" if where else self.message
 
 
+class SourceAudit(FrozenRecord):
+    """What was consumed of one source."""
+
+    name: str
+    """Of the source."""
+    tags: dict[str, str]
+    """What its store was tagged with when it was made."""
+    exposures: dict[int, int]
+    """Tokens of its subset by number of exposures."""
+    epochs: str
+    """Its epochs consumed, as a fraction."""
+    windows: int
+    """Its windows consumed."""
+    total_windows: int
+    """Its windows in the whole run."""
+    tokens_consumed: int
+    """Exposures of all its tokens together."""
+    unique_tokens: int
+    """Tokens of its subset."""
+
+    def text(self) -> str:
+        """Two lines for people."""
+        tags = ", ".join(f"{key}={value}" for key, value in self.tags.items())
+        return (
+            f"source {self.name}{f' ({tags})' if tags else ''}:"
+            f" {consumed_text(self.exposures, self.unique_tokens)}\n"
+            f"  epochs {self.epochs}, windows {self.windows:,} of {self.total_windows:,},"
+            f" tokens {self.tokens_consumed:,}"
+        )
+
+
+def consumed_text(exposures: Mapping[int, int], unique_tokens: int) -> str:
+    """``32,768 tokens 4 times, of 32,768 unique tokens``"""
+    counts = ", ".join(
+        f"{tokens:,} tokens {times:,} time{'s' * (times != 1)}" for times, tokens in exposures.items()
+    )
+    return f"{counts}, of {unique_tokens:,} unique tokens"
+
+
 class AuditReport(FrozenRecord):
     """The answer of `reptrain audit`."""
 
@@ -34,9 +74,9 @@ class AuditReport(FrozenRecord):
     complete: bool
     """The run is done and consumed all its windows."""
     exposures: dict[int, int]
-    """Tokens of the subset by number of exposures."""
+    """Tokens by number of exposures, all sources together."""
     epochs: str
-    """Epochs consumed, as a fraction."""
+    """Epochs consumed, as a fraction; in a mixture passes over all sources together."""
     steps: int
     """Steps applied."""
     windows: int
@@ -46,9 +86,11 @@ class AuditReport(FrozenRecord):
     tokens_consumed: int
     """Exposures of all tokens together."""
     unique_tokens: int
-    """Tokens of the subset."""
+    """Tokens of all subsets together."""
+    sources: tuple[SourceAudit, ...]
+    """The same by source, in their order."""
     store_verified: bool
-    """Whether the store's shards were hashed again."""
+    """Whether the shards of the stores were hashed again."""
     num_problems: int
     """All problems, also those not listed."""
     problems: tuple[Problem, ...]
@@ -67,6 +109,7 @@ class AuditReport(FrozenRecord):
             total_windows=0,
             tokens_consumed=0,
             unique_tokens=0,
+            sources=(),
             store_verified=False,
             num_problems=1,
             problems=(Problem(message=f"cannot be audited: {reason}"),),
@@ -82,16 +125,20 @@ class AuditReport(FrozenRecord):
             head = "exact" if self.complete else "exact so far, not complete"
         else:
             head = f"not exact: {self.num_problems} problem{'s' * (self.num_problems > 1)}"
-        counts = ", ".join(
-            f"{tokens:,} tokens {times:,} time{'s' * (times != 1)}"
-            for times, tokens in self.exposures.items()
-        )
+        windows = f"windows {self.windows:,} of {self.total_windows:,}, tokens {self.tokens_consumed:,}"
+        if len(self.sources) > 1:
+            found = [source.text() for source in self.sources]
+            found += [f"together: steps {self.steps:,}, {windows}"]
+        else:
+            found = [
+                f"consumed: {consumed_text(self.exposures, self.unique_tokens)}",
+                f"epochs {self.epochs}, steps {self.steps:,}, {windows}",
+            ]
         lines = [
             head,
-            f"consumed: {counts}, of {self.unique_tokens:,} unique tokens",
-            f"epochs {self.epochs}, steps {self.steps:,}, windows {self.windows:,} of {self.total_windows:,},"
-            f" tokens {self.tokens_consumed:,}",
-            f"store: {'hashed again' if self.store_verified else 'hashes not checked'}",
+            *found,
+            f"store{'s' * (len(self.sources) > 1)}:"
+            f" {'hashed again' if self.store_verified else 'hashes not checked'}",
             *(f"  {problem.text()}" for problem in self.problems),
         ]
         hidden = self.num_problems - len(self.problems)

@@ -1,7 +1,8 @@
-"""Exposures: how often each token of a subset was consumed, counted over the whole stream."""
+"""Exposures: how often each token was consumed, counted over the whole stream."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,18 @@ class Stretches(NamedTuple):
     end: Int64s
     times: Int64s
 
+    def between(self, first: int, end: int) -> Stretches:
+        """Those within [first, end) of the stream."""
+        within = (self.start >= first) & (self.end <= end)
+        return Stretches(self.start[within], self.end[within], self.times[within])
+
+    def histogram(self) -> dict[int, int]:
+        """Number of tokens by number of exposures."""
+        order = np.argsort(self.times, kind="stable")
+        counts, first = np.unique(self.times[order], return_index=True)
+        tokens = np.add.reduceat((self.end - self.start)[order], first)
+        return {int(count): int(number) for count, number in zip(counts, tokens, strict=True)}
+
 
 class Exposures:
     """The differences of every token's count from its neighbour's, kept where they are not zero.
@@ -27,11 +40,14 @@ class Exposures:
     Windows [0 4) [0 4) [4 6) of 8 tokens:  +2 at 0, -1 at 4, -1 at 6  ->  2 2 2 2 1 1 0 0
 
     So the memory follows the number of distinct window boundaries, not of tokens.
+
+    Args:
+        bounds: 0, where each further source begins, and the tokens of the stream: no stretch goes across.
     """
 
-    def __init__(self, unique_tokens: int) -> None:
-        self._position = np.asarray([0, unique_tokens], dtype=np.int64)
-        self._change = np.zeros(2, dtype=np.int64)
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self._position = np.asarray(bounds, dtype=np.int64)
+        self._change = np.zeros(len(bounds), dtype=np.int64)
         self._waiting: list[tuple[Int64s, Int64s]] = []
         self._num_waiting = 0
 
@@ -52,14 +68,6 @@ class Exposures:
         self._merge()
         times = np.cumsum(self._change)[:-1]
         return Stretches(self._position[:-1], self._position[1:], times)
-
-    def histogram(self) -> dict[int, int]:
-        """Number of tokens by number of exposures."""
-        start, end, times = self.stretches()
-        order = np.argsort(times, kind="stable")
-        counts, first = np.unique(times[order], return_index=True)
-        tokens = np.add.reduceat((end - start)[order], first)
-        return {int(count): int(number) for count, number in zip(counts, tokens, strict=True)}
 
     def _merge(self) -> None:
         if not self._waiting:

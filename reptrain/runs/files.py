@@ -35,14 +35,14 @@ class JsonLines(Generic[Record]):
         self._checked = False
 
     def append(self, record: Record) -> None:
-        """Add one line and hand it to the system.
+        """Add one line and hand it to the system. Fields that are None are left out.
 
         Raises:
             RunError: If the file ends inside a line, so that the record would be lost with it.
         """
         if not self._checked:
             self._check_end()
-        line = record.model_dump_json().encode() + b"\n"
+        line = record.model_dump_json(exclude_none=True).encode() + b"\n"
         with self.path.open("ab", buffering=0) as file:
             if file.write(line) < len(line):
                 self._checked = False

@@ -195,9 +195,8 @@ class RunFolder:
         differing = differing_keys(self.config, config)
         if not differing:
             # Settings before fingerprints: they say better what is another.
-            old, new = self.plan.model_dump(), plan.model_dump()
-            same = ("store", "config_fingerprint")
-            differing = [(key, old[key], new[key]) for key in old if key not in same and old[key] != new[key]]
+            old, new = self.plan.facts(), plan.facts()
+            differing = [(key, value, new.get(key)) for key, value in old.items() if value != new.get(key)]
         if differing:
             raise ResumeError(
                 f"run folder {self.path}",

@@ -12,6 +12,17 @@ from reptrain.runs.files import FrozenRecord, JsonLines
 Whole = Annotated[int, Field(ge=0, strict=True)]
 
 
+class SourceShare(FrozenRecord):
+    """What a step took of one source of a mixture."""
+
+    windows: Whole
+    """Its windows in the step; 0 where its turn did not come."""
+    tokens: Whole
+    """Their tokens."""
+    epoch: Whole
+    """Epoch of its next window at the step's start."""
+
+
 class LedgerRecord(FrozenRecord):
     """One attempt at a step."""
 
@@ -24,11 +35,13 @@ class LedgerRecord(FrozenRecord):
     tokens: Whole
     """Tokens of its windows."""
     epoch: Whole
-    """Epoch of the first index."""
+    """Epoch of the first index, within its source."""
     applied: bool
     """Whether the optimizer applied the step."""
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     """Sum of the windows' digests, in hexadecimal."""
+    sources: dict[str, SourceShare] | None = None
+    """What was taken of each source by name, in a mixture; of one store the record says all itself."""
 
 
 class Ledger(JsonLines[LedgerRecord]):

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reptrain.config import RunConfig, config_fingerprint
-from reptrain.plan import EpochPlan, StepPlan, Subset, plan_epochs
+from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.files import FrozenRecord
 
+if TYPE_CHECKING:
+    from reptrain.store import Store
 
-class RunPlan(FrozenRecord):
-    """`plan.json`."""
 
+class SourcePlan(FrozenRecord):
+    """What a run takes of one store."""
+
+    name: str
+    """Of the source; `data` where there is but one store."""
     store: str
     """Folder of the token store."""
     store_fingerprint: str
     """Of its content."""
     subset_fingerprint: str
     """Of store, split, seed and size of the subset."""
-    config_fingerprint: str
-    """Of the settings that change the mathematics."""
     unique_tokens: int
     """U, the tokens of the subset."""
-    window_tokens: int
-    """L, the tokens of a window."""
     windows_per_epoch: int
     """W."""
     total_windows: int
-    """Global indices of the run."""
+    """Its windows in the run."""
     epochs: str
     """k = total_windows / W, as a fraction."""
     order: Literal["reshuffle", "same", "mixed"]
@@ -39,51 +40,107 @@ class RunPlan(FrozenRecord):
     """Keys order and cut."""
     subset_seed: int
     """Keys the order of documents."""
+
+
+class RunPlan(FrozenRecord):
+    """`plan.json`."""
+
+    sources: tuple[SourcePlan, ...]
+    """One for each store, in the order of the configuration."""
+    config_fingerprint: str
+    """Of the settings that change the mathematics."""
+    window_tokens: int
+    """L, the tokens of a window."""
+    total_windows: int
+    """Global indices of the run."""
+    seed: int
+    """Of the run."""
     batch_windows: int
     """Windows of a step."""
 
     @classmethod
-    def of(cls, config: RunConfig, *, store: Path, store_fingerprint: str, subset: Subset) -> Self:
-        """The plan that follows from a configuration and its subset.
+    def of(cls, config: RunConfig, *, stores: Mapping[str, Store], stream: Stream) -> Self:
+        """The plan that follows from a configuration and its text.
+
+        Args:
+            config: The run.
+            stores: Its open stores by the name of the source.
+            stream: Their subsets in the same order.
 
         Raises:
-            PlanError: If a window is longer than the subset.
+            PlanError: If a window is longer than a subset.
         """
-        epochs = plan_epochs(
-            unique_tokens=subset.unique_tokens,
-            window_tokens=config.window_tokens,
-            budget=next(iter(config.sources.values())).total_tokens,
-            order=config.data.order,
-            cut=config.data.cut,
-            seed=config.seed,
-        )
+        subsets = dict(zip(config.sources, stream.subsets, strict=True))
+        mixture = plan_mixture(config, {name: subset.unique_tokens for name, subset in subsets.items()})
+        sources = [
+            SourcePlan(
+                name=name,
+                store=str(stores[name].path.resolve()),
+                store_fingerprint=stores[name].fingerprint,
+                subset_fingerprint=subsets[name].fingerprint,
+                unique_tokens=plan.unique_tokens,
+                windows_per_epoch=plan.windows_per_epoch,
+                total_windows=plan.total_windows,
+                epochs=str(plan.epochs),
+                order=plan.order,
+                cut=plan.cut,
+                seed=plan.seed,
+                subset_seed=source.subset_seed or 0,
+            )
+            for (name, source), plan in zip(config.sources.items(), mixture.plans, strict=True)
+        ]
         return cls(
-            store=str(store.resolve()),
-            store_fingerprint=store_fingerprint,
-            subset_fingerprint=subset.fingerprint,
+            sources=tuple(sources),
             config_fingerprint=config_fingerprint(config),
-            unique_tokens=epochs.unique_tokens,
-            window_tokens=epochs.window_tokens,
-            windows_per_epoch=epochs.windows_per_epoch,
-            total_windows=epochs.total_windows,
-            epochs=str(epochs.epochs),
-            order=epochs.order,
-            cut=epochs.cut,
-            seed=epochs.seed,
-            subset_seed=config.data.subset_seed,
+            window_tokens=mixture.window_tokens,
+            total_windows=mixture.total_windows,
+            seed=config.seed,
             batch_windows=config.train.batch_windows,
         )
 
-    def epoch_plan(self) -> EpochPlan:
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens of all subsets together."""
+        return sum(source.unique_tokens for source in self.sources)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether there are several sources, so that what concerns one has to name it."""
+        return len(self.sources) > 1
+
+    def mixture_plan(self) -> MixturePlan:
         """The order of the windows.
 
         Raises:
-            PlanError: If a window is longer than the subset.
+            PlanError: If a window is longer than a subset.
         """
-        return EpochPlan(
-            self.unique_tokens, self.window_tokens, self.total_windows, self.order, self.cut, self.seed
+        return MixturePlan(
+            tuple(
+                EpochPlan(
+                    source.unique_tokens,
+                    self.window_tokens,
+                    source.total_windows,
+                    source.order,
+                    source.cut,
+                    source.seed,
+                )
+                for source in self.sources
+            )
         )
 
     def step_plan(self) -> StepPlan:
         """The steps."""
         return StepPlan(self.batch_windows, self.total_windows)
+
+    def facts(self) -> dict[str, Any]:
+        """What makes the run by key, such as `order` or, in a mixture, `books.order`.
+
+        Where the stores lie is not among it, nor the fingerprint of the configuration, which a later
+        release may form otherwise.
+        """
+        facts = self.model_dump(exclude={"sources", "config_fingerprint"})
+        for source in self.sources:
+            prefix = f"{source.name}." if self.is_mixture else ""
+            found = source.model_dump(exclude={"store"} if self.is_mixture else {"store", "total_windows"})
+            facts |= {f"{prefix}{key}": value for key, value in found.items()}
+        return facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +39,8 @@ class Curve(FrozenRecord):
 
 class ArmRow(FrozenRecord):
     """One arm of a study as measured. None: not known (yet). Losses are nats per token, without dropout.
+
+    Of a mixture, tokens are those of all its sources, and the losses those of its first source's sets.
 
     Attributes:
         arm: Its name.
@@ -102,48 +104,59 @@ def _row(arm: Arm, run: Path) -> ArmRow:
         return ArmRow(**fields, state="other config")
     status = folder.status()
     fields |= {"state": status.state, "reason": status.reason}
-    fields |= _planned(arm, unique_tokens=folder.plan.unique_tokens)
+    fields |= _planned(arm, unique_tokens={s.name: s.unique_tokens for s in folder.plan.sources})
     return ArmRow(**fields, **_measured(folder), **_audited(run / "audit.json"))
 
 
-def _planned(arm: Arm, *, unique_tokens: int | None = None) -> dict[str, Any]:
-    """What the configuration fixes; little where it leaves U to a store that is not open."""
-    source = next(iter(arm.config.sources.values()))
-    budget = source.total_tokens
-    unique = unique_tokens or source.unique_tokens
-    if unique is None:
-        return {"total_tokens": budget.tokens}
-    epochs = budget.epochs_over(unique)
-    return {"unique_tokens": unique, "epochs": float(epochs), "total_tokens": round(epochs * unique)}
+def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What the configuration fixes; little where it leaves U to a store that is not open.
+
+    Args:
+        arm: The arm.
+        unique_tokens: U of each source by name, where the run has been planned.
+    """
+    unique, total = 0, 0
+    for name, source in arm.config.sources.items():
+        tokens = (unique_tokens or {}).get(name) or source.unique_tokens
+        if tokens is None:
+            return {"total_tokens": source.total_tokens.tokens if arm.config.data.store else None}
+        unique += tokens
+        total += round(source.total_tokens.epochs_over(tokens) * tokens)
+    return {"unique_tokens": unique, "epochs": total / unique, "total_tokens": total}
 
 
 def _measured(folder: RunFolder) -> dict[str, Any]:
+    plan = folder.plan
     records = [*folder.metrics.records()]
     steps = [record for record in records if isinstance(record, TrainRecord)]
-    scores = [record for record in records if isinstance(record, ValidRecord)]
-    curves = {name: _curve(scores, name) for name in get_args(SetName)}
+    # Of a mixture the sets of its first source speak; they are named probe/NAME and so on.
+    suffix = f"/{plan.sources[0].name}" if plan.is_mixture else ""
+    scores = {
+        name: [r for r in records if isinstance(r, ValidRecord) and r.set == f"{name}{suffix}"]
+        for name in get_args(SetName)
+    }
+    curves = {name: _curve(of_set) for name, of_set in scores.items()}
     probe, select = curves["probe"].last, curves["select"].last
     return {
         **curves,
-        **_best(scores),
+        **_best(scores["select"], scores["report"]),
         "tokens": max((record.tokens for record in records), default=0),
         "gap_nats": select - probe if select is not None and probe is not None else None,
         "tokens_per_s": statistics.median(r.tokens_per_s for r in steps) if steps else None,
     }
 
 
-def _curve(scores: Sequence[ValidRecord], name: SetName) -> Curve:
-    of_set = [record for record in scores if record.set == name]
-    return Curve(tokens=tuple(r.tokens for r in of_set), nats=tuple(r.nats for r in of_set))
+def _curve(scores: Sequence[ValidRecord]) -> Curve:
+    return Curve(tokens=tuple(r.tokens for r in scores), nats=tuple(r.nats for r in scores))
 
 
-def _best(scores: Sequence[ValidRecord]) -> dict[str, Any]:
+def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:
     """The evaluation that early stopping on `select` would keep, and what `report` says there."""
-    selected = [record for record in scores if record.set == "select" and math.isfinite(record.nats)]
+    selected = [record for record in select if math.isfinite(record.nats)]
     if not selected:
         return {}
     best = min(selected, key=lambda record: record.nats)
-    told = [record.nats for record in scores if record.set == "report" and record.step == best.step]
+    told = [record.nats for record in report if record.step == best.step]
     return {
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,

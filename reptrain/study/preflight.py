@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reptrain.config import RunConfig
-from reptrain.config.schema import SourceConfig
 from reptrain.errors import ReptrainError, StudyError
-from reptrain.plan.epochs import plan_epochs
+from reptrain.plan import plan_mixture
+from reptrain.plan.stream import unique_tokens_setting
 from reptrain.store import Store, open_store
 from reptrain.study.grid import Arm
 
@@ -44,10 +44,10 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     stores: dict[str, Store] = {}
     for arm in arms:
         try:
-            for name, source in arm.config.sources.items():
+            for source in arm.config.sources.values():
                 if source.store not in stores:
                     stores[source.store] = open_store(Path(source.store))
-                _check_source(arm, name, source, stores[source.store])
+            _check_arm(arm, stores)
         except StudyError:
             raise
         except ReptrainError as error:
@@ -57,22 +57,16 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     return stores
 
 
-def _check_source(arm: Arm, name: str, source: SourceConfig, store: Store) -> None:
-    held = store.split("train").num_tokens
-    unique = source.unique_tokens or held
-    if unique > held:
-        setting = f"data.sources.{name}.unique_tokens" if arm.config.data.sources else "data.unique_tokens"
-        raise StudyError(
-            f"arm {arm.name}: {setting}",
-            got=unique,
-            rule=f"must be at most the {held} training tokens of {source.store}",
-            remedy="Tokenize more text or ask for fewer unique tokens.",
-        )
-    plan_epochs(
-        unique_tokens=unique,
-        window_tokens=arm.config.window_tokens,
-        budget=source.total_tokens,
-        order=source.order or arm.config.data.order,
-        cut=source.cut or arm.config.data.cut,
-        seed=arm.config.seed,
-    )
+def _check_arm(arm: Arm, stores: Stores) -> None:
+    unique_tokens = {}
+    for name, source in arm.config.sources.items():
+        held = stores[source.store].split("train").num_tokens
+        unique_tokens[name] = source.unique_tokens or held
+        if unique_tokens[name] > held:
+            raise StudyError(
+                f"arm {arm.name}: {unique_tokens_setting(arm.config, name)}",
+                got=unique_tokens[name],
+                rule=f"must be at most the {held} training tokens of {source.store}",
+                remedy="Tokenize more text or ask for fewer unique tokens.",
+            )
+    plan_mixture(arm.config, unique_tokens)

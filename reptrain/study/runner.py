@@ -65,11 +65,10 @@ def is_done(arm: Arm, run: Path, stores: Stores) -> bool:
     if not (run / "status.json").exists():
         return False
     folder = RunFolder.open(run)
-    return (
-        folder.status().state == "done"
-        and is_run_of(arm, folder)
-        and folder.plan.store_fingerprint == stores[next(iter(arm.config.sources.values())).store].fingerprint
-    )
+    if folder.status().state != "done" or not is_run_of(arm, folder):
+        return False
+    trained_on = [source.store_fingerprint for source in folder.plan.sources]
+    return trained_on == [stores[source.store].fingerprint for source in arm.config.sources.values()]
 
 
 def _ignore(event: StudyEvent) -> None:

@@ -15,7 +15,7 @@ from reptrain.engine.setup import open_data
 def loader(tiny: Callable[..., RunConfig]) -> Loader:
     data = open_data(tiny("train.total_tokens=2.3epochs"))
     return Loader(
-        data.subset, data.plan, data.steps, data.objective, rank=0, world_size=1, micro_batch_windows=5
+        data.stream, data.plan, data.steps, data.objective, rank=0, world_size=1, micro_batch_windows=5
     )
 
 
@@ -48,7 +48,7 @@ def test_loader_gives_the_same_rows_on_any_ranks(
 def test_loader_reads_what_the_plan_says(loader: Loader) -> None:
     batch = loader.batch(1).micro_batches[0]
     start, length = int(batch.start_B[2]), int(batch.length_B[2])
-    assert batch.tokens_BL[2, :length].tolist() == loader.subset.read(start, length).tolist()
+    assert batch.tokens_BL[2, :length].tolist() == loader.stream.read(start, length).tolist()
 
 
 def test_iterate_is_addressed_by_step_alone(loader: Loader) -> None:
@@ -64,6 +64,6 @@ def test_iterate_raises_what_its_thread_met(loader: Loader, monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(type(loader.subset), "tokens", broken)
+    monkeypatch.setattr(type(loader.stream), "tokens", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         next(loader.iterate())

@@ -11,7 +11,7 @@ import pytest
 
 from reptrain.config import RunConfig
 from reptrain.errors import RunError, StoreError
-from reptrain.plan import Subset
+from reptrain.plan import Stream, Subset
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
 from reptrain.runs.audit import audit
 from reptrain.runs.digest import step_digest, window_digest
@@ -54,7 +54,7 @@ def trained(store, path, *, state="done", budget="2.5epochs", batch=8, **data) -
         }
     )
     subset = Subset.open(store, unique_tokens=UNIQUE)
-    plan = RunPlan.of(config, store=store.path, store_fingerprint=store.fingerprint, subset=subset)
+    plan = RunPlan.of(config, stores={"data": store}, stream=Stream([subset]))
     folder = RunFolder.create_or_open(path, config, plan, {})
     for step in range(plan.step_plan().num_steps):
         folder.ledger.append(consumed(folder, subset, step))
@@ -65,7 +65,7 @@ def trained(store, path, *, state="done", budget="2.5epochs", batch=8, **data) -
 def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord:
     """The record of a step whose tokens pass through `spoil` on their way to the model."""
     first, count = folder.plan.step_plan().window_range(step)
-    found = folder.plan.epoch_plan().locate(np.arange(first, first + count))
+    found = folder.plan.mixture_plan().locate(np.arange(first, first + count))
     tokens, length = subset.tokens(found.start, found.length, WINDOW)
     spoil(tokens)
     return LedgerRecord(
@@ -73,7 +73,7 @@ def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord
         first_index=first,
         windows=count,
         tokens=int(length.sum()),
-        epoch=first // folder.plan.windows_per_epoch,
+        epoch=first // folder.plan.sources[0].windows_per_epoch,
         applied=True,
         digest=step_digest(window_digest(tokens, found.start, length)),
     )
@@ -173,7 +173,7 @@ def test_audit_names_the_document_where_a_step_has_one_window(store, tmp_path):
     folder = trained(store, tmp_path / "run", batch=1)
     rewrite(folder, lambda records: replaced(records, 5, digest="0" * 16))
     problem = only_problem(folder)
-    start = int(folder.plan.epoch_plan().locate(np.asarray([5])).start[0])
+    start = int(folder.plan.mixture_plan().locate(np.asarray([5])).start[0])
     assert problem.document == Subset.open(store).documents(start, 1)[0]
     assert problem.text().startswith("step 5, global index 5, document ")
 
@@ -263,7 +263,8 @@ def test_audit_takes_a_store_that_moved_and_refuses_another(store, run, tmp_path
     assert audit(run.path, store=moved).exact
     with pytest.raises(StoreError):
         audit(run.path, store=tmp_path / "nowhere")
-    plan = run.plan.model_copy(update={"store_fingerprint": "another"})
+    source = run.plan.sources[0].model_copy(update={"store_fingerprint": "another"})
+    plan = run.plan.model_copy(update={"sources": (source,)})
     (run.path / "plan.json").write_text(plan.model_dump_json())
     with pytest.raises(RunError, match="must be the store that the run was trained on"):
         audit(run.path)

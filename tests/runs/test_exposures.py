@@ -17,7 +17,7 @@ windows = st.lists(
 
 @given(st.lists(windows, max_size=4))
 def test_exposures_equal_a_count_token_by_token(batches):
-    counted, plain = Exposures(30), np.zeros(30, dtype=int)
+    counted, plain = Exposures([0, 30]), np.zeros(30, dtype=int)
     for batch in batches:
         start, length = np.asarray(batch, dtype=np.int64).reshape(-1, 2).T
         counted.add(start, length)
@@ -25,12 +25,24 @@ def test_exposures_equal_a_count_token_by_token(batches):
             plain[low : low + number] += 1
     start, end, times = counted.stretches()
     assert np.repeat(times, end - start).tolist() == plain.tolist()
-    assert counted.histogram() == {int(t): int((plain == t).sum()) for t in np.unique(plain)}
+    assert counted.stretches().histogram() == {int(t): int((plain == t).sum()) for t in np.unique(plain)}
+
+
+@given(windows, st.integers(1, 29))
+def test_stretches_between_are_those_of_one_source(batch, bound):
+    counted, plain = Exposures([0, bound, 30]), np.zeros(30, dtype=int)
+    for low, number in batch:
+        number = number if low >= bound else min(number, bound - low)
+        counted.add(np.asarray([low]), np.asarray([number]))
+        plain[low : low + number] += 1
+    for first, end in ((0, bound), (bound, 30)):
+        start, stop, times = counted.stretches().between(first, end)
+        assert np.repeat(times, stop - start).tolist() == plain[first:end].tolist()
 
 
 def test_exposures_merge_as_they_come(monkeypatch):
     monkeypatch.setattr(exposures, "_WAITING", 3)
-    counted = Exposures(8)
+    counted = Exposures([0, 8])
     for start in (0, 4, 0, 4, 0):
         counted.add(np.asarray([start]), np.asarray([4]))
-    assert counted.histogram() == {2: 4, 3: 4}
+    assert counted.stretches().histogram() == {2: 4, 3: 4}

@@ -64,7 +64,7 @@ def metrics(tmp_path):
 def test_ledger_keeps_records_in_order_one_a_line(ledger):
     assert [record.step for record in ledger.records()] == [0, 1, 2, 3]
     lines = ledger.path.read_text().splitlines()
-    assert json.loads(lines[3]) == entry(3).model_dump()
+    assert json.loads(lines[3]) == entry(3).model_dump(exclude_none=True)
 
 
 def test_ledger_of_a_run_without_steps_is_empty(tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from reptrain.config import RunConfig, load_run_config
 from reptrain.errors import ResumeError, RunError
-from reptrain.plan import EpochPlan
+from reptrain.plan import EpochPlan, Stream
 from reptrain.runs import RunFolder, RunPlan
 from reptrain.runs.environment import collect
 
@@ -34,7 +35,8 @@ def planned(config, path, **subset) -> RunPlan:
     known = KnownSubset()
     for name, value in subset.items():
         setattr(known, name, value)
-    return RunPlan.of(config, store=path / "store", store_fingerprint="content", subset=known)
+    store = SimpleNamespace(path=path / "store", fingerprint="content")
+    return RunPlan.of(config, stores={"data": store}, stream=Stream([known]))
 
 
 def opened(path, config=None, environment=None, **subset) -> RunFolder:
@@ -48,8 +50,9 @@ def files_of(path) -> dict[str, bytes]:
 
 def test_run_plan_is_what_the_config_asks_for(tmp_path):
     plan = planned(configured(order="same", cut="shifted", subset_seed=9), tmp_path)
-    assert plan.epoch_plan() == EpochPlan(100, 16, 18, "same", "shifted", 0)
-    assert (plan.windows_per_epoch, plan.epochs, plan.subset_seed) == (7, "18/7", 9)
+    assert plan.mixture_plan().plans == (EpochPlan(100, 16, 18, "same", "shifted", 0),)
+    (source,) = plan.sources
+    assert (source.windows_per_epoch, source.epochs, source.subset_seed) == (7, "18/7", 9)
     assert plan.step_plan().num_steps == 5
     assert RunPlan.model_validate_json(plan.model_dump_json()) == plan
 
@@ -96,7 +99,7 @@ def test_create_or_open_follows_a_store_that_moved(tmp_path):
     opened(tmp_path)
     config = configured()
     plan = planned(config, tmp_path / "moved")
-    assert RunFolder.create_or_open(tmp_path / "run", config, plan, {}).plan.store == plan.store
+    assert RunFolder.create_or_open(tmp_path / "run", config, plan, {}).plan.sources == plan.sources
 
 
 def test_create_or_open_finishes_a_folder_whose_making_was_killed(tmp_path):

@@ -1,0 +1,185 @@
+"""Which window of which source comes at a global index of the run.
+
+Two sources: real text of 6 tokens for 2 epochs, synthetic text of 4 tokens once, windows of 2 tokens:
+
+global index    0      1      2      3      4      5      6      7
+source          real   syn    real   real   real   real   syn    real      shares 6 : 2 in every stretch
+of its epoch    0      0      0      0      1      1      0      1         each source counts its own
+start           4      8      0      2      0      4      6      2         in the subsets laid end to end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain import random
+from reptrain.config import RunConfig
+from reptrain.errors import PlanError
+from reptrain.plan.epochs import EpochPlan, Windows, plan_epochs
+from reptrain.plan.interleaving import Interleaving
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Share(NamedTuple):
+    """What a step takes of one source."""
+
+    windows: int
+    tokens: int
+    epoch: int
+    """Of the source's next window at the step's start."""
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """The order of a run's windows. A run on one store is a mixture of one, at no cost.
+
+    Args:
+        plans: One for each source, all with the same window_tokens; at least one.
+    """
+
+    plans: tuple[EpochPlan, ...]
+
+    interleaving: Interleaving = field(init=False)
+    """Whose turn it is."""
+
+    def __post_init__(self) -> None:
+        assert len({plan.window_tokens for plan in self.plans}) == 1
+        turns = Interleaving(tuple(plan.total_windows for plan in self.plans))
+        object.__setattr__(self, "interleaving", turns)
+
+    @property
+    def window_tokens(self) -> int:
+        """L, the tokens of a window."""
+        return self.plans[0].window_tokens
+
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens of all subsets together."""
+        return sum(plan.unique_tokens for plan in self.plans)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows of one pass over every source: what `epoch` is counted in for the run as a whole."""
+        return sum(plan.windows_per_epoch for plan in self.plans)
+
+    @property
+    def total_windows(self) -> int:
+        """Global indices of the run: [0, total_windows)."""
+        return self.interleaving.total
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """Tokens that the run consumes, repeats counted."""
+        return sum(plan.total_tokens for plan in self.plans)
+
+    @property
+    def epochs(self) -> Fraction:
+        """Passes over all sources together."""
+        return Fraction(self.total_windows, self.windows_per_epoch)
+
+    @cached_property
+    def _starts(self) -> Int64s:
+        unique = [plan.unique_tokens for plan in self.plans]
+        return np.cumsum([0, *unique[:-1]], dtype=np.int64)
+
+    def locate(self, global_index: Int64s) -> Windows:
+        """The windows at these global indices.
+
+        Args:
+            global_index: int64 in [0, total_windows), any shape.
+
+        Returns:
+            `epoch` and `window` are the source's own; `start` counts in the stream of all subsets.
+        """
+        if len(self.plans) == 1:
+            return self.plans[0].locate(global_index)
+        turns = self.interleaving.locate(global_index)
+        epoch, window, start, length = (np.empty_like(turns.local) for _ in range(4))
+        for source in np.unique(turns.source):
+            here = turns.source == source
+            found = self.plans[source].locate(turns.local[here])
+            epoch[here], window[here], length[here] = found.epoch, found.window, found.length
+            start[here] = found.start + self._starts[source]
+        return Windows(epoch, window, start, length, turns.source)
+
+    def tokens_of(self, global_index: Int64s) -> Int64s:
+        """Tokens of the windows at these global indices."""
+        return self.locate(global_index).length
+
+    def tokens_before(self, global_index: int) -> int:
+        """Tokens of all windows before a global index, from 0 to total_windows, in O(1)."""
+        counts = self.interleaving.counts_before(global_index)
+        return sum(plan.tokens_before(count) for plan, count in zip(self.plans, counts, strict=True))
+
+    def epochs_before(self, global_index: int) -> tuple[Fraction, ...]:
+        """Epochs of each source before a global index."""
+        counts = self.interleaving.counts_before(global_index)
+        return tuple(
+            Fraction(count, plan.windows_per_epoch) for plan, count in zip(self.plans, counts, strict=True)
+        )
+
+    def shares(self, first_index: int, windows: int) -> tuple[Share, ...]:
+        """What each source gives to a number of windows from a global index on."""
+        before = self.interleaving.counts_before(first_index)
+        after = self.interleaving.counts_before(first_index + windows)
+        return tuple(
+            Share(
+                windows=end - start,
+                tokens=plan.tokens_before(end) - plan.tokens_before(start),
+                epoch=start // plan.windows_per_epoch,
+            )
+            for plan, start, end in zip(self.plans, before, after, strict=True)
+        )
+
+    def source_at(self, global_index: int) -> int:
+        """The place of the source whose turn it is."""
+        return int(self.interleaving.locate(np.asarray([global_index])).source[0])
+
+
+def plan_mixture(config: RunConfig, unique_tokens: Mapping[str, int]) -> MixturePlan:
+    """The order of a run's windows.
+
+    Args:
+        config: The run.
+        unique_tokens: U of each of its sources, by name.
+
+    Raises:
+        PlanError: If a window is longer than a source's subset, or there are more than 2**62 windows.
+    """
+    plans = []
+    for name, source in config.sources.items():
+        is_named = bool(config.data.sources)
+        try:
+            plan = plan_epochs(
+                unique_tokens=unique_tokens[name],
+                window_tokens=config.window_tokens,
+                budget=source.total_tokens,
+                order=source.order or config.data.order,
+                cut=source.cut or config.data.cut,
+                seed=source_seed(config.seed, name) if is_named else config.seed,
+            )
+        except PlanError as error:
+            if not is_named:
+                raise
+            raise PlanError(
+                f"source {name}: {error.what}", got=error.got, rule=error.rule, remedy=error.remedy
+            ) from error
+        plans.append(plan)
+    return MixturePlan(tuple(plans))
+
+
+def source_seed(seed: int, name: str) -> int:
+    """The seed of a source of a mixture, which keys its permutations and cuts.
+
+    It follows from the run's seed and the source's name: two stores of equal size are not shuffled alike,
+    and a source keeps its order whatever else is mixed in.
+    """
+    return int(random.key(seed, f"source {name}")) >> 1

@@ -1,0 +1,126 @@
+"""The stream of a run: the subsets of its sources, one after the other.
+
+subsets of 7 and 4 tokens:    C C A A A B B | D D E E       starts 0 and 7, 11 tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.config import RunConfig, fingerprint
+from reptrain.errors import PlanError
+from reptrain.plan.subset import Subset
+
+if TYPE_CHECKING:
+    from reptrain.store import Store
+
+Int64s = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+
+class Stream:
+    """Subsets read as one; a window lies in one of them. One subset alone is its own stream.
+
+    Args:
+        subsets: At least one, in the order of the run's sources.
+    """
+
+    def __init__(self, subsets: Sequence[Subset]) -> None:
+        self.subsets = tuple(subsets)
+        unique = [subset.unique_tokens for subset in self.subsets]
+        self.starts: Int64s = np.cumsum([0, *unique[:-1]], dtype=np.int64)
+        """Where each subset begins."""
+        self.unique_tokens = sum(unique)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the subsets in their order; of one alone its own."""
+        if len(self.subsets) == 1:
+            return self.subsets[0].fingerprint
+        return fingerprint([subset.fingerprint for subset in self.subsets])
+
+    def source_of(self, start: Int64s | int) -> Int64s:
+        """Which subset each position belongs to: int64 of the same shape."""
+        return np.asarray(np.searchsorted(self.starts, start, side="right") - 1, dtype=np.int64)
+
+    def tokens(self, start_B: Int64s, length_B: Int64s, width: int) -> tuple[Int64s, Int64s]:
+        """Windows of the stream as rows.
+
+        Args:
+            start_B: int64 [B], first position of each window in the stream.
+            length_B: int64 [B], tokens of each; 0 gives an empty row.
+            width: Columns of the result, at least the longest window.
+
+        Returns:
+            Tokens int64 [B, width], zero after a window's end, and the lengths int64 [B].
+
+        Raises:
+            PlanError: If a window leaves its source or is wider than `width`.
+        """
+        if len(self.subsets) == 1:
+            return self.subsets[0].tokens(start_B, length_B, width)
+        start_B, length_B = np.asarray(start_B, np.int64), np.asarray(length_B, np.int64)
+        self._check(start_B, length_B)
+        source_B = self.source_of(start_B)
+        tokens_BL = np.zeros((start_B.size, width), dtype=np.int64)
+        for source in np.unique(source_B):
+            rows = np.flatnonzero(source_B == source)
+            local = start_B[rows] - self.starts[source]
+            tokens_BL[rows], _ = self.subsets[source].tokens(local, length_B[rows], width)
+        return tokens_BL, length_B
+
+    def read(self, start: int, length: int) -> Int64s:
+        """Tokens [start, start + length) of the stream, within one source, int64."""
+        return self._of_source(Subset.read, start, length)
+
+    def documents(self, start: int, length: int) -> list[str]:
+        """Ids of the documents with tokens in [start, start + length), within one source, in order."""
+        return self._of_source(Subset.documents, start, length)
+
+    def _of_source(self, read: Callable[[Subset, int, int], Result], start: int, length: int) -> Result:
+        self._check(np.asarray([start]), np.asarray([length]))
+        source = int(self.source_of(start))
+        return read(self.subsets[source], start - int(self.starts[source]), length)
+
+    def _check(self, start_B: Int64s, length_B: Int64s) -> None:
+        bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > self.unique_tokens)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
+            raise PlanError(
+                "window",
+                got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
+                rule=f"must lie in the stream's {self.unique_tokens} tokens",
+                remedy="Ask for a window of this stream.",
+            )
+
+
+def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
+    """The training text of a run: the subset of each of its sources.
+
+    Args:
+        config: The run.
+        stores: Its open stores by the name of the source.
+
+    Raises:
+        PlanError: If a source asks for more than its store has, or an order can be cached nowhere.
+    """
+    return Stream(
+        [
+            Subset.open(
+                stores[name],
+                seed=source.subset_seed or 0,
+                unique_tokens=source.unique_tokens,
+                setting=unique_tokens_setting(config, name),
+            )
+            for name, source in config.sources.items()
+        ]
+    )
+
+
+def unique_tokens_setting(config: RunConfig, source: str) -> str:
+    """The key that says how many tokens of a source are used."""
+    return f"data.sources.{source}.unique_tokens" if config.data.sources else "data.unique_tokens"
