@@ -263,16 +263,20 @@ def train(
 def audit(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     store: Annotated[
-        Path | None, typer.Option("--store", help="Where the store is, if it has moved.")
+        list[str] | None,
+        typer.Option(
+            "--store", metavar="PATH", help="Where the store is, if it has moved; in a mixture NAME=PATH."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recount how often each token reached the model, from ledger and store. Exit code 1: not exact."""
     from reptrain.progress import stage_progress
     from reptrain.runs.audit import audit as recount
+    from reptrain.runs.audit import store_places
 
     with stage_progress() as progress:
-        report = recount(run, store=store, progress=progress)
+        report = recount(run, store=store_places(run, store or []), progress=progress)
     _tell(json.loads(report.to_json()), report.text(), as_json=as_json)
     raise typer.Exit(DONE if report.exact else NO)
 
