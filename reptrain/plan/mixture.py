@@ -3,9 +3,9 @@
 Two sources: real text of 6 tokens for 2 epochs, synthetic text of 4 tokens once, windows of 2 tokens:
 
 global index    0      1      2      3      4      5      6      7
-source          real   syn    real   real   real   real   syn    real      shares 6 : 2 in every stretch
+source          real   real   syn    real   real   real   syn    real      shares 6 : 2 in every stretch
 of its epoch    0      0      0      0      1      1      0      1         each source counts its own
-start           4      8      0      2      0      4      6      2         in the subsets laid end to end
+start           0      2      8      4      0      4      6      2         in the subsets laid end to end
 """
 
 from __future__ import annotations
