@@ -28,7 +28,16 @@ GRID = {
 }
 # Every stage and every micro-batch; the rest of the grid is left to `make test-all`.
 QUICK = ("zero0-micro1", "zero0-micro2", "zero0-micro4", "zero1-micro2", "zero2-micro4", "zero3-micro1")
-CASES = {name: GRID[name] for name in QUICK}
+# The other family and objective, with a mixture of documents in a window kept apart.
+T5 = [
+    "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 2, num_heads: 2, head_dim: 8,"
+    " d_ff: 48}",
+    "objective.name=span_corruption",
+    "data.document_mask=true",
+    *DROPOUT,
+]
+T5_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
+CASES = {name: GRID[name] for name in QUICK} | {f"t5-{name}": [*T5, *GRID[name]] for name in T5_QUICK}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
 
 
@@ -65,6 +74,11 @@ def _start(ranks: int, out: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
 
 
+def _plain(matrix: Matrix, name: str) -> RunFolder:
+    """The run that a case must equal: its family on one rank, in few micro-batches."""
+    return matrix["t5-zero0-micro4" if name.startswith("t5-") else "zero0-micro4", 1]
+
+
 def _losses(folder: RunFolder) -> list[float]:
     train = [record.loss_nats for record in folder.metrics.records("train")]
     return train + [record.nats for record in folder.metrics.records("valid")]
@@ -75,7 +89,7 @@ def _losses(folder: RunFolder) -> list[float]:
 def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
     matrix: Matrix, name: str, ranks: int
 ) -> None:
-    plain = _losses(matrix["zero0-micro4", 1])
+    plain = _losses(_plain(matrix, name))
     found = _losses(matrix[name, ranks])
     assert len(plain) == 3 + 3 * 3
     assert found == pytest.approx(plain, rel=0, abs=1e-5)
@@ -83,7 +97,7 @@ def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
 
 @pytest.mark.parametrize("name", [*CASES, *BF16])
 def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
-    plain = list(matrix["zero0-micro4", 1].ledger.records())
+    plain = list(_plain(matrix, name).ledger.records())
     for ranks in (1, 2):
         assert list(matrix[name, ranks].ledger.records()) == plain
         assert audit(matrix[name, ranks].path).exact
@@ -101,9 +115,12 @@ def test_losses_are_the_same_over_the_whole_grid(
 
 
 def test_gradient_norms_agree(matrix: Matrix) -> None:
-    plain = [r.grad_norm for r in matrix["zero0-micro4", 1].metrics.records("train")]
-    for folder in (matrix[name, ranks] for name in CASES for ranks in (1, 2)):
-        assert [r.grad_norm for r in folder.metrics.records("train")] == pytest.approx(plain, rel=1e-4)
+    for name, ranks in ((name, ranks) for name in CASES for ranks in (1, 2)):
+        plain, found = (
+            [record.grad_norm for record in folder.metrics.records("train")]
+            for folder in (_plain(matrix, name), matrix[name, ranks])
+        )
+        assert found == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", BF16)
