@@ -341,7 +341,8 @@ class RunConfig(Frozen):
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The sources by name with every default filled in; a single store counts as a mixture of one."""
+        """The sources with every default filled in, by name in the order of the names, so that the order in
+        a file changes nothing; a single store counts as a mixture of one."""
         data = self.data
         if data.store is not None:
             budget = self.train.total_tokens or ONE_EPOCH
@@ -354,7 +355,7 @@ class RunConfig(Frozen):
             name: source.model_copy(
                 update={key: value for key, value in defaults.items() if getattr(source, key) is None}
             )
-            for name, source in given.items()
+            for name, source in sorted(given.items())
         }
 
     @property

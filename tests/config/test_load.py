@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -133,3 +134,60 @@ def test_schema_describes_every_key() -> None:
     for definition in schema["$defs"].values():
         check(definition)
     assert yaml.safe_load(yaml.safe_dump(schema)) == schema
+
+
+def test_sources_come_in_the_order_of_their_names() -> None:
+    stores = {"web": {"store": "a"}, "books": {"store": "b", "total_tokens": "4epochs", "order": "same"}}
+    config = validate(RunConfig, {"data": {"sources": stores, "cut": "shifted"}})
+    turned = validate(RunConfig, {"data": {"sources": dict(reversed(stores.items())), "cut": "shifted"}})
+    assert list(config.sources) == list(turned.sources) == ["books", "web"]
+    assert config_fingerprint(config) == config_fingerprint(turned)
+    assert [(s.order, s.cut, str(s.total_tokens)) for s in config.sources.values()] == [
+        ("same", "shifted", "4epochs"),
+        ("reshuffle", "shifted", "1epochs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"data": {"store": "a", "sources": {"b": {"store": "b"}}}}, "either a store or a mixture"),
+        ({"data": {"sources": {"b": {"store": "b"}}, "unique_tokens": 5}}, "set it for each of data.sources"),
+        (
+            {"data": {"sources": {"b": {"store": "b"}}}, "train": {"total_tokens": 9}},
+            "set total_tokens for each",
+        ),
+        ({"data": {"sources": {"b": {"stor": "b"}}}}, r"data\.sources\.b\.stor.*Did you mean store"),
+        ({"data": {"store": "a"}, "objective": {"name": "ul3"}}, r"objective\.name: must be one of 'causal'"),
+        ({"data": {"store": "a"}, "objective": {"name": "span_corruption"}}, "needs model.family t5"),
+        ({"data": {"store": "a"}, "model": {"family": "t5"}}, "needs model.family decoder"),
+        (
+            {"data": {"store": "a"}, "model": {"family": "gpt"}},
+            r"model\.family: must be one of 'decoder', 't5'",
+        ),
+        (
+            {"data": {"store": "a"}, "model": {"family": "t5", "num_layers": 2}},
+            r"model\.num_layers: must be a known key",
+        ),
+        (
+            {
+                "data": {"store": "a", "window_tokens": 569},
+                "model": {"family": "t5"},
+                "objective": {"name": "span_corruption", "input_tokens": 512},
+            },
+            "leave one of the two out",
+        ),
+    ],
+)
+def test_validate_explains_what_does_not_fit_together(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate(RunConfig, data)
+
+
+def test_window_fills_the_inputs_of_span_corruption() -> None:
+    data = {"data": {"store": "a"}, "model": {"family": "t5"}, "objective": {"name": "span_corruption"}}
+    config = validate(RunConfig, data)
+    assert config.window_tokens == 568
+    assert config.example_shape == (512, 114)
+    data["data"]["window_tokens"] = 100
+    assert validate(RunConfig, data).example_shape == (91, 21)
