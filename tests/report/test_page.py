@@ -129,3 +129,17 @@ def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
         ("gpus", "8"),
         ("torch", "2.13.0"),
     ]
+
+
+def test_page_of_a_mixture_is_built(tmp_path: Path) -> None:
+    sources = {
+        "real": {"store": "s", "unique_tokens": 1024, "total_tokens": "4epochs"},
+        "synthetic": {"store": "s", "unique_tokens": 2048},
+    }
+    study = StudyConfig(name="mixed", base={"data": {"sources": sources}})
+    arm = arms(study)[0]
+    losses = {f"{kind}/real": [8.0, 4.0] for kind in ("probe", "select", "report")}
+    write_run(arm.config, run_path(tmp_path, arm.name), losses=losses, exact=True)
+    page = build_report(study, tmp_path).read_text()
+    Checker(page)
+    assert "2 epochs of 3,072 tokens" in page

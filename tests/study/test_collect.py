@@ -42,6 +42,39 @@ def test_collect_reads_losses_speed_and_audit(tmp_path: Path) -> None:
     assert (waiting.state, waiting.epochs, waiting.audit_exact) == ("waiting", 8.0, None)
 
 
+MIXED = StudyConfig(
+    name="mixed",
+    base={
+        "data": {
+            "window_tokens": 64,
+            "sources": {
+                "real": {"store": "s", "unique_tokens": 1024, "total_tokens": "4epochs"},
+                "synthetic": {"store": "s", "total_tokens": "0.5epochs"},
+            },
+        }
+    },
+    axes={"data.sources.real.total_tokens": ["4epochs", "2epochs"]},
+)
+
+
+def test_collect_reads_a_mixture(tmp_path: Path) -> None:
+    first, _ = arms(MIXED)
+    losses = {f"{kind}/{name}": [8.0, nats] for kind, nats in LAST.items() for name in ("real", "synthetic")}
+    losses["report/synthetic"] = [8.0, 1.0]
+    write_run(first.config, run_path(tmp_path, first.name), losses=losses)
+    done, waiting = collect(MIXED, tmp_path)
+    assert (done.unique_tokens, done.total_tokens) == (1024 + 2**20, 4 * 1024 + 2**19)
+    assert done.epochs == pytest.approx(done.total_tokens / done.unique_tokens)
+    assert (done.best_select_nats, done.best_report_nats, done.gap_nats) == (4.0, 4.5, 1.0)
+    # Of the arm that waits, U of the store is not known yet.
+    assert (waiting.unique_tokens, waiting.epochs, waiting.total_tokens) == (None, None, None)
+    assert verdict([done, waiting]).startswith("1 of 2 arms are done")
+    assert label(done) == "total_tokens 4epochs"
+
+
+LAST = {"probe": 3.0, "select": 4.0, "report": 4.5}
+
+
 def test_collect_reads_nothing_from_a_run_of_another_configuration(tmp_path: Path) -> None:
     first, second = arms(STUDY)
     write_run(second.config, run_path(tmp_path, first.name))

@@ -108,6 +108,34 @@ def test_run_study_checks_all_arms_before_the_first_starts(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"unique_tokens": 2**21}, r"arm base: data\.sources\.b\.unique_tokens.*at most the 1048576"),
+        ({"unique_tokens": 20}, r"arm base: source b: data\.window_tokens.*subset of 20"),
+    ],
+)
+def test_run_study_names_the_source_that_cannot_be_planned(
+    tmp_path: Path, source: dict[str, Any], message: str
+) -> None:
+    sources = {"a": {"store": "s", "unique_tokens": 4096}, "b": {"store": "s", **source}}
+    study = StudyConfig(name="s", base={"data": {"sources": sources}})
+    with pytest.raises(StudyError, match=message):
+        run_study(study, tmp_path, launch=TRAINER)
+
+
+def test_run_study_runs_a_mixture_and_skips_it_afterwards(tmp_path: Path) -> None:
+    sources = {
+        "a": {"store": "s", "unique_tokens": 4096, "total_tokens": "2epochs"},
+        "b": {"store": "t", "unique_tokens": 1024},
+    }
+    study, events = StudyConfig(name="s", base={"data": {"sources": sources}}), []
+    result = run_study(study, tmp_path, launch=TRAINER, on_event=events.append)
+    assert [outcome.state for outcome in result.outcomes] == ["done"]
+    assert {event.total_tokens for event in events} == {2 * 4096 + 1024}
+    assert run_study(study, tmp_path, launch=TRAINER).outcomes[0].state == "skipped"
+
+
 def test_run_study_names_the_arm_that_cannot_be_planned(tmp_path: Path) -> None:
     study = StudyConfig(name="s", base=study_of().base, axes={"data.window_tokens": [64, 8192]})
     with pytest.raises(StudyError, match=r"arm window_tokens-8192: data.window_tokens") as caught:
