@@ -123,12 +123,26 @@ def config_schema() -> None:
 @app.command()
 def tokenize(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE...", help=".txt, .jsonl or .jsonl.gz files.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help=".txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .arrow files; folders, quoted globs and "
+            "URLs of them.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new store.")],
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", help="A SentencePiece model; without it one is trained on the sources."),
+        typer.Option(
+            "--tokenizer",
+            help="A SentencePiece model or a tokenizer.json; without it one is trained on the sources.",
+        ),
+    ] = None,
+    eos: Annotated[
+        str | None,
+        typer.Option(
+            "--eos", metavar="PIECE", help="Special piece of the given tokenizer that ends a document."
+        ),
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
     dedup: Annotated[
@@ -162,15 +176,32 @@ def tokenize(
     processes: Annotated[
         int, typer.Option("--processes", help="Worker processes; the bytes are the same.")
     ] = 0,
-    text_field: Annotated[str, typer.Option("--text-field", help="Key of the text in a JSON line.")] = "text",
-    id_field: Annotated[
-        str, typer.Option("--id-field", help="Key of the document's id in a JSON line.")
-    ] = "id",
+    text_field: Annotated[
+        str,
+        typer.Option("--text-field", help="Key of the text in a JSON line, or column; a.b reaches into a."),
+    ] = "text",
+    id_field: Annotated[str, typer.Option("--id-field", help="Key or column of the document's id.")] = "id",
+    metadata_fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metadata-field",
+            metavar="NAME",
+            help="Key or column that is kept with each document; give it once for each.",
+        ),
+    ] = None,
+    tags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag",
+            metavar="[SOURCE:]KEY=VALUE",
+            help="Kept with each document, of all sources or of one; give it once for each.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn text into a sealed token store. A killed run goes on where it was."""
     from reptrain.progress import stage_progress
-    from reptrain.store import describe, describe_text, near_settings, open_store
+    from reptrain.store import describe, describe_text, near_settings, open_store, tag_pairs
     from reptrain.store import tokenize as build
 
     with stage_progress() as progress:
@@ -186,6 +217,9 @@ def tokenize(
             processes=processes or os.cpu_count() or 1,
             text_field=text_field,
             id_field=id_field,
+            metadata_fields=metadata_fields or [],
+            tags=tag_pairs(tags or []),
+            eos=eos,
             progress=progress,
         )
     store = open_store(out)

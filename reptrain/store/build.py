@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -11,13 +11,14 @@ from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.files import write_atomically
 from reptrain.store.clusters import Clustered, decide_near
-from reptrain.store.encode import Encoded, EncodeTask, encode_job, kept_documents
+from reptrain.store.encode import Encoded, EncodeTask, StoredTokenizer, encode_job, kept_documents
+from reptrain.store.fields import check_fields, parse_tags
 from reptrain.store.guard import as_store_errors, check_same, check_splits, locked
-from reptrain.store.jobs import Job, SourceFile, expand_sources, file_sha256, number_lines, plan_jobs
+from reptrain.store.jobs import Job, file_sha256, number_lines, plan_jobs
 from reptrain.store.manifest import (
     FORMAT,
     MANIFEST,
-    TOKENIZER,
+    TRAINED,
     Dedup,
     Input,
     Manifest,
@@ -29,6 +30,7 @@ from reptrain.store.manifest import (
 from reptrain.store.near import check_near
 from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
+from reptrain.store.sources import SourceFile, expand_sources, fetch_sources
 from reptrain.store.work import Work, finish, open_work
 from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
@@ -54,18 +56,19 @@ class Plan(NamedTuple):
 
     @property
     def fields(self) -> Fields:
-        """Where a JSON line keeps its text and id."""
-        return Fields(self.options.text_field, self.options.id_field)
+        """Where a record keeps its text, id and metadata, and the tags that it gets."""
+        options = self.options
+        return Fields(options.text_field, options.id_field, options.metadata_fields, parse_tags(options.tags))
 
     @property
     def fingerprint(self) -> str:
-        """Of the options and of the files by path, size and time of change: what may go on after a kill."""
-        files = [[str(f.path.resolve()), f.size, f.path.stat().st_mtime_ns] for f in self.files]
+        """Of the options and of the files by place, size and time of change: what may go on after a kill."""
+        files = [file.identity for file in self.files]
         return fingerprint({"format": FORMAT, "files": files, "options": self.options.model_dump()})
 
 
 def tokenize(
-    sources: Sequence[Path],
+    sources: Sequence[str | Path],
     out: Path,
     *,
     tokenizer: Path | None = None,
@@ -78,6 +81,9 @@ def tokenize(
     processes: int = 1,
     text_field: str = "text",
     id_field: str = "id",
+    metadata_fields: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    eos: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Make a token store. The same text and options give the same bytes, for any number of processes.
@@ -85,9 +91,11 @@ def tokenize(
     A killed call goes on where it stopped when it is repeated. A finished one returns at once.
 
     Args:
-        sources: .txt (one document a file), .jsonl and .jsonl.gz files, and folders of them.
+        sources: Files of a kind in `reptrain.text.documents.SUFFIXES`; folders of them, folders that the
+            datasets library saved, globs, and URLs of all these that fsspec can open.
         out: The store's folder, new or of an earlier call.
-        tokenizer: A SentencePiece model; None trains a unigram model on the training text.
+        tokenizer: A SentencePiece model or a tokenizer.json, told apart by content; None trains a unigram
+            model on the training text.
         vocab_size: Pieces of the model to train.
         num_sentinels: Of them reserved for span corruption.
         dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
@@ -97,8 +105,12 @@ def tokenize(
         passages: Cut documents into passages of at most so many tokens, EOS of each included, so that a small
             subset holds many; those of a document stay on one side of the held-out split. None does not.
         processes: Worker processes.
-        text_field: Key of the text in a JSON line.
-        id_field: Key of the id in a JSON line.
+        text_field: Key of the text in a JSON line, or column of a table; dots reach into nested ones.
+        id_field: Key or column of the id.
+        metadata_fields: Keys or columns that are kept with each document.
+        tags: Keys and values that are kept with each document too, such as {"synthetic": "alpaca"}; a key
+            "SOURCE:KEY" tags the documents of one source.
+        eos: The special piece of the given tokenizer that ends a document; None takes its own.
         progress: Called after each step.
 
     Raises:
@@ -107,7 +119,7 @@ def tokenize(
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
     _check_numbers(held_out_fraction, processes, passages)
-    given = None if tokenizer is None else _load_tokenizer(tokenizer)
+    given = _load_tokenizer(tokenizer, eos)
     options = Options(
         dedup=dedup,
         near=_near(near, dedup),
@@ -116,12 +128,16 @@ def tokenize(
         tokenizer=given.fingerprint if given else None,
         vocab_size=None if given else vocab_size,
         num_sentinels=None if given else num_sentinels,
+        eos=eos,
         text_field=text_field,
         id_field=id_field,
+        metadata_fields=tuple(metadata_fields),
+        tags=dict(tags or {}),
     )
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
-        plan = Plan(files, plan_jobs(files), options, given, workers, progress or _silent)
+        plan = Plan(files, [], options, given, workers, progress or _silent)
+        check_fields(plan.fields, {file.source for file in files})
         manifest = _open_or_build(plan, out)
         finish(out)
     return manifest
@@ -135,7 +151,12 @@ def _open_or_build(plan: Plan, out: Path) -> Manifest:
                 return _build(plan, out)
     manifest = read_manifest(out)
     check_same(out, manifest, plan.options, plan.files)
-    if [item.sha256 for item in _hash_inputs(plan)] != [item.sha256 for item in manifest.inputs]:
+    hashed = _hash_inputs(plan, [file for file in plan.files if file.url is None])
+    sealed = [item for item in manifest.inputs if item.url is None]
+    versions = [(file.url, file.version) for file in plan.files if file.url is not None]
+    if [item.sha256 for item in hashed] != [item.sha256 for item in sealed] or versions != [
+        (item.url, item.version) for item in manifest.inputs if item.url is not None
+    ]:
         raise StoreError(
             f"store {out}",
             got="sources with other content",
@@ -147,29 +168,36 @@ def _open_or_build(plan: Plan, out: Path) -> Manifest:
 
 def _build(plan: Plan, out: Path) -> Manifest:
     work = open_work(out, plan.fingerprint)
-    inputs = _hash_inputs(plan)
+    files = fetch_sources(plan.files, work.fetched, lambda done, all_: plan.progress("fetch", done, all_))
+    plan = plan._replace(files=files)
+    plan = plan._replace(jobs=plan_jobs(files, plan.fields))
+    inputs = _hash_inputs(plan, files)
     scans = _scan(plan, work)
     options = plan.options
     decided = _decide(plan, work, scans)
     check_splits(decided.fates[KEPT:], options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
-    tasks = [EncodeTask(job, plan.fields, work, tokenizer.fingerprint, options.passages) for job in jobs]
+    stored = StoredTokenizer(tokenizer.file_name, tokenizer.fingerprint, options.eos)
+    tasks = [EncodeTask(job, plan.fields, work, stored, options.passages) for job in jobs]
     encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
-    manifest = assemble(options, tokenizer, inputs, decided, encoded, work)
+    manifest = assemble(options, plan.fields, tokenizer, inputs, decided, encoded, work)
     check_splits([info.documents for info in manifest.splits.values()], options.held_out_fraction)
     write_manifest(out, manifest)
     return manifest
 
 
-def _hash_inputs(plan: Plan) -> list[Input]:
+def _hash_inputs(plan: Plan, files: Sequence[SourceFile]) -> list[Input]:
     hashes: dict[SourceFile, str] = {}
-    done, total = 0, sum(file.size for file in plan.files)
-    for file, digest in plan.workers.run(_hash_file, plan.files):
+    done, total = 0, sum(file.size for file in files)
+    for file, digest in plan.workers.run(_hash_file, files):
         hashes[file] = digest
         done += file.size
         plan.progress("hash", done, total)
-    return [Input(name=file.label, bytes=file.size, sha256=hashes[file]) for file in plan.files]
+    return [
+        Input(name=file.label, bytes=file.size, sha256=hashes[file], url=file.url, version=file.version)
+        for file in files
+    ]
 
 
 def _hash_file(file: SourceFile) -> str:
@@ -219,12 +247,12 @@ def _go_on(
 
 def _make_tokenizer(plan: Plan, jobs: Sequence[Job], work: Work, *, text_bytes: int) -> Tokenizer:
     """The store's tokenizer: copied, kept from a killed call, or trained on the training documents."""
-    path = work.out / TOKENIZER
+    if plan.tokenizer is not None:
+        write_atomically(work.out / plan.tokenizer.file_name, plan.tokenizer.model_bytes)
+        return plan.tokenizer
+    path = work.out / TRAINED
     if path.exists():
         return Tokenizer.load(path)
-    if plan.tokenizer is not None:
-        write_atomically(path, plan.tokenizer.model_bytes)
-        return plan.tokenizer
     plan.progress("train tokenizer", 0, text_bytes)
     options = plan.options
     assert options.vocab_size is not None and options.num_sentinels is not None
@@ -250,14 +278,23 @@ def _draw(text: str) -> int:
     return int.from_bytes(digest)
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
-    tokenizer = Tokenizer.load(path)
+def _load_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None:
+    if path is None:
+        if eos is not None:
+            raise TokenizerError(
+                "eos",
+                got=repr(eos),
+                rule="must be left out where no tokenizer is given",
+                remedy="A trained one ends documents with </s>.",
+            )
+        return None
+    tokenizer = Tokenizer.load(path, eos)
     if tokenizer.eos_id < 0:
         raise TokenizerError(
             f"tokenizer {path}",
             got="none",
             rule="must have an end-of-sentence piece, which ends every document",
-            remedy="Train it with an eos_id, or leave it out to train one.",
+            remedy="Name a special piece with --eos, or leave the tokenizer out to train one.",
         )
     return tokenizer
 

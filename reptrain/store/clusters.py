@@ -63,7 +63,8 @@ def decide_near(
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
     for job in range(len(scans)):
         counts += np.bincount(np.load(work.fates(job)), minlength=len(counts))
-    return Clustered(counts, int((sizes > 1).sum()), int(sizes.max()))
+    sizes = sizes[sizes > 1]
+    return Clustered(counts, len(sizes), int(sizes.max(initial=0)))
 
 
 def find_clusters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from reptrain.store.manifest import Manifest
@@ -16,6 +17,7 @@ def describe(store: Store) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "tokenizer": {
             "fingerprint": manifest.tokenizer,
+            "file": manifest.tokenizer_file,
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
         },
@@ -35,6 +37,10 @@ def describe(store: Store) -> dict[str, Any]:
         "inputs": [item.model_dump() for item in manifest.inputs],
         "options": manifest.options.model_dump(),
     }
+
+
+def _tags(tags: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in tags.items())
 
 
 def _near_line(manifest: Manifest) -> list[str]:
@@ -76,5 +82,8 @@ def describe_text(store: Store) -> str:
             f"{name:<12} {info.documents:>12,} {info.tokens:>16,} {ratio:>12.3f} {len(info.shards):>7,}"
         )
     lines += ["", f"{'source':<12} {'documents':>12} {'tokens':>16}"]
-    lines += [f"{item.name:<12} {item.documents:>12,} {item.tokens:>16,}" for item in manifest.sources]
+    lines += [
+        f"{item.name:<12} {item.documents:>12,} {item.tokens:>16,}  {_tags(item.tags)}".rstrip()
+        for item in manifest.sources
+    ]
     return "\n".join(lines)

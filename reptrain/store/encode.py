@@ -17,7 +17,7 @@ import numpy as np
 from reptrain.errors import StoreError
 from reptrain.files import write_atomically
 from reptrain.store.jobs import Job
-from reptrain.store.manifest import SPLITS, TOKENIZER, Shard, SplitName
+from reptrain.store.manifest import SPLITS, Shard, SplitName
 from reptrain.store.scan import KEPT
 from reptrain.store.shards import ShardWriter
 from reptrain.store.work import Work
@@ -28,13 +28,21 @@ from reptrain.text.tokenizer import TokenArray
 _ENCODE_CHARACTERS = 1 << 20
 
 
+class StoredTokenizer(NamedTuple):
+    """The tokenizer of a store in the making: its file, its fingerprint and the EOS that was asked for."""
+
+    file: str
+    fingerprint: str
+    eos: str | None = None
+
+
 class EncodeTask(NamedTuple):
     """One job of pass 2."""
 
     job: Job
     fields: Fields
     work: Work
-    tokenizer: str
+    tokenizer: StoredTokenizer
     passages: int | None = None
 
 
@@ -71,12 +79,13 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
     Raises:
         StoreError: If the source is not what pass 1 read.
     """
-    fates = np.load(work.fates(job.index)).tolist()
+    # Bytes, not a list: one byte a document.
+    fates = np.load(work.fates(job.index)).tobytes()
     documents = (document for part in job.slices for document in read_slice(part, fields))
     for document, fate in itertools.zip_longest(documents, fates):
         if document is None or fate is None:
             raise StoreError(
-                f"source {job.slices[0].path}",
+                f"source {job.slices[0].origin}",
                 got="another number of documents",
                 rule="must stay the same while it is tokenized",
                 remedy="Start the command again.",
@@ -88,7 +97,7 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
 def encode_job(task: EncodeTask) -> Encoded:
     """Tokenize the kept documents of a job into a shard for each split that gets any."""
     index = task.job.index
-    tokenizer = _load_tokenizer(task.work.out / TOKENIZER, task.tokenizer)
+    tokenizer = _load_tokenizer(task.work.out, task.tokenizer)
     eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
     empty = 0
     documents: Counter[str] = Counter()
@@ -164,8 +173,8 @@ def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(path: Path, fingerprint: str) -> Tokenizer:
+def _load_tokenizer(folder: Path, stored: StoredTokenizer) -> Tokenizer:
     """The tokenizer, loaded once in each worker; the fingerprint keeps a replaced file from being missed."""
-    tokenizer = Tokenizer.load(path)
-    assert tokenizer.fingerprint == fingerprint
+    tokenizer = Tokenizer.load(folder / stored.file, stored.eos)
+    assert tokenizer.fingerprint == stored.fingerprint
     return tokenizer

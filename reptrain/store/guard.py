@@ -10,8 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from reptrain.errors import StoreError
-from reptrain.store.jobs import SourceFile
 from reptrain.store.manifest import MANIFEST, SPLITS, Manifest, Options
+from reptrain.store.sources import SourceFile
 from reptrain.store.work import LOCK, WORK
 
 
@@ -103,7 +103,13 @@ def check_same(out: Path, manifest: Manifest, options: Options, files: Sequence[
     Raises:
         StoreError: Naming the first difference.
     """
-    asked = {**options.model_dump(), "sources": [(file.label, file.size) for file in files]}
+    # A server may tell no size.
+    sizes = [file.size or item.bytes for file, item in zip(files, manifest.inputs, strict=False)]
+    sizes += [file.size for file in files[len(sizes) :]]
+    asked = {
+        **options.model_dump(),
+        "sources": [(file.label, size) for file, size in zip(files, sizes, strict=True)],
+    }
     sealed = {
         **manifest.options.model_dump(),
         "sources": [(item.name, item.bytes) for item in manifest.inputs],

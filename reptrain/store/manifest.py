@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from reptrain.config.fingerprint import fingerprint
 from reptrain.config.schema import Frozen
@@ -14,8 +14,8 @@ from reptrain.errors import StoreError
 from reptrain.files import write_atomically
 
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
-FORMAT = "reptrain-store-1"
+TRAINED = "tokenizer.model"
+FORMAT = "reptrain-store-2"
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
@@ -51,16 +51,25 @@ class Options(Frozen):
     tokenizer: str | None
     vocab_size: int | None
     num_sentinels: int | None
+    eos: str | None = None
     text_field: str
     id_field: str
+    metadata_fields: tuple[str, ...] = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+    """By key, or by SOURCE:KEY where only one source gets it."""
 
 
 class Input(Frozen):
-    """A source file as it was read."""
+    """A source file as it was read; a remote one with its URL, but without what gives access to it.
+
+    `version` is what the server told of the file's content: ETag, checksum or time of change.
+    """
 
     name: str
     bytes: int
     sha256: str
+    url: str | None = None
+    version: str | None = None
 
 
 class Counts(Frozen):
@@ -81,11 +90,12 @@ class Counts(Frozen):
 
 
 class SourceCount(Frozen):
-    """What a source gave to all splits together."""
+    """What a source gave to all splits together, and the tags that each of its documents carries."""
 
     name: str
     documents: int
     tokens: int
+    tags: dict[str, str] = Field(default_factory=dict)
 
 
 class Shard(Frozen):
@@ -130,9 +140,10 @@ class Manifest(Frozen):
     equal for equal tokens from an equal tokenizer, whatever the paths, the shards and the processes.
     """
 
-    format: Literal["reptrain-store-1"]
+    format: Literal["reptrain-store-2"]
     fingerprint: str
     tokenizer: str
+    tokenizer_file: Literal["tokenizer.model", "tokenizer.json"]
     vocab_size: int
     eos_id: int
     dtype: Literal["uint16", "uint32"]

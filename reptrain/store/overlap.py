@@ -225,6 +225,6 @@ def _report(
 def _document_id(path: Path, info: SplitInfo, index: int) -> str:
     for shard in info.shards:
         if index < shard.documents:
-            return ShardReader(path / shard.file, shard).text("id", index)
+            return str(ShardReader(path / shard.file, shard).text("id", index))
         index -= shard.documents
     raise IndexError(index)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reptrain.errors import StoreError, TokenizerError
-from reptrain.store.manifest import TOKENIZER, Manifest, SplitInfo, SplitName, read_manifest
+from reptrain.store.manifest import Manifest, SplitInfo, SplitName, read_manifest
 from reptrain.store.shards import ShardReader
 from reptrain.text import Tokenizer
 from reptrain.text.tokenizer import TokenArray
@@ -80,13 +82,18 @@ class Split:
 
     def document_id(self, index: int) -> str:
         """The id of a document: its own from the source, or ``file:line``."""
-        return self._text("id", index)
+        return str(self._text("id", index))
 
     def document_source(self, index: int) -> str:
         """The name of the source that a document came from."""
-        return self._text("source", index)
+        return str(self._text("source", index))
 
-    def _text(self, column: str, index: int) -> str:
+    def document_metadata(self, index: int) -> dict[str, Any]:
+        """The metadata fields and tags that a document carries; empty where it has none."""
+        metadata: dict[str, Any] = json.loads(self._text("metadata", index) or "{}")
+        return metadata
+
+    def _text(self, column: str, index: int) -> str | None:
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents}")
         shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
@@ -136,10 +143,10 @@ class Store:
         Raises:
             TokenizerError: If the file in the store's folder is another one.
         """
-        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.options.eos)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise TokenizerError(
-                f"tokenizer {self.path / TOKENIZER}",
+                f"tokenizer {self.path / self.manifest.tokenizer_file}",
                 got=f"fingerprint {tokenizer.fingerprint}",
                 rule=f"must be the one that made the store, {self.manifest.tokenizer}",
                 remedy="Put it back, or make the store anew.",
@@ -174,8 +181,8 @@ def open_store(path: Path) -> Store:
     for info in manifest.splits.values():
         for shard in info.shards:
             _check_size(path / shard.file, shard.bytes)
-    if not (path / TOKENIZER).is_file():
-        raise _damaged(path / TOKENIZER, "no file")
+    if not (path / manifest.tokenizer_file).is_file():
+        raise _damaged(path / manifest.tokenizer_file, "no file")
     return Store(path, manifest)
 
 

@@ -25,10 +25,12 @@ from reptrain.store.manifest import (
 from reptrain.store.scan import DUPLICATE, EMPTY, KEPT, NEAR_DUPLICATE
 from reptrain.store.work import Work
 from reptrain.text import Tokenizer
+from reptrain.text.documents import Fields
 
 
 def assemble(
     options: Options,
+    fields: Fields,
     tokenizer: Tokenizer,
     inputs: Sequence[Input],
     decided: Clustered,
@@ -39,6 +41,7 @@ def assemble(
 
     Args:
         options: What was asked.
+        fields: Which tags each source gets.
         tokenizer: The store's tokenizer.
         inputs: The files read.
         decided: Documents by fate, and the clusters of near-duplicates.
@@ -52,6 +55,7 @@ def assemble(
         format=FORMAT,
         fingerprint=content_fingerprint(tokenizer.fingerprint, splits),
         tokenizer=tokenizer.fingerprint,
+        tokenizer_file=tokenizer.file_name,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         dtype="uint16" if tokenizer.dtype == np.uint16 else "uint32",
@@ -66,7 +70,7 @@ def assemble(
             kept=int(fates[KEPT:].sum()) - empty,
             passages=None if options.passages is None else sum(info.documents for info in splits.values()),
         ),
-        sources=_sources(encoded),
+        sources=_sources(encoded, fields),
         inputs=tuple(inputs),
         splits=splits,
     )
@@ -81,10 +85,13 @@ def _split(name: SplitName, encoded: Sequence[Encoded], work: Work) -> SplitInfo
     return SplitInfo.of(shards, digest.hexdigest())
 
 
-def _sources(encoded: Sequence[Encoded]) -> tuple[SourceCount, ...]:
+def _sources(encoded: Sequence[Encoded], fields: Fields) -> tuple[SourceCount, ...]:
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     for record in encoded:
         documents.update(record.documents)
         tokens.update(record.tokens)
-    return tuple(SourceCount(name=name, documents=documents[name], tokens=tokens[name]) for name in documents)
+    return tuple(
+        SourceCount(name=name, documents=documents[name], tokens=tokens[name], tags=fields.tags_of(name))
+        for name in documents
+    )

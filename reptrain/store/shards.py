@@ -19,13 +19,14 @@ from reptrain.text import Document
 from reptrain.text.tokenizer import TokenArray, TokenDtype
 
 BATCH_TOKENS = 1 << 22
+# Of short documents, what Python keeps for each is larger than its tokens.
+BATCH_DOCUMENTS = 1 << 15
 
 
 def shard_schema(dtype: TokenDtype) -> pa.Schema:
-    """Columns of a shard: ``tokens`` list<uint16 | uint32>, ``id`` string, ``source`` string."""
-    return pa.schema(
-        [("tokens", pa.list_(pa.from_numpy_dtype(dtype))), ("id", pa.string()), ("source", pa.string())]
-    )
+    """Columns: ``tokens`` list<uint16 | uint32>; strings ``id``, ``source``, ``metadata`` (JSON or null)."""
+    texts = [(name, pa.string()) for name in ("id", "source", "metadata")]
+    return pa.schema([("tokens", pa.list_(pa.from_numpy_dtype(dtype))), *texts])
 
 
 class ShardWriter:
@@ -67,7 +68,7 @@ class ShardWriter:
         self._documents += 1
         self._tokens += len(tokens)
         self._text_bytes += len(document.text.encode())
-        if self._pending_tokens >= BATCH_TOKENS:
+        if self._pending_tokens >= BATCH_TOKENS or len(self._pending) >= BATCH_DOCUMENTS:
             self._flush()
 
     def close(self) -> Shard | None:
@@ -104,6 +105,7 @@ class ShardWriter:
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays))),
             pa.array([document.id for document, _ in self._pending], pa.string()),
             pa.array([document.source for document, _ in self._pending], pa.string()),
+            pa.array([document.metadata for document, _ in self._pending], pa.string()),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._pending.clear()
@@ -168,10 +170,11 @@ class ShardReader:
                 raise IndexError(f"{length[first]} tokens from {offset[first]} reach out of their document")
             out[_ranges(target_D[piece], length)] = self.tokens[batch][_ranges(start, length)]
 
-    def text(self, column: str, index: int) -> str:
+    def text(self, column: str, index: int) -> str | None:
         """The value of a string column for one document."""
         batch = int(np.searchsorted(self.first_document, index, side="right")) - 1
-        return str(self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py())
+        value = self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py()
+        return None if value is None else str(value)
 
 
 def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

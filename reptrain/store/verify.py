@@ -14,7 +14,6 @@ from reptrain.store.build import Progress
 from reptrain.store.encode import document_digest
 from reptrain.store.jobs import file_sha256
 from reptrain.store.manifest import (
-    TOKENIZER,
     Manifest,
     Shard,
     SplitInfo,
@@ -120,12 +119,16 @@ def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
 
 def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
     try:
-        tokenizer = Tokenizer.load(path / TOKENIZER)
+        tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.options.eos)
     except ReptrainError as error:
         return [str(error)]
     sealed = (manifest.tokenizer, manifest.vocab_size, manifest.eos_id)
     got = (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_id)
-    return [] if got == sealed else [f"{TOKENIZER}: (fingerprint, pieces, EOS) {got}, sealed {sealed}"]
+    return (
+        []
+        if got == sealed
+        else [f"{manifest.tokenizer_file}: (fingerprint, pieces, EOS) {got}, sealed {sealed}"]
+    )
 
 
 def _shard_problems(

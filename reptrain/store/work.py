@@ -28,6 +28,11 @@ class Work(NamedTuple):
         """The folder of all of them, inside the store's."""
         return self.out / WORK
 
+    @property
+    def fetched(self) -> Path:
+        """The folder of the copies of remote files."""
+        return self.folder / "fetched"
+
     def scan(self, job: int) -> Path:
         """Record of a job of pass 1."""
         return self.folder / f"scan-{job:05d}.json"
@@ -70,15 +75,15 @@ def open_work(out: Path, fingerprint: str) -> Work:
     if not plan.exists() or plan.read_text() != content:
         _clear(out)
         write_atomically(plan, content)
-    for temporary in [*out.glob(".*.arrow.*"), *out.glob(".*.model.*"), *work.folder.glob(".*.*.*")]:
+    for temporary in [*out.glob(".*.arrow.*"), *out.glob(".tokenizer.*"), *work.folder.glob(".*.*.*")]:
         temporary.unlink(missing_ok=True)
     return work
 
 
 def _clear(out: Path) -> None:
-    """Remove what an unsealed store's folder holds, but for the lock."""
-    for path in [*out.glob("*.arrow"), *out.glob("*.model"), *(out / WORK).iterdir()]:
-        if path.name != LOCK:
+    """Remove what an unsealed store's folder holds, but for the lock and what was fetched."""
+    for path in [*out.glob("*.arrow"), *out.glob("tokenizer.*"), *(out / WORK).iterdir()]:
+        if path.name != LOCK and not path.is_dir():
             path.unlink()
 
 

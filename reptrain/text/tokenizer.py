@@ -1,20 +1,26 @@
-"""SentencePiece models: loading, encoding, decoding."""
+"""Tokenizers: loading by content, encoding, decoding. One interface, two kinds of files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sentencepiece import SentencePieceProcessor
 
 from reptrain.errors import TokenizerError
 
 TokenDtype = np.dtype[np.unsignedinteger[Any]]
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+
+# The libraries need up to a hundred bytes of memory a character while they encode one text.
+_MOST_CHARACTERS = 1 << 20
+_SEAM_CHARACTERS = 256
+_MOST_SEAMS = 1000
 
 
 def token_dtype(vocab_size: int) -> TokenDtype:
@@ -24,34 +30,56 @@ def token_dtype(vocab_size: int) -> TokenDtype:
     return np.dtype(np.uint32)
 
 
-class Tokenizer:
-    """A SentencePiece model (Kudo & Richardson 2018).
+class Seam(NamedTuple):
+    """A cut through a long text: the left part ends at ``stop``, the right one starts at ``start``.
+
+    ``start`` is before ``stop`` where a character has to stand before the right part for its ids to come out
+    as in the whole text, and ``drop`` ids are its; it is after ``stop`` where the tokenizer puts a space
+    before every text by itself.
+    """
+
+    stop: int
+    start: int
+    drop: int
+
+
+class Tokenizer(ABC):
+    """A tokenizer whose special pieces (EOS, pad, sentinels, all control pieces) no text encodes to.
 
     Args:
-        model_bytes: The serialized model.
+        model_bytes: The content of its file.
 
-    Raises:
-        TokenizerError: If the bytes are no SentencePiece model.
+    Attributes:
+        fingerprint: Of those bytes.
+        dtype: Of the tokens.
+        eos_id: The id that ends a document; -1 where there is none.
+        pad_id: The id of the padding piece; -1 where there is none.
+        unk_id: The id of what the vocabulary does not hold; -1 where it holds everything.
+        sentinel_ids: Those of ``<extra_id_0>`` onwards.
     """
+
+    file_name: ClassVar[str]
+    """Its file's name in a store, which tells the kind."""
+
+    eos_id: int
+    pad_id: int
+    unk_id: int
+    sentinel_ids: tuple[int, ...]
 
     def __init__(self, model_bytes: bytes) -> None:
         self.model_bytes = model_bytes
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()[:32]
-        if not model_bytes:
-            raise _not_a_model("tokenizer", "0 bytes")
-        try:
-            self._processor = SentencePieceProcessor(model_proto=model_bytes)
-        except RuntimeError as error:
-            raise _not_a_model("tokenizer", f"{len(model_bytes)} other bytes") from error
-        self.sentinel_ids = self._find_sentinels()
-        self.dtype = token_dtype(self.vocab_size)
 
-    @classmethod
-    def load(cls, path: Path) -> Tokenizer:
-        """Read a ``.model`` file.
+    @staticmethod
+    def load(path: Path, eos: str | None = None) -> Tokenizer:
+        """Read a SentencePiece model or a tokenizer.json, told apart by their content.
+
+        Args:
+            path: The file.
+            eos: The piece that ends a document; None takes the model's own, or looks for a usual name.
 
         Raises:
-            TokenizerError: If it cannot be read or is no SentencePiece model.
+            TokenizerError: If it cannot be read or is neither, or ``eos`` is not a special piece of it.
         """
         try:
             model_bytes = path.read_bytes()
@@ -63,29 +91,21 @@ class Tokenizer:
                 remedy="Check the path.",
             ) from error
         try:
-            return cls(model_bytes)
+            return _kind_of(model_bytes)(model_bytes, eos)
         except TokenizerError as error:
-            raise _not_a_model(f"tokenizer {path}", str(error.got)) from error
+            raise TokenizerError(
+                f"tokenizer {path}", got=error.got, rule=error.rule, remedy=error.remedy
+            ) from error
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
-        """The number of pieces, sentinels among them."""
-        return int(self._processor.get_piece_size())
+        """The number of ids, special pieces among them."""
 
     @property
-    def pad_id(self) -> int:
-        """The id of the padding piece; -1 where the model has none."""
-        return int(self._processor.pad_id())
-
-    @property
-    def eos_id(self) -> int:
-        """The id that ends a document; -1 where the model has none."""
-        return int(self._processor.eos_id())
-
-    @property
-    def unk_id(self) -> int:
-        """The id of what the vocabulary does not hold."""
-        return int(self._processor.unk_id())
+    def dtype(self) -> TokenDtype:
+        """The type of its tokens."""
+        return token_dtype(self.vocab_size)
 
     @property
     def num_sentinels(self) -> int:
@@ -93,27 +113,66 @@ class Tokenizer:
         return len(self.sentinel_ids)
 
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
-        """Token ids of each text, without EOS, as uint16 or uint32 by the vocabulary's size."""
-        # One thread: the callers are processes that share the machine already.
-        encoded = self._processor.encode(list(texts), out_type=int, num_threads=1)
-        return [np.array(ids, dtype=self.dtype) for ids in encoded]
+        """Token ids of each text, without EOS, as uint16 or uint32 by the vocabulary's size.
 
+        One thread, since the callers are processes that share the machine already. A text of more than
+        2^20 characters is encoded in parts, cut where the ids on both sides are those of the uncut text.
+        """
+        encoded = iter(self._encode([text for text in texts if len(text) <= _MOST_CHARACTERS]))
+        return [
+            np.array(next(encoded), self.dtype) if len(text) <= _MOST_CHARACTERS else self._encode_long(text)
+            for text in texts
+        ]
+
+    @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of one sequence of ids; control pieces (pad, EOS, sentinels) leave no trace."""
-        return str(self._processor.decode(np.asarray(ids, dtype=np.int64).tolist()))
+        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) leave no trace."""
 
+    @abstractmethod
     def piece(self, index: int) -> str:
-        """The piece as it stands in the vocabulary, ``▁`` for a space."""
-        return str(self._processor.id_to_piece(index))
+        """The piece as it stands in the vocabulary."""
 
-    def _find_sentinels(self) -> tuple[int, ...]:
-        ids: list[int] = []
-        while (index := int(self._processor.piece_to_id(f"<extra_id_{len(ids)}>"))) not in (-1, self.unk_id):
-            ids.append(index)
-        return tuple(ids)
+    @abstractmethod
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, which is not too long, on one thread."""
+
+    def _encode_long(self, text: str) -> TokenArray:
+        parts: list[TokenArray] = []
+        seam = Seam(0, 0, 0)
+        while seam.start < len(text):
+            left, end = seam, seam.start + _MOST_CHARACTERS
+            seam = self._find_seam(text, end) if end < len(text) else Seam(len(text), len(text), 0)
+            (ids,) = self._encode([text[left.start : seam.stop]])
+            parts.append(np.array(ids[left.drop :], self.dtype))
+        return np.concatenate(parts)
+
+    def _find_seam(self, text: str, end: int) -> Seam:
+        """The last place before ``end`` where a cut leaves the ids around it as they are."""
+        for stop in _places(text, end):
+            first, last = stop - _SEAM_CHARACTERS, stop + _SEAM_CHARACTERS
+            whole, left = self._encode([text[first:last], text[first:stop]])
+            starts = (stop, stop + 1, stop - 1) if text[stop] == " " else (stop, stop - 1)
+            for start in starts:
+                guard, right = self._encode([text[start:stop], text[start:last]])
+                if left + right[len(guard) :] == whole:
+                    return Seam(stop, start, len(guard))
+        # A text where no cut is without effect; its ids decode to it all the same.
+        return Seam(end, end, 0)
 
 
-def _not_a_model(what: str, got: str) -> TokenizerError:
-    return TokenizerError(
-        what, got=got, rule="must be a SentencePiece model", remedy="Pass a .model file or leave it out."
-    )
+def _kind_of(model_bytes: bytes) -> Callable[[bytes, str | None], Tokenizer]:
+    # Each kind's library is loaded when it is needed.
+    if model_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and model_bytes.rstrip().endswith(b"}"):
+        from reptrain.text.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer
+    from reptrain.text.sentencepiece_model import SentencePieceTokenizer
+
+    return SentencePieceTokenizer
+
+
+def _places(text: str, end: int) -> Iterator[int]:
+    """Where to try to cut: at white space first, then anywhere, backwards from ``end``."""
+    spaces = (stop for stop in range(end, end - _MOST_CHARACTERS // 2, -1) if text[stop].isspace())
+    yield from itertools.islice(spaces, _MOST_SEAMS)
+    yield from range(end, end - _MOST_SEAMS, -1)

@@ -12,7 +12,7 @@ import sentencepiece
 
 from reptrain.errors import TokenizerError
 from reptrain.files import write_atomically
-from reptrain.text.tokenizer import Tokenizer
+from reptrain.text.sentencepiece_model import SentencePieceTokenizer
 
 _SENTENCE_CHARACTERS = 4096
 _CONTROL = 3  # SentencePiece.Type.CONTROL in sentencepiece_model.proto
@@ -21,7 +21,7 @@ _RESERVED = 4  # pad, eos, unk, newline
 
 def train_tokenizer(
     texts: Iterator[str], out: Path, *, vocab_size: int = 2048, num_sentinels: int = 32, seed: int = 0
-) -> Tokenizer:
+) -> SentencePieceTokenizer:
     """Train a unigram model (Kudo 2018) and write it; the same texts give the same bytes.
 
     The text is taken as it is (no normalization, no prefix space), so that decoding gives back what was
@@ -50,7 +50,7 @@ def train_tokenizer(
     model_bytes = _with_sentinels(
         _train_unigram(texts, num_trained, num_sentinels, seed), num_sentinels, vocab_size
     )
-    tokenizer = Tokenizer(model_bytes)
+    tokenizer = SentencePieceTokenizer(model_bytes)
     assert tokenizer.vocab_size == vocab_size and tokenizer.num_sentinels == num_sentinels
     write_atomically(out, model_bytes)
     return tokenizer

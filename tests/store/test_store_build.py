@@ -11,7 +11,7 @@ import pytest
 
 from reptrain.errors import StoreError, TextError, TokenizerError
 from reptrain.store import Split, Store, open_store, tokenize, verify
-from reptrain.text import Tokenizer
+from reptrain.text import SentencePieceTokenizer, Tokenizer
 
 FilesOf = Callable[[Path], dict[str, bytes]]
 SPLITS = ("train", "select", "report")
@@ -136,7 +136,7 @@ def test_tokenize_trains_on_a_share_of_much_text(
 def test_tokenize_takes_uint32_for_a_large_vocabulary(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tokenizer, "vocab_size", 70_000)
+    monkeypatch.setattr(SentencePieceTokenizer, "vocab_size", 70_000)
     assert tokenize([corpus], tmp_path / "s", tokenizer=model).dtype == "uint32"
     split = open_store(tmp_path / "s").split("train")
     assert split.read([0], [0], [1]).dtype == "uint32"
@@ -210,7 +210,9 @@ def test_tokenize_refuses_a_folder_without_text(tmp_path: Path) -> None:
 def test_tokenize_refuses_a_tokenizer_without_eos(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tokenizer, "eos_id", -1)
+    monkeypatch.setattr(
+        SentencePieceTokenizer, "eos_id", property(lambda self: -1, lambda self, value: None), raising=False
+    )
     with pytest.raises(TokenizerError, match="must have an end-of-sentence piece"):
         tokenize([corpus], tmp_path / "s", tokenizer=model)
 
@@ -218,9 +220,9 @@ def test_tokenize_refuses_a_tokenizer_without_eos(
 def test_tokenize_counts_documents_without_tokens(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
-    encode = Tokenizer.encode
+    encode = SentencePieceTokenizer.encode
     monkeypatch.setattr(
-        Tokenizer,
+        SentencePieceTokenizer,
         "encode",
         lambda self, group: [
             ids[:0] if text == texts[0] else ids for text, ids in zip(group, encode(self, group), strict=True)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reptrain.store.jobs import expand_sources, number_lines, plan_jobs
+from reptrain.store.jobs import number_lines, plan_jobs
 from reptrain.store.scan import DUPLICATE, EMPTY, KEPT, Scan, decide
+from reptrain.store.sources import expand_sources
 from reptrain.store.work import Work, write_array
 from reptrain.text.documents import Fields, Slice, read_slice
 
@@ -61,7 +62,7 @@ def test_plan_jobs_covers_every_byte_once_and_keeps_the_order(
         (tmp_path / name).write_text("x" * 1500)
     monkeypatch.setattr("reptrain.store.jobs._SMALLEST_JOB_BYTES", 1_000)
     files = expand_sources([corpus, tmp_path])
-    jobs = plan_jobs(files)
+    jobs = plan_jobs(files, Fields())
     slices = [part for job in jobs for part in job.slices]
     assert [job.index for job in jobs] == list(range(len(jobs)))
     assert sum(job.size for job in jobs) == sum(file.size for file in files)
@@ -90,4 +91,4 @@ def test_read_slice_counts_no_lines_for_names_that_are_not_known_yet(
 def test_plan_jobs_makes_few_jobs_of_many_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reptrain.store.jobs._SMALLEST_JOB_BYTES", 10)
     monkeypatch.setattr("reptrain.store.jobs._MOST_JOBS", 7)
-    assert 5 <= len(plan_jobs(expand_sources([corpus]))) <= 8
+    assert 5 <= len(plan_jobs(expand_sources([corpus]), Fields())) <= 8

@@ -72,7 +72,11 @@ def test_read_documents_refuses_bad_lines_by_name(tmp_path: Path, content: bytes
         ("a.txt", b"\xff\xfea\x00", "must be UTF-8, but got byte 0xff at offset 0"),
         ("a.jsonl.gz", b"plain", "must be a readable file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "must be a readable file"),
-        ("a.pdf", b"%PDF", "must end in .txt, .jsonl, .jsonl.gz, but got '.pdf'"),
+        (
+            "a.pdf",
+            b"%PDF",
+            "must end in .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow, but got '.pdf'",
+        ),
     ],
 )
 def test_read_documents_refuses_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:

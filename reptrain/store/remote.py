@@ -1,0 +1,240 @@
+"""Files behind URLs: what a server has, and a copy of it in the work folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reptrain.errors import TextError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_PACKAGES = {"s3": "reptrain[s3]", "s3a": "reptrain[s3]"}
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "modified", "created")
+_DOWNLOADS = 8
+_SILENT_SECONDS = 300
+
+
+class RemoteFile(NamedTuple):
+    """A file on a server; size and version are None where the server does not tell them."""
+
+    address: str
+    url: str
+    size: int | None
+    version: str | None
+
+
+class Listing(NamedTuple):
+    """The files behind a URL by their names below it; ``folder`` is None if it names a single one."""
+
+    url: str
+    folder: str | None
+    files: dict[str, RemoteFile]
+    read: Callable[[str], bytes]
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL."""
+    return _URL.match(source) is not None
+
+
+def local_path(source: str) -> str | None:
+    """The path that a file:// URL stands for; None for another URL."""
+    scheme, _, path = source.partition("://")
+    return path if scheme.lower() in ("file", "local") else None
+
+
+def without_credentials(address: str) -> str:
+    """A URL without user, password, query and fragment.
+
+    https://me:secret@host/a.jsonl?X-Signature=abc  ->  https://host/a.jsonl
+    """
+    return re.sub(r"://[^/?#]*@", "://", address).partition("?")[0].partition("#")[0]
+
+
+def list_remote(address: str) -> Listing:
+    """Ask a server for the file, the folder, or the files that match.
+
+    Raises:
+        TextError: If there is nothing, the server refuses, or a package for the protocol is missing.
+    """
+    url = without_credentials(address)
+    with _explained(address):
+        files, path = _open(address)
+        is_web = address.lower().startswith(("http:", "https:"))
+        if "*" in url or (not is_web and any(sign in path for sign in "?[")):
+            found = files.glob(path, detail=True)
+            root = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+        elif not is_web and files.isdir(path):
+            found, root = files.find(path, detail=True), path.rstrip("/")
+        else:
+            remote = _file(address, files.info(path))
+            name = url.rstrip("/").rpartition("/")[2]
+            return Listing(url, None, {name: remote}, lambda _: b"")
+        prefix = address[: -len(path)] if address.endswith(path) else ""
+        listed = {}
+        for name, info in sorted(found.items()):
+            if info["type"] == "file":
+                told = files.info(name) if is_web else info
+                listed[name.removeprefix(root).lstrip("/")] = _file(prefix + name, told)
+    if not listed:
+        raise TextError(
+            f"source {url}", got="none", rule="must match a file", remedy="Check the address and the pattern."
+        )
+    folder = without_credentials(root).rpartition("/")[2]
+    return Listing(url, folder, listed, lambda name: bytes(files.cat_file(f"{root}/{name}")))
+
+
+class Wanted(NamedTuple):
+    """A remote file and the place of its copy."""
+
+    remote: RemoteFile
+    path: Path
+
+
+def copy_name(remote: RemoteFile, suffix: str, number: int) -> str:
+    """The name of a copy: the same for the same content as the server tells it, with any credentials.
+
+    Args:
+        remote: The file.
+        suffix: Of its name.
+        number: Tells files apart that differ in their queries alone.
+    """
+    told = repr((remote.url, remote.size, remote.version, number))
+    return hashlib.sha256(told.encode()).hexdigest()[:32] + suffix
+
+
+def fetch(wanted: Sequence[Wanted], progress: Callable[[int, int], None]) -> None:
+    """Copy the files that are not there yet, several at a time; each appears when it is whole.
+
+    Args:
+        wanted: Files and places, all in one folder.
+        progress: Told the bytes copied and the bytes in all.
+
+    Raises:
+        TextError: If one cannot be fetched, naming its URL. Those that are whole stay.
+    """
+    total = sum(item.remote.size or 0 for item in wanted)
+    left = [item for item in wanted if not item.path.exists()]
+    count = _Count(total - sum(item.remote.size or 0 for item in left), total, progress)
+    count.add(0)
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        futures = [pool.submit(_fetch_one, item, count) for item in left]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Count:
+    def __init__(self, done: int, total: int, progress: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._progress = done, total, progress
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        with self._lock:
+            self._done += num_bytes
+            # Where a server tells no size, the total is not known before the end.
+            self._total = max(self._total, self._done)
+            self._progress(self._done, self._total)
+
+
+def _fetch_one(item: Wanted, count: _Count) -> None:
+    from fsspec.callbacks import Callback
+
+    class Counted(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            count.add(inc)
+
+    remote, path = item
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _explained(remote.address):
+            files, inner = _open(remote.address)
+            files.get_file(inner, str(temporary), callback=Counted())
+        size = temporary.stat().st_size
+        if size == 0 or size != (remote.size or size):
+            raise TextError(
+                f"source {remote.url}",
+                got=f"{size} bytes" + (f" where the server says {remote.size}" if remote.size else ""),
+                rule="must be fetched whole",
+                remedy="Run the same command again; it goes on with what is fetched.",
+            )
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    options: dict[str, Any] = {}
+    if address.lower().startswith(("http:", "https:")):
+        from aiohttp import ClientTimeout
+
+        # A large file takes longer than the five minutes that aiohttp allows by itself.
+        timeout = ClientTimeout(total=None, sock_connect=60, sock_read=_SILENT_SECONDS)
+        options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
+    files, path = url_to_fs(address, **options)
+    # What was listed before may have changed since.
+    files.invalidate_cache()
+    return files, str(path)
+
+
+def _file(address: str, info: Mapping[str, Any]) -> RemoteFile:
+    version = next((f"{key} {info[key]}" for key in (*_CHECKSUMS, *_TIMES) if info.get(key)), None)
+    size = info.get("size")
+    return RemoteFile(address, without_credentials(address), None if size is None else int(size), version)
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn whatever a protocol's package raises into one error that names the URL.
+
+    Raises:
+        TextError: For anything but a full disk.
+    """
+    url = without_credentials(address)
+    try:
+        yield
+    except ImportError as error:
+        scheme = address.partition("://")[0].lower()
+        raise TextError(
+            f"source {url}",
+            got=f"none for {scheme}://",
+            rule="must have a package installed that knows its protocol",
+            remedy=f"pip install '{_PACKAGES[scheme]}'." if scheme in _PACKAGES else f"{error}.",
+        ) from error
+    except Exception as error:
+        if isinstance(error, TextError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TextError(
+            f"source {url}",
+            got=_reason(error, address),
+            rule="must be fetched whole",
+            remedy="Check the address and your access to it; the same command goes on with what is fetched.",
+        ) from error
+
+
+def _reason(error: BaseException, address: str) -> str:
+    """What a server or a package said, without the address, which may hold a password."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(status := getattr(cause, "status", None), int):
+            return f"HTTP status {status} {getattr(cause, 'message', '')}".rstrip()
+        cause = cause.__cause__ or cause.__context__
+    if without_credentials(address) != address or not str(error):
+        return type(error).__name__
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}"

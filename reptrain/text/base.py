@@ -1,0 +1,207 @@
+"""What all readers share: a document, the piece of a file that holds it, and the errors that name both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reptrain.errors import TextError
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow")
+COLUMNAR = (".parquet", ".arrow")
+
+
+class Document(NamedTuple):
+    """One text, with a name of its own and the name of the source that it came from.
+
+    ``metadata`` is a compact JSON object of the fields and tags that are kept with it, or None.
+    """
+
+    id: str
+    source: str
+    text: str
+    metadata: str | None = None
+
+
+class Tag(NamedTuple):
+    """A key and value that every document of a source gets; source None means all sources."""
+
+    source: str | None
+    key: str
+    value: str
+
+
+class Fields(NamedTuple):
+    """The keys of a JSON line, or columns of a table, that hold text, id and metadata, and the tags to add.
+
+    A dotted name reaches into nested objects: ``meta.url``.
+    """
+
+    text: str = "text"
+    id: str = "id"
+    metadata: tuple[str, ...] = ()
+    tags: tuple[Tag, ...] = ()
+
+    def tags_of(self, source: str) -> dict[str, str]:
+        """The tags of one source; one that names the source goes before one for all."""
+        common = {tag.key: tag.value for tag in self.tags if tag.source is None}
+        return common | {tag.key: tag.value for tag in self.tags if tag.source == source}
+
+
+class Slice(NamedTuple):
+    """Whole records of a file: bytes [start, stop), ``first_line`` counted from 1.
+
+    Where it is None, not known yet, documents without an id of their own are named ``file:?``.
+
+    A file that cannot be cut (.txt, .gz, .zst, an Arrow stream) is one slice. Of a file that is made of
+    blocks (row groups of Parquet, batches of Arrow), ``blocks`` are those [first, last) of the slice, None
+    for all, and the bytes are their share of the file.
+    """
+
+    path: Path
+    name: str
+    source: str
+    start: int
+    stop: int
+    first_line: int | None = 1
+    blocks: tuple[int, int] | None = None
+    url: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """The file's name in messages: its URL, if it was fetched from one."""
+        return self.url or str(self.path)
+
+
+def suffix_of(path: Path | str) -> str | None:
+    """The supported suffix of a file's name, or None."""
+    name = str(path).lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def source_name(path: Path) -> str:
+    """The default name of a source: the file's or folder's name without a supported suffix."""
+    return path.name[: -len(suffix_of(path) or "")] if suffix_of(path) else path.name
+
+
+def make_document(
+    part: Slice,
+    fields: Fields,
+    place: Callable[[], str],
+    line: Callable[[], int | str],
+    record: Mapping[str, Any],
+) -> Document:
+    """The document of one record.
+
+    Args:
+        part: Where it comes from.
+        fields: What of it to take.
+        place: Tells file and line for an error.
+        line: Tells the record's number, for the name of one without id.
+        record: Its values by name.
+
+    Raises:
+        TextError: If it holds no text.
+    """
+    text = look_up(record, fields.text)
+    if not isinstance(text, str):
+        raise _no_text(place(), fields.text, record, text)
+    given = look_up(record, fields.id)
+    if not (_is_unicode(text) and _is_unicode(str(given))):
+        raise TextError(
+            f"source {place()}",
+            got="half of a surrogate pair",
+            rule="must hold valid Unicode",
+            remedy="Write the file anew as UTF-8.",
+        )
+    name = f"{part.name}:{line()}" if given is None or given != given else str(given)
+    kept = {key: value for key in fields.metadata if (value := look_up(record, key)) is not None}
+    return Document(name, part.source, text, dump_metadata(kept | fields.tags_of(part.source), place))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def look_up(record: Mapping[str, Any], name: str) -> Any:
+    """A value by its name or dotted name; None where there is none."""
+    if name in record or "." not in name:
+        return record.get(name)
+    head, _, rest = name.partition(".")
+    inner = record.get(head)
+    return look_up(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def dump_metadata(values: Mapping[str, Any], place: Callable[[], str]) -> str | None:
+    """Metadata as compact JSON, None where there is none. Dates become ISO text, NaN and infinity null.
+
+    Raises:
+        TextError: If a value has no form in JSON.
+    """
+    if not values:
+        return None
+    try:
+        return json.dumps(_finite(values), ensure_ascii=False, separators=(",", ":"), default=_plain)
+    except (TypeError, ValueError) as error:
+        raise TextError(
+            f"source {place()}",
+            got=str(error),
+            rule="must hold metadata that JSON can express",
+            remedy="Leave that metadata field out, or write it as text.",
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    if isinstance(value, bytes):
+        raise TypeError("a value of type bytes")
+    return str(value)
+
+
+def _no_text(place: str, field: str, record: Mapping[str, Any], text: Any) -> TextError:
+    got: object = f"{field} of type {type(text).__name__}"
+    if text is None and field in record:
+        got = f"null under {field!r}"
+    elif text is None:
+        got = ", ".join(sorted(record)) or "no keys"
+    elif text != text:
+        got = f"NaN under {field!r}"
+    return TextError(
+        f"source {place}",
+        got=got,
+        rule=f"must be a JSON object with a text under {field!r}",
+        remedy="Name the right key with --text-field, or mend the file.",
+    )
+
+
+def unreadable(origin: str, error: Exception) -> TextError:
+    """The error of a file that cannot be read."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else error
+    return TextError(f"source {origin}", got=reason, rule="must be a readable file", remedy="Check the file.")
+
+
+def not_utf8(place: str, error: UnicodeDecodeError) -> TextError:
+    """The error of bytes that are no text."""
+    return TextError(
+        f"source {place}",
+        got=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",
+        rule="must be UTF-8",
+        remedy="Convert it, for example with iconv -t UTF-8.",
+    )

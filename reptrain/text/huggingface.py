@@ -1,0 +1,196 @@
+"""Tokenizers of the Hugging Face `tokenizers` library: a tokenizer.json, with byte fallback or byte-level."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from reptrain.errors import TokenizerError
+from reptrain.text.tokenizer import Tokenizer
+
+_EOS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
+_PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
+# A noncharacter of Unicode, replaced where a text has it, so that what it begins cannot be spelled.
+_MARK = "\U0010fffe"
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json.
+
+    Stored truncation, padding and templates are switched off. In memory, every special piece but unk gets a
+    name that no text can spell: `encode_special_tokens` alone does not keep a unigram or word model from
+    finding ``</s>`` in its own vocabulary.
+
+    Args:
+        model_bytes: The file's content.
+        eos: The piece that ends a document; None looks for one of the usual names.
+
+    Raises:
+        TokenizerError: If it is not a tokenizer.json, has no such piece, or several usual ones.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, model_bytes: bytes, eos: str | None = None) -> None:
+        super().__init__(model_bytes)
+        data = _parse(model_bytes)
+        ids = _ids(data)
+        added = {str(token["content"]) for token in data["added_tokens"]}
+        special = {str(token["content"]) for token in data["added_tokens"] if token.get("special")}
+        eos = _choose_eos(ids, added, special) if eos is None else _check_eos(eos, added)
+        pad = next((name for name in _PAD if name in ids), None)
+        sentinels = [name for name in _sentinels(ids) if name in ids]
+        unk = _unk(data, ids)
+        hidden = {*special, *sentinels} - {unk}
+        hidden |= {name for name in (eos, pad) if name is not None}
+        self.eos_id = -1 if eos is None else ids[eos]
+        self.pad_id = -1 if pad is None else ids[pad]
+        self.unk_id = -1 if unk is None or unk in hidden else ids[unk]
+        self.sentinel_ids = tuple(ids[name] for name in sentinels)
+        self._hidden = frozenset(ids[name] for name in hidden)
+        self._vocab_size = 1 + max(ids.values())
+        if unk in hidden:
+            _check_bytes(unk, ids)
+            data["model"]["unk_token"] = None
+        self._tokenizer = _build(data, hidden, ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._vocab_size
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) leave no trace."""
+        shown = [index for index in np.asarray(ids, np.int64).tolist() if index not in self._hidden]
+        return str(self._tokenizer.decode(shown, skip_special_tokens=False))
+
+    def piece(self, index: int) -> str:
+        """The piece as it stands in the vocabulary."""
+        return str(self._tokenizer.id_to_token(index) or "").removeprefix(_MARK)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # Text by text: a batch would start a thread for each core, in every worker process.
+        return [
+            self._tokenizer.encode(text.replace(_MARK, "\ufffd"), add_special_tokens=False).ids
+            for text in texts
+        ]
+
+
+def _parse(model_bytes: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(model_bytes)
+    except ValueError as error:
+        raise _not_one("no JSON") from error
+    model = data.get("model")
+    if not isinstance(model, dict) or not model.get("vocab"):
+        keys = ", ".join(list(data)[:8]) or "no keys"
+        raise _not_one(f"JSON with {keys}" if not isinstance(model, dict) else "a model without vocabulary")
+    data["added_tokens"] = data.get("added_tokens") or []
+    data["truncation"] = data["padding"] = data["post_processor"] = None
+    return dict(data)
+
+
+def _ids(data: Mapping[str, Any]) -> dict[str, int]:
+    """Every piece, added ones too, with its id."""
+    vocab = data["model"]["vocab"]
+    try:
+        pieces = vocab.items() if isinstance(vocab, dict) else ((row[0], i) for i, row in enumerate(vocab))
+        added = ((token["content"], token["id"]) for token in data["added_tokens"])
+        return {str(piece): int(index) for piece, index in [*pieces, *added]}
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise _not_one("a vocabulary of another form") from error
+
+
+def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> str | None:
+    for pieces in (special, added, set(ids)):
+        found = [name for name in _EOS if name in pieces and name in ids]
+        if len(found) > 1:
+            raise TokenizerError(
+                "tokenizer",
+                got=f"{' and '.join(found)}",
+                rule="must have one end-of-sentence piece",
+                remedy="Choose with --eos.",
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _check_eos(eos: str, added: set[str]) -> str:
+    if eos in added or eos in _EOS:
+        return eos
+    raise TokenizerError(
+        "tokenizer",
+        got=repr(eos),
+        rule="must have the --eos piece among its added tokens, so that no text encodes to it",
+        remedy=f"Name one of {', '.join(sorted(added)[:12]) or 'them (it has none)'}.",
+    )
+
+
+def _sentinels(ids: Mapping[str, int]) -> Iterable[str]:
+    index = 0
+    while (name := f"<extra_id_{index}>") in ids:
+        yield name
+        index += 1
+
+
+def _unk(data: Mapping[str, Any], ids: Mapping[str, int]) -> str | None:
+    model = data["model"]
+    if isinstance(model["vocab"], list):
+        index = model.get("unk_id")
+        return None if index is None else str(model["vocab"][index][0])
+    name = model.get("unk_token")
+    return name if name in ids else None
+
+
+def _check_bytes(unk: str | None, ids: Mapping[str, int]) -> None:
+    """Where EOS or pad serve as unk too, no text may need it."""
+    if not set(ByteLevel.alphabet()) <= ids.keys():
+        raise TokenizerError(
+            "tokenizer",
+            got=f"{unk} for both",
+            rule="must not encode what its vocabulary does not hold as EOS or pad",
+            remedy="Choose another EOS with --eos.",
+        )
+
+
+def _build(data: dict[str, Any], hidden: set[str], ids: Mapping[str, int]) -> tokenizers.Tokenizer:
+    def name(piece: str) -> str:
+        return _MARK + piece if piece in hidden else piece
+
+    model = data["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {name(piece): index for piece, index in model["vocab"].items()}
+    else:
+        model["vocab"] = [[name(piece), score] for piece, score in model["vocab"]]
+    for token in data["added_tokens"]:
+        token["content"] = name(token["content"])
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # The library raises nothing narrower.
+        raise _not_one(f"what the library refuses ({error})") from error
+    tokenizer.encode_special_tokens = True
+    for token in data["added_tokens"]:
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            raise TokenizerError(
+                "tokenizer",
+                got=f"id {token['id']} for {token['content'].removeprefix(_MARK)}",
+                rule="must number its added tokens without gaps",
+                remedy="Save it again with the tokenizers library.",
+            )
+    return tokenizer
+
+
+def _not_one(got: str) -> TokenizerError:
+    return TokenizerError(
+        "tokenizer",
+        got=got,
+        rule="must be a SentencePiece model or a tokenizer.json",
+        remedy="Pass the tokenizer.json that the tokenizers library writes, not its config or vocabulary.",
+    )

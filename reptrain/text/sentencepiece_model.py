@@ -1,0 +1,83 @@
+"""SentencePiece models (Kudo & Richardson 2018): unigram and BPE, with byte fallback or without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sentencepiece import SentencePieceProcessor
+
+from reptrain.errors import TokenizerError
+from reptrain.text.tokenizer import Tokenizer
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model.
+
+    Args:
+        model_bytes: The serialized model.
+        eos: The control piece that ends a document; None takes the model's own.
+
+    Raises:
+        TokenizerError: If the bytes are no SentencePiece model, or ``eos`` is not a control piece of it.
+    """
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, model_bytes: bytes, eos: str | None = None) -> None:
+        super().__init__(model_bytes)
+        if not model_bytes:
+            raise _not_a_model("0 bytes")
+        try:
+            self._processor = SentencePieceProcessor(model_proto=model_bytes)
+        except RuntimeError as error:
+            raise _not_a_model(f"{len(model_bytes)} other bytes") from error
+        self.pad_id = int(self._processor.pad_id())
+        self.unk_id = int(self._processor.unk_id())
+        self.eos_id = int(self._processor.eos_id()) if eos is None else self._control(eos)
+        if eos is not None and self.eos_id < 0:
+            raise TokenizerError(
+                "tokenizer",
+                got=repr(eos),
+                rule="must have the --eos piece as a control piece, which no text encodes to",
+                remedy="Name another piece, or leave it out to take the model's own.",
+            )
+        self.sentinel_ids = self._find_sentinels()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces, sentinels among them."""
+        return int(self._processor.get_piece_size())
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of one sequence of ids; control pieces (pad, EOS, sentinels) leave no trace."""
+        return str(self._processor.decode(np.asarray(ids, dtype=np.int64).tolist()))
+
+    def piece(self, index: int) -> str:
+        """The piece as it stands in the vocabulary, ``▁`` for a space."""
+        return str(self._processor.id_to_piece(index))
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        return ids
+
+    def _control(self, piece: str) -> int:
+        """The id of a control piece; -1 where it is none. Other pieces can be spelled by a text."""
+        index = int(self._processor.piece_to_id(piece))
+        return index if index != self.unk_id and self._processor.is_control(index) else -1
+
+    def _find_sentinels(self) -> tuple[int, ...]:
+        ids: list[int] = []
+        while (index := self._control(f"<extra_id_{len(ids)}>")) >= 0:
+            ids.append(index)
+        return tuple(ids)
+
+
+def _not_a_model(got: str) -> TokenizerError:
+    return TokenizerError(
+        "tokenizer",
+        got=got,
+        rule="must be a SentencePiece model or a tokenizer.json",
+        remedy="Pass a file of one of these kinds, or leave it out to train one.",
+    )
