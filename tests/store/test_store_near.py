@@ -225,7 +225,7 @@ def test_tokenize_holds_out_large_clusters_no_more_often_than_single_documents(
     model: Path, tmp_path: Path
 ) -> None:
     draw = random.Random(0)
-    plain = [" ".join(draw.choices("abcdefghij", k=6)) for _ in range(200)]
+    plain = [" ".join([*draw.choices(["run", "plan", "store"], k=3), str(index)]) for index in range(200)]
     # One shingle each, in other letters: the cluster of a text has five members.
     texts = [form for text in plain for form in (text, text.upper(), f"{text}!", f"({text})", text.title())]
     source = write(tmp_path / "five.jsonl", texts)
