@@ -12,9 +12,8 @@ import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from reptrain.errors import TokenizerError
-from reptrain.text.tokenizer import Tokenizer
+from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
-_EOS = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
 # A noncharacter of Unicode, replaced where a text has it, so that what it begins cannot be spelled.
 _MARK = "\U0010fffe"
@@ -109,7 +108,7 @@ def _ids(data: Mapping[str, Any]) -> dict[str, int]:
 
 def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> str | None:
     for pieces in (special, added, set(ids)):
-        found = [name for name in _EOS if name in pieces and name in ids]
+        found = [name for name in EOS_NAMES if name in pieces and name in ids]
         if len(found) > 1:
             raise TokenizerError(
                 "tokenizer",
@@ -123,7 +122,7 @@ def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> s
 
 
 def _check_eos(eos: str, added: set[str]) -> str:
-    if eos in added or eos in _EOS:
+    if eos in added or eos in EOS_NAMES:
         return eos
     raise TokenizerError(
         "tokenizer",

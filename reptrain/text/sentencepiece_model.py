@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from reptrain.errors import TokenizerError
-from reptrain.text.tokenizer import Tokenizer
+from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -17,7 +17,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         model_bytes: The serialized model.
-        eos: The control piece that ends a document; None takes the model's own.
+        eos: The control piece that ends a document; None takes the model's own, or one of a
+            usual name.
 
     Raises:
         TokenizerError: If the bytes are no SentencePiece model, or ``eos`` is not a control piece of it.
@@ -35,7 +36,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise _not_a_model(f"{len(model_bytes)} other bytes") from error
         self.pad_id = int(self._processor.pad_id())
         self.unk_id = int(self._processor.unk_id())
-        self.eos_id = int(self._processor.eos_id()) if eos is None else self._control(eos)
+        self.eos_id = self._own_eos() if eos is None else self._control(eos)
         if eos is not None and self.eos_id < 0:
             raise TokenizerError(
                 "tokenizer",
@@ -61,6 +62,12 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
         return ids
+
+    def _own_eos(self) -> int:
+        """The model's EOS; that of a model which declares none, such as ALBERT's, by a usual name."""
+        if (declared := int(self._processor.eos_id())) >= 0:
+            return declared
+        return next((index for name in EOS_NAMES if (index := self._control(name)) >= 0), -1)
 
     def _control(self, piece: str) -> int:
         """The id of a control piece; -1 where it is none. Other pieces can be spelled by a text."""

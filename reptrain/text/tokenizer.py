@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from reptrain.errors import TokenizerError
 
+EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
+"""What the piece that ends a document is usually called."""
+
 TokenDtype = np.dtype[np.unsignedinteger[Any]]
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 
