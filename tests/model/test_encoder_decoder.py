@@ -190,7 +190,8 @@ def test_encoder_decoder_compiles_whole_and_once_for_all_steps(checkpoint_blocks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [{}, ALL_SITES], ids=["fused", "spelled_out"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dropout", [{}, {"attention": 0.2}], ids=["fused", "spelled_out"])
 def test_encoder_decoder_compiled_by_inductor_equals_eager(dropout: dict[str, float]) -> None:
     model = built(dropout=dropout, num_encoder_layers=1, num_decoder_layers=1)
     results = []
