@@ -37,6 +37,21 @@ def finished(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunF
     return RunFolder.open(out)
 
 
+T5 = [
+    "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 1, num_heads: 2, head_dim: 8,"
+    " d_ff: 48}",
+    *("objective.name=span_corruption", "data.document_mask=true", "data.unique_tokens=2000"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished_t5(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """An unbroken run of an encoder-decoder under span corruption, with dropout on."""
+    out = tmp_path_factory.mktemp("finished-t5") / "run"
+    assert train(tiny(*T5, *DROPOUT), out).state == "done"
+    return RunFolder.open(out)
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Make ``action`` happen when the loop asks for a step's batch."""
     iterate = Loader.iterate
@@ -97,11 +112,17 @@ def test_train_again_does_nothing_to_a_finished_run(finished: RunFolder) -> None
     assert (finished.path / "ledger.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(("unbroken", "steps"), [("finished", (9, 20)), ("finished_t5", (4, 9))])
 def test_crashed_twice_equals_unbroken_bit_for_bit(
-    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unbroken: str,
+    steps: tuple[int, int],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    finished: RunFolder = request.getfixturevalue(unbroken)
     out = tmp_path / "run"
-    for step in (9, 20):
+    for step in steps:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt_at(patch, step, crash)
             train(finished.config, out)
@@ -124,6 +145,14 @@ def test_signal_leads_to_a_checkpoint_and_an_exact_continuation(
     assert partial.exact and not partial.complete
     assert train(finished.config, out).state == "done"
     assert_same(RunFolder.open(out), finished)
+
+
+def test_train_scores_masked_tokens_with_and_without_sentinels(finished_t5: RunFolder) -> None:
+    for record in finished_t5.metrics.records("valid"):
+        # Full windows of 32 tokens hide 5 in 2 spans: 2 sentinels and an EOS come on top.
+        assert (record.scored_tokens, record.raw_tokens) == (8 * 8, 8 * 5)
+        assert 0 <= record.raw_accuracy * 5 <= record.accuracy * 8 <= record.raw_accuracy * 5 + 3
+    assert audit(finished_t5.path).exact
 
 
 def test_planted_loader_bug_makes_the_audit_fail(
