@@ -341,5 +341,9 @@ class _Recount:
 
 
 def _tags(store: Store) -> dict[str, str]:
-    """What the store was tagged with, such as `synthetic`: what model wrote its text."""
-    return dict(getattr(store.manifest.options, "tags", {}))
+    """What the text of a store was tagged with, such as `synthetic`: what model wrote it."""
+    values: dict[str, set[str]] = {}
+    for source in store.manifest.sources:
+        for key, value in source.tags.items():
+            values.setdefault(key, set()).add(value)
+    return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}

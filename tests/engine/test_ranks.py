@@ -39,6 +39,15 @@ T5 = [
 T5_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
 CASES = {name: GRID[name] for name in QUICK} | {f"t5-{name}": [*T5, *GRID[name]] for name in T5_QUICK}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
+# Two sources of one store; STORE stands for its path.
+MIXTURE = {
+    "mixture": [
+        *("data.store=null", "data.unique_tokens=null", "train.total_tokens=null"),
+        "data.sources.first={store: 'STORE', unique_tokens: 320, total_tokens: 1.5epochs}",
+        "data.sources.second={store: 'STORE', unique_tokens: 200, subset_seed: 1}",
+        "train.micro_batch_windows=2",
+    ]
+}
 
 
 Matrix = dict[tuple[str, int], RunFolder]
@@ -47,7 +56,7 @@ Matrix = dict[tuple[str, int], RunFolder]
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
     """Every case on 1 and on 2 ranks; each number of ranks starts once."""
-    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16)
+    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16 | MIXTURE)
 
 
 def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[str]]) -> Matrix:
@@ -56,7 +65,7 @@ def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[
         "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
     )
     (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    (out / "cases.json").write_text(json.dumps(cases))
+    (out / "cases.json").write_text(json.dumps(cases).replace("STORE", str(config.data.store)))
     for ranks in (1, 2):
         _start(ranks, out)
     return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in cases for ranks in (1, 2)}
@@ -101,6 +110,16 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
     for ranks in (1, 2):
         assert list(matrix[name, ranks].ledger.records()) == plain
         assert audit(matrix[name, ranks].path).exact
+
+
+def test_a_mixture_is_the_same_on_one_rank_and_two(matrix: Matrix) -> None:
+    one, two = matrix["mixture", 1], matrix["mixture", 2]
+    assert list(one.ledger.records()) == list(two.ledger.records())
+    assert _losses(two) == pytest.approx(_losses(one), rel=0, abs=1e-5)
+    for folder in (one, two):
+        report = audit(folder.path)
+        assert report.exact, report.text()
+        assert [set(source.exposures) for source in report.sources] == [{1, 2}, {1}]
 
 
 @pytest.mark.slow
