@@ -30,13 +30,14 @@ _QUICK = [
 ]
 
 
-def run_demo(out: Path, *, text: Sequence[Path], quick: bool) -> int:
+def run_demo(out: Path, *, text: Sequence[Path], quick: bool, store_only: bool = False) -> int:
     """Tokenize, train three times, audit, report. What is sealed or done already is used again.
 
     Args:
         out: Folder of store, study and report.
         text: The user's files; none takes the documentation that comes with Python.
         quick: A third of the text, and a thirty-second of the training.
+        store_only: End with the store, for runs of one's own on it.
 
     Returns:
         The exit code.
@@ -49,6 +50,9 @@ def run_demo(out: Path, *, text: Sequence[Path], quick: bool) -> int:
     with stage_progress() as progress:
         sources = [_in_pieces(path, out) for path in text] or [_write_stdlib(out, quick)]
         tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
+    if store_only:
+        typer.echo(f"store: {store}")
+        return 0
     study = demo_study([f"data.store={store}", *(_QUICK if quick else [])])
     return carry_out(study, out)
 
