@@ -7,8 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+
+Dedup = Literal["none", "exact", "minhash", "group"]
 
 WORDS = 50_000
 LETTERS = "etaoinshrdlu"
@@ -40,11 +43,18 @@ def make(path: Path, count: int) -> dict[str, float]:
     return {"bytes": path.stat().st_size}
 
 
-def store(source: Path, model: Path, out: Path, dedup: str) -> dict[str, float]:
+def make_long(path: Path, characters: int) -> dict[str, float]:
+    """Write one document of so many characters, and some short ones."""
+    text = " ".join(documents(characters // 2000))[:characters]
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in [text, *documents(300)]))
+    return {"characters": len(text)}
+
+
+def store(source: Path, model: Path, out: Path, dedup: Dedup, passages: int | None) -> dict[str, float]:
     """Tokenize with two processes."""
     from reptrain.store import tokenize
 
-    manifest = tokenize([source], out, tokenizer=model, dedup=dedup, processes=2)  # type: ignore[arg-type]
+    manifest = tokenize([source], out, tokenizer=model, dedup=dedup, passages=passages, processes=2)
     return {"tokens": sum(info.tokens for info in manifest.splits.values()), **manifest.counts.model_dump()}
 
 
@@ -93,8 +103,10 @@ if __name__ == "__main__":
     started = time.perf_counter()
     if command == "make":
         result = make(paths[0], int(arguments[1]))
+    elif command == "make_long":
+        result = make_long(paths[0], int(arguments[1]))
     elif command == "store":
-        result = store(*paths, arguments[3])
+        result = store(*paths, arguments[3], int(arguments[4]) or None)
     else:
         result = {"check": check, "first_batch": first_batch}[command](*paths)
     print(json.dumps({"wall_seconds": time.perf_counter() - started, **result}))

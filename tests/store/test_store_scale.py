@@ -66,7 +66,7 @@ def made(tmp_path: Path, small_model: Path) -> Callable[[int], tuple[Ended, Path
     def make(count: int) -> tuple[Ended, Path]:
         source, out = tmp_path / f"{count}.jsonl", tmp_path / f"store-{count}"
         written = run("make", source, count)
-        ended = run("store", source, small_model, out, "minhash")
+        ended = run("store", source, small_model, out, "minhash", 0)
         source.unlink()
         assert ended["read"] == count and ended["near_duplicates"] == count // 100
         return Ended(ended, bytes=written["bytes"]), out
@@ -92,3 +92,18 @@ def test_a_million_documents_take_no_more_memory_than_a_tenth(
     assert again["seconds"] < 1 and again["added_bytes"] < 100_000_000
     assert again["tokens"] == 64 * 1024
     assert again["total_tokens"] > 60 * whole["tokens"] * 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("passages", [None, 512])
+def test_a_document_of_1e8_characters_is_one_like_others(
+    tmp_path: Path, small_model: Path, passages: int | None
+) -> None:
+    source, out = tmp_path / "long.jsonl", tmp_path / "store"
+    assert run("make_long", source, 10**8)["characters"] == 10**8
+    ended = run("store", source, small_model, out, "minhash", passages or 0)
+    assert (ended["read"], ended["kept"]) == (301, 298)
+    # Text, ids and hashes of one document at once, in one process.
+    assert ended["peak"] < 3_000_000_000
+    assert run("check", out)["ok"]
