@@ -90,21 +90,27 @@ def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:
         elif len(names) == 1:
             places[names[0]] = Path(text)
         else:
-            raise RunError(
-                f"--store {text}",
-                got=repr(name) if equals else "no name",
-                rule=f"must be NAME=PATH with a source of the run, {' or '.join(names)}",
-                remedy="Give --store once for each store that has moved.",
-            )
+            raise _nameless(text, names)
     return places
 
 
 def _places(plan: RunPlan, given: Path | Mapping[str, Path] | None) -> dict[str, Path]:
+    names = [source.name for source in plan.sources]
     if isinstance(given, Path):
-        assert not plan.is_mixture, "the stores of a mixture are given by source"
-        given = {plan.sources[0].name: given}
+        if plan.is_mixture:
+            raise _nameless(str(given), names)
+        given = {names[0]: given}
     moved = given or {}
     return {source.name: moved.get(source.name, Path(source.store)) for source in plan.sources}
+
+
+def _nameless(text: str, names: Sequence[str]) -> RunError:
+    return RunError(
+        "store of a mixture",
+        got=text,
+        rule=f"must be told as NAME=PATH with a source of the run, {' or '.join(names)}",
+        remedy="Name each store that has moved.",
+    )
 
 
 def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:

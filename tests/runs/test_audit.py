@@ -13,7 +13,7 @@ from reptrain.config import RunConfig
 from reptrain.errors import RunError, StoreError
 from reptrain.plan import Stream, Subset
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
-from reptrain.runs.audit import audit
+from reptrain.runs.audit import audit, store_places
 from reptrain.runs.digest import step_digest, window_digest
 from reptrain.store import open_store, tokenize
 
@@ -261,6 +261,9 @@ def test_audit_takes_a_store_that_moved_and_refuses_another(store, run, tmp_path
     moved = tmp_path / "moved"
     shutil.copytree(store.path, moved)
     assert audit(run.path, store=moved).exact
+    assert (
+        store_places(run.path, [str(moved)]) == {"data": moved} == store_places(run.path, [f"data={moved}"])
+    )
     with pytest.raises(StoreError):
         audit(run.path, store=tmp_path / "nowhere")
     source = run.plan.sources[0].model_copy(update={"store_fingerprint": "another"})

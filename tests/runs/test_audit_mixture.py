@@ -164,14 +164,16 @@ def test_audit_takes_the_stores_that_moved_by_name(
     with pytest.raises(RunError, match=r"source real: store .*must be the store that the run was trained on"):
         audit(run.path, store=store_places(run.path, [f"real={moved}"]))
     for text in (str(moved), f"other={moved}"):
-        with pytest.raises(RunError, match="must be NAME=PATH with a source of the run, real or synthetic"):
+        with pytest.raises(RunError, match="NAME=PATH with a source of the run, real or synthetic"):
             store_places(run.path, [text])
+    with pytest.raises(RunError, match="NAME=PATH with a source of the run"):
+        audit(run.path, store=moved)
 
 
 def test_audit_finds_a_config_of_other_sources(run: RunFolder) -> None:
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("    synthetic:", "    generated:"))
-    assert "the sources real, synthetic, where config.yaml asks for real, generated" in audit(run.path).text()
+    assert "the sources real, synthetic, where config.yaml asks for generated, real" in audit(run.path).text()
 
 
 def test_a_folder_refuses_a_source_with_other_text(stores: dict[str, Store], run: RunFolder) -> None:
