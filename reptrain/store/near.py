@@ -9,6 +9,7 @@ shingle_words 2: "The cat -- the CAT!"  ->  the cat | cat the | the cat
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -156,7 +157,7 @@ class SignatureWriter:
     def close(self) -> None:
         """Finish both files."""
         self._flush()
-        self._file.close()
+        _close(self._file)
         settings = self._settings
         index = np.flatnonzero(np.concatenate(self._has_words))
         signatures = open_signatures(self._paths[0], settings)
@@ -166,6 +167,7 @@ class SignatureWriter:
                 hashes = fold(rows.T.astype(np.uint64))
                 order = np.lexsort((index, hashes))
                 file.write(np.stack([hashes[order], index[order].astype(np.uint64)]).tobytes())
+            _close(file)
 
     def _flush(self) -> None:
         if self._texts:
@@ -173,6 +175,13 @@ class SignatureWriter:
             self._file.write(signed.signatures.tobytes())
             self._has_words.append(signed.has_words)
         self._texts, self._characters = [], 0
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a file whose job will be called done: it must survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
 
 
 def open_signatures(path: Path, settings: NearSettings) -> Signatures:
