@@ -10,12 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from reptrain.batch.loader import Loader
+from reptrain.batch.objectives import IGNORE
+from reptrain.config import RunConfig
 from reptrain.config.load import load_run_config
 from reptrain.demo import _in_pieces
 from reptrain.engine.loop import train
+from reptrain.engine.setup import open_data
 from reptrain.plan import Subset
 from reptrain.runs import RunFolder
+from reptrain.runs.audit import audit
 from reptrain.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +89,47 @@ def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, st
     scores = {record.set: record.nats for record in RunFolder.open(tmp_path / "run").metrics.records("valid")}
     assert scores["report"] < unigram_entropy(store, "report") - 0.5
     assert scores["select"] < unigram_entropy(store, "select") - 0.5
+
+
+def target_entropy(config: RunConfig) -> float:
+    """Nats per target of the best guess that ignores all context, over the run's own examples."""
+    data = open_data(config)
+    loader = Loader(data.stream, data.plan, data.steps, data.objective, 0, 1, config.train.batch_windows)
+    counts = torch.zeros(data.tokenizer.vocab_size)
+    for step in range(data.steps.num_steps):
+        targets = data.objective.example(loader.batch(step).micro_batches[0]).targets_BT
+        counts += torch.bincount(targets[targets != IGNORE], minlength=len(counts))
+    return float(torch.distributions.Categorical(counts / counts.sum()).entropy())
+
+
+TINY_T5 = ROOT / "configs" / "tiny" / "t5.yaml"
+
+
+def hold_half_a_nat_under_the_unigram_entropy(out: Path, config: RunConfig) -> None:
+    scores = {record.set: record.nats for record in RunFolder.open(out).metrics.records("valid")}
+    assert max(scores.values()) < target_entropy(config) - 0.5
+    assert audit(out).exact
+
+
+def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> None:
+    overrides = [
+        *(f"data.store={demo[0] / 'store'}", "data.unique_tokens=2**17", "objective.input_tokens=32"),
+        *("train.batch_windows=32", "train.total_tokens=2epochs", "evaluate.every_fraction=1"),
+    ]
+    config = load_run_config(TINY_T5, overrides)
+    assert train(config, tmp_path / "run").steps <= 300
+    hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", config)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tiny_t5_learns_as_it_stands(demo: tuple[Path, str], tmp_path: Path, ranks: int) -> None:
+    overrides = [f"data.store={demo[0] / 'store'}"]
+    command = [sys.executable, "-m", "reptrain", "launch", TINY_T5, *overrides, "--gpus", ranks]
+    command += ["--out", tmp_path / "run"]
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert RunFolder.open(tmp_path / "run").plan.step_plan().num_steps <= 300
+    hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", load_run_config(TINY_T5, overrides))
