@@ -84,9 +84,9 @@ def _below(folder: Path, source: str, names: Sequence[str]) -> Iterator[SourceFi
 
 def _remote(url: str) -> Iterator[SourceFile]:
     listing = list_remote(url)
-    names = select(listing.url, list(listing.files), listing.read)
-    if listing.folder is None:
-        names = list(listing.files)
+    names = list(listing.files)
+    if listing.folder is not None:
+        names = select(listing.url, names, listing.read)
     for name in names:
         remote = listing.files[name]
         if suffix_of(name) is None:

@@ -91,10 +91,12 @@ def test_tokenize_gives_one_fingerprint_for_every_kind_of_source(
 
 
 def test_tokenize_cuts_one_parquet_file_into_jobs_and_gives_the_same_bytes_for_any_processes(
-    table: pa.Table, model: Path, tmp_path: Path, files_of: FilesOf
+    table: pa.Table, library: Library, tmp_path: Path, files_of: FilesOf
 ) -> None:
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="none")
-    options: dict[str, Any] = {"tokenizer": model, "metadata_fields": ["id"], "tags": {"a": "b"}}
+    library.save(str(tmp_path / "t.json"))
+    options: dict[str, Any] = {"tokenizer": tmp_path / "t.json", "eos": "<|endoftext|>"}
+    options |= {"metadata_fields": ["id"], "tags": {"a": "b"}}
     for processes in (1, 2):
         tokenize([tmp_path / "a.parquet"], tmp_path / f"s{processes}", processes=processes, **options)
     assert len(open_store(tmp_path / "s1").manifest.splits["train"].shards) > 2
@@ -246,7 +248,7 @@ def test_tokenize_keeps_the_eos_that_was_asked_for(corpus: Path, library: Librar
     again = Library.from_str(json.dumps(data))
     again.add_special_tokens(["<|stop|>"])
     again.save(str(tmp_path / "t.json"))
-    asked = tokenize([corpus], tmp_path / "s", tokenizer=tmp_path / "t.json", eos="<|stop|>", processes=2)
+    asked = tokenize([corpus], tmp_path / "s", tokenizer=tmp_path / "t.json", eos="<|stop|>")
     assert asked.eos_id == again.token_to_id("<|stop|>") == open_store(tmp_path / "s").tokenizer().eos_id
     assert verify(tmp_path / "s").ok
     own = tokenize([corpus], tmp_path / "own", tokenizer=tmp_path / "t.json")
