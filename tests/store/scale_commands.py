@@ -23,13 +23,13 @@ def documents(count: int) -> Iterator[str]:
     """Texts of 2 kB on average, of words by Zipf's law; every hundredth is a near-duplicate of the last."""
     draw = np.random.default_rng(0)
     letters = np.array(list(LETTERS))
-    words = np.array(["".join(letters[draw.integers(0, 12, draw.integers(2, 10))]) for _ in range(WORDS)])
-    ranks = 1 / np.arange(1, WORDS + 1)
-    upto = np.cumsum(ranks / ranks.sum())
+    names = ["".join(letters[draw.integers(0, 12, draw.integers(2, 10))]) for _ in range(WORDS)]
+    words = np.array(names, object)
     text = ""
     for first in range(0, count, 1000):
         lengths = draw.integers(20, 2 * DOCUMENT_WORDS, min(1000, count - first))
-        drawn = words[np.searchsorted(upto, draw.random(int(lengths.sum())))]
+        # The rank of a word by Zipf's law is about uniform in its logarithm.
+        drawn = words[(WORDS ** draw.random(int(lengths.sum()))).astype(np.int64) - 1]
         for index, part in enumerate(np.split(drawn, np.cumsum(lengths)[:-1])):
             text = f"{text} {words[index]}" if index % 100 == 99 else " ".join(part)
             yield text
