@@ -179,9 +179,10 @@ def test_bad_mixture_is_refused_before_anything_is_written(
 
 
 def test_stores_of_two_tokenizers_are_refused_with_both_names(
-    mixture: MakeMixture, store_path: Path, text_file: Path, tmp_path: Path
+    mixture: MakeMixture, store_path: Path, synthetic_path: Path, tmp_path: Path
 ) -> None:
-    tokenize([text_file], tmp_path / "other", vocab_size=300, held_out_fraction=0.2)
+    text = synthetic_path.parent / "squares.jsonl"
+    tokenize([text], tmp_path / "other", vocab_size=100, num_sentinels=4, held_out_fraction=0.2)
     with pytest.raises(StoreError, match="must have been made by one tokenizer") as caught:
         train(mixture(f"data.sources.synthetic.store={tmp_path / 'other'}"), tmp_path / "run")
     assert str(store_path) in str(caught.value) and str(tmp_path / "other") in str(caught.value)
