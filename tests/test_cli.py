@@ -76,11 +76,26 @@ def test_tokenize_show_and_verify(tmp_path: Path) -> None:
     assert json.loads(made.stdout)["documents"]["kept"] == 300
     assert "train" in run("store", "show", store).stdout
     assert "as sealed" in run("store", "verify", store).stdout
+    refused = json.loads(run("store", "verify", store, "--max-overlap", 0, "--json", code=1).stdout)
+    assert not refused["ok"] and refused["max_overlap"] == 0
+    assert "above the limit 0.00%" in refused["problems"][0]
     shard = next(store.glob("train-*.arrow"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     assert shard.name in run("store", "verify", store, code=1).stdout
+
+
+def test_tokenize_takes_near_settings_and_passages(tmp_path: Path) -> None:
+    source, store = tmp_path / "text.jsonl", tmp_path / "store"
+    rows = ({"text": f"number {n} of the many that stand here, {n * n} squared"} for n in range(300))
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["tokenize", source, "--out", store, "--vocab-size", 120, "--processes", 1]
+    wide = ["--dedup", "minhash", "--near", "shingle_words=2", "--near", "threshold=0.9", "--passages", 9]
+    made = json.loads(run(*command, *wide, "--json").stdout)
+    assert made["options"]["near"]["shingle_words"] == 2 and made["options"]["passages"] == 9
+    assert made["documents"]["passages"] > made["documents"]["kept"]
+    assert run(*command, "--near", "shingles=2", code=2).stderr.startswith("error: near-duplicates shingles:")
 
 
 def test_tokenize_refuses_a_missing_file(tmp_path: Path) -> None:
