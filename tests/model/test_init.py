@@ -7,10 +7,13 @@ import hashlib
 import pytest
 import torch
 
-from reptrain.config.schema import DecoderConfig
-from reptrain.model import Decoder, build_model, parameter_groups
+from reptrain.config.schema import DecoderConfig, T5Config
+from reptrain.model import Decoder, EncoderDecoder, build_model, parameter_groups
 
 WIDE = DecoderConfig(d_model=128, num_layers=3, num_heads=4, d_ff=256, init_std=0.05)
+T5 = T5Config(
+    family="t5", d_model=64, num_encoder_layers=1, num_decoder_layers=2, num_heads=3, head_dim=32, d_ff=200
+)
 
 
 def test_build_model_is_a_function_of_the_seed_and_the_names_alone() -> None:
@@ -47,8 +50,34 @@ def test_build_model_scales_projections_into_the_residual_stream() -> None:
         assert abs(weight.mean().item()) < 5 * expected / weight.numel() ** 0.5
 
 
-def test_build_model_ties_the_head_to_the_embedding() -> None:
-    model = build_model(DecoderConfig(tie_embeddings=True), vocab_size=100, seed=1)
+def test_build_model_gives_t5_the_published_standard_deviations() -> None:
+    expected = {
+        "embedding": 1.0,
+        "table": 64**-0.5,
+        "query": (64 * 32) ** -0.5,
+        "key": 64**-0.5,
+        "value": 64**-0.5,
+        "output": (3 * 32) ** -0.5,
+        "gate": 64**-0.5,
+        "up": 64**-0.5,
+        "down": 200**-0.5,
+        "head": 64**-0.5,
+    }
+    model = build_model(T5, vocab_size=100, seed=1)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            assert (weight == 1).all()
+        else:
+            std = expected[name.split(".")[-2]]
+            # Four standard errors: the tables of biases hold 96 numbers.
+            assert weight.std().item() == pytest.approx(std, rel=4 / (2 * weight.numel()) ** 0.5), name
+
+
+@pytest.mark.parametrize(
+    "config", [DecoderConfig(tie_embeddings=True), T5.model_copy(update={"tie_embeddings": True})]
+)
+def test_build_model_ties_the_head_to_the_embedding(config: DecoderConfig | T5Config) -> None:
+    model = build_model(config, vocab_size=100, seed=1)
     assert model.head.weight is model.embedding.weight
     assert (model.head.weight != 0).any()
 
@@ -61,3 +90,12 @@ def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
     assert {id(p) for p in kept["params"]} == norms
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
     assert any(p is model.embedding.weight for p in decayed["params"])
+
+
+def test_parameter_groups_of_t5_leave_norms_and_position_biases_undecayed() -> None:
+    model: EncoderDecoder = build_model(T5, vocab_size=100, seed=1)
+    decayed, kept = parameter_groups(model, 0.1)
+    # Two norms in a layer of the encoder, three in one of the decoder; one and a table of biases in each stack.
+    assert len(kept["params"]) == 2 + 2 * 3 + 2 + 2
+    assert any(p is model.encoder.relative_bias.table.weight for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import torch
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.schema import DecoderConfig, T5Config
+from reptrain.model import relative_bias
 from reptrain.model.dropout import Dropout, DropoutContext, Site
 from reptrain.model.mlp import GatedMLP
 from reptrain.model.norm import RMSNorm
+from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.rope import rotate, rotation
 
 
@@ -52,6 +55,21 @@ def test_gated_mlp_follows_its_formula() -> None:
     gate = x @ mlp.gate.weight.T
     hidden = gate / (1 + (-gate).exp()) * (x @ mlp.up.weight.T)
     torch.testing.assert_close(mlp(x, None), hidden @ mlp.down.weight.T)
+
+
+def test_buckets_docstring_shows_what_they_are() -> None:
+    assert doctest.testmod(relative_bias) == (0, 1)
+
+
+def test_relative_bias_adds_the_number_of_the_offsets_bucket_in_each_head() -> None:
+    config = T5Config(family="t5", num_heads=2, relative_buckets=8, relative_max_distance=16)
+    for bidirectional in (False, True):
+        bias = RelativeBias(config, bidirectional=bidirectional)
+        bias_HTS = bias(25, torch.device("cpu"))
+        assert bias_HTS.shape == (2, 25, 25)
+        for query, key in [(0, 0), (0, 24), (24, 0), (7, 5), (5, 7)]:
+            bucket = bias.buckets(torch.tensor([key - query]))
+            assert torch.equal(bias_HTS[:, query, key], bias.table.weight[bucket[0]])
 
 
 def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:
