@@ -95,7 +95,7 @@ def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
 def test_parameter_groups_of_t5_leave_norms_and_position_biases_undecayed() -> None:
     model: EncoderDecoder = build_model(T5, vocab_size=100, seed=1)
     decayed, kept = parameter_groups(model, 0.1)
-    # Two norms in a layer of the encoder, three in one of the decoder; one and a table of biases in each stack.
+    # Two norms in a layer of the encoder, three in one of the decoder; a norm and a table for each stack.
     assert len(kept["params"]) == 2 + 2 * 3 + 2 + 2
     assert any(p is model.encoder.relative_bias.table.weight for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
