@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from reptrain.errors import StoreError, TextError, TokenizerError
 from reptrain.store import Split, Store, open_store, tokenize, verify
@@ -207,14 +208,16 @@ def test_tokenize_refuses_a_folder_without_text(tmp_path: Path) -> None:
         tokenize([tmp_path], tmp_path / "s")
 
 
-def test_tokenize_refuses_a_tokenizer_without_eos(
-    corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        SentencePieceTokenizer, "eos_id", property(lambda self: -1, lambda self, value: None), raising=False
-    )
+def test_tokenize_refuses_a_tokenizer_without_eos(corpus: Path, texts: list[str], tmp_path: Path) -> None:
+    model = tmp_path / "endless.model"
+    with model.open("wb") as writer:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=writer, vocab_size=40, eos_id=-1, minloglevel=2
+        )
     with pytest.raises(TokenizerError, match="must have an end-of-sentence piece"):
         tokenize([corpus], tmp_path / "s", tokenizer=model)
+    assert tokenize([corpus], tmp_path / "s", tokenizer=model, eos="<s>").eos_id == 1
+    assert open_store(tmp_path / "s").tokenizer().eos_id == 1
 
 
 def test_tokenize_counts_documents_without_tokens(
