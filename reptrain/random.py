@@ -43,6 +43,7 @@ _DRAW, _DERIVE = np.uint64(0), np.uint64(1)
 
 GAMMA = 0x9E3779B97F4A7C15
 MULTIPLY = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_UNMULTIPLY = tuple(np.uint64(pow(factor, -1, 2**64)) for factor in MULTIPLY)
 
 # Below a side of 64 a round mixes little: at n = 8, chi-squared over the images of four indices still
 # tells 12 rounds from uniform, and 16 no more. Ten are what FF1 (NIST SP 800-38G) takes for large sets.
@@ -146,6 +147,16 @@ def mix(x: UInt64s) -> UInt64s:
     x ^= x >> np.uint64(27)
     x *= np.uint64(MULTIPLY[1])
     x ^= x >> np.uint64(31)
+    return x
+
+
+def unmix(x: UInt64s) -> UInt64s:
+    """The inverse of `mix`: which number is mixed to each. Changes a uint64 array in place."""
+    x ^= x >> np.uint64(31) ^ x >> np.uint64(62)
+    x *= _UNMULTIPLY[1]
+    x ^= x >> np.uint64(27) ^ x >> np.uint64(54)
+    x *= _UNMULTIPLY[0]
+    x ^= x >> np.uint64(30) ^ x >> np.uint64(60)
     return x
 
 

@@ -37,8 +37,9 @@ def batch_digest(batch: MicroBatch) -> Tensor:
     Returns:
         int64 scalar on the batch's device; as an unsigned number it is `value % 2**64`.
     """
-    place_L = torch.arange(1, batch.tokens_BL.shape[1] + 1, device=batch.tokens_BL.device)
-    hashed_BL = _m(batch.tokens_BL + (place_L << 32))
-    sum_B = torch.where(place_L <= batch.length_B[:, None], hashed_BL, 0).sum(dim=1)
+    offset_L = torch.arange(batch.tokens_BL.shape[1], device=batch.tokens_BL.device)
+    base_BL = (batch.start_B[:, None] + (offset_L + 1)) * _signed(GAMMA)
+    hashed_BL = _mix(batch.tokens_BL + base_BL)
+    sum_B = torch.where(offset_L < batch.length_B[:, None], hashed_BL, 0).sum(dim=1)
     digest_B = _mix(sum_B + _m(_m(batch.start_B) + batch.length_B))
     return torch.where(batch.length_B > 0, digest_B, 0).sum()
