@@ -77,7 +77,7 @@ def _tell(data: Any, text: str, *, as_json: bool) -> None:
 def demo(
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", help="Your own .txt, .jsonl or .jsonl.gz instead of Python's docs."),
+        typer.Option("--text", help="Your own files or folders, instead of Python's docs."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Its folder; runs/demo, or runs/demo-quick, if left out.")
@@ -145,6 +145,9 @@ def tokenize(
         ),
     ] = None,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
+    num_sentinels: Annotated[
+        int, typer.Option("--num-sentinels", help="Of them, those kept for spans that are hidden.")
+    ] = 32,
     dedup: Annotated[
         Literal["none", "exact", "minhash", "group"],
         typer.Option(
@@ -174,7 +177,10 @@ def tokenize(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", help="Worker processes; the bytes are the same.")
+        int,
+        typer.Option(
+            "--processes", help="Worker processes; the bytes are the same.", show_default="one for each core"
+        ),
     ] = 0,
     text_field: Annotated[
         str,
@@ -210,6 +216,7 @@ def tokenize(
             out,
             tokenizer=tokenizer,
             vocab_size=vocab_size,
+            num_sentinels=num_sentinels,
             dedup=dedup,
             near=near_settings(near) if near else None,
             passages=passages,

@@ -10,10 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
+
+# An example that meets a busy machine, or an import, may take longer than hypothesis' 200 ms.
+hypothesis.settings.register_profile("reptrain", deadline=None)
+hypothesis.settings.load_profile("reptrain")
 
 TINY: dict[str, Any] = {
     "data": {"unique_tokens": 5_000, "window_tokens": 32},

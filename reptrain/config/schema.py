@@ -244,7 +244,7 @@ class ExampleShape(NamedTuple):
 
 
 class OptimizerConfig(Frozen):
-    """AdamW (Loshchilov & Hutter 2019). Norms take no weight decay."""
+    """AdamW (Loshchilov & Hutter 2019). Norms and T5's position biases take no weight decay."""
 
     name: Literal["adamw"] = "adamw"
     """The optimizer."""

@@ -15,7 +15,7 @@ from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
 from reptrain.engine.zero import deepspeed_config
 from reptrain.errors import StoreError
-from reptrain.model import Decoder, build_model
+from reptrain.model import Decoder, EncoderDecoder, build_model
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
@@ -121,7 +121,9 @@ class Training:
     sets: list[EvaluationSet]
 
 
-def build_engine(config: RunConfig, model: Decoder, *, world: World, micro_batch_windows: int) -> Any:
+def build_engine(
+    config: RunConfig, model: Decoder | EncoderDecoder, *, world: World, micro_batch_windows: int
+) -> Any:
     """Put the model on its device under DeepSpeed."""
     import deepspeed
 
