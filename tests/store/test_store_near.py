@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 from reptrain.errors import StoreError
 from reptrain.store import NearSettings, Store, near_settings, open_store, tokenize, verify
-from reptrain.store.clusters import find_clusters, unite
+from reptrain.store.clusters import decide_near, find_clusters, unite
+from reptrain.store.jobs import plan_jobs
+from reptrain.store.manifest import Dedup
 from reptrain.store.near import SignatureWriter, sign
-from reptrain.store.scan import Scan
+from reptrain.store.scan import KEPT, NEAR_DUPLICATE, Scan, ScanTask, decide, scan_job
+from reptrain.store.sources import expand_sources
 from reptrain.store.work import Work
 from reptrain.text import stdlib_documents
+from reptrain.text.documents import Fields
 
 GOLDEN = [
     [3314923851, 3422554085, 3535250984, 3243807544],
@@ -184,6 +188,34 @@ def test_find_clusters_joins_a_group_larger_than_its_neighbourhood(
     words = [f"w{index}" for index in range(300)]
     texts = [" ".join([*words[:150], f"x{number}", *words[150:]]) for number in range(40)]
     assert cluster(texts, 3, NEAR, tmp_path) == [0] * 40
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dedup=st.sampled_from(["minhash", "group"]),
+    job=st.sampled_from([3000, 10**6]),
+)
+def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Dedup, job: int) -> None:
+    draw = random.Random(seed)
+    plain = [" ".join(f"w{draw.randrange(999)}" for _ in range(100)) for _ in range(20)]
+    texts, clusters = planted(plain, seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        patch.setattr("reptrain.store.jobs._SMALLEST_JOB_BYTES", job)
+        work = Work(Path(folder))
+        work.folder.mkdir()
+        jobs = plan_jobs(expand_sources([write(Path(folder) / "web.jsonl", texts)]), Fields())
+        scans = [scan_job(ScanTask(job, Fields(), work, NEAR)) for job in jobs]
+        decide(work, scans, dedup=dedup, held_out_fraction=0.5)
+        options: dict[str, Any] = {"dedup": dedup, "held_out_fraction": 0.5, "progress": lambda *_: None}
+        found = decide_near(work, scans, NEAR, **options)
+        fates = np.concatenate([np.load(work.fates(job.index)) for job in jobs])
+    for first, *others in clusters:
+        assert fates[first] >= KEPT
+        assert set(fates[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else fates[first]}
+    assert found.fates.tolist() == np.bincount(fates, minlength=KEPT + 3).tolist()
+    assert found.largest == max(map(len, clusters))
 
 
 @pytest.mark.parametrize("seed", range(2))
