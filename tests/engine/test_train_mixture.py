@@ -82,6 +82,16 @@ def test_each_source_is_scored_on_its_own(finished: RunFolder) -> None:
     }
 
 
+def test_t5_trains_on_a_mixture_under_span_corruption(mixture: MakeMixture, tmp_path: Path) -> None:
+    small = "num_encoder_layers: 1, num_decoder_layers: 1, num_heads: 2, head_dim: 8, d_ff: 48"
+    config = mixture(f"model={{family: t5, d_model: 32, {small}}}", "objective.name=span_corruption")
+    assert train(config, tmp_path / "run").state == "done"
+    report = audit(tmp_path / "run")
+    assert report.exact and report.complete, report.text()
+    losses = [record.loss_nats for record in RunFolder.open(tmp_path / "run").metrics.records("train")]
+    assert losses[-1] < losses[0] - 0.5
+
+
 def test_killed_and_resumed_equals_unbroken(
     finished: RunFolder, mixture: MakeMixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
