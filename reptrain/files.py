@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
@@ -19,11 +21,25 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
         OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
     """
     pieces = [data] if isinstance(data, (str, bytes)) else data
+    with replacing(path) as file:
+        for piece in pieces:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file under a temporary name in the same folder, which takes its place when all went well.
+
+    Args:
+        path: The file to make or to replace.
+
+    Raises:
+        OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece.encode() if isinstance(piece, str) else piece)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())

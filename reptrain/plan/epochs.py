@@ -137,6 +137,15 @@ class EpochPlan:
     def _order_key(self, epoch: Int64s) -> random.UInt64s:
         return random.key(self.seed, "order", epoch if self.order == "reshuffle" else 0)
 
+    def indices_of(self, position: int, epoch: Int64s) -> Int64s:
+        """The global index, in each of these epochs, of the window that holds a position of the subset.
+
+        In the order `mixed` an epoch is one of the ceil(k) copies that are shuffled, and an index may lie
+        behind the run's last.
+        """
+        boundary = self._boundary(epoch)
+        return self._global_index(epoch, (position - boundary) // self.window_tokens)
+
     def _global_index(self, epoch: Int64s, window: Int64s) -> Int64s:
         """The inverse of `locate`."""
         per_epoch = self.windows_per_epoch
@@ -147,12 +156,15 @@ class EpochPlan:
 
     def _span(self, epoch: Int64s, window: Int64s) -> tuple[Int64s, Int64s]:
         """Start and length in the stream of a window of an epoch."""
-        offset = self.offset(epoch)
-        boundary = np.where(offset > 0, offset - self.window_tokens, 0)
-        start = boundary + window * self.window_tokens
+        start = self._boundary(epoch) + window * self.window_tokens
         end = np.minimum(start + self.window_tokens, self.unique_tokens)
         start = np.maximum(start, 0)
         return start, end - start
+
+    def _boundary(self, epoch: Int64s) -> Int64s:
+        """Where window 0 of each epoch would begin if it were a full one: at most 0."""
+        offset = self.offset(epoch)
+        return np.where(offset > 0, offset - self.window_tokens, 0)
 
     def offset(self, epoch: Int64s) -> Int64s:
         """Tokens before the first boundary of each epoch; 0 where the first window is a full one."""

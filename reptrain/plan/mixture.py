@@ -139,6 +139,19 @@ class MixturePlan:
             for plan, start, end in zip(self.plans, before, after, strict=True)
         )
 
+    def index_of(self, source: int, local: int) -> int:
+        """The global index of a source's window number `local`, by bisection: the inverse of its turns."""
+        if len(self.plans) == 1:
+            return local
+        low, high = local, self.total_windows - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self.interleaving.counts_before(middle + 1)[source] > local:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
     def source_at(self, global_index: int) -> int:
         """The place of the source whose turn it is."""
         return int(self.interleaving.locate(np.asarray([global_index])).source[0])

@@ -73,6 +73,19 @@ class Stream:
             tokens_BL[rows], _ = self.subsets[source].tokens(local, length_B[rows], width)
         return tokens_BL, length_B
 
+    def flat(self, start_N: Int64s, length_N: Int64s) -> npt.NDArray[np.unsignedinteger]:
+        """Parts of one source, one after another, as its store holds them: uint16 or uint32.
+
+        Args:
+            start_N: int64 [N], first position of each part in the stream.
+            length_N: int64 [N], tokens of each.
+
+        Raises:
+            PlanError: If a part leaves the source of the first.
+        """
+        source = int(self.source_of(int(start_N[0])))
+        return self.subsets[source].flat(start_N - self.starts[source], length_N)
+
     def read(self, start: int, length: int) -> Int64s:
         """Tokens [start, start + length) of the stream, within one source, int64."""
         return self._of_source(Subset.read, start, length)

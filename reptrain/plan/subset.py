@@ -115,16 +115,36 @@ class Subset:
         tokens_BL[present_BL] = self._split.read(*self._pieces(start_B, length_B))
         return tokens_BL, length_B
 
+    def flat(self, start_N: Int64s, length_N: Int64s) -> npt.NDArray[np.unsignedinteger]:
+        """Parts of the stream, one after another, as the store holds them: uint16 or uint32.
+
+        Args:
+            start_N: int64 [N], first position of each part.
+            length_N: int64 [N], tokens of each.
+
+        Raises:
+            PlanError: If a part leaves the stream.
+        """
+        self._check(start_N, length_N)
+        return self._split.read(*self._pieces(start_N, length_N))
+
     def read(self, start: int, length: int) -> Int64s:
         """Tokens [start, start + length) of the stream, int64."""
         return self.tokens(np.asarray([start]), np.asarray([length]), length)[0].reshape(-1)
 
     def documents(self, start: int, length: int) -> list[str]:
         """Ids of the documents that have tokens in [start, start + length) of the stream, in order."""
+        return [identity for identity, _ in self.passages(start, length)]
+
+    def passages(self, start: int, length: int) -> list[tuple[str, int]]:
+        """The documents in [start, start + length) of the stream, each with its tokens there, in order."""
         start_B, length_B = np.asarray([start]), np.asarray([length])
         self._check(start_B, length_B)
         pieces = self._pieces(start_B, length_B)
-        return [self._split.document_id(int(index)) for index in pieces.document]
+        return [
+            (self._split.document_id(int(index)), int(tokens))
+            for index, tokens in zip(pieces.document, pieces.length, strict=True)
+        ]
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
         bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > self.unique_tokens)

@@ -7,31 +7,25 @@ was taken from the tensors that the model saw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
+from reptrain.config import config_fingerprint
 from reptrain.errors import RunError
-from reptrain.plan import Stream, Subset, Windows
-from reptrain.runs.audit_report import AuditReport, Problem, SourceAudit
-from reptrain.runs.exposures import Exposures, Stretches
+from reptrain.plan import Stream, Subset
+from reptrain.runs.audit_report import AuditReport
+from reptrain.runs.exposures_file import check_target, write_exposures
 from reptrain.runs.folder import RunFolder
-from reptrain.runs.ledger import LedgerRecord, SourceShare
-from reptrain.runs.rehash import WindowDigests
+from reptrain.runs.ledger_columns import column_chunks
+from reptrain.runs.recount import Recount
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.store import Store, open_store, verify
 
 Progress = Callable[[str, int, int], None]
-Int64s = npt.NDArray[np.int64]
 
-_LISTED = 10
-# Windows derived at once: bounds the memory, and spreads the cost of a call over many.
-_CHUNK_WINDOWS = 1 << 15
+# Windows derived at once: bounds the memory, and lets a token be hashed once for many windows.
+_CHUNK_WINDOWS = 1 << 20
 
 
 def audit(
@@ -40,6 +34,7 @@ def audit(
     store: Path | Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     verify_store: bool = True,
+    exposures: Path | None = None,
 ) -> AuditReport:
     """Recount a run.
 
@@ -48,16 +43,20 @@ def audit(
         store: Where the store is now, or in a mixture the stores by source; None: where plan.json says.
         progress: Called with a stage, the steps done and all steps.
         verify_store: Hash the shards of the stores again.
+        exposures: Also write how often each token was consumed to this Arrow file (`runs/exposures_file.py`).
 
     Raises:
-        RunError: If the folder is no run's, a line of its ledger is no record, or a store is another.
+        RunError: If the folder is no run's, a line of its ledger is no record, a store is another, or the
+            file for the exposures cannot be written or is something else.
         StoreError: If a store cannot be opened.
     """
     folder = RunFolder.open(run)
+    if exposures is not None:
+        check_target(exposures)
     plan = folder.plan
     stores = {name: open_store(path) for name, path in _places(plan, store).items()}
     stream = Stream([_subset(plan, source, stores[source.name]) for source in plan.sources])
-    recount = _Recount(plan, stores, stream)
+    recount = Recount(plan, stores, stream)
     if verify_store:
         for path in dict.fromkeys(store.path for store in stores.values()):
             for message in verify(path, progress).problems:
@@ -68,10 +67,14 @@ def audit(
             recount.problem(f"the order of documents cached for {path} is not the one that the seed gives")
     _check_config(folder, stores, stream, recount)
     num_steps = plan.step_plan().num_steps
-    for records in _chunks(folder.ledger.records(), plan.batch_windows):
+    names = [source.name for source in plan.sources] if plan.is_mixture else []
+    size = max(1, _CHUNK_WINDOWS // plan.batch_windows)
+    for records in column_chunks(folder.ledger.records(), names, size):
         recount.add(records)
         if progress is not None:
-            progress("audit", records[-1].step + 1, num_steps)
+            progress("audit", min(int(records.step[-1]) + 1, num_steps), num_steps)
+    if exposures is not None:
+        write_exposures(exposures, recount.stretches(), stream, [source.name for source in plan.sources])
     return recount.report(done=folder.status().state == "done", store_verified=verify_store)
 
 
@@ -133,7 +136,7 @@ def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:
     return subset
 
 
-def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream, recount: _Recount) -> None:
+def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream, recount: Recount) -> None:
     """The plan must be what config.yaml asks for."""
     names, wanted = [*stores], [*folder.config.sources]
     if names != wanted:
@@ -146,210 +149,7 @@ def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream
     for key, value in facts.items():
         if value != asked[key]:
             recount.problem(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")
-
-
-def _chunks(records: Iterator[LedgerRecord], batch_windows: int) -> Iterator[list[LedgerRecord]]:
-    size = max(1, _CHUNK_WINDOWS // batch_windows)
-    while chunk := list(islice(records, size)):
-        yield chunk
-
-
-class _Shares(NamedTuple):
-    """By record and source: int64 [R, S]."""
-
-    windows_RS: Int64s
-    tokens_RS: Int64s
-
-
-class _Recount:
-    """Counts and problems so far; `add` takes the ledger piece by piece."""
-
-    def __init__(self, plan: RunPlan, stores: Mapping[str, Store], stream: Stream) -> None:
-        self._plan = plan
-        self._stores = stores
-        self._mixture = plan.mixture_plan()
-        self._steps = plan.step_plan()
-        self._stream = stream
-        self._digests = WindowDigests(stream, self._mixture)
-        self._exposures = Exposures([*stream.starts, stream.unique_tokens])
-        self._problems: list[Problem] = []
-        self._num_problems = 0
-        self._next_step = 0
-        self._waits: LedgerRecord | None = None
-        self._windows = np.zeros(len(plan.sources), dtype=np.int64)
-        self._tokens = np.zeros(len(plan.sources), dtype=np.int64)
-        self._applied = 0
-
-    def problem(
-        self, message: str, record: LedgerRecord | None = None, *, document: str | None = None
-    ) -> None:
-        """Note a problem; the first ones are kept in full."""
-        self._num_problems += 1
-        if len(self._problems) < _LISTED:
-            step, index = (record.step, record.first_index) if record else (None, None)
-            self._problems.append(Problem(message=message, step=step, index=index, document=document))
-
-    def add(self, records: list[LedgerRecord]) -> None:
-        """Check the next records and count their exposures."""
-        placed = [record for record in records if self._in_sequence(record)]
-        if not placed:
-            return
-        first = np.asarray([record.first_index for record in placed])
-        count = np.asarray([record.windows for record in placed])
-        offset = np.cumsum(count) - count
-        index = np.repeat(first - offset, count) + np.arange(int(count.sum()))
-        found = self._mixture.locate(index)
-        applied = np.asarray([record.applied for record in placed])
-        used = np.repeat(applied, count)
-        self._exposures.add(found.start[used], found.length[used])
-        self._applied += int(applied.sum())
-        digest = np.add.reduceat(self._digests.of(found), offset)
-        shares = self._shares(found, offset)
-        self._windows += shares.windows_RS[applied].sum(axis=0)
-        self._tokens += shares.tokens_RS[applied].sum(axis=0)
-        for place, record in enumerate(placed):
-            derived = f"{int(digest[place]):016x}"
-            if record.digest != derived:
-                first_window = int(found.start[offset[place]]), int(found.length[offset[place]])
-                self._wrong_digest(record, derived, *first_window)
-            self._check_counts(record, shares.windows_RS[place], shares.tokens_RS[place])
-
-    def _shares(self, found: Windows, offset: Int64s) -> _Shares:
-        """Windows and tokens by record and source."""
-        of_source = found.source[:, None] == np.arange(len(self._plan.sources))
-        return _Shares(
-            np.add.reduceat(of_source.astype(np.int64), offset),
-            np.add.reduceat(of_source * found.length[:, None], offset),
-        )
-
-    def _check_counts(self, record: LedgerRecord, windows_S: Int64s, tokens_S: Int64s) -> None:
-        """The record's tokens and epochs must be the plan's."""
-        before = self._mixture.interleaving.counts_before(record.first_index)
-        epochs = [
-            count // source.windows_per_epoch
-            for count, source in zip(before, self._plan.sources, strict=True)
-        ]
-        tokens, epoch = int(tokens_S.sum()), epochs[self._mixture.source_at(record.first_index)]
-        if record.tokens != tokens or record.epoch != epoch:
-            self.problem(
-                f"{record.tokens} tokens in epoch {record.epoch} in the ledger,"
-                f" {tokens} in epoch {epoch} by the plan",
-                record,
-            )
-        if not self._plan.is_mixture:
-            return
-        told = record.sources or {}
-        for place, source in enumerate(self._plan.sources):
-            share = SourceShare(
-                windows=int(windows_S[place]), tokens=int(tokens_S[place]), epoch=epochs[place]
-            )
-            if told.get(source.name) != share:
-                self.problem(
-                    f"source {source.name}: {told.get(source.name) or 'nothing'} in the ledger,"
-                    f" {share} by the plan",
-                    record,
-                )
-
-    def report(self, *, done: bool, store_verified: bool) -> AuditReport:
-        """The answer for all records added."""
-        windows = int(self._windows.sum())
-        if self._waits is not None and done:
-            self._not_applied(self._waits)
-        if done and windows < self._plan.total_windows:
-            self.problem(
-                f"status.json says done, but the ledger ends after window {windows}"
-                f" of {self._plan.total_windows}"
-            )
-        stretches = self._exposures.stretches()
-        sources = tuple(self._of_source(place, stretches) for place in range(len(self._plan.sources)))
-        return AuditReport(
-            exact=self._num_problems == 0,
-            complete=done and windows == self._plan.total_windows,
-            exposures=stretches.histogram(),
-            epochs=str(Fraction(windows, self._mixture.windows_per_epoch)),
-            steps=self._applied,
-            windows=windows,
-            total_windows=self._plan.total_windows,
-            tokens_consumed=int(self._tokens.sum()),
-            unique_tokens=self._plan.unique_tokens,
-            sources=sources,
-            store_verified=store_verified,
-            num_problems=self._num_problems,
-            problems=tuple(self._problems),
-        )
-
-    def _of_source(self, place: int, stretches: Stretches) -> SourceAudit:
-        """What was consumed of a source; a token used more or less often than planned is a problem."""
-        source, start = self._plan.sources[place], int(self._stream.starts[place])
-        windows = int(self._windows[place])
-        within = stretches.between(start, start + source.unique_tokens)
-        self._check_exposures(source, windows, within)
-        return SourceAudit(
-            name=source.name,
-            tags=_tags(self._stores[source.name]),
-            exposures=within.histogram(),
-            epochs=str(Fraction(windows, source.windows_per_epoch)),
-            windows=windows,
-            total_windows=source.total_windows,
-            tokens_consumed=int(self._tokens[place]),
-            unique_tokens=source.unique_tokens,
-        )
-
-    def _in_sequence(self, record: LedgerRecord) -> bool:
-        """Whether the record names windows of the run; notes where steps are left out or come twice."""
-        if self._waits is not None and record.step != self._waits.step:
-            self._not_applied(self._waits)
-            self._next_step = self._waits.step + 1
-        if record.step != self._next_step:
-            self.problem(f"comes where step {self._next_step} should", record)
-        self._next_step = record.step + record.applied
-        self._waits = None if record.applied else record
-        if record.step >= self._steps.num_steps:
-            self.problem(f"lies behind the run's {self._steps.num_steps} steps", record)
-            return False
-        first, count = self._steps.window_range(record.step)
-        if (record.first_index, record.windows) != (first, count):
-            self.problem(
-                f"{record.windows} windows from {record.first_index} in the ledger,"
-                f" {count} from {first} by the plan",
-                record,
-            )
-        fits = record.first_index + record.windows <= self._plan.total_windows
-        return fits and record.windows <= self._plan.batch_windows
-
-    def _not_applied(self, record: LedgerRecord) -> None:
-        self.problem(f"step {record.step} was not applied, and its windows were not tried again", record)
-
-    def _wrong_digest(self, record: LedgerRecord, derived: str, start: int, length: int) -> None:
-        # The sum over several windows does not tell which of them is wrong.
-        alone = record.windows == 1
-        last = record.first_index + record.windows - 1
-        self.problem(
-            f"digest {record.digest} in the ledger, {derived} from the store,"
-            f" for global indices {record.first_index} to {last}: the model saw other tokens",
-            record,
-            document=self._stream.documents(start, length)[0] if alone else None,
-        )
-
-    def _check_exposures(self, source: SourcePlan, windows: int, stretches: Stretches) -> None:
-        whole, rest = divmod(windows, source.windows_per_epoch)
-        allowed = [whole, whole + 1] if rest else [whole]
-        start, end, times = stretches
-        for number in np.unique(times[~np.isin(times, allowed)]):
-            where = np.flatnonzero(times == number)
-            tokens, first = int((end - start)[where].sum()), int(start[where[0]])
-            self.problem(
-                f"{f'source {source.name}: ' if self._plan.is_mixture else ''}"
-                f"{tokens} tokens were consumed {number} times, not {' or '.join(map(str, allowed))};"
-                f" the first stands at {first} of the stream",
-                document=self._stream.documents(first, 1)[0],
-            )
-
-
-def _tags(store: Store) -> dict[str, str]:
-    """What the text of a store was tagged with, such as `synthetic`: what model wrote it."""
-    values: dict[str, set[str]] = {}
-    for source in store.manifest.sources:
-        for key, value in source.tags.items():
-            values.setdefault(key, set()).add(value)
-    return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
+    made, found = folder.plan.config_fingerprint, config_fingerprint(folder.config)
+    # Another release may have other settings, and so other fingerprints.
+    if made != found and folder.environment.get("packages", {}).get("reptrain") == version("reptrain"):
+        recount.problem(f"config.yaml has the fingerprint {found}, where plan.json has {made}: it was edited")

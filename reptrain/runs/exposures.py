@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
+from reptrain.runs.cuts import Cuts
 
-# Windows that wait before they are merged: bounds the memory and makes merging rare.
-_WAITING = 1 << 20
+Int64s = npt.NDArray[np.int64]
 
 
 class Stretches(NamedTuple):
@@ -22,16 +21,23 @@ class Stretches(NamedTuple):
     times: Int64s
 
     def between(self, first: int, end: int) -> Stretches:
-        """Those within [first, end) of the stream."""
-        within = (self.start >= first) & (self.end <= end)
-        return Stretches(self.start[within], self.end[within], self.times[within])
+        """Those within [first, end) of the stream, cut off at its bounds."""
+        within = slice(
+            int(np.searchsorted(self.end, first, side="right")), int(np.searchsorted(self.start, end))
+        )
+        start, stop = np.maximum(self.start[within], first), np.minimum(self.end[within], end)
+        return Stretches(start, stop, self.times[within])
 
     def histogram(self) -> dict[int, int]:
         """Number of tokens by number of exposures."""
-        order = np.argsort(self.times, kind="stable")
-        counts, first = np.unique(self.times[order], return_index=True)
-        tokens = np.add.reduceat((self.end - self.start)[order], first)
+        counts, place = np.unique(self.times, return_inverse=True)
+        tokens = np.zeros(counts.size, dtype=np.int64)
+        np.add.at(tokens, place, self.end - self.start)
         return {int(count): int(number) for count, number in zip(counts, tokens, strict=True)}
+
+    def each(self) -> Int64s:
+        """The count of every token, from the first stretch to the last: keep the stretch short."""
+        return np.repeat(self.times, self.end - self.start)
 
 
 class Exposures:
@@ -39,7 +45,7 @@ class Exposures:
 
     Windows [0 4) [0 4) [4 6) of 8 tokens:  +2 at 0, -1 at 4, -1 at 6  ->  2 2 2 2 1 1 0 0
 
-    So the memory follows the number of distinct window boundaries, not of tokens.
+    So the memory follows the number of distinct window boundaries, 12 bytes for each, not of tokens.
 
     Args:
         bounds: 0, where each further source begins, and the tokens of the stream: no stretch goes across.
@@ -47,37 +53,25 @@ class Exposures:
 
     def __init__(self, bounds: Sequence[int]) -> None:
         self._position = np.asarray(bounds, dtype=np.int64)
-        self._change = np.zeros(len(bounds), dtype=np.int64)
-        self._waiting: list[tuple[Int64s, Int64s]] = []
-        self._num_waiting = 0
+        self._change = np.zeros(len(bounds), dtype=np.int32)
 
-    def add(self, start_N: Int64s, length_N: Int64s) -> None:
+    def add(self, cuts: Cuts, chosen: npt.NDArray[np.bool_] | None = None) -> None:
         """Count one exposure of every token of these windows.
 
         Args:
-            start_N: int64 [N], first position of each window in the stream.
-            length_N: int64 [N], its tokens.
+            cuts: The windows.
+            chosen: bool [N], the windows that count; None counts all.
         """
-        self._waiting.append((start_N, start_N + length_N))
-        self._num_waiting += start_N.size
-        if self._num_waiting >= _WAITING:
-            self._merge()
+        change = cuts.changes(chosen).astype(np.int32)
+        place = np.searchsorted(self._position, cuts.boundary)
+        is_known = self._position[np.minimum(place, self._position.size - 1)] == cuts.boundary
+        self._change[place[is_known]] += change[is_known]
+        is_new = ~is_known & (change != 0)
+        if is_new.any():
+            self._position = np.insert(self._position, place[is_new], cuts.boundary[is_new])
+            self._change = np.insert(self._change, place[is_new], change[is_new])
 
     def stretches(self) -> Stretches:
         """The counts of all tokens, from the first to the last of the stream."""
-        self._merge()
-        times = np.cumsum(self._change)[:-1]
+        times = np.cumsum(self._change, dtype=np.int64)[:-1]
         return Stretches(self._position[:-1], self._position[1:], times)
-
-    def _merge(self) -> None:
-        if not self._waiting:
-            return
-        starts, ends = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting, self._num_waiting = [], 0
-        begun, times_begun = np.unique(starts, return_counts=True)
-        ended, times_ended = np.unique(ends, return_counts=True)
-        position = np.concatenate([self._position, begun, ended])
-        change = np.concatenate([self._change, times_begun, -times_ended])
-        order = np.argsort(position, kind="stable")
-        self._position, first = np.unique(position[order], return_index=True)
-        self._change = np.add.reduceat(change[order], first)

@@ -1,70 +1,100 @@
-"""Digests of windows, derived from the store; a window that comes again is hashed once."""
+"""Digests of windows, derived from the store: each token is hashed once for all its windows.
+
+windows [0 4) [2 6):    segments [0 2) [2 4) [4 6), hashed once each; a window is a sum of neighbours
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.plan import MixturePlan, Stream, Windows
-from reptrain.runs.digest import window_digest
+from reptrain.plan import Stream
+from reptrain.runs.cuts import Cuts
+from reptrain.runs.digest import place_base, token_hash, window_digest_of_sum
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
 # Tokens hashed at once: their temporaries stay inside a core's cache.
-_BATCH_TOKENS = 1 << 16
-# Entries of the table of known digests (9 bytes each); plans with more windows are hashed as they come.
-_LARGEST_TABLE = 1 << 25
+_PIECE_TOKENS = 1 << 14
+# Tokens of one call to a thread, and calls handed out ahead: bounds what waits.
+_TASK_TOKENS = 1 << 20
 
 
-class WindowDigests:
-    """Digests by place in the stream.
+def window_digests(stream: Stream, cuts: Cuts, *, threads: int | None = None) -> UInt64s:
+    """The digests of windows: uint64 [N].
 
     Args:
         stream: Where the tokens come from.
-        plan: Where windows may lie.
+        cuts: The windows, each within one source.
+        threads: None takes as many as this process has cores.
     """
+    start_N = cuts.boundary[cuts.first]
+    length_N = cuts.boundary[cuts.last] - start_N
+    # Between two boundaries there may be tokens of no window: they are not read.
+    is_covered = np.cumsum(cuts.changes())[:-1] > 0
+    sums = np.zeros(cuts.boundary.size, dtype=np.uint64)
+    begin, end = cuts.boundary[:-1][is_covered], cuts.boundary[1:][is_covered]
+    sums[1:][is_covered] = segment_sums(stream, begin, end - begin, threads=threads)
+    np.cumsum(sums, out=sums)
+    return window_digest_of_sum(sums[cuts.last] - sums[cuts.first], start_N, length_N)
 
-    def __init__(self, stream: Stream, plan: MixturePlan) -> None:
-        self._stream = stream
-        self._width = plan.window_tokens
-        self._is_fixed = np.asarray([source.cut == "fixed" for source in plan.plans])
-        self._unique = np.asarray([source.unique_tokens for source in plan.plans], dtype=np.int64)
-        slots = [
-            source.windows_per_epoch if source.cut == "fixed" else source.unique_tokens + self._width + 1
-            for source in plan.plans
-        ]
-        self._first_slot = np.cumsum([0, *slots[:-1]], dtype=np.int64)
-        self._remembers = sum(slots) <= _LARGEST_TABLE
-        self._known = np.zeros(sum(slots) if self._remembers else 0, dtype=bool)
-        self._digest = np.zeros(self._known.size, dtype=np.uint64)
 
-    def of(self, windows: Windows) -> UInt64s:
-        """Digests of windows that the plan located: uint64 [N]."""
-        if not self._remembers:
-            return self._compute(windows.start, windows.length)
-        slot = self._slot(windows)
-        new = np.flatnonzero(~self._known[slot])
-        slots, first = np.unique(slot[new], return_index=True)
-        self._digest[slots] = self._compute(windows.start[new[first]], windows.length[new[first]])
-        self._known[slots] = True
-        return self._digest[slot]
+def segment_sums(stream: Stream, start_N: Int64s, length_N: Int64s, *, threads: int | None = None) -> UInt64s:
+    """Sums of the hashes of the tokens in segments of the stream: uint64 [N].
 
-    def _slot(self, windows: Windows) -> Int64s:
-        """A number for each distinct window.
+    Args:
+        stream: Where the tokens come from.
+        start_N: int64 [N], ascending: first position of each segment.
+        length_N: int64 [N], at least 1: its tokens, all of one source.
+        threads: None takes as many as this process has cores.
+    """
+    sums = np.empty(start_N.size, dtype=np.uint64)
+    # numpy's loops run beside one another: they hold no lock of the interpreter.
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
 
-        Only the window at the head of a source has several lengths; elsewhere the start tells it all.
-        """
-        source = windows.source
-        local = windows.start - self._stream.starts[source]
-        shifted = np.where(local > 0, local, self._unique[source] + windows.length)
-        return self._first_slot[source] + np.where(self._is_fixed[source], local // self._width, shifted)
+        def hash_part(part: slice) -> None:
+            for piece in _groups(stream, start_N[part], length_N[part], _PIECE_TOKENS):
+                sums[part][piece] = _hash_piece(stream, start_N[part][piece], length_N[part][piece])
 
-    def _compute(self, start_N: Int64s, length_N: Int64s) -> UInt64s:
-        batch = max(1, _BATCH_TOKENS // self._width)
-        digest = np.empty(start_N.size, dtype=np.uint64)
-        for first in range(0, start_N.size, batch):
-            part = slice(first, first + batch)
-            tokens, length = self._stream.tokens(start_N[part], length_N[part], self._width)
-            digest[part] = window_digest(tokens, start_N[part], length)
-        return digest
+        for _ in pool.map(hash_part, _groups(stream, start_N, length_N, _TASK_TOKENS)):
+            pass
+    return sums
+
+
+def _groups(stream: Stream, start_N: Int64s, length_N: Int64s, tokens: int) -> Iterator[slice]:
+    """Neighbouring segments of one source, with about so many tokens together."""
+    before_N = np.cumsum(length_N) - length_N
+    source_N = stream.source_of(start_N)
+    changes = (np.diff(before_N // tokens, prepend=-1) != 0) | (np.diff(source_N, prepend=-1) != 0)
+    bounds = [*np.flatnonzero(changes).tolist(), start_N.size]
+    return (slice(first, end) for first, end in pairwise(bounds))
+
+
+def _hash_piece(stream: Stream, start_N: Int64s, length_N: Int64s) -> UInt64s:
+    offset_N = np.cumsum(length_N) - length_N
+    # Segments that follow each other without a gap are read as one.
+    joins = np.flatnonzero(np.append(True, start_N[1:] != start_N[:-1] + length_N[:-1]))
+    start_R, length_R = start_N[joins], np.add.reduceat(length_N, joins)
+    tokens = stream.flat(start_R, length_R)
+    return np.add.reduceat(token_hash(tokens, _bases(start_R, length_R)), offset_N)
+
+
+def _bases(start_R: Int64s, length_R: Int64s) -> UInt64s:
+    """`place_base` of every position of ranges, one range after another."""
+    offset_R = np.cumsum(length_R) - length_R
+    total = int(length_R.sum())
+    table = _TABLE[:total] if total <= _TABLE.size else place_base(np.arange(total))
+    # The base is linear in the position: a range's first base less the table's first serves all its places.
+    shift_R = place_base(start_R) - table[offset_R]
+    if shift_R.size == 1:
+        return np.asarray(table + shift_R[0])
+    return np.asarray(table + np.repeat(shift_R, length_R))
+
+
+_TABLE = place_base(np.arange(2 * _PIECE_TOKENS))

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from reptrain.store import Store
 
 
+Order = Literal["reshuffle", "same", "mixed"]
+
+
 class SourcePlan(FrozenRecord):
     """What a run takes of one store."""
 
@@ -32,7 +35,7 @@ class SourcePlan(FrozenRecord):
     """Its windows in the run."""
     epochs: str
     """k = total_windows / W, as a fraction."""
-    order: Literal["reshuffle", "same", "mixed"]
+    order: Order
     """Order of the windows."""
     cut: Literal["fixed", "shifted"]
     """Window boundaries."""

@@ -109,7 +109,7 @@ def test_audit_text_tells_each_source(run: RunFolder) -> None:
     lines = audit(run.path).text().splitlines()
     assert lines[0] == "exact"
     assert lines[1].startswith("source real: ") and "of 500 unique tokens" in lines[1]
-    assert lines[2].startswith("  epochs 7/2, windows 112 of 112, tokens ")
+    assert lines[2].startswith("  epochs 7/2 (4 begun, 3 ended), windows 112 of 112, tokens ")
     assert lines[3] == "source synthetic: 900 tokens 1 time, of 900 unique tokens"
     assert lines[5].startswith("together: steps 22, windows 169 of 169, tokens ")
 

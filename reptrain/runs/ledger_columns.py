@@ -1,0 +1,88 @@
+"""The ledger as columns: what an audit works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.runs.ledger import LedgerRecord
+
+Int64s = npt.NDArray[np.int64]
+
+# Records held as objects at once: they take far more memory than their columns.
+_BLOCK = 1 << 12
+_LARGEST = 2**62
+_NO_SHARE = (-1, -1, -1)
+
+
+class Columns(NamedTuple):
+    """Records of the ledger; a number above 2**62, which no run reaches, is held as 2**62."""
+
+    step: Int64s
+    first_index: Int64s
+    windows: Int64s
+    tokens: Int64s
+    epoch: Int64s
+    applied: npt.NDArray[np.bool_]
+    digest: npt.NDArray[np.uint64]
+    shares: Int64s
+    """int64 [R, S, 3]: windows, tokens and epoch of each source of a mixture, -1 where the record has none;
+    int64 [R, 0, 3] where the run has one store."""
+
+    @classmethod
+    def of(cls, records: Sequence[LedgerRecord], sources: Sequence[str] = ()) -> Self:
+        """The columns of records.
+
+        Args:
+            records: At least one.
+            sources: Names of the sources of a mixture.
+        """
+        shares = [_share(record, name) for record in records for name in sources]
+        return cls(
+            _integers([record.step for record in records]),
+            _integers([record.first_index for record in records]),
+            _integers([record.windows for record in records]),
+            _integers([record.tokens for record in records]),
+            _integers([record.epoch for record in records]),
+            np.asarray([record.applied for record in records]),
+            np.asarray([int(record.digest, 16) for record in records], dtype=np.uint64),
+            _integers(shares).reshape(len(records), len(sources), 3),
+        )
+
+    def at(self, where: npt.NDArray[np.bool_]) -> Self:
+        """Some of the records."""
+        return type(self)._make(column[where] for column in self)
+
+
+def column_chunks(records: Iterable[LedgerRecord], sources: Sequence[str], size: int) -> Iterator[Columns]:
+    """The records in their order, about `size` at a time and at least one."""
+    waiting, held = [], 0
+    records = iter(records)
+    while block := list(islice(records, min(_BLOCK, size))):
+        waiting.append(Columns.of(block, sources))
+        held += len(block)
+        if held >= size:
+            yield _joined(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return Columns._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def _share(record: LedgerRecord, source: str) -> tuple[int, int, int]:
+    share = (record.sources or {}).get(source)
+    return _NO_SHARE if share is None else (share.windows, share.tokens, share.epoch)
+
+
+def _integers(values: Sequence[int] | Sequence[tuple[int, int, int]]) -> Int64s:
+    try:
+        return np.minimum(np.asarray(values, dtype=np.int64), _LARGEST)
+    except OverflowError:
+        return np.asarray(np.minimum(np.asarray(values, dtype=object), _LARGEST).astype(np.int64))
