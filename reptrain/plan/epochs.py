@@ -9,10 +9,11 @@ window         2 0 1 | 1 0 2 | 0                a keyed permutation of [0, W) fo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from reptrain.plan.interleaving import LARGEST_WINDOWS
 Int64s = npt.NDArray[np.int64]
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
+Number = TypeVar("Number", Int64s, random.UInt64s)
 
 
 class Windows(NamedTuple):
@@ -135,7 +137,9 @@ class EpochPlan:
         return math.ceil(self.epochs) * self.windows_per_epoch
 
     def _order_key(self, epoch: Int64s) -> random.UInt64s:
-        return random.key(self.seed, "order", epoch if self.order == "reshuffle" else 0)
+        if self.order == "same":
+            return random.key(self.seed, "order", 0)
+        return _by_epoch(lambda epoch: random.key(self.seed, "order", epoch), epoch)
 
     def indices_of(self, position: int, epoch: Int64s) -> Int64s:
         """The global index, in each of these epochs, of the window that holds a position of the subset.
@@ -168,6 +172,9 @@ class EpochPlan:
 
     def offset(self, epoch: Int64s) -> Int64s:
         """Tokens before the first boundary of each epoch; 0 where the first window is a full one."""
+        return _by_epoch(self._offset, epoch)
+
+    def _offset(self, epoch: Int64s) -> Int64s:
         if self.cut == "fixed" or self.window_tokens == 1:
             return np.zeros_like(epoch)
         few, many = _offset_counts(self.unique_tokens, self.window_tokens)
@@ -190,6 +197,14 @@ def plan_epochs(
     windows = budget.epochs_over(unique_tokens) * one.windows_per_epoch
     total = max(1, math.floor(windows + Fraction(1, 2)))
     return EpochPlan(unique_tokens, window_tokens, total, order, cut, seed)
+
+
+def _by_epoch(function: Callable[[Int64s], Number], epoch: Int64s) -> Number:
+    """`function` of each epoch, called once for epochs that come often."""
+    low, high = (int(epoch.min()), int(epoch.max())) if epoch.size else (0, 0)
+    if high - low >= epoch.size // 2:
+        return function(epoch)
+    return np.asarray(function(np.arange(low, high + 1))[epoch - low])
 
 
 def _offset_counts(unique_tokens: int, window_tokens: int) -> tuple[int, int]:

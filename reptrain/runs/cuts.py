@@ -31,9 +31,14 @@ class Cuts(NamedTuple):
             start_N: int64 [N], first position of each window in the stream.
             length_N: int64 [N], its tokens.
         """
-        end_N = start_N + length_N
-        boundary = np.unique(np.concatenate([start_N, end_N]))
-        return cls(boundary, np.searchsorted(boundary, start_N), np.searchsorted(boundary, end_N))
+        ends = np.concatenate([start_N, start_N + length_N])
+        # As np.unique, which takes ten times as long to tell the inverse too.
+        order = np.argsort(ends)
+        ascending = ends[order]
+        is_new = np.diff(ascending, prepend=-1) != 0
+        number = np.empty_like(ends)
+        number[order] = np.cumsum(is_new) - 1
+        return cls(ascending[is_new], number[: start_N.size], number[start_N.size :])
 
     def changes(self, chosen: npt.NDArray[np.bool_] | None = None) -> Int64s:
         """At each boundary the windows that begin there less those that end there: int64 [E].

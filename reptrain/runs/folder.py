@@ -19,6 +19,7 @@ from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import write_atomically
+from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
@@ -56,6 +57,7 @@ class RunFolder:
         self.path = path
         self.ledger = Ledger(path / "ledger.jsonl")
         self.metrics = MetricsLog(path / "metrics.jsonl")
+        self.events = Events(path / "events.jsonl")
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
 
@@ -74,12 +76,16 @@ class RunFolder:
         """
         folder = cls(path)
         if folder._plan_file.exists():
+            # Before the lock: a folder that holds another run, or may not be written, says so.
             folder._refuse_another(config, plan)
             if folder.status().state == "done":
                 return folder
         try:
             path.mkdir(parents=True, exist_ok=True)
             with folder.lock():
+                # Again within: another process may have made the folder meanwhile.
+                if folder._plan_file.exists():
+                    cls(path)._refuse_another(config, plan)
                 folder._write(config, plan, environment)
         except OSError as error:
             raise RunError(
@@ -164,6 +170,17 @@ class RunFolder:
         status = _status(state, reason, step)
         write_atomically(self.path / "status.json", [status.model_dump_json(indent=2), "\n"])
 
+    def note(self, event: str, detail: str, *, step: int) -> None:
+        """Add to what happened to the run.
+
+        Args:
+            event: As in `EventRecord`.
+            detail: In words.
+            step: Steps completed.
+        """
+        record = EventRecord.model_validate({"event": event, "step": step, "detail": detail, "time": _now()})
+        self.events.append(record)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one process; the system lets go of it when the process ends.
@@ -217,6 +234,21 @@ class RunFolder:
         write_atomically(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
 
 
+def refuse_to_resume(path: Path) -> None:
+    """Refuse a folder that a run would go on in.
+
+    Raises:
+        ResumeError: If it has a checkpoint.
+    """
+    if any(RunFolder(path).checkpoints.glob("step-*")):
+        raise ResumeError(
+            f"run folder {path}",
+            got="a checkpoint there, and --no-resume",
+            rule="must be new",
+            remedy="Leave --no-resume out to go on, or choose another --out.",
+        )
+
+
 def _with_earlier(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     earlier: list[Any] = old.pop("earlier", [])
     if old and old != new:
@@ -225,10 +257,13 @@ def _with_earlier(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _status(state: State, reason: str | None, step: int | None) -> RunStatus:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     return RunStatus(
-        state=state, reason=reason, step=step, pid=os.getpid(), host=socket.gethostname(), time=now
+        state=state, reason=reason, step=step, pid=os.getpid(), host=socket.gethostname(), time=_now()
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _read(model: type[Model], path: Path) -> Model:

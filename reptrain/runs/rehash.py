@@ -22,7 +22,7 @@ UInt64s = npt.NDArray[np.uint64]
 
 # Tokens hashed at once: their temporaries stay inside a core's cache.
 _PIECE_TOKENS = 1 << 14
-# Tokens of one call to a thread, and calls handed out ahead: bounds what waits.
+# Tokens read at once by a thread.
 _TASK_TOKENS = 1 << 20
 
 
@@ -55,46 +55,53 @@ def segment_sums(stream: Stream, start_N: Int64s, length_N: Int64s, *, threads: 
         threads: None takes as many as this process has cores.
     """
     sums = np.empty(start_N.size, dtype=np.uint64)
+
+    def hash_task(part: slice) -> None:
+        sums[part] = _task_sums(stream, start_N[part], length_N[part])
+
+    tasks = _groups(length_N, _TASK_TOKENS, stream.source_of(start_N))
     # numpy's loops run beside one another: they hold no lock of the interpreter.
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-
-        def hash_part(part: slice) -> None:
-            for piece in _groups(stream, start_N[part], length_N[part], _PIECE_TOKENS):
-                sums[part][piece] = _hash_piece(stream, start_N[part][piece], length_N[part][piece])
-
-        for _ in pool.map(hash_part, _groups(stream, start_N, length_N, _TASK_TOKENS)):
+        for _ in pool.map(hash_task, tasks):
             pass
     return sums
 
 
-def _groups(stream: Stream, start_N: Int64s, length_N: Int64s, tokens: int) -> Iterator[slice]:
-    """Neighbouring segments of one source, with about so many tokens together."""
-    before_N = np.cumsum(length_N) - length_N
-    source_N = stream.source_of(start_N)
-    changes = (np.diff(before_N // tokens, prepend=-1) != 0) | (np.diff(source_N, prepend=-1) != 0)
-    bounds = [*np.flatnonzero(changes).tolist(), start_N.size]
-    return (slice(first, end) for first, end in pairwise(bounds))
+def _groups(length_N: Int64s, tokens: int, kind_N: Int64s | None = None) -> Iterator[slice]:
+    """Neighbouring segments of one kind with about so many tokens together."""
+    group_N = (np.cumsum(length_N) - length_N) // tokens
+    changes = np.diff(group_N, prepend=-1) != 0
+    if kind_N is not None:
+        changes |= np.diff(kind_N, prepend=-1) != 0
+    return (slice(first, end) for first, end in pairwise([*np.flatnonzero(changes).tolist(), length_N.size]))
 
 
-def _hash_piece(stream: Stream, start_N: Int64s, length_N: Int64s) -> UInt64s:
+def _task_sums(stream: Stream, start_N: Int64s, length_N: Int64s) -> UInt64s:
+    """Sums of segments of one source. Reading costs little for many tokens at once, hashing for few."""
+    tokens = stream.flat(*_joined(start_N, length_N))
     offset_N = np.cumsum(length_N) - length_N
-    # Segments that follow each other without a gap are read as one.
-    joins = np.flatnonzero(np.append(True, start_N[1:] != start_N[:-1] + length_N[:-1]))
-    start_R, length_R = start_N[joins], np.add.reduceat(length_N, joins)
-    tokens = stream.flat(start_R, length_R)
-    return np.add.reduceat(token_hash(tokens, _bases(start_R, length_R)), offset_N)
+    sums = np.empty(start_N.size, dtype=np.uint64)
+    for piece in _groups(length_N, _PIECE_TOKENS):
+        base = _bases(*_joined(start_N[piece], length_N[piece]))
+        offset = offset_N[piece] - offset_N[piece.start]
+        low = int(offset_N[piece.start])
+        sums[piece] = np.add.reduceat(token_hash(tokens[low : low + base.size], base), offset)
+    return sums
+
+
+def _joined(start_N: Int64s, length_N: Int64s) -> tuple[Int64s, Int64s]:
+    """The same segments, those that follow each other without a gap as one."""
+    first_R = np.flatnonzero(np.append(True, start_N[1:] != start_N[:-1] + length_N[:-1]))
+    return start_N[first_R], np.add.reduceat(length_N, first_R)
 
 
 def _bases(start_R: Int64s, length_R: Int64s) -> UInt64s:
-    """`place_base` of every position of ranges, one range after another."""
-    offset_R = np.cumsum(length_R) - length_R
+    """`place_base` of every position of segments, one segment after another."""
     total = int(length_R.sum())
     table = _TABLE[:total] if total <= _TABLE.size else place_base(np.arange(total))
-    # The base is linear in the position: a range's first base less the table's first serves all its places.
-    shift_R = place_base(start_R) - table[offset_R]
-    if shift_R.size == 1:
-        return np.asarray(table + shift_R[0])
-    return np.asarray(table + np.repeat(shift_R, length_R))
+    # It is linear in the position: a segment's first less the table's there serves all its places.
+    shift_R = place_base(start_R) - table[np.cumsum(length_R) - length_R]
+    return np.asarray(table + (shift_R if shift_R.size == 1 else np.repeat(shift_R, length_R)))
 
 
 _TABLE = place_base(np.arange(2 * _PIECE_TOKENS))

@@ -21,6 +21,8 @@ from reptrain.text.tokenizer import TokenArray, TokenDtype
 BATCH_TOKENS = 1 << 22
 # Of short documents, what Python keeps for each is larger than its tokens.
 BATCH_DOCUMENTS = 1 << 15
+# From this mean length on, copying piece by piece costs less than an index for every token.
+_LONG_TOKENS = 64
 
 
 def shard_schema(dtype: TokenDtype) -> pa.Schema:
@@ -168,13 +170,27 @@ class ShardReader:
             if outside.any():
                 first = int(np.argmax(outside))
                 raise IndexError(f"{length[first]} tokens from {offset[first]} reach out of their document")
-            out[_ranges(target_D[piece], length)] = self.tokens[batch][_ranges(start, length)]
+            _copy(self.tokens[batch], start, length, out, target_D[piece])
 
     def text(self, column: str, index: int) -> str | None:
         """The value of a string column for one document."""
         batch = int(np.searchsorted(self.first_document, index, side="right")) - 1
         value = self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py()
         return None if value is None else str(value)
+
+
+def _copy(
+    tokens: TokenArray,
+    start_D: npt.NDArray[np.int64],
+    length_D: npt.NDArray[np.int64],
+    out: TokenArray,
+    target_D: npt.NDArray[np.int64],
+) -> None:
+    if int(length_D.sum()) < _LONG_TOKENS * length_D.size:
+        out[_ranges(target_D, length_D)] = tokens[_ranges(start_D, length_D)]
+        return
+    for target, start, length in zip(target_D.tolist(), start_D.tolist(), length_D.tolist(), strict=True):
+        out[target : target + length] = tokens[start : start + length]
 
 
 def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
