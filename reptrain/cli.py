@@ -345,9 +345,7 @@ def audit(
     from reptrain.runs.audit import store_places
 
     with stage_progress() as progress:
-        report = recount(
-            run, store=store_places(run, store or []), progress=progress, exposures=exposures
-        )
+        report = recount(run, store=store_places(run, store or []), progress=progress, exposures=exposures)
     _tell(json.loads(report.to_json()), report.text(), as_json=as_json)
     raise typer.Exit(DONE if report.exact else NO)
 

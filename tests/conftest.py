@@ -13,6 +13,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# Before torch is loaded, as `reptrain train` does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
 

@@ -27,6 +27,7 @@ def launch_command(
     device: Device = "auto",
     overrides: Sequence[str] = (),
     out: Path | None = None,
+    max_minutes: float | None = None,
     master_port: int | None = None,
 ) -> list[str]:
     """The command that starts the ranks, each of them ``python -m reptrain train CONFIG``.
@@ -38,6 +39,7 @@ def launch_command(
         device: As in ``train.device``; on ``cpu``, ranks share the cores.
         overrides: ``key=value`` texts for the run.
         out: The run folder.
+        max_minutes: Minutes from a rank's start after which all stop with a checkpoint.
         master_port: Where the ranks meet; None: a free port here, or DeepSpeed's own with a hostfile.
 
     Raises:
@@ -62,6 +64,8 @@ def launch_command(
     if master_port is not None:
         command.append(f"--master_port={master_port}")
     command += ["--no_local_rank", "--module", "reptrain", "train", str(config), *overrides]
+    if max_minutes is not None:
+        command.append(f"--max-minutes={max_minutes:g}")
     return [*command, "--out", str(out)] if out is not None else command
 
 

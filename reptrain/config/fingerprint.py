@@ -20,6 +20,9 @@ _NOT_MATHEMATICS = (
     "train.device",
     "train.compile",
     "train.activation_checkpointing",
+    "train.rank_timeout_seconds",
+    # The ledger tells each step that was not applied.
+    "train.on_nonfinite",
     "evaluate",
     "checkpoint",
 )

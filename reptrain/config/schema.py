@@ -295,6 +295,11 @@ class TrainConfig(Frozen):
     """Run the model through torch.compile."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
+    audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
+    rank_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long a rank may be silent before the others end with an error that names it."""
 
 
 class EvaluateConfig(Frozen):
@@ -313,6 +318,8 @@ class CheckpointConfig(Frozen):
     """Share of the run between two checkpoints; the last step is always kept."""
     keep_last: Positive = 2
     """How many of the newest checkpoints stay."""
+    keep_every_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the run between two checkpoints that stay for good, beside the newest; null: none do."""
 
 
 class RunConfig(Frozen):
@@ -380,11 +387,13 @@ class RunConfig(Frozen):
         return ExampleShape(counts.inputs, counts.targets)
 
     @model_validator(mode="after")
-    def _bf16_needs_zero(self) -> Self:
-        if self.train.precision == "bf16" and self.train.zero_stage == 0:
+    def _low_precision_needs_zero(self) -> Self:
+        precision = self.train.precision
+        if precision != "fp32" and self.train.zero_stage == 0:
+            # In fp16 it also makes a step of its own before the first, with weight decay.
             raise ValueError(
-                "train.precision bf16 needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no fp32"
-                " gradients; set train.zero_stage=1"
+                f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"
+                " fp32 gradients; set train.zero_stage=1"
             )
         return self
 

@@ -1,131 +1,274 @@
-"""Checkpoints: written under a temporary name, renamed when complete, found by our own pointer.
+"""Checkpoints: written under a temporary name, summed, flushed, renamed, and found by our own pointer.
 
-A run's whole state beside DeepSpeed's weights and optimizer is one integer: the step.
+step-N/
+  manifest.json                      step, writers, every parameter's shape, every file's size and SHA-256
+  state-RRRRR-of-WWWWW.safetensors   rank R's pieces of weights and moments (see `state_files`)
+latest                               the name of the newest
+
+They belong to no topology: any number of ranks at any ZeRO stage reads them, its own writers bit for bit.
+docs/decisions/checkpoints.md says why they are not DeepSpeed's.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reptrain.engine import state
 from reptrain.engine.distributed import World
+from reptrain.engine.state_files import FileSum, read_pieces, write_pieces
 from reptrain.errors import ResumeError, RunError
-from reptrain.files import flush_folder, flush_tree, write_atomically
+from reptrain.files import flush_folder, write_atomically
 
-_META = "reptrain.json"
+_MANIFEST = "manifest.json"
 _LATEST = "latest"
-# A write failed, and this little was free: the disk was full, whatever the exception says.
-_FULL_BYTES = 1 << 24
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True)
-class CheckpointMeta:
-    """What a checkpoint needs to be loaded into."""
+class Topology(BaseModel):
+    """Who wrote or reads a checkpoint."""
 
-    step: int
-    """Optimizer steps completed."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     world_size: int
     zero_stage: int
-    precision: str
+
+    def __str__(self) -> str:
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        return f"{ranks} at ZeRO {self.zero_stage}"
 
 
-def save(engine: Any, folder: Path, meta: CheckpointMeta, *, world: World, keep_last: int) -> None:
-    """Save a checkpoint, make it the latest, and remove those before the newest ``keep_last``.
+class Manifest(BaseModel):
+    """`manifest.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    step: int
+    """Steps of the run completed."""
+    optimizer_steps: int
+    """Of them those that changed the weights."""
+    writers: Topology
+    loss_scaling: dict[str, float]
+    """fp16's, else empty."""
+    parameters: dict[str, list[int]]
+    """Name to shape."""
+    files: dict[str, FileSum]
+    """Of every rank."""
+
+    def text(self) -> str:
+        """Its JSON, with a checksum of itself in the last line."""
+        body = self.model_dump_json(indent=1)
+        return f"{body}\n{sha256(body.encode()).hexdigest()}\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint.
+
+        Raises:
+            ValueError: If it is not as it was written.
+            OSError: If there is none.
+        """
+        body, _, checksum = (folder / _MANIFEST).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+        if sha256(body.encode()).hexdigest() != checksum:
+            raise ValueError(f"{_MANIFEST} does not match its checksum")
+        return cls.model_validate_json(body)
+
+
+class Found(NamedTuple):
+    """The checkpoint to go on from."""
+
+    path: Path | None
+    """None where there is none yet."""
+    manifest: Manifest | None
+    damaged: list[str]
+    """Newer ones that were passed over, each with what is wrong with it."""
+
+
+def save(
+    engine: Any, folder: Path, step: int, *, world: World, keep_last: int, keep: Collection[int] = ()
+) -> None:
+    """Save a checkpoint, make it the latest, and remove those that are not kept.
+
+    Args:
+        engine: DeepSpeed's engine around the model.
+        folder: Of the run's checkpoints.
+        step: Steps of the run completed.
+        world: The ranks; every one calls this.
+        keep_last: How many of the newest stay.
+        keep: Steps whose checkpoints stay for good.
 
     Raises:
         RunError: If the disk is full; the checkpoints before this one are untouched.
     """
-    final, temporary = folder / f"step-{meta.step}", f"tmp-step-{meta.step}"
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / temporary, ignore_errors=True)
-    world.barrier()
-    with _room_for(folder, folder / temporary):
-        engine.save_checkpoint(str(folder), tag=temporary, save_latest=False)
-    world.barrier()
-    if world.is_main:
-        write_atomically(folder / temporary / _META, [json.dumps(asdict(meta)), "\n"])
-        flush_tree(folder / temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        (folder / temporary).rename(final)
-        flush_folder(folder)
-        write_atomically(folder / _LATEST, [final.name, "\n"])
-        _remove_old(folder, meta.step, keep_last)
-    world.barrier()
+    temporary = folder / f"tmp-step-{step}"
+    world.on_main(lambda: _clear(folder))
+    name = f"state-{world.rank:05}-of-{world.world_size:05}.safetensors"
+    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
+    outcomes = world.gather(_attempt_write(temporary, name, held))
+    failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+
+    def complete() -> None:
+        if failed is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise failed
+        manifest = Manifest(
+            step=step,
+            optimizer_steps=state.optimizer_steps(engine),
+            writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
+            loss_scaling=state.loss_scaling(engine),
+            parameters=state.shapes(engine),
+            files=dict(outcomes),
+        )
+        _make_latest(folder, temporary, manifest)
+        _remove_old(folder, step, keep_last, keep)
+
+    world.on_main(complete)
 
 
-@contextmanager
-def _room_for(folder: Path, temporary: Path) -> Iterator[None]:
-    # torch reports a failed write as a RuntimeError that does not say why.
+def _clear(folder: Path) -> None:
+    for left in folder.glob("tmp-step-*"):
+        shutil.rmtree(left)
+
+
+def _attempt_write(temporary: Path, name: str, held: list[state.Piece]) -> tuple[str, FileSum] | Exception:
     try:
-        yield
-    except (OSError, RuntimeError) as error:
-        free = shutil.disk_usage(folder).free
+        temporary.mkdir(parents=True, exist_ok=True)
+        return name, write_pieces(temporary / name, held)
+    except OSError as error:
+        return _disk_error(temporary.parent, error)
+
+
+def _disk_error(folder: Path, error: OSError) -> Exception:
+    if error.errno not in _FULL:
+        return error
+    return RunError(
+        f"checkpoint in {folder}",
+        got=f"{shutil.disk_usage(folder).free:,} bytes free",
+        rule="must fit on the disk",
+        remedy="Free space and run the same command again: it goes on from the checkpoint before.",
+    )
+
+
+def _make_latest(folder: Path, temporary: Path, manifest: Manifest) -> None:
+    final = folder / f"step-{manifest.step}"
+    try:
+        write_atomically(temporary / _MANIFEST, manifest.text())
+        flush_folder(temporary)
+        # One of a future that was cut off, or one that was found damaged: never the latest.
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        flush_folder(folder)
+        write_atomically(folder / _LATEST, f"{final.name}\n")
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if free > _FULL_BYTES:
-            raise
-        raise RunError(
-            f"checkpoint in {folder}",
-            got=f"{free:,} bytes free",
-            rule="must fit on the disk",
-            remedy="Free space and run the same command again: it goes on from the checkpoint before.",
-        ) from error
+        raise _disk_error(folder, error) from error
 
 
-def _remove_old(folder: Path, newest: int, keep_last: int) -> None:
-    by_step = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
-    kept = sorted(step for step in by_step if step <= newest)[-keep_last:]
+def _steps(folder: Path) -> dict[int, Path]:
+    named = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    return {int(number): path for number, path in named if number.isdecimal()}
+
+
+def _remove_old(folder: Path, newest: int, keep_last: int, keep: Collection[int]) -> None:
+    by_step = _steps(folder)
+    kept = {*sorted(step for step in by_step if step <= newest)[-keep_last:], *keep}
     for step, path in by_step.items():
         # A step beyond the newest belongs to a future that was cut off when an older one was resumed.
-        if step not in kept:
+        if step not in kept or step > newest:
             shutil.rmtree(path)
 
 
-def latest(folder: Path) -> tuple[Path, CheckpointMeta] | None:
-    """The newest complete checkpoint, or None where there is none yet.
+def find(folder: Path, *, world: World, records_end: int) -> Found:
+    """The newest checkpoint that is whole. Every rank hashes its share of the files; all agree.
+
+    Args:
+        folder: Of the run's checkpoints.
+        world: The ranks; every one calls this.
+        records_end: The step up to which the main rank's ledger reaches: one beyond it cannot be proven.
 
     Raises:
-        ResumeError: If the pointer names a checkpoint that is not there or cannot be read.
+        ResumeError: If there are checkpoints and none is whole.
     """
-    pointer = folder / _LATEST
-    if not pointer.exists():
-        return None
-    path = folder / pointer.read_text().strip()
-    try:
-        return path, CheckpointMeta(**json.loads((path / _META).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    candidates, damaged = world.on_main(lambda: _candidates(folder))
+    for path in candidates:
+        manifest, problem = world.on_main(lambda path=path: _read_manifest(path, records_end))
+        if manifest is not None:
+            own = list(manifest.files.items())[world.rank :: world.world_size]
+            problems = (expected.problem(path / name) for name, expected in own)
+            found = world.gather(next((text for text in problems if text), None))
+            problem = next((text for text in found if text), None)
+        if problem is None:
+            return Found(path, manifest, damaged)
+        damaged.append(f"checkpoint {path.name}: {problem}")
+    if candidates:
         raise ResumeError(
-            f"checkpoint {path}",
-            got=type(error).__name__,
-            rule="must be complete and readable",
-            remedy=f"Write the name of another checkpoint of {folder} into {pointer}.",
-        ) from error
-
-
-def load(engine: Any, path: Path, meta: CheckpointMeta, *, expected: CheckpointMeta) -> None:
-    """Load weights and optimizer state.
-
-    Raises:
-        ResumeError: If the checkpoint was written by other ranks, ZeRO stage or precision.
-    """
-    for name in ("world_size", "zero_stage", "precision"):
-        if getattr(meta, name) != getattr(expected, name):
-            raise ResumeError(
-                f"resume {name}",
-                got=getattr(expected, name),
-                rule=f"must be {getattr(meta, name)}, as in {path}",
-                remedy="Resume with the same number of ranks, ZeRO stage and precision.",
-            )
-    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
-    if loaded is None:
-        raise ResumeError(
-            f"checkpoint {path}",
-            got="nothing",
-            rule="must hold DeepSpeed's files",
-            remedy="Use an older one.",
+            f"checkpoints in {folder}",
+            got="; ".join(damaged),
+            rule="must hold a whole one to go on from",
+            remedy="Restore one of them, or remove them all (and ledger.jsonl) to begin again.",
         )
+    return Found(None, None, damaged)
+
+
+def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
+    """What may be resumed, the newest first, and what is wrong with the pointer."""
+    by_step = _steps(folder)
+    newest_first = sorted(by_step, reverse=True)
+    pointer = folder / _LATEST
+    try:
+        latest = int(pointer.read_text().strip().removeprefix("step-"))
+    except FileNotFoundError:
+        # A kill between the first checkpoint and its pointer leaves this too.
+        return [by_step[step] for step in newest_first], []
+    except (OSError, ValueError) as error:
+        return [by_step[step] for step in newest_first], [f"pointer {pointer.name}: {error}"]
+    # What is newer than the pointer says belongs to a future that was cut off.
+    damaged = [] if latest in by_step else [f"checkpoint step-{latest}: is not there"]
+    return [by_step[step] for step in newest_first if step <= latest], damaged
+
+
+def _read_manifest(path: Path, records_end: int) -> tuple[Manifest | None, str | None]:
+    try:
+        manifest = Manifest.read(path)
+    except ValidationError:
+        return None, f"{_MANIFEST} is of another version"
+    except OSError as error:
+        return None, f"{_MANIFEST}: {error.strerror}"
+    except ValueError as error:
+        return None, str(error)
+    if path.name != f"step-{manifest.step}":
+        return None, f"is that of step {manifest.step}"
+    if manifest.step > records_end:
+        return None, f"the ledger ends at step {records_end}, before it"
+    return manifest, None
+
+
+def load(engine: Any, path: Path, manifest: Manifest) -> None:
+    """Load weights and optimizer state, whoever wrote them.
+
+    Raises:
+        ResumeError: If the checkpoint is of another model.
+    """
+    _refuse_another_model(path, manifest.parameters, state.shapes(engine))
+    read_pieces([path / name for name in manifest.files], state.pieces(engine))
+    state.set_optimizer_steps(engine, manifest.optimizer_steps)
+    state.set_loss_scaling(engine, manifest.loss_scaling)
+    state.spread_weights(engine)
+
+
+def _refuse_another_model(path: Path, there: dict[str, list[int]], here: dict[str, list[int]]) -> None:
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ResumeError(
+                f"parameter {name}",
+                got=f"shape {here.get(name)}",
+                rule=f"must have the shape {there.get(name)}, as in {path}",
+                remedy="Resume with the model that wrote the checkpoint.",
+            )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,11 +42,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, here: bool) -> bool:
-        """Whether it holds on some rank."""
+    def max(self, here: int) -> int:
+        """The largest value of any rank."""
         if self.world_size == 1:
             return here
-        return bool(self.sum(torch.tensor(int(here), device=self.device)).item())
+        box = torch.tensor(here, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return int(box.item())
 
     def from_main(self, value: Shared) -> Shared:
         """The main rank's value, on every rank."""
@@ -54,10 +57,42 @@ class World:
             dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
+    def on_main(self, action: Callable[[], Shared]) -> Shared:
+        """Do something on the main rank alone; what it returns or raises reaches every rank."""
+        outcome: tuple[Shared | None, Exception | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = action(), None
+            except Exception as error:  # Whatever it is, the others wait to hear of it.
+                outcome = None, _portable(error)
+                self.from_main(outcome)
+                raise
+        value, refused = self.from_main(outcome)
+        if refused is not None:
+            raise refused
+        return value  # type: ignore[return-value]
+
+    def gather(self, value: Shared) -> list[Shared]:
+        """Every rank's value by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its words where it cannot travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # Whatever a class does when it is rebuilt.
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -15,16 +15,16 @@ import torch
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint
-from reptrain.engine.checkpoint import CheckpointMeta
+from reptrain.engine.checkpoint import Found, Topology
 from reptrain.engine.distributed import World, check_precision, choose_device, join
 from reptrain.engine.optim import set_learning_rate
-from reptrain.engine.preempt import stop_requests
+from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
 from reptrain.engine.schedule import learning_rate
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
-from reptrain.errors import RunError
+from reptrain.errors import ReptrainError, RunError
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 
@@ -38,59 +38,72 @@ class TrainResult:
     """Optimizer steps completed, those of earlier calls included."""
     state: Literal["done", "already done", "preempted"]
     """Whether the run is complete, was so before the call, or stopped with a checkpoint when asked to."""
+    reason: str | None = None
+    """What asked it to stop."""
 
 
-def train(config: RunConfig, out: Path) -> TrainResult:
-    """Train in ``out``, or go on from its newest checkpoint.
+def train(
+    config: RunConfig, out: Path, *, max_minutes: float | None = None, stop: StopRequest | None = None
+) -> TrainResult:
+    """Train in ``out``, or go on from its newest checkpoint that is whole, whoever wrote it.
 
     Args:
         config: The run. Under `deepspeed` or `torchrun` every rank passes the same.
         out: The run folder; it may exist if it holds the same mathematics.
+        max_minutes: Minutes from the start of this process after which it stops with a checkpoint.
+        stop: Where requests to stop are noted already; None catches signals during the call.
 
     Raises:
         ReptrainError: For input that cannot be trained on, before anything is written.
-        ResumeError: If ``out`` holds another configuration, subset or world.
+        ResumeError: If ``out`` holds another configuration or subset, or no checkpoint that is whole.
         RunError: If the loss or the gradient is no longer finite, or another process trains in ``out``.
     """
     device = choose_device(config.train.device)
     check_precision(config.train.precision, device)
     data = open_data(config)
-    return train_as_rank(config, out, data, join(device))
+    with ExitStack() as held:
+        if stop is None:
+            stop = held.enter_context(stop_requests(max_minutes))
+        return train_as_rank(config, out, data, join(device), stop)
 
 
-def train_as_rank(config: RunConfig, out: Path, data: Data, world: World) -> TrainResult:
+def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` for a process that has joined its ranks."""
     with ExitStack() as held:
         folder = _enter_folder(config, out, data, world, held)
         if folder.status().state == "done":
             return TrainResult(out, data.steps.num_steps, "already done")
         try:
-            steps = _run(config, folder, data, world)
+            steps, reason = _run(config, folder, data, world, stop)
         except BaseException as error:
             if world.is_main:
-                # A full disk may be why the run failed: then its reason is told, not kept.
-                with suppress(OSError):
-                    folder.set_status("failed", f"{type(error).__name__}: {error}")
+                _tell_failure(folder, error)
             raise
         state: Literal["done", "preempted"] = "done" if steps == data.steps.num_steps else "preempted"
+        reason = None if state == "done" else reason
         if world.is_main:
-            folder.set_status(state, step=steps)
+            folder.set_status(state, reason, step=steps)
+            folder.note(state, reason or "", step=steps)
         world.barrier()
-    return TrainResult(out, steps, state)
+    return TrainResult(out, steps, state, reason)
+
+
+def _tell_failure(folder: RunFolder, error: BaseException) -> None:
+    text = str(error) if isinstance(error, ReptrainError) else f"{type(error).__name__}: {error}"
+    # A full disk may be why the run failed: then its reason is told, not kept.
+    with suppress(OSError, ReptrainError):
+        folder.set_status("failed", text)
+        folder.note("failed", text, step=folder.ledger.end())
 
 
 def _enter_folder(config: RunConfig, out: Path, data: Data, world: World, held: ExitStack) -> RunFolder:
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
-    refused: Exception | None = None
-    if world.is_main:
-        try:
-            folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
-            held.enter_context(folder.lock())
-        except Exception as error:  # Whatever it is, the others wait to hear of it.
-            refused = error
-    refused = world.from_main(refused)
-    if refused is not None:
-        raise refused
+
+    def enter() -> None:
+        folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
+        held.enter_context(folder.lock())
+
+    world.on_main(enter)
     return RunFolder.open(out)
 
 
@@ -101,29 +114,54 @@ def _environment(config: RunConfig, world: World) -> dict[str, Any]:
     return collect(extra)
 
 
-def _run(config: RunConfig, folder: RunFolder, data: Data, world: World) -> int:
-    """Train to the end, or until a signal asks to stop; returns the steps completed."""
+def _run(
+    config: RunConfig, folder: RunFolder, data: Data, world: World, stop: StopRequest
+) -> tuple[int, str | None]:
+    """Train to the end, or until asked to stop; returns the steps completed and who asked."""
     training = prepare(config, data, world)
     done = _resume(config, folder, training, world)
-    evaluate_at = _marks(data.steps.num_steps, config.evaluate.every_fraction)
-    save_at = _marks(data.steps.num_steps, config.checkpoint.every_fraction)
-    with _recorder(config, folder, data, world, done) as recorder, stop_requests() as stop:
-        if done == 0:
+    marks = _Marks.of(config, data.steps.num_steps)
+    with _recorder(config, folder, data, world, done) as recorder:
+        reason = stop.reason(world)
+        if done == 0 and not reason:
             _evaluate(training, recorder, world, done)
-        for batch in training.loader.iterate(done):
+        for batch in training.loader.iterate(done) if not reason else ():
             _step(config, training, recorder, world, batch)
             done = batch.step + 1
-            stopping = world.any(stop.is_set)
-            if done in evaluate_at:
+            reason = stop.reason(world)
+            if done in marks.evaluate:
                 _evaluate(training, recorder, world, done)
-            if done in save_at or stopping:
+            if done in marks.save or reason:
                 if recorder:
                     recorder.sync()
-                meta, keep_last = _meta(config, world, done), config.checkpoint.keep_last
-                checkpoint.save(training.engine, folder.checkpoints, meta, world=world, keep_last=keep_last)
-            if stopping:
+                checkpoint.save(
+                    training.engine,
+                    folder.checkpoints,
+                    done,
+                    world=world,
+                    keep_last=config.checkpoint.keep_last,
+                    keep=marks.keep,
+                )
+            if reason:
                 break
-    return done
+    return done, reason
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Numbers of completed steps after which something is done."""
+
+    evaluate: set[int]
+    save: set[int]
+    keep: set[int]
+    """Of those saved the ones that stay for good."""
+
+    @classmethod
+    def of(cls, config: RunConfig, num_steps: int) -> _Marks:
+        every = config.checkpoint.keep_every_fraction
+        keep = _marks(num_steps, every) if every else set()
+        save = _marks(num_steps, config.checkpoint.every_fraction) | keep
+        return cls(_marks(num_steps, config.evaluate.every_fraction), save, keep)
 
 
 def _marks(num_steps: int, fraction: float) -> set[int]:
@@ -133,29 +171,37 @@ def _marks(num_steps: int, fraction: float) -> set[int]:
     return {max(1, round(part * fraction * num_steps)) for part in parts} | {num_steps}
 
 
-def _meta(config: RunConfig, world: World, step: int) -> CheckpointMeta:
-    return CheckpointMeta(step, world.world_size, config.train.zero_stage, config.train.precision)
-
-
 def _resume(config: RunConfig, folder: RunFolder, training: Training, world: World) -> int:
-    """Load the newest checkpoint, cut the records back to it, and return the next step."""
-    found = checkpoint.latest(folder.checkpoints)
-    step = 0
-    if found is not None:
-        path, meta = found
-        checkpoint.load(training.engine, path, meta, expected=_meta(config, world, meta.step))
-        step = meta.step
-    if world.is_main:
-        folder.ledger.truncate(step)
-        if found is None:
-            folder.metrics.keep(lambda record: False)  # The evaluation before the first step is made again.
-        else:
-            folder.metrics.truncate(step)
+    """Load the newest whole checkpoint, cut the records back to it, and return the next step."""
+    records_end = world.on_main(folder.ledger.end)
+    found = checkpoint.find(folder.checkpoints, world=world, records_end=records_end)
+    if found.path is not None and found.manifest is not None:
+        checkpoint.load(training.engine, found.path, found.manifest)
+    here = Topology(world_size=world.world_size, zero_stage=config.train.zero_stage)
+    world.on_main(lambda: _cut_back(folder, found, here))
+    return found.manifest.step if found.manifest else 0
+
+
+def _cut_back(folder: RunFolder, found: Found, here: Topology) -> None:
+    """Drop the records after the checkpoint, and say where the run goes on."""
+    folder.events.keep(lambda record: True)  # A line that a kill cut off goes.
+    step = found.manifest.step if found.manifest else 0
+    for damage in found.damaged:
+        print_line(f"WARNING: {damage}: passed over")
+        folder.note("damaged", damage, step=step)
+    folder.ledger.truncate(step)
+    if found.manifest is None:
+        folder.metrics.keep(lambda record: False)  # The evaluation before the first step is made again.
         folder.set_status("running")
-        if step:
-            print_line(f"resumed at step {step} from {found[0] if found else ''}")
-    world.barrier()
-    return step
+        folder.note("started", f"by {here}", step=0)
+        return
+    folder.metrics.truncate(step)
+    writers = found.manifest.writers
+    by = f"by {here}" if writers == here else f"by {here}, written by {writers}"
+    print_line(f"resumed at step {step} from {found.path} {by}")
+    passed_over = f"went on from step {step}: {'; '.join(found.damaged)}" if found.damaged else None
+    folder.set_status("running", passed_over, step=step)
+    folder.note("resumed", by, step=step)
 
 
 def _recorder(
@@ -168,14 +214,15 @@ def _recorder(
         config, vocab_size=data.tokenizer.vocab_size, world_size=world.world_size, device=world.device
     )
     consumed = min(first_step * data.steps.batch_windows, data.plan.total_windows)
-    before = data.plan.tokens_before(consumed)
+    not_applied = sum(record.tokens for record in folder.ledger.records() if not record.applied)
+    before = data.plan.tokens_before(consumed) - not_applied
     return Recorder(folder, data.plan, throughput, num_steps=data.steps.num_steps, tokens_before=before)
 
 
 def _step(
     config: RunConfig, training: Training, recorder: Recorder | None, world: World, batch: StepBatch
 ) -> None:
-    """One step; fp16 tries it again after an overflow. Else a value that is not finite ends the run."""
+    """One step; fp16 tries it again after an overflow. Else a value that is not finite ends or skips it."""
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
     tokens_after = data.plan.tokens_before(first + windows)
@@ -201,13 +248,20 @@ def _step(
         if result.applied and _is_finite(result.grad_norm):
             return
         overflowed = config.train.precision == "fp16" and not result.applied
-        if not overflowed or not math.isfinite(result.loss_nats):
+        if overflowed and math.isfinite(result.loss_nats):
+            continue
+        found = f"loss {result.loss_nats}, gradient norm {result.grad_norm}"
+        if config.train.on_nonfinite == "stop" or result.applied:
             raise RunError(
-                f"step {step}",
-                got=f"loss {result.loss_nats}, gradient norm {result.grad_norm}",
-                rule="loss and gradient must be finite: the run diverged",
-                remedy="Resume from its last checkpoint with a lower optimizer.lr in a new run.",
+                f"diverged at step {step}",
+                got=found,
+                rule="loss and gradient must be finite",
+                remedy="Its last checkpoint is kept. Train anew with a lower optimizer.lr, or set"
+                " train.on_nonfinite=skip to go on without such steps.",
             )
+        if recorder:
+            recorder.skipped(step, found)
+        return
 
 
 def _is_finite(value: float | None) -> bool:

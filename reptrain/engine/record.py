@@ -104,6 +104,11 @@ class Recorder:
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
         self._tell(record)
 
+    def skipped(self, step: int, found: str) -> None:
+        """Tell of a step that was not applied."""
+        self._say(f"WARNING: step {step} not applied: {found}")
+        self._folder.note("skipped", found, step=step)
+
     def _shares(self, place: StepPlace) -> dict[str, Any]:
         """The record's fields `epoch` and, in a mixture, `sources`."""
         shares = self._plan.shares(place.first_index, place.windows)
@@ -133,8 +138,7 @@ class Recorder:
         self._say(
             f"step {done}/{self._num_steps}  epoch {record.epoch:.2f}{by_source}"
             f"  loss {record.loss_nats:.4f} nats  lr {record.lr:.2e}"
-            f"  {record.tokens_per_s_per_device:,.0f} tokens/s/device"
-            + (f"  MFU {mfu:.1%}" if mfu else "")
+            f"  {record.tokens_per_s_per_device:,.0f} tokens/s/device" + (f"  MFU {mfu:.1%}" if mfu else "")
         )
 
     def sync(self) -> None:

@@ -33,7 +33,7 @@ class StepResult:
     digest: int
     """Unsigned 64-bit digest of what the forward passes saw, over all ranks."""
     grad_norm: float | None
-    """L2 norm of the whole gradient before clipping; None where the step was given up before it."""
+    """L2 norm of the whole gradient before clipping; infinite or NaN where the gradient is not finite."""
     applied: bool
     """Whether the optimizer changed the weights."""
 
@@ -81,10 +81,12 @@ def train_step(
         objective: Makes examples of windows.
 
     Returns:
-        The same result on every rank. A non-finite loss is found before anything is applied.
+        The same result on every rank. A loss or gradient that is not finite on some rank is applied on none.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     digest = torch.zeros((), dtype=torch.int64, device=world.device)
+    # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
+    scale = torch.tensor(world.world_size / target_tokens, device=world.device)
     for place, micro_batch in enumerate(micro_batches):
         if place:
             engine.step()  # Counts the micro-batch before; the weights change at the last one alone.
@@ -94,19 +96,32 @@ def train_step(
         dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
         logits_BTV = engine(**example.inputs, dropout=dropout)
         local_nats = token_nats(logits_BTV, example.targets_BT).sum()
-        # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
-        engine.backward(local_nats * (world.world_size / target_tokens), scale_wrt_gas=False)
         nats += local_nats.detach().double()
-    loss_nats = world.sum(nats).item() / target_tokens
+        if place == len(micro_batches) - 1:
+            nats = world.sum(nats)
+            # 0, or NaN where some rank's loss is not finite: then no rank has a finite gradient.
+            scale = scale + (0 * nats).float()
+        engine.backward(local_nats * scale, scale_wrt_gas=False)
+    loss_nats = nats.item() / target_tokens
     seen = world.sum(digest).item() % 2**64
-    if not math.isfinite(loss_nats):
-        return StepResult(loss_nats, seen, grad_norm=None, applied=False)
-    norm_before = _plain_grad_norm(engine)
-    if norm_before is not None and not math.isfinite(norm_before):
-        return StepResult(loss_nats, seen, norm_before, applied=False)
+    norm, applied = _apply(engine)
+    return StepResult(loss_nats, seen, norm, applied)
+
+
+def _apply(engine: Any) -> tuple[float | None, bool]:
+    """The optimizer's step, unless the gradient is not finite: its norm, and whether weights changed.
+
+    ZeRO and fp16 look at the gradient themselves, on all ranks; plain fp32 at stage 0 is looked at here.
+    """
+    norm = _plain_grad_norm(engine)
+    if norm is not None and not math.isfinite(norm):
+        engine.zero_grad()
+        # As a step would: DeepSpeed tells the last micro-batch of a step by this count.
+        engine.micro_steps += 1
+        return norm, False
     engine.step()
-    norm = engine.get_global_grad_norm() if norm_before is None else norm_before
-    return StepResult(loss_nats, seen, None if norm is None else float(norm), engine.was_step_applied())
+    norm = engine.get_global_grad_norm() if norm is None else norm
+    return None if norm is None else float(norm), engine.was_step_applied()
 
 
 def _plain_grad_norm(engine: Any) -> float | None:

@@ -1,24 +1,81 @@
-"""Trains the same run in several ways within one start of ranks. Started by test_ranks.py, on every rank.
+"""Trains runs in several ways within one start of ranks. Started by rank_starts.py, on every rank.
 
-Usage: rank_matrix.py OUT OVERRIDES.json, where the JSON maps a name to a list of overrides.
+Usage: rank_matrix.py OUT CASES.json, where the JSON maps the name of a run folder below OUT to
+
+    {"overrides": [...], "stop_after": step or null, "nan": null or [rank, step, "loss" or "gradient"]}
+
+A case whose folder exists goes on in it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from reptrain.batch.loader import Loader, StepBatch
 from reptrain.config import load_run_config
-from reptrain.engine.distributed import choose_device, join
+from reptrain.engine import step as step_module
+from reptrain.engine.distributed import World, choose_device, join
 from reptrain.engine.loop import train
+from reptrain.engine.preempt import StopRequest
+from reptrain.errors import RunError
 
 
-def main(out: Path, cases: dict[str, list[str]]) -> None:
+class StopAfter(StopRequest):
+    """Asks to stop once so many steps were asked for."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__()
+        self.steps, self.seen = steps, 0
+
+    def reason(self, world: World) -> str | None:
+        return "enough" if self.steps is not None and self.seen >= self.steps else super().reason(world)
+
+
+@contextmanager
+def watched(stop: StopAfter, nan: list[Any] | None, rank: int) -> Iterator[None]:
+    """Count the steps, and plant a value that is not finite in one of them."""
+    iterate, nats = Loader.iterate, step_module.token_nats
+    planting = False
+
+    def counted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
+        nonlocal planting
+        for batch in iterate(self, first_step):
+            planting = nan is not None and [rank, batch.step] == nan[:2]
+            stop.seen = batch.step + 1
+            yield batch
+
+    def planted(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        if planting and nan[2] == "gradient":
+            logits_BTV.register_hook(lambda gradient: gradient * float("inf"))
+        found = nats(logits_BTV, targets_BT)
+        return found + float("inf") if planting and nan[2] == "loss" else found
+
+    Loader.iterate, step_module.token_nats = counted, planted
+    try:
+        yield
+    finally:
+        Loader.iterate, step_module.token_nats = iterate, nats
+
+
+def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     world = join(choose_device("cpu"))
-    for name, overrides in cases.items():
-        config = load_run_config(out / "config.yaml", overrides)
-        train(config, out / f"{name}-ranks{world.world_size}")
+    for name, case in cases.items():
+        config = load_run_config(out / "config.yaml", case["overrides"])
+        stop = StopAfter(case.get("stop_after"))
+        with watched(stop, case.get("nan"), world.rank):
+            try:
+                train(config, out / name, stop=stop)
+            except RunError as error:
+                if not case.get("nan"):
+                    raise
+                (out / f"{name}-rank{world.rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rank_starts import start_ranks, write_config
 
 from reptrain.config import RunConfig
-from reptrain.config.load import dump_yaml
 from reptrain.config.schema import DropoutConfig
 from reptrain.engine.loop import train
 from reptrain.runs import RunFolder
@@ -64,23 +60,14 @@ def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[
     config = tiny(
         "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
     )
-    (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    (out / "cases.json").write_text(json.dumps(cases).replace("STORE", str(config.data.store)))
+    write_config(out, config)
+    named = {
+        name: [override.replace("STORE", str(config.data.store)) for override in overrides]
+        for name, overrides in cases.items()
+    }
     for ranks in (1, 2):
-        _start(ranks, out)
+        start_ranks(ranks, out, {f"{name}-ranks{ranks}": {"overrides": named[name]} for name in named})
     return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in cases for ranks in (1, 2)}
-
-
-def _start(ranks: int, out: Path) -> None:
-    script = Path(__file__).with_name("rank_matrix.py")
-    command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}"),
-        *(f"--num_accelerators={ranks}", "--no_local_rank", f"--master_port={29_500 + ranks}"),
-        *(str(script), str(out), str(out / "cases.json")),
-    ]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
 
 
 def _plain(matrix: Matrix, name: str) -> RunFolder:
