@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,18 @@ def write_config(out: Path, config: RunConfig) -> None:
     (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start_ranks(ranks: int, out: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Carry out cases (see rank_matrix.py) on so many ranks, all in one start."""
     (out / "cases.json").write_text(json.dumps(cases))
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}"),
-        *(f"--num_accelerators={ranks}", "--no_local_rank", f"--master_port={29_500 + ranks}"),
+        *(f"--num_accelerators={ranks}", "--no_local_rank", f"--master_port={_free_port()}"),
         *(str(Path(__file__).with_name("rank_matrix.py")), str(out), str(out / "cases.json")),
     ]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
