@@ -99,18 +99,22 @@ class Narrower:
         (added,) = self._find(difference)
         if added >= 0:
             first = int(self.index[step_W[0]])
-            return Finding(f"the window of global index {self.index[added]} came in addition", first)
+            return Finding(f"{self._name(added)} came in addition", first, self._documents(added)[0])
         other_W = self._find(digest_W + difference)
         replaced = np.flatnonzero(other_W >= 0)
         if replaced.size:
-            other = self.index[other_W[replaced[0]]]
-            return self._of_window(
-                step_W[replaced[0]], f"the window of global index {other} came in its place"
-            )
+            window, other = step_W[replaced[0]], other_W[replaced[0]]
+            return self._of_window(window, f"{self._name(other)} came in its place")
         return None
 
     def _of_window(self, window: np.int64, message: str) -> Finding:
         return Finding(message, int(self.index[window]), self._documents(window)[0])
+
+    def _name(self, window: np.int64) -> str:
+        # Not by its global index: with fixed cuts the same window comes in every epoch.
+        return (
+            f"the window of {self.windows.length[window]} tokens from position {self.windows.start[window]}"
+        )
 
     def _documents(self, window: np.int64) -> list[str]:
         start, length = int(self.windows.start[window]), int(self.windows.length[window])

@@ -145,5 +145,8 @@ class RunPlan(FrozenRecord):
         for source in self.sources:
             prefix = f"{source.name}." if self.is_mixture else ""
             found = source.model_dump(exclude={"store"} if self.is_mixture else {"store", "total_windows"})
+            if not self.is_mixture:
+                # Beside the run's own seed.
+                found["order_seed"] = found.pop("seed")
             facts |= {f"{prefix}{key}": value for key, value in found.items()}
         return facts

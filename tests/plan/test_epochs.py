@@ -150,3 +150,31 @@ def test_plan_epochs_of_half_a_window_rounds_up():
 def test_plan_epochs_refuses_a_window_longer_than_the_subset():
     with pytest.raises(PlanError, match="256 tokens for a subset of 255"):
         make((255, 256), Fraction(1), "reshuffle", "fixed", 0)
+
+
+def test_locate_is_frozen():
+    """Ledgers hang on these windows: a faster way must give the same."""
+    plan = EpochPlan(1000, 48, 80, "reshuffle", "shifted", seed=7)
+    found = plan.locate(np.asarray([0, 1, 21, 22, 79]))
+    assert found.epoch.tolist() == [0, 0, 0, 1, 3]
+    assert found.start.tolist() == [996, 180, 228, 365, 246]
+    assert found.length.tolist() == [4, 48, 48, 48, 48]
+
+
+@given(sizes, st.integers(1, 6), orders, cuts, seeds, st.data())
+def test_indices_of_finds_the_window_of_a_position_in_each_epoch(size, epochs, order, cut, seed, data):
+    plan = make(size, Fraction(epochs), order, cut, seed)
+    position = data.draw(st.integers(0, plan.unique_tokens - 1))
+    index = plan.indices_of(position, np.arange(epochs))
+    found = plan.locate(index)
+    assert found.epoch.tolist() == list(range(epochs))
+    assert ((found.start <= position) & (position < found.start + found.length)).all()
+
+
+@given(sizes, st.integers(1, 40), cuts, seeds)
+def test_locate_many_windows_of_an_epoch_equals_locating_each(size, epochs, cut, seed):
+    plan = make(size, Fraction(epochs), "reshuffle", cut, seed)
+    together = plan.locate(np.arange(plan.total_windows))
+    for index in range(0, plan.total_windows, max(1, plan.total_windows // 20)):
+        alone = plan.locate(np.asarray(index))
+        assert (int(alone.start), int(alone.length)) == (together.start[index], together.length[index])

@@ -219,3 +219,12 @@ def test_open_stream_names_the_source_that_asks_for_too_much(tmp_path):
     data = config.data.model_copy(update={"sources": {**config.data.sources, "synthetic": large}})
     with pytest.raises(PlanError, match=r"data\.sources\.synthetic\.unique_tokens: .* 13 of the 12 tokens"):
         open_stream(config.model_copy(update={"data": data}), stores)
+
+
+@given(mixtures, st.data())
+@settings(max_examples=30, deadline=None)
+def test_index_of_is_the_inverse_of_the_turns(drawn, data):
+    plan = plan_of(drawn)
+    index = data.draw(st.integers(0, plan.total_windows - 1))
+    turns = plan.interleaving.locate(np.asarray([index]))
+    assert plan.index_of(int(turns.source[0]), int(turns.local[0])) == index

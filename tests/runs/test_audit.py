@@ -4,91 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from random import Random
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
+from audited_runs import UNIQUE, replaced, rewrite, trained
 
-from reptrain.config import RunConfig
 from reptrain.errors import RunError, StoreError
-from reptrain.plan import Stream, Subset
-from reptrain.runs import LedgerRecord, RunFolder, RunPlan
+from reptrain.plan import Subset
+from reptrain.runs import audit as audit_module
 from reptrain.runs.audit import audit, store_places
-from reptrain.runs.digest import step_digest, window_digest
-from reptrain.store import open_store, tokenize
-
-UNIQUE = 1000
-WINDOW = 48
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store of 400 short documents."""
-    random = Random(0)
-    words = ["".join(random.choices("abcdefgh", k=random.randint(2, 7))) for _ in range(80)]
-    texts = [" ".join(random.choices(words, k=random.randint(3, 25))) for _ in range(400)]
-    folder = tmp_path_factory.mktemp("audit")
-    source = folder / "text.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    tokenize([source], folder / "store", vocab_size=128, num_sentinels=4)
-    return open_store(folder / "store")
-
-
-@pytest.fixture
-def run(store, tmp_path):
-    """A run that is done and exact, 2.5 epochs in steps of 8 windows; `config` may change it."""
-    return trained(store, tmp_path / "run")
-
-
-def trained(store, path, *, state="done", budget="2.5epochs", batch=8, **data) -> RunFolder:
-    """What a faultless engine leaves behind."""
-    config = RunConfig.model_validate(
-        {
-            "data": {
-                "store": str(store.path),
-                "unique_tokens": UNIQUE,
-                "window_tokens": WINDOW,
-                **data,
-            },
-            "train": {"total_tokens": budget, "batch_windows": batch},
-        }
-    )
-    subset = Subset.open(store, unique_tokens=UNIQUE)
-    plan = RunPlan.of(config, stores={"data": store}, stream=Stream([subset]))
-    folder = RunFolder.create_or_open(path, config, plan, {})
-    for step in range(plan.step_plan().num_steps):
-        folder.ledger.append(consumed(folder, subset, step))
-    folder.set_status(state)
-    return folder
-
-
-def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord:
-    """The record of a step whose tokens pass through `spoil` on their way to the model."""
-    first, count = folder.plan.step_plan().window_range(step)
-    found = folder.plan.mixture_plan().locate(np.arange(first, first + count))
-    tokens, length = subset.tokens(found.start, found.length, WINDOW)
-    spoil(tokens)
-    return LedgerRecord(
-        step=step,
-        first_index=first,
-        windows=count,
-        tokens=int(length.sum()),
-        epoch=first // folder.plan.sources[0].windows_per_epoch,
-        applied=True,
-        digest=step_digest(window_digest(tokens, found.start, length)),
-    )
-
-
-def rewrite(folder, change) -> None:
-    """Replace the ledger by what `change` makes of its records."""
-    records = change(list(folder.ledger.records()))
-    folder.ledger.path.unlink()
-    for record in records:
-        folder.ledger.append(record)
-
-
-def replaced(records, place, **fields):
-    return [*records[:place], records[place].model_copy(update=fields), *records[place + 1 :]]
 
 
 def only_problem(folder, **options):
@@ -122,12 +48,6 @@ def test_audit_of_batches_larger_than_an_epoch_is_exact(store, tmp_path):
     assert report.exact and report.exposures == {5: UNIQUE}
 
 
-def test_audit_of_mixed_epochs_with_a_fraction_is_not_exact(store, tmp_path):
-    report = audit(trained(store, tmp_path / "run", order="mixed").path)
-    assert not report.exact
-    assert all("tokens were consumed" in problem.message for problem in report.problems)
-
-
 def test_audit_of_an_unfinished_run_is_exact_so_far(store, tmp_path):
     folder = trained(store, tmp_path / "run", state="running")
     folder.ledger.truncate(4)
@@ -156,34 +76,17 @@ def test_audit_of_a_run_without_steps_is_not_complete(store, tmp_path):
     assert report.exact and not report.complete and report.exposures == {0: UNIQUE}
 
 
-def test_audit_finds_one_swapped_token(store, run):
-    subset = Subset.open(store, unique_tokens=UNIQUE)
-
-    def swap(tokens):
-        tokens[3, 7], tokens[3, 8] = tokens[3, 8], tokens[3, 7]
-        assert tokens[3, 7] != tokens[3, 8]
-
-    rewrite(run, lambda records: [*records[:2], consumed(run, subset, 2, spoil=swap), *records[3:]])
-    problem = only_problem(run)
-    assert (problem.step, problem.index) == (2, 16)
-    assert "for global indices 16 to 23: the model saw other tokens" in problem.message
-
-
-def test_audit_names_the_document_where_a_step_has_one_window(store, tmp_path):
-    folder = trained(store, tmp_path / "run", batch=1)
-    rewrite(folder, lambda records: replaced(records, 5, digest="0" * 16))
-    problem = only_problem(folder)
-    start = int(folder.plan.mixture_plan().locate(np.asarray([5])).start[0])
-    assert problem.document == Subset.open(store).documents(start, 1)[0]
-    assert problem.text().startswith("step 5, global index 5, document ")
-
-
-def test_audit_finds_a_step_left_out(run):
+def test_audit_finds_a_step_left_out(store, run):
     rewrite(run, lambda records: [*records[:3], *records[4:]])
     report = audit(run.path)
     assert not report.exact and not report.complete
     assert report.problems[0].text() == "step 4, global index 32: comes where step 3 should"
-    assert any("tokens were consumed" in problem.message for problem in report.problems)
+    missing = next(problem for problem in report.problems if "tokens were consumed" in problem.message)
+    assert missing.step == 3 and 24 <= missing.index < 32
+    where = next(place for place in range(UNIQUE) if f"stands at {place} of" in missing.message)
+    found = run.plan.mixture_plan().locate(np.asarray([missing.index]))
+    assert found.start[0] <= where < found.start[0] + found.length[0]
+    assert missing.document == Subset.open(store, unique_tokens=UNIQUE).documents(where, 1)[0]
 
 
 def test_audit_finds_a_step_consumed_twice(run):
@@ -191,6 +94,32 @@ def test_audit_finds_a_step_consumed_twice(run):
     report = audit(run.path)
     assert report.problems[0].text() == "step 3, global index 24: comes where step 4 should"
     assert not report.complete
+
+
+def test_audit_finds_two_steps_in_each_others_place(run):
+    rewrite(run, lambda records: [*records[:3], records[4], records[3], *records[5:]])
+    report = audit(run.path)
+    assert [problem.text() for problem in report.problems] == [
+        "step 4, global index 32: comes where step 3 should",
+        "step 3, global index 24: comes where step 5 should",
+        "step 5, global index 40: comes where step 4 should",
+    ]
+    assert report.exposures == audit(run.path).exposures and not report.exact
+
+
+def test_audit_finds_a_ledger_that_was_cut_off(run):
+    lines = run.ledger.path.read_bytes()
+    run.ledger.path.write_bytes(lines[:-40])
+    report = audit(run.path)
+    assert not report.exact and not report.complete
+    assert report.problems[0].message == "status.json says done, but the ledger has 48 applied windows of 53"
+
+
+def test_audit_finds_a_record_of_another_run(store, run, tmp_path):
+    other = list(trained(store, tmp_path / "other", seed=1).ledger.records())
+    rewrite(run, lambda records: [*records[:3], other[3], *records[4:]])
+    problem = only_problem(run)
+    assert problem.step == 3 and "the model saw other tokens" in problem.message
 
 
 @pytest.mark.parametrize("fields", [{"first_index": 17}, {"windows": 7}])
@@ -227,6 +156,22 @@ def test_audit_finds_a_wrong_token_in_a_step_that_was_not_applied(run):
     assert only_problem(run).step == 3
 
 
+def test_audit_tells_of_steps_tried_again(run):
+    rewrite(
+        run,
+        lambda records: [
+            record.model_copy(update={"applied": applied})
+            for record in records
+            for applied in ((False, False, True) if record.step in (2, 5) else (True,))
+        ],
+    )
+    report = audit(run.path)
+    assert report.exact and report.not_applied.model_dump() == {
+        "attempts": 4, "steps": (2, 5), "num_skipped": 0, "skipped": ()
+    }  # fmt: skip
+    assert "not applied, and no exposure: 4 attempts, at steps 2, 5; 0 steps not tried again" in report.text()
+
+
 @pytest.mark.parametrize("step", [3, 6])
 def test_audit_finds_a_step_not_applied(run, step):
     rewrite(run, lambda records: replaced(records, step, applied=False))
@@ -234,6 +179,11 @@ def test_audit_finds_a_step_not_applied(run, step):
     assert not report.exact and not report.complete
     assert "was not applied, and its windows were not tried again" in report.problems[0].message
     assert report.problems[0].step == step
+    assert report.text().startswith(f"not exact: step {step} not applied; ")
+    assert (report.not_applied.attempts, report.not_applied.skipped) == (1, (step,))
+    # Its windows are no exposure.
+    assert report.windows == report.total_windows - run.plan.step_plan().window_range(step)[1]
+    assert sum(times * tokens for times, tokens in report.exposures.items()) == report.tokens_consumed
 
 
 def test_audit_waits_for_the_next_try_of_a_running_run(store, tmp_path):
@@ -255,6 +205,56 @@ def test_audit_finds_a_plan_that_is_not_what_the_config_asks_for(run):
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("order: reshuffle", "order: same"))
     assert only_problem(run).message == "plan.json has order reshuffle, where config.yaml asks for same"
+
+
+@pytest.mark.parametrize(("old", "new"), [("lr: 0.001", "lr: 0.002"), ("mlp: 0.0", "mlp: 0.1")])
+def test_audit_finds_an_edited_config(store, tmp_path, old, new):
+    made = {"packages": {"reptrain": version("reptrain")}}
+    folder = trained(store, tmp_path / "run", environment=made)
+    assert audit(folder.path).exact
+    text = (folder.path / "config.yaml").read_text()
+    assert old in text
+    (folder.path / "config.yaml").write_text(text.replace(old, new))
+    assert only_problem(folder).message.startswith("config.yaml has the fingerprint ")
+
+
+@pytest.mark.parametrize(
+    "edit", [{"batch_windows": 9}, {"total_windows": 40}, {"window_tokens": 47}, {"seed": 1}]
+)
+def test_audit_finds_an_edited_plan(run, edit):
+    path = run.path / "plan.json"
+    plan = json.loads(path.read_text()) | edit
+    plan["sources"][0] |= {key: value for key, value in edit.items() if key == "total_windows"}
+    path.write_text(json.dumps(plan))
+    ((key, value),) = edit.items()
+    report = audit(run.path)
+    assert not report.exact
+    assert report.problems[0].message.startswith(f"plan.json has {key} {value}, where config.yaml asks for ")
+
+
+def test_audit_finds_an_edited_order_of_a_source(run):
+    path = run.path / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["sources"][0] |= {"seed": 5, "cut": "shifted"}
+    path.write_text(json.dumps(plan))
+    report = audit(run.path)
+    assert not report.exact
+    assert any("plan.json has cut shifted" in problem.message for problem in report.problems)
+    assert any("the model saw other tokens" in problem.message for problem in report.problems)
+
+
+def test_audit_finds_a_cached_order_of_documents_that_was_changed(store, run, tmp_path):
+    own = Path(shutil.copytree(store.path, tmp_path / "own"))
+    (cached,) = (own / "orders").glob("*.npy")
+    table = np.load(cached)
+    lengths = np.diff(table[0])
+    first, second = next((i, j) for i in range(20) for j in range(i + 1, 40) if lengths[i] == lengths[j])
+    table[1, [first, second]] = table[1, [second, first]]
+    np.save(cached, table)
+    report = audit(run.path, store=own)
+    assert not report.exact
+    assert "the order of documents cached for" in report.problems[0].message
+    assert "the model saw other tokens" in report.problems[1].message
 
 
 def test_audit_takes_a_store_that_moved_and_refuses_another(store, run, tmp_path):
@@ -297,3 +297,33 @@ def test_audit_tells_its_progress(run):
     audit(run.path, progress=lambda *news: told.append(news), verify_store=False)
     steps = run.plan.step_plan().num_steps
     assert told[-1] == ("audit", steps, steps)
+
+
+@pytest.mark.parametrize(("budget", "begun", "ended"), [("2.5epochs", 3, 2), ("3epochs", 3, 3)])
+def test_audit_counts_the_epochs_begun_and_ended(store, tmp_path, budget, begun, ended):
+    (source,) = audit(trained(store, tmp_path / "run", budget=budget).path).sources
+    assert (source.epochs_begun, source.epochs_ended) == (begun, ended)
+    assert source.exact and f"({begun} begun, {ended} ended)" in source.text()
+
+
+def test_audit_does_not_call_an_epoch_ended_that_misses_a_step(run):
+    rewrite(run, lambda records: [*records[:1], *records[2:]])
+    (source,) = audit(run.path).sources
+    assert (source.epochs_begun, source.epochs_ended) == (3, 1)
+
+
+def test_audit_works_in_any_pieces(run, monkeypatch):
+    whole = audit(run.path)
+    for windows in (1, 7, 16):
+        monkeypatch.setattr(audit_module, "_CHUNK_WINDOWS", windows)
+        assert audit(run.path) == whole
+
+
+def test_audit_counts_problems_over_pieces(run, monkeypatch):
+    rewrite(run, lambda records: [*records[:2], *replaced(records, 3, applied=False)[3:]])
+    whole = audit(run.path)
+    assert whole.num_problems > 2
+    monkeypatch.setattr(audit_module, "_CHUNK_WINDOWS", 8)
+    pieces = audit(run.path)
+    assert sorted(p.text() for p in pieces.problems) == sorted(p.text() for p in whole.problems)
+    assert pieces.exposures == whole.exposures
