@@ -75,5 +75,5 @@ def _audit(row: ArmRow) -> str:
     if row.audit_exact is None:
         return "not audited"
     if not row.audit_exact:
-        return "not exact"
+        return "as planned, mixed" if row.audit_as_planned else "not exact"
     return "exact" if row.state == "done" else "exact so far"

@@ -61,6 +61,8 @@ class ArmRow(FrozenRecord):
         gap_nats: Last loss on `select` less last loss on the probe.
         tokens_per_s: Median training speed.
         audit_exact: What the audit said of the run.
+        audit_as_planned: Whether the audit found all as planned; a run of the order `mixed` may be that and
+            not exact.
         exposures: From the audit: how many tokens were used how many times.
     """
 
@@ -82,6 +84,7 @@ class ArmRow(FrozenRecord):
     gap_nats: float | None = None
     tokens_per_s: float | None = None
     audit_exact: bool | None = None
+    audit_as_planned: bool | None = None
     exposures: dict[int, int] | None = None
 
 
@@ -170,4 +173,8 @@ def _audited(path: Path) -> dict[str, Any]:
         return {}
     audit = json.loads(path.read_text(encoding="utf-8"))
     exposures = {int(times): tokens for times, tokens in audit["exposures"].items()}
-    return {"audit_exact": audit["exact"], "exposures": exposures}
+    return {
+        "audit_exact": audit["exact"],
+        "audit_as_planned": audit.get("as_planned", audit["exact"]),
+        "exposures": exposures,
+    }

@@ -109,6 +109,8 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     )  # fmt: skip
     stopped = rows[0].model_copy(update={"state": "preempted"})
     assert dict(arm_lines([stopped])[0].cells)["audit"] == "exact so far"
+    mixed = better.model_copy(update={"audit_as_planned": True})
+    assert dict(arm_lines([mixed])[0].cells)["audit"] == "as planned, mixed"
     unknown = collect(STUDY, out / "none")
     assert dict(arm_lines(unknown)[0].cells)["best held-out"] == "–"
 
