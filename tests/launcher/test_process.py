@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,21 @@ def test_run_process_returns_the_exit_code_and_appends_the_output(tmp_path: Path
     assert output.read_text() == "one\ntwo\n"
 
 
+@pytest.fixture
+def hang_up_counts() -> Iterator[None]:
+    """Tests that nohup started ignore SIGHUP, and what ignores a signal is left so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("sent", "got"),
     [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
-def test_run_process_passes_signals_on_and_lives(tmp_path: Path, sent: str, got: str) -> None:
+def test_run_process_passes_signals_on_and_lives(
+    tmp_path: Path, sent: str, got: str, hang_up_counts: None
+) -> None:
     output, number = tmp_path / "out.log", getattr(signal, sent)
     before = signal.getsignal(number)
     ended = run_process(
