@@ -310,9 +310,15 @@ def train(
     if not resume:
         refuse_to_resume(folder)
     stop = StopRequest(max_minutes)
-    # To the end of the process: a signal that is sent again must not change the exit code.
     stop.catch()
-    result = run(resolved, folder, stop=stop)
+    try:
+        result = run(resolved, folder, stop=stop)
+    except BaseException:
+        stop.let_go()
+        raise
+    if result.state != "preempted":
+        # Else caught to the end of the process: a signal that is sent again must not change the exit code.
+        stop.let_go()
     if os.environ.get("RANK", "0") == "0":
         why = f" ({result.reason})" if result.reason else ""
         typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reptrain.engine.host_memory import keep_freed_memory
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, RunError
 
 Shared = TypeVar("Shared")
 
@@ -156,23 +157,57 @@ def _rank_variables() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def join(device: torch.device) -> World:
+def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
     """Join the ranks that a launcher started, or be the only one, until the process ends.
 
     Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them. Called again it returns
     the same place: DeepSpeed keeps groups that do not survive their process group.
+
+    Args:
+        device: What to train on.
+        timeout_s: How long to wait for a rank that does not come.
+
+    Raises:
+        RunError: If not all ranks came.
     """
     if not dist.is_initialized():
         if device.type == "cpu":
             keep_freed_memory()
         with _rank_variables():
-            _init(device)
+            _init(device, timeout_s)
         atexit.register(_leave)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def _init(device: torch.device) -> None:
+def meeting_store() -> dist.Store | None:
+    """Where the ranks met, or None where this process is the only one."""
+    return _met.get("store") if dist.get_world_size() > 1 else None
+
+
+_met: dict[str, dist.Store] = {}
+
+
+def _meet(backend: str, timeout_s: float) -> None:
+    """Wait for all ranks, and keep the store through which they find each other."""
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        here = int(os.environ["RANK"])
+        raise RunError(
+            "ranks" if here == 0 else "rank 0",
+            got=str(error).splitlines()[0],
+            rule=f"must all come within {timeout_s:g} seconds",
+            remedy="Look at the output of the one that is missing, and whether its machine reaches"
+            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}.",
+        ) from error
+    _met["store"] = store
+    # The watch over the ranks comes first: this ends what it does not see.
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=2 * timeout)
+
+
+def _init(device: torch.device, timeout_s: float) -> None:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
     import deepspeed.ops
@@ -186,6 +221,8 @@ def _init(device: torch.device) -> None:
     else:
         torch.cuda.set_device(device)
         backend = "nccl"
+    _meet(backend, timeout_s)
+    # Takes the group that is there.
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint
 from reptrain.engine.checkpoint import Found, Topology
-from reptrain.engine.distributed import World, check_precision, choose_device, join
+from reptrain.engine.distributed import World, check_precision, choose_device, join, meeting_store
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
@@ -24,6 +26,7 @@ from reptrain.engine.schedule import learning_rate
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
+from reptrain.engine.watch import watching
 from reptrain.errors import ReptrainError, RunError
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
@@ -64,7 +67,8 @@ def train(
     with ExitStack() as held:
         if stop is None:
             stop = held.enter_context(stop_requests(max_minutes))
-        return train_as_rank(config, out, data, join(device), stop)
+        world = join(device, timeout_s=config.train.rank_timeout_seconds)
+        return train_as_rank(config, out, data, world, stop)
 
 
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
@@ -73,8 +77,12 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
         folder = _enter_folder(config, out, data, world, held)
         if folder.status().state == "done":
             return TrainResult(out, data.steps.num_steps, "already done")
+        timeout_s = config.train.rank_timeout_seconds
         try:
-            steps, reason = _run(config, folder, data, world, stop)
+            with watching(
+                meeting_store(), world, timeout_s=timeout_s, tell=partial(_tell_failure, folder)
+            ) as pulse:
+                steps, reason = _run(config, folder, data, world, stop, pulse)
         except BaseException as error:
             if world.is_main:
                 _tell_failure(folder, error)
@@ -115,10 +123,16 @@ def _environment(config: RunConfig, world: World) -> dict[str, Any]:
 
 
 def _run(
-    config: RunConfig, folder: RunFolder, data: Data, world: World, stop: StopRequest
+    config: RunConfig,
+    folder: RunFolder,
+    data: Data,
+    world: World,
+    stop: StopRequest,
+    pulse: Callable[[], None],
 ) -> tuple[int, str | None]:
     """Train to the end, or until asked to stop; returns the steps completed and who asked."""
     training = prepare(config, data, world)
+    training.engine.register_forward_pre_hook(lambda *_: pulse())
     done = _resume(config, folder, training, world)
     marks = _Marks.of(config, data.steps.num_steps)
     with _recorder(config, folder, data, world, done) as recorder:

@@ -2,7 +2,8 @@
 
 Usage: rank_matrix.py OUT CASES.json, where the JSON maps the name of a run folder below OUT to
 
-    {"overrides": [...], "stop_after": step or null, "nan": null or [rank, step, "loss" or "gradient"]}
+    {"overrides": [...], "stop_after": step or null, "nan": null or [rank, step, "loss" or "gradient"],
+     "hang": null or [rank, step]}
 
 A case whose folder exists goes on in it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +41,9 @@ class StopAfter(StopRequest):
 
 
 @contextmanager
-def watched(stop: StopAfter, nan: list[Any] | None, rank: int) -> Iterator[None]:
-    """Count the steps, and plant a value that is not finite in one of them."""
+def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
+    """Count the steps, and plant a value that is not finite, or an endless wait, in one of them."""
+    nan, hang = case.get("nan"), case.get("hang")
     iterate, nats = Loader.iterate, step_module.token_nats
     planting = False
 
@@ -49,6 +52,8 @@ def watched(stop: StopAfter, nan: list[Any] | None, rank: int) -> Iterator[None]
         for batch in iterate(self, first_step):
             planting = nan is not None and [rank, batch.step] == nan[:2]
             stop.seen = batch.step + 1
+            if hang == [rank, batch.step]:
+                time.sleep(1000)
             yield batch
 
     def planted(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -69,7 +74,7 @@ def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     for name, case in cases.items():
         config = load_run_config(out / "config.yaml", case["overrides"])
         stop = StopAfter(case.get("stop_after"))
-        with watched(stop, case.get("nan"), world.rank):
+        with watched(stop, case, world.rank):
             try:
                 train(config, out / name, stop=stop)
             except RunError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rank_starts import start_ranks, write_config
 
 from reptrain.config import RunConfig
 from reptrain.config.schema import DropoutConfig
+from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.loop import train
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
@@ -49,13 +51,36 @@ MIXTURE = {
 Matrix = dict[tuple[str, int], RunFolder]
 
 
+# A value that is not finite on rank 1 alone, in step 1 of 3, at every stage.
+NAN = {
+    f"nan-{place}-{precision}-zero{stage}": {
+        "nan": [1, 1, place],
+        "overrides": [
+            *(f"train.zero_stage={stage}", f"train.precision={precision}", "train.on_nonfinite=skip"),
+            "train.micro_batch_windows=3",
+        ],
+    }
+    for place, precision, stage in (
+        *(("loss", "fp32", 0), ("loss", "fp32", 1), ("loss", "fp32", 3), ("gradient", "fp32", 0)),
+        *(("gradient", "fp32", 1), ("gradient", "fp32", 2), ("gradient", "fp32", 3)),
+        *(("gradient", "bf16", 2), ("loss", "bf16", 3)),
+    )
+}
+DIVERGED = {"diverged": {"nan": [1, 1, "gradient"], "overrides": ["train.zero_stage=2"]}}
+
+
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
     """Every case on 1 and on 2 ranks; each number of ranks starts once."""
-    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16 | MIXTURE)
+    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16 | MIXTURE, NAN | DIVERGED)
 
 
-def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[str]]) -> Matrix:
+def _train_all(
+    out: Path,
+    tiny: Callable[..., RunConfig],
+    cases: dict[str, list[str]],
+    on_two_ranks: dict[str, dict[str, Any]] | None = None,
+) -> Matrix:
     # 24 windows of an epoch of 16 in batches of 10: batches straddle epochs, and the last one is short.
     config = tiny(
         "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
@@ -66,8 +91,11 @@ def _train_all(out: Path, tiny: Callable[..., RunConfig], cases: dict[str, list[
         for name, overrides in cases.items()
     }
     for ranks in (1, 2):
-        start_ranks(ranks, out, {f"{name}-ranks{ranks}": {"overrides": named[name]} for name in named})
-    return {(name, ranks): RunFolder.open(out / f"{name}-ranks{ranks}") for name in cases for ranks in (1, 2)}
+        started = {f"{name}-ranks{ranks}": {"overrides": named[name]} for name in named}
+        start_ranks(ranks, out, started | (on_two_ranks or {} if ranks == 2 else {}))
+    both = {(name, ranks): out / f"{name}-ranks{ranks}" for name in cases for ranks in (1, 2)}
+    two = {(name, 2): out / name for name in on_two_ranks or {}}
+    return {key: RunFolder.open(path) for key, path in (both | two).items()}
 
 
 def _plain(matrix: Matrix, name: str) -> RunFolder:
@@ -127,6 +155,32 @@ def test_gradient_norms_agree(matrix: Matrix) -> None:
             for folder in (_plain(matrix, name), matrix[name, ranks])
         )
         assert found == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(matrix: Matrix, name: str) -> None:
+    folder = matrix[name, 2]
+    assert [record.applied for record in folder.ledger.records()] == [True, False, True]
+    latest = Manifest.read(folder.checkpoints / "step-3")
+    assert latest.optimizer_steps == 2
+    # The third step starts from the weights after the first, at any stage.
+    losses = {record.step: record.loss_nats for record in folder.metrics.records("train")}
+    same = next(found for found in NAN if f"-{'bf16' if 'bf16' in name else 'fp32'}-" in found)
+    expected = {record.step: record.loss_nats for record in matrix[same, 2].metrics.records("train")}
+    assert losses == pytest.approx(expected, rel=0, abs=0.02 if "bf16" in name else 1e-5)
+    assert [event.step for event in folder.events.records() if event.event == "skipped"] == [1]
+    report = audit(folder.path)
+    assert not report.exact and "not applied" in report.text()
+
+
+def test_a_step_that_is_not_finite_ends_the_run_as_diverged(matrix: Matrix) -> None:
+    folder = matrix["diverged", 2]
+    status = folder.status()
+    assert status.state == "failed" and str(status.reason).startswith("diverged at step 1: loss and gradient")
+    # The checkpoint before it is whole.
+    assert Manifest.read(folder.checkpoints / "step-1").optimizer_steps == 1
+    for rank in (0, 1):
+        assert "diverged at step 1" in (folder.path.parent / f"diverged-rank{rank}.txt").read_text()
 
 
 @pytest.mark.parametrize("name", BF16)

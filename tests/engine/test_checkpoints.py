@@ -1,0 +1,211 @@
+"""Checkpoints that are damaged, kept, or asked for by signals and by the clock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reptrain.batch.loader import Loader, StepBatch
+from reptrain.config import RunConfig
+from reptrain.engine import checkpoint, preempt
+from reptrain.engine.loop import train
+from reptrain.engine.state_files import write_pieces
+from reptrain.errors import ResumeError
+from reptrain.runs import RunFolder
+from reptrain.runs.audit import audit
+from reptrain.runs.folder import refuse_to_resume
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Make ``action`` happen when the loop asks for a step's batch."""
+    iterate = Loader.iterate
+
+    def interrupted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
+        for batch in iterate(self, first_step):
+            if batch.step == step:
+                action()
+            yield batch
+
+    monkeypatch.setattr(Loader, "iterate", interrupted)
+
+
+def crash() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def crashed(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that crashed in step 16 of 27, with checkpoints after 7 and 14 steps."""
+    out = tmp_path_factory.mktemp("crashed") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(16, patch, crash)
+        train(tiny(), out)
+    return RunFolder.open(out)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    train(tiny(), out)
+    return RunFolder.open(out)
+
+
+@pytest.fixture
+def damaged(crashed: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy that a test may damage."""
+    return RunFolder.open(Path(shutil.copytree(crashed.path, tmp_path / "run")))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def state_of(folder: Path) -> Path:
+    (state,) = folder.glob("*.safetensors")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda newest: flip(state_of(newest)), "does not match its checksum"),
+        (lambda newest: cut(state_of(newest)), "bytes instead of"),
+        (lambda newest: state_of(newest).unlink(), "No such file"),
+        (lambda newest: flip(newest / "manifest.json"), "manifest.json does not match its checksum"),
+        (lambda newest: cut(newest / "manifest.json"), "manifest.json does not match its checksum"),
+        (shutil.rmtree, "is not there"),
+    ],
+    ids=["flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "removed"],
+)
+def test_damaged_newest_is_passed_over_and_said(
+    damaged: RunFolder,
+    unbroken: RunFolder,
+    damage: Callable[[Path], None],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damage(damaged.checkpoints / "step-14")
+    with monkeypatch.context() as patch:
+        stop_at(20, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train(damaged.config, damaged.path)
+    told = capsys.readouterr().out
+    assert "WARNING: checkpoint step-14" in told and words in told and "resumed at step 7" in told
+    (event,) = (event for event in damaged.events.records() if event.event == "damaged")
+    assert words in event.detail and event.step == 7
+    assert list(damaged.ledger.records()) == list(unbroken.ledger.records())[:21]
+    assert audit(damaged.path).exact
+
+
+def test_status_tells_of_the_damage_while_the_run_goes_on(
+    damaged: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(state_of(damaged.checkpoints / "step-14"))
+    seen = []
+    stop_at(7, monkeypatch, lambda: seen.append(damaged.status()) or crash())
+    with pytest.raises(KeyboardInterrupt):
+        train(damaged.config, damaged.path)
+    assert seen[0].state == "running" and "went on from step 7: checkpoint step-14" in str(seen[0].reason)
+
+
+def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken: RunFolder) -> None:
+    (damaged.checkpoints / "latest").write_bytes(b"\xff\x00rubbish")
+    train(damaged.config, damaged.path)
+    assert any(event.step == 14 for event in damaged.events.records() if event.event == "resumed")
+    newest = state_of(damaged.checkpoints / "step-27")
+    assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
+
+
+def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder) -> None:
+    for folder in damaged.checkpoints.glob("step-*"):
+        flip(state_of(folder))
+    before = (damaged.path / "ledger.jsonl").read_bytes()
+    with pytest.raises(ResumeError, match=r"step-14: .*checksum; checkpoint step-7: .*checksum"):
+        train(damaged.config, damaged.path)
+    assert (damaged.path / "ledger.jsonl").read_bytes() == before
+
+
+def test_ledger_that_ends_before_the_newest_leads_to_an_older_one(
+    damaged: RunFolder, unbroken: RunFolder
+) -> None:
+    lines = (damaged.path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    (damaged.path / "ledger.jsonl").write_bytes(b"".join(lines[:10]))
+    train(damaged.config, damaged.path)
+    (event,) = (event for event in damaged.events.records() if event.event == "damaged")
+    assert "the ledger ends at step 10" in event.detail
+    assert audit(damaged.path).complete
+    newest = state_of(damaged.checkpoints / "step-27")
+    assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
+
+
+def test_checkpoints_at_every_fraction_stay(tiny: MakeConfig, tmp_path: Path) -> None:
+    train(tiny("checkpoint.keep_every_fraction=0.2", "checkpoint.keep_last=1"), tmp_path / "run")
+    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*")}
+    assert kept == {5, 11, 16, 22, 27}
+
+
+def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
+    tiny: MakeConfig, unbroken: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def storm(*given: object) -> object:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return write_pieces(*given)  # type: ignore[arg-type]
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_pieces", storm)
+        stop_at(10, patch, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        result = train(tiny(), out)
+    assert (result.state, result.steps, result.reason) == ("preempted", 8, "SIGTERM")
+    assert RunFolder.open(out).status().reason == "SIGTERM"
+    assert train(tiny(), out).state == "done"
+    newest = state_of(RunFolder.open(out).checkpoints / "step-27")
+    assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
+
+
+def test_second_ctrl_c_ends_at_once(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop_at(3, monkeypatch, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run")
+
+
+def test_max_minutes_stops_with_a_checkpoint(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        seconds = iter([0.0, 60.0, 119.9, 120.0])
+        patch.setattr(preempt, "seconds_since_start", lambda: next(seconds))
+        result = train(tiny(), out, max_minutes=2)
+    assert (result.state, result.steps) == ("preempted", 3)
+    assert RunFolder.open(out).status().reason == "the 2 minutes of --max-minutes are over"
+    assert train(tiny(), out, max_minutes=0).steps == 3
+    with pytest.raises(ResumeError, match="--no-resume"):
+        refuse_to_resume(out)
+
+
+def test_seconds_since_start_count_from_the_start_of_the_process() -> None:
+    first = preempt.seconds_since_start()
+    # Imports alone take longer, and no test run takes a day.
+    assert 0.5 < first < 86_400
+    assert preempt.seconds_since_start() >= first

@@ -1,0 +1,120 @@
+"""A rank that is killed, stopped or stuck: the other ends in time and names it, and the run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rank_starts import start_ranks, write_config
+
+from reptrain.config import RunConfig
+from reptrain.config.load import dump_yaml
+from reptrain.engine.loop import train
+from reptrain.runs import RunFolder
+from reptrain.runs.audit import audit
+
+pytestmark = pytest.mark.ranks
+TIMEOUT_S = 5
+
+
+class Ranks:
+    """Two ranks without a launcher, which would end them all by itself."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        file = folder / "config.yaml"
+        file.write_text(dump_yaml(config.model_dump(mode="json")))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.run = folder / "run"
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "reptrain", "train", str(file), "--out", str(self.run)],
+                env={
+                    **os.environ,
+                    **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"},
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=(folder / f"errors-{rank}.txt").open("ab"),
+            )
+            for rank in range(2)
+        ]
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 120
+        while RunFolder(self.run).ledger.end() < step:
+            assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes)
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def start(tiny: Callable[..., RunConfig], tmp_path: Path):  # type: ignore[no-untyped-def]
+    started: list[Ranks] = []
+
+    def begin(*overrides: str) -> Ranks:
+        config = tiny(
+            *(f"train.rank_timeout_seconds={TIMEOUT_S}", "evaluate.max_windows=1"),
+            *("evaluate.every_fraction=1", *overrides),
+        )
+        started.append(Ranks(config, tmp_path))
+        return started[-1]
+
+    yield begin
+    for ranks in started:
+        ranks.end()
+
+
+LONG = ["train.total_tokens=20epochs", "checkpoint.every_fraction=0.02"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "how"),
+    [
+        (1, signal.SIGKILL),
+        pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+        (1, signal.SIGSTOP),
+        pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_lost_rank_is_named_in_time(
+    start: Callable[..., Ranks], tmp_path: Path, lost: int, how: signal.Signals
+) -> None:
+    ranks = start(*LONG)
+    ranks.wait_for_step(15)
+    ranks.processes[lost].send_signal(how)
+    began = time.monotonic()
+    other = ranks.processes[1 - lost]
+    assert other.wait(timeout=60) == 2
+    assert time.monotonic() - began < 4 * TIMEOUT_S
+    assert f"rank {lost}: must get on within" in (tmp_path / f"errors-{1 - lost}.txt").read_text()
+    status = RunFolder.open(ranks.run).status()
+    assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
+    ranks.end()
+    partial = audit(ranks.run)
+    assert partial.exact and not partial.complete, partial.text()
+    # What is left goes on on one rank.
+    assert train(RunFolder.open(ranks.run).config, ranks.run).state == "done"
+    report = audit(ranks.run)
+    assert report.exact and report.complete, report.text()
+
+
+@pytest.mark.slow
+def test_rank_that_hangs_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    write_config(tmp_path, tiny("train.rank_timeout_seconds=8"))
+    said = start_ranks(2, tmp_path, {"run": {"overrides": [], "hang": [1, 4]}}, fails=True)
+    assert "rank 1: must get on" in said and "no progress for 8 s" in said
+    assert "rank 1: must get on" in str(RunFolder.open(tmp_path / "run").status().reason)
