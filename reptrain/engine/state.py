@@ -83,7 +83,12 @@ def _whole_parameters(engine: Any) -> Iterator[Piece]:
 def _flat_partitions(engine: Any) -> Iterator[Piece]:
     zero = engine.optimizer
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+    if hasattr(zero, "bf16_groups"):
+        # Stage 1 in bf16 has an optimizer class of its own.
+        groups, partitions = zero.bf16_groups, zero.fp32_groups_flat_partition
+    else:
+        groups, partitions = zero.bit16_groups, zero.single_partition_of_fp32_groups
+    for group, flat in zip(groups, partitions, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is not None:

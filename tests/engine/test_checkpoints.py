@@ -151,6 +151,37 @@ def test_ledger_that_ends_before_the_newest_leads_to_an_older_one(
     assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [
+        *(("fp32", 3), ("bf16", 1)),
+        *(
+            pytest.param(precision, stage, marks=pytest.mark.slow)
+            for precision, stage in (("fp32", 1), ("fp32", 2), ("bf16", 2), ("bf16", 3))
+        ),
+    ],
+)
+def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
+) -> None:
+    config = tiny(
+        *(f"train.precision={precision}", f"train.zero_stage={stage}", "train.micro_batch_windows=6"),
+        *("data.unique_tokens=1500", "checkpoint.every_fraction=0.5", "model.dropout.residual=0.1"),
+    )
+    train(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(6, patch, crash)
+        train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    unbroken, resumed = (RunFolder.open(tmp_path / name) for name in ("unbroken", "run"))
+    assert [event.event for event in resumed.events.records()] == ["started", "failed", "resumed", "done"]
+    last = f"step-{unbroken.ledger.end()}"
+    assert (
+        state_of(resumed.checkpoints / last).read_bytes()
+        == state_of(unbroken.checkpoints / last).read_bytes()
+    )
+
+
 def test_checkpoints_at_every_fraction_stay(tiny: MakeConfig, tmp_path: Path) -> None:
     train(tiny("checkpoint.keep_every_fraction=0.2", "checkpoint.keep_last=1"), tmp_path / "run")
     kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*")}

@@ -30,6 +30,7 @@ FAMILIES = {
     "t5": [f"model={{{T5_SHAPE}}}", *T5, *DROPOUT],
     "t5-tied": [f"model={{{T5_SHAPE}, tie_embeddings: true, mlp: relu}}", *T5, *DROPOUT],
 }
+BF16 = {"bf16": [*DROPOUT, "train.precision=bf16"]}
 FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 64
 
 
@@ -42,7 +43,7 @@ class Place(NamedTuple):
 
     def overrides(self, family: str) -> list[str]:
         return [
-            *FAMILIES[family],
+            *(FAMILIES | BF16)[family],
             f"train.zero_stage={self.stage}",
             f"train.micro_batch_windows={self.micro}",
         ]
@@ -115,6 +116,32 @@ def _check(out: Path, changes: Changes) -> None:
 def test_run_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, THIN, tiny)
     _check(tmp_path, THIN)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    stages = {f"zero{stage}": ("decoder", [Place(2, stage)]) for stage in range(4)}
+    stopped = {f"{name}-stopped": (family, places * 2) for name, (family, places) in stages.items()}
+    _carry_out(tmp_path, stages | stopped, tiny)
+    for name in stages:
+        ends = [tmp_path / run / "checkpoints" / f"step-{END}" for run in (name, f"{name}-stopped")]
+        unbroken, resumed = ({file.name: file.read_bytes() for file in end.iterdir()} for end in ends)
+        assert len(unbroken) == 3 and unbroken == resumed
+
+
+@pytest.mark.slow
+def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    changes: Changes = {
+        "unbroken": ("bf16", [Place(1, 1)]),
+        "1-2-4": ("bf16", [Place(1, 1), Place(2, 3), Place(4, 2)]),
+        "4-2-1": ("bf16", [Place(4, 2), Place(2, 1), Place(1, 3)]),
+    }
+    _carry_out(tmp_path, changes, tiny)
+    expected = RunFolder.open(tmp_path / "unbroken")
+    for name in ("1-2-4", "4-2-1"):
+        found = RunFolder.open(tmp_path / name)
+        assert list(found.ledger.records()) == list(expected.ledger.records())
+        assert _losses(found) == pytest.approx(_losses(expected), rel=0, abs=0.03)
 
 
 @pytest.mark.slow
