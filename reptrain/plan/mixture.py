@@ -110,6 +110,14 @@ class MixturePlan:
             start[here] = found.start + self._starts[source]
         return Windows(epoch, window, start, length, turns.source)
 
+    def noise_place(self, windows: Windows) -> tuple[Int64s, Int64s]:
+        """What keys the noise of windows beside their epoch: as `EpochPlan.noise_place` of each source.
+
+        So a source's noise does not depend on what else is mixed in.
+        """
+        seeds = np.asarray([plan.seed for plan in self.plans], dtype=np.int64)
+        return seeds[windows.source], windows.start - self._starts[windows.source]
+
     def tokens_of(self, global_index: Int64s) -> Int64s:
         """Tokens of the windows at these global indices."""
         return self.locate(global_index).length

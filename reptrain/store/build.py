@@ -72,8 +72,8 @@ def tokenize(
     out: Path,
     *,
     tokenizer: Path | None = None,
-    vocab_size: int = 2048,
-    num_sentinels: int = 32,
+    vocab_size: int | None = None,
+    num_sentinels: int | None = None,
     dedup: Dedup = "exact",
     near: NearSettings | None = None,
     held_out_fraction: float = 0.05,
@@ -96,8 +96,8 @@ def tokenize(
         out: The store's folder, new or of an earlier call.
         tokenizer: A SentencePiece model or a tokenizer.json, told apart by content; None trains a unigram
             model on the training text.
-        vocab_size: Pieces of the model to train.
-        num_sentinels: Of them reserved for span corruption.
+        vocab_size: Pieces of the model to train; None: 2048.
+        num_sentinels: Of them reserved for span corruption; None: 32.
         dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
             too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
         near: How near-duplicates are found; None takes the defaults.
@@ -126,8 +126,7 @@ def tokenize(
         held_out_fraction=held_out_fraction,
         passages=passages,
         tokenizer=given.fingerprint if given else None,
-        vocab_size=None if given else vocab_size,
-        num_sentinels=None if given else num_sentinels,
+        **_of_training(given, vocab_size=vocab_size, num_sentinels=num_sentinels),
         eos=eos,
         text_field=text_field,
         id_field=id_field,
@@ -137,10 +136,38 @@ def tokenize(
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
         plan = Plan(files, [], options, given, workers, progress or _silent)
-        check_fields(plan.fields, {file.source for file in files})
+        check_fields(plan.fields, _places(files))
         manifest = _open_or_build(plan, out)
         finish(out)
     return manifest
+
+
+def _of_training(
+    given: Tokenizer | None, *, vocab_size: int | None, num_sentinels: int | None
+) -> dict[str, int | None]:
+    """The settings of a tokenizer to be trained; a given one has its own."""
+    settings = {"vocab_size": vocab_size, "num_sentinels": num_sentinels}
+    if given is None:
+        defaults = {"vocab_size": 2048, "num_sentinels": 32}
+        return {name: defaults[name] if value is None else value for name, value in settings.items()}
+    for name, value in settings.items():
+        if value is not None:
+            raise TokenizerError(
+                name,
+                got=f"{value} beside a model of {given.vocab_size} pieces, {given.num_sentinels} sentinels",
+                rule="must be left out where a tokenizer is given",
+                remedy="Leave it out, or leave the tokenizer out to train one.",
+            )
+    return settings
+
+
+def _places(files: Sequence[SourceFile]) -> dict[str, set[str]]:
+    """Where the files of each source lie."""
+    places: dict[str, set[str]] = {}
+    for file in files:
+        place = file.url or str(file.path)
+        places.setdefault(file.source, set()).add(place.removesuffix(file.name))
+    return places
 
 
 def _open_or_build(plan: Plan, out: Path) -> Manifest:

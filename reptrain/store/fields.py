@@ -37,12 +37,12 @@ def tag_pairs(pairs: Collection[str]) -> dict[str, str]:
     return tags
 
 
-def check_fields(fields: Fields, sources: Collection[str]) -> None:
+def check_fields(fields: Fields, sources: Mapping[str, Collection[str]]) -> None:
     """Refuse tags and metadata fields that cannot be told apart, or name no source.
 
     Args:
         fields: What is to be kept.
-        sources: The names of the sources.
+        sources: The names of the sources, each with the places where its files lie.
 
     Raises:
         StoreError: Naming the tag or field.
@@ -54,6 +54,13 @@ def check_fields(fields: Fields, sources: Collection[str]) -> None:
                 got=repr(tag.source),
                 rule=f"must name one of the sources, {', '.join(sorted(sources))}",
                 remedy="A source's name is its file's without suffix, or its folder's.",
+            )
+        if tag.source is not None and len(sources[tag.source]) > 1:
+            raise StoreError(
+                f"tag {tag.source}:{tag.key}",
+                got=f"sources of that name in {', '.join(sorted(sources[tag.source]))}",
+                rule="must name one source",
+                remedy="Rename one of the files or folders.",
             )
         if not _KEY.fullmatch(tag.key):
             raise StoreError(

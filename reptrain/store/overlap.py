@@ -82,6 +82,8 @@ class Overlap:
 
     def text(self) -> str:
         """One line."""
+        if self.ngrams == 0:
+            return f"{self.split}: not measured, as no document of it has {NGRAM} tokens before its EOS"
         sample = "" if self.sampled == 1 else f" (of a sample of {self.sampled:.2%})"
         return (
             f"{self.split}: {self.distinct_share:.2%} of {self.distinct:,} distinct {NGRAM}-grams of tokens"

@@ -235,6 +235,8 @@ def _reason(error: BaseException, address: str) -> str:
         if isinstance(status := getattr(cause, "status", None), int):
             return f"HTTP status {status} {getattr(cause, 'message', '')}".rstrip()
         cause = cause.__cause__ or cause.__context__
-    if without_credentials(address) != address or not str(error):
-        return type(error).__name__
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    # fsspec tells a refused connection as a missing file; what raised it says why.
+    told = error.__cause__ or error
+    if without_credentials(address) != address or not str(told):
+        return type(told).__name__
+    return f"{type(told).__name__}: {str(told).splitlines()[0]}"

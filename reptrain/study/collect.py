@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from reptrain.config import RunConfig, fingerprint
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
@@ -40,7 +41,8 @@ class Curve(FrozenRecord):
 class ArmRow(FrozenRecord):
     """One arm of a study as measured. None: not known (yet). Losses are nats per token, without dropout.
 
-    Of a mixture, tokens are those of all its sources, and the losses those of its first source's sets.
+    Of a mixture, tokens are those of all its sources, and the losses those of one source's sets: the first,
+    by name, whose store all runs of the study share, or else its first.
 
     Attributes:
         arm: Its name.
@@ -60,6 +62,8 @@ class ArmRow(FrozenRecord):
         best_report_nats: ... and the loss on `report` at that evaluation.
         gap_nats: Last loss on `select` less last loss on the probe.
         tokens_per_s: Median training speed.
+        measure: Fingerprint of what a loss means: held-out text, objective and window. Losses of different
+            measures do not compare.
         audit_exact: What the audit said of the run.
         audit_as_planned: Whether the audit found all as planned; a run of the order `mixed` may be that and
             not exact.
@@ -83,6 +87,7 @@ class ArmRow(FrozenRecord):
     best_report_nats: float | None = None
     gap_nats: float | None = None
     tokens_per_s: float | None = None
+    measure: str | None = None
     audit_exact: bool | None = None
     audit_as_planned: bool | None = None
     exposures: dict[int, int] | None = None
@@ -95,10 +100,23 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    return [_row(arm, run_path(out, arm.name)) for arm in arms(study)]
+    runs = [(arm, run_path(out, arm.name)) for arm in arms(study)]
+    shared = _shared_stores(runs)
+    return [_row(arm, run, shared) for arm, run in runs]
 
 
-def _row(arm: Arm, run: Path) -> ArmRow:
+def _shared_stores(runs: Sequence[tuple[Arm, Path]]) -> set[str]:
+    """Fingerprints of the stores that every run that was begun reads."""
+    folders = [(arm, RunFolder.open(run)) for arm, run in runs if (run / "plan.json").exists()]
+    stores = [
+        {source.store_fingerprint for source in folder.plan.sources}
+        for arm, folder in folders
+        if is_run_of(arm, folder)
+    ]
+    return set.intersection(*stores) if stores else set()
+
+
+def _row(arm: Arm, run: Path, shared: set[str]) -> ArmRow:
     fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
     if not (run / "plan.json").exists():
         return ArmRow(**fields, state="waiting")
@@ -108,7 +126,7 @@ def _row(arm: Arm, run: Path) -> ArmRow:
     status = folder.status()
     fields |= {"state": status.state, "reason": status.reason}
     fields |= _planned(arm, unique_tokens={s.name: s.unique_tokens for s in folder.plan.sources})
-    return ArmRow(**fields, **_measured(folder), **_audited(run / "audit.json"))
+    return ArmRow(**fields, **_measured(folder, shared), **_audited(run / "audit.json"))
 
 
 def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -128,12 +146,12 @@ def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dic
     return {"unique_tokens": unique, "epochs": total / unique, "total_tokens": total}
 
 
-def _measured(folder: RunFolder) -> dict[str, Any]:
+def _measured(folder: RunFolder, shared: set[str]) -> dict[str, Any]:
     plan = folder.plan
+    told = next((source for source in plan.sources if source.store_fingerprint in shared), plan.sources[0])
     records = [*folder.metrics.records()]
     steps = [record for record in records if isinstance(record, TrainRecord)]
-    # Of a mixture the sets of its first source speak; they are named probe/NAME and so on.
-    suffix = f"/{plan.sources[0].name}" if plan.is_mixture else ""
+    suffix = f"/{told.name}" if plan.is_mixture else ""
     scores = {
         name: [r for r in records if isinstance(r, ValidRecord) and r.set == f"{name}{suffix}"]
         for name in get_args(SetName)
@@ -143,10 +161,16 @@ def _measured(folder: RunFolder) -> dict[str, Any]:
     return {
         **curves,
         **_best(scores["select"], scores["report"]),
+        "measure": _measure(folder.config, told.store_fingerprint),
         "tokens": max((record.tokens for record in records), default=0),
         "gap_nats": select - probe if select is not None and probe is not None else None,
         "tokens_per_s": statistics.median(r.tokens_per_s for r in steps) if steps else None,
     }
+
+
+def _measure(config: RunConfig, store_fingerprint: str) -> str:
+    objective = config.objective.model_dump(exclude={"noise", "input_tokens"})
+    return fingerprint([store_fingerprint, objective, config.window_tokens, config.data.document_mask])
 
 
 def _curve(scores: Sequence[ValidRecord]) -> Curve:

@@ -77,6 +77,8 @@ def verdict(rows: Sequence[ArmRow]) -> str:
     if not ranked:
         return f"None of the {len(rows)} arms is done yet."
     prefix = "" if num_done == len(rows) else f"{num_done} of {len(rows)} arms are done: "
+    if len({row.measure for setting in ranked for row in setting.rows}) > 1:
+        return prefix + _unranked(ranked)
     best, others = ranked[0], ranked[1:]
     budgets = {row.total_tokens for setting in ranked for row in setting.rows}
     if len(budgets) == 1 and (tokens := budgets.pop()) is not None:
@@ -89,6 +91,14 @@ def verdict(rows: Sequence[ArmRow]) -> str:
         sentence += f"; {setting.label}{worst} cost {setting.loss - best.loss:.2f} more"
         sentence += _over_seeds(setting) + _rise(setting, best)
     return sentence[0].upper() + sentence[1:] + "."
+
+
+def _unranked(found: Sequence[Setting]) -> str:
+    losses = "; ".join(f"{setting.label} {setting.loss:.2f}{_over_seeds(setting)}" for setting in found)
+    return (
+        "The arms differ in held-out text, objective or window, so that their losses do not compare."
+        f" Each on its own, in nats per token: {losses}."
+    )
 
 
 def _over_seeds(setting: Setting) -> str:

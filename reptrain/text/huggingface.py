@@ -84,7 +84,7 @@ class HuggingFaceTokenizer(Tokenizer):
 def _parse(model_bytes: bytes) -> dict[str, Any]:
     try:
         data = json.loads(model_bytes)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_one("no JSON") from error
     model = data.get("model")
     if not isinstance(model, dict) or not model.get("vocab"):

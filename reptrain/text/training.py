@@ -45,7 +45,7 @@ def train_tokenizer(
             "vocab_size",
             got=f"{vocab_size} with {num_sentinels} sentinels",
             rule=f"must leave more than {_RESERVED} pieces beside the sentinels",
-            remedy="Raise vocab_size.",
+            remedy="Raise vocab_size." if num_sentinels >= 0 else "Set num_sentinels to 0 or more.",
         )
     model_bytes = _with_sentinels(
         _train_unigram(texts, num_trained, num_sentinels, seed), num_sentinels, vocab_size

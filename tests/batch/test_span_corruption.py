@@ -33,7 +33,9 @@ def make(window_tokens: int, density: float = 0.15, mean: float = 3.0, **setting
 def drawn(objective: SpanCorruption, lengths: list[int], *, epoch: int = 0) -> np.ndarray:
     length = np.array(lengths)
     start = np.arange(len(lengths)) * objective.window_tokens
-    return objective.noise(np.full_like(length, epoch), start, length, width=objective.window_tokens)
+    return objective.noise(
+        np.zeros_like(length), np.full_like(length, epoch), start, length, width=objective.window_tokens
+    )
 
 
 def runs_of(mask: np.ndarray) -> list[tuple[bool, int]]:
@@ -133,13 +135,19 @@ def test_noise_hides_every_place_but_the_first_about_equally() -> None:
 def test_noise_depends_on_the_window_alone() -> None:
     objective = make(64, noise_seed=5)
     length = np.array([64, 64, 10, 0, 64])
-    start, epoch = np.array([0, 64, 128, 0, 192]), np.array([2, 2, 2, 0, 3])
-    whole = objective.noise(epoch, start, length, width=64)
+    start, epoch, seed = np.array([0, 64, 128, 0, 192]), np.array([2, 2, 2, 0, 3]), np.array([7, 7, 8, 0, 7])
+    whole = objective.noise(seed, epoch, start, length, width=64)
     for rows in ([4, 2], [3], [1, 0, 4, 2, 3]):
-        part = objective.noise(epoch[rows], start[rows], length[rows], width=64)
+        part = objective.noise(seed[rows], epoch[rows], start[rows], length[rows], width=64)
         assert np.array_equal(part, whole[rows])
     assert not whole[3].any()
-    assert not np.array_equal(replace(objective, noise_seed=6).noise(epoch, start, length, width=64), whole)
+    for other in (
+        replace(objective, noise_seed=6).noise(seed, epoch, start, length, width=64),
+        objective.noise(seed + 1, epoch, start, length, width=64),
+        objective.noise(seed, epoch + 1, start, length, width=64),
+        objective.noise(seed, epoch, start + 1, length, width=64),
+    ):
+        assert not np.array_equal(other, whole)
 
 
 def test_noise_is_fresh_in_each_epoch_or_frozen() -> None:

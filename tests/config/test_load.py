@@ -151,7 +151,15 @@ def test_sources_come_in_the_order_of_their_names() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"data": {"store": "a", "sources": {"b": {"store": "b"}}}}, "either a store or a mixture"),
+        ({"data": {"store": "a", "sources": {"b": {"store": "b"}}}}, "not both; set data.store=null"),
+        (
+            {
+                "data": {"sources": {"a": {"store": "a"}, "b": {"store": "b", "cut": "shifted"}}},
+                "model": {"family": "t5"},
+                "objective": {"name": "span_corruption", "noise": "frozen"},
+            },
+            "needs data.cut fixed",
+        ),
         ({"data": {"sources": {"b": {"store": "b"}}, "unique_tokens": 5}}, "set it for each of data.sources"),
         (
             {"data": {"sources": {"b": {"store": "b"}}}, "train": {"total_tokens": 9}},

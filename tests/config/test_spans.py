@@ -19,6 +19,11 @@ def test_span_counts_can_be_drawn_and_grow_with_the_window(length: int, density:
     assert counts.inputs <= longer.inputs and counts.targets <= longer.targets
 
 
+def test_window_filling_is_found_at_once() -> None:
+    assert window_filling(2**20, 0.95, 1.0) > 2**20
+    assert window_filling(3, 0.15, 3.0) == 2
+
+
 @given(inputs=st.integers(3, 600), density=st.floats(0.01, 0.9), mean=st.floats(1, 70))
 def test_window_filling_fits(inputs: int, density: float, mean: float) -> None:
     window = window_filling(inputs, density, mean)

@@ -43,11 +43,13 @@ def test_run_process_returns_the_exit_code_and_appends_the_output(tmp_path: Path
 
 
 @pytest.fixture
-def hang_up_counts() -> Iterator[None]:
-    """Tests that nohup started ignore SIGHUP, and what ignores a signal is left so."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def nothing_ignored() -> Iterator[None]:
+    """Tests that ran in the background ignore SIGHUP and SIGINT, and what ignores a signal is left so."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def hang_up_counts() -> Iterator[None]:
     [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
 def test_run_process_passes_signals_on_and_lives(
-    tmp_path: Path, sent: str, got: str, hang_up_counts: None
+    tmp_path: Path, sent: str, got: str, nothing_ignored: None
 ) -> None:
     output, number = tmp_path / "out.log", getattr(signal, sent)
     before = signal.getsignal(number)

@@ -406,3 +406,21 @@ def reset_peak() -> None:
 def peak_bytes() -> int:
     status = Path(f"/proc/{os.getpid()}/status").read_text()
     return 1024 * int(next(line for line in status.split("\n") if line.startswith("VmHWM")).split()[1])
+
+
+def test_tokenize_refuses_a_tag_for_two_sources_of_one_name(tmp_path: Path) -> None:
+    for folder in ("real", "made"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part.jsonl").write_text('{"text": "a text"}\n' * 20)
+    files = [tmp_path / "real" / "part.jsonl", tmp_path / "made" / "part.jsonl"]
+    with pytest.raises(StoreError, match=r"tag part:synthetic: must name one source.*made/.*real/"):
+        tokenize(files, tmp_path / "store", tags={"part:synthetic": "alpaca"})
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("setting", ["vocab_size", "num_sentinels"])
+def test_tokenize_refuses_settings_of_training_beside_a_tokenizer(
+    store_path: Path, text_file: Path, tmp_path: Path, setting: str
+) -> None:
+    with pytest.raises(TokenizerError, match=rf"{setting}: must be left out where a tokenizer is given"):
+        tokenize([text_file], tmp_path / "store", tokenizer=store_path / "tokenizer.model", **{setting: 512})

@@ -158,3 +158,34 @@ def test_label_says_an_arm_in_words(values: dict[str, object], words: str) -> No
 def test_plain_writes_values_as_people_do() -> None:
     values = [65536, 2.0, 0.5, 1e-5, None, False, {"d_ff": 8}, "same"]
     assert [plain(v) for v in values] == ["65,536", "2", "0.5", "1e-05", "null", "off", "d_ff=8", "same"]
+
+
+def test_verdict_ranks_no_losses_of_different_measures() -> None:
+    rows = [row_of("a", 3.0, unique=2048), row_of("b", 4.0)]
+    told = verdict([row.model_copy(update={"measure": row.arm}) for row in rows])
+    assert "do not compare" in told and "more" not in told
+    assert "3.00" in told and "4.00" in told
+    assert "cost 1.00 more" in verdict([row.model_copy(update={"measure": "same"}) for row in rows])
+
+
+def test_collect_tells_the_text_that_all_runs_share(tmp_path: Path) -> None:
+    study = StudyConfig(
+        name="mixed",
+        base={"data": {"window_tokens": 64}},
+        axes={"data.sources": [
+            {"real": {"store": "s", "unique_tokens": 1024}},
+            {
+                "alpaca": {"store": "another", "unique_tokens": 1024},
+                "real": {"store": "s", "unique_tokens": 1024},
+            },
+        ]},
+    )  # fmt: skip
+    told = {name: [8.0, 6.0] for name in LAST}
+    first, second = arms(study)
+    write_run(first.config, run_path(tmp_path, first.name), losses=told)
+    told = {f"{name}/{source}": [8.0, nats] for name in LAST for source, nats in (("alpaca", 1), ("real", 5))}
+    write_run(second.config, run_path(tmp_path, second.name), losses=told)
+    alone, mixed = collect(study, tmp_path)
+    # `alpaca` comes first by name, but the other run knows nothing of it.
+    assert (alone.report.last, mixed.report.last) == (6.0, 5.0)
+    assert alone.measure == mixed.measure is not None

@@ -211,6 +211,7 @@ def test_load_tells_the_kind_by_content(tmp_path: Path, make: Any) -> None:
         ('{"model": {"type": "BPE", "vocab": {"a": "b"}}}', "a vocabulary of another form"),
         ('{"model": {"type": "Other", "vocab": {"a": 0}}}', "what the library refuses"),
         ('{"model": }', "no JSON"),
+        ('{"model": ' + "[" * 100_000, "100010 other bytes"),
         ("words", "5 other bytes"),
     ],
 )

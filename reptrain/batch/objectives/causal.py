@@ -46,7 +46,9 @@ class Causal:
         """Every token is predicted once."""
         return int(length_N.sum())
 
-    def noise(self, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int) -> None:
+    def noise(
+        self, seed_B: Int64s, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
+    ) -> None:
         """Nothing is hidden."""
 
     def example(self, batch: MicroBatch) -> Example:

@@ -42,13 +42,14 @@ class Objective(Protocol):
         """Predictions for windows of these lengths together: the divisor of a step's loss."""
 
     def noise(
-        self, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
+        self, seed_B: Int64s, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
     ) -> npt.NDArray[np.bool_] | None:
         """Which raw tokens of each window are hidden, bool [B, width], or None where nothing is.
 
         Args:
-            epoch_B: int64, the epoch that each window is read in.
-            start_B: int64, first position of each window in the run's stream.
+            seed_B: int64, the seed of each window's source.
+            epoch_B: int64, the epoch that it is read in.
+            start_B: int64, its first position in the stream of its source.
             length_B: int64, its tokens; 0 for a row that pads the batch.
             width: Columns of the result.
         """

@@ -83,13 +83,14 @@ class SpanCorruption:
         return sum(self._counts(int(n)).targets * int(k) for n, k in zip(length, times, strict=True))
 
     def noise(
-        self, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
+        self, seed_B: Int64s, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
     ) -> npt.NDArray[np.bool_]:
-        """Which tokens are hidden, bool [B, width]: a function of (seed, epoch, window).
+        """Which tokens are hidden, bool [B, width]: a function of (seeds, epoch, window).
 
         Args:
-            epoch_B: int64, the epoch that each window is read in; counts only where noise is fresh.
-            start_B: int64, first position of each window in the run's stream.
+            seed_B: int64, the seed of each window's source.
+            epoch_B: int64, the epoch that it is read in; counts only where noise is fresh.
+            start_B: int64, its first position in the stream of its source.
             length_B: int64, its tokens; 0 for a row that pads the batch.
             width: Columns of the result.
         """
@@ -97,12 +98,12 @@ class SpanCorruption:
         lengths, which_B = np.unique(length_B, return_inverse=True)
         counts = np.array([self._counts(int(n))[:2] if n else (0, 0) for n in lengths], dtype=np.int64)
         noise_B, spans_B = counts[which_B].T
-        kept_BK = _composition(
-            length_B - noise_B, spans_B, random.key(self.noise_seed, "spans kept", epoch_B, start_B)
+        kept_key_B, hidden_key_B = (
+            random.key(self.noise_seed, purpose, seed_B, epoch_B, start_B)
+            for purpose in ("spans kept", "spans hidden")
         )
-        hidden_BK = _composition(
-            noise_B, spans_B, random.key(self.noise_seed, "spans hidden", epoch_B, start_B)
-        )
+        kept_BK = _composition(length_B - noise_B, spans_B, kept_key_B)
+        hidden_BK = _composition(noise_B, spans_B, hidden_key_B)
         # Kept and hidden runs take turns, a kept one first; what is left of the row is not hidden.
         runs = np.stack([kept_BK, hidden_BK], axis=2).reshape(len(length_B), -1)
         runs = np.concatenate([runs, (width - length_B)[:, None]], axis=1)
