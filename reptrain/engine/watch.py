@@ -70,7 +70,9 @@ class Verdict(NamedTuple):
         return RunError(
             f"ranks {', '.join(map(str, self.ranks))}" if several else f"rank {self.ranks[0]}",
             got=self.how,
-            rule=f"must get on within train.rank_timeout_seconds ({self.timeout_s:g})",
+            rule="must not fail"
+            if self.by_itself
+            else f"must get on within train.rank_timeout_seconds ({self.timeout_s:g})",
             remedy="Look at what it wrote last and at its machine; the same command goes on from the last"
             " checkpoint.",
         )

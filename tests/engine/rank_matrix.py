@@ -57,7 +57,7 @@ def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
             yield batch
 
     def planted(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        if planting and nan[2] == "gradient":
+        if planting and nan[2] == "gradient" and logits_BTV.requires_grad:
             logits_BTV.register_hook(lambda gradient: gradient * float("inf"))
         found = nats(logits_BTV, targets_BT)
         return found + float("inf") if planting and nan[2] == "loss" else found
