@@ -29,7 +29,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
         source = folder / f"{name}.jsonl"
         texts = [f"Number {n} of the {word}s is {n * n}." for n in range(120)]
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        tokenize([source], folder / name, tokenizer=tokenizer, vocab_size=96, num_sentinels=4)
+        training = {} if tokenizer else {"vocab_size": 96, "num_sentinels": 4}
+        tokenize([source], folder / name, tokenizer=tokenizer, **training)
         tokenizer = folder / name / "tokenizer.model"
         made[name] = open_store(folder / name)
     return made
