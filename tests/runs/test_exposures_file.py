@@ -65,7 +65,7 @@ def test_exposures_file_sums_up_to_what_was_consumed(store, tmp_path, cut):
     assert {source for source, *_ in rows} == {"data"}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=8), min_size=1, max_size=3),
     st.integers(1, 20),
