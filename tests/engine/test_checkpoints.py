@@ -216,8 +216,13 @@ def test_second_ctrl_c_ends_at_once(
         os.kill(os.getpid(), signal.SIGINT)
 
     stop_at(3, monkeypatch, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny(), tmp_path / "run")
+    # Tests that run in the background ignore SIGINT, and what is ignored stays so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_max_minutes_stops_with_a_checkpoint(
