@@ -38,6 +38,13 @@ def test_launch_command_starts_the_ranks_as_train_processes() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_launch_command_passes_the_time_limit_on() -> None:
+    command = launch_command(CONFIG, gpus=2, device="cpu", out=Path("runs/x"), max_minutes=7.5)
+    assert command[command.index("train") :] == [
+        *("train", str(CONFIG), "--max-minutes=7.5", "--out", "runs/x"),
+    ]
+
+
 def test_launch_command_meets_at_another_port_for_each_local_run() -> None:
     ports = {word for _ in range(3) for word in launch_command(CONFIG, gpus=2) if "master_port" in word}
     assert len(ports) == 3
