@@ -236,7 +236,7 @@ def _reason(error: BaseException, address: str) -> str:
             return f"HTTP status {status} {getattr(cause, 'message', '')}".rstrip()
         cause = cause.__cause__ or cause.__context__
     # fsspec tells a refused connection as a missing file; what raised it says why.
-    told = error.__cause__ or error
+    told = (isinstance(error, FileNotFoundError) and error.__cause__) or error
     if without_credentials(address) != address or not str(told):
         return type(told).__name__
     return f"{type(told).__name__}: {str(told).splitlines()[0]}"
