@@ -1,4 +1,4 @@
-"""Starts DeepSpeed ranks on this machine."""
+"""Starts ranks on this machine without a launcher: its two processes would load DeepSpeed first, in turn."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
+
+_LIMIT_S = 900
 
 
 def write_config(out: Path, config: RunConfig) -> None:
@@ -19,21 +23,43 @@ def write_config(out: Path, config: RunConfig) -> None:
     (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
 
 
-def _free_port() -> int:
+def begin_ranks(ranks: int, arguments: Sequence[str], out: Path) -> list[subprocess.Popen[bytes]]:
+    """Start Python with the arguments once for each rank; what rank R writes goes to ``out/rank-R.txt``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = str(probe.getsockname()[1])
+    environment = {
+        **{**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        **{"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    }
+    started = []
+    for rank in range(ranks):
+        with (out / f"rank-{rank}.txt").open("wb") as file:
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, *arguments]
+            started.append(subprocess.Popen(command, env=environment | own, stdout=file, stderr=file))
+    return started
+
+
+def said_by_ranks(out: Path) -> str:
+    """What the ranks wrote."""
+    return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(out.glob("rank-*.txt")))
 
 
 def start_ranks(ranks: int, out: Path, cases: dict[str, dict[str, Any]], *, fails: bool = False) -> str:
     """Carry out cases (see rank_matrix.py) on so many ranks, all in one start; returns what they wrote."""
     (out / "cases.json").write_text(json.dumps(cases))
-    command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={os.devnull}"),
-        *(f"--num_accelerators={ranks}", "--no_local_rank", f"--master_port={_free_port()}"),
-        *(str(Path(__file__).with_name("rank_matrix.py")), str(out), str(out / "cases.json")),
-    ]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert fails == (ended.returncode != 0), ended.stdout[-2000:] + ended.stderr[-2000:]
-    return ended.stdout + ended.stderr
+    script = str(Path(__file__).with_name("rank_matrix.py"))
+    started = begin_ranks(ranks, [script, str(out), str(out / "cases.json")], out)
+    deadline = time.monotonic() + _LIMIT_S
+    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+        # One that failed ends the others, as a launcher does.
+        if any(process.poll() for process in started):
+            break
+        time.sleep(0.1)
+    failed = any(process.poll() != 0 for process in started)
+    for process in started:
+        process.kill()
+        process.wait()
+    assert failed == fails, said_by_ranks(out)
+    return said_by_ranks(out)

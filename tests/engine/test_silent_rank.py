@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rank_starts import start_ranks, write_config
+from rank_starts import begin_ranks, start_ranks, write_config
 
 from reptrain.config import RunConfig
-from reptrain.config.load import dump_yaml
 from reptrain.engine.loop import train
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
@@ -28,25 +23,10 @@ class Ranks:
     """Two ranks without a launcher, which would end them all by itself."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        file = folder / "config.yaml"
-        file.write_text(dump_yaml(config.model_dump(mode="json")))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        write_config(folder, config)
         self.run = folder / "run"
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "reptrain", "train", str(file), "--out", str(self.run)],
-                env={
-                    **os.environ,
-                    **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"},
-                },
-                stdout=subprocess.DEVNULL,
-                stderr=(folder / f"errors-{rank}.txt").open("ab"),
-            )
-            for rank in range(2)
-        ]
+        command = ["-m", "reptrain", "train", str(folder / "config.yaml"), "--out", str(self.run)]
+        self.processes = begin_ranks(2, command, folder)
 
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + 120
@@ -86,7 +66,7 @@ LONG = ["train.total_tokens=20epochs", "checkpoint.every_fraction=0.02"]
     [
         (1, signal.SIGKILL),
         pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
-        (1, signal.SIGSTOP),
+        pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
         pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
     ],
 )
@@ -100,7 +80,7 @@ def test_lost_rank_is_named_in_time(
     other = ranks.processes[1 - lost]
     assert other.wait(timeout=60) == 2
     assert time.monotonic() - began < 4 * TIMEOUT_S
-    assert f"rank {lost}: must get on within" in (tmp_path / f"errors-{1 - lost}.txt").read_text()
+    assert f"rank {lost}: must get on within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
     status = RunFolder.open(ranks.run).status()
     assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
     ranks.end()

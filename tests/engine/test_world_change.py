@@ -1,6 +1,6 @@
 """A run that goes on with other ranks, another ZeRO stage and another micro-batch equals the unbroken one.
 
-Each number of ranks is started once for all cases of a part.
+One rank is this process; several are started once for all cases of a part.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import rank_matrix
 from rank_starts import start_ranks, write_config
 
 from reptrain.config import RunConfig
@@ -87,7 +88,9 @@ def _carry_out(out: Path, changes: Changes, tiny: Callable[..., RunConfig]) -> N
                 for name, (family, places) in changes.items()
                 if part < len(places) and places[part].ranks == ranks
             }
-            if cases:
+            if ranks == 1:
+                rank_matrix.main(out, cases)
+            elif cases:
                 start_ranks(ranks, out, cases)
 
 
