@@ -59,15 +59,6 @@ def flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def flush_tree(path: Path) -> None:
-    """Force every file and folder from ``path`` down to the disk."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with (Path(folder) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        flush_folder(Path(folder))
-
-
 def _umask() -> int:
     # The system tells the mask only by setting it; `mkstemp` makes files that nobody else can read.
     mask = os.umask(0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
-from reptrain.config import RunConfig, config_fingerprint
-from reptrain.plan import plan_mixture
+from reptrain.config import RunConfig
 from reptrain.runs.folder import RunFolder, State
 from reptrain.runs.metrics import TrainRecord, ValidRecord
-from reptrain.runs.run_plan import RunPlan, SourcePlan
+from reptrain.runs.run_plan import RunPlan
 
 STORE_FINGERPRINT = "5" * 32
 LOSSES = {"probe": [8.0, 5.0, 2.0], "select": [8.0, 6.0, 7.0], "report": [8.1, 6.2, 7.4]}
@@ -29,33 +29,13 @@ class FakeStore:
 
 def run_plan(config: RunConfig) -> RunPlan:
     """The plan of a run on `FakeStore`."""
-    unique = {name: source.unique_tokens or FakeStore.num_tokens for name, source in config.sources.items()}
-    mixture = plan_mixture(config, unique)
-    sources = [
-        SourcePlan(
-            name=name,
-            store=source.store,
-            store_fingerprint="6" * 32 if source.store == "another" else STORE_FINGERPRINT,
-            subset_fingerprint=f"{plan.unique_tokens:032x}",
-            unique_tokens=plan.unique_tokens,
-            windows_per_epoch=plan.windows_per_epoch,
-            total_windows=plan.total_windows,
-            epochs=str(plan.epochs),
-            order=plan.order,
-            cut=plan.cut,
-            seed=plan.seed,
-            subset_seed=source.subset_seed,
-        )
-        for (name, source), plan in zip(config.sources.items(), mixture.plans, strict=True)
-    ]
-    return RunPlan(
-        sources=tuple(sources),
-        config_fingerprint=config_fingerprint(config),
-        window_tokens=mixture.window_tokens,
-        total_windows=mixture.total_windows,
-        seed=config.seed,
-        batch_windows=config.train.batch_windows,
-    )
+    stores, subsets = {}, []
+    for name, source in config.sources.items():
+        unique = source.unique_tokens or FakeStore.num_tokens
+        fingerprint = "6" * 32 if source.store == "another" else STORE_FINGERPRINT
+        stores[name] = SimpleNamespace(path=Path(source.store), fingerprint=fingerprint)
+        subsets.append(SimpleNamespace(unique_tokens=unique, fingerprint=f"{unique:032x}"))
+    return RunPlan.of(config, stores=stores, stream=SimpleNamespace(subsets=subsets))
 
 
 def write_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -26,7 +27,7 @@ class Frozen(BaseModel):
 
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
-ONE_EPOCH = Budget(epochs=1)  # type: ignore[arg-type]
+ONE_EPOCH = Budget(epochs=Fraction(1))
 _CAUSAL_WINDOW_TOKENS = 256
 _SPAN_INPUT_TOKENS = 512
 

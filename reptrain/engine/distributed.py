@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,7 @@ class World:
         value, refused = self.from_main(outcome)
         if refused is not None:
             raise refused
-        return value  # type: ignore[return-value]
+        return cast(Shared, value)
 
     def gather(self, value: Shared) -> list[Shared]:
         """Every rank's value by rank, on every rank."""

@@ -239,10 +239,9 @@ def _step(
     """One step; fp16 tries it again after an overflow. Else a value that is not finite ends or skips it."""
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
-    tokens_after = data.plan.tokens_before(first + windows)
-    tokens = tokens_after - data.plan.tokens_before(first)
-    targets = data.objective.target_tokens(data.plan.tokens_of(np.arange(first, first + windows)))
-    done = tokens_after / data.plan.total_tokens
+    length_N = data.plan.tokens_of(np.arange(first, first + windows))
+    tokens, targets = int(length_N.sum()), data.objective.target_tokens(length_N)
+    done = data.plan.tokens_before(first + windows) / data.plan.total_tokens
     rate = learning_rate(done, config.optimizer, config.schedule)
     set_learning_rate(training.engine.optimizer, rate)
     while True:

@@ -165,7 +165,10 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         engine=build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows),
         sets=evaluation_sets(
             config,
-            dict(zip(data.stores, zip(data.stores.values(), data.stream.subsets, strict=True), strict=True)),
+            {
+                name: (store, subset)
+                for (name, store), subset in zip(data.stores.items(), data.stream.subsets, strict=True)
+            },
             data.tokenizer,
             world=world,
             micro_batch_windows=micro_batch_windows,

@@ -228,7 +228,7 @@ class Watch:
         self._verdict = verdict
         self._judged.set()
         # The main thread may be in a collective that never returns; it gets a moment to come back by itself.
-        time.sleep(2 * self._beat_s)
+        self._stopped.wait(2 * self._beat_s)
         if not (self._broken or self._stopped.is_set() or self._failed):
             self._end(verdict)
 

@@ -11,7 +11,7 @@ start           0      2      8      4      0      4      6      2         in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
@@ -47,13 +47,15 @@ class MixturePlan:
 
     plans: tuple[EpochPlan, ...]
 
-    interleaving: Interleaving = field(init=False)
-    """Whose turn it is."""
-
     def __post_init__(self) -> None:
         assert len({plan.window_tokens for plan in self.plans}) == 1
-        turns = Interleaving(tuple(plan.total_windows for plan in self.plans))
-        object.__setattr__(self, "interleaving", turns)
+        # Counts that cannot be interleaved are refused here, not at the first window.
+        _ = self.interleaving
+
+    @cached_property
+    def interleaving(self) -> Interleaving:
+        """Whose turn it is."""
+        return Interleaving(tuple(plan.total_windows for plan in self.plans))
 
     @property
     def window_tokens(self) -> int:

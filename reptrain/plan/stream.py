@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint
-from reptrain.errors import PlanError
-from reptrain.plan.subset import Subset
+from reptrain.plan.subset import Subset, check_windows
 
 if TYPE_CHECKING:
     from reptrain.store import Store
@@ -100,15 +99,7 @@ class Stream:
         return read(self.subsets[source], start - int(self.starts[source]), length)
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
-        bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > self.unique_tokens)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise PlanError(
-                "window",
-                got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
-                rule=f"must lie in the stream's {self.unique_tokens} tokens",
-                remedy="Ask for a window of this stream.",
-            )
+        check_windows(start_B, length_B, self.unique_tokens, of="stream")
 
 
 def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:

@@ -31,6 +31,29 @@ class _Pieces(NamedTuple):
     length: Int64s
 
 
+def check_windows(start_B: Int64s, length_B: Int64s, num_tokens: int, *, of: str) -> None:
+    """Refuse windows that do not lie in a stream.
+
+    Args:
+        start_B: int64 [B], first position of each.
+        length_B: int64 [B], tokens of each.
+        num_tokens: Of the stream.
+        of: What the stream is, in a word.
+
+    Raises:
+        PlanError: Naming the first that does not.
+    """
+    bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > num_tokens)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise PlanError(
+            "window",
+            got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
+            rule=f"must lie in the {of}'s {num_tokens} tokens",
+            remedy=f"Ask for a window of this {of}.",
+        )
+
+
 class Subset:
     """A stream of `unique_tokens` tokens; smaller subsets of one seed are its prefixes."""
 
@@ -147,15 +170,7 @@ class Subset:
         ]
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
-        bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > self.unique_tokens)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise PlanError(
-                "window",
-                got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
-                rule=f"must lie in the subset's {self.unique_tokens} tokens",
-                remedy="Ask for a window of this subset.",
-            )
+        check_windows(start_B, length_B, self.unique_tokens, of="subset")
 
     def _pieces(self, start_B: Int64s, length_B: Int64s) -> _Pieces:
         """The windows cut at document boundaries, window after window."""

@@ -242,20 +242,21 @@ class Recount:
                 f" {tokens_R[place]} in epoch {epoch_R[place]} by the plan"
             ),
         )
+        planned_RSC = np.stack([derived.windows_RS, derived.tokens_RS, epoch_RS], axis=2)
         for source in range(records.shares.shape[1]):
-            name = self._plan.sources[source].name
-            told = records.shares[:, source]
-            planned = np.stack(
-                [derived.windows_RS[:, source], derived.tokens_RS[:, source], epoch_RS[:, source]], axis=1
-            )
-            self._note_records(
-                records,
-                (told != planned).any(axis=1),
-                lambda place, name=name, told=told, planned=planned: (  # type: ignore[misc]
-                    f"source {name}: {_share_text(told[place])} in the ledger,"
-                    f" {_share_text(planned[place])} by the plan"
-                ),
-            )
+            self._check_shares(records, source, planned_RSC[:, source])
+
+    def _check_shares(self, records: Columns, source: int, planned_RC: Int64s) -> None:
+        """What the records say of one source, windows, tokens and epoch, must be the plan's."""
+        name, told_RC = self._plan.sources[source].name, records.shares[:, source]
+        self._note_records(
+            records,
+            (told_RC != planned_RC).any(axis=1),
+            lambda place: (
+                f"source {name}: {_share_text(told_RC[place])} in the ledger,"
+                f" {_share_text(planned_RC[place])} by the plan"
+            ),
+        )
 
     def _counts_before(self, records: Columns, derived: _Derived) -> Int64s:
         """Windows of each source before each record: int64 [R, S]."""

@@ -100,33 +100,31 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    runs = [(arm, run_path(out, arm.name)) for arm in arms(study)]
-    shared = _shared_stores(runs)
-    return [_row(arm, run, shared) for arm, run in runs]
+    runs = [(arm, _begun(run_path(out, arm.name))) for arm in arms(study)]
+    shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm, folder)])
+    return [_row(arm, folder, shared) for arm, folder in runs]
 
 
-def _shared_stores(runs: Sequence[tuple[Arm, Path]]) -> set[str]:
-    """Fingerprints of the stores that every run that was begun reads."""
-    folders = [(arm, RunFolder.open(run)) for arm, run in runs if (run / "plan.json").exists()]
-    stores = [
-        {source.store_fingerprint for source in folder.plan.sources}
-        for arm, folder in folders
-        if is_run_of(arm, folder)
-    ]
+def _begun(run: Path) -> RunFolder | None:
+    return RunFolder.open(run) if (run / "plan.json").exists() else None
+
+
+def _shared_stores(folders: Sequence[RunFolder]) -> set[str]:
+    """Fingerprints of the stores that every run reads."""
+    stores = [{source.store_fingerprint for source in folder.plan.sources} for folder in folders]
     return set.intersection(*stores) if stores else set()
 
 
-def _row(arm: Arm, run: Path, shared: set[str]) -> ArmRow:
+def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
     fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
-    if not (run / "plan.json").exists():
+    if folder is None:
         return ArmRow(**fields, state="waiting")
-    folder = RunFolder.open(run)
     if not is_run_of(arm, folder):
         return ArmRow(**fields, state="other config")
     status = folder.status()
     fields |= {"state": status.state, "reason": status.reason}
     fields |= _planned(arm, unique_tokens={s.name: s.unique_tokens for s in folder.plan.sources})
-    return ArmRow(**fields, **_measured(folder, shared), **_audited(run / "audit.json"))
+    return ArmRow(**fields, **_measured(folder, shared), **_audited(folder.path / "audit.json"))
 
 
 def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from interrupts import crash, interrupt_at
 
-from reptrain.batch.loader import Loader, StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint, preempt
 from reptrain.engine.loop import train
-from reptrain.engine.state_files import write_pieces
+from reptrain.engine.state import Piece
+from reptrain.engine.state_files import FileSum, write_pieces
 from reptrain.errors import ResumeError
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
@@ -23,29 +24,12 @@ from reptrain.runs.folder import refuse_to_resume
 MakeConfig = Callable[..., RunConfig]
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """Make ``action`` happen when the loop asks for a step's batch."""
-    iterate = Loader.iterate
-
-    def interrupted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
-        for batch in iterate(self, first_step):
-            if batch.step == step:
-                action()
-            yield batch
-
-    monkeypatch.setattr(Loader, "iterate", interrupted)
-
-
-def crash() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def crashed(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run that crashed in step 16 of 27, with checkpoints after 7 and 14 steps."""
     out = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(16, patch, crash)
+        interrupt_at(patch, 16, crash)
         train(tiny(), out)
     return RunFolder.open(out)
 
@@ -100,7 +84,7 @@ def test_damaged_newest_is_passed_over_and_said(
 ) -> None:
     damage(damaged.checkpoints / "step-14")
     with monkeypatch.context() as patch:
-        stop_at(20, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        interrupt_at(patch, 20, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(damaged.config, damaged.path)
     told = capsys.readouterr().out
     assert "WARNING: checkpoint step-14" in told and words in told and "resumed at step 7" in told
@@ -115,7 +99,7 @@ def test_status_tells_of_the_damage_while_the_run_goes_on(
 ) -> None:
     flip(state_of(damaged.checkpoints / "step-14"))
     seen = []
-    stop_at(7, monkeypatch, lambda: seen.append(damaged.status()) or crash())
+    interrupt_at(monkeypatch, 7, lambda: seen.append(damaged.status()) or crash())
     with pytest.raises(KeyboardInterrupt):
         train(damaged.config, damaged.path)
     assert seen[0].state == "running" and "went on from step 7: checkpoint step-14" in str(seen[0].reason)
@@ -170,7 +154,7 @@ def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
     )
     train(config, tmp_path / "unbroken")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(6, patch, crash)
+        interrupt_at(patch, 6, crash)
         train(config, tmp_path / "run")
     train(config, tmp_path / "run")
     unbroken, resumed = (RunFolder.open(tmp_path / name) for name in ("unbroken", "run"))
@@ -191,15 +175,15 @@ def test_checkpoints_at_every_fraction_stay(tiny: MakeConfig, tmp_path: Path) ->
 def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
     tiny: MakeConfig, unbroken: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def storm(*given: object) -> object:
+    def storm(path: Path, held: Sequence[Piece]) -> FileSum:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
-        return write_pieces(*given)  # type: ignore[arg-type]
+        return write_pieces(path, held)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_pieces", storm)
-        stop_at(10, patch, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         result = train(tiny(), out)
     assert (result.state, result.steps, result.reason) == ("preempted", 8, "SIGTERM")
     assert RunFolder.open(out).status().reason == "SIGTERM"
@@ -215,7 +199,7 @@ def test_second_ctrl_c_ends_at_once(
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    stop_at(3, monkeypatch, twice)
+    interrupt_at(monkeypatch, 3, twice)
     # Tests that run in the background ignore SIGINT, and what is ignored stays so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

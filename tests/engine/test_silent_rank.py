@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ class Ranks:
 
 
 @pytest.fixture
-def start(tiny: Callable[..., RunConfig], tmp_path: Path):  # type: ignore[no-untyped-def]
+def start(tiny: Callable[..., RunConfig], tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     started: list[Ranks] = []
 
     def begin(*overrides: str) -> Ranks:

@@ -7,16 +7,16 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
+from interrupts import crash, interrupt_at
 from safetensors.torch import load_file
 
-from reptrain.batch.loader import Loader, StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine.loop import train
 from reptrain.errors import ConfigError, PlanError, ResumeError, RunError, StoreError
@@ -51,23 +51,6 @@ def finished_t5(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     out = tmp_path_factory.mktemp("finished-t5") / "run"
     assert train(tiny(*T5, *DROPOUT), out).state == "done"
     return RunFolder.open(out)
-
-
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Make ``action`` happen when the loop asks for a step's batch."""
-    iterate = Loader.iterate
-
-    def interrupted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
-        for batch in iterate(self, first_step):
-            if batch.step == step:
-                action()
-            yield batch
-
-    monkeypatch.setattr(Loader, "iterate", interrupted)
-
-
-def crash() -> None:
-    raise KeyboardInterrupt
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:

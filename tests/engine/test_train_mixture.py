@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupts import crash, interrupt_at
 
 from reptrain.batch.loader import Loader, StepBatch
 from reptrain.config import RunConfig
@@ -95,17 +96,9 @@ def test_t5_trains_on_a_mixture_under_span_corruption(mixture: MakeMixture, tmp_
 def test_killed_and_resumed_equals_unbroken(
     finished: RunFolder, mixture: MakeMixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    iterate = Loader.iterate
-
-    def interrupted(self: Loader, first_step: int = 0):  # type: ignore[no-untyped-def]
-        for batch in iterate(self, first_step):
-            if batch.step == 11:
-                raise KeyboardInterrupt
-            yield batch
-
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loader, "iterate", interrupted)
+        interrupt_at(patch, 11, crash)
         train(mixture(), out)
     partial = audit(out)
     assert partial.exact and not partial.complete, partial.text()
@@ -122,7 +115,9 @@ def test_planted_window_of_the_other_source_makes_the_audit_fail(
 ) -> None:
     honest = Stream.tokens
 
-    def misled(self: Stream, start_B, length_B, width: int):  # type: ignore[no-untyped-def]
+    def misled(
+        self: Stream, start_B: np.ndarray, length_B: np.ndarray, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         tokens_BL, length_B = honest(self, start_B, length_B, width)
         here = np.flatnonzero((self.source_of(start_B) == 1) & (length_B == width))
         if here.size and int(start_B[here[0]]) < REAL + 200:

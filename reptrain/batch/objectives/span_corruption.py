@@ -9,7 +9,8 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,11 +69,13 @@ class SpanCorruption:
     noise_seed: int = 0
     frozen: bool = False
     document_eos_id: int | None = None
-    _widths: SpanCounts = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_widths", self._counts(self.window_tokens))
         assert self._widths.spans <= len(self.sentinel_ids)
+
+    @cached_property
+    def _widths(self) -> SpanCounts:
+        return self._counts(self.window_tokens)
 
     def _counts(self, num_tokens: int) -> SpanCounts:
         return span_counts(num_tokens, self.noise_density, self.mean_span_tokens)
