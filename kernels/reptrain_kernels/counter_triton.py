@@ -18,14 +18,14 @@ BLOCK_UNITS = 256
 
 
 @triton.jit
-def _mix32(x):
+def mix32(x):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
 
 
 @triton.jit
-def _mix64(x):
+def mix64(x):
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
@@ -50,9 +50,9 @@ def dropout_kernel(
     unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
     key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
     position = (line % num_positions).to(tl.uint64)
-    line_key = _mix64((key ^ position) + 0x9E3779B97F4A7C15)[:, None]
+    line_key = mix64((key ^ position) + 0x9E3779B97F4A7C15)[:, None]
     low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
-    word = _mix32(_mix32(unit[None, :].to(tl.uint32) ^ low) ^ high)
+    word = mix32(mix32(unit[None, :].to(tl.uint32) ^ low) ^ high)
     keep = word.to(tl.int32, bitcast=True) >= threshold
 
     inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)

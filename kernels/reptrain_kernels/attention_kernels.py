@@ -1,0 +1,494 @@
+"""The device code of `attention_triton`.
+
+Names: i queries and j keys by position, m0 and n0 the first of a tile of BLOCK_T queries and of BLOCK_S keys, N
+width of a head. Scores are in units of log 2, so that exp2 serves: ``scale2`` and the bias come multiplied by
+log2(e). An argument that is None switches its feature off at compile time.
+
+A row of tiles falls into three phases. With ``end`` = E, far tiles have no offset j - i inside (-E, E): their
+bias is one number, and with causal masks they are visible or hidden whole. Near tiles are the others. Without
+a bias E is 1.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from reptrain_kernels.counter_triton import mix32, mix64
+
+_NO_SEGMENT = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def line_keys(key, position):
+    return mix64((key ^ position.to(tl.uint64)) + 0x9E3779B97F4A7C15)
+
+
+@triton.jit
+def _keep(line_key, unit, threshold):
+    """Whether a weight is kept: `counter.random_words` of (line key, unit) against the threshold."""
+    low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
+    word = mix32(mix32(unit.to(tl.uint32) ^ low) ^ high)
+    return word.to(tl.int32, bitcast=True) >= threshold
+
+
+@triton.jit
+def _load_tile(ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr):
+    """Positions by units, 0 outside."""
+    unit = tl.arange(0, BLOCK_N)
+    at = ptr + position[:, None] * stride + unit[None, :]
+    if N == BLOCK_N:
+        if EVEN:
+            return tl.load(at)
+        return tl.load(at, mask=position[:, None] < num_positions, other=0.0)
+    return tl.load(at, mask=(position[:, None] < num_positions) & (unit[None, :] < N), other=0.0)
+
+
+@triton.jit
+def _store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    unit = tl.arange(0, BLOCK_N)
+    inside = (position[:, None] < num_positions) & (unit[None, :] < N)
+    tl.store(ptr + position[:, None] * stride + unit[None, :], x.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_numbers(ptr, position, num_positions, other: tl.constexpr):
+    """int32 by position, or None."""
+    if ptr is None:
+        return None
+    return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
+
+
+@triton.jit
+def _column(x):
+    if x is None:
+        return None
+    return x[:, None]
+
+
+@triton.jit
+def _line(x):
+    if x is None:
+        return None
+    return x[None, :]
+
+
+@triton.jit
+def _near(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
+    """From which to which of the tiles of BLOCK positions, low to high, those near to the tile at m0 reach."""
+    before = m0 - end - BLOCK + 1
+    first = tl.where(before < 0, 0, (before // BLOCK + 1) * BLOCK)
+    stop = tl.cdiv(m0 + BLOCK_M - 1 + end, BLOCK) * BLOCK
+    return tl.minimum(tl.maximum(first, low), high), tl.minimum(tl.maximum(stop, low), high)
+
+
+@triton.jit
+def _scores(
+    product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, end, num_keys,
+    NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Scores of a tile, -inf where a query may not see. i and j broadcast against each other."""
+    score = product * scale2
+    if bias_ptr is not None:
+        if NEAR:
+            offset = tl.minimum(tl.maximum(j - i, -end), end)
+            score += tl.load(bias_ptr + (offset + end))
+        else:
+            score += far
+    if CAUSAL:
+        if prefix_i is not None:
+            score = tl.where((j <= i) | (j < prefix_i), score, float("-inf"))
+        elif NEAR:
+            score = tl.where(j <= i, score, float("-inf"))
+    if segment_i is not None:
+        score = tl.where(segment_i == segment_j, score, float("-inf"))
+    elif not EVEN:
+        score = tl.where(j < num_keys, score, float("-inf"))
+    return score
+
+
+@triton.jit
+def span_kernel(
+    asking_ptr, asked_ptr, prefix_ptr, span_ptr, num_asking, num_asked,
+    KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Of each block of queries, the first key that it may see and the one after the last; or keys and queries.
+
+    Segments are compared by each block's least and greatest, so a span may be too wide, never too narrow.
+    """
+    row, start = tl.program_id(1), tl.program_id(0) * BLOCK
+    asking = start + tl.arange(0, BLOCK)
+    if asking_ptr is not None:
+        at = asking_ptr + row * num_asking + asking
+        least = tl.min(tl.load(at, mask=asking < num_asking, other=2**31 - 1).to(tl.int32), 0)
+        most = tl.max(tl.load(at, mask=asking < num_asking, other=_NO_SEGMENT).to(tl.int32), 0)
+    reach = start + BLOCK
+    if prefix_ptr is not None and not KEYS_ASK:
+        at = prefix_ptr + row * num_asking + asking
+        reach = tl.maximum(reach, tl.max(tl.load(at, mask=asking < num_asking, other=0).to(tl.int32), 0))
+    first, stop = num_asked, 0
+    for chunk in range(0, num_asked, CHUNK):
+        asked = chunk + tl.arange(0, CHUNK)
+        inside = asked < num_asked
+        seen = inside
+        if asking_ptr is not None:
+            segment = tl.load(asked_ptr + row * num_asked + asked, mask=inside, other=0).to(tl.int32)
+            seen = seen & (segment >= least) & (segment <= most)
+        if CAUSAL and KEYS_ASK:
+            after = asked >= start
+            if prefix_ptr is not None:
+                prefix = tl.load(prefix_ptr + row * num_asked + asked, mask=inside, other=0).to(tl.int32)
+                after = after | (prefix > start)
+            seen = seen & after
+        elif CAUSAL:
+            seen = seen & (asked < reach)
+        first = tl.minimum(first, tl.min(tl.where(seen, asked, num_asked), 0))
+        stop = tl.maximum(stop, tl.max(tl.where(seen, asked + 1, 0), 0))
+    at = span_ptr + (row * tl.num_programs(0) + tl.program_id(0)) * 2
+    tl.store(at, first)
+    tl.store(at + 1, stop)
+
+
+@triton.jit
+def _seen(span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    """Where the tiles that a block must visit begin and end."""
+    first, stop = 0, num_asked
+    if span_ptr is not None:
+        at = span_ptr + (row * tl.num_programs(0) + start // BLOCK_M) * 2
+        first, stop = tl.load(at) // BLOCK * BLOCK, tl.load(at + 1)
+    elif CAUSAL and KEYS_ASK:
+        first = start // BLOCK * BLOCK
+    elif CAUSAL:
+        stop = tl.minimum(start + BLOCK_M, num_asked)
+    return first, stop
+
+
+@triton.jit
+def _forward_keys(
+    y, peak, total, q, start, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias_ptr,
+    far, line_key, scale2, end, num_keys, threshold, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tiles of keys from start to stop, into the running sums of a tile of queries."""
+    for n0 in range(start, stop, BLOCK_S):
+        j = n0 + tl.arange(0, BLOCK_S)
+        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN)
+        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN)
+        segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
+        score = _scores(
+            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
+            _column(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN,
+        )  # fmt: skip
+        higher = tl.maximum(peak, tl.max(score, 1))
+        # Where a query has seen nothing yet its peak is -inf, and -inf less -inf would be NaN.
+        origin = tl.where(higher == float("-inf"), 0.0, higher) if segment_i is not None else higher
+        weight = tl.exp2(score - origin[:, None])
+        fade = tl.exp2(peak - origin)
+        total = total * fade + tl.sum(weight, 1)
+        if line_key is not None:
+            weight = tl.where(_keep(line_key[:, None], j[None, :], threshold), weight, 0.0)
+        y = tl.dot(weight.to(v.dtype), v, y * fade[:, None], input_precision=PRECISION)
+        peak = higher
+    return y, peak, total
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr, span_ptr,
+    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
+    num_queries, num_keys, num_heads, group, end, scale2, threshold, kept_scale,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries of one row and head. y is [B, T, H, N] and lse [B, H, T], contiguous."""
+    row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
+    # Under a causal mask the last tiles have most to do: they start first.
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
+    i = m0 + tl.arange(0, BLOCK_T)
+    q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+    k_ptr += row * k_row + head // group * k_head
+    v_ptr += row * v_row + head // group * v_head
+    segment_i, segment_j = None, None
+    if segment_i_ptr is not None:
+        segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
+        segment_j = segment_j_ptr + row * num_keys
+    prefix_i = None
+    if prefix_ptr is not None:
+        prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
+    line_key = None
+    if key_ptr is not None:
+        line_key = line_keys(tl.load(key_ptr + tl.program_id(1)).to(tl.uint64), i)
+    bias, before, after = None, 0.0, 0.0
+    if bias_ptr is not None:
+        bias = bias_ptr + head * (2 * end + 1)
+        before, after = tl.load(bias), tl.load(bias + 2 * end)
+
+    y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    peak = tl.full([BLOCK_T], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
+    first, stop = low, low
+    if bias_ptr is not None or CAUSAL:
+        first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
+        y, peak, total = _forward_keys(
+            y, peak, total, q, low, first, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
+            bias, before, line_key, scale2, end, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
+            PRECISION,
+        )  # fmt: skip
+        y, peak, total = _forward_keys(
+            y, peak, total, q, first, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
+            bias, 0.0, line_key, scale2, end, num_keys, threshold, True, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
+            PRECISION,
+        )  # fmt: skip
+    if not CAUSAL or prefix_ptr is not None:
+        y, peak, total = _forward_keys(
+            y, peak, total, q, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
+            bias, after, line_key, scale2, end, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
+            PRECISION,
+        )  # fmt: skip
+
+    found = total > 0
+    y = y * (kept_scale / tl.where(found, total, 1.0))[:, None]
+    lse = tl.where(found, peak + tl.log2(total), float("inf"))
+    y_ptr += (row * num_queries * num_heads + head) * N
+    _store_tile(y_ptr, num_heads * N, i, num_queries, y, N, BLOCK_N)
+    tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * num_queries + i, lse, mask=i < num_queries)
+
+
+@triton.jit
+def _query_gradient_keys(
+    grad_q, carry, far_sum, q, grad_y, lse, delta, m0, start, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+    segment_j_ptr, prefix_i, bias_ptr, far, partial_ptr, line_key, scale2, end, num_keys, threshold, kept_scale,
+    NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tiles of keys from start to stop, into the gradient of a tile of queries and of the bias.
+
+    A near tile's score gradients are summed along its diagonals: each line is turned left by its number, so
+    that diagonals become columns, and what has come round belongs to the diagonals BLOCK_S lower. Those are
+    shared with the tile before, whose part is carried here.
+    """
+    for n0 in range(start, stop, BLOCK_S):
+        j = n0 + tl.arange(0, BLOCK_S)
+        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN)
+        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN)
+        segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
+        score = _scores(
+            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
+            _column(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN,
+        )  # fmt: skip
+        weight = tl.exp2(score - lse[:, None])
+        grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
+        if line_key is not None:
+            keep = _keep(line_key[:, None], j[None, :], threshold)
+            grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
+        grad_score = weight * (grad_weight - delta[:, None])
+        if partial_ptr is not None:
+            if NEAR:
+                column = tl.arange(0, BLOCK_S)
+                turned = column[None, :] + (i - m0)[:, None]
+                diagonal = tl.gather(grad_score, turned & (BLOCK_S - 1), axis=1)
+                here = turned < BLOCK_S
+                at = partial_ptr + (n0 - m0 - BLOCK_S) + column
+                tl.store(at, carry + tl.sum(tl.where(here, 0.0, diagonal), 0))
+                carry = tl.sum(tl.where(here, diagonal, 0.0), 0)
+            else:
+                far_sum += tl.sum(grad_score, 1)
+        grad_q = tl.dot(grad_score.to(k.dtype), k, grad_q, input_precision=PRECISION)
+    return grad_q, carry, far_sum
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
+    span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
+    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
+    num_queries, num_keys, num_heads, group, end, scale, scale2, threshold, kept_scale,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries: its gradient, and what the other gradients need: delta, line keys, the bias's part.
+
+    grad_q and y are [B, T, H, N], delta and line keys [B, H, T]; the bias's part is
+    [B, H, tiles, SLOTS * BLOCK_S + 2]: the sums of diagonals from -SLOTS / 2 * BLOCK_S on, then those of all
+    the far tiles before and after. What no near tile reaches is left as it was.
+    """
+    row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
+    i = m0 + tl.arange(0, BLOCK_T)
+    q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+    grad_y = _load_tile(grad_y_ptr + row * g_row + head * g_head, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+    in_result = (row * num_queries * num_heads + head) * N
+    y = _load_tile(y_ptr + in_result, num_heads * N, i, num_queries, N, BLOCK_N, EVEN_T)
+    delta = tl.sum(grad_y.to(tl.float32) * y.to(tl.float32), 1)
+    line = tl.program_id(1).to(tl.int64) * num_queries + i
+    tl.store(delta_ptr + line, delta, mask=i < num_queries)
+    lse = tl.load(lse_ptr + line, mask=i < num_queries, other=float("inf"))
+    k_ptr += row * k_row + head // group * k_head
+    v_ptr += row * v_row + head // group * v_head
+    segment_i, segment_j = None, None
+    if segment_i_ptr is not None:
+        segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
+        segment_j = segment_j_ptr + row * num_keys
+    prefix_i = None
+    if prefix_ptr is not None:
+        prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
+    line_key = None
+    if key_ptr is not None:
+        line_key = line_keys(tl.load(key_ptr + tl.program_id(1)).to(tl.uint64), i)
+        tl.store(line_key_ptr + line, line_key.to(tl.int64, bitcast=True), mask=i < num_queries)
+    bias, before, after, sums = None, 0.0, 0.0, None
+    if bias_ptr is not None:
+        bias = bias_ptr + head * (2 * end + 1)
+        before, after = tl.load(bias), tl.load(bias + 2 * end)
+        tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + m0 // BLOCK_T
+        sums = partial_ptr + tile * (SLOTS * BLOCK_S + 2) + SLOTS // 2 * BLOCK_S
+
+    grad_q = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    carry = tl.zeros([BLOCK_S], tl.float32)
+    sum_before, sum_after = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
+    low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
+    first, stop = low, low
+    if bias_ptr is not None or CAUSAL:
+        first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
+        grad_q, carry, sum_before = _query_gradient_keys(
+            grad_q, carry, sum_before, q, grad_y, lse, delta, m0, low, first, k_ptr, v_ptr, k_stride, v_stride, i,
+            segment_i, segment_j, prefix_i, bias, before, sums, line_key, scale2, end, num_keys, threshold,
+            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
+        )  # fmt: skip
+        grad_q, carry, sum_after = _query_gradient_keys(
+            grad_q, carry, sum_after, q, grad_y, lse, delta, m0, first, stop, k_ptr, v_ptr, k_stride, v_stride, i,
+            segment_i, segment_j, prefix_i, bias, 0.0, sums, line_key, scale2, end, num_keys, threshold,
+            kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
+        )  # fmt: skip
+    if not CAUSAL or prefix_ptr is not None:
+        grad_q, carry, sum_after = _query_gradient_keys(
+            grad_q, carry, sum_after, q, grad_y, lse, delta, m0, stop, high, k_ptr, v_ptr, k_stride, v_stride, i,
+            segment_i, segment_j, prefix_i, bias, after, sums, line_key, scale2, end, num_keys, threshold,
+            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
+        )  # fmt: skip
+
+    _store_tile(grad_q_ptr + in_result, num_heads * N, i, num_queries, grad_q * scale, N, BLOCK_N)
+    if bias_ptr is not None:
+        last = first + (tl.cdiv(stop - first, BLOCK_S) - 1) * BLOCK_S
+        column = tl.arange(0, BLOCK_S)
+        tl.store(sums + (last - m0) + column, carry, mask=(column >= 0) & (stop > first))
+        end_of_sums = sums + SLOTS // 2 * BLOCK_S
+        tl.store(end_of_sums, tl.sum(sum_before, 0))
+        tl.store(end_of_sums + 1, tl.sum(sum_after, 0))
+
+
+@triton.jit
+def _key_gradient_queries(
+    grad_k, grad_v, k, v, start, stop, q_ptr, grad_y_ptr, q_stride, g_stride, lse_ptr, delta_ptr, line_key_ptr, j,
+    segment_i_ptr, segment_j, prefix_ptr, bias_ptr, far, scale2, end, num_queries, num_keys, threshold, kept_scale,
+    NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tiles of queries from start to stop, into the gradients of a tile of keys. Tiles are keys by queries."""
+    for m0 in range(start, stop, BLOCK_T):
+        i = m0 + tl.arange(0, BLOCK_T)
+        q = _load_tile(q_ptr, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+        grad_y = _load_tile(grad_y_ptr, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+        lse = tl.load(lse_ptr + i, mask=i < num_queries, other=float("inf"))
+        delta = tl.load(delta_ptr + i, mask=i < num_queries, other=0.0)
+        segment_i = _load_numbers(segment_i_ptr, i, num_queries, _NO_SEGMENT)
+        prefix_i = _load_numbers(prefix_ptr, i, num_queries, 0)
+        score = _scores(
+            tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], _line(segment_i), _column(segment_j),
+            _line(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN_S,
+        )  # fmt: skip
+        weight = tl.exp2(score - lse[None, :])
+        grad_weight = tl.dot(v, grad_y.T, input_precision=PRECISION)
+        kept = weight
+        if line_key_ptr is not None:
+            line_key = tl.load(line_key_ptr + i, mask=i < num_queries, other=0).to(tl.uint64, bitcast=True)
+            keep = _keep(line_key[None, :], j[:, None], threshold)
+            grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
+            kept = tl.where(keep, weight, 0.0)
+        grad_v = tl.dot(kept.to(grad_y.dtype), grad_y, grad_v, input_precision=PRECISION)
+        grad_score = weight * (grad_weight - delta[None, :])
+        grad_k = tl.dot(grad_score.to(q.dtype), q, grad_k, input_precision=PRECISION)
+    return grad_k, grad_v
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, grad_y_ptr, lse_ptr, delta_ptr, line_key_ptr, bias_ptr, segment_i_ptr, segment_j_ptr,
+    prefix_ptr, span_ptr, grad_k_ptr, grad_v_ptr,
+    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
+    num_queries, num_keys, num_kv_heads, group, end, scale, scale2, threshold, kept_scale,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys and values of one row and key-value head. The results are [B, S, K, N], contiguous."""
+    row, kv_head = (tl.program_id(1) // num_kv_heads).to(tl.int64), tl.program_id(1) % num_kv_heads
+    n0 = tl.program_id(0) * BLOCK_S
+    j = n0 + tl.arange(0, BLOCK_S)
+    k = _load_tile(k_ptr + row * k_row + kv_head * k_head, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+    v = _load_tile(v_ptr + row * v_row + kv_head * v_head, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+    segment_i, segment_j = None, None
+    if segment_i_ptr is not None:
+        segment_i = segment_i_ptr + row * num_queries
+        segment_j = _load_numbers(segment_j_ptr + row * num_keys, j, num_keys, _NO_SEGMENT)
+    prefix = None
+    if prefix_ptr is not None:
+        prefix = prefix_ptr + row * num_queries
+
+    grad_k = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
+    grad_v = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
+    low, high = _seen(span_ptr, row, n0, num_queries, True, CAUSAL, BLOCK_S, BLOCK_T)
+    for head in range(kv_head * group, kv_head * group + group):
+        q = q_ptr + row * q_row + head * q_head
+        grad_y = grad_y_ptr + row * g_row + head * g_head
+        line = (row * num_kv_heads * group + head) * num_queries
+        line_key = None
+        if line_key_ptr is not None:
+            line_key = line_key_ptr + line
+        bias, before, after = None, 0.0, 0.0
+        if bias_ptr is not None:
+            bias = bias_ptr + head * (2 * end + 1)
+            before, after = tl.load(bias), tl.load(bias + 2 * end)
+        # Queries come in rising order, so offsets fall: first the far tiles whose keys come after.
+        first, stop = low, low
+        if bias_ptr is not None or CAUSAL:
+            first, stop = _near(n0, end, low, high, BLOCK_S, BLOCK_T)
+            if not CAUSAL or prefix_ptr is not None:
+                grad_k, grad_v = _key_gradient_queries(
+                    grad_k, grad_v, k, v, low, first, q, grad_y, q_stride, g_stride, lse_ptr + line,
+                    delta_ptr + line, line_key, j, segment_i, segment_j, prefix, bias, after, scale2, end,
+                    num_queries, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
+                    PRECISION,
+                )  # fmt: skip
+            grad_k, grad_v = _key_gradient_queries(
+                grad_k, grad_v, k, v, first, stop, q, grad_y, q_stride, g_stride, lse_ptr + line, delta_ptr + line,
+                line_key, j, segment_i, segment_j, prefix, bias, 0.0, scale2, end, num_queries, num_keys, threshold,
+                kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S, PRECISION,
+            )  # fmt: skip
+        grad_k, grad_v = _key_gradient_queries(
+            grad_k, grad_v, k, v, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line, delta_ptr + line,
+            line_key, j, segment_i, segment_j, prefix, bias, before, scale2, end, num_queries, num_keys, threshold,
+            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S, PRECISION,
+        )  # fmt: skip
+
+    in_result = (row * num_keys * num_kv_heads + kv_head) * N
+    grad_v = grad_v * kept_scale
+    _store_tile(grad_k_ptr + in_result, num_kv_heads * N, j, num_keys, grad_k * scale, N, BLOCK_N)
+    _store_tile(grad_v_ptr + in_result, num_kv_heads * N, j, num_keys, grad_v, N, BLOCK_N)
+
+
+@triton.jit
+def bias_gradient_kernel(sum_ptr, grad_ptr, end, BLOCK: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One head: from its sums of diagonals and of far tiles to the gradient of the bias by offset."""
+    head = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)
+    offset = column - SLOTS // 2 * BLOCK
+    sum_ptr += head * (SLOTS * BLOCK + 2)
+    total = tl.load(sum_ptr + column, mask=column < SLOTS * BLOCK, other=0.0)
+    grad_ptr += head * (2 * end + 1)
+    tl.store(grad_ptr + end + offset, total, mask=(offset > -end) & (offset < end))
+    before = tl.load(sum_ptr + SLOTS * BLOCK) + tl.sum(tl.where(offset <= -end, total, 0.0), 0)
+    after = tl.load(sum_ptr + SLOTS * BLOCK + 1) + tl.sum(tl.where(offset >= end, total, 0.0), 0)
+    tl.store(grad_ptr, before)
+    tl.store(grad_ptr + 2 * end, after)

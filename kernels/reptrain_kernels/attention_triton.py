@@ -1,0 +1,256 @@
+"""`attention` in Triton, registered as torch operators so that torch.compile takes it whole.
+
+Three kernels: the forward pass, which keeps a number for each query (the logarithm of its sum of weights);
+the queries' gradient with the bias's; the keys' and values' gradient. Shapes as in `attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from reptrain_kernels import attention_kernels as kernels
+from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles, block_width
+
+_LOG2E = 1 / math.log(2)
+_CHUNK = 1024
+
+
+def _tiles(which: Pass, q_BHTN: Tensor) -> Tiles:
+    capability = 80
+    if q_BHTN.is_cuda:
+        major, minor = torch.cuda.get_device_capability(q_BHTN.device)
+        capability = 10 * major + minor
+    return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), capability)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """fp32 goes through the matrix units in three parts, unless the caller's torch allows tf32."""
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+        return "tf32x3"
+    return "tf32"
+
+
+def _readable(x: Tensor) -> Tensor:
+    """``x`` with a contiguous last axis."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    if x.shape[2] * x.stride(2) >= 2**31:
+        raise ValueError(f"q, k, v: a head must span fewer than 2**31 elements, but has strides {x.stride()}")
+    return x
+
+
+def _features(
+    bias_HR: Tensor | None,
+    segments_BT: Tensor | None,
+    segments_BS: Tensor | None,
+    prefix_BT: Tensor | None,
+    key_BH: Tensor | None,
+) -> tuple[list[Tensor | None], int]:
+    """The optional inputs as the kernels read them, and E."""
+    end = 1 if bias_HR is None else bias_HR.shape[1] // 2
+    if bias_HR is not None:
+        bias_HR = (bias_HR.float() * _LOG2E).contiguous()
+    rest = (x if x is None else x.contiguous() for x in (segments_BT, segments_BS, prefix_BT, key_BH))
+    return [bias_HR, *rest], end
+
+
+def _spans(
+    asking: Tensor | None,
+    asked: Tensor | None,
+    prefix_BT: Tensor | None,
+    sizes: tuple[int, int, int],
+    *,
+    keys_ask: bool,
+    causal: bool,
+    block: int,
+) -> Tensor | None:
+    """What each block of queries (or keys) must visit, [B, blocks, 2]; None where the causal mask tells it."""
+    shown = asking if asking is not None else prefix_BT
+    if shown is None:
+        return None
+    num_rows, num_asking, num_asked = sizes
+    num_blocks = triton.cdiv(num_asking, block)
+    span = torch.empty(num_rows, num_blocks, 2, dtype=torch.int32, device=shown.device)
+    kernels.span_kernel[(num_blocks, num_rows)](
+        asking,
+        asked,
+        prefix_BT,
+        span,
+        num_asking,
+        num_asked,
+        KEYS_ASK=keys_ask,
+        CAUSAL=causal,
+        BLOCK=block,
+        CHUNK=_CHUNK,
+    )
+    return span
+
+
+def _new(like_BHTN: Tensor) -> Tensor:
+    """[B, H, T, N] laid out as [B, T, H, N]: what projections write and read."""
+    B, H, T, N = like_BHTN.shape
+    return like_BHTN.new_empty(B, T, H, N).transpose(1, 2)
+
+
+def _constants(tiles: Tiles, q_BHTN: Tensor, k_BKSN: Tensor, causal: bool) -> dict[str, Any]:
+    T, S, N = q_BHTN.shape[2], k_BKSN.shape[2], q_BHTN.shape[3]
+    return {
+        "CAUSAL": causal,
+        "N": N,
+        "BLOCK_N": block_width(N),
+        "BLOCK_T": tiles.queries,
+        "BLOCK_S": tiles.keys,
+        "EVEN_T": T % tiles.queries == 0,
+        "EVEN_S": S % tiles.keys == 0,
+        "PRECISION": _precision(q_BHTN.dtype),
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
+@torch.library.custom_op("reptrain_kernels::attention_forward", mutates_args=())
+def attention_forward(
+    q_BHTN: Tensor,
+    k_BKSN: Tensor,
+    v_BKSN: Tensor,
+    bias_HR: Tensor | None,
+    segments_BT: Tensor | None,
+    segments_BS: Tensor | None,
+    prefix_BT: Tensor | None,
+    key_BH: Tensor | None,
+    scale: float,
+    causal: bool,
+    threshold: int,
+    kept_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `attention.attention`; the threshold and the scale of what is kept are `counter`'s of the rate.
+
+    Returns:
+        y_BHTN, and lse_BHT in fp32: log2 of each query's sum of exp(score), inf where it sees no key.
+    """
+    q, k, v = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN))
+    (B, H, T, _), (_, K, S, _) = q.shape, k.shape
+    (bias, segments_i, segments_j, prefix, key), end = _features(
+        bias_HR, segments_BT, segments_BS, prefix_BT, key_BH
+    )
+    y, lse = _new(q), q.new_empty(B, H, T, dtype=torch.float32)
+    if y.numel() == 0:
+        return y, lse
+    tiles = _tiles("forward", q)
+    span = _spans(
+        segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
+    )
+    kernels.forward_kernel[(triton.cdiv(T, tiles.queries), B * H)](
+        q, k, v, y, lse, bias, segments_i, segments_j, prefix, key, span,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        T, S, H, H // K, end, scale * _LOG2E, threshold, kept_scale,
+        **_constants(tiles, q, k, causal),
+    )  # fmt: skip
+    return y, lse
+
+
+@attention_forward.register_fake
+def _shapes_of_forward(q_BHTN: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _new(q_BHTN), q_BHTN.new_empty(q_BHTN.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("reptrain_kernels::attention_backward", mutates_args=())
+def attention_backward(
+    grad_BHTN: Tensor,
+    q_BHTN: Tensor,
+    k_BKSN: Tensor,
+    v_BKSN: Tensor,
+    y_BHTN: Tensor,
+    lse_BHT: Tensor,
+    bias_HR: Tensor | None,
+    segments_BT: Tensor | None,
+    segments_BS: Tensor | None,
+    prefix_BT: Tensor | None,
+    key_BH: Tensor | None,
+    scale: float,
+    causal: bool,
+    threshold: int,
+    kept_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v and the bias; the last is empty without a bias."""
+    q, k, v, grad = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN, grad_BHTN))
+    (B, H, T, _), (_, K, S, _) = q.shape, k.shape
+    (bias, segments_i, segments_j, prefix, key), end = _features(
+        bias_HR, segments_BT, segments_BS, prefix_BT, key_BH
+    )
+    grad_q, grad_k, grad_v = _new(q), _new(k), _new(v)
+    grad_bias = q.new_empty(0 if bias_HR is None else bias_HR.shape, dtype=torch.float32)
+    if q.numel() == 0 or k.numel() == 0:
+        return grad_q.zero_(), grad_k.zero_(), grad_v.zero_(), grad_bias.zero_()
+    delta = torch.empty_like(lse_BHT)
+    line_key = None if key is None else torch.empty_like(lse_BHT, dtype=torch.int64)
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
+    numbers = (end, scale, scale * _LOG2E, threshold, kept_scale)
+
+    tiles = _tiles("query_gradient", q)
+    num_tiles = triton.cdiv(T, tiles.queries)
+    slots = bias_slots(end, tiles)
+    partial, width = None, slots * tiles.keys + 2
+    if bias is not None:
+        partial = lse_BHT.new_zeros(B, H, num_tiles, width)
+    span = _spans(
+        segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
+    )
+    kernels.query_gradient_kernel[(num_tiles, B * H)](
+        q, k, v, y_BHTN, grad, lse_BHT, bias, segments_i, segments_j, prefix, key, span,
+        grad_q, delta, line_key, partial, *strides, T, S, H, H // K, *numbers,
+        **_constants(tiles, q, k, causal), SLOTS=slots,
+    )  # fmt: skip
+    if partial is not None:
+        columns = triton.next_power_of_2(slots * tiles.keys)
+        kernels.bias_gradient_kernel[(H,)](
+            partial.sum((0, 2)), grad_bias, end, BLOCK=tiles.keys, SLOTS=slots, COLUMNS=columns
+        )
+
+    tiles = _tiles("key_gradient", q)
+    span = _spans(segments_j, segments_i, prefix, (B, S, T), keys_ask=True, causal=causal, block=tiles.keys)
+    kernels.key_gradient_kernel[(triton.cdiv(S, tiles.keys), B * K)](
+        q, k, v, grad, lse_BHT, delta, line_key, bias, segments_i, segments_j, prefix, span,
+        grad_k, grad_v, *strides, T, S, K, H // K, *numbers, **_constants(tiles, q, k, causal),
+    )  # fmt: skip
+    return grad_q, grad_k, grad_v, grad_bias
+
+
+def bias_slots(end: int, tiles: Tiles) -> int:
+    """How many blocks of diagonals the near tiles of a query tile reach, an even number about offset 0."""
+    return 2 * ((end + tiles.keys - 2) // tiles.keys) + 2
+
+
+@attention_backward.register_fake
+def _shapes_of_backward(
+    grad_BHTN: Tensor,
+    q_BHTN: Tensor,
+    k_BKSN: Tensor,
+    v_BKSN: Tensor,
+    y_BHTN: Tensor,
+    lse_BHT: Tensor,
+    bias_HR: Tensor | None,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_bias = q_BHTN.new_empty(0 if bias_HR is None else bias_HR.shape, dtype=torch.float32)
+    return _new(q_BHTN), _new(k_BKSN), _new(v_BKSN), grad_bias
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
+    ctx.numbers = inputs[8:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    bias_HR = ctx.saved_tensors[5]
+    grad_q, grad_k, grad_v, grad_bias = attention_backward(grad, *ctx.saved_tensors, *ctx.numbers)
+    grad_of_bias = None if bias_HR is None else grad_bias.to(bias_HR.dtype)
+    return grad_q, grad_k, grad_v, grad_of_bias, *(None,) * 8
+
+
+attention_forward.register_autograd(_backward, setup_context=_keep)
