@@ -15,6 +15,7 @@ _NOT_MATHEMATICS = (
     "name",
     "data.store",
     "data.sources.*.store",
+    "model.moe.backend",
     "train.micro_batch_windows",
     "train.zero_stage",
     "train.device",

@@ -5,26 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from reptrain.config.base import Frozen, Positive, Seed
+from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.quantities import Budget, Count
 from reptrain.config.spans import span_counts, window_filling
 
-Positive = Annotated[Count, Field(gt=0)]
-NonNegative = Annotated[Count, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Seed = Annotated[Count, Field(ge=0, lt=2**63)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, and no unknown key passes."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
@@ -54,7 +42,7 @@ class DataConfig(Frozen):
 
     store: str | None = None
     """Folder of the token store (`reptrain tokenize` makes one). Either this or `sources`."""
-    sources: dict[SourceName, SourceConfig] = {}
+    sources: dict[SourceName, SourceConfig] = Field(default_factory=dict)
     """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
     unique_tokens: Positive | None = None
     """U, the size of the subset in tokens; null takes every training token of the store."""
@@ -113,128 +101,6 @@ ObjectiveConfig = Annotated[
     Discriminator(_objective_name),
 ]
 """What is predicted from what."""
-
-
-class DropoutConfig(Frozen):
-    """Dropout rates by site."""
-
-    embedding: Probability = 0.0
-    """Of the token embeddings."""
-    attention: Probability = 0.0
-    """Of the attention weights, after the softmax."""
-    residual: Probability = 0.0
-    """Of each branch before it is added to the residual stream."""
-    mlp: Probability = 0.0
-    """Of the hidden units of the MLP."""
-
-
-class DecoderConfig(Frozen):
-    """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases (the Llama family)."""
-
-    family: Literal["decoder"] = "decoder"
-    """decoder: this family."""
-    d_model: Positive = 128
-    """Width of the residual stream."""
-    num_layers: Positive = 4
-    """Blocks of attention and MLP."""
-    num_heads: Positive = 4
-    """Query heads; the head's width is d_model / num_heads, and even."""
-    num_kv_heads: Positive | None = None
-    """Key and value heads (grouped queries); null: as many as num_heads."""
-    d_ff: Positive = 384
-    """Hidden units of the gated MLP."""
-    vocab_size: Positive | None = None
-    """Rows of the embedding; null: the tokenizer's size."""
-    tie_embeddings: bool = False
-    """Use the embedding as the output head."""
-    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
-    """Base of the rotary frequencies."""
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the mean square in RMSNorm."""
-    init_std: Annotated[float, Field(gt=0)] = 0.02
-    """Standard deviation of the initial weights; output projections: / sqrt(2 num_layers)."""
-    dropout: DropoutConfig = DropoutConfig()
-    """Dropout rates by site."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
-            raise ValueError(
-                f"d_model must be num_heads times an even head width;"
-                f" {self.d_model} / {self.num_heads} is not even"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads; {self.kv_heads} does not divide {self.num_heads}"
-            )
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads with the default filled in."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.num_heads
-
-
-class T5Config(Frozen):
-    """An encoder-decoder with relative position buckets (T5). The defaults are those of T5 1.1.
-
-    T5 1.0 is `mlp: relu` with `tie_embeddings: true`, which also scales the decoder's output by
-    d_model ** -0.5 before the head.
-    """
-
-    family: Literal["t5"]
-    """t5: this family."""
-    d_model: Positive = 512
-    """Width of the residual stream."""
-    num_encoder_layers: Positive = 8
-    """Blocks of the encoder."""
-    num_decoder_layers: Positive = 8
-    """Blocks of the decoder."""
-    num_heads: Positive = 6
-    """Heads of every attention."""
-    head_dim: Positive = 64
-    """Width of a head; num_heads x head_dim need not be d_model."""
-    d_ff: Positive = 1024
-    """Hidden units of the MLP."""
-    mlp: Literal["geglu", "relu"] = "geglu"
-    """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
-    tie_embeddings: bool = False
-    """Use the embedding as the output head, as in 1.0."""
-    vocab_size: Positive | None = None
-    """Rows of the embedding; null: the tokenizer's size."""
-    relative_buckets: Annotated[Count, Field(ge=4, multiple_of=4)] = 32
-    """Buckets of the distance between positions; the encoder spends half on each direction."""
-    relative_max_distance: Annotated[Count, Field(gt=0)] = 128
-    """From this distance on, all positions share the last bucket."""
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the mean square in RMSNorm."""
-    dropout: DropoutConfig = DropoutConfig()
-    """Dropout rates by site."""
-
-    @model_validator(mode="after")
-    def _buckets_below_distance(self) -> Self:
-        if self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError(
-                f"relative_max_distance must be above relative_buckets / 2;"
-                f" {self.relative_max_distance} is not above {self.relative_buckets // 2}"
-            )
-        return self
-
-
-def _family(value: Any) -> str:
-    family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
-    return "decoder" if family is None else str(family)
-
-
-ModelConfig = Annotated[
-    Annotated[DecoderConfig, Tag("decoder")] | Annotated[T5Config, Tag("t5")], Discriminator(_family)
-]
-"""The transformer, told by its family."""
 
 
 class ExampleShape(NamedTuple):

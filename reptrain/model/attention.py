@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.model import DecoderConfig
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.rope import Rotation, rotate
 
@@ -20,23 +20,22 @@ class CausalAttention(nn.Module):
 
     Args:
         config: The model.
-        layer: Number of the block, which keys the dropout.
 
     Source:
         Vaswani et al., "Attention is all you need", 2017; Ainslie et al., "GQA", 2023 (grouped queries).
     """
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=False)
         self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
         self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
         self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=False)
-        self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS.number(layer))
+        self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(
-        self, x_BTD: Tensor, rotation: Rotation, visible_B1TS: Tensor | None, key_B: Tensor | None
+        self, x_BTD: Tensor, rotation: Rotation, visible_B1TS: Tensor | None, keys_PB: Tensor | None
     ) -> Tensor:
         """Mix positions.
 
@@ -44,12 +43,12 @@ class CausalAttention(nn.Module):
             x_BTD: The positions.
             rotation: Of each position.
             visible_B1TS: bool, what each position may read of itself and those before it; None: all.
-            key_B: The rows' dropout keys; None drops nothing.
+            keys_PB: Dropout keys of the layer's sites; None drops nothing.
         """
         q_BHTN = rotate(self._split_heads(self.query(x_BTD)), rotation).transpose(1, 2)
         k_BKSN = rotate(self._split_heads(self.key(x_BTD)), rotation).transpose(1, 2)
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
-        if key_B is None or self.dropout.rate == 0:
+        if keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(
                 q_BHTN,
                 k_BKSN,
@@ -59,14 +58,14 @@ class CausalAttention(nn.Module):
                 enable_gqa=True,
             )
         else:
-            y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, visible_B1TS, key_B)
+            y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, visible_B1TS, keys_PB)
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim))
 
     def _attend_with_dropout(
-        self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, visible_B1TS: Tensor | None, key_B: Tensor
+        self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, visible_B1TS: Tensor | None, keys_PB: Tensor
     ) -> Tensor:
         """Attention with its weights spelled out, so that the counter can drop them."""
         group = q_BHTN.shape[1] // k_BKSN.shape[1]
@@ -76,4 +75,4 @@ class CausalAttention(nn.Module):
         if visible_B1TS is None:
             visible_B1TS = torch.ones_like(score_BHTS[:1, :1], dtype=torch.bool).tril()
         weight_BHTS = score_BHTS.masked_fill(~visible_B1TS, -torch.inf).softmax(-1).to(v_BHSN.dtype)
-        return self.dropout.forward_heads(weight_BHTS, key_B) @ v_BHSN
+        return self.dropout.forward_heads(weight_BHTS, keys_PB) @ v_BHSN

@@ -1,4 +1,4 @@
-"""Running a stack of blocks, kept or recomputed in the backward pass."""
+"""Running the layers of a stack, kept or recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -7,20 +7,48 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from reptrain.config.model import StackShape
+from reptrain.model.dropout import site_keys
+from reptrain.model.router import RoutedTokens
+from reptrain.model.sparse import LayerRouting
 
-def run_blocks(blocks: nn.ModuleList, x_BTD: Tensor, *arguments: Any, recompute: bool) -> Tensor:
-    """Pass the residual stream through the blocks.
+
+def run_layers(
+    blocks: nn.ModuleList,
+    x_BTD: Tensor,
+    *arguments: Any,
+    key_B: Tensor | None,
+    routed: RoutedTokens,
+    shape: StackShape,
+    first_layer: int,
+    recompute: bool,
+) -> tuple[Tensor, list[LayerRouting]]:
+    """Pass the residual stream through the layers; the stored blocks run in cycles.
 
     Args:
-        blocks: Each maps (x_BTD, *arguments) to the next x_BTD.
+        blocks: Each maps (x_BTD, keys_PB, routed, *arguments) to the next x_BTD and what its router did.
         x_BTD: The residual stream.
-        arguments: The same for every block.
-        recompute: Keep each block's input alone and compute the rest again in the backward pass.
+        arguments: The same for every layer.
+        key_B: The rows' dropout keys; None drops nothing.
+        routed: What sparse layers must know of the positions.
+        shape: Of the stack.
+        first_layer: Number of the first layer in the whole model.
+        recompute: Keep each layer's input alone and compute the rest again in the backward pass.
+
+    Returns:
+        The stream, and what the routers did where ``routed`` has targets.
     """
-    for block in blocks:
+    routings = []
+    for layer in range(shape.num_layers):
+        block, keys_PB = blocks[layer % shape.stored], site_keys(key_B, first_layer + layer)
         if recompute:
-            # Masks come from keys, so there is no generator state to keep.
-            x_BTD = checkpoint(block, x_BTD, *arguments, use_reentrant=False, preserve_rng_state=False)
+            # Masks come from keys, so there is no generator state to keep. The reentrant form fails for
+            # a block that runs twice under ZeRO 2 and 3.
+            x_BTD, routing = checkpoint(
+                block, x_BTD, keys_PB, routed, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            x_BTD = block(x_BTD, *arguments)
-    return x_BTD
+            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments)
+        if routing is not None:
+            routings.append(routing)
+    return x_BTD, routings

@@ -5,16 +5,18 @@ Shapes: B rows, T positions, D width of the residual stream, V rows of the vocab
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.model import DecoderConfig, MoEConfig
 from reptrain.model.attention import CausalAttention
-from reptrain.model.blocks import run_blocks
-from reptrain.model.dropout import Dropout, DropoutContext, Site
-from reptrain.model.mlp import GatedMLP
+from reptrain.model.blocks import run_layers
+from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import RMSNorm
 from reptrain.model.rope import Rotation, rotation
+from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
+from reptrain.model.sparse import LayerRouting, Routing, build_mlp, transform
 from reptrain.sizes import embedding_rows
 
 
@@ -23,27 +25,39 @@ class Block(nn.Module):
 
     Args:
         config: The model.
-        layer: Number of the block, which keys the dropout.
+        sparse: How the MLP is sparse; None where it is dense.
     """
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: DecoderConfig, sparse: MoEConfig | None) -> None:
         super().__init__()
-        rate = config.dropout.residual
+        rates = config.dropout
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = CausalAttention(config, layer)
-        self.attention_dropout = Dropout(rate, Site.ATTENTION_RESIDUAL.number(layer))
+        self.attention = CausalAttention(config)
+        self.attention_dropout = Dropout(rates.residual, Site.ATTENTION_RESIDUAL)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = GatedMLP(config, layer)
-        self.mlp_dropout = Dropout(rate, Site.MLP_RESIDUAL.number(layer))
+        self.mlp = build_mlp(
+            config.d_model,
+            config.d_ff,
+            activation="swiglu",
+            sparse=sparse,
+            dropout=rates.mlp,
+            expert_dropout=rates.expert,
+        )
+        self.mlp_dropout = Dropout(rates.residual, Site.MLP_RESIDUAL)
 
     def forward(
-        self, x_BTD: Tensor, rotation: Rotation, visible_B1TT: Tensor | None, key_B: Tensor | None
-    ) -> Tensor:
-        """One layer; the arguments are those of the attention."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, key_B)
-        x_BTD = x_BTD + self.attention_dropout(mixed_BTD, key_B)
-        transformed_BTD = self.mlp(self.mlp_norm(x_BTD), key_B)
-        return x_BTD + self.mlp_dropout(transformed_BTD, key_B)
+        self,
+        x_BTD: Tensor,
+        keys_PB: Tensor | None,
+        routed: RoutedTokens,
+        rotation: Rotation,
+        visible_B1TT: Tensor | None,
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """One layer (see `run_layers`); the last arguments are those of the attention."""
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, keys_PB)
+        x_BTD = x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
+        transformed_BTD, routing = transform(self.mlp, self.mlp_norm(x_BTD), keys_PB, routed)
+        return x_BTD + self.mlp_dropout(transformed_BTD, keys_PB), routing
 
 
 class Decoder(nn.Module):
@@ -66,8 +80,10 @@ class Decoder(nn.Module):
         self.checkpoint_blocks = False
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
-        self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING.number(0))
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING)
+        self.blocks = nn.ModuleList(
+            Block(config, config.stack.sparse(layer)) for layer in range(config.stack.stored)
+        )
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, rows, bias=False)
         self.tie_head()
@@ -82,7 +98,9 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         *,
         segments_BT: Tensor | None = None,
+        is_token_BT: Tensor | None = None,
         dropout: DropoutContext | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Logits of the token that follows each position.
 
@@ -90,15 +108,30 @@ class Decoder(nn.Module):
             tokens_BT: int64, the inputs.
             segments_BT: int64, the number of each position's document, 0 for padding: a position attends
                 within its own. None: to all before it.
+            is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
+            routing: Filled with what the routers did.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         rotary = rotation(tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, tokens_BT.device)
-        x_BTD = self.embedding_dropout(self.embedding(tokens_BT), key_B)
+        x_BTD = self.embedding_dropout(self.embedding(tokens_BT), site_keys(key_B, 0))
         visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
-        recompute = self.checkpoint_blocks and self.training
-        x_BTD = run_blocks(self.blocks, x_BTD, rotary, visible_B1TT, key_B, recompute=recompute)
+        if is_token_BT is None:
+            is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+        x_BTD, layers = run_layers(
+            self.blocks,
+            x_BTD,
+            rotary,
+            visible_B1TT,
+            key_B=key_B,
+            routed=RoutedTokens(is_token_BT, None if routing is None else routing.num_targets_B),
+            shape=self.config.stack,
+            first_layer=0,
+            recompute=self.checkpoint_blocks and self.training,
+        )
+        if routing is not None:
+            routing.fill(layers)
         return self.head(self.norm(x_BTD))

@@ -1,6 +1,6 @@
 """Where dropout falls, and its masks: functions of (seed, site, step, global row, position, unit).
 
-Shapes: B rows of a micro-batch, H heads, T positions, S keys, D units.
+Shapes: B rows of a micro-batch, P places in a layer, H heads, T positions, S keys, D units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reptrain_kernels import counter
 
-_SITES_PER_LAYER = 16
+_PLACES = 16
 
 
 class Site(IntEnum):
@@ -27,10 +27,8 @@ class Site(IntEnum):
     CROSS_WEIGHTS = 5
     CROSS_RESIDUAL = 6
     STACK_OUTPUT = 7
-
-    def number(self, layer: int) -> int:
-        """The site's number in the whole model."""
-        return _SITES_PER_LAYER * layer + self
+    ROUTER = 8
+    EXPERT_HIDDEN = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,31 +51,47 @@ class DropoutContext:
         object.__setattr__(self, "key_B", counter.row_keys(self.seed, self.step, self.row_B))
 
 
+def site_keys(key_B: Tensor | None, layer: int) -> Tensor | None:
+    """The keys of a layer's sites, int64 [P, B]; None, where nothing is dropped, for None.
+
+    They are made outside of the layer, which therefore does not know its number: one that runs several
+    times has other masks each time.
+
+    Args:
+        key_B: The rows' keys (see `DropoutContext`).
+        layer: Number of the layer in the whole model.
+    """
+    if key_B is None:
+        return None
+    site_P = torch.arange(_PLACES, device=key_B.device) + _PLACES * layer
+    return counter.fold(key_B, site_P[:, None])
+
+
 class Dropout(nn.Module):
     """Dropout at one site, or nothing where no keys are given.
 
     Args:
         rate: Probability of being dropped, in [0, 1).
-        site: The site's number.
+        site: The place in the layer.
     """
 
-    def __init__(self, rate: float, site: int) -> None:
+    def __init__(self, rate: float, site: Site) -> None:
         super().__init__()
         self.rate = rate
         self.site = site
 
-    def forward(self, x_BTD: Tensor, key_B: Tensor | None) -> Tensor:
-        """Drop units of each position."""
-        if key_B is None or self.rate == 0:
+    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+        """Drop units of each position; ``keys_PB`` are those of the layer's sites."""
+        if keys_PB is None or self.rate == 0:
             return x_BTD
-        return counter.dropout(x_BTD, counter.fold(key_B, self.site), self.rate)
+        return counter.dropout(x_BTD, keys_PB[self.site], self.rate)
 
-    def forward_heads(self, x_BHTS: Tensor, key_B: Tensor) -> Tensor:
+    def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
         """Drop attention weights: the query is the position, the key the unit."""
         head_H = torch.arange(x_BHTS.shape[1], device=x_BHTS.device)
-        key_BH = counter.fold(counter.fold(key_B, self.site)[:, None], head_H)
+        key_BH = counter.fold(keys_PB[self.site][:, None], head_H)
         return counter.dropout(x_BHTS, key_BH, self.rate)
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
-        return f"rate={self.rate}, site={self.site}"
+        return f"rate={self.rate}, site={self.site.name}"

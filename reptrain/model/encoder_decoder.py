@@ -11,14 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.schema import T5Config
-from reptrain.model.blocks import run_blocks
-from reptrain.model.dropout import Dropout, DropoutContext, Site
+from reptrain.config.model import MoEConfig, StackShape, T5Config
+from reptrain.model.blocks import run_layers
+from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
+from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
+from reptrain.model.sparse import LayerRouting, Routing, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
-from reptrain.model.t5_mlp import T5MLP
 from reptrain.sizes import embedding_rows
 
 
@@ -46,84 +47,124 @@ class EncoderBlock(nn.Module):
 
     Args:
         config: The model.
-        layer: Number of the block in the whole model, which keys the dropout.
+        sparse: How the MLP is sparse; None where it is dense.
     """
 
-    def __init__(self, config: T5Config, layer: int) -> None:
+    def __init__(self, config: T5Config, sparse: MoEConfig | None) -> None:
         super().__init__()
-        rate = config.dropout.residual
+        rates = config.dropout
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = T5Attention(config, Site.ATTENTION_WEIGHTS.number(layer))
-        self.attention_dropout = Dropout(rate, Site.ATTENTION_RESIDUAL.number(layer))
+        self.attention = T5Attention(config, Site.ATTENTION_WEIGHTS)
+        self.attention_dropout = Dropout(rates.residual, Site.ATTENTION_RESIDUAL)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = T5MLP(config, layer)
-        self.mlp_dropout = Dropout(rate, Site.MLP_RESIDUAL.number(layer))
+        self.mlp = build_mlp(
+            config.d_model,
+            config.d_ff,
+            activation=config.mlp,
+            sparse=sparse,
+            dropout=rates.mlp,
+            expert_dropout=rates.expert,
+        )
+        self.mlp_dropout = Dropout(rates.residual, Site.MLP_RESIDUAL)
 
-    def forward(self, x_BTD: Tensor, bias_BHTT: Tensor, key_B: Tensor | None) -> Tensor:
-        """One layer; ``key_B`` are the rows' dropout keys, None drops nothing."""
-        return self.transform(self.mix(x_BTD, bias_BHTT, key_B), key_B)
+    def forward(
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """One layer (see `run_layers`)."""
+        return self.transform(self.mix(x_BTD, bias_BHTT, keys_PB), keys_PB, routed)
 
-    def mix(self, x_BTD: Tensor, bias_BHTT: Tensor, key_B: Tensor | None) -> Tensor:
+    def mix(self, x_BTD: Tensor, bias_BHTT: Tensor, keys_PB: Tensor | None) -> Tensor:
         """The layer's self-attention."""
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD = self.attention(normed_BTD, normed_BTD, bias_BHTT, key_B)
-        return x_BTD + self.attention_dropout(mixed_BTD, key_B)
+        mixed_BTD = self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB)
+        return x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
 
-    def transform(self, x_BTD: Tensor, key_B: Tensor | None) -> Tensor:
+    def transform(
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+    ) -> tuple[Tensor, LayerRouting | None]:
         """The layer's MLP."""
-        return x_BTD + self.mlp_dropout(self.mlp(self.mlp_norm(x_BTD), key_B), key_B)
+        transformed_BTD, routing = transform(self.mlp, self.mlp_norm(x_BTD), keys_PB, routed)
+        return x_BTD + self.mlp_dropout(transformed_BTD, keys_PB), routing
 
 
 class DecoderBlock(EncoderBlock):
     """As the encoder's, and between its two parts it reads the encoder's states."""
 
-    def __init__(self, config: T5Config, layer: int) -> None:
-        super().__init__(config, layer)
+    def __init__(self, config: T5Config, sparse: MoEConfig | None) -> None:
+        super().__init__(config, sparse)
         self.cross_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.cross_attention = T5Attention(config, Site.CROSS_WEIGHTS.number(layer))
-        self.cross_dropout = Dropout(config.dropout.residual, Site.CROSS_RESIDUAL.number(layer))
+        self.cross_attention = T5Attention(config, Site.CROSS_WEIGHTS)
+        self.cross_dropout = Dropout(config.dropout.residual, Site.CROSS_RESIDUAL)
 
-    def forward(self, x_BTD: Tensor, bias_BHTT: Tensor, key_B: Tensor | None, source: Source) -> Tensor:
-        """One layer; ``key_B`` are the rows' dropout keys, None drops nothing."""
-        x_BTD = self.mix(x_BTD, bias_BHTT, key_B)
-        read_BTD = self.cross_attention(self.cross_norm(x_BTD), source.states_BSD, source.bias_B1TS, key_B)
-        x_BTD = x_BTD + self.cross_dropout(read_BTD * source.found_BT1, key_B)
-        return self.transform(x_BTD, key_B)
+    def forward(
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor, source: Source
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """One layer (see `run_layers`)."""
+        x_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
+        read_BTD = self.cross_attention(self.cross_norm(x_BTD), source.states_BSD, source.bias_B1TS, keys_PB)
+        x_BTD = x_BTD + self.cross_dropout(read_BTD * source.found_BT1, keys_PB)
+        return self.transform(x_BTD, keys_PB, routed)
 
 
 class Stack(nn.Module):
-    """The blocks of the encoder or of the decoder, from embeddings to normalized states.
+    """The layers of the encoder or of the decoder, from embeddings to normalized states.
 
     Args:
         config: The model.
-        blocks: Its layers.
+        shape: Of the stack.
+        block: Class of its layers.
         first_layer: Number of its first layer in the whole model, which keys the dropout.
         causal: Whether a position reads itself and those before it only.
     """
 
     def __init__(
-        self, config: T5Config, blocks: list[EncoderBlock], *, first_layer: int, causal: bool
+        self,
+        config: T5Config,
+        shape: StackShape,
+        block: type[EncoderBlock],
+        *,
+        first_layer: int,
+        causal: bool,
     ) -> None:
         super().__init__()
+        self.shape = shape
+        self.first_layer = first_layer
         self.causal = causal
         self.relative_bias = RelativeBias(config, bidirectional=not causal)
-        self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING.number(first_layer))
-        self.blocks = nn.ModuleList(blocks)
+        self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING)
+        self.blocks = nn.ModuleList(block(config, shape.sparse(layer)) for layer in range(shape.stored))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.output_dropout = Dropout(config.dropout.residual, Site.STACK_OUTPUT.number(first_layer))
+        self.output_dropout = Dropout(config.dropout.residual, Site.STACK_OUTPUT)
 
     def forward(
-        self, x_BTD: Tensor, segments_BT: Tensor, key_B: Tensor | None, *source: Source, recompute: bool
-    ) -> Tensor:
-        """All layers; ``recompute`` the activations of the blocks in the backward pass."""
+        self,
+        x_BTD: Tensor,
+        segments_BT: Tensor,
+        *source: Source,
+        key_B: Tensor | None,
+        num_targets_B: Tensor | None,
+        recompute: bool,
+    ) -> tuple[Tensor, list[LayerRouting]]:
+        """All layers (see `run_layers`); the decoder is given its source."""
         visible_BTT = same_segment(segments_BT, segments_BT)
         if self.causal:
             visible_BTT = visible_BTT.tril()
         bias_HTT = self.relative_bias(x_BTD.shape[1], x_BTD.device)
         bias_BHTT = torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
-        x_BTD = self.embedding_dropout(x_BTD, key_B)
-        x_BTD = run_blocks(self.blocks, x_BTD, bias_BHTT, key_B, *source, recompute=recompute)
-        return self.output_dropout(self.norm(x_BTD), key_B)
+        # What belongs to no layer is keyed as the first one's.
+        keys_PB = site_keys(key_B, self.first_layer)
+        x_BTD, layers = run_layers(
+            self.blocks,
+            self.embedding_dropout(x_BTD, keys_PB),
+            bias_BHTT,
+            *source,
+            key_B=key_B,
+            routed=RoutedTokens(segments_BT > 0, num_targets_B),
+            shape=self.shape,
+            first_layer=self.first_layer,
+            recompute=recompute,
+        )
+        return self.output_dropout(self.norm(x_BTD), keys_PB), layers
 
 
 class EncoderDecoder(nn.Module):
@@ -146,16 +187,10 @@ class EncoderDecoder(nn.Module):
         self.config = config
         self.checkpoint_blocks = False
         rows = embedding_rows(config, vocab_size)
-        middle, end = config.num_encoder_layers, config.num_encoder_layers + config.num_decoder_layers
         self.embedding = nn.Embedding(rows, config.d_model)
-        self.encoder = Stack(
-            config, [EncoderBlock(config, layer) for layer in range(middle)], first_layer=0, causal=False
-        )
+        self.encoder = Stack(config, config.encoder, EncoderBlock, first_layer=0, causal=False)
         self.decoder = Stack(
-            config,
-            [DecoderBlock(config, layer) for layer in range(middle, end)],
-            first_layer=middle,
-            causal=True,
+            config, config.decoder, DecoderBlock, first_layer=config.num_encoder_layers, causal=True
         )
         self.head = nn.Linear(config.d_model, rows, bias=False)
         self.tie_head()
@@ -173,6 +208,7 @@ class EncoderDecoder(nn.Module):
         source_segments_BS: Tensor,
         segments_BT: Tensor,
         dropout: DropoutContext | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Logits of the target at each position of the decoder.
 
@@ -182,15 +218,22 @@ class EncoderDecoder(nn.Module):
             source_segments_BS: Segments of ``source_BS`` (see `reptrain.model.segments`).
             segments_BT: Segments of ``inputs_BT``. Where one has no source, nothing is read.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
+            routing: Filled with what the routers did, the encoder's first.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
-        recompute = self.checkpoint_blocks and self.training
-        states_BSD = self.encoder(self.embedding(source_BS), source_segments_BS, key_B, recompute=recompute)
+        common = {
+            "key_B": key_B,
+            "num_targets_B": None if routing is None else routing.num_targets_B,
+            "recompute": self.checkpoint_blocks and self.training,
+        }
+        states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **common)
         source = read_source(states_BSD, source_segments_BS, segments_BT)
-        x_BTD = self.decoder(self.embedding(inputs_BT), segments_BT, key_B, source, recompute=recompute)
+        x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **common)
+        if routing is not None:
+            routing.fill(layers + more_layers)
         # A tied head meets an embedding of unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
         return self.head(x_BTD * scale)

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.schema import DecoderConfig, ModelConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.model.decoder import Decoder
 from reptrain.model.encoder_decoder import EncoderDecoder
 
+_T5_ROUTER_STD = 0.02
 # Projections into the residual stream, which sums 2 x num_layers of them.
-_INTO_RESIDUAL = ("attention.output.weight", "mlp.down.weight")
+_INTO_RESIDUAL = ("attention.output.weight", "down.weight", "experts.down")
 
 
 @overload
@@ -37,6 +38,8 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
         model = model_class(config, vocab_size=vocab_size)
     model.to_empty(device="cpu")
     model.tie_head()
+    for buffer in model.buffers():
+        buffer.zero_()
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter.copy_(initial_weights(config, name, parameter.shape, seed))
@@ -57,7 +60,7 @@ def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int
     """
     if len(shape) == 1:
         return torch.ones(shape)
-    std = _decoder_std(config, name) if isinstance(config, DecoderConfig) else _t5_std(config, name)
+    std = _decoder_std(config, name) if isinstance(config, DecoderConfig) else _t5_std(config, name, shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std))
@@ -69,17 +72,18 @@ def _decoder_std(config: DecoderConfig, name: str) -> float:
     return config.init_std / (2 * config.num_layers) ** 0.5 if into_residual else config.init_std
 
 
-def _t5_std(config: T5Config, name: str) -> float:
-    """As T5's published code has it: what it reads has unit variance, and so have the unscaled scores."""
+def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
+    """As T5's published code has it: what it reads has unit variance, and so have the unscaled scores.
+
+    A router's is that of ST-MoE.
+    """
     if name == "embedding.weight":
         return 1.0
-    inputs = config.d_model
+    if name.endswith("router.weight"):
+        return _T5_ROUTER_STD
+    inputs = config.d_model if "relative_bias" in name else shape[-1]
     if name.endswith(".query.weight"):
         inputs *= config.head_dim
-    elif name.endswith(".output.weight"):
-        inputs = config.num_heads * config.head_dim
-    elif name.endswith(".down.weight"):
-        inputs = config.d_ff
     return inputs**-0.5
 
 

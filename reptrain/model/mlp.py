@@ -1,4 +1,4 @@
-"""The gated MLP.
+"""The MLP of a layer.
 
 Shapes: B rows, T positions, D width of the residual stream, F hidden units.
 """
@@ -8,29 +8,41 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptrain.config.schema import DecoderConfig
-from reptrain.model.dropout import Dropout, Site
+from reptrain.config.model import Activation
+from reptrain.model.dropout import Dropout
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)), with dropout of the hidden units.
-
-    Args:
-        config: The model.
-        layer: Number of the block, which keys the dropout.
+def activate(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Tensor:
+    """The hidden units: of two projections where the MLP is gated, else of one.
 
     Source:
         Shazeer, "GLU variants improve transformer", 2020.
     """
+    if gate_F is None:
+        return F.relu(up_F)
+    return (F.silu(gate_F) if activation == "swiglu" else F.gelu(gate_F, approximate="tanh")) * up_F
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+
+class MLP(nn.Module):
+    """Each position through a layer of hidden units, without biases.
+
+    Args:
+        d_model: D.
+        d_ff: F.
+        activation: swiglu and geglu are gated, relu is not.
+        dropout: Of the hidden units.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, *, activation: Activation, dropout: Dropout) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = Dropout(config.dropout.mlp, Site.MLP_HIDDEN.number(layer))
+        self.activation: Activation = activation
+        self.gate = None if activation == "relu" else nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.dropout = dropout
 
-    def forward(self, x_BTD: Tensor, key_B: Tensor | None) -> Tensor:
-        """Transform each position; ``key_B`` are the rows' dropout keys, None drops nothing."""
-        h_BTF = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
-        return self.down(self.dropout(h_BTF, key_B))
+    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+        """Transform each position; ``keys_PB``, the layer's dropout keys, may be None: no dropout."""
+        gate_BTF = None if self.gate is None else self.gate(x_BTD)
+        h_BTF = activate(self.activation, self.up(x_BTD), gate_BTF)
+        return self.down(self.dropout(h_BTF, keys_PB))

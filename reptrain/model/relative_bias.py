@@ -14,7 +14,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.schema import T5Config
+from reptrain.config.model import T5Config
 
 
 class Buckets:

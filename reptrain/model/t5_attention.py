@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptrain.config.schema import T5Config
-from reptrain.model.dropout import Dropout
+from reptrain.config.model import T5Config
+from reptrain.model.dropout import Dropout, Site
 
 
 class T5Attention(nn.Module):
@@ -18,13 +18,13 @@ class T5Attention(nn.Module):
 
     Args:
         config: The model.
-        site: Number of the weights' dropout.
+        site: Where the weights' dropout falls.
 
     Source:
         Raffel et al. 2020, section 2.1.
     """
 
-    def __init__(self, config: T5Config, site: int) -> None:
+    def __init__(self, config: T5Config, site: Site) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         width = config.num_heads * config.head_dim
@@ -34,23 +34,23 @@ class T5Attention(nn.Module):
         self.output = nn.Linear(width, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout.attention, site)
 
-    def forward(self, x_BTD: Tensor, read_BSD: Tensor, bias_BHTS: Tensor, key_B: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, read_BSD: Tensor, bias_BHTS: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Gather from ``read_BSD`` what each position of ``x_BTD`` asks for.
 
         Args:
             x_BTD: Asks.
             read_BSD: Is read; ``x_BTD`` itself in self-attention.
             bias_BHTS: Added to the scores, -inf where nothing may be read; every position reads something.
-            key_B: The rows' dropout keys; None drops nothing.
+            keys_PB: Dropout keys of the layer's sites; None drops nothing.
         """
         q_BHTN = self._heads(self.query(x_BTD))
         k_BHSN, v_BHSN = self._heads(self.key(read_BSD)), self._heads(self.value(read_BSD))
-        if key_B is None or self.dropout.rate == 0:
+        if keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHSN, v_BHSN, attn_mask=bias_BHTS, scale=1.0)
         else:
             score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() + bias_BHTS
             weight_BHTS = score_BHTS.softmax(-1).to(v_BHSN.dtype)
-            y_BHTN = self.dropout.forward_heads(weight_BHTS, key_B) @ v_BHSN
+            y_BHTN = self.dropout.forward_heads(weight_BHTS, keys_PB) @ v_BHSN
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:

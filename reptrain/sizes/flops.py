@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from reptrain.config.schema import DecoderConfig, ExampleShape, ModelConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
+from reptrain.config.schema import ExampleShape
 from reptrain.sizes.parameters import count_parameters, embedding_rows
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from reptrain.config.schema import DecoderConfig, ModelConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, StackShape, T5Config
 from reptrain.errors import ConfigError
 
 
@@ -16,11 +17,18 @@ class ParameterCount:
     """Of the token embedding and, where it is not tied, the output head."""
     non_embedding: int
     """Of all the rest."""
+    idle: int = 0
+    """Of these the experts' that a token is not sent to."""
 
     @property
     def total(self) -> int:
         """All parameters."""
         return self.embedding + self.non_embedding
+
+    @property
+    def active(self) -> int:
+        """Those that a token meets."""
+        return self.total - self.idle
 
 
 def embedding_rows(config: ModelConfig, vocab_size: int) -> int:
@@ -54,26 +62,47 @@ def count_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
     """
-    tables = 1 if config.tie_embeddings else 2
+    table = embedding_rows(config, vocab_size) * config.d_model
+    rest, idle = _of_decoder(config) if isinstance(config, DecoderConfig) else _of_t5(config)
     return ParameterCount(
-        embedding=tables * embedding_rows(config, vocab_size) * config.d_model,
-        non_embedding=_of_decoder(config) if isinstance(config, DecoderConfig) else _of_t5(config),
+        embedding=table if config.tie_embeddings else 2 * table, non_embedding=rest, idle=idle
     )
 
 
-def _of_decoder(config: DecoderConfig) -> int:
+class _Count(NamedTuple):
+    """Parameters, and those of them that a token does not meet."""
+
+    stored: int
+    idle: int
+
+
+def _of_stack(config: ModelConfig, shape: StackShape, rest: int) -> _Count:
+    """A stack whose layers have ``rest`` parameters beside the MLP."""
+    width = config.d_model
+    matrices = 3 if isinstance(config, DecoderConfig) or config.mlp == "geglu" else 2
+    dense = matrices * width * config.d_ff
+    stored = shape.stored * (rest + dense)
+    if shape.moe is None:
+        return _Count(stored, 0)
+    moe = shape.moe
+    expert = matrices * width * (moe.d_ff or config.d_ff)
+    shared = matrices * width * moe.shared_d_ff
+    sparse = moe.num_experts * (expert + width) + shared
+    idle = shape.stored_sparse * (moe.num_experts - moe.top_k) * expert
+    return _Count(stored + shape.stored_sparse * (sparse - dense), idle)
+
+
+def _of_decoder(config: DecoderConfig) -> _Count:
     width = config.d_model
     attention = 2 * width * config.head_dim * (config.num_heads + config.kv_heads)
-    mlp = 3 * width * config.d_ff
-    norms = 2 * width
-    return config.num_layers * (attention + mlp + norms) + width
+    stack = _of_stack(config, config.stack, attention + 2 * width)
+    return _Count(stack.stored + width, stack.idle)
 
 
-def _of_t5(config: T5Config) -> int:
+def _of_t5(config: T5Config) -> _Count:
     width = config.d_model
     attention = 4 * width * config.num_heads * config.head_dim
-    mlp = (3 if config.mlp == "geglu" else 2) * width * config.d_ff
-    encoder = config.num_encoder_layers * (attention + mlp + 2 * width)
-    decoder = config.num_decoder_layers * (2 * attention + mlp + 3 * width)
+    encoder = _of_stack(config, config.encoder, attention + 2 * width)
+    decoder = _of_stack(config, config.decoder, 2 * attention + 3 * width)
     last_norms, biases = 2 * width, 2 * config.relative_buckets * config.num_heads
-    return encoder + decoder + last_norms + biases
+    return _Count(encoder.stored + decoder.stored + last_norms + biases, encoder.idle + decoder.idle)

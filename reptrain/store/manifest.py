@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from reptrain.config.base import Frozen
 from reptrain.config.fingerprint import fingerprint
-from reptrain.config.schema import Frozen
 from reptrain.errors import StoreError
 from reptrain.files import write_atomically
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from reptrain.config.base import Frozen, Seed
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
-from reptrain.config.schema import Frozen, Seed
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
 

@@ -10,7 +10,7 @@ import pytest
 from rank_starts import start_ranks, write_config
 
 from reptrain.config import RunConfig
-from reptrain.config.schema import DropoutConfig
+from reptrain.config.model import DropoutConfig
 from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.loop import train
 from reptrain.runs import RunFolder

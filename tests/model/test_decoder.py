@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain.config.schema import DecoderConfig
+from reptrain.config.model import DecoderConfig
 from reptrain.model import Decoder, DropoutContext, build_model
+from reptrain.model.dropout import site_keys
 from reptrain.sizes import count_parameters
 
 VOCAB = 61
@@ -92,9 +93,10 @@ def test_decoder_drops_at_each_site_in_training_only(site: str) -> None:
 
 def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None:
     model, rows = built(dropout={"embedding": 0.5, "residual": 0.5}), torch.arange(4)
-    sites = [model.embedding_dropout]
-    sites += [site for block in model.blocks for site in (block.attention_dropout, block.mlp_dropout)]
-    masks = [site(torch.ones(4, 12, 32), context(rows).key_B) for site in sites]
+    sites = [(0, model.embedding_dropout)]
+    for layer, block in enumerate(model.blocks):
+        sites += [(layer, block.attention_dropout), (layer, block.mlp_dropout)]
+    masks = [site(torch.ones(4, 12, 32), site_keys(context(rows).key_B, layer)) for layer, site in sites]
     assert len({mask.numpy().tobytes() for mask in masks}) == 5
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain.config.schema import T5Config
+from reptrain.config.model import T5Config
 from reptrain.model import DropoutContext, EncoderDecoder, build_model
 from reptrain.model.dropout import Dropout
 
@@ -125,11 +125,24 @@ def test_encoder_decoder_drops_at_each_site_in_training_only(site: str) -> None:
     torch.testing.assert_close(model.eval()(**given, dropout=context()), plain(**given))
 
 
-def test_encoder_decoder_has_a_site_number_for_each_of_its_dropouts() -> None:
-    model = built(num_encoder_layers=2, num_decoder_layers=3)
-    sites = [module.site for module in model.modules() if isinstance(module, Dropout)]
+@pytest.mark.parametrize("stored", [None, 1])
+def test_encoder_decoder_keys_each_of_its_dropouts_differently(stored: int | None) -> None:
+    shared = {"num_stored_encoder_layers": stored, "num_stored_decoder_layers": stored}
+    model = built(num_encoder_layers=2, num_decoder_layers=3, dropout=ALL_SITES, **shared)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_pre_hook(lambda site, given: seen.append(given[1][site.site]))
+    forward_heads = Dropout.forward_heads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Dropout,
+            "forward_heads",
+            lambda site, x, keys: (seen.append(keys[site.site]), forward_heads(site, x, keys))[1],
+        )
+        model(**inputs(), dropout=context())
     # Four in a layer of the encoder, six in one of the decoder, two for each stack.
-    assert len(sites) == len(set(sites)) == 2 * 4 + 3 * 6 + 2 * 2
+    assert len(seen) == len(torch.stack(seen).unique(dim=0)) == 2 * 4 + 3 * 6 + 2 * 2
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from reptrain.config.schema import DecoderConfig, T5Config
+from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.model import Decoder, EncoderDecoder, build_model, parameter_groups
 
 WIDE = DecoderConfig(d_model=128, num_layers=3, num_heads=4, d_ff=256, init_std=0.05)

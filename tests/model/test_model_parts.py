@@ -5,15 +5,17 @@ from __future__ import annotations
 import doctest
 import math
 
+import pytest
 import torch
 
-from reptrain.config.schema import DecoderConfig, T5Config
+from reptrain.config.model import Activation, T5Config
 from reptrain.model import relative_bias
-from reptrain.model.dropout import Dropout, DropoutContext, Site
-from reptrain.model.mlp import GatedMLP
+from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
+from reptrain.model.mlp import MLP
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.rope import rotate, rotation
+from reptrain_kernels import counter
 
 
 def test_rms_norm_follows_its_formula() -> None:
@@ -49,11 +51,20 @@ def test_rotate_makes_products_depend_on_distance_alone() -> None:
     assert product.std() > 0.1
 
 
-def test_gated_mlp_follows_its_formula() -> None:
-    mlp = GatedMLP(DecoderConfig(d_model=8, num_heads=1, d_ff=20), layer=0)
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "relu"])
+def test_mlp_follows_its_formula(activation: Activation) -> None:
+    mlp = MLP(8, 20, activation=activation, dropout=Dropout(0.5, Site.MLP_HIDDEN))
     x = torch.randn(2, 3, 8)
-    gate = x @ mlp.gate.weight.T
-    hidden = gate / (1 + (-gate).exp()) * (x @ mlp.up.weight.T)
+    hidden = x @ mlp.up.weight.T
+    if mlp.gate is None:
+        hidden = hidden.clamp(min=0)
+    else:
+        gate = x @ mlp.gate.weight.T
+        inner = (2 / math.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+        hidden = hidden * (
+            gate / (1 + (-gate).exp()) if activation == "swiglu" else gate / 2 * (1 + inner.tanh())
+        )
+    assert (mlp.gate is None) == (activation == "relu")
     torch.testing.assert_close(mlp(x, None), hidden @ mlp.down.weight.T)
 
 
@@ -73,12 +84,15 @@ def test_relative_bias_adds_the_number_of_the_offsets_bucket_in_each_head() -> N
 
 
 def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:
-    key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
-    mask_BHTS = Dropout(0.5, site=1).forward_heads(torch.ones(3, 4, 6, 7), key_B)
+    keys_PB = site_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 0)
+    mask_BHTS = Dropout(0.5, Site.ATTENTION_WEIGHTS).forward_heads(torch.ones(3, 4, 6, 7), keys_PB)
     assert len(mask_BHTS.flatten(0, 1).flatten(1).unique(dim=0)) == 12
 
 
-def test_site_numbers_are_unique_and_fixed() -> None:
-    numbers = [site.number(layer) for layer in range(3) for site in Site]
-    assert len(set(numbers)) == len(numbers)
-    assert numbers[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 16, 17]
+def test_site_keys_are_folded_from_16_times_the_layer_and_the_place() -> None:
+    key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
+    keys = [site_keys(key_B, layer)[site] for layer in range(3) for site in Site]
+    assert len(torch.stack(keys).unique()) == 3 * 3 * len(Site)
+    assert torch.equal(site_keys(key_B, 2)[Site.MLP_HIDDEN], counter.fold(key_B, 2 * 16 + 3))
+    assert [*Site] == [*range(10)]
+    assert site_keys(None, 2) is None

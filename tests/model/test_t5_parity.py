@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reptrain.config.schema import T5Config
+from reptrain.config.model import T5Config
 from reptrain.model import EncoderDecoder, build_model
 from reptrain.model.relative_bias import Buckets
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptrain.config.schema import DecoderConfig, ExampleShape, T5Config
+from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.config.schema import ExampleShape
 from reptrain.model import EncoderDecoder
 from reptrain.sizes import peak_flops, train_flops_per_window
 

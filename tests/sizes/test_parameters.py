@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from reptrain.config.schema import DecoderConfig, T5Config
+from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.errors import ConfigError
 from reptrain.model import EncoderDecoder
 from reptrain.sizes import count_parameters, embedding_rows

@@ -1,0 +1,265 @@
+"""The configuration of a transformer: a decoder or an encoder-decoder, dense or sparse, shared or not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from reptrain.config.base import Frozen, NonNegative, Positive, Probability
+from reptrain.config.quantities import Count
+
+Activation = Literal["swiglu", "geglu", "relu"]
+"""Of the hidden units of an MLP: gated by SiLU, gated by GELU (tanh form), or plain ReLU."""
+
+
+class DropoutConfig(Frozen):
+    """Dropout rates by site."""
+
+    embedding: Probability = 0.0
+    """Of the token embeddings."""
+    attention: Probability = 0.0
+    """Of the attention weights, after the softmax."""
+    residual: Probability = 0.0
+    """Of each branch before it is added to the residual stream."""
+    mlp: Probability = 0.0
+    """Of the hidden units of the MLP."""
+    expert: Probability = 0.0
+    """Of the hidden units of the experts of sparse layers."""
+
+
+class MoEConfig(Frozen):
+    """Sparse layers: a router sends each token to a few of many experts, each an MLP of the model's kind.
+
+    What is computed over many tokens (the losses, the capacity) is computed over routing groups, so that the
+    micro-batch and the number of ranks change nothing. Switch is `top_k: 1`, `capacity_factor: 1.25` and
+    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff.
+    """
+
+    num_experts: Annotated[Count, Field(ge=2)]
+    """Experts of a sparse layer."""
+    top_k: Positive = 2
+    """Experts of a token."""
+    every: Positive = 1
+    """The last of each so many layers is sparse, the others are dense."""
+    d_ff: Positive | None = None
+    """Hidden units of an expert; null: as many as the dense MLP's."""
+    shared_d_ff: NonNegative = 0
+    """Hidden units of an MLP that all tokens pass beside their experts; 0: none."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the router's logits: how much of a token an expert gets."""
+    normalize: bool | None = None
+    """Divide the scores of a token's experts by their sum; null: where top_k is above 1."""
+    balance_coefficient: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the balance loss E sum(f p), which is 1 where all experts get as much."""
+    z_coefficient: Annotated[float, Field(ge=0)] = 0.001
+    """Weight of the router z-loss, the mean square of the logits' logsumexp."""
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The router's input is multiplied by noise from [1 - jitter, 1 + jitter) in training."""
+    bias_rate: Annotated[float, Field(ge=0)] = 0.0
+    """What a step adds to the selection score of an expert that got less than its share, and takes from
+    one that got more (Wang et al. 2024); 0 balances by the loss alone."""
+    capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """An expert takes at most this times its even share of a routing group, in the order of the tokens;
+    null: all that come."""
+    eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """The same in evaluation; null: as in training."""
+    group_windows: Positive = 1
+    """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
+    backend: Literal["grouped", "loop"] = "grouped"
+    """How the experts are multiplied: all in one call, or one after the other (the plain reference)."""
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k must be at most num_experts {self.num_experts}; {self.top_k} was given")
+        if self.eval_capacity_factor is not None and self.capacity_factor is None:
+            raise ValueError("eval_capacity_factor needs a capacity_factor; leave it out or set both")
+        return self
+
+    @property
+    def normalizes(self) -> bool:
+        """`normalize` with the default filled in."""
+        return self.top_k > 1 if self.normalize is None else self.normalize
+
+
+def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig | None) -> None:
+    """Stored layers divide the layers, and the pattern of sparse layers divides the stored ones."""
+    if stored is not None and (stored > num_layers or num_layers % stored):
+        raise ValueError(f"{name} must divide the {num_layers} layers; {stored} does not")
+    kept = stored or num_layers
+    if moe is not None and (moe.every > kept or (stored is not None and kept % moe.every)):
+        rule = "divide" if stored is not None else "be at most"
+        raise ValueError(f"moe.every must {rule} the {kept} layers of the stack; {moe.every} was given")
+
+
+class StackShape(NamedTuple):
+    """The layers of a stack: layer l runs with the weights of stored layer l mod `stored`."""
+
+    num_layers: int
+    stored: int
+    moe: MoEConfig | None
+
+    def sparse(self, layer: int) -> MoEConfig | None:
+        """How a layer is sparse; None where it is dense."""
+        if self.moe is None or layer % self.stored % self.moe.every != self.moe.every - 1:
+            return None
+        return self.moe
+
+    @property
+    def num_sparse(self) -> int:
+        """Sparse layers, each as often as it runs."""
+        return sum(self.sparse(layer) is not None for layer in range(self.num_layers))
+
+    @property
+    def stored_sparse(self) -> int:
+        """Sparse layers that are stored."""
+        return sum(self.sparse(layer) is not None for layer in range(self.stored))
+
+
+class DecoderConfig(Frozen):
+    """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases (the Llama family)."""
+
+    family: Literal["decoder"] = "decoder"
+    """decoder: this family."""
+    d_model: Positive = 128
+    """Width of the residual stream."""
+    num_layers: Positive = 4
+    """Blocks of attention and MLP."""
+    num_stored_layers: Positive | None = None
+    """Blocks that have weights of their own, run in cycles (parameter sharing); null: all."""
+    num_heads: Positive = 4
+    """Query heads; the head's width is d_model / num_heads, and even."""
+    num_kv_heads: Positive | None = None
+    """Key and value heads (grouped queries); null: as many as num_heads."""
+    d_ff: Positive = 384
+    """Hidden units of the gated MLP."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding; null: the tokenizer's size."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output head."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary frequencies."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square in RMSNorm."""
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the initial weights; output projections: / sqrt(2 num_layers)."""
+    moe: MoEConfig | None = None
+    """Sparse layers; null: all are dense."""
+    dropout: DropoutConfig = DropoutConfig()
+    """Dropout rates by site."""
+
+    @model_validator(mode="after")
+    def _layers_divide(self) -> Self:
+        _check_stack("num_stored_layers", self.num_layers, self.num_stored_layers, self.moe)
+        return self
+
+    @property
+    def stack(self) -> StackShape:
+        """Its layers."""
+        return StackShape(self.num_layers, self.num_stored_layers or self.num_layers, self.moe)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            raise ValueError(
+                f"d_model must be num_heads times an even head width;"
+                f" {self.d_model} / {self.num_heads} is not even"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads; {self.kv_heads} does not divide {self.num_heads}"
+            )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads with the default filled in."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.d_model // self.num_heads
+
+
+class T5Config(Frozen):
+    """An encoder-decoder with relative position buckets (T5). The defaults are those of T5 1.1.
+
+    T5 1.0 is `mlp: relu` with `tie_embeddings: true`, which also scales the decoder's output by
+    d_model ** -0.5 before the head.
+    """
+
+    family: Literal["t5"]
+    """t5: this family."""
+    d_model: Positive = 512
+    """Width of the residual stream."""
+    num_encoder_layers: Positive = 8
+    """Blocks of the encoder."""
+    num_decoder_layers: Positive = 8
+    """Blocks of the decoder."""
+    num_stored_encoder_layers: Positive | None = None
+    """Blocks of the encoder that have weights of their own, run in cycles (parameter sharing); null: all."""
+    num_stored_decoder_layers: Positive | None = None
+    """The same of the decoder."""
+    num_heads: Positive = 6
+    """Heads of every attention."""
+    head_dim: Positive = 64
+    """Width of a head; num_heads x head_dim need not be d_model."""
+    d_ff: Positive = 1024
+    """Hidden units of the MLP."""
+    mlp: Literal["geglu", "relu"] = "geglu"
+    """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
+    tie_embeddings: bool = False
+    """Use the embedding as the output head, as in 1.0."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding; null: the tokenizer's size."""
+    relative_buckets: Annotated[Count, Field(ge=4, multiple_of=4)] = 32
+    """Buckets of the distance between positions; the encoder spends half on each direction."""
+    relative_max_distance: Annotated[Count, Field(gt=0)] = 128
+    """From this distance on, all positions share the last bucket."""
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the mean square in RMSNorm."""
+    moe: MoEConfig | None = None
+    """Sparse layers of encoder and decoder; null: all are dense."""
+    dropout: DropoutConfig = DropoutConfig()
+    """Dropout rates by site."""
+
+    @model_validator(mode="after")
+    def _layers_divide(self) -> Self:
+        for part, shape in (("encoder", self.encoder), ("decoder", self.decoder)):
+            stored = getattr(self, f"num_stored_{part}_layers")
+            _check_stack(f"num_stored_{part}_layers", shape.num_layers, stored, self.moe)
+        return self
+
+    @property
+    def encoder(self) -> StackShape:
+        """The encoder's layers."""
+        layers = self.num_encoder_layers
+        return StackShape(layers, self.num_stored_encoder_layers or layers, self.moe)
+
+    @property
+    def decoder(self) -> StackShape:
+        """The decoder's layers."""
+        layers = self.num_decoder_layers
+        return StackShape(layers, self.num_stored_decoder_layers or layers, self.moe)
+
+    @model_validator(mode="after")
+    def _buckets_below_distance(self) -> Self:
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance must be above relative_buckets / 2;"
+                f" {self.relative_max_distance} is not above {self.relative_buckets // 2}"
+            )
+        return self
+
+
+def _family(value: Any) -> str:
+    family = value.get("family") if isinstance(value, dict) else getattr(value, "family", None)
+    return "decoder" if family is None else str(family)
+
+
+ModelConfig = Annotated[
+    Annotated[DecoderConfig, Tag("decoder")] | Annotated[T5Config, Tag("t5")], Discriminator(_family)
+]
+"""The transformer, told by its family."""

@@ -1,0 +1,153 @@
+"""Routers: which experts a token goes to, and how evenly.
+
+Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts of a token,
+G routing groups of consecutive rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reptrain.config.model import MoEConfig
+from reptrain.model.dropout import Site
+from reptrain_kernels import counter
+
+
+class RoutedTokens(NamedTuple):
+    """What sparse layers must know of the positions besides their states."""
+
+    is_token_BT: Tensor
+    """bool: the others pad the batch, and are neither routed nor counted."""
+    num_targets_B: Tensor | None
+    """int64, the targets of each row: the weight of its group's losses. None computes no losses."""
+
+
+class Choice(NamedTuple):
+    """The experts of each token."""
+
+    expert_BTK: Tensor
+    """int64."""
+    gate_BTK: Tensor
+    """fp32, the weight of each expert's output; 0 where it takes no part."""
+    taken_BTK: Tensor
+    """bool: routed, and not dropped for lack of capacity."""
+
+
+class RouterLosses(NamedTuple):
+    """One layer's losses by routing group, fp32 [G], before their coefficients."""
+
+    balance_G: Tensor
+    z_G: Tensor
+
+
+def by_group(x_B: Tensor, group_windows: int) -> Tensor:
+    """Sums over the rows of each group, [G, ...]; the last group may have fewer rows.
+
+    >>> by_group(torch.tensor([1, 2, 3, 4, 5]), 2).tolist()
+    [3, 7, 5]
+    """
+    missing = -x_B.shape[0] % group_windows
+    padded = F.pad(x_B, (0, 0) * (x_B.ndim - 1) + (0, missing))
+    return padded.unflatten(0, (-1, group_windows)).sum(1)
+
+
+class Router(nn.Module):
+    """Scores each token for each expert in fp32, and chooses the best.
+
+    Args:
+        d_model: D.
+        config: Of the sparse layers.
+
+    Source:
+        Fedus et al., "Switch transformers", 2021 (jitter, balance loss); Zoph et al., "ST-MoE", 2022
+        (z-loss); Wang et al., "Auxiliary-loss-free load balancing strategy for mixture-of-experts", 2024
+        (selection bias).
+    """
+
+    votes_E: Tensor
+
+    def __init__(self, d_model: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_experts, d_model))
+        # Whole numbers, which a cast of the model to bf16 leaves alone.
+        self.register_buffer("votes_E", torch.zeros(config.num_experts, dtype=torch.int64))
+
+    def forward(
+        self, x_BTD: Tensor, is_token_BT: Tensor, keys_PB: Tensor | None
+    ) -> tuple[Choice, RouterLosses]:
+        """Choose.
+
+        Args:
+            x_BTD: The positions.
+            is_token_BT: bool, those that are routed.
+            keys_PB: Dropout keys of the layer's sites, for the jitter; None: no jitter.
+        """
+        # Autocast would round what is meant to stay fp32.
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            x_BTD = x_BTD.float()
+            if keys_PB is not None and self.config.jitter > 0:
+                x_BTD = x_BTD * self._jitter(x_BTD, keys_PB[Site.ROUTER])
+            logit_BTE = x_BTD @ self.weight.float().T
+        score_BTE = logit_BTE.softmax(-1) if self.config.score == "softmax" else logit_BTE.sigmoid()
+        bias_E = self.config.bias_rate * self.votes_E
+        expert_BTK = (score_BTE + bias_E).topk(self.config.top_k, dim=-1).indices
+        taken_BTK = is_token_BT[..., None].expand_as(expert_BTK)
+        factor = self.config.capacity_factor
+        if not self.training:
+            factor = self.config.eval_capacity_factor or factor
+        if factor is not None:
+            taken_BTK = taken_BTK & self._has_room(expert_BTK, is_token_BT, factor)
+        gate_BTK = score_BTE.gather(-1, expert_BTK)
+        if self.config.normalizes:
+            gate_BTK = gate_BTK / gate_BTK.sum(-1, keepdim=True)
+        choice = Choice(expert_BTK, gate_BTK * taken_BTK, taken_BTK)
+        return choice, self._losses(logit_BTE, score_BTE, expert_BTK, is_token_BT)
+
+    def _jitter(self, x_BTD: Tensor, key_B: Tensor) -> Tensor:
+        word_BTD = counter.random_words(key_B, x_BTD.shape[1], x_BTD.shape[2])
+        return 1 + self.config.jitter * 2.0**-31 * word_BTD.float()
+
+    def _has_room(self, expert_BTK: Tensor, is_token_BT: Tensor, factor: float) -> Tensor:
+        """Whether an expert still has room, bool [B, T, K], its group's tokens coming in their order.
+
+        So a token never loses its place to a later one, which in a decoder it must not know of.
+        """
+        experts, top_k = self.config.num_experts, self.config.top_k
+        tokens_G = by_group(is_token_BT.sum(1), self.config.group_windows)
+        capacity_G = (tokens_G.double() * top_k * factor / experts).ceil().long()
+        group_B11 = torch.arange(len(expert_BTK), device=expert_BTK.device)[:, None, None]
+        group_B11 = group_B11 // self.config.group_windows
+        # Padding goes to a bin of its own, behind all others.
+        nowhere = len(tokens_G) * experts
+        bin_N = (group_B11 * experts + expert_BTK).masked_fill(~is_token_BT[..., None], nowhere).flatten()
+        order_N = bin_N.argsort(stable=True)
+        sorted_N = bin_N[order_N]
+        rank_N = torch.arange(len(bin_N), device=bin_N.device) - torch.searchsorted(sorted_N, sorted_N)
+        place_BTK = torch.empty_like(rank_N).scatter_(0, order_N, rank_N).view_as(expert_BTK)
+        return place_BTK < capacity_G[group_B11]
+
+    def _losses(
+        self, logit_BTE: Tensor, score_BTE: Tensor, expert_BTK: Tensor, is_token_BT: Tensor
+    ) -> RouterLosses:
+        if self.config.score == "sigmoid":
+            score_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
+        group = self.config.group_windows
+        count_GE = by_group(expert_counts(expert_BTK, is_token_BT[..., None], self.config.num_experts), group)
+        score_GE = by_group((score_BTE * is_token_BT[..., None]).sum(1), group)
+        square_G = by_group((logit_BTE.logsumexp(-1).square() * is_token_BT).sum(1), group)
+        tokens_G = by_group(is_token_BT.sum(1), group).clamp(min=1)
+        share_GE = count_GE / (tokens_G * self.config.top_k)[:, None]
+        balance_G = self.config.num_experts * (share_GE * score_GE).sum(-1) / tokens_G
+        return RouterLosses(balance_G, square_G / tokens_G)
+
+
+def expert_counts(expert_BTK: Tensor, counted_BTK: Tensor, num_experts: int) -> Tensor:
+    """How often each row chose each expert, int64 [B, E]."""
+    weight_BN = counted_BTK.expand_as(expert_BTK).long().flatten(1)
+    zeros_BE = weight_BN.new_zeros(len(weight_BN), num_experts)
+    return zeros_BE.scatter_add(1, expert_BTK.flatten(1), weight_BN)
