@@ -1,0 +1,74 @@
+"""What the commands have in common: their groups, their options, and how they end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from reptrain.errors import ReptrainError
+
+app = typer.Typer(
+    name="reptrain",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(
+    no_args_is_help=True, help="Show a resolved configuration, or what is allowed in one."
+)
+store_app = typer.Typer(
+    no_args_is_help=True, help="Show a token store, or hold its bytes against its manifest."
+)
+study_app = typer.Typer(no_args_is_help=True, help="Many runs and the question that they answer.")
+app.add_typer(config_app, name="config")
+app.add_typer(store_app, name="store")
+app.add_typer(study_app, name="study")
+
+DONE, NO, WRONG_INPUT, PREEMPTED = 0, 1, 2, 3
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.total_tokens=64epochs."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
+
+
+@app.callback()
+def _common(local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None) -> None:
+    """Train language models that must repeat their data: exact epochs, and proof of them."""
+    # The deepspeed launcher passes --local_rank unless told not to; its environment says the same.
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line and exit code 2."""
+    try:
+        app()
+    except ReptrainError as error:
+        _refuse(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _refuse(
+                f"{error.filename or 'disk'}: {error.strerror}. Free space and run the same command again."
+            )
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
+
+
+def _refuse(message: object) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    typer.echo(f"error: {message}" if rank == "0" else f"rank {rank}: error: {message}", err=True)
+    sys.exit(WRONG_INPUT)
+
+
+def show(data: Any, text: str, *, as_json: bool) -> None:
+    """Print what a command tells."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)

@@ -1,0 +1,150 @@
+"""Commands for single runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reptrain.cli.common import DONE, NO, PREEMPTED, AsJson, Out, Overrides, app, config_app, show
+
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes", min=0.0, help="Stop with a checkpoint so long after the start of the process."
+    ),
+]
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's configuration with every default filled in."""
+    from reptrain.config import config_fingerprint, load_run_config
+    from reptrain.config.load import dump_yaml
+
+    resolved = load_run_config(config, overrides or [])
+    data = resolved.model_dump(mode="json")
+    text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
+    show(data, text, as_json=as_json)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a run's configuration."""
+    from reptrain.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    max_minutes: MaxMinutes = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on where the run was, or refuse a folder that has a checkpoint.")
+    ] = True,
+) -> None:
+    """Train in one process, or join the ranks that deepspeed or torchrun started.
+
+    Called again it goes on from the newest checkpoint, on any number of ranks and at any ZeRO stage.
+    A signal to stop, or the time's end, leads to a checkpoint and exit code 3.
+    """
+    # Read when torch is loaded. Threads that spin while they wait make a CPU run that shares its cores with
+    # one other busy process three times slower, and gain nothing where it has the cores to itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from reptrain.config import load_run_config
+    from reptrain.engine.loop import train as run
+    from reptrain.engine.preempt import StopRequest
+    from reptrain.runs.folder import refuse_to_resume
+
+    resolved = load_run_config(config, overrides or [])
+    folder = out or Path("runs") / str(resolved.name)
+    if not resume:
+        refuse_to_resume(folder)
+    stop = StopRequest(max_minutes)
+    stop.catch()
+    try:
+        result = run(resolved, folder, stop=stop)
+    except BaseException:
+        stop.let_go()
+        raise
+    if result.state != "preempted":
+        # Else caught to the end of the process: a signal that is sent again must not change the exit code.
+        stop.let_go()
+    if os.environ.get("RANK", "0") == "0":
+        why = f" ({result.reason})" if result.reason else ""
+        typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")
+    raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store", metavar="PATH", help="Where the store is, if it has moved; in a mixture NAME=PATH."
+        ),
+    ] = None,
+    exposures: Annotated[
+        Path | None,
+        typer.Option("--exposures", metavar="FILE.arrow", help="Also write the count of every token."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recount how often each token reached the model, from ledger and store. Exit code 1: not exact.
+
+    Exact is a run whose tokens were each consumed floor(k) or ceil(k) times in the k epochs so far. In the
+    order `mixed` that is so at the end of a whole number of epochs; elsewhere the report says `as planned`
+    where nothing went wrong, and the exit code is 1.
+    """
+    from reptrain.progress import stage_progress
+    from reptrain.runs.audit import audit as recount
+    from reptrain.runs.audit import store_places
+
+    with stage_progress() as progress:
+        report = recount(run, store=store_places(run, store or []), progress=progress, exposures=exposures)
+    show(json.loads(report.to_json()), report.text(), as_json=as_json)
+    raise typer.Exit(DONE if report.exact else NO)
+
+
+@app.command()
+def launch(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", help="Ranks on this machine (CPU ranks without a GPU).")
+    ] = None,
+    hostfile: Annotated[Path | None, typer.Option("--hostfile", help="Lines of HOST slots=N.")] = None,
+    max_minutes: MaxMinutes = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
+) -> None:
+    """Train on several ranks through the deepspeed launcher."""
+    from reptrain.config import load_run_config
+    from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
+
+    device = load_run_config(config, overrides or []).train.device
+    command = launch_command(
+        config,
+        gpus=gpus,
+        hostfile=hostfile,
+        device=device,
+        overrides=overrides or [],
+        out=out,
+        max_minutes=max_minutes,
+    )
+    environment = launch_environment(gpus=gpus, hostfile=hostfile, device=device)
+    if dry_run:
+        typer.echo(shell_line(command, environment))
+    else:
+        raise typer.Exit(run_launch(command, environment))
