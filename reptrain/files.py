@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_UNFINISHED = ".part"
+
 
 def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
     """Write under a temporary name in the same folder, flush to the disk, and rename.
@@ -36,7 +38,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,6 +50,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         Path(temporary).unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left under temporary names; nobody else may write there now."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def flush_folder(path: Path) -> None:

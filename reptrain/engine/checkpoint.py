@@ -3,6 +3,7 @@
 step-N/
   manifest.json                      step, writers, every parameter's shape, every file's size and SHA-256
   state-RRRRR-of-WWWWW.safetensors   rank R's pieces of weights and moments (see `state_files`)
+  ledger.jsonl, metrics.jsonl        the run's records up to this step
 latest                               the name of the newest
 
 They belong to no topology: any number of ranks at any ZeRO stage reads them, its own writers bit for bit.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reptrain.engine import state
 from reptrain.engine.distributed import World
-from reptrain.engine.state_files import FileSum, read_pieces, write_pieces
+from reptrain.engine.state_files import FileSum, copy_file, read_pieces, write_pieces
 from reptrain.errors import ResumeError, RunError
-from reptrain.files import flush_folder, write_atomically
+from reptrain.files import flush_folder, replacing, write_atomically
+from reptrain.runs.files import JsonLines
 
 _MANIFEST = "manifest.json"
 _LATEST = "latest"
@@ -49,7 +51,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: int = 2
     step: int
     """Steps of the run completed."""
     optimizer_steps: int
@@ -61,6 +63,8 @@ class Manifest(BaseModel):
     """Name to shape."""
     files: dict[str, FileSum]
     """Of every rank."""
+    records: dict[str, FileSum]
+    """Copies of the run's ledger and metrics."""
 
     def text(self) -> str:
         """Its JSON, with a checksum of itself in the last line."""
@@ -92,7 +96,14 @@ class Found(NamedTuple):
 
 
 def save(
-    engine: Any, folder: Path, step: int, *, world: World, keep_last: int, keep: Collection[int] = ()
+    engine: Any,
+    folder: Path,
+    step: int,
+    *,
+    world: World,
+    records: Sequence[Path],
+    keep_last: int,
+    keep: Collection[int] = (),
 ) -> None:
     """Save a checkpoint, make it the latest, and remove those that are not kept.
 
@@ -101,6 +112,7 @@ def save(
         folder: Of the run's checkpoints.
         step: Steps of the run completed.
         world: The ranks; every one calls this.
+        records: Files of the run that are part of its state, and are kept as they are now.
         keep_last: How many of the newest stay.
         keep: Steps whose checkpoints stay for good.
 
@@ -118,15 +130,20 @@ def save(
         if failed is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise failed
-        manifest = Manifest(
-            step=step,
-            optimizer_steps=state.optimizer_steps(engine),
-            writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
-            loss_scaling=state.loss_scaling(engine),
-            parameters=state.shapes(engine),
-            files=dict(outcomes),
-        )
-        _make_latest(folder, temporary, manifest)
+        try:
+            manifest = Manifest(
+                step=step,
+                optimizer_steps=state.optimizer_steps(engine),
+                writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
+                loss_scaling=state.loss_scaling(engine),
+                parameters=state.shapes(engine),
+                files=dict(outcomes),
+                records={path.name: copy_file(path, temporary / path.name) for path in records},
+            )
+            _make_latest(folder, temporary, manifest)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _disk_error(folder, error) from error
         _remove_old(folder, step, keep_last, keep)
 
     world.on_main(complete)
@@ -158,17 +175,13 @@ def _disk_error(folder: Path, error: OSError) -> Exception:
 
 def _make_latest(folder: Path, temporary: Path, manifest: Manifest) -> None:
     final = folder / f"step-{manifest.step}"
-    try:
-        write_atomically(temporary / _MANIFEST, manifest.text())
-        flush_folder(temporary)
-        # One of a future that was cut off, or one that was found damaged: never the latest.
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        flush_folder(folder)
-        write_atomically(folder / _LATEST, f"{final.name}\n")
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _disk_error(folder, error) from error
+    write_atomically(temporary / _MANIFEST, manifest.text())
+    flush_folder(temporary)
+    # One of a future that was cut off, or one that was found damaged: never the latest.
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    flush_folder(folder)
+    write_atomically(folder / _LATEST, f"{final.name}\n")
 
 
 def _steps(folder: Path) -> dict[int, Path]:
@@ -185,22 +198,21 @@ def _remove_old(folder: Path, newest: int, keep_last: int, keep: Collection[int]
             shutil.rmtree(path)
 
 
-def find(folder: Path, *, world: World, records_end: int) -> Found:
+def find(folder: Path, *, world: World) -> Found:
     """The newest checkpoint that is whole. Every rank hashes its share of the files; all agree.
 
     Args:
         folder: Of the run's checkpoints.
         world: The ranks; every one calls this.
-        records_end: The step up to which the main rank's ledger reaches: one beyond it cannot be proven.
 
     Raises:
         ResumeError: If there are checkpoints and none is whole.
     """
     candidates, damaged = world.on_main(lambda: _candidates(folder))
     for path in candidates:
-        manifest, problem = world.on_main(lambda path=path: _read_manifest(path, records_end))
+        manifest, problem = world.on_main(lambda path=path: _read_manifest(path))
         if manifest is not None:
-            own = list(manifest.files.items())[world.rank :: world.world_size]
+            own = [*manifest.files.items(), *manifest.records.items()][world.rank :: world.world_size]
             problems = (expected.problem(path / name) for name, expected in own)
             found = world.gather(next((text for text in problems if text), None))
             problem = next((text for text in found if text), None)
@@ -212,7 +224,7 @@ def find(folder: Path, *, world: World, records_end: int) -> Found:
             f"checkpoints in {folder}",
             got="; ".join(damaged),
             rule="must hold a whole one to go on from",
-            remedy="Restore one of them, or remove them all (and ledger.jsonl) to begin again.",
+            remedy="Restore one of them, or remove them all to begin again.",
         )
     return Found(None, None, damaged)
 
@@ -229,12 +241,13 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
         return [by_step[step] for step in newest_first], []
     except (OSError, ValueError) as error:
         return [by_step[step] for step in newest_first], [f"pointer {pointer.name}: {error}"]
+    if latest not in by_step:
+        return [by_step[step] for step in newest_first], [f"checkpoint step-{latest}: is not there"]
     # What is newer than the pointer says belongs to a future that was cut off.
-    damaged = [] if latest in by_step else [f"checkpoint step-{latest}: is not there"]
-    return [by_step[step] for step in newest_first if step <= latest], damaged
+    return [by_step[step] for step in newest_first if step <= latest], []
 
 
-def _read_manifest(path: Path, records_end: int) -> tuple[Manifest | None, str | None]:
+def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
     try:
         manifest = Manifest.read(path)
     except ValidationError:
@@ -245,9 +258,31 @@ def _read_manifest(path: Path, records_end: int) -> tuple[Manifest | None, str |
         return None, str(error)
     if path.name != f"step-{manifest.step}":
         return None, f"is that of step {manifest.step}"
-    if manifest.step > records_end:
-        return None, f"the ledger ends at step {records_end}, before it"
     return manifest, None
+
+
+def restore_records(found: Found, logs: Sequence[JsonLines[Any]]) -> list[str]:
+    """Bring the run's records back to what they were when a checkpoint was written.
+
+    Args:
+        found: The checkpoint; without one the records begin anew.
+        logs: The records, of the files that were given to `save`.
+
+    Returns:
+        Which of them were no longer as they had been written, and were restored from the checkpoint's copies.
+    """
+    restored = []
+    for log in logs:
+        if found.path is None or found.manifest is None:
+            log.path.unlink(missing_ok=True)
+            continue
+        expected = found.manifest.records[log.path.name]
+        if not expected.begins(log.path):
+            restored.append(f"{log.path.name}: not as written up to step {found.manifest.step}")
+            with replacing(log.path) as file, (found.path / log.path.name).open("rb") as copy:
+                shutil.copyfileobj(copy, file)
+        log.cut(expected.bytes)
+    return restored
 
 
 def load(engine: Any, path: Path, manifest: Manifest) -> None:

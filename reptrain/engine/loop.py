@@ -153,6 +153,7 @@ def _run(
                     folder.checkpoints,
                     done,
                     world=world,
+                    records=[folder.ledger.path, folder.metrics.path],
                     keep_last=config.checkpoint.keep_last,
                     keep=marks.keep,
                 )
@@ -187,8 +188,7 @@ def _marks(num_steps: int, fraction: float) -> set[int]:
 
 def _resume(config: RunConfig, folder: RunFolder, training: Training, world: World) -> int:
     """Load the newest whole checkpoint, cut the records back to it, and return the next step."""
-    records_end = world.on_main(folder.ledger.end)
-    found = checkpoint.find(folder.checkpoints, world=world, records_end=records_end)
+    found = checkpoint.find(folder.checkpoints, world=world)
     if found.path is not None and found.manifest is not None:
         checkpoint.load(training.engine, found.path, found.manifest)
     here = Topology(world_size=world.world_size, zero_stage=config.train.zero_stage)
@@ -198,18 +198,18 @@ def _resume(config: RunConfig, folder: RunFolder, training: Training, world: Wor
 
 def _cut_back(folder: RunFolder, found: Found, here: Topology) -> None:
     """Drop the records after the checkpoint, and say where the run goes on."""
-    folder.events.keep(lambda record: True)  # A line that a kill cut off goes.
+    folder.events.drop_half_line()
     step = found.manifest.step if found.manifest else 0
     for damage in found.damaged:
         print_line(f"WARNING: {damage}: passed over")
         folder.note("damaged", damage, step=step)
-    folder.ledger.truncate(step)
+    for damage in checkpoint.restore_records(found, [folder.ledger, folder.metrics]):
+        print_line(f"WARNING: {damage}: restored from {found.path}")
+        folder.note("damaged", damage, step=step)
     if found.manifest is None:
-        folder.metrics.keep(lambda record: False)  # The evaluation before the first step is made again.
         folder.set_status("running")
         folder.note("started", f"by {here}", step=0)
         return
-    folder.metrics.truncate(step)
     writers = found.manifest.writers
     by = f"by {here}" if writers == here else f"by {here}, written by {writers}"
     print_line(f"resumed at step {step} from {found.path} {by}")

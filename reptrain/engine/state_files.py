@@ -22,6 +22,7 @@ from reptrain.engine.state import Piece
 from reptrain.errors import ResumeError
 
 _FLOAT_BYTES = 4
+_CHUNK_BYTES = 1 << 20
 
 
 class FileSum(BaseModel):
@@ -33,6 +34,18 @@ class FileSum(BaseModel):
     """Its size."""
     sha256: str
     """Of its content."""
+
+    def begins(self, path: Path) -> bool:
+        """Whether a file begins with this content."""
+        digest, left = hashlib.sha256(), self.bytes
+        try:
+            with path.open("rb") as file:
+                while left and (part := file.read(min(left, _CHUNK_BYTES))):
+                    digest.update(part)
+                    left -= len(part)
+        except OSError:
+            return False
+        return left == 0 and digest.hexdigest() == self.sha256
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a file, or None."""
@@ -75,6 +88,23 @@ def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
         file.flush()
         os.fsync(file.fileno())
     return FileSum(bytes=8 + len(header) + end, sha256=digest.hexdigest())
+
+
+def copy_file(source: Path, target: Path) -> FileSum:
+    """Copy a file and force the copy to the disk; one that is not there is taken for an empty one.
+
+    Raises:
+        OSError: If there is no room.
+    """
+    digest, size = hashlib.sha256(), 0
+    with (source if source.exists() else Path(os.devnull)).open("rb") as read, target.open("wb") as write:
+        while part := read.read(_CHUNK_BYTES):
+            digest.update(part)
+            write.write(part)
+            size += len(part)
+        write.flush()
+        os.fsync(write.fileno())
+    return FileSum(bytes=size, sha256=digest.hexdigest())
 
 
 class _Written(NamedTuple):

@@ -15,7 +15,8 @@ class EventRecord(FrozenRecord):
     """One thing that happened."""
 
     event: Literal["started", "resumed", "damaged", "skipped", "preempted", "failed", "done"]
-    """What it was. damaged: a checkpoint was passed over; skipped: a step was not applied."""
+    """What it was. damaged: a checkpoint was passed over, or records were
+    restored; skipped: a step was not applied."""
     step: Whole
     """Steps completed then."""
     detail: str

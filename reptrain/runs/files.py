@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
-from reptrain.files import write_atomically
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -26,7 +25,7 @@ class JsonLines(Generic[Record]):
     """An append-only file of records, one a line.
 
     A line is a record once its newline is there: what a kill left behind in the middle of a line is
-    none, and `keep` drops it.
+    none, and `drop_half_line` cuts it off.
     """
 
     def __init__(self, path: Path, adapter: TypeAdapter[Record]) -> None:
@@ -60,26 +59,25 @@ class JsonLines(Generic[Record]):
         Raises:
             RunError: Naming the first line that is no record.
         """
-        return (record for _, record in self._lines())
-
-    def keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Rewrite the file with the wanted records alone, atomically.
-
-        Raises:
-            RunError: Naming the first line that is no record; the file is unchanged then.
-        """
-        if self.path.exists():
-            write_atomically(self.path, (line for line, record in self._lines() if wanted(record)))
-        self._checked = False
-
-    def _lines(self) -> Iterator[tuple[str, Record]]:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                yield line.decode("utf-8", "replace"), self._parse(line, number)
+                yield self._parse(line, number)
+
+    def cut(self, size: int) -> None:
+        """Cut the file back to its first ``size`` bytes, whatever stands after them, for good."""
+        if self.path.exists():
+            os.truncate(self.path, size)
+            self.sync()
+        self._checked = False
+
+    def drop_half_line(self) -> None:
+        """Cut off a last line without its end."""
+        if self.path.exists():
+            self.cut(self.path.read_bytes().rfind(b"\n") + 1)
 
     def _parse(self, line: bytes, number: int) -> Record:
         try:
@@ -91,7 +89,7 @@ class JsonLines(Generic[Record]):
                 f"{self.path}, line {number}",
                 got=line[:80].decode("utf-8", "replace").strip() or "an empty line",
                 rule=f"must be a record ({where + ': ' if where else ''}{first['msg']})",
-                remedy="Mend or remove the line, or train again in a new folder.",
+                remedy="Mend the line, or copy the file from the newest checkpoint where that has it.",
             ) from error
 
     def _check_end(self) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.errors import ResumeError, RunError
-from reptrain.files import write_atomically
+from reptrain.files import remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.ledger import Ledger
@@ -83,6 +83,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with folder.lock():
+                for written in (path, folder.checkpoints):
+                    remove_unfinished(written)
                 # Again within: another process may have made the folder meanwhile.
                 if folder._plan_file.exists():
                     cls(path)._refuse_another(config, plan)

@@ -53,7 +53,3 @@ class Ledger(JsonLines[LedgerRecord]):
     def end(self) -> int:
         """The step after the last record's, 0 where there is none."""
         return max((record.step + 1 for record in self.records()), default=0)
-
-    def truncate(self, step: int) -> None:
-        """Cut back to a checkpoint after `step` steps: records of step `step` and later go."""
-        self.keep(lambda record: record.step < step)

@@ -82,7 +82,3 @@ class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
             RunError: Naming the first line that is no record.
         """
         return (record for record in super().records() if kind is None or record.kind == kind)
-
-    def truncate(self, step: int) -> None:
-        """Cut back to a checkpoint after `step` steps: its evaluations stay, later ones go."""
-        self.keep(lambda record: record.step < step + (record.kind == "valid"))

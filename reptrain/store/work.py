@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.files import write_atomically
-from reptrain.store.manifest import SplitName
+from reptrain.store.manifest import MANIFEST, SplitName
 
 WORK = ".work"
 LOCK = "lock"
@@ -75,7 +75,8 @@ def open_work(out: Path, fingerprint: str) -> Work:
     if not plan.exists() or plan.read_text() != content:
         _clear(out)
         write_atomically(plan, content)
-    for temporary in [*out.glob(".*.arrow.*"), *out.glob(".tokenizer.*"), *work.folder.glob(".*.*.*")]:
+    unfinished = [name for kind in ("*.arrow", "tokenizer", MANIFEST) for name in out.glob(f".{kind}.*")]
+    for temporary in [*unfinished, *work.folder.glob(".*.*.*")]:
         temporary.unlink(missing_ok=True)
     return work
 

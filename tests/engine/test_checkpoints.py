@@ -122,17 +122,62 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder
     assert (damaged.path / "ledger.jsonl").read_bytes() == before
 
 
-def test_ledger_that_ends_before_the_newest_leads_to_an_older_one(
+@pytest.mark.parametrize("name", ["ledger.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:10],
+        lambda lines: [lines[0].replace(b"1", b"2"), *lines[1:]],
+        lambda lines: [lines[0], b"no record\n", *lines[2:]],
+        lambda lines: [],
+    ],
+    ids=["cut", "flipped", "no-record", "empty"],
+)
+def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
+    damaged: RunFolder,
+    unbroken: RunFolder,
+    name: str,
+    damage: Callable[[list[bytes]], list[bytes]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    live = damaged.path / name
+    live.write_bytes(b"".join(damage(live.read_bytes().splitlines(keepends=True))))
+    train(damaged.config, damaged.path)
+    assert f"WARNING: {name}: not as written up to step 14: restored" in capsys.readouterr().out
+    (event,) = (event for event in damaged.events.records() if event.event == "damaged")
+    assert event.step == 14 and name in event.detail
+    assert audit(damaged.path).complete
+    assert (damaged.path / "ledger.jsonl").read_bytes() == (unbroken.path / "ledger.jsonl").read_bytes()
+    assert [(r.kind, r.step) for r in damaged.metrics.records()] == [
+        (r.kind, r.step) for r in unbroken.metrics.records()
+    ]
+
+
+def test_records_behind_the_newest_checkpoint_may_hold_anything(
+    damaged: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = damaged.ledger.path.read_bytes().splitlines(keepends=True)
+    damaged.ledger.path.write_bytes(b"".join([*lines[:14], b"\xff\xfe\n", *lines[15:]]))
+    train(damaged.config, damaged.path)
+    assert "WARNING" not in capsys.readouterr().out
+    assert audit(damaged.path).complete
+
+
+def test_records_before_the_first_checkpoint_may_hold_anything(
     damaged: RunFolder, unbroken: RunFolder
 ) -> None:
-    lines = (damaged.path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
-    (damaged.path / "ledger.jsonl").write_bytes(b"".join(lines[:10]))
+    shutil.rmtree(damaged.checkpoints)
+    damaged.checkpoints.mkdir()
+    damaged.ledger.path.write_bytes(b"no record\n")
     train(damaged.config, damaged.path)
-    (event,) = (event for event in damaged.events.records() if event.event == "damaged")
-    assert "the ledger ends at step 10" in event.detail
-    assert audit(damaged.path).complete
-    newest = state_of(damaged.checkpoints / "step-27")
-    assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
+    assert list(damaged.ledger.records()) == list(unbroken.ledger.records())
+
+
+def test_pointer_to_nowhere_costs_nothing(damaged: RunFolder) -> None:
+    # One bit of step-14.
+    (damaged.checkpoints / "latest").write_text("step-04\n")
+    train(damaged.config, damaged.path)
+    assert any(event.step == 14 for event in damaged.events.records() if event.event == "resumed")
 
 
 @pytest.mark.parametrize(

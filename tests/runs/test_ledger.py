@@ -70,13 +70,17 @@ def test_ledger_keeps_records_in_order_one_a_line(ledger):
 def test_ledger_of_a_run_without_steps_is_empty(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     assert list(ledger.records()) == []
-    ledger.truncate(0)
+    ledger.cut(0)
+    ledger.drop_half_line()
     ledger.sync()
     assert not ledger.path.exists()
 
 
-def test_ledger_truncate_drops_the_step_and_all_later_ones(ledger):
-    ledger.truncate(2)
+def test_cut_drops_what_stands_behind_a_size_whatever_it_is(ledger):
+    size = len(b"".join(ledger.path.read_bytes().splitlines(keepends=True)[:2]))
+    with ledger.path.open("ab") as file:
+        file.write(b"\xff no record\n{half")
+    ledger.cut(size)
     assert [record.step for record in ledger.records()] == [0, 1]
     ledger.append(entry(2, applied=False))
     assert [record.applied for record in ledger.records()] == [True, True, False]
@@ -92,33 +96,18 @@ def test_records_names_the_line_that_is_none(ledger, line):
         file.write(f"{line}\n")
     with pytest.raises(RunError, match=r"ledger\.jsonl, line 5: must be a record"):
         list(ledger.records())
-    before = ledger.path.read_bytes()
-    with pytest.raises(RunError, match="line 5"):
-        ledger.truncate(2)
-    assert ledger.path.read_bytes() == before
 
 
-def test_half_a_line_is_no_record_and_is_cut_off_on_resume(ledger):
+def test_half_a_line_is_no_record_and_can_be_cut_off(ledger):
     with ledger.path.open("a") as file:
         file.write('{"step": 4, "first_ind')
     again = Ledger(ledger.path)
     assert [record.step for record in again.records()] == [0, 1, 2, 3]
     with pytest.raises(RunError, match="must end with a whole line"):
         again.append(entry(4))
-    again.truncate(4)
+    again.drop_half_line()
     again.append(entry(4))
     assert [record.step for record in Ledger(ledger.path).records()] == [0, 1, 2, 3, 4]
-
-
-def test_truncate_that_fails_leaves_the_ledger_whole(ledger, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("reptrain.runs.files.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        ledger.truncate(1)
-    assert [record.step for record in ledger.records()] == [0, 1, 2, 3]
-    assert [path.name for path in ledger.path.parent.iterdir()] == ["ledger.jsonl"]
 
 
 def test_metrics_records_of_one_kind(metrics):
@@ -132,16 +121,6 @@ def test_metrics_records_of_one_kind(metrics):
     ]
     assert [record.loss_nats for record in metrics.records("train")] == [2.5] * 3
     assert [record.step for record in metrics.records("valid")] == [0, 2, 3]
-
-
-def test_metrics_truncate_keeps_the_evaluation_at_the_checkpoint(metrics):
-    metrics.truncate(2)
-    assert [(record.kind, record.step) for record in metrics.records()] == [
-        ("valid", 0),
-        ("train", 0),
-        ("train", 1),
-        ("valid", 2),
-    ]
 
 
 def test_metrics_keep_a_loss_that_is_not_finite(tmp_path):
