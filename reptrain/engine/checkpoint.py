@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,20 +131,19 @@ def save(
         if failed is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise failed
-        try:
-            manifest = Manifest(
-                step=step,
-                optimizer_steps=state.optimizer_steps(engine),
-                writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
-                loss_scaling=state.loss_scaling(engine),
-                parameters=state.shapes(engine),
-                files=dict(outcomes),
-                records={path.name: copy_file(path, temporary / path.name) for path in records},
-            )
+        with _removed_where_full(temporary):
+            copies = {path.name: copy_file(path, temporary / path.name) for path in records}
+        manifest = Manifest(
+            step=step,
+            optimizer_steps=state.optimizer_steps(engine),
+            writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
+            loss_scaling=state.loss_scaling(engine),
+            parameters=state.shapes(engine),
+            files=dict(outcomes),
+            records=copies,
+        )
+        with _removed_where_full(temporary):
             _make_latest(folder, temporary, manifest)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise _disk_error(folder, error) from error
         _remove_old(folder, step, keep_last, keep)
 
     world.on_main(complete)
@@ -171,6 +171,15 @@ def _disk_error(folder: Path, error: OSError) -> Exception:
         rule="must fit on the disk",
         remedy="Free space and run the same command again: it goes on from the checkpoint before.",
     )
+
+
+@contextmanager
+def _removed_where_full(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _disk_error(temporary.parent, error) from error
 
 
 def _make_latest(folder: Path, temporary: Path, manifest: Manifest) -> None:
