@@ -9,8 +9,13 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from reptrain.config.base import Frozen, NonNegative, Positive, Probability
 from reptrain.config.quantities import Count
 
-Activation = Literal["swiglu", "geglu", "relu"]
-"""Of the hidden units of an MLP: gated by SiLU, gated by GELU (tanh form), or plain ReLU."""
+Activation = Literal["swiglu", "geglu", "gelu", "relu"]
+"""Of the hidden units of an MLP: gated by SiLU, gated by GELU, GELU alone (both in tanh form), or ReLU."""
+
+
+def is_gated(activation: Activation) -> bool:
+    """Whether the MLP has a third matrix, of the gate."""
+    return activation in ("swiglu", "geglu")
 
 
 class DropoutConfig(Frozen):
@@ -118,7 +123,11 @@ class StackShape(NamedTuple):
 
 
 class DecoderConfig(Frozen):
-    """A decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases (the Llama family)."""
+    """A decoder-only transformer. The defaults are those of the Llama family.
+
+    The GPT family is `norm: layernorm`, `positions: learned`, `mlp: gelu`, `bias: true` and
+    `tie_embeddings: true`.
+    """
 
     family: Literal["decoder"] = "decoder"
     """decoder: this family."""
@@ -133,7 +142,17 @@ class DecoderConfig(Frozen):
     num_kv_heads: Positive | None = None
     """Key and value heads (grouped queries); null: as many as num_heads."""
     d_ff: Positive = 384
-    """Hidden units of the gated MLP."""
+    """Hidden units of the MLP."""
+    mlp: Activation = "swiglu"
+    """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Before attention and MLP, and before the head."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Queries and keys rotated by position, or an embedding of the place in the window beside the token's."""
+    max_positions: Positive | None = None
+    """Rows of the learned positions, which a window must not exceed; null for rope."""
+    bias: bool = False
+    """Biases in attention, MLP and LayerNorm. The head has none."""
     vocab_size: Positive | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     tie_embeddings: bool = False
@@ -141,7 +160,7 @@ class DecoderConfig(Frozen):
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial weights; output projections: / sqrt(2 num_layers)."""
     moe: MoEConfig | None = None
@@ -152,6 +171,17 @@ class DecoderConfig(Frozen):
     @model_validator(mode="after")
     def _layers_divide(self) -> Self:
         _check_stack("num_stored_layers", self.num_layers, self.num_stored_layers, self.moe)
+        return self
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        if (self.positions == "learned") != (self.max_positions is not None):
+            raise ValueError(
+                f"max_positions must be set where positions is learned, and nowhere else;"
+                f" {self.max_positions} was given with {self.positions}"
+            )
+        if self.bias and self.moe is not None:
+            raise ValueError("bias must be false with moe: experts have none; set model.bias=false")
         return self
 
     @property
@@ -220,6 +250,8 @@ class T5Config(Frozen):
     """From this distance on, all positions share the last bucket."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""
+    init_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Times the variance of the initial matrices, which is 1 / inputs; Switch and ST-MoE take 0.1."""
     moe: MoEConfig | None = None
     """Sparse layers of encoder and decoder; null: all are dense."""
     dropout: DropoutConfig = DropoutConfig()

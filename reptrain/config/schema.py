@@ -267,6 +267,17 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _window_fits_positions(self) -> Self:
+        model = self.model
+        longest = model.max_positions if isinstance(model, DecoderConfig) else None
+        if longest is not None and self.window_tokens > longest:
+            raise ValueError(
+                f"data.window_tokens must be at most model.max_positions {longest};"
+                f" {self.window_tokens} is more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objective_fits_family(self) -> Self:
         wanted = {"causal": "decoder", "span_corruption": "t5"}[self.objective.name]
         if self.model.family != wanted:

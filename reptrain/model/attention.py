@@ -28,25 +28,27 @@ class CausalAttention(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=False)
+        self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=config.bias)
+        self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
+        self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
+        self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=config.bias)
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(
-        self, x_BTD: Tensor, rotation: Rotation, visible_B1TS: Tensor | None, keys_PB: Tensor | None
+        self, x_BTD: Tensor, rotation: Rotation | None, visible_B1TS: Tensor | None, keys_PB: Tensor | None
     ) -> Tensor:
         """Mix positions.
 
         Args:
             x_BTD: The positions.
-            rotation: Of each position.
+            rotation: Of each position; None turns nothing.
             visible_B1TS: bool, what each position may read of itself and those before it; None: all.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
         """
-        q_BHTN = rotate(self._split_heads(self.query(x_BTD)), rotation).transpose(1, 2)
-        k_BKSN = rotate(self._split_heads(self.key(x_BTD)), rotation).transpose(1, 2)
+        q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
+        if rotation is not None:
+            q_BTHN, k_BSKN = rotate(q_BTHN, rotation), rotate(k_BSKN, rotation)
+        q_BHTN, k_BKSN = q_BTHN.transpose(1, 2), k_BSKN.transpose(1, 2)
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
         if keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: RMSNorm, RoPE, SwiGLU, no biases.
+"""A decoder-only transformer: the Llama family, and the GPT family by its options.
 
 Shapes: B rows, T positions, D width of the residual stream, V rows of the vocabulary.
 """
@@ -12,7 +12,7 @@ from reptrain.config.model import DecoderConfig, MoEConfig
 from reptrain.model.attention import CausalAttention
 from reptrain.model.blocks import run_layers
 from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
-from reptrain.model.norm import RMSNorm
+from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
@@ -31,14 +31,15 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, sparse: MoEConfig | None) -> None:
         super().__init__()
         rates = config.dropout
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = build_norm(config)
         self.attention = CausalAttention(config)
         self.attention_dropout = Dropout(rates.residual, Site.ATTENTION_RESIDUAL)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp_norm = build_norm(config)
         self.mlp = build_mlp(
             config.d_model,
             config.d_ff,
-            activation="swiglu",
+            activation=config.mlp,
+            bias=config.bias,
             sparse=sparse,
             dropout=rates.mlp,
             expert_dropout=rates.expert,
@@ -50,7 +51,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         keys_PB: Tensor | None,
         routed: RoutedTokens,
-        rotation: Rotation,
+        rotation: Rotation | None,
         visible_B1TT: Tensor | None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
@@ -61,7 +62,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The Llama family. Its weights are set by `build_model`.
+    """The Llama family, or the GPT family. Its weights are set by `build_model`.
 
     Args:
         config: The model.
@@ -71,7 +72,8 @@ class Decoder(nn.Module):
         ConfigError: If the configured embedding is smaller than the vocabulary.
 
     Source:
-        Touvron et al., "LLaMA: Open and efficient foundation language models", 2023.
+        Touvron et al., "LLaMA: Open and efficient foundation language models", 2023; Radford et al.,
+        "Language models are unsupervised multitask learners", 2019 (learned positions, LayerNorm, GELU).
     """
 
     def __init__(self, config: DecoderConfig, *, vocab_size: int) -> None:
@@ -80,11 +82,14 @@ class Decoder(nn.Module):
         self.checkpoint_blocks = False
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
+        self.position_embedding = None
+        if config.max_positions is not None:
+            self.position_embedding = nn.Embedding(config.max_positions, config.d_model)
         self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING)
         self.blocks = nn.ModuleList(
             Block(config, config.stack.sparse(layer)) for layer in range(config.stack.stored)
         )
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.norm = build_norm(config)
         self.head = nn.Linear(config.d_model, rows, bias=False)
         self.tie_head()
 
@@ -116,8 +121,14 @@ class Decoder(nn.Module):
             logits_BTV, in the dtype of the weights or of autocast.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
-        rotary = rotation(tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, tokens_BT.device)
-        x_BTD = self.embedding_dropout(self.embedding(tokens_BT), site_keys(key_B, 0))
+        x_BTD, rotary = self.embedding(tokens_BT), None
+        if self.position_embedding is None:
+            theta = self.config.rope_theta
+            rotary = rotation(tokens_BT.shape[1], self.config.head_dim, theta, tokens_BT.device)
+        else:
+            # The place in the window, in a later document of it too, as the published models have it.
+            x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.shape[1]]
+        x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
         visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptrain.config.model import Activation, MoEConfig
+from reptrain.config.model import Activation, MoEConfig, is_gated
 from reptrain.errors import ConfigError
 from reptrain.model.mlp import activate
 from reptrain_kernels import counter
@@ -41,8 +41,7 @@ class Experts(nn.Module):
         self.backend = config.backend
         self.activation: Activation = activation
         self.dropout = dropout
-        gated = activation != "relu"
-        self.gate = nn.Parameter(torch.empty(experts, d_ff, d_model)) if gated else None
+        self.gate = nn.Parameter(torch.empty(experts, d_ff, d_model)) if is_gated(activation) else None
         self.up = nn.Parameter(torch.empty(experts, d_ff, d_model))
         self.down = nn.Parameter(torch.empty(experts, d_model, d_ff))
 

@@ -47,7 +47,7 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
 
 
 def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """Initial values of one parameter: ones for a norm, else normal with mean 0.
+    """Initial values of one parameter: ones for a norm, zeros for a bias, else normal with mean 0.
 
     Args:
         config: The model, for the standard deviation.
@@ -59,7 +59,7 @@ def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int
         fp32, of ``shape``.
     """
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
     std = _decoder_std(config, name) if isinstance(config, DecoderConfig) else _t5_std(config, name, shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
@@ -67,7 +67,10 @@ def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int
 
 
 def _decoder_std(config: DecoderConfig, name: str) -> float:
-    """Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3."""
+    """Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
+
+    Their released code draws learned positions at half this; the models trained after it do not.
+    """
     into_residual = name.endswith(_INTO_RESIDUAL)
     return config.init_std / (2 * config.num_layers) ** 0.5 if into_residual else config.init_std
 
@@ -75,16 +78,16 @@ def _decoder_std(config: DecoderConfig, name: str) -> float:
 def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
     """As T5's published code has it: what it reads has unit variance, and so have the unscaled scores.
 
-    A router's is that of ST-MoE.
+    A router's is that of ST-MoE. Fedus et al., "Switch transformers", 2021, section 2.4 scale the matrices.
     """
     if name == "embedding.weight":
         return 1.0
     if name.endswith("router.weight"):
         return _T5_ROUTER_STD
-    inputs = config.d_model if "relative_bias" in name else shape[-1]
-    if name.endswith(".query.weight"):
-        inputs *= config.head_dim
-    return inputs**-0.5
+    if "relative_bias" in name:
+        return config.d_model**-0.5
+    inputs = shape[-1] * (config.head_dim if name.endswith(".query.weight") else 1)
+    return (config.init_scale / inputs) ** 0.5
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptrain.config.model import Activation
+from reptrain.config.model import Activation, is_gated
 from reptrain.model.dropout import Dropout
 
 
@@ -19,26 +19,29 @@ def activate(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Ten
         Shazeer, "GLU variants improve transformer", 2020.
     """
     if gate_F is None:
-        return F.relu(up_F)
+        return F.relu(up_F) if activation == "relu" else F.gelu(up_F, approximate="tanh")
     return (F.silu(gate_F) if activation == "swiglu" else F.gelu(gate_F, approximate="tanh")) * up_F
 
 
 class MLP(nn.Module):
-    """Each position through a layer of hidden units, without biases.
+    """Each position through a layer of hidden units.
 
     Args:
         d_model: D.
         d_ff: F.
-        activation: swiglu and geglu are gated, relu is not.
+        activation: Gated or not.
         dropout: Of the hidden units.
+        bias: Of each projection.
     """
 
-    def __init__(self, d_model: int, d_ff: int, *, activation: Activation, dropout: Dropout) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, *, activation: Activation, dropout: Dropout, bias: bool = False
+    ) -> None:
         super().__init__()
         self.activation: Activation = activation
-        self.gate = None if activation == "relu" else nn.Linear(d_model, d_ff, bias=False)
-        self.up = nn.Linear(d_model, d_ff, bias=False)
-        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.gate = nn.Linear(d_model, d_ff, bias=bias) if is_gated(activation) else None
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = dropout
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:

@@ -154,11 +154,12 @@ def build_mlp(
     sparse: MoEConfig | None,
     dropout: float,
     expert_dropout: float,
+    bias: bool = False,
 ) -> MLP | SparseMLP:
     """The MLP of a layer: dense, or sparse where it is told how."""
     hidden_dropout = Dropout(dropout, Site.MLP_HIDDEN)
     if sparse is None:
-        return MLP(d_model, d_ff, activation=activation, dropout=hidden_dropout)
+        return MLP(d_model, d_ff, activation=activation, dropout=hidden_dropout, bias=bias)
     return SparseMLP(
         d_model,
         d_ff,
