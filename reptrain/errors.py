@@ -64,3 +64,7 @@ class LaunchError(ReptrainError):
 
 class StudyError(ReptrainError):
     """A study file that cannot be carried out."""
+
+
+class HubError(ReptrainError):
+    """A Hugging Face folder that cannot be read as a model, or a model that cannot be written as one."""

@@ -1,0 +1,99 @@
+"""What an architecture of transformers is to us: its config, and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reptrain.config.model import ModelConfig
+from reptrain.errors import HubError
+from reptrain.hub.parts import Part
+
+Settings = Mapping[str, Any]
+"""A config.json."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One `model_type`."""
+
+    model_type: str
+    """Its name in config.json."""
+    class_name: str
+    """The class of transformers that has a head."""
+    fits: Callable[[ModelConfig], bool]
+    """Whether a model of ours is of this architecture, if of any."""
+    write: Callable[[ModelConfig], dict[str, Any]]
+    """The settings of a model; refuses by name what they cannot say."""
+    read: Callable[[Settings], ModelConfig]
+    """The model of settings; refuses by name what we cannot build."""
+    parts: Callable[[ModelConfig], Iterable[Part]]
+    """The tensors of a model but for a tied head."""
+    embedding: str
+    """Name of the tensor that a tied head and other copies repeat."""
+    copies: frozenset[str] = frozenset()
+    """Names under which folders may repeat the embedding."""
+    ignored: tuple[str, ...] = ()
+    """Endings of names of tensors that mean nothing, in old folders."""
+    repeats_embedding: Callable[[Settings], bool] = lambda settings: False
+    """Whether a missing head is a copy of the embedding, where ours is not tied."""
+
+
+def refuse(name: str, *, got: object, rule: str) -> HubError:
+    """A model of ours that the architecture cannot express."""
+    return HubError(
+        f"export of model.{name}",
+        got=got,
+        rule=rule,
+        remedy="Such a model cannot be exported; use it from its run folder.",
+    )
+
+
+def check_writable(config: ModelConfig, rules: Mapping[str, tuple[bool, object, str]]) -> None:
+    """Refuse by name the first setting that breaks a rule.
+
+    Args:
+        config: Unused values are not looked at.
+        rules: By setting whether it holds, the value, and the rule in words.
+    """
+    for name, (holds, got, rule) in rules.items():
+        if not holds:
+            raise refuse(name, got=got, rule=rule)
+
+
+def check_readable(settings: Settings, wanted: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse settings whose value is none that we can build.
+
+    Args:
+        settings: The config.json.
+        wanted: By key the values that are ours; None among them: the key may be missing.
+    """
+    for key, values in wanted.items():
+        got = settings.get(key)
+        if got not in values:
+            raise HubError(
+                f"{key} in config.json",
+                got=got,
+                rule=f"must be {' or '.join(str(value) for value in values)}",
+                remedy="reptrain has no such model.",
+            )
+
+
+def number(settings: Settings, key: str, default: Any = None) -> Any:
+    """A setting that must be there.
+
+    Raises:
+        HubError: If it is not, and there is no default.
+    """
+    value = settings.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise HubError(
+            f"{key} in config.json",
+            got="nothing",
+            rule="must be there",
+            remedy="Restore the folder's config.json.",
+        )
+    return value

@@ -1,0 +1,267 @@
+"""Hugging Face folders: config.json, safetensors in shards, and the way in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reptrain.config.model import ModelConfig
+from reptrain.errors import HubError
+from reptrain.files import write_atomically
+from reptrain.hub.architecture import Architecture
+from reptrain.hub.llama import LLAMA, MIXTRAL
+from reptrain.hub.parts import Part, join, shape_of, take_apart
+from reptrain.hub.t5 import SWITCH, T5
+
+ARCHITECTURES = (T5, SWITCH, LLAMA, MIXTRAL)
+CONFIG = "config.json"
+_INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that holds a model of one of `ARCHITECTURES`."""
+
+    path: Path
+    settings: dict[str, Any]
+    """Its config.json."""
+    architecture: Architecture
+    config: ModelConfig
+    """The model as ours; `vocab_size` is set."""
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Read a folder's config.json.
+
+        Raises:
+            HubError: If it is none, or of a model that we do not have.
+        """
+        settings = _read_json(path / CONFIG)
+        known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+        name = settings.get("model_type")
+        if name not in known:
+            raise HubError(
+                f"model_type in {path / CONFIG}",
+                got=name or "nothing",
+                rule=f"must be one of {', '.join(known)}",
+                remedy="reptrain has no other model that transformers has.",
+            )
+        try:
+            config = known[name].read(settings)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            raise HubError(
+                f"{path / CONFIG}",
+                got=f"{'.'.join(map(str, detail['loc']))}={detail['input']}",
+                rule=detail["msg"],
+                remedy="reptrain has no such model.",
+            ) from error
+        return cls(path, settings, known[name], config)
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The file of each tensor.
+
+        Raises:
+            HubError: If there is none, one is named that is not there, or one cannot be read.
+        """
+        if (self.path / _INDEX).exists():
+            names = sorted(set(_read_json(self.path / _INDEX).get("weight_map", {}).values()))
+        else:
+            names = ["model.safetensors"]
+        found: dict[str, Path] = {}
+        for name in names:
+            with _open(self.path / name) as file:
+                found |= dict.fromkeys(file.keys(), self.path / name)
+        return found
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill our parameters.
+
+        Args:
+            weights: Each parameter of the model by name; written to, whatever the folder's dtype.
+
+        Raises:
+            HubError: If a tensor is missing, has another shape, is one too many, or repeats the embedding
+                with other values.
+        """
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        parts = self.check(shapes)
+        with ExitStack() as stack, torch.no_grad():
+            opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
+            for part in parts:
+                source = part.theirs if part.theirs in self.files else self.architecture.embedding
+                take_apart(part, opened[self.files[source]].get_tensor(source), weights)
+            self._check_copies(opened, parts)
+
+    def check(self, shapes: Mapping[str, Iterable[int]]) -> list[Part]:
+        """Hold the headers of the folder's tensors against our parameters.
+
+        Args:
+            shapes: Of each parameter, by name.
+
+        Returns:
+            The tensors to read.
+
+        Raises:
+            HubError: See `load`.
+        """
+        architecture = self.architecture
+        parts = list(architecture.parts(self.config))
+        wanted = {part.theirs: shape_of(part, shapes) for part in parts}
+        missing = sorted(wanted.keys() - self.files.keys())
+        if missing == [_HEAD] and architecture.repeats_embedding(self.settings):
+            missing, _ = [], wanted.pop(_HEAD)
+        if missing:
+            raise self._wrong(f"no tensor {_named(missing)}", "must hold every tensor of the model")
+        extra = [name for name in sorted(self.files.keys() - wanted.keys()) if not self._is_known(name)]
+        if extra:
+            raise self._wrong(f"the tensor {_named(extra)}", "must hold no tensor that the model has not")
+        with ExitStack() as stack:
+            opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
+            for name, shape in wanted.items():
+                found = tuple(opened[self.files[name]].get_slice(name).get_shape())
+                if found != shape:
+                    raise self._wrong(f"{name} of shape {found}", f"must hold it in the shape {shape}")
+        return parts
+
+    def _is_known(self, name: str) -> bool:
+        architecture = self.architecture
+        return name == _HEAD or name in architecture.copies or name.endswith(architecture.ignored or "\0")
+
+    def _check_copies(self, opened: Mapping[Path, Any], parts: Iterable[Part]) -> None:
+        """A tensor that repeats the embedding must do so."""
+        read = {part.theirs for part in parts}
+        for name in sorted({_HEAD, *self.architecture.copies} & self.files.keys() - read):
+            embedding = self.architecture.embedding
+            one, other = (opened[self.files[key]].get_tensor(key) for key in (embedding, name))
+            if not torch.equal(one, other):
+                raise self._wrong(
+                    f"other values in {name} than in {embedding}",
+                    "must tie them, as its tie_word_embeddings says",
+                )
+
+    def _wrong(self, got: str, rule: str) -> HubError:
+        return HubError(
+            f"Hugging Face folder {self.path}",
+            got=got,
+            rule=rule,
+            remedy="Restore its files, or write it anew from the model that it should hold.",
+        )
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}, and {len(names) - 1} more"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(
+            str(path),
+            got=getattr(error, "strerror", None) or f"no JSON ({error})",
+            rule="must be a readable JSON object",
+            remedy="Check the path: a Hugging Face folder has a config.json and .safetensors files.",
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise HubError(
+            str(path),
+            got=getattr(error, "strerror", None) or str(error),
+            rule="must be a readable safetensors file",
+            remedy="Restore the file. Folders with .bin files alone are not read: save it with safetensors.",
+        ) from error
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The architecture of a model of ours."""
+    return next(one for one in ARCHITECTURES if one.fits(config))
+
+
+def save_model(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    *,
+    max_shard_bytes: int,
+    dtype: str,
+) -> None:
+    """Write config.json and the weights; each file is whole or not there, and config.json comes last.
+
+    Args:
+        path: The folder.
+        config: The model.
+        weights: Its parameters by name.
+        settings: What else config.json says (see `model_settings`).
+        max_shard_bytes: A file holds more only where one tensor does.
+        dtype: fp32, bf16 or fp16.
+    """
+    architecture = architecture_of(config)
+    parts = list(architecture.parts(config))
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    width = _DTYPES[dtype].itemsize
+    shards: list[list[Part]] = [[]]
+    held = 0
+    for part in parts:
+        size = torch.Size(shape_of(part, shapes)).numel() * width
+        if shards[-1] and held + size > max_shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(part)
+        held += size
+    names = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    total = 0
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {part.theirs: join(part, weights).to(_DTYPES[dtype]) for part in shard}
+        # Views of one parameter, as a shared layer's copies are, must not share memory in a file.
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / name, {"format": "pt"})
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) > 1:
+        where = {part.theirs: name for name, shard in zip(names, shards, strict=True) for part in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_atomically(path / _INDEX, json.dumps(index, indent=2) + "\n")
+    write_atomically(path / CONFIG, json.dumps({**settings, "dtype": _dtype_name(dtype)}, indent=2) + "\n")
+
+
+def _dtype_name(dtype: str) -> str:
+    return str(_DTYPES[dtype]).removeprefix("torch.")
+
+
+def model_settings(config: ModelConfig, *, rows: int) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Raises:
+        HubError: If transformers has no such model.
+    """
+    architecture = architecture_of(config)
+    return {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        "vocab_size": rows,
+        **architecture.write(config),
+        "use_cache": True,
+    }

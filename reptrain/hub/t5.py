@@ -1,0 +1,224 @@
+"""T5 1.0 and 1.1, and Switch, as transformers has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from reptrain.config.model import ModelConfig, MoEConfig, StackShape, T5Config
+from reptrain.errors import HubError
+from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
+from reptrain.hub.parts import Part
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
+# Tokens of one sequence that an expert of Switch takes there: more than any sequence has.
+_NO_LIMIT = 2**31 - 1
+
+
+def _parts(config: ModelConfig) -> Iterator[Part]:
+    assert isinstance(config, T5Config)
+    yield Part("shared.weight", ("embedding.weight",))
+    for name, shape in (("encoder", config.encoder), ("decoder", config.decoder)):
+        yield from _stack(config, name, shape)
+    if not config.tie_embeddings:
+        yield Part("lm_head.weight", ("head.weight",))
+
+
+def _stack(config: T5Config, name: str, shape: StackShape) -> Iterator[Part]:
+    bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    yield Part(bias, (f"{name}.relative_bias.table.weight",))
+    for layer in range(shape.num_layers):
+        # A layer that runs with another's weights gets a copy of them.
+        ours, theirs = f"{name}.blocks.{layer % shape.stored}", f"{name}.block.{layer}.layer"
+        branches = [("attention", "SelfAttention")]
+        branches += [("cross_attention", "EncDecAttention")] if name == "decoder" else []
+        for place, (branch, attention) in enumerate(branches):
+            norm = branch.replace("attention", "norm") if place else "attention_norm"
+            yield Part(f"{theirs}.{place}.layer_norm.weight", (f"{ours}.{norm}.weight",))
+            for mine, its in _ATTENTION.items():
+                yield Part(f"{theirs}.{place}.{attention}.{its}.weight", (f"{ours}.{branch}.{mine}.weight",))
+        place = len(branches)
+        yield Part(f"{theirs}.{place}.layer_norm.weight", (f"{ours}.mlp_norm.weight",))
+        yield from _mlp(config, f"{ours}.mlp", f"{theirs}.{place}", shape.sparse(layer))
+    yield Part(f"{name}.final_layer_norm.weight", (f"{name}.norm.weight",))
+
+
+def _mlp(config: T5Config, ours: str, theirs: str, sparse: MoEConfig | None) -> Iterator[Part]:
+    if config.mlp == "geglu":
+        names = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+    else:
+        names = {"up": "wi", "down": "wo"}
+    if sparse is None:
+        within = f"{theirs}.DenseReluDense" if config.moe is None else f"{theirs}.mlp"
+        for mine, its in names.items():
+            yield Part(f"{within}.{its}.weight", (f"{ours}.{mine}.weight",))
+        return
+    yield Part(f"{theirs}.mlp.router.classifier.weight", (f"{ours}.router.weight",))
+    for expert in range(sparse.num_experts):
+        for mine, its in names.items():
+            name = f"{theirs}.mlp.experts.expert_{expert}.{its}.weight"
+            yield Part(name, (f"{ours}.experts.{mine}",), expert)
+
+
+def _write_common(config: T5Config) -> dict[str, Any]:
+    return {
+        "d_model": config.d_model,
+        "d_kv": config.head_dim,
+        "d_ff": config.d_ff,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "dropout_rate": config.dropout.residual,
+        "layer_norm_epsilon": config.norm_eps,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def _read_common(settings: Settings, *, mlp: str, tied: bool, moe: MoEConfig | None) -> T5Config:
+    layers = number(settings, "num_layers")
+    return T5Config.model_validate(
+        {
+            "family": "t5",
+            "d_model": number(settings, "d_model"),
+            "num_encoder_layers": layers,
+            "num_decoder_layers": number(settings, "num_decoder_layers", layers),
+            "num_heads": number(settings, "num_heads"),
+            "head_dim": number(settings, "d_kv"),
+            "d_ff": number(settings, "d_ff"),
+            "mlp": mlp,
+            "tie_embeddings": tied,
+            "vocab_size": number(settings, "vocab_size"),
+            "relative_buckets": number(settings, "relative_attention_num_buckets", 32),
+            "relative_max_distance": number(settings, "relative_attention_max_distance", 128),
+            "norm_eps": number(settings, "layer_norm_epsilon", 1e-6),
+            "moe": moe,
+        }
+    )
+
+
+def _write_t5(config: ModelConfig) -> dict[str, Any]:
+    assert isinstance(config, T5Config)
+    gated = config.mlp == "geglu"
+    return _write_common(config) | {"feed_forward_proj": "gated-gelu" if gated else "relu"}
+
+
+def _read_t5(settings: Settings) -> ModelConfig:
+    check_readable(settings, {"feed_forward_proj": ("relu", "gated-gelu", None)})
+    mlp = "geglu" if settings.get("feed_forward_proj") == "gated-gelu" else "relu"
+    return _read_common(settings, mlp=mlp, tied=_scales(settings), moe=None)
+
+
+def _scales(settings: Settings) -> bool:
+    """Whether the decoder's output is scaled, as ours is where the embeddings are tied.
+
+    Transformers 5 writes `tie_word_embeddings: true` for every T5, and keeps this apart.
+    """
+    return bool(settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False))
+
+
+def _write_switch(config: ModelConfig) -> dict[str, Any]:
+    assert isinstance(config, T5Config) and config.moe is not None
+    moe = config.moe
+    check_writable(
+        config,
+        {
+            "mlp": (config.mlp == "relu", config.mlp, "must be relu: Switch there has no gated MLP"),
+            "moe.top_k": (moe.top_k == 1, moe.top_k, "must be 1, as in Switch"),
+            "moe.score": (moe.score == "softmax", moe.score, "must be softmax, as in Switch"),
+            "moe.normalize": (not moe.normalizes, True, "must be false, as in Switch"),
+            "moe.bias_rate": (moe.bias_rate == 0, moe.bias_rate, "must be 0: Switch has no selection bias"),
+            "moe.shared_d_ff": (moe.shared_d_ff == 0, moe.shared_d_ff, "must be 0: Switch has no such MLP"),
+            "moe.d_ff": (
+                moe.d_ff in (None, config.d_ff),
+                moe.d_ff,
+                f"must be the dense MLP's {config.d_ff} in Switch",
+            ),
+        },
+    )
+    settings = _write_common(config) | {
+        "dense_act_fn": "relu",
+        "num_experts": moe.num_experts,
+        "expert_capacity": _NO_LIMIT,
+        "router_bias": False,
+        "router_dtype": "float32",
+        "router_jitter_noise": moe.jitter,
+        "router_aux_loss_coef": moe.balance_coefficient,
+        "router_z_loss_coef": moe.z_coefficient,
+        "num_sparse_encoder_layers": config.encoder.num_sparse,
+        "num_sparse_decoder_layers": config.decoder.num_sparse,
+    }
+    for name, shape in (("encoder", config.encoder), ("decoder", config.decoder)):
+        mine = [layer for layer in range(shape.num_layers) if shape.sparse(layer)]
+        if mine != _sparse_layers(settings, name, shape.num_layers):
+            check_writable(
+                config,
+                {"moe.every": (False, f"{moe.every} over {shape.num_layers} layers of the {name}",
+                               "must be 1 or 2 with layers that it divides, as Switch there has it")},
+            )  # fmt: skip
+    return settings
+
+
+def _sparse_layers(settings: Settings, stack: str, num_layers: int) -> list[int]:
+    """Numbers of the layers that transformers makes sparse: the second of each so many, or all."""
+    given = number(settings, f"num_sparse_{stack}_layers", 3)
+    step = settings.get(f"{stack}_sparse_step") or (num_layers // given if given > 0 else num_layers)
+    return [layer for layer in range(num_layers) if step == 1 or (step > 0 and layer % step == 1)]
+
+
+def _read_switch(settings: Settings) -> ModelConfig:
+    check_readable(
+        settings,
+        {"dense_act_fn": ("relu", None), "router_bias": (False, None), "router_dtype": ("float32", None)},
+    )
+    layers = {"encoder": number(settings, "num_layers")}
+    layers["decoder"] = number(settings, "num_decoder_layers", layers["encoder"])
+    theirs = {name: _sparse_layers(settings, name, count) for name, count in layers.items()}
+    for every in range(1, min(layers.values()) + 1):
+        moe = MoEConfig(
+            num_experts=number(settings, "num_experts"),
+            top_k=1,
+            every=every,
+            balance_coefficient=number(settings, "router_aux_loss_coef", 0.001),
+            z_coefficient=number(settings, "router_z_loss_coef", 0.001),
+            jitter=number(settings, "router_jitter_noise", 0.01),
+        )
+        tied = settings.get("tie_word_embeddings") is not False
+        config = _read_common(settings, mlp="relu", tied=tied, moe=moe)
+        shapes = {"encoder": config.encoder, "decoder": config.decoder}
+        if all(theirs[n] == [i for i in range(layers[n]) if shapes[n].sparse(i)] for n in shapes):
+            return config
+    raise HubError(
+        "num_sparse_encoder_layers in config.json",
+        got=f"sparse layers {theirs['encoder']} of the encoder and {theirs['decoder']} of the decoder",
+        rule="must make the last of each so many layers sparse, in both alike",
+        remedy="reptrain has no such model.",
+    )
+
+
+_COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
+
+T5 = Architecture(
+    model_type="t5",
+    class_name="T5ForConditionalGeneration",
+    fits=lambda config: isinstance(config, T5Config) and config.moe is None,
+    write=_write_t5,
+    read=_read_t5,
+    parts=_parts,
+    embedding="shared.weight",
+    copies=_COPIES,
+    ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+    repeats_embedding=lambda settings: settings.get("tie_word_embeddings") is not False,
+)
+SWITCH = Architecture(
+    model_type="switch_transformers",
+    class_name="SwitchTransformersForConditionalGeneration",
+    fits=lambda config: isinstance(config, T5Config) and config.moe is not None,
+    write=_write_switch,
+    read=_read_switch,
+    parts=_parts,
+    embedding="shared.weight",
+    copies=_COPIES,
+)

@@ -1,0 +1,90 @@
+"""Random models of transformers, saved as folders, and ours from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from reptrain.hub import ModelFolder
+from reptrain.model import Decoder, EncoderDecoder, build_model
+
+VOCAB = 64
+T5: dict[str, Any] = {
+    "vocab_size": VOCAB, "d_model": 24, "d_kv": 16, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3,
+    "num_heads": 3, "dropout_rate": 0.1, "decoder_start_token_id": 0,
+}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": 0,
+}  # fmt: skip
+SWITCH = T5 | {
+    "num_layers": 4, "num_decoder_layers": 4, "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 2, "num_experts": 4, "expert_capacity": 10_000,
+}  # fmt: skip
+MADE: dict[str, Any] = {
+    "t5-1.1": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    ),
+    "t5-1.0": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "switch": lambda: transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(**SWITCH)
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 5e3})
+    ),
+    "llama-tied": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True)
+    ),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    ),
+}
+
+
+def make(kind: str, *, own_head: bool = True) -> Any:
+    """A model whose logits are far from uniform.
+
+    Args:
+        kind: A key of `MADE`.
+        own_head: Whether a T5 1.1 gets a head of its own: transformers 5 ties every new one.
+    """
+    torch.manual_seed(len(kind))
+    model = MADE[kind]().eval()
+    if kind == "t5-1.1" and own_head:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, T5["d_model"]) * T5["d_model"] ** -0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif kind.startswith(("llama", "mixtral")):
+                parameter.mul_(5)
+            elif "router" in name or "bias" in name:
+                parameter.normal_()
+    return model
+
+
+def save(model: Any, path: Path) -> Path:
+    """Its folder."""
+    model.save_pretrained(path)
+    return path
+
+
+def ours_from(path: Path) -> Decoder | EncoderDecoder:
+    """The model in a folder, as ours."""
+    folder = ModelFolder.open(path)
+    model = build_model(folder.config, vocab_size=VOCAB, seed=0).eval()
+    folder.load(dict(model.named_parameters()))
+    return model
+
+
+def rows(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
+    """Random ids, and 1 where they are not padding."""
+    generator = torch.Generator().manual_seed(seed)
+    is_token_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids_BT = torch.randint(2, VOCAB, is_token_BT.shape, generator=generator)
+    return ids_BT * is_token_BT, is_token_BT.long()
