@@ -2,13 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from reptrain.config.counted import CountedConfig
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.schema import ExampleShape
+from reptrain.sizes.layers import CountableConfig, stack_counts
 from reptrain.sizes.parameters import count_parameters, embedding_rows
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+class ForwardFlops(NamedTuple):
+    """FLOPs of the forward pass for one full window, by its matrix products: two for each weight and token
+    that meet, and for each product of two positions in the attention.
+
+    Norms, activations, biases, softmax and the look-up of embeddings are left out. Keys and values of the
+    cross-attention are computed once for each token of the encoder, shared layers each time they run, and
+    of the experts those that a token is sent to.
+    """
+
+    products: int
+    """Of weights and tokens, the output head's and the routers' too."""
+    scores: int
+    """Of the attention's scores and their use of the values, over all pairs of positions."""
+    causal_scores: int
+    """The same over the pairs of which one may see the other, as a fused causal kernel computes."""
+
+    @property
+    def total(self) -> int:
+        """With all pairs, as published figures count."""
+        return self.products + self.scores
+
+    @property
+    def causal(self) -> int:
+        """With the pairs that are visible."""
+        return self.products + self.causal_scores
+
+
+def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape) -> ForwardFlops:
+    """FLOPs of the forward pass for one full window. A step of training takes three times as many.
+
+    Args:
+        config: The model.
+        vocab_size: Ids of the tokenizer.
+        shape: Tokens that encoder and decoder see of the window; an encoder-decoder is weighted by both.
+
+    Raises:
+        ConfigError: If the configured embedding is smaller than the vocabulary.
+    """
+    source, target = shape
+    stacks = stack_counts(config)
+    last = stacks[-1].run
+    products = target * last.products + source * last.source_products
+    products += _head_and_patches(config, vocab_size, target)
+    # The decoder's own square; a window of images has no order.
+    full, causal = target**2, target * (target + 1) // 2
+    if isinstance(config, CountedConfig) and config.image is not None:
+        causal = full
+    if isinstance(config, T5Config):
+        products += source * stacks[0].run.products
+        encoder = config.num_encoder_layers * source**2
+        cross, decoder = target * source, config.num_decoder_layers
+        pairs, visible = encoder + decoder * (full + cross), encoder + decoder * (causal + cross)
+    else:
+        pairs, visible = config.num_layers * full, config.num_layers * causal
+    of_pair = 4 * config.num_heads * config.head_dim
+    return ForwardFlops(2 * products, of_pair * pairs, of_pair * visible)
+
+
+def _head_and_patches(config: CountableConfig, vocab_size: int, num_tokens: int) -> int:
+    """Products of the head and, with images, of the patches, which one head's token reads."""
+    if isinstance(config, CountedConfig) and config.image is not None:
+        image = config.image
+        patches = (num_tokens - 1) * image.patch_pixels**2 * image.num_channels
+        return (patches + image.num_classes) * config.d_model
+    return num_tokens * embedding_rows(config, vocab_size) * config.d_model
 
 
 def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleShape) -> int:
@@ -27,33 +96,21 @@ def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleS
         ConfigError: If the configured embedding is smaller than the vocabulary.
     """
     if isinstance(config, DecoderConfig):
-        return shape.target_tokens * _decoder_flops_per_token(config, vocab_size, shape.target_tokens)
-    return 3 * _t5_forward_flops(config, vocab_size, shape)
+        return shape.target_tokens * published_flops_per_token(config, vocab_size, shape.target_tokens)
+    return 3 * forward_flops(config, vocab_size, shape).total
 
 
-def _decoder_flops_per_token(config: DecoderConfig, vocab_size: int, num_tokens: int) -> int:
-    """6 N + 12 L H Q T, where N counts all parameters, the input embedding too.
+def published_flops_per_token(
+    config: DecoderConfig | CountedConfig, vocab_size: int, window_tokens: int
+) -> int:
+    """6 N + 12 L H Q T of training, where N counts the input embedding too.
+
+    N is the parameters that a token meets, shared layers each time they run.
 
     Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B.
     """
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * num_tokens
-    return 6 * count_parameters(config, vocab_size).total + attention
-
-
-def _t5_forward_flops(config: T5Config, vocab_size: int, shape: ExampleShape) -> int:
-    """Two for each weight and token that meet, and for each product of two positions in the attention.
-
-    Keys and values of the cross-attention are computed once for each token of the encoder.
-    """
-    width, inner = config.d_model, config.num_heads * config.head_dim
-    source, target = shape
-    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
-    projection = width * inner
-    mlp = (3 if config.mlp == "geglu" else 2) * width * config.d_ff
-    weights = source * (encoder * (4 * projection + mlp) + decoder * 2 * projection)
-    weights += target * (decoder * (6 * projection + mlp) + embedding_rows(config, vocab_size) * width)
-    positions = encoder * source**2 + decoder * (target**2 + target * source)
-    return 2 * weights + 4 * inner * positions
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * window_tokens
+    return 6 * count_parameters(config, vocab_size).run + attention
 
 
 # Dense (not sparse) peaks in 1e12 FLOP/s from NVIDIA's data sheets, as (fp32, tf32, bf16, fp16);

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from reptrain.config.model import DecoderConfig, ModelConfig, StackShape, T5Config
+from reptrain.config.counted import CountedConfig
+from reptrain.config.model import T5Config
 from reptrain.errors import ConfigError
+from reptrain.sizes.layers import CountableConfig, norm_parameters, stack_counts
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,11 @@ class ParameterCount:
     embedding: int
     """Of the token embedding and, where it is not tied, the output head."""
     non_embedding: int
-    """Of all the rest."""
+    """Of all the rest, learned positions too."""
     idle: int = 0
     """Of these the experts' that a token is not sent to."""
+    repeated: int = 0
+    """What shared layers add where each counts as often as it runs, without the idle ones."""
 
     @property
     def total(self) -> int:
@@ -30,8 +33,13 @@ class ParameterCount:
         """Those that a token meets."""
         return self.total - self.idle
 
+    @property
+    def run(self) -> int:
+        """Those that a token meets, each as often as it meets them: what FLOPs follow."""
+        return self.active + self.repeated
 
-def embedding_rows(config: ModelConfig, vocab_size: int) -> int:
+
+def embedding_rows(config: CountableConfig, vocab_size: int) -> int:
     """Rows of the embedding: the configured number, or as many as the tokenizer has ids.
 
     Args:
@@ -52,7 +60,7 @@ def embedding_rows(config: ModelConfig, vocab_size: int) -> int:
     return rows
 
 
-def count_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
+def count_parameters(config: CountableConfig, vocab_size: int) -> ParameterCount:
     """Parameters of the model that `reptrain.model.build_model` makes.
 
     Args:
@@ -62,47 +70,36 @@ def count_parameters(config: ModelConfig, vocab_size: int) -> ParameterCount:
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
     """
-    table = embedding_rows(config, vocab_size) * config.d_model
-    rest, idle = _of_decoder(config) if isinstance(config, DecoderConfig) else _of_t5(config)
+    stacks = stack_counts(config)
+    active, run = (
+        sum(count.parameters - count.idle for count in counts)
+        for counts in ([stack.stored for stack in stacks], [stack.run for stack in stacks])
+    )
+    idle = sum(stack.stored.idle for stack in stacks)
     return ParameterCount(
-        embedding=table if config.tie_embeddings else 2 * table, non_embedding=rest, idle=idle
+        embedding=_embedding(config, vocab_size),
+        non_embedding=active + idle + _around_the_layers(config),
+        idle=idle,
+        repeated=run - active,
     )
 
 
-class _Count(NamedTuple):
-    """Parameters, and those of them that a token does not meet."""
-
-    stored: int
-    idle: int
-
-
-def _of_stack(config: ModelConfig, shape: StackShape, rest: int) -> _Count:
-    """A stack whose layers have ``rest`` parameters beside the MLP."""
+def _embedding(config: CountableConfig, vocab_size: int) -> int:
+    """The table and the head, or what stands for them with images."""
     width = config.d_model
-    matrices = 3 if isinstance(config, DecoderConfig) or config.mlp == "geglu" else 2
-    dense = matrices * width * config.d_ff
-    stored = shape.stored * (rest + dense)
-    if shape.moe is None:
-        return _Count(stored, 0)
-    moe = shape.moe
-    expert = matrices * width * (moe.d_ff or config.d_ff)
-    shared = matrices * width * moe.shared_d_ff
-    sparse = moe.num_experts * (expert + width) + shared
-    idle = shape.stored_sparse * (moe.num_experts - moe.top_k) * expert
-    return _Count(stored + shape.stored_sparse * (sparse - dense), idle)
+    if isinstance(config, CountedConfig) and config.image is not None:
+        image = config.image
+        patch = image.patch_pixels**2 * image.num_channels
+        # Patches are projected, with a bias, beside the token for the whole.
+        return (patch + 2) * width + (width + 1) * image.num_classes
+    table = embedding_rows(config, vocab_size) * width
+    return table if config.tie_embeddings else 2 * table
 
 
-def _of_decoder(config: DecoderConfig) -> _Count:
-    width = config.d_model
-    attention = 2 * width * config.head_dim * (config.num_heads + config.kv_heads)
-    stack = _of_stack(config, config.stack, attention + 2 * width)
-    return _Count(stack.stored + width, stack.idle)
-
-
-def _of_t5(config: T5Config) -> _Count:
-    width = config.d_model
-    attention = 4 * width * config.num_heads * config.head_dim
-    encoder = _of_stack(config, config.encoder, attention + 2 * width)
-    decoder = _of_stack(config, config.decoder, 2 * attention + 3 * width)
-    last_norms, biases = 2 * width, 2 * config.relative_buckets * config.num_heads
-    return _Count(encoder.stored + decoder.stored + last_norms + biases, encoder.idle + decoder.idle)
+def _around_the_layers(config: CountableConfig) -> int:
+    """Last norms and positions."""
+    if isinstance(config, T5Config):
+        return 2 * config.d_model + 2 * config.relative_buckets * config.num_heads
+    counts_norms = not isinstance(config, CountedConfig) or config.block_norms > 0
+    last_norm = norm_parameters(config) if counts_norms else 0
+    return last_norm + (config.max_positions or 0) * config.d_model

@@ -1,0 +1,93 @@
+"""The configuration of a transformer that is counted and not trained here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reptrain.config.base import Frozen, Positive
+from reptrain.config.model import Activation, StackShape
+from reptrain.config.quantities import Count
+
+
+class ImageConfig(Frozen):
+    """The input of a vision transformer: square patches of a square image, and a token for the whole."""
+
+    image_pixels: Positive = 224
+    """Pixels of a side of the image."""
+    patch_pixels: Positive
+    """Pixels of a side of a patch; it divides the image's."""
+    num_channels: Positive = 3
+    """Colours."""
+    num_classes: Positive = 1000
+    """Of the head, which reads the token for the whole alone."""
+
+    @model_validator(mode="after")
+    def _patches_fill(self) -> Self:
+        if self.image_pixels % self.patch_pixels:
+            raise ValueError(
+                f"patch_pixels must divide image_pixels {self.image_pixels}; {self.patch_pixels} does not"
+            )
+        return self
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches, and the token for the whole."""
+        return (self.image_pixels // self.patch_pixels) ** 2 + 1
+
+
+class CountedConfig(Frozen):
+    """One stack of layers of a published shape that no model class here builds."""
+
+    family: Literal["counted"]
+    """counted: this family."""
+    d_model: Positive
+    """Width of the residual stream."""
+    num_layers: Positive
+    """Blocks of attention and MLP."""
+    num_heads: Positive
+    """Query heads."""
+    head_dim: Positive
+    """Width of a head; num_heads x head_dim need not be d_model."""
+    num_kv_heads: Positive | None = None
+    """Key and value heads; null: as many as num_heads."""
+    d_ff: Positive
+    """Hidden units of the MLP."""
+    mlp: Activation
+    """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
+    norm: Literal["rmsnorm", "layernorm"]
+    """Whether a norm has offsets, where there are biases."""
+    block_norms: Annotated[Count, Field(ge=0)] = 2
+    """Norms of a block; 0 counts none, nor the last."""
+    bias: bool = False
+    """Biases in attention, MLP and LayerNorm."""
+    relative_positions: bool = False
+    """A projection of the distances in each block (Dai et al., "Transformer-XL", 2019)."""
+    vocab_size: Positive | None = None
+    """Rows of the embedding; null where there is an image."""
+    tie_embeddings: bool = True
+    """Use the embedding as the output head."""
+    image: ImageConfig | None = None
+    """Reads images, in both directions and with learned positions; null: reads tokens, from left to right."""
+
+    @model_validator(mode="after")
+    def _reads_one_thing(self) -> Self:
+        if (self.vocab_size is None) == (self.image is None):
+            raise ValueError("vocab_size or image must be set, and not both")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads with the default filled in."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def max_positions(self) -> int | None:
+        """Rows of the learned positions."""
+        return self.image.num_tokens if self.image else None
+
+    @property
+    def stack(self) -> StackShape:
+        """Its layers."""
+        return StackShape(self.num_layers, self.num_layers, None)

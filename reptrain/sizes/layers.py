@@ -1,0 +1,93 @@
+"""What a layer holds, and what of it a token meets: parameters and FLOPs are both counted from here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reptrain.config.counted import CountedConfig
+from reptrain.config.model import DecoderConfig, MoEConfig, StackShape, T5Config, is_gated
+
+CountableConfig = DecoderConfig | T5Config | CountedConfig
+"""All that can be counted; the last cannot be trained."""
+
+
+class LayerCount(NamedTuple):
+    """Of a layer, or of several."""
+
+    parameters: int
+    """All."""
+    idle: int
+    """Of them the experts' that a token is not sent to."""
+    products: int
+    """Elements of matrices that a token of the layer's own sequence is multiplied by."""
+    source_products: int = 0
+    """The same of a token of the encoder: cross-attention's keys and values."""
+
+    def plus(self, other: LayerCount) -> LayerCount:
+        """The sum, place by place."""
+        return LayerCount(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, number: int) -> LayerCount:
+        """So many of it."""
+        return LayerCount(*(number * value for value in self))
+
+
+class StackCount(NamedTuple):
+    """A stack of layers."""
+
+    stored: LayerCount
+    """Each stored layer once."""
+    run: LayerCount
+    """Each layer as often as it runs."""
+
+
+def stack_counts(config: CountableConfig) -> list[StackCount]:
+    """The stacks of a model without embeddings and last norms: one, or the encoder's and the decoder's."""
+    if not isinstance(config, T5Config):
+        return [_stack(config, config.stack, _decoder_rest(config))]
+    projection = config.d_model * config.num_heads * config.head_dim
+    encoder = LayerCount(4 * projection + 2 * config.d_model, 0, 4 * projection)
+    decoder = LayerCount(8 * projection + 3 * config.d_model, 0, 6 * projection, 2 * projection)
+    return [_stack(config, config.encoder, encoder), _stack(config, config.decoder, decoder)]
+
+
+def _stack(config: CountableConfig, shape: StackShape, rest: LayerCount) -> StackCount:
+    """A stack whose layers have ``rest`` beside the MLP."""
+    dense = rest.plus(_mlp(config, None))
+    sparse = rest.plus(_mlp(config, shape.moe))
+
+    def total(num_layers: int, num_sparse: int) -> LayerCount:
+        return dense.times(num_layers - num_sparse).plus(sparse.times(num_sparse))
+
+    return StackCount(total(shape.stored, shape.stored_sparse), total(shape.num_layers, shape.num_sparse))
+
+
+def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
+    matrices, width = 3 if is_gated(config.mlp) else 2, config.d_model
+    if sparse is None:
+        products = matrices * width * config.d_ff
+        has_bias = not isinstance(config, T5Config) and config.bias
+        biases = (matrices - 1) * config.d_ff + width if has_bias else 0
+        return LayerCount(products + biases, 0, products)
+    expert = matrices * width * (sparse.d_ff or config.d_ff)
+    parameters = sparse.num_experts * (expert + width) + matrices * width * sparse.shared_d_ff
+    idle = (sparse.num_experts - sparse.top_k) * expert
+    return LayerCount(parameters, idle, parameters - idle)
+
+
+def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
+    """Attention and norms of a layer."""
+    width, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
+    products = 2 * width * config.head_dim * (heads + kv_heads)
+    biases = config.head_dim * (heads + 2 * kv_heads) + width if config.bias else 0
+    num_norms, distances = 2, 0
+    if isinstance(config, CountedConfig):
+        num_norms = config.block_norms
+        # Multiplies the table of distances, which no token meets: parameters without products.
+        distances = width * config.head_dim * heads if config.relative_positions else 0
+    return LayerCount(products + biases + num_norms * norm_parameters(config) + distances, 0, products)
+
+
+def norm_parameters(config: DecoderConfig | CountedConfig) -> int:
+    """Of one norm."""
+    return config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
