@@ -33,6 +33,13 @@ class DropoutConfig(Frozen):
     """Of the hidden units of the experts of sparse layers."""
 
 
+# torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.
+_GROUPED_MULTIPLE = 8
+_NOT_GROUPED = (
+    f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
+)
+
+
 class MoEConfig(Frozen):
     """Sparse layers: a router sends each token to a few of many experts, each an MLP of the model's kind.
 
@@ -78,6 +85,8 @@ class MoEConfig(Frozen):
     def _enough_experts(self) -> Self:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k must be at most num_experts {self.num_experts}; {self.top_k} was given")
+        if self.backend == "grouped" and self.d_ff is not None and self.d_ff % _GROUPED_MULTIPLE:
+            raise ValueError(f"d_ff {_NOT_GROUPED}; {self.d_ff} is not")
         if self.eval_capacity_factor is not None and self.capacity_factor is None:
             raise ValueError("eval_capacity_factor needs a capacity_factor; leave it out or set both")
         return self
@@ -86,6 +95,14 @@ class MoEConfig(Frozen):
     def normalizes(self) -> bool:
         """`normalize` with the default filled in."""
         return self.top_k > 1 if self.normalize is None else self.normalize
+
+
+def _check_widths(moe: MoEConfig | None, d_model: int, d_ff: int) -> None:
+    """The experts' matrices have sizes that their backend multiplies."""
+    widths = {"d_model": d_model} | ({"d_ff": d_ff} if moe is not None and moe.d_ff is None else {})
+    for name, width in widths.items():
+        if moe is not None and moe.backend == "grouped" and width % _GROUPED_MULTIPLE:
+            raise ValueError(f"{name} {_NOT_GROUPED}; {width} is not")
 
 
 def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig | None) -> None:
@@ -170,6 +187,7 @@ class DecoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _layers_divide(self) -> Self:
+        _check_widths(self.moe, self.d_model, self.d_ff)
         _check_stack("num_stored_layers", self.num_layers, self.num_stored_layers, self.moe)
         return self
 
@@ -259,6 +277,7 @@ class T5Config(Frozen):
 
     @model_validator(mode="after")
     def _layers_divide(self) -> Self:
+        _check_widths(self.moe, self.d_model, self.d_ff)
         for part, shape in (("encoder", self.encoder), ("decoder", self.decoder)):
             stored = getattr(self, f"num_stored_{part}_layers")
             _check_stack(f"num_stored_{part}_layers", shape.num_layers, stored, self.moe)

@@ -267,6 +267,16 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _micro_batch_holds_whole_groups(self) -> Self:
+        micro, moe = self.train.micro_batch_windows, self.model.moe
+        if moe is not None and micro is not None and micro % moe.group_windows:
+            raise ValueError(
+                f"train.micro_batch_windows must be a multiple of model.moe.group_windows"
+                f" {moe.group_windows}; {micro} is not"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _window_fits_positions(self) -> Self:
         model = self.model
         longest = model.max_positions if isinstance(model, DecoderConfig) else None

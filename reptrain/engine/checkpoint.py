@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptrain.engine import state
 from reptrain.engine.distributed import World
@@ -60,6 +60,8 @@ class Manifest(BaseModel):
     writers: Topology
     loss_scaling: dict[str, float]
     """fp16's, else empty."""
+    votes: dict[str, list[int]] = Field(default_factory=dict)
+    """The routers' (see `reptrain.engine.routing.vote`), by name."""
     parameters: dict[str, list[int]]
     """Name to shape."""
     files: dict[str, FileSum]
@@ -138,6 +140,7 @@ def save(
             optimizer_steps=state.optimizer_steps(engine),
             writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
             loss_scaling=state.loss_scaling(engine),
+            votes=state.votes(engine),
             parameters=state.shapes(engine),
             files=dict(outcomes),
             records=copies,
@@ -304,6 +307,7 @@ def load(engine: Any, path: Path, manifest: Manifest) -> None:
     read_pieces([path / name for name in manifest.files], state.pieces(engine))
     state.set_optimizer_steps(engine, manifest.optimizer_steps)
     state.set_loss_scaling(engine, manifest.loss_scaling)
+    state.set_votes(engine, manifest.votes)
     state.spread_weights(engine)
 
 

@@ -96,10 +96,14 @@ class Recorder:
             step_ms=1000 * seconds,
             tokens_per_s=tokens / seconds,
             tokens_per_s_per_device=rate,
+            routing=result.routing,
         )
         self._folder.metrics.append(record)
         for name in ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device"):
             self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
+        for layer in result.routing or ():
+            for name in ("balance", "z", "dropped", "load", "unused"):
+                self._board.add_scalar(f"routing/{layer.layer}/{name}", getattr(layer, name), self.tokens)
         for name, epoch in self._epochs_of_sources(record.step).items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
         self._tell(record)

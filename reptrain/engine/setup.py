@@ -106,8 +106,12 @@ def _intact(path: Path) -> Store:
 
 
 def micro_batch_of(config: RunConfig, world: World) -> int:
-    """Rows of one forward pass: the configured number, or the rank's whole share of a batch."""
-    share = math.ceil(config.train.batch_windows / world.world_size)
+    """Rows of one forward pass: the configured number, or the rank's whole share of a batch.
+
+    Either way whole routing groups.
+    """
+    group = config.model.moe.group_windows if config.model.moe else 1
+    share = math.ceil(config.train.batch_windows / (world.world_size * group)) * group
     return min(config.train.micro_batch_windows or share, share)
 
 

@@ -140,6 +140,17 @@ def set_loss_scaling(engine: Any, counts: dict[str, float]) -> None:
         setattr(engine.optimizer.loss_scaler, name, value)
 
 
+def votes(engine: Any) -> dict[str, list[int]]:
+    """The whole numbers that routers keep beside their weights, by name; the same on every rank."""
+    return {name: buffer.tolist() for name, buffer in engine.module.named_buffers()}
+
+
+def set_votes(engine: Any, counts: dict[str, list[int]]) -> None:
+    """Put back what `votes` told."""
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(torch.tensor(counts[name]))
+
+
 def spread_weights(engine: Any) -> None:
     """Give the forward pass the master weights after pieces were changed. Every rank calls it."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()

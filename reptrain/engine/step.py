@@ -3,7 +3,7 @@
 The loss of a step is the sum of nats over all ranks and micro-batches divided by the step's target tokens,
 never a mean of means; so micro-batches and ranks change nothing but rounding.
 
-B: rows; T: positions; V: vocabulary.
+B: rows; T: positions; V: vocabulary; L: sparse layers; S: figures of a sparse layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
 from reptrain.batch.objectives import IGNORE, Objective
 from reptrain.engine.distributed import World
-from reptrain.model.dropout import DropoutContext
+from reptrain.engine.routing import routing_records, vote
+from reptrain.model import DropoutContext, Routing
+from reptrain.runs.metrics import RoutingRecord
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class StepResult:
     """L2 norm of the whole gradient before clipping; infinite or NaN where the gradient is not finite."""
     applied: bool
     """Whether the optimizer changed the weights."""
+    routing: list[RoutingRecord] | None = None
+    """What the sparse layers did; None for a dense model."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def train_step(
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     digest = torch.zeros((), dtype=torch.int64, device=world.device)
     # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
+    figure_LS: Tensor | None = None
     scale = torch.tensor(world.world_size / target_tokens, device=world.device)
     for place, micro_batch in enumerate(micro_batches):
         if place:
@@ -94,9 +99,13 @@ def train_step(
         digest += batch_digest(batch)
         example = objective.example(batch)
         dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
-        logits_BTV = engine(**example.inputs, dropout=dropout)
+        routing = Routing((example.targets_BT != IGNORE).sum(1))
+        logits_BTV = engine(**example.inputs, dropout=dropout, routing=routing)
         local_nats = token_nats(logits_BTV, example.targets_BT).sum()
         nats += local_nats.detach().double()
+        if routing.loss_nats is not None:
+            local_nats = local_nats + routing.loss_nats
+            figure_LS = routing.figure_LS if figure_LS is None else figure_LS + routing.figure_LS
         if place == len(micro_batches) - 1:
             nats = world.sum(nats)
             # 0, or NaN where some rank's loss is not finite: then no rank has a finite gradient.
@@ -105,7 +114,12 @@ def train_step(
     loss_nats = nats.item() / target_tokens
     seen = world.sum(digest).item() % 2**64
     norm, applied = _apply(engine)
-    return StepResult(loss_nats, seen, norm, applied)
+    if figure_LS is not None:
+        figure_LS = world.sum(figure_LS)
+    if applied:
+        vote(engine.module, figure_LS)
+    routing_of_layers = routing_records(engine.module, figure_LS, target_tokens)
+    return StepResult(loss_nats, seen, norm, applied, routing_of_layers)
 
 
 def _apply(engine: Any) -> tuple[float | None, bool]:

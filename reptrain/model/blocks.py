@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from reptrain.config.model import StackShape
 from reptrain.model.dropout import site_keys
 from reptrain.model.router import RoutedTokens
-from reptrain.model.sparse import LayerRouting
+from reptrain.model.sparse import LayerRouting, SparseMLP
 
 
 def run_layers(
@@ -52,3 +52,9 @@ def run_layers(
         if routing is not None:
             routings.append(routing)
     return x_BTD, routings
+
+
+def sparse_layers(blocks: nn.ModuleList, shape: StackShape) -> list[tuple[str, SparseMLP]]:
+    """The sparse MLPs of a stack by the number of their layer, in the order in which they run."""
+    mlps = ((layer, blocks[layer % shape.stored].mlp) for layer in range(shape.num_layers))
+    return [(str(layer), mlp) for layer, mlp in mlps if isinstance(mlp, SparseMLP)]

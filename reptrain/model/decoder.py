@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig, MoEConfig
 from reptrain.model.attention import CausalAttention
-from reptrain.model.blocks import run_layers
+from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
-from reptrain.model.sparse import LayerRouting, Routing, build_mlp, transform
+from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 
 
@@ -97,6 +97,10 @@ class Decoder(nn.Module):
         """Share the embedding with the head where the configuration asks for it."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def sparse_layers(self) -> list[tuple[str, SparseMLP]]:
+        """The sparse MLPs by their layer, in the order in which they run: a shared one several times."""
+        return sparse_layers(self.blocks, self.config.stack)
 
     def forward(
         self,

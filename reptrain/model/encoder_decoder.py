@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import MoEConfig, StackShape, T5Config
-from reptrain.model.blocks import run_layers
+from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
-from reptrain.model.sparse import LayerRouting, Routing, build_mlp, transform
+from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
 
@@ -199,6 +199,15 @@ class EncoderDecoder(nn.Module):
         """Share the embedding with the head where the configuration asks for it."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def sparse_layers(self) -> list[tuple[str, SparseMLP]]:
+        """The sparse MLPs by their layer, in the order in which they run: a shared one several times."""
+        stacks = {"encoder": self.encoder, "decoder": self.decoder}
+        return [
+            (f"{name} {layer}", mlp)
+            for name, stack in stacks.items()
+            for layer, mlp in sparse_layers(stack.blocks, stack.shape)
+        ]
 
     def forward(
         self,

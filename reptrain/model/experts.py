@@ -7,15 +7,12 @@ F hidden units of an expert.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, MoEConfig, is_gated
-from reptrain.errors import ConfigError
 from reptrain.model.mlp import activate
 from reptrain_kernels import counter
-
-_STRIDE_BYTES = 16
+from reptrain_kernels.grouped import grouped_mm
 
 
 class Experts(nn.Module):
@@ -27,16 +24,12 @@ class Experts(nn.Module):
         activation: swiglu and geglu are gated, relu is not.
         config: Of the sparse layers.
         dropout: Rate of the hidden units.
-
-    Raises:
-        ConfigError: If the backend cannot multiply matrices of this size.
     """
 
     def __init__(
         self, d_model: int, d_ff: int, *, activation: Activation, config: MoEConfig, dropout: float
     ) -> None:
         super().__init__()
-        _check_strides(config, {"d_model": d_model, "d_ff": d_ff})
         experts = config.num_experts
         self.backend = config.backend
         self.activation: Activation = activation
@@ -53,29 +46,12 @@ class Experts(nn.Module):
             count_E: int64, how many are each expert's; together N.
             key_N: int64, a dropout key of each assignment; None drops nothing.
         """
-        multiply = _grouped if self.backend == "grouped" else _one_by_one
+        multiply = grouped_mm if self.backend == "grouped" else _one_by_one
         gate_NF = None if self.gate is None else multiply(x_ND, self.gate, count_E)
         h_NF = activate(self.activation, multiply(x_ND, self.up, count_E), gate_NF)
         if key_N is not None and self.dropout > 0:
             h_NF = counter.dropout(h_NF[:, None], key_N, self.dropout)[:, 0]
         return multiply(h_NF, self.down, count_E)
-
-
-def _check_strides(config: MoEConfig, widths: dict[str, int]) -> None:
-    for name, width in widths.items():
-        # In bf16, which a run may choose.
-        if config.backend == "grouped" and width % (_STRIDE_BYTES // 2):
-            raise ConfigError(
-                f"{name} of the experts",
-                got=width,
-                rule=f"must be a multiple of {_STRIDE_BYTES // 2} for model.moe.backend grouped",
-                remedy="Change it, or set model.moe.backend=loop.",
-            )
-
-
-def _grouped(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
-    """All experts in one call of torch's grouped matrix product."""
-    return F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=count_E.cumsum(0).to(torch.int32))
 
 
 def _one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:

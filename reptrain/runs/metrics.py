@@ -12,6 +12,23 @@ from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
 
 
+class RoutingRecord(FrozenRecord):
+    """What the router of one sparse layer did in one step."""
+
+    layer: str
+    """Number of the layer; of an encoder-decoder behind the name of its stack."""
+    balance: float
+    """Balance loss before its coefficient; 1 where all experts get as much."""
+    z: float
+    """Router z-loss before its coefficient."""
+    dropped: float
+    """Share of the assignments that found their expert full."""
+    load: float
+    """Assignments of the busiest expert over an even share."""
+    unused: Whole
+    """Experts that no token was sent to."""
+
+
 class TrainRecord(FrozenRecord):
     """One optimizer step."""
 
@@ -34,6 +51,8 @@ class TrainRecord(FrozenRecord):
     """Tokens of the step by its time, all devices together."""
     tokens_per_s_per_device: float
     """The same for one device."""
+    routing: list[RoutingRecord] | None = None
+    """Of each sparse layer, in the order in which they run; None for a dense model."""
 
 
 class ValidRecord(FrozenRecord):

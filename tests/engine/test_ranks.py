@@ -35,7 +35,33 @@ T5 = [
     *DROPOUT,
 ]
 T5_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
-CASES = {name: GRID[name] for name in QUICK} | {f"t5-{name}": [*T5, *GRID[name]] for name in T5_QUICK}
+# Sparse layers, each of them shared by two, recomputed in the backward pass.
+SPARSE = [
+    "model.num_layers=4",
+    "model.num_stored_layers=2",
+    "model.moe={num_experts: 4, every: 2, jitter: 0.1, shared_d_ff: 16, bias_rate: 0.01}",
+    "model.dropout.expert=0.2",
+    "train.activation_checkpointing=true",
+]
+SPARSE_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
+# Groups of two windows, with room for some of their tokens only.
+SPARSE_T5 = [
+    *T5,
+    "model.moe={num_experts: 4, top_k: 1, group_windows: 2, capacity_factor: 0.75, backend: loop}",
+    "model.dropout.expert=0.2",
+]
+SPARSE_T5_QUICK = ("zero0-micro4", "zero1-micro2", "zero3-micro4")
+FAMILIES = {
+    "": ([], QUICK),
+    "t5-": (T5, T5_QUICK),
+    "sparse-": (SPARSE, SPARSE_QUICK),
+    "sparse_t5-": (SPARSE_T5, SPARSE_T5_QUICK),
+}
+CASES = {
+    f"{family}{name}": [*settings, *GRID[name]]
+    for family, (settings, names) in FAMILIES.items()
+    for name in names
+}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
 # Two sources of one store; STORE stands for its path.
 MIXTURE = {
@@ -99,7 +125,8 @@ def _train_all(
 
 def _plain(matrix: Matrix, name: str) -> RunFolder:
     """The run that a case must equal: its family on one rank, in few micro-batches."""
-    return matrix["t5-zero0-micro4" if name.startswith("t5-") else "zero0-micro4", 1]
+    family = next(family for family in FAMILIES if name.removeprefix(family) in GRID)
+    return matrix[f"{family}zero0-micro4", 1]
 
 
 def _losses(folder: RunFolder) -> list[float]:

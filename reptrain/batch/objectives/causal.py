@@ -52,11 +52,12 @@ class Causal:
         """Nothing is hidden."""
 
     def example(self, batch: MicroBatch) -> Example:
-        """Inputs `tokens_BT` and, under a document mask, `segments_BT`."""
+        """Inputs `tokens_BT`, `is_token_BT` and, under a document mask, `segments_BT`."""
         segments_BL = document_segments(batch.tokens_BL, batch.length_B, eos_id=self.document_eos_id)
         is_token_BL = segments_BL > 0
         targets_BL = batch.tokens_BL.masked_fill(~is_token_BL, IGNORE)
-        inputs = {"tokens_BT": shift_right(targets_BL, segments_BL, start_id=self.start_id)}
+        inputs_BL = shift_right(targets_BL, segments_BL, start_id=self.start_id)
+        inputs = {"tokens_BT": inputs_BL, "is_token_BT": is_token_BL}
         if self.document_eos_id is not None:
             inputs["segments_BT"] = segments_BL
         return Example(inputs, targets_BL, is_token_BL)
