@@ -40,26 +40,20 @@ class Architecture:
     """Whether a missing head is a copy of the embedding, where ours is not tied."""
 
 
-def refuse(name: str, *, got: object, rule: str) -> HubError:
-    """A model of ours that the architecture cannot express."""
-    return HubError(
-        f"export of model.{name}",
-        got=got,
-        rule=rule,
-        remedy="Such a model cannot be exported; use it from its run folder.",
-    )
-
-
-def check_writable(config: ModelConfig, rules: Mapping[str, tuple[bool, object, str]]) -> None:
-    """Refuse by name the first setting that breaks a rule.
+def check_writable(rules: Mapping[str, tuple[bool, object, str]]) -> None:
+    """Refuse by name the first setting of a model of ours that an architecture cannot express.
 
     Args:
-        config: Unused values are not looked at.
         rules: By setting whether it holds, the value, and the rule in words.
     """
     for name, (holds, got, rule) in rules.items():
         if not holds:
-            raise refuse(name, got=got, rule=rule)
+            raise HubError(
+                f"model.{name} of the model to export",
+                got=got,
+                rule=rule,
+                remedy="transformers has no such model: use it from its run folder.",
+            )
 
 
 def check_readable(settings: Settings, wanted: Mapping[str, tuple[Any, ...]]) -> None:

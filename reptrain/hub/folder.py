@@ -20,11 +20,12 @@ from reptrain.config.model import ModelConfig
 from reptrain.errors import HubError
 from reptrain.files import write_atomically
 from reptrain.hub.architecture import Architecture
+from reptrain.hub.gpt2 import GPT2
 from reptrain.hub.llama import LLAMA, MIXTRAL
 from reptrain.hub.parts import Part, join, shape_of, take_apart
 from reptrain.hub.t5 import SWITCH, T5
 
-ARCHITECTURES = (T5, SWITCH, LLAMA, MIXTRAL)
+ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"

@@ -41,6 +41,13 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
 
 
 def _write_common(config: DecoderConfig, d_ff: int) -> dict[str, Any]:
+    check_writable(
+        {
+            "norm": (config.norm == "rmsnorm", config.norm, "must be rmsnorm, as in Llama and Mixtral"),
+            "mlp": (config.mlp == "swiglu", config.mlp, "must be swiglu, as in Llama and Mixtral"),
+            "bias": (not config.bias, config.bias, "must be false, as in Llama and Mixtral"),
+        }
+    )
     return {
         "hidden_size": config.d_model,
         "intermediate_size": d_ff,
@@ -113,7 +120,6 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, DecoderConfig) and config.moe is not None
     moe = config.moe
     check_writable(
-        config,
         {
             "moe.every": (moe.every == 1, moe.every, "must be 1: every layer of Mixtral is sparse"),
             "moe.score": (moe.score == "softmax", moe.score, "must be softmax, as in Mixtral"),

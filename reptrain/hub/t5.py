@@ -123,7 +123,6 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, T5Config) and config.moe is not None
     moe = config.moe
     check_writable(
-        config,
         {
             "mlp": (config.mlp == "relu", config.mlp, "must be relu: Switch there has no gated MLP"),
             "moe.top_k": (moe.top_k == 1, moe.top_k, "must be 1, as in Switch"),
@@ -154,8 +153,7 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
         mine = [layer for layer in range(shape.num_layers) if shape.sparse(layer)]
         if mine != _sparse_layers(settings, name, shape.num_layers):
             check_writable(
-                config,
-                {"moe.every": (False, f"{moe.every} over {shape.num_layers} layers of the {name}",
+        {"moe.every": (False, f"{moe.every} over {shape.num_layers} layers of the {name}",
                                "must be 1 or 2 with layers that it divides, as Switch there has it")},
             )  # fmt: skip
     return settings

@@ -26,6 +26,10 @@ SWITCH = T5 | {
     "num_layers": 4, "num_decoder_layers": 4, "num_sparse_encoder_layers": 2,
     "num_sparse_decoder_layers": 2, "num_experts": 4, "expert_capacity": 10_000,
 }  # fmt: skip
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 64, "n_inner": 40,
+    "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
 MADE: dict[str, Any] = {
     "t5-1.1": lambda: transformers.T5ForConditionalGeneration(
         transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
@@ -43,6 +47,7 @@ MADE: dict[str, Any] = {
     "mixtral": lambda: transformers.MixtralForCausalLM(
         transformers.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)
     ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
 }
 
 
@@ -59,9 +64,11 @@ def make(kind: str, *, own_head: bool = True) -> Any:
         model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, T5["d_model"]) * T5["d_model"] ** -0.5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif "norm" in name or "ln_" in name:
                 parameter.uniform_(0.5, 1.5)
-            elif kind.startswith(("llama", "mixtral")):
+            elif kind.startswith(("llama", "mixtral", "gpt2")):
                 parameter.mul_(5)
             elif "router" in name or "bias" in name:
                 parameter.normal_()

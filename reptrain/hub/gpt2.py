@@ -1,0 +1,113 @@
+"""The GPT family, as transformers' GPT-2 has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
+from reptrain.hub.parts import Part
+
+_NORMS = {"ln_1": "attention_norm", "ln_2": "mlp_norm"}
+# Their projections lie as input by output, with queries, keys and values in one.
+_PROJECTIONS = {
+    "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
+    "attn.c_proj": ("attention.output",),
+    "mlp.c_fc": ("mlp.up",),
+    "mlp.c_proj": ("mlp.down",),
+}
+
+
+def _parts(config: ModelConfig) -> Iterator[Part]:
+    assert isinstance(config, DecoderConfig)
+    yield Part("transformer.wte.weight", ("embedding.weight",))
+    yield Part("transformer.wpe.weight", ("position_embedding.weight",))
+    for layer in range(config.num_layers):
+        # A layer that runs with another's weights gets a copy of them.
+        ours, theirs = f"blocks.{layer % config.stack.stored}", f"transformer.h.{layer}"
+        for kind in ("weight", "bias"):
+            for its, mine in _NORMS.items():
+                yield Part(f"{theirs}.{its}.{kind}", (f"{ours}.{mine}.{kind}",))
+            for its, several in _PROJECTIONS.items():
+                held = tuple(f"{ours}.{mine}.{kind}" for mine in several)
+                yield Part(f"{theirs}.{its}.{kind}", held, transposed=kind == "weight")
+    for kind in ("weight", "bias"):
+        yield Part(f"transformer.ln_f.{kind}", (f"norm.{kind}",))
+    if not config.tie_embeddings:
+        yield Part("lm_head.weight", ("head.weight",))
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    assert isinstance(config, DecoderConfig)
+    check_writable(
+        {
+            "norm": (config.norm == "layernorm", config.norm, "must be layernorm, as in GPT-2"),
+            "mlp": (config.mlp == "gelu", config.mlp, "must be gelu, as in GPT-2"),
+            "bias": (config.bias, config.bias, "must be true, as in GPT-2"),
+            "moe": (config.moe is None, "sparse layers", "must be null: GPT-2 has none"),
+            "num_kv_heads": (
+                config.kv_heads == config.num_heads,
+                config.kv_heads,
+                f"must be num_heads {config.num_heads}: GPT-2 has no grouped queries",
+            ),
+        }
+    )
+    rates = config.dropout
+    return {
+        "n_embd": config.d_model,
+        "n_inner": config.d_ff,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_positions": config.max_positions,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": config.init_std,
+        "embd_pdrop": rates.embedding,
+        "attn_pdrop": rates.attention,
+        "resid_pdrop": rates.residual,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def _read(settings: Settings) -> ModelConfig:
+    check_readable(
+        settings,
+        {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+            "scale_attn_weights": (True, None),
+            "scale_attn_by_inverse_layer_idx": (False, None),
+            "add_cross_attention": (False, None),
+        },
+    )
+    width = number(settings, "n_embd")
+    return DecoderConfig.model_validate(
+        {
+            "d_model": width,
+            "num_layers": number(settings, "n_layer"),
+            "num_heads": number(settings, "n_head"),
+            "d_ff": number(settings, "n_inner", 4 * width),
+            "mlp": "gelu",
+            "norm": "layernorm",
+            "positions": "learned",
+            "max_positions": number(settings, "n_positions"),
+            "bias": True,
+            "vocab_size": number(settings, "vocab_size"),
+            "tie_embeddings": settings.get("tie_word_embeddings") is not False,
+            "norm_eps": number(settings, "layer_norm_epsilon", 1e-5),
+            "init_std": number(settings, "initializer_range", 0.02),
+        }
+    )
+
+
+GPT2 = Architecture(
+    model_type="gpt2",
+    class_name="GPT2LMHeadModel",
+    fits=lambda config: isinstance(config, DecoderConfig) and config.positions == "learned",
+    write=_write,
+    read=_read,
+    parts=_parts,
+    embedding="transformer.wte.weight",
+    # Masks, in old folders.
+    ignored=(".attn.bias", ".attn.masked_bias"),
+)
