@@ -64,6 +64,54 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, over that of the file which its key ``extends`` names, beside it.
+
+    Sections are merged key by key; any other value replaces the one below.
+
+    Raises:
+        ConfigError: If a file cannot be read, or they extend each other in a circle.
+    """
+    return _read_over(path, ())
+
+
+def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    place = path.resolve()
+    if place in above:
+        raise ConfigError(
+            f"extends of {above[-1]}",
+            got=str(path),
+            rule="must not lead back to a file that it extends",
+            remedy="Leave it out in one of them.",
+        )
+    data = read_yaml(path)
+    below = data.pop("extends", None)
+    if below is None:
+        return data
+    if not isinstance(below, str):
+        raise ConfigError(
+            f"extends of {path}",
+            got=repr(below),
+            rule="must be the path of a YAML file",
+            remedy="It is taken from the folder of the file that extends.",
+        )
+    return _merge(_read_over(path.parent / below, (*above, place)), data)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    >>> _merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": None})
+    {'a': {'b': 4, 'c': 2}, 'd': None}
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of ``data`` with ``dotted.key=value`` texts applied; values are read as YAML.
 
@@ -194,7 +242,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: If anything in it is wrong.
     """
-    data = apply_overrides(read_yaml(path), overrides)
+    data = apply_overrides(read_config(path), overrides)
     if data.get("name") is None:
         data["name"] = path.stem
     return validate(RunConfig, data)

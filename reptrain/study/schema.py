@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import Frozen, Seed
-from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
+from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
 
@@ -79,7 +79,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     data = read_yaml(path)
     data.setdefault("name", path.stem)
     if isinstance(data.get("base"), str):
-        data["base"] = read_yaml(path.parent / data["base"])
+        data["base"] = read_config(path.parent / data["base"])
     for section in ("set", "axes"):
         data[section] = flatten(data.get(section) or {})
     for text in overrides:
