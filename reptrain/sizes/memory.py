@@ -1,0 +1,134 @@
+"""Memory of one GPU: what ZeRO keeps of the model, and what the forward pass keeps for the backward pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig, StackShape, is_gated
+from reptrain.config.schema import ExampleShape
+from reptrain.sizes.flops import Precision
+from reptrain.sizes.parameters import embedding_rows
+
+_FULL = 4
+_BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16": 2}
+_MOMENTS = 8
+
+
+def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: Precision) -> int | None:
+    """Weights, gradients and AdamW's state on one GPU, without buffers of communication.
+
+    Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
+    keeps an fp32 copy of the weights beside the moments, in fp32 too.
+
+    Args:
+        num_parameters: All of the model's, idle ones too.
+        stage: Of ZeRO. 1 divides the optimizer's state among the GPUs, 2 the gradients too, 3 all.
+        world_size: GPUs.
+        precision: Of the run.
+
+    Returns:
+        Bytes, or None for low precision at stage 0, which is no way to train here.
+
+    Source:
+        Rajbhandari et al., "ZeRO: Memory optimizations toward training trillion parameter models", 2020,
+        section 5.
+    """
+    weights = _BYTES[precision]
+    gradients = _FULL if precision == "bf16" else weights
+    if stage == 0:
+        return num_parameters * (weights + gradients + _MOMENTS) if weights == _FULL else None
+    parts = [weights, gradients, _FULL + _MOMENTS]
+    whole = sum(parts[: 3 - stage])
+    return num_parameters * whole + -(-num_parameters * (sum(parts) - whole) // world_size)
+
+
+class ActivationBytes(NamedTuple):
+    """What the forward pass keeps for the backward pass, for the windows of one micro-batch."""
+
+    fused: int
+    """Where the attention's weights are computed again in the backward pass, as fused kernels do."""
+    weights_kept: int
+    """Where they are kept: plain attention on a CPU with a bias or with dropout of its weights."""
+
+
+def activation_bytes(
+    config: ModelConfig,
+    vocab_size: int,
+    shape: ExampleShape,
+    *,
+    windows: int,
+    precision: Precision,
+    recompute: bool,
+) -> ActivationBytes:
+    """Activations by what the modules here keep, in units of e bytes (4 in fp32, else 2) a position:
+
+    each norm its input in fp32, the normalized and the scaled state, d (4 + 2 e); attention queries, output,
+    keys and values, 2 (H + K) N e, and H sums in fp32; a gated MLP 4 F e, one with GELU 2 F e, with ReLU F e
+    (2 F e with dropout); a sparse MLP that for each of a token's experts, and 2 d e for its way there and
+    back; the head V logarithms in fp32. Kept attention weights add H (4 + e) a pair of positions.
+    Recomputing keeps each layer's input, d e, and one whole layer.
+
+    Args:
+        config: The model.
+        vocab_size: Ids of the tokenizer.
+        shape: Tokens that encoder and decoder see of the window.
+        windows: Of the micro-batch.
+        precision: Of the run.
+        recompute: `train.activation_checkpointing`.
+
+    Source:
+        The way of counting is that of Korthikanti et al., "Reducing activation recomputation in large
+        transformer models", 2022, section 4; the terms are those of this code.
+    """
+    size, (source, target) = _BYTES[precision], shape
+    norm = config.d_model * (_FULL + 2 * size)
+    fused = windows * target * (norm + _FULL * embedding_rows(config, vocab_size))
+    if isinstance(config, DecoderConfig):
+        stacks = [(config.stack, target, target * target, 2, 0)]
+    else:
+        fused += windows * source * norm
+        decoder_pairs = target * (target + source)
+        stacks = [
+            (config.encoder, source, source * source, 2, 0),
+            (config.decoder, target, decoder_pairs, 3, source),
+        ]
+    kept = fused
+    for shape_of_stack, positions, pairs, norms, read in stacks:
+        layers = _layers(config, shape_of_stack, positions, norms=norms, read=read, size=size)
+        layers = [windows * layer for layer in layers]
+        weights = windows * pairs * config.num_heads * (_FULL + size)
+        inputs = len(layers) * windows * positions * config.d_model * size
+        fused += inputs + max(layers) if recompute else sum(layers)
+        kept += inputs + max(layers) + weights if recompute else sum(layers) + len(layers) * weights
+    return ActivationBytes(fused, kept)
+
+
+def _layers(
+    config: ModelConfig, shape: StackShape, positions: int, *, norms: int, read: int, size: int
+) -> list[int]:
+    """Bytes of each layer for one window; ``read`` positions of the encoder give keys and values too."""
+    heads, width = config.num_heads, config.num_heads * config.head_dim
+    kv_width = config.kv_heads * config.head_dim if isinstance(config, DecoderConfig) else width
+    attentions = 2 if read else 1
+    position = norms * config.d_model * (_FULL + 2 * size)
+    position += attentions * (2 * width * size + heads * _FULL) + 2 * kv_width * size
+    crossed = read * 2 * kv_width * size
+    mlps = (_mlp(config, shape.sparse(layer), size) for layer in range(shape.num_layers))
+    return [positions * (position + mlp) + crossed for mlp in mlps]
+
+
+def _mlp(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
+    if sparse is None:
+        return _hidden(config, config.dropout.mlp) * config.d_ff * size
+    expert = _hidden(config, config.dropout.expert) * (sparse.d_ff or config.d_ff)
+    shared = _hidden(config, config.dropout.mlp) * sparse.shared_d_ff
+    # The router reads an fp32 copy, and keeps logits and scores.
+    router = 2 * sparse.num_experts * _FULL + (config.d_model * _FULL if size < _FULL else 0)
+    return (sparse.top_k * (expert + 2 * config.d_model) + shared) * size + router
+
+
+def _hidden(config: ModelConfig, dropout: float) -> int:
+    """How often a hidden unit is kept."""
+    if is_gated(config.mlp):
+        return 4
+    return 1 if config.mlp == "relu" and dropout == 0 else 2
