@@ -255,6 +255,15 @@ class RunConfig(Frozen):
         counts = span_counts(tokens, objective.noise_density, objective.mean_span_tokens)
         return ExampleShape(counts.inputs, counts.targets)
 
+    def micro_batch_windows(self, world_size: int) -> int:
+        """Rows of one forward pass: the configured number, or a rank's whole share of a batch.
+
+        Either way whole routing groups.
+        """
+        group = self.model.moe.group_windows if self.model.moe else 1
+        share = -(-self.train.batch_windows // (world_size * group)) * group
+        return min(self.train.micro_batch_windows or share, share)
+
     @model_validator(mode="after")
     def _low_precision_needs_zero(self) -> Self:
         precision = self.train.precision

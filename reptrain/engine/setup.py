@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,16 +104,6 @@ def _intact(path: Path) -> Store:
     return store
 
 
-def micro_batch_of(config: RunConfig, world: World) -> int:
-    """Rows of one forward pass: the configured number, or the rank's whole share of a batch.
-
-    Either way whole routing groups.
-    """
-    group = config.model.moe.group_windows if config.model.moe else 1
-    share = math.ceil(config.train.batch_windows / (world.world_size * group)) * group
-    return min(config.train.micro_batch_windows or share, share)
-
-
 @dataclass(frozen=True)
 class Training:
     """All that the loop calls upon."""
@@ -151,7 +140,7 @@ def build_engine(
 
 def prepare(config: RunConfig, data: Data, world: World) -> Training:
     """Build everything for the loop, on every rank alike."""
-    micro_batch_windows = micro_batch_of(config, world)
+    micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
     loader = Loader(
         stream=data.stream,
