@@ -1,5 +1,6 @@
 # make demo    set up .venv, then the main job on real text, ending in runs/demo/report.html
 # make test    set up .venv with the test extras, then the tests (CPU, minutes)
+# make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick test test-all check format clean
+.PHONY: help demo demo-quick megablocks test test-all check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -27,6 +28,13 @@ $(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
 $(VENV)/.test: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.run
+
+# It pins an older torch, and its compiled parts want CUDA: so it is no extra.
+megablocks: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		megablocks==0.10.0 stanford-stk==0.7.1 $(if $(shell command -v nvcc),grouped_gemm==0.3.0)
+	@$(if $(shell command -v nvcc),true,echo "no nvcc: without its compiled parts MegaBlocks runs in tests only")
 
 demo: $(VENV)/.run
 	$(BIN)/reptrain demo

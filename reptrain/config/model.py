@@ -78,8 +78,9 @@ class MoEConfig(Frozen):
     """The same in evaluation; null: as in training."""
     group_windows: Positive = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
-    backend: Literal["grouped", "loop"] = "grouped"
-    """How the experts are multiplied: all in one call, or one after the other (the plain reference)."""
+    backend: Literal["grouped", "megablocks", "loop"] = "grouped"
+    """How the experts are multiplied: all in one call, by MegaBlocks (`make megablocks`), or one after the
+    other (the plain reference)."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:

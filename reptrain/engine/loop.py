@@ -28,6 +28,7 @@ from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
 from reptrain.engine.watch import watching
 from reptrain.errors import ReptrainError, RunError
+from reptrain.model.megablocks import require_megablocks
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 
@@ -63,6 +64,8 @@ def train(
     """
     device = choose_device(config.train.device)
     check_precision(config.train.precision, device)
+    if config.model.moe is not None and config.model.moe.backend == "megablocks":
+        require_megablocks()
     data = open_data(config)
     with ExitStack() as held:
         if stop is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, MoEConfig, is_gated
+from reptrain.model.megablocks import megablocks_mm
 from reptrain.model.mlp import activate
 from reptrain_kernels import counter
 from reptrain_kernels.grouped import grouped_mm
@@ -46,7 +47,7 @@ class Experts(nn.Module):
             count_E: int64, how many are each expert's; together N.
             key_N: int64, a dropout key of each assignment; None drops nothing.
         """
-        multiply = grouped_mm if self.backend == "grouped" else _one_by_one
+        multiply = _PRODUCTS[self.backend]
         gate_NF = None if self.gate is None else multiply(x_ND, self.gate, count_E)
         h_NF = activate(self.activation, multiply(x_ND, self.up, count_E), gate_NF)
         if key_N is not None and self.dropout > 0:
@@ -58,3 +59,6 @@ def _one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
     """The plain reference."""
     parts = x_NI.split(count_E.tolist())
     return torch.cat([part @ weight_OI.T for part, weight_OI in zip(parts, weight_EOI, strict=True)])
+
+
+_PRODUCTS = {"grouped": grouped_mm, "megablocks": megablocks_mm, "loop": _one_by_one}

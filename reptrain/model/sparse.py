@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, MoEConfig
+from reptrain.model.dispatch import Dispatch
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.experts import Experts
+from reptrain.model.megablocks import MegaBlocksDispatch
 from reptrain.model.mlp import MLP
 from reptrain.model.router import Choice, RoutedTokens, Router, RouterLosses, by_group, expert_counts
 from reptrain_kernels import counter
@@ -105,30 +107,19 @@ class SparseMLP(nn.Module):
         return y_BTD, self._sum_up(choice, losses, routed.is_token_BT, routed.num_targets_B)
 
     def _through_experts(self, x_BTD: Tensor, choice: Choice, keys_PB: Tensor | None) -> Tensor:
-        """Sort the assignments by expert, transform, put them back, and add up each token's, weighted.
+        dispatch_class = MegaBlocksDispatch if self.config.backend == "megablocks" else Dispatch
+        dispatch = dispatch_class(choice.expert_BTK, self.config.num_experts)
+        key_N = None if keys_PB is None else self._keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
+        y_ND = self.experts(dispatch.send(x_BTD), dispatch.count_E, key_N)
+        return dispatch.collect(y_ND, choice.gate_BTK)
 
-        Every assignment is computed, so that shapes are static; one that takes no part has weight 0.
-        """
-        order_N = choice.expert_BTK.flatten().argsort(stable=True)
-        count_E = torch.bincount(choice.expert_BTK.flatten(), minlength=self.config.num_experts)
-        # Spread out before it is sorted: the gradient is then put back, and summed in a fixed order.
-        x_BTKD = x_BTD[:, :, None].expand(*choice.expert_BTK.shape, -1)
-        y_ND = self.experts(x_BTKD.flatten(0, 2)[order_N], count_E, self._keys(choice, order_N, keys_PB))
-        place_N = torch.empty_like(order_N).scatter_(
-            0, order_N, torch.arange(len(order_N), device=order_N.device)
-        )
-        y_BTKD = y_ND[place_N].view(x_BTKD.shape)
-        return (y_BTKD * choice.gate_BTK[..., None].to(y_BTKD.dtype)).sum(2)
-
-    def _keys(self, choice: Choice, order_N: Tensor, keys_PB: Tensor | None) -> Tensor | None:
-        """A key for each assignment, folded from the row's, the slot among the token's experts and the
-        position, so that dispatch takes the identity of a token along."""
-        if keys_PB is None:
-            return None
-        _, positions, slots = choice.expert_BTK.shape
-        position_T1, slot_K = (torch.arange(n, device=keys_PB.device) for n in (positions, slots))
+    def _keys(self, expert_BTK: Tensor, keys_PB: Tensor) -> Tensor:
+        """A key for each assignment, int64 [N], folded from the row's, the slot among the token's experts and
+        the position, so that dispatch takes the identity of a token along."""
+        _, positions, slots = expert_BTK.shape
+        position_T, slot_K = (torch.arange(n, device=keys_PB.device) for n in (positions, slots))
         key_BK = counter.fold(keys_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
-        return counter.fold(key_BK[:, None], position_T1[:, None]).flatten()[order_N]
+        return counter.fold(key_BK[:, None], position_T[:, None]).flatten()
 
     def _sum_up(
         self, choice: Choice, losses: RouterLosses, is_token_BT: Tensor, num_targets_B: Tensor
