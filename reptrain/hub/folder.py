@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
 from reptrain.files import write_atomically
 from reptrain.hub.architecture import Architecture
@@ -24,6 +24,7 @@ from reptrain.hub.gpt2 import GPT2
 from reptrain.hub.llama import LLAMA, MIXTRAL
 from reptrain.hub.parts import Part, join, shape_of, take_apart
 from reptrain.hub.t5 import SWITCH, T5
+from reptrain.hub.tokenizer_files import SpecialIds
 
 ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
 CONFIG = "config.json"
@@ -71,6 +72,16 @@ class ModelFolder:
                 remedy="reptrain has no such model.",
             ) from error
         return cls(path, settings, known[name], config)
+
+    def special_ids(self) -> SpecialIds:
+        """What begins and ends a text, as its config.json has it."""
+        settings = self.settings
+        end = settings.get("eos_token_id")
+        ends = end if isinstance(end, list) else [] if end is None else [end]
+        start = settings.get("bos_token_id")
+        if isinstance(self.config, T5Config):
+            start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
+        return SpecialIds(start, tuple(ends))
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -145,14 +156,18 @@ class ModelFolder:
 
     def _check_copies(self, opened: Mapping[Path, Any], parts: Iterable[Part]) -> None:
         """A tensor that repeats the embedding must do so."""
-        read = {part.theirs for part in parts}
-        for name in sorted({_HEAD, *self.architecture.copies} & self.files.keys() - read):
-            embedding = self.architecture.embedding
+        embedding = self.architecture.embedding
+        own_head = any(part.ours == ("head.weight",) for part in parts)
+        for name in sorted(({*self.architecture.copies} | {_HEAD}) & self.files.keys()):
+            if name == _HEAD and own_head:
+                continue
             one, other = (opened[self.files[key]].get_tensor(key) for key in (embedding, name))
             if not torch.equal(one, other):
                 raise self._wrong(
                     f"other values in {name} than in {embedding}",
-                    "must tie them, as its tie_word_embeddings says",
+                    "must tie them, as its tie_word_embeddings says"
+                    if name == _HEAD
+                    else "must have one embedding for encoder and decoder",
                 )
 
     def _wrong(self, got: str, rule: str) -> HubError:

@@ -11,6 +11,7 @@ from reptrain.hub.architecture import Architecture, Settings, check_readable, ch
 from reptrain.hub.parts import Part
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
+_COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
 # Tokens of one sequence that an expert of Switch takes there: more than any sequence has.
 _NO_LIMIT = 2**31 - 1
 
@@ -18,6 +19,10 @@ _NO_LIMIT = 2**31 - 1
 def _parts(config: ModelConfig) -> Iterator[Part]:
     assert isinstance(config, T5Config)
     yield Part("shared.weight", ("embedding.weight",))
+    if config.moe is not None and not config.tie_embeddings:
+        # An untied Switch there has a table in each stack, and reads those.
+        for name in sorted(_COPIES):
+            yield Part(name, ("embedding.weight",))
     for name, shape in (("encoder", config.encoder), ("decoder", config.decoder)):
         yield from _stack(config, name, shape)
     if not config.tie_embeddings:
@@ -195,8 +200,6 @@ def _read_switch(settings: Settings) -> ModelConfig:
         remedy="reptrain has no such model.",
     )
 
-
-_COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
 
 T5 = Architecture(
     model_type="t5",

@@ -33,6 +33,15 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
     """
+    model = empty_model(config, vocab_size=vocab_size)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(initial_weights(config, name, parameter.shape, seed))
+    return model
+
+
+def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
+    """A model on the CPU in fp32 whose weights are yet to be filled in."""
     model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
     with torch.device("meta"):
         model = model_class(config, vocab_size=vocab_size)
@@ -40,9 +49,6 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
     model.tie_head()
     for buffer in model.buffers():
         buffer.zero_()
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            parameter.copy_(initial_weights(config, name, parameter.shape, seed))
     return model
 
 

@@ -7,19 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("transformers", reason="transformers is not installed: no parity")
 
-from their_models import MADE, make, ours_from, rows, save
+from their_models import MADE, close, make, ours_from, rows, save
 
 ENCODER_DECODERS = [kind for kind in MADE if kind.startswith(("t5", "switch"))]
 DECODERS = [kind for kind in MADE if kind not in ENCODER_DECODERS]
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    assert expected.std() > 0.3
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(autouse=True)

@@ -95,3 +95,9 @@ def rows(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
     is_token_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids_BT = torch.randint(2, VOCAB, is_token_BT.shape, generator=generator)
     return ids_BT * is_token_BT, is_token_BT.long()
+
+
+def close(found: Tensor, expected: Tensor, *, spread: float = 0.3) -> None:
+    """Equal to 1e-5, and far from uniform."""
+    assert expected.std() > spread
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -1,0 +1,275 @@
+"""Models that were trained, here or elsewhere: opened from a run, a checkpoint, an import, or a Hugging Face
+folder, without DeepSpeed.
+
+An imported model is a folder like a run's, without plan and records:
+
+    model.yaml             the model, and the ids that begin and end a text
+    tokenizer.model, .json the tokenizer, where it came with one
+    parent.json            where it came from
+    checkpoints/step-0/    its weights, as a run keeps them
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from pydantic import Field, ValidationError
+
+from reptrain.config import RunConfig
+from reptrain.config.base import Frozen
+from reptrain.config.load import read_yaml, validate
+from reptrain.config.model import ModelConfig
+from reptrain.engine import checkpoint
+from reptrain.engine.checkpoint import Manifest
+from reptrain.engine.distributed import World
+from reptrain.engine.state import WEIGHT, Piece
+from reptrain.engine.state_files import read_pieces
+from reptrain.errors import ReptrainError, RunError, TokenizerError
+from reptrain.hub import ModelFolder
+from reptrain.hub.folder import CONFIG
+from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
+from reptrain.model import Decoder, EncoderDecoder
+from reptrain.model.init import empty_model
+from reptrain.runs.folder import RunFolder
+from reptrain.store import open_store
+from reptrain.text import Tokenizer
+
+_ALONE = World(0, 1, 0, torch.device("cpu"))
+MODEL_FILE = "model.yaml"
+
+
+class ImportedModel(Frozen):
+    """`model.yaml`."""
+
+    model: ModelConfig
+    """The model; `vocab_size` is set."""
+    start_id: int | None
+    """What a decoder reads before the first token; null: nothing."""
+    end_ids: list[int] = Field(default_factory=list)
+    """After any of these, a text is over."""
+    window_tokens: int | None = None
+    """Positions that it is meant for, where it says so."""
+
+
+class TrainedModel(ABC):
+    """A model with its weights.
+
+    Args:
+        path: Where it was opened.
+        config: The model; `vocab_size` is set.
+        step: Steps of the run that made it; None where there was none.
+        window_tokens: Positions that it was trained with or is meant for; None where that is not known.
+    """
+
+    def __init__(
+        self, path: Path, config: ModelConfig, *, step: int | None, window_tokens: int | None
+    ) -> None:
+        self.path, self.config, self.step, self.window_tokens = path, config, step, window_tokens
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of the weights; in a Hugging Face folder that reads them all."""
+
+    @abstractmethod
+    def own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that it was trained with; None where none is known.
+
+        Raises:
+            ReptrainError: If it should be there and cannot be read.
+        """
+
+    @abstractmethod
+    def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
+        """What begins and ends a text."""
+
+    @abstractmethod
+    def fill(self, model: Decoder | EncoderDecoder) -> None:
+        """Read the weights into a model of `config`, on the CPU in fp32.
+
+        Raises:
+            ReptrainError: If they are not whole.
+        """
+
+    @property
+    def rows(self) -> int:
+        """Of the embedding."""
+        assert self.config.vocab_size is not None
+        return self.config.vocab_size
+
+    def load(self, config: ModelConfig | None = None) -> Decoder | EncoderDecoder:
+        """The model in evaluation mode, on the CPU in fp32.
+
+        Args:
+            config: What is built, where it differs in what has no weights; None: `config`.
+        """
+        model = empty_model(config or self.config, vocab_size=self.rows)
+        self.fill(model)
+        return model.eval()
+
+    def tokenizer(self, path: Path | None = None) -> Tokenizer:
+        """Its tokenizer, or another file of the same.
+
+        Args:
+            path: The file; None takes its own.
+
+        Raises:
+            TokenizerError: If there is none, or one of more ids than the embedding has rows.
+        """
+        try:
+            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path)
+        except ReptrainError as error:
+            raise TokenizerError(
+                f"tokenizer of {self.path}",
+                got=str(error.got),
+                rule=f"must be there: {error.what} {error.rule}",
+                remedy="Name its file with --tokenizer.",
+            ) from error
+        if tokenizer is None:
+            raise TokenizerError(
+                f"tokenizer of {self.path}",
+                got="no file of one",
+                rule="must be there",
+                remedy="Name its file with --tokenizer.",
+            )
+        if tokenizer.vocab_size > self.rows:
+            raise TokenizerError(
+                f"tokenizer of {self.path}",
+                got=f"{tokenizer.vocab_size} ids",
+                rule=f"must have at most as many as the embedding has rows, {self.rows}",
+                remedy="Name the one that the model was trained with.",
+            )
+        return tokenizer
+
+
+class _Checkpointed(TrainedModel):
+    """Its weights lie in a checkpoint of ours."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, place: Path, manifest: Manifest, window_tokens: int | None
+    ) -> None:
+        rows = manifest.parameters["embedding.weight"][0]
+        config = config.model_copy(update={"vocab_size": rows})
+        super().__init__(path, config, step=manifest.step, window_tokens=window_tokens)
+        self._place, self._manifest = place, manifest
+
+    def fingerprint(self) -> str:
+        """Of the weights: of what the checkpoint's manifest says of its files."""
+        text = " ".join(f"{name} {file.sha256}" for name, file in sorted(self._manifest.files.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def fill(self, model: Decoder | EncoderDecoder) -> None:
+        """Read the weights and the routers' votes; see `TrainedModel.fill`."""
+        weights = model.state_dict(keep_vars=True)
+        wanted = [Piece(name, 0, {WEIGHT: p.detach().view(-1)}) for name, p in model.named_parameters()]
+        read_pieces([self._place / name for name in self._manifest.files], wanted)
+        for name, votes in self._manifest.votes.items():
+            if name in weights:
+                weights[name].copy_(torch.tensor(votes))
+
+
+class _RunModel(_Checkpointed):
+    def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest) -> None:
+        super().__init__(path, run.model, place, manifest, run.window_tokens)
+        self._run = run
+
+    def own_tokenizer(self) -> Tokenizer:
+        return open_store(Path(next(iter(self._run.sources.values())).store)).tokenizer()
+
+    def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
+        return special_ids(tokenizer)
+
+
+class _Imported(_Checkpointed):
+    def __init__(self, path: Path, imported: ImportedModel, place: Path, manifest: Manifest) -> None:
+        super().__init__(path, imported.model, place, manifest, imported.window_tokens)
+        self._special = SpecialIds(imported.start_id, tuple(imported.end_ids))
+
+    def own_tokenizer(self) -> Tokenizer | None:
+        return read_tokenizer(self.path)
+
+    def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
+        return self._special
+
+
+class _FolderModel(TrainedModel):
+    def __init__(self, path: Path) -> None:
+        self._folder = ModelFolder.open(path)
+        super().__init__(
+            path,
+            self._folder.config,
+            step=None,
+            window_tokens=self._folder.settings.get("max_position_embeddings"),
+        )
+
+    def fingerprint(self) -> str:
+        """Of the weights: of the files that hold them."""
+        digest = hashlib.sha256()
+        for path in sorted(set(self._folder.files.values())):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+    def own_tokenizer(self) -> Tokenizer | None:
+        return read_tokenizer(self.path)
+
+    def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
+        return self._folder.special_ids()
+
+    def fill(self, model: Decoder | EncoderDecoder) -> None:
+        self._folder.load(dict(model.named_parameters()))
+
+
+def open_trained(path: Path, step: int | None = None) -> TrainedModel:
+    """Open a model that was trained.
+
+    Args:
+        path: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
+        step: Of a run, whose checkpoint; None takes the newest that is whole.
+
+    Raises:
+        ReptrainError: If there is none, or none that is whole.
+    """
+    if path.parent.name == "checkpoints" and path.name.startswith("step-") and step is None:
+        path, step = path.parent.parent, int(path.name.removeprefix("step-"))
+    if (path / CONFIG).exists() and not (path / "checkpoints").exists():
+        if step is not None:
+            raise _wrong(path, f"step {step} of a Hugging Face folder", "has one set of weights")
+        return _FolderModel(path)
+    if (path / MODEL_FILE).exists():
+        imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
+        return _Imported(path, imported, *_checkpoint(path, step))
+    if (path / "plan.json").exists():
+        return _RunModel(path, RunFolder.open(path).config, *_checkpoint(path, step))
+    raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG} there", "must be the folder of a model")
+
+
+def _checkpoint(path: Path, step: int | None) -> tuple[Path, Manifest]:
+    folder = path / "checkpoints"
+    if step is None:
+        found = checkpoint.find(folder, world=_ALONE)
+        if found.path is None or found.manifest is None:
+            raise _wrong(path, "no checkpoint there yet", "must have a checkpoint")
+        return found.path, found.manifest
+    place = folder / f"step-{step}"
+    try:
+        manifest = Manifest.read(place)
+        problems = (expected.problem(place / name) for name, expected in manifest.files.items())
+        problem = next((text for text in problems if text), None)
+    except (OSError, ValueError) as error:
+        problem = "of another version" if isinstance(error, ValidationError) else str(error)
+    if problem is not None:
+        kept = ", ".join(sorted(found.name for found in folder.glob("step-*")))
+        raise _wrong(place, problem, f"must be a whole checkpoint (there are {kept or 'none'})")
+    return place, manifest
+
+
+def _wrong(path: Path, got: str, rule: str) -> RunError:
+    return RunError(
+        f"model {path}",
+        got=got,
+        rule=rule,
+        remedy="Name a run folder, one of its checkpoints, or a Hugging Face folder.",
+    )

@@ -1,0 +1,107 @@
+"""Folders that are not what they say: one clear error each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed: no folders")
+
+from safetensors.torch import load_file, save_file
+from their_models import T5, make, ours_from, save
+
+from reptrain.errors import HubError
+from reptrain.hub import ModelFolder
+
+Tensors = dict[str, torch.Tensor]
+Q = "encoder.block.1.layer.0.SelfAttention.q.weight"
+
+
+def rewrite(path: Path, change: Callable[[Tensors], Any]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+def settings(path: Path, **changed: Any) -> None:
+    found = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(found | changed))
+
+
+TENSORS: dict[str, tuple[str, Callable[[Tensors], Any], str]] = {
+    "missing": ("t5-1.0", lambda t: t.pop(Q), f"no tensor {Q}"),
+    "extra": ("t5-1.0", lambda t: t.update(more=torch.ones(2)), "no tensor that the model has not, but got the tensor more"),
+    "misshapen": ("t5-1.0", lambda t: t.update({Q: torch.ones(2, 3)}), r"q.weight of shape \(2, 3\)"),
+    "another head": (
+        "t5-1.0", lambda t: t.update({"lm_head.weight": t["shared.weight"] + 1}), "must tie them",
+    ),
+    "another embedding": (
+        "switch", lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"] + 1}),
+        "one embedding for encoder and decoder",
+    ),
+    "no head": ("llama", lambda t: t.pop("lm_head.weight"), "no tensor lm_head.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_wrong_tensors_are_named(case: str, tmp_path: Path) -> None:
+    kind, change, words = TENSORS[case]
+    rewrite(save(make(kind), tmp_path), change)
+    with pytest.raises(HubError, match=words):
+        ours_from(tmp_path)
+
+
+SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unknown architecture": ("llama", {"model_type": "mamba"}, "must be one of t5, switch"),
+    "biases": ("llama", {"attention_bias": True}, "attention_bias in config.json"),
+    "another activation": ("t5-1.0", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"),
+    "long context": ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type yarn"),
+    "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be there"),
+    "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": 10}, "d_model must be num_heads times"),
+    "first layer sparse": (
+        "switch", {"encoder_sparse_step": 3}, r"sparse layers \[1\] of the encoder and \[1, 3\]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_wrong_settings_are_named(case: str, tmp_path: Path) -> None:
+    kind, changed, words = SETTINGS[case]
+    settings(save(make(kind), tmp_path), **changed)
+    with pytest.raises(HubError, match=words):
+        ModelFolder.open(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="No such file"):
+        ModelFolder.open(tmp_path)
+    save(make("t5-1.0"), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    with pytest.raises(HubError, match="must be a readable safetensors file"):
+        ours_from(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(HubError, match="No such file"):
+        ours_from(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(HubError, match="must be a readable JSON object"):
+        ModelFolder.open(tmp_path)
+
+
+def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> None:
+    """Transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
+    theirs = make("t5-1.1", own_head=False)
+    ours = ours_from(save(theirs, tmp_path))
+    tokens_BT = torch.arange(2, 42).view(2, 20)
+    ones_BT = torch.ones_like(tokens_BT)
+    with torch.no_grad():
+        logits_BTV = ours(tokens_BT, tokens_BT, source_segments_BS=ones_BT, segments_BT=ones_BT)
+        expected_BTV = theirs(input_ids=tokens_BT, decoder_input_ids=tokens_BT).logits
+    assert not ours.config.tie_embeddings
+    # Unscaled, the logits are sqrt(d_model) times as large.
+    scale = T5["d_model"] ** 0.5
+    torch.testing.assert_close(logits_BTV / scale, expected_BTV / scale, rtol=0, atol=1e-5)

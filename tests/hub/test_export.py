@@ -1,0 +1,154 @@
+"""Our models as Hugging Face folders: transformers loads them, and gives our logits and our greedy tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed: no parity")
+
+import transformers
+from their_models import MADE, close, make, rows, save
+
+from reptrain.config import RunConfig
+from reptrain.engine.exchange import export_model, import_model
+from reptrain.engine.loop import train
+from reptrain.engine.trained import open_trained
+from reptrain.errors import HubError, ReptrainError
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained_run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains for a step or two with the given overrides."""
+
+    def make_run(*overrides: str) -> Path:
+        out = tmp_path_factory.mktemp("runs") / "run"
+        with torch.enable_grad():
+            train(tiny("train.total_tokens=800", "checkpoint.keep_last=2", *overrides), out)
+        return out
+
+    return make_run
+
+
+T5 = (
+    "objective.name=span_corruption", "model={family: t5, d_model: 32, num_encoder_layers: 2,"
+    " num_decoder_layers: 2, num_heads: 2, head_dim: 16, d_ff: 64}",
+)  # fmt: skip
+RUNS: dict[str, tuple[str, ...]] = {
+    "llama": (),
+    "shared": ("model.num_layers=4", "model.num_stored_layers=2", "model.tie_embeddings=false"),
+    "mixtral": ("model.moe={num_experts: 4, top_k: 2}",),
+    "gpt": (
+        "model.norm=layernorm", "model.positions=learned", "model.max_positions=64", "model.mlp=gelu",
+        "model.bias=true",
+    ),
+    "t5-1.1": T5,
+    "t5-1.0": (*T5, "model.mlp=relu", "model.tie_embeddings=true"),
+    "switch": (
+        *T5, "model.mlp=relu", "model.moe={num_experts: 4, top_k: 1, every: 2, capacity_factor: 1.25}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_exported_run_gives_our_logits_in_transformers(
+    kind: str, trained_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained_run(*RUNS[kind])
+    told = export_model(run, tmp_path / "out", max_shard_bytes=40_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    trained = open_trained(run)
+    # Without capacity, as the export has it.
+    config = trained.config
+    if config.moe is not None:
+        moe = config.moe.model_copy(update={"capacity_factor": None, "eval_capacity_factor": None})
+        config = config.model_copy(update={"moe": moe})
+    ours = trained.load(config)
+    tokens_BT, is_token_BT = rows([40, 25, 1], 3)
+    counted = is_token_BT.bool()
+    if config.family == "t5":
+        auto = transformers.AutoModelForSeq2SeqLM
+        logits_BTV = ours(tokens_BT, tokens_BT, source_segments_BS=is_token_BT, segments_BT=is_token_BT)
+        inputs = {"decoder_input_ids": tokens_BT, "decoder_attention_mask": is_token_BT}
+    else:
+        auto, inputs = transformers.AutoModelForCausalLM, {}
+        logits_BTV = ours(tokens_BT, is_token_BT=counted)
+    theirs, info = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected_BTV = theirs.eval()(input_ids=tokens_BT, attention_mask=is_token_BT, **inputs).logits
+    close(logits_BTV[counted], expected_BTV[counted], spread=0.01)
+    stored = sum(parameter.numel() for parameter in ours.parameters())
+    assert told.parameters == stored and told.step == open_trained(run).step
+    # Shared layers are copied, and so is the embedding of an untied Switch.
+    if kind not in ("shared", "switch"):
+        assert sum(parameter.numel() for parameter in theirs.parameters()) == stored
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path) -> None:
+    theirs = make(kind)
+    imported = import_model(save(theirs, tmp_path / "theirs"), tmp_path / "ours")
+    assert imported.parameters == sum(parameter.numel() for parameter in theirs.parameters())
+    again = open_trained(tmp_path / "ours").load()
+    for (name, parameter), other in zip(
+        open_trained(tmp_path / "theirs").load().named_parameters(), again.parameters(), strict=True
+    ):
+        assert torch.equal(parameter, other), name
+    record = json.loads((tmp_path / "ours" / "parent.json").read_text())
+    assert record["weights"] == open_trained(tmp_path / "theirs").fingerprint()
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "shared_d_ff": (("model.moe={num_experts: 4, shared_d_ff: 8}",), "moe.shared_d_ff"),
+    "sigmoid": (("model.moe={num_experts: 4, score: sigmoid}",), "moe.score"),
+    "bias": (("model.moe={num_experts: 4, bias_rate: 0.01}",), "moe.bias_rate"),
+    "every": (("model.moe={num_experts: 4, every: 2}",), "moe.every"),
+    "switch top-k": ((*T5, "model.mlp=relu", "model.moe={num_experts: 4}"), "moe.top_k"),
+    "switch gated": ((*T5, "model.moe={num_experts: 4, top_k: 1}"), "model.mlp"),
+    "geglu": (("model.mlp=geglu",), "model.mlp"),
+    "layernorm": (("model.norm=layernorm",), "model.norm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_transformers_has_not_is_refused_by_name(kind: str, tiny: MakeConfig) -> None:
+    from reptrain.hub import model_settings
+
+    overrides, name = REFUSED[kind]
+    with pytest.raises(HubError, match=name):
+        model_settings(tiny(*overrides).model, rows=512)
+
+
+def test_switch_every_fourth_is_refused(tiny: MakeConfig) -> None:
+    from reptrain.hub import model_settings
+
+    overrides = (*T5, "model.mlp=relu", "model.num_encoder_layers=4", "model.num_decoder_layers=4")
+    config = tiny(*overrides, "model.moe={num_experts: 4, top_k: 1, every: 4}").model
+    with pytest.raises(HubError, match="every"):
+        model_settings(config, rows=512)
+
+
+def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(
+    trained_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained_run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReptrainError, match="must be new or empty"):
+        export_model(run, tmp_path)
+    with pytest.raises(ReptrainError, match=r"must be a whole checkpoint \(there are step-"):
+        export_model(run, tmp_path / "out", step=777)
+    with pytest.raises(ReptrainError, match="must be the folder of a model"):
+        export_model(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
