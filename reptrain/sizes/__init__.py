@@ -1,5 +1,6 @@
 """Sizes and costs of models, computed from their configuration."""
 
+from reptrain.sizes.describe import describe_match, describe_sizes, match_text, sizes_text, write_match
 from reptrain.sizes.flops import (
     ForwardFlops,
     forward_flops,
@@ -7,15 +8,29 @@ from reptrain.sizes.flops import (
     published_flops_per_token,
     train_flops_per_window,
 )
+from reptrain.sizes.match import Match, match
+from reptrain.sizes.memory import activation_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
+from reptrain.sizes.subject import Subject, load_subject
 
 __all__ = [
     "ForwardFlops",
+    "Match",
     "ParameterCount",
+    "Subject",
+    "activation_bytes",
     "count_parameters",
+    "describe_match",
+    "describe_sizes",
     "embedding_rows",
     "forward_flops",
+    "load_subject",
+    "match",
+    "match_text",
     "peak_flops",
     "published_flops_per_token",
+    "sizes_text",
+    "state_bytes",
     "train_flops_per_window",
+    "write_match",
 ]

@@ -1,0 +1,69 @@
+"""Commands for the sizes of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reptrain.cli.common import AsJson, Overrides, app, show
+
+VocabSize = Annotated[
+    int | None,
+    typer.Option("--vocab-size", min=1, help="Ids of the tokenizer, where neither model nor store tells."),
+]
+
+
+@app.command()
+def sizes(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file, or one with a model alone.")],
+    overrides: Overrides = None,
+    world_size: Annotated[
+        int, typer.Option("--world-size", min=1, help="GPUs that share the state under ZeRO.")
+    ] = 1,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option("--precision", help="Of the memory told.", show_default="train.precision"),
+    ] = None,
+    vocab_size: VocabSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count a model's parameters, FLOPs and memory without building it."""
+    from reptrain.sizes import describe_sizes, load_subject, sizes_text
+
+    subject = load_subject(config, overrides or [], vocab_size=vocab_size)
+    data = describe_sizes(subject, world_size=world_size, precision=precision)
+    show(data, sizes_text(data), as_json=as_json)
+
+
+@app.command()
+def match(
+    config: Annotated[Path, typer.Argument(help="What changes: a run's YAML file, or a model's alone.")],
+    to: Annotated[Path, typer.Option("--to", help="The YAML file of what it is matched to.")],
+    overrides: Overrides = None,
+    by: Annotated[
+        Literal["total-params", "active-params", "flops"],
+        typer.Option("--by", help="What is to be equal; flops are those of training, for a raw token."),
+    ] = "flops",
+    vary: Annotated[
+        Literal["width", "depth", "experts", "groups", "d_ff"],
+        typer.Option("--vary", help="What is changed; d_ff follows where that alone comes not near enough."),
+    ] = "width",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="How near, relative to what is wanted.")
+    ] = 0.01,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write the changed YAML to.")] = None,
+    vocab_size: VocabSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a model so that it has another's parameters or FLOPs, and write its file."""
+    from reptrain.sizes import describe_match, load_subject, match_text, write_match
+    from reptrain.sizes import match as solve
+
+    subject = load_subject(config, overrides or [], vocab_size=vocab_size)
+    other = load_subject(to, vocab_size=vocab_size)
+    found = solve(subject, other, by=by, vary=vary, tolerance=tolerance)
+    if out is not None:
+        write_match(found, out, config=config, to=to, by=by)
+    show(describe_match(found, by=by), match_text(found, to=to, by=by, out=out), as_json=as_json)

@@ -1,0 +1,169 @@
+"""What `reptrain sizes` and `reptrain match` tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reptrain.config.load import dump_yaml
+from reptrain.config.model import T5Config
+from reptrain.files import write_atomically
+from reptrain.sizes.flops import Precision, published_flops_per_token
+from reptrain.sizes.match import By, Match
+from reptrain.sizes.memory import activation_bytes, state_bytes
+from reptrain.sizes.subject import Subject
+
+_PARAMETERS = {
+    "total": "shared layers once",
+    "active": "of them those that a token meets",
+    "non_embedding": "of the total, without table and head",
+    "run": "those that a token meets, shared layers each time they run",
+}
+_FLOPS = {
+    "all_pairs": "matrix products, scores of all pairs of positions",
+    "visible_pairs": "matrix products, scores of the pairs that are visible",
+    "no_scores": "matrix products without scores",
+    "six_n": "6 N + 12 L H Q T, N with the input embedding (PaLM)",
+}
+
+
+def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | None) -> dict[str, Any]:
+    """Parameters, FLOPs and memory of a model in its setting.
+
+    Args:
+        subject: The model.
+        world_size: GPUs that share the state.
+        precision: Of weights and activations; None: the run's.
+    """
+    if precision is None:
+        precision = subject.run.train.precision if subject.run else "fp32"
+    count, shape = subject.parameters, subject.shape
+    return {
+        "family": subject.model.family,
+        "vocab_size": subject.vocab_size,
+        "parameters": {key: getattr(count, key) for key in _PARAMETERS},
+        "window": {
+            "raw_tokens": subject.window_tokens,
+            "input_tokens": shape.input_tokens,
+            "target_tokens": shape.target_tokens,
+        },
+        "flops": _flops(subject),
+        "memory": _memory(subject, count.total, world_size, precision),
+    }
+
+
+def _flops(subject: Subject) -> dict[str, dict[str, float]]:
+    forward, tokens = subject.forward, subject.window_tokens
+    of_window = {
+        "all_pairs": forward.total,
+        "visible_pairs": forward.causal,
+        "no_scores": forward.products,
+    }
+    if not isinstance(subject.model, T5Config) and subject.vocab_size > 0:
+        per_token = published_flops_per_token(subject.model, subject.vocab_size, tokens)
+        of_window["six_n"] = per_token * tokens // 3
+    return {
+        key: {
+            "forward_per_window": flops,
+            "training_per_window": 3 * flops,
+            "forward_per_token": flops / tokens,
+            "training_per_token": 3 * flops / tokens,
+        }
+        for key, flops in of_window.items()
+    }
+
+
+def _memory(subject: Subject, total: int, world_size: int, precision: Precision) -> dict[str, Any]:
+    states = {
+        f"stage_{stage}": state_bytes(total, stage=stage, world_size=world_size, precision=precision)
+        for stage in range(4)
+    }
+    memory: dict[str, Any] = {"precision": precision, "world_size": world_size, "state_bytes": states}
+    if subject.run is None:
+        return memory
+    windows = subject.run.micro_batch_windows(world_size)
+    memory["micro_batch_windows"] = windows
+    for key, recompute in (("activation_bytes", False), ("activation_bytes_recomputed", True)):
+        memory[key] = activation_bytes(
+            subject.run.model,
+            subject.vocab_size,
+            subject.shape,
+            windows=windows,
+            precision=precision,
+            recompute=recompute,
+        )._asdict()
+    return memory
+
+
+def sizes_text(data: dict[str, Any]) -> str:
+    """The same for the eye."""
+    lines = ["parameters"]
+    for key, words in _PARAMETERS.items():
+        lines.append(f"  {key:<14}{data['parameters'][key]:>22,}  {words}")
+    window = data["window"]
+    read = f"{window['input_tokens']:,} read, " if window["input_tokens"] else ""
+    lines += [
+        "",
+        f"FLOPs of a window of {window['raw_tokens']:,} tokens ({read}{window['target_tokens']:,} predicted);"
+        " training is three forward passes",
+    ]
+    lines.append(f"  {'forward':>10} {'training':>10} {'per token':>10}")
+    for key, flops in data["flops"].items():
+        figures = (flops["forward_per_window"], flops["training_per_window"], flops["training_per_token"])
+        lines.append("  " + " ".join(f"{figure:>10.4g}" for figure in figures) + f"  {_FLOPS[key]}")
+    return "\n".join([*lines, "", *_memory_lines(data["memory"])])
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    lines = [f"memory of each of {memory['world_size']} GPUs in {memory['precision']}"]
+    for stage, size in memory["state_bytes"].items():
+        shown = "no training here" if size is None else _gib(size)
+        lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
+    if "micro_batch_windows" in memory:
+        windows = f"{memory['micro_batch_windows']} windows"
+        kept, recomputed = memory["activation_bytes"], memory["activation_bytes_recomputed"]
+        for size, words in (
+            (kept["fused"], "kept for the backward pass"),
+            (kept["weights_kept"], "where the weights of attention are kept too"),
+            (recomputed["fused"], "with train.activation_checkpointing"),
+            (recomputed["weights_kept"], "with it, one layer's weights of attention kept"),
+        ):
+            lines.append(f"  {_gib(size):>16}  activations of {windows}, {words}")
+    return lines
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.3f} GiB"
+
+
+def describe_match(found: Match, *, by: By) -> dict[str, Any]:
+    """What was changed, and how near that came."""
+    return {
+        "by": by,
+        "wanted": found.wanted,
+        "got": found.got,
+        "off": found.off,
+        "changes": {
+            key: {"before": before, "after": after} for key, (before, after) in found.changes.items()
+        },
+    }
+
+
+def match_text(found: Match, *, to: Path, by: By, out: Path | None) -> str:
+    """The same for the eye."""
+    lines = [f"{key}: {before} -> {after}" for key, (before, after) in found.changes.items()]
+    lines = lines or ["nothing changed"]
+    if out is not None:
+        lines.append(f"written to {out}")
+    return "\n".join([*lines, _how_near(found, to, by)])
+
+
+def _how_near(found: Match, to: Path, by: By) -> str:
+    unit = "training FLOPs a token" if by == "flops" else f"{by.removesuffix('-params')} parameters"
+    return f"{found.got:,.0f} {unit}, {found.off:+.3%} off those of {to}"
+
+
+def write_match(found: Match, out: Path, *, config: Path, to: Path, by: By) -> None:
+    """Write the changed file: what was given, overrides and the file that it extends included."""
+    text = f"# {config} changed by `reptrain match`: {_how_near(found, to, by)}.\n"
+    write_atomically(out, text + dump_yaml(found.subject.data))

@@ -1,0 +1,239 @@
+"""Solving for a size: a model whose parameters or FLOPs are those of another.
+
+One knob is turned, in whole steps:
+
+- width: d_model in steps of the head's width (of a group's, where queries share keys and values), with as many
+  heads as fill it, or in steps of 8 where they do not fill it, and d_ff in proportion.
+- depth: layers, both stacks of an encoder-decoder in proportion, in whole cycles of sparse or stored layers.
+- groups: stored layers, which divide the layers; of both stacks as many in proportion.
+- experts: of each sparse layer.
+- d_ff: hidden units in steps of 8; the experts' and the shared MLP's in proportion.
+
+Where the nearest step of another knob is not near enough, d_ff is moved too, within half and twice its value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reptrain.config.load import set_dotted
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
+from reptrain.errors import ConfigError
+from reptrain.sizes.subject import Subject, subject_of, trainable
+
+By = Literal["total-params", "active-params", "flops"]
+Vary = Literal["width", "depth", "experts", "groups", "d_ff"]
+Changes = dict[str, Any]
+_STEP = 8
+_MOST = {"width": 2**14, "depth": 2**12, "experts": 2**14, "d_ff": 2**17}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A model that was solved for."""
+
+    subject: Subject
+    """It, in its setting."""
+    wanted: float
+    """The other's parameters, or training FLOPs of a raw token, all pairs of positions counted."""
+    got: float
+    """Its own."""
+    changes: dict[str, tuple[Any, Any]]
+    """What differs from the model that was given: by key, the value before and after."""
+
+    @property
+    def off(self) -> float:
+        """How far from what was wanted, relative to it."""
+        return self.got / self.wanted - 1
+
+
+def quantity(subject: Subject, by: By) -> float:
+    """What is matched: parameters, or training FLOPs of a raw token of the window."""
+    if by == "flops":
+        return 3 * subject.forward.total / subject.window_tokens
+    return subject.parameters.total if by == "total-params" else subject.parameters.active
+
+
+def match(subject: Subject, other: Subject, *, by: By, vary: Vary, tolerance: float) -> Match:
+    """Change ``subject`` so that it is as large as ``other``.
+
+    Args:
+        subject: What is changed.
+        other: What it is matched to.
+        by: The quantity that is to be equal.
+        vary: The knob.
+        tolerance: How near is near enough, relative to what is wanted.
+
+    Raises:
+        ConfigError: If the model lacks the knob, or nothing comes near enough.
+    """
+    _, model = trainable(subject, "the model to change")
+    wanted = quantity(other, by)
+    with_changes = _Trial(subject, wanted, by)
+    ranked = with_changes.nearest(_knob(model, vary))
+    if abs(with_changes.distance(ranked[0])) > math.log1p(tolerance) and vary != "d_ff":
+        fine = [with_changes.nearest(_fine(with_changes.of(changes), changes))[0] for changes in ranked]
+        ranked = sorted([*ranked, *fine], key=lambda changes: abs(with_changes.distance(changes)))
+    best = with_changes.of(ranked[0])
+    before, after = subject.run, best.run
+    assert before is not None and after is not None
+    old, new = _flat(before.model.model_dump()), _flat(after.model.model_dump())
+    changes = {key: (old.get(key), value) for key, value in new.items() if old.get(key) != value}
+    result = Match(best, wanted, quantity(best, by), changes)
+    if abs(result.off) > tolerance:
+        raise ConfigError(
+            f"match by {by} with {vary}",
+            got=f"{result.got:.6g} at the nearest, {result.off:+.2%} off",
+            rule=f"must come within {tolerance:.2%} of {wanted:.6g}",
+            remedy="Vary something else, change more by hand, or pass a larger --tolerance.",
+        )
+    return result
+
+
+class _Trial:
+    """The model under changes, and how far each is from what is wanted."""
+
+    def __init__(self, subject: Subject, wanted: float, by: By) -> None:
+        self.subject, self.wanted, self.by = subject, wanted, by
+
+    def of(self, changes: Mapping[str, Any]) -> Subject:
+        data = dict(self.subject.data)
+        for key, value in changes.items():
+            set_dotted(data, f"model.{key}", value)
+        return subject_of(data, self.subject.vocab_size)
+
+    def distance(self, changes: Mapping[str, Any]) -> float:
+        """Logarithm of what it has over what is wanted."""
+        return math.log(quantity(self.of(changes), self.by) / self.wanted)
+
+    def nearest(self, steps: Sequence[Changes] | Callable[[int], Changes | None]) -> list[Changes]:
+        """The two nearest of steps that grow, the nearer first."""
+        at = steps if callable(steps) else (lambda n: steps[n] if n < len(steps) else None)
+        low, high = 0, 1
+
+        def below(n: int) -> bool:
+            changes = at(n)
+            return changes is not None and self.distance(changes) < 0
+
+        while below(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if below(middle) else (low, middle)
+        found = [changes for changes in (at(low), at(high)) if changes is not None]
+        return sorted(found, key=lambda changes: abs(self.distance(changes)))
+
+
+def _knob(model: ModelConfig, vary: Vary) -> Sequence[Changes] | Callable[[int], Changes | None]:
+    """The steps of a knob, each as the keys of the model that it sets, from small to large."""
+    if vary == "width":
+        return _widths(model)
+    if vary == "depth":
+        return _depths(model)
+    if vary == "groups":
+        return _groups(model)
+    if vary == "d_ff":
+        return lambda n: _d_ff(model, _STEP * (n + 1)) if n < _MOST["d_ff"] // _STEP else None
+    if model.moe is None:
+        raise ConfigError(
+            "--vary experts",
+            got="a model without model.moe",
+            rule="needs sparse layers",
+            remedy="Set model.moe.num_experts, or vary something else.",
+        )
+    least = max(2, model.moe.top_k)
+    return lambda n: {"moe.num_experts": least + n} if n < _MOST["experts"] else None
+
+
+def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
+    kv_heads = model.num_kv_heads if isinstance(model, DecoderConfig) else None
+    # One head of keys and values stays one.
+    sharing = model.num_heads // kv_heads if kv_heads is not None and kv_heads > 1 else 1
+    step = model.head_dim * sharing if model.num_heads * model.head_dim == model.d_model else _STEP
+    if model.moe is not None:
+        step = math.lcm(step, _STEP)
+
+    def width(n: int) -> Changes | None:
+        d_model = step * (n + 1)
+        if d_model > _MOST["width"]:
+            return None
+        heads = max(1, round(model.num_heads * d_model / model.d_model))
+        changes = {"d_model": d_model, "num_heads": heads}
+        if kv_heads is not None and kv_heads > 1:
+            changes["num_kv_heads"] = heads // sharing
+        return changes | _d_ff(model, _rounded(model.d_ff * d_model / model.d_model))
+
+    return width
+
+
+def _depths(model: ModelConfig) -> Callable[[int], Changes | None]:
+    names, layers, stored = _layers(model)
+    common = math.gcd(*layers)
+    unit = [number // common for number in layers]
+    every = model.moe.every if model.moe else 1
+    # The smallest multiple of the proportion that holds whole cycles.
+    cycles = [kept or every for kept in stored]
+    times = math.lcm(*(cycle // math.gcd(cycle, part) for cycle, part in zip(cycles, unit, strict=True)))
+
+    def depth(n: int) -> Changes | None:
+        numbers = [part * times * (n + 1) for part in unit]
+        return dict(zip(names, numbers, strict=True)) if max(numbers) <= _MOST["depth"] else None
+
+    return depth
+
+
+def _groups(model: ModelConfig) -> list[Changes]:
+    names, layers, _ = _layers(model)
+    names = [name.replace("num_", "num_stored_") for name in names]
+    common = math.gcd(*layers)
+    every = model.moe.every if model.moe else 1
+    repeats = [n for n in range(common, 0, -1) if common % n == 0]
+    kept = [[number // n for number in layers] for n in repeats]
+    return [dict(zip(names, numbers, strict=True)) for numbers in kept if not any(n % every for n in numbers)]
+
+
+def _layers(model: ModelConfig) -> tuple[list[str], list[int], list[int | None]]:
+    """Of each stack: the key of its layers, how many, and how many are stored where that is set."""
+    if isinstance(model, T5Config):
+        names = ["num_encoder_layers", "num_decoder_layers"]
+        stored = [model.num_stored_encoder_layers, model.num_stored_decoder_layers]
+        return names, [model.num_encoder_layers, model.num_decoder_layers], stored
+    return ["num_layers"], [model.num_layers], [model.num_stored_layers]
+
+
+def _fine(coarse: Subject, changes: Changes) -> Callable[[int], Changes | None]:
+    """Other hidden units for a model that a knob gave."""
+    _, model = trainable(coarse, "the model to change")
+    least, most = max(1, model.d_ff // (2 * _STEP)), 2 * model.d_ff // _STEP
+
+    def fine(n: int) -> Changes | None:
+        return changes | _d_ff(model, _STEP * (least + n)) if least + n <= most else None
+
+    return fine
+
+
+def _d_ff(model: ModelConfig, d_ff: int) -> Changes:
+    """Hidden units, and those of the sparse layers in proportion."""
+    changes: Changes = {"d_ff": d_ff}
+    if model.moe is not None:
+        for name, old in (("d_ff", model.moe.d_ff), ("shared_d_ff", model.moe.shared_d_ff)):
+            if old:
+                changes[f"moe.{name}"] = _rounded(old * d_ff / model.d_ff)
+    return changes
+
+
+def _rounded(hidden: float) -> int:
+    return max(_STEP, _STEP * round(hidden / _STEP))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "model.") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,133 @@
+"""What is to be sized: a model's file or a run's, with the tokens that the model sees of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reptrain.config.base import Frozen, Positive
+from reptrain.config.counted import CountedConfig
+from reptrain.config.load import apply_overrides, read_config, validate
+from reptrain.config.model import ModelConfig
+from reptrain.config.schema import ExampleShape, RunConfig
+from reptrain.errors import ConfigError
+from reptrain.sizes.flops import ForwardFlops, forward_flops
+from reptrain.sizes.layers import CountableConfig
+from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
+from reptrain.store.manifest import MANIFEST, read_manifest
+
+_NO_STORE = "(none)"
+
+
+class _CountedData(Frozen):
+    window_tokens: Positive = 2048
+    """Tokens of a window."""
+
+
+class _CountedFile(Frozen):
+    """All that a file of a counted shape may hold."""
+
+    name: str | None = None
+    model: CountedConfig
+    data: _CountedData = _CountedData()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its setting."""
+
+    data: Mapping[str, Any]
+    """The file with its overrides, as it can be written again."""
+    model: CountableConfig
+    run: RunConfig | None
+    """None for a shape that is counted and not trained."""
+    vocab_size: int
+    shape: ExampleShape
+    window_tokens: int
+    """Raw tokens of the window."""
+
+    @property
+    def parameters(self) -> ParameterCount:
+        """The model's parameters."""
+        return count_parameters(self.model, self.vocab_size)
+
+    @property
+    def forward(self) -> ForwardFlops:
+        """FLOPs of the forward pass for one window."""
+        return forward_flops(self.model, self.vocab_size, self.shape)
+
+
+def load_subject(path: Path, overrides: Sequence[str] = (), *, vocab_size: int | None = None) -> Subject:
+    """Read a run's file, or one with a model alone; no store need be there.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key=value`` texts.
+        vocab_size: Ids of the tokenizer, where neither the model nor a store tells.
+
+    Raises:
+        ConfigError: If anything in it is wrong, or nothing tells the size of the vocabulary.
+    """
+    return subject_of(apply_overrides(read_config(path), overrides), vocab_size)
+
+
+def subject_of(data: Mapping[str, Any], vocab_size: int | None) -> Subject:
+    """The same of a file's mapping."""
+    section = data.get("model")
+    family = section.get("family") if isinstance(section, Mapping) else None
+    if family == "counted":
+        return _counted(data)
+    run = validate(RunConfig, _filled(data, family))
+    found = _ids_of_store(run) or vocab_size or run.model.vocab_size
+    if found is None:
+        raise ConfigError(
+            "model.vocab_size",
+            got=f"nothing, and no store at {next(iter(run.sources.values())).store}",
+            rule="must be known to size the embedding",
+            remedy="Set model.vocab_size=N, name a store that is there, or pass --vocab-size N.",
+        )
+    rows = embedding_rows(run.model, found)
+    return Subject(data, run.model, run, rows, run.example_shape, run.window_tokens)
+
+
+def _counted(data: Mapping[str, Any]) -> Subject:
+    file = validate(_CountedFile, data)
+    image = file.model.image
+    tokens = image.num_tokens if image else file.data.window_tokens
+    return Subject(data, file.model, None, file.model.vocab_size or 0, ExampleShape(0, tokens), tokens)
+
+
+def _filled(data: Mapping[str, Any], family: object) -> dict[str, Any]:
+    """A file with a model alone, with what a run must name besides."""
+    filled, section = dict(data), data.get("data", {})
+    if isinstance(section, Mapping) and not section.keys() & {"store", "sources"}:
+        filled["data"] = {**section, "store": _NO_STORE}
+    if family == "t5":
+        filled.setdefault("objective", {"name": "span_corruption"})
+    return filled
+
+
+def _ids_of_store(run: RunConfig) -> int | None:
+    """Ids of the tokenizer of a store that is there."""
+    for source in run.sources.values():
+        if (Path(source.store) / MANIFEST).exists():
+            return read_manifest(Path(source.store)).vocab_size
+    return None
+
+
+def trainable(subject: Subject, name: str) -> tuple[RunConfig, ModelConfig]:
+    """The run and its model.
+
+    Raises:
+        ConfigError: If the shape is counted only.
+    """
+    if subject.run is None:
+        raise ConfigError(
+            f"model.family of {name}",
+            got="counted",
+            rule="must be decoder or t5 to be matched",
+            remedy="A counted shape can be what another is matched to.",
+        )
+    return subject.run, subject.run.model
