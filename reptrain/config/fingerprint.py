@@ -18,6 +18,7 @@ _NOT_MATHEMATICS = (
     "model.moe.backend",
     "train.micro_batch_windows",
     "train.zero_stage",
+    "train.expert_parallel_size",
     "train.device",
     "train.compile",
     "train.activation_checkpointing",

@@ -158,6 +158,9 @@ class TrainConfig(Frozen):
     """bf16 accumulates and reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded (1: optimizer states, 2: and gradients, 3: and parameters)."""
+    expert_parallel_size: Positive = 1
+    """Consecutive ranks that share out the experts of the sparse layers; tokens travel to them. It divides
+    the experts and the ranks, and needs zero_stage 1 or 2. Does not change results."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     compile: bool = False
@@ -272,6 +275,29 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"
                 " fp32 gradients; set train.zero_stage=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_can_be_spread(self) -> Self:
+        size, moe, stage = self.train.expert_parallel_size, self.model.moe, self.train.zero_stage
+        if size == 1:
+            return self
+        if moe is None:
+            raise ValueError(
+                f"train.expert_parallel_size {size} needs experts, and the model is dense;"
+                " set train.expert_parallel_size=1, or model.moe"
+            )
+        if moe.num_experts % size:
+            raise ValueError(
+                f"train.expert_parallel_size must divide model.moe.num_experts {moe.num_experts};"
+                f" {size} does not"
+            )
+        if stage not in (1, 2):
+            why = "clips by a mean of the ranks' own norms" if stage == 0 else "takes no experts over ranks"
+            raise ValueError(
+                f"train.expert_parallel_size {size} needs train.zero_stage 1 or 2, for DeepSpeed's stage"
+                f" {stage} {why}; set train.zero_stage={1 if stage == 0 else 2}"
             )
         return self
 

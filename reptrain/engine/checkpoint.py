@@ -41,10 +41,21 @@ class Topology(BaseModel):
 
     world_size: int
     zero_stage: int
+    expert_parallel_size: int = 1
 
     def __str__(self) -> str:
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        return f"{ranks} at ZeRO {self.zero_stage}"
+        experts = f", experts over {self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
+        return f"{ranks} at ZeRO {self.zero_stage}{experts}"
+
+
+def topology(engine: Any, world: World) -> Topology:
+    """The ranks around an engine."""
+    return Topology(
+        world_size=world.world_size,
+        zero_stage=engine.zero_optimization_stage(),
+        expert_parallel_size=state.expert_parallel_size(engine),
+    )
 
 
 class Manifest(BaseModel):
@@ -138,7 +149,7 @@ def save(
         manifest = Manifest(
             step=step,
             optimizer_steps=state.optimizer_steps(engine),
-            writers=Topology(world_size=world.world_size, zero_stage=engine.zero_optimization_stage()),
+            writers=topology(engine, world),
             loss_scaling=state.loss_scaling(engine),
             votes=state.votes(engine),
             parameters=state.shapes(engine),

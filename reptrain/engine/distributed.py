@@ -129,6 +129,21 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def check_expert_parallel(size: int, world: World) -> None:
+    """Refuse ranks that do not make whole groups.
+
+    Raises:
+        ConfigError: If some experts would be held by fewer ranks than others.
+    """
+    if world.world_size % size:
+        raise ConfigError(
+            "train.expert_parallel_size",
+            got=size,
+            rule=f"must divide the number of ranks, {world.world_size}",
+            remedy=f"Set a divisor of {world.world_size}, or start a multiple of {size} ranks.",
+        )
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -17,8 +17,15 @@ import torch
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint
-from reptrain.engine.checkpoint import Found, Topology
-from reptrain.engine.distributed import World, check_precision, choose_device, join, meeting_store
+from reptrain.engine.checkpoint import Found, Topology, topology
+from reptrain.engine.distributed import (
+    World,
+    check_expert_parallel,
+    check_precision,
+    choose_device,
+    join,
+    meeting_store,
+)
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
@@ -76,6 +83,7 @@ def train(
 
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` for a process that has joined its ranks."""
+    check_expert_parallel(config.train.expert_parallel_size, world)
     with ExitStack() as held:
         folder = _enter_folder(config, out, data, world, held)
         if folder.status().state == "done":
@@ -136,7 +144,7 @@ def _run(
     """Train to the end, or until asked to stop; returns the steps completed and who asked."""
     training = prepare(config, data, world)
     training.engine.register_forward_pre_hook(lambda *_: pulse())
-    done = _resume(config, folder, training, world)
+    done = _resume(folder, training, world)
     marks = _Marks.of(config, data.steps.num_steps)
     with _recorder(config, folder, data, world, done) as recorder:
         reason = stop.reason(world)
@@ -189,12 +197,12 @@ def _marks(num_steps: int, fraction: float) -> set[int]:
     return {max(1, round(part * fraction * num_steps)) for part in parts} | {num_steps}
 
 
-def _resume(config: RunConfig, folder: RunFolder, training: Training, world: World) -> int:
+def _resume(folder: RunFolder, training: Training, world: World) -> int:
     """Load the newest whole checkpoint, cut the records back to it, and return the next step."""
     found = checkpoint.find(folder.checkpoints, world=world)
     if found.path is not None and found.manifest is not None:
         checkpoint.load(training.engine, found.path, found.manifest)
-    here = Topology(world_size=world.world_size, zero_stage=config.train.zero_stage)
+    here = topology(training.engine, world)
     world.on_main(lambda: _cut_back(folder, found, here))
     return found.manifest.step if found.manifest else 0
 

@@ -121,6 +121,10 @@ def build_engine(
     import deepspeed
 
     micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
+    if config.train.expert_parallel_size > 1:
+        from reptrain.engine.expert_parallel import spread_experts
+
+        spread_experts(model, size=config.train.expert_parallel_size, world=world)
     model = model.to(world.device)
     model.checkpoint_blocks = config.train.activation_checkpointing
     engine, *_ = deepspeed.initialize(

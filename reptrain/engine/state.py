@@ -1,10 +1,12 @@
 """What a rank holds of weights and optimizer, by name: the same words for any ZeRO stage and number of ranks.
 
 A piece is a stretch of one flattened parameter: its fp32 master weight and the optimizer's moments there.
-Pieces are views: a checkpoint is written from them and read into them, whoever cut them.
+Pieces are views: a checkpoint is written from them and read into them, whoever cut them. Where a rank holds
+some of the experts alone, its parameter is a stretch of theirs all (`whole_shape`, `whole_start`).
 
 ZeRO 1 over two ranks, parameters a (6 elements) and b (4)    ->  rank 0: a[0:5]; rank 1: a[5:6], b[0:4]
 ZeRO 3 over two ranks                                         ->  rank 0: a[0:3], b[0:2]; rank 1: the rest
+ZeRO 1 over two ranks, each with half of the experts b        ->  rank 0: a[0:3], b[0:2]; rank 1: the rest
 """
 
 from __future__ import annotations
@@ -38,9 +40,22 @@ class Piece(NamedTuple):
 
 
 def shapes(engine: Any) -> dict[str, list[int]]:
-    """Every parameter's name and shape; a shared one has its first name."""
+    """Every parameter's name and whole shape; a shared one has its first name."""
     named = engine.module.named_parameters()
-    return {name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named}
+    return {name: list(_whole_shape(parameter)) for name, parameter in named}
+
+
+def _whole_shape(parameter: Tensor) -> torch.Size:
+    partitioned = getattr(parameter, "ds_shape", parameter.shape)
+    return getattr(parameter, "whole_shape", partitioned)
+
+
+def expert_parallel_size(engine: Any) -> int:
+    """Over how many ranks the experts are spread."""
+    sizes = (
+        _whole_shape(p)[0] // p.shape[0] for p in engine.module.parameters() if hasattr(p, "whole_shape")
+    )
+    return next(sizes, 1)
 
 
 def pieces(engine: Any) -> list[Piece]:
@@ -94,7 +109,7 @@ def _flat_partitions(engine: Any) -> Iterator[Piece]:
             if mapping is not None:
                 here, there = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
                 views = _cut(zero.optimizer, flat, here.start, here.numel)
-                yield Piece(names[parameter], there.start, views)
+                yield Piece(names[parameter], getattr(parameter, "whole_start", 0) + there.start, views)
 
 
 def _parameter_partitions(engine: Any) -> Iterator[Piece]:
