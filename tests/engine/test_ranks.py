@@ -153,6 +153,26 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
         assert audit(matrix[name, ranks].path).exact
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sparse")])
+def test_routing_is_the_same_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
+    plain = _plain(matrix, name)
+    expected = [record.routing for record in plain.metrics.records("train")]
+    votes = Manifest.read(plain.checkpoints / "step-3").votes
+    for ranks in (1, 2):
+        found = [record.routing for record in matrix[name, ranks].metrics.records("train")]
+        for layers, expected_layers in zip(found, expected, strict=True):
+            assert [layer.layer for layer in layers] == [layer.layer for layer in expected_layers]
+            for layer, wanted in zip(layers, expected_layers, strict=True):
+                assert layer.model_dump(exclude={"layer"}) == pytest.approx(
+                    wanted.model_dump(exclude={"layer"}), rel=1e-5, abs=1e-6
+                )
+                assert (layer.dropped > 0) == name.startswith("sparse_t5")
+        assert Manifest.read(matrix[name, ranks].checkpoints / "step-3").votes == votes
+    cast = {abs(vote) for layer in votes.values() for vote in layer}
+    # Three steps, one vote each for those above and below their share; T5's has no bias.
+    assert cast == {0} if "t5" in name else 0 < max(cast) <= 3
+
+
 def test_a_mixture_is_the_same_on_one_rank_and_two(matrix: Matrix) -> None:
     one, two = matrix["mixture", 1], matrix["mixture", 2]
     assert list(one.ledger.records()) == list(two.ledger.records())
