@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from reptrain.config.base import Frozen, NonNegative, Positive, Probability
+from reptrain.config.base import Frozen, NonNegative, Positive
 from reptrain.config.quantities import Count
+from reptrain.config.scheduled import NONE, Rate
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu"]
 """Of the hidden units of an MLP: gated by SiLU, gated by GELU, GELU alone (both in tanh form), or ReLU."""
@@ -19,25 +20,23 @@ def is_gated(activation: Activation) -> bool:
 
 
 class DropoutConfig(Frozen):
-    """Dropout rates by site."""
+    """Dropout rates by site; each may change in the course of the run, as in `{value: 0.1, start: 50%}`."""
 
-    embedding: Probability = 0.0
+    embedding: Rate = NONE
     """Of the token embeddings."""
-    attention: Probability = 0.0
+    attention: Rate = NONE
     """Of the attention weights, after the softmax."""
-    residual: Probability = 0.0
+    residual: Rate = NONE
     """Of each branch before it is added to the residual stream."""
-    mlp: Probability = 0.0
+    mlp: Rate = NONE
     """Of the hidden units of the MLP."""
-    expert: Probability = 0.0
+    expert: Rate = NONE
     """Of the hidden units of the experts of sparse layers."""
 
 
 # torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.
 _GROUPED_MULTIPLE = 8
-_NOT_GROUPED = (
-    f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
-)
+_NOT_GROUPED = f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
 
 
 class MoEConfig(Frozen):

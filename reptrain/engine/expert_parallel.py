@@ -58,7 +58,7 @@ class HeldExperts(MoE, Experts):
                 d_ff,
                 activation=whole.experts.activation,
                 config=whole.config.model_copy(update={"num_experts": held}),
-                dropout=whole.experts.dropout,
+                dropout=whole.experts.dropout.schedule,
             )
         self.num_experts, self.num_local_experts, self.ep_size = experts, held, size
         self.expert_group_name = f"ep_size_{size}"

@@ -63,9 +63,9 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "activation_function": "gelu_new",
         "layer_norm_epsilon": config.norm_eps,
         "initializer_range": config.init_std,
-        "embd_pdrop": rates.embedding,
-        "attn_pdrop": rates.attention,
-        "resid_pdrop": rates.residual,
+        "embd_pdrop": rates.embedding.value,
+        "attn_pdrop": rates.attention.value,
+        "resid_pdrop": rates.residual.value,
         "tie_word_embeddings": config.tie_embeddings,
     }
 

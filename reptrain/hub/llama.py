@@ -60,7 +60,7 @@ def _write_common(config: DecoderConfig, d_ff: int) -> dict[str, Any]:
         # Transformers 4 reads the first, 5 the second.
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_dropout": config.dropout.attention,
+        "attention_dropout": config.dropout.attention.value,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
     }

@@ -75,7 +75,7 @@ def _write_common(config: T5Config) -> dict[str, Any]:
         "num_heads": config.num_heads,
         "relative_attention_num_buckets": config.relative_buckets,
         "relative_attention_max_distance": config.relative_max_distance,
-        "dropout_rate": config.dropout.residual,
+        "dropout_rate": config.dropout.residual.value,
         "layer_norm_epsilon": config.norm_eps,
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tie_embeddings,

@@ -11,6 +11,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from reptrain.config.scheduled import Progress, Scheduled
 from reptrain_kernels import counter
 
 _PLACES = 16
@@ -71,13 +72,15 @@ class Dropout(nn.Module):
     """Dropout at one site, or nothing where no keys are given.
 
     Args:
-        rate: Probability of being dropped, in [0, 1).
+        rate: Probability of being dropped, in [0, 1). One that changes in the course of the run is what it
+            is at the beginning until `set_rates` sets it.
         site: The place in the layer.
     """
 
-    def __init__(self, rate: float, site: Site) -> None:
+    def __init__(self, rate: Scheduled | float, site: Site) -> None:
         super().__init__()
-        self.rate = rate
+        self.schedule = rate if isinstance(rate, Scheduled) else Scheduled(value=rate)
+        self.rate = self.schedule.first
         self.site = site
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
@@ -92,6 +95,19 @@ class Dropout(nn.Module):
         key_BH = counter.fold(keys_PB[self.site][:, None], head_H)
         return counter.dropout(x_BHTS, key_BH, self.rate)
 
+    def forward_assignments(self, x_NF: Tensor, key_N: Tensor | None) -> Tensor:
+        """Drop units of tokens on their way through experts, each of which brings a key along."""
+        if key_N is None or self.rate == 0:
+            return x_NF
+        return counter.dropout(x_NF[:, None], key_N, self.rate)[:, 0]
+
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
         return f"rate={self.rate}, site={self.site.name}"
+
+
+def set_rates(model: nn.Module, progress: Progress) -> None:
+    """Give every site the rate that it has in the step that begins there."""
+    for module in model.modules():
+        if isinstance(module, Dropout) and not module.schedule.is_constant:
+            module.rate = module.schedule.at(progress)

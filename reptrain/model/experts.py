@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, MoEConfig, is_gated
+from reptrain.config.scheduled import Scheduled
+from reptrain.model.dropout import Dropout, Site
 from reptrain.model.megablocks import megablocks_mm
 from reptrain.model.mlp import activate
-from reptrain_kernels import counter
 from reptrain_kernels.grouped import grouped_mm
 
 
@@ -28,13 +29,19 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, d_ff: int, *, activation: Activation, config: MoEConfig, dropout: float
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: Activation,
+        config: MoEConfig,
+        dropout: Scheduled | float,
     ) -> None:
         super().__init__()
         experts = config.num_experts
         self.backend = config.backend
         self.activation: Activation = activation
-        self.dropout = dropout
+        self.dropout = Dropout(dropout, Site.EXPERT_HIDDEN)
         self.gate = nn.Parameter(torch.empty(experts, d_ff, d_model)) if is_gated(activation) else None
         self.up = nn.Parameter(torch.empty(experts, d_ff, d_model))
         self.down = nn.Parameter(torch.empty(experts, d_model, d_ff))
@@ -50,9 +57,7 @@ class Experts(nn.Module):
         multiply = _PRODUCTS[self.backend]
         gate_NF = None if self.gate is None else multiply(x_ND, self.gate, count_E)
         h_NF = activate(self.activation, multiply(x_ND, self.up, count_E), gate_NF)
-        if key_N is not None and self.dropout > 0:
-            h_NF = counter.dropout(h_NF[:, None], key_N, self.dropout)[:, 0]
-        return multiply(h_NF, self.down, count_E)
+        return multiply(self.dropout.forward_assignments(h_NF, key_N), self.down, count_E)
 
 
 def _one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:

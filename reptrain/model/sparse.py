@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, MoEConfig
+from reptrain.config.scheduled import Scheduled
 from reptrain.model.dispatch import Dispatch
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.experts import Experts
@@ -72,7 +73,7 @@ class SparseMLP(nn.Module):
         *,
         activation: Activation,
         config: MoEConfig,
-        dropout: float,
+        dropout: Scheduled | float,
         shared_dropout: Dropout,
     ) -> None:
         super().__init__()
@@ -143,8 +144,8 @@ def build_mlp(
     *,
     activation: Activation,
     sparse: MoEConfig | None,
-    dropout: float,
-    expert_dropout: float,
+    dropout: Scheduled | float,
+    expert_dropout: Scheduled | float,
     bias: bool = False,
 ) -> MLP | SparseMLP:
     """The MLP of a layer: dense, or sparse where it is told how."""

@@ -119,9 +119,9 @@ def _layers(
 
 def _mlp(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
     if sparse is None:
-        return _hidden(config, config.dropout.mlp) * config.d_ff * size
-    expert = _hidden(config, config.dropout.expert) * (sparse.d_ff or config.d_ff)
-    shared = _hidden(config, config.dropout.mlp) * sparse.shared_d_ff
+        return _hidden(config, config.dropout.mlp.largest) * config.d_ff * size
+    expert = _hidden(config, config.dropout.expert.largest) * (sparse.d_ff or config.d_ff)
+    shared = _hidden(config, config.dropout.mlp.largest) * sparse.shared_d_ff
     # The router reads an fp32 copy, and keeps logits and scores.
     router = 2 * sparse.num_experts * _FULL + (config.d_model * _FULL if size < _FULL else 0)
     return (sparse.top_k * (expert + 2 * config.d_model) + shared) * size + router

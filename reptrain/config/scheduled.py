@@ -1,0 +1,181 @@
+"""Numbers that change in the course of a run, as pure functions of how far it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from reptrain.config.base import Frozen
+from reptrain.config.quantities import parse_count
+
+Unit = Literal["share", "epochs", "steps", "tokens"]
+
+_WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?)\s*(?P<unit>%|epochs?|steps?|tokens?)?")
+_UNITS: dict[str, Unit] = {"%": "share", "epoch": "epochs", "step": "steps", "token": "tokens"}
+
+
+class Progress(NamedTuple):
+    """How far a run is where a step begins."""
+
+    step: int
+    """Steps before it."""
+    tokens: int
+    """Tokens consumed before it, repeats counted."""
+    total_tokens: int
+    """Of the run."""
+    epochs: Fraction
+    """Epochs consumed before it."""
+
+    def position(self, unit: Unit) -> Fraction:
+        """How far the run is, in a unit."""
+        if unit == "share":
+            return Fraction(self.tokens, self.total_tokens)
+        if unit == "epochs":
+            return self.epochs
+        return Fraction(self.step if unit == "steps" else self.tokens)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A place in a run, or a stretch of it: ``50%`` of its tokens, ``2epochs``, ``100steps`` or ``1e6``."""
+
+    amount: Fraction
+    unit: Unit
+
+    def __str__(self) -> str:
+        amount = 100 * self.amount if self.unit == "share" else self.amount
+        number = str(int(amount)) if amount.denominator == 1 else f"{float(amount):.17g}"
+        return f"{number}{'%' if self.unit == 'share' else self.unit}"
+
+    @classmethod
+    def parse(cls, value: Any) -> Moment:
+        """Read a moment from its text; a bare number is one of tokens.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if isinstance(value, Moment):
+            return value
+        match = _WRITTEN.fullmatch(str(value).strip()) if isinstance(value, (str, int, float)) else None
+        if match is None or isinstance(value, bool):
+            raise ValueError("must be a place in the run, such as 50%, 2epochs, 100steps or 2**20tokens")
+        unit = _UNITS[(match["unit"] or "token").rstrip("s")]
+        if unit in ("steps", "tokens"):
+            amount = Fraction(parse_count(match["number"]))
+        else:
+            try:
+                amount = Fraction(match["number"]) / (100 if unit == "share" else 1)
+            except (ValueError, ZeroDivisionError):
+                raise ValueError(f"must begin with a number, unlike {value}") from None
+        if amount < 0 or (unit == "share" and amount > 1):
+            raise ValueError("must be at least 0, and at most 100%")
+        return cls(amount, unit)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": ["string", "integer"], "description": "50%, 2epochs, 100steps or 2**20tokens."}
+
+
+_BEGINNING = Moment(Fraction(0), "share")
+
+
+class Scheduled(Frozen):
+    """A number, or one that comes at a moment, at once or in a straight line.
+
+    Late dropout is `{value: 0.1, start: 50%}`; a warm-up `{value: 0.1, over: 10%}`.
+    """
+
+    value: float
+    """What it is from the moment on."""
+    before: float = 0.0
+    """What it is before."""
+    start: Moment = _BEGINNING
+    """When it leaves `before`."""
+    over: Moment | None = None
+    """How long it takes, in the unit of `start`; null: it changes at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return value if isinstance(value, (dict, Scheduled)) else {"value": value}
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if self.over is not None and self.start.amount and self.over.unit != self.start.unit:
+            raise ValueError(f"over must be in the unit of start {self.start}; {self.over} was given")
+        if self.over is not None and not self.over.amount:
+            raise ValueError("over must be more than 0; leave it out to change at once")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _to_number(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return self.value if self.is_constant else handler(self)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "number"}, handler(schema)]}
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it never changes."""
+        return self.over is None and not self.start.amount
+
+    @property
+    def largest(self) -> float:
+        """The largest value that it takes."""
+        return self.value if self.is_constant else max(self.value, self.before)
+
+    @property
+    def first(self) -> float:
+        """What it is where the run begins."""
+        return self.value if self.is_constant else self.before
+
+    def at(self, progress: Progress) -> float:
+        """What it is in the step that begins there."""
+        unit = self.start.unit if self.over is None or self.start.amount else self.over.unit
+        done = progress.position(unit) - self.start.amount
+        if done < 0:
+            return self.before
+        if self.over is None or done >= self.over.amount:
+            return self.value
+        return self.before + (self.value - self.before) * float(done / self.over.amount)
+
+
+def _within(low: float, below: float) -> Callable[[Scheduled], Scheduled]:
+    def check(scheduled: Scheduled) -> Scheduled:
+        for number in (scheduled.value, scheduled.before):
+            if not low <= number < below:
+                bound = "" if below == float("inf") else f" and below {below:g}"
+                raise ValueError(f"must be at least {low:g}{bound}; {number:g} was given")
+        return scheduled
+
+    return check
+
+
+Rate = Annotated[Scheduled, AfterValidator(_within(0, 1))]
+"""A probability below 1, which may change in the course of the run."""
+Coefficient = Annotated[Scheduled, AfterValidator(_within(0, float("inf")))]
+"""A weight of at least 0, which may change in the course of the run."""
+NONE = Scheduled(value=0.0)
+"""0 all along."""
