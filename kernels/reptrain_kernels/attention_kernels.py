@@ -2,11 +2,14 @@
 
 Names: i queries and j keys by position, m0 and n0 the first of a tile of BLOCK_T queries and of BLOCK_S keys, N
 width of a head. Scores are in units of log 2, so that exp2 serves: ``scale2`` and the bias come multiplied by
-log2(e). An argument that is None switches its feature off at compile time.
+log2(e). An argument that is None switches its feature off at compile time. The bias reaches from -reach to
+reach, beyond what a near tile can meet, so that no offset need be clamped: each of a thread's bias loads then
+has an address that differs from the others' by a constant.
 
-A row of tiles falls into three phases. With ``end`` = E, far tiles have no offset j - i inside (-E, E): their
-bias is one number, and with causal masks they are visible or hidden whole. Near tiles are the others. Without
-a bias E is 1.
+With ``end`` = E, a far tile has no offset j - i inside (-E, E): its bias is one number, and by a causal mask it
+is visible or hidden whole. Near tiles are the others: ``first`` to ``stop`` in a row of tiles. Without a bias E
+is 1. Near and far tiles have a loop each: a branch inside one loop hides from the compiler that one product
+feeds the next, and it would then carry tiles from layout to layout through shared memory.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import triton.language as tl
 from reptrain_kernels.counter_triton import mix32, mix64
 
 _NO_SEGMENT = tl.constexpr(-(2**31))
+# The interpreter knows no inline assembly.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -37,11 +42,12 @@ def _load_tile(ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: t
     """Positions by units, 0 outside."""
     unit = tl.arange(0, BLOCK_N)
     at = ptr + position[:, None] * stride + unit[None, :]
-    if N == BLOCK_N:
-        if EVEN:
-            return tl.load(at)
+    if N == BLOCK_N and EVEN:
+        return tl.load(at)
+    elif N == BLOCK_N:
         return tl.load(at, mask=position[:, None] < num_positions, other=0.0)
-    return tl.load(at, mask=(position[:, None] < num_positions) & (unit[None, :] < N), other=0.0)
+    else:
+        return tl.load(at, mask=(position[:, None] < num_positions) & (unit[None, :] < N), other=0.0)
 
 
 @triton.jit
@@ -56,21 +62,24 @@ def _load_numbers(ptr, position, num_positions, other: tl.constexpr):
     """int32 by position, or None."""
     if ptr is None:
         return None
-    return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
+    else:
+        return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
 
 
 @triton.jit
 def _column(x):
     if x is None:
         return None
-    return x[:, None]
+    else:
+        return x[:, None]
 
 
 @triton.jit
 def _line(x):
     if x is None:
         return None
-    return x[None, :]
+    else:
+        return x[None, :]
 
 
 @triton.jit
@@ -83,18 +92,34 @@ def _near(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _look_up(ptr, index):
+    """fp32 numbers by index, in the layout of the index.
+
+    `tl.load` would read them in a layout of its own and carry them over through shared memory.
+    """
+    if _INTERPRETED:
+        return tl.load(ptr + index)
+    else:
+        # The address is made here, since 64 bits for each element would not fit the registers.
+        return tl.inline_asm_elementwise(
+            "{ .reg .u64 at; mad.wide.s32 at, $2, 4, $1; ld.global.nc.f32 $0, [at]; }",
+            "=f,l,r",
+            [ptr, index],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
 def _scores(
-    product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, end, num_keys,
+    product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, num_keys,
     NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, -inf where a query may not see. i and j broadcast against each other."""
     score = product * scale2
     if bias_ptr is not None:
-        if NEAR:
-            offset = tl.minimum(tl.maximum(j - i, -end), end)
-            score += tl.load(bias_ptr + (offset + end))
-        else:
-            score += far
+        score += _look_up(bias_ptr, j - i) if NEAR else far
     if CAUSAL:
         if prefix_i is not None:
             score = tl.where((j <= i) | (j < prefix_i), score, float("-inf"))
@@ -105,6 +130,21 @@ def _scores(
     elif not EVEN:
         score = tl.where(j < num_keys, score, float("-inf"))
     return score
+
+
+@triton.jit
+def _range(low, first, stop, high, NEAR: tl.constexpr):
+    """Where a loop over the near or the far tiles begins and ends, the far ones counted without the near."""
+    if NEAR:
+        return first, stop
+    else:
+        return low, high - (stop - first)
+
+
+@triton.jit
+def _tile_at(count, first, stop, NEAR: tl.constexpr):
+    """The tile of a loop's count over `_range`."""
+    return count if NEAR else tl.where(count < first, count, count + (stop - first))
 
 
 @triton.jit
@@ -165,24 +205,25 @@ def _seen(span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.co
 
 
 @triton.jit
-def _forward_keys(
-    y, peak, total, q, start, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias_ptr,
-    far, line_key, scale2, end, num_keys, threshold, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+def _forward_tiles(
+    y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i,
+    bias, before, after, line_key, scale2, num_keys, threshold, NEAR: tl.constexpr, CAUSAL: tl.constexpr,
+    N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of keys from start to stop, into the running sums of a tile of queries."""
-    for n0 in range(start, stop, BLOCK_S):
-        j = n0 + tl.arange(0, BLOCK_S)
-        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN)
-        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN)
+    """The near or the far tiles of keys, into the running sums of a tile of queries."""
+    begin, end = _range(low, first, stop, high, NEAR)
+    for count in range(begin, end, BLOCK_S):
+        j = _tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_S)
+        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
         score = _scores(
             tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
-            _column(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN,
+            _column(prefix_i), bias, tl.where(count < first, before, after), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, 1))
         # Where a query has seen nothing yet its peak is -inf, and -inf less -inf would be NaN.
-        origin = tl.where(higher == float("-inf"), 0.0, higher) if segment_i is not None else higher
+        origin = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(score - origin[:, None])
         fade = tl.exp2(peak - origin)
         total = total * fade + tl.sum(weight, 1)
@@ -197,7 +238,7 @@ def _forward_keys(
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr, span_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
-    num_queries, num_keys, num_heads, group, end, scale2, threshold, kept_scale,
+    num_queries, num_keys, num_heads, group, end, reach, scale2, threshold, kept_scale,
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -209,10 +250,10 @@ def forward_kernel(
     q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
     k_ptr += row * k_row + head // group * k_head
     v_ptr += row * v_row + head // group * v_head
-    segment_i, segment_j = None, None
+    segment_i = None
     if segment_i_ptr is not None:
         segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
-        segment_j = segment_j_ptr + row * num_keys
+        segment_j_ptr += row * num_keys
     prefix_i = None
     if prefix_ptr is not None:
         prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
@@ -221,32 +262,26 @@ def forward_kernel(
         line_key = line_keys(tl.load(key_ptr + tl.program_id(1)).to(tl.uint64), i)
     bias, before, after = None, 0.0, 0.0
     if bias_ptr is not None:
-        bias = bias_ptr + head * (2 * end + 1)
-        before, after = tl.load(bias), tl.load(bias + 2 * end)
+        bias = bias_ptr + head * (2 * reach + 1) + reach
+        before, after = tl.load(bias - end), tl.load(bias + end)
 
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     peak = tl.full([BLOCK_T], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
     first, stop = low, low
-    if bias_ptr is not None or CAUSAL:
+    if bias is not None or CAUSAL:
         first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
-        y, peak, total = _forward_keys(
-            y, peak, total, q, low, first, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
-            bias, before, line_key, scale2, end, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
-            PRECISION,
+        y, peak, total = _forward_tiles(
+            y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr,
+            prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, True, CAUSAL, N, BLOCK_N, BLOCK_S,
+            EVEN_S, PRECISION,
         )  # fmt: skip
-        y, peak, total = _forward_keys(
-            y, peak, total, q, first, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
-            bias, 0.0, line_key, scale2, end, num_keys, threshold, True, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
-            PRECISION,
-        )  # fmt: skip
-    if not CAUSAL or prefix_ptr is not None:
-        y, peak, total = _forward_keys(
-            y, peak, total, q, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j, prefix_i,
-            bias, after, line_key, scale2, end, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S,
-            PRECISION,
-        )  # fmt: skip
+    y, peak, total = _forward_tiles(
+        y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr,
+        prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S,
+        EVEN_S, PRECISION,
+    )  # fmt: skip
 
     found = total > 0
     y = y * (kept_scale / tl.where(found, total, 1.0))[:, None]
@@ -257,26 +292,37 @@ def forward_kernel(
 
 
 @triton.jit
-def _query_gradient_keys(
-    grad_q, carry, far_sum, q, grad_y, lse, delta, m0, start, stop, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
-    segment_j_ptr, prefix_i, bias_ptr, far, partial_ptr, line_key, scale2, end, num_keys, threshold, kept_scale,
-    NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The tiles of keys from start to stop, into the gradient of a tile of queries and of the bias.
+def _sum_diagonals(x, sum_ptr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Store the sums along a tile's diagonals: those that end in the top line, then the lower ones.
 
-    A near tile's score gradients are summed along its diagonals: each line is turned left by its number, so
-    that diagonals become columns, and what has come round belongs to the diagonals BLOCK_S lower. Those are
-    shared with the tile before, whose part is carried here.
+    Each line is turned left by its number, so that diagonals become columns. What has come round w times
+    belongs to diagonals that are w BLOCK_S lower.
     """
-    for n0 in range(start, stop, BLOCK_S):
+    column = tl.arange(0, BLOCK_S)
+    turned = tl.arange(0, BLOCK_T)[:, None] + column[None, :]
+    diagonal = tl.gather(x, turned & (BLOCK_S - 1), axis=1)
+    for w in tl.static_range(BLOCK_T // BLOCK_S + 1):
+        tl.store(sum_ptr + w * BLOCK_S + column, tl.sum(tl.where(turned // BLOCK_S == w, diagonal, 0.0), 0))
+
+
+@triton.jit
+def _query_gradient_tiles(
+    grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr, k_stride,
+    v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2, num_keys, threshold,
+    kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The near or the far tiles of keys, into the gradients of a tile of queries and of the bias."""
+    begin, end = _range(low, first, stop, high, NEAR)
+    for count in range(begin, end, BLOCK_S):
+        n0 = _tile_at(count, first, stop, NEAR)
         j = n0 + tl.arange(0, BLOCK_S)
-        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN)
-        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN)
+        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
         score = _scores(
             tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
-            _column(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN,
+            _column(prefix_i), bias, tl.where(count < first, before, after), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[:, None])
         grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
@@ -284,19 +330,15 @@ def _query_gradient_keys(
             keep = _keep(line_key[:, None], j[None, :], threshold)
             grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
         grad_score = weight * (grad_weight - delta[:, None])
-        if partial_ptr is not None:
+        if bias is not None:
             if NEAR:
-                column = tl.arange(0, BLOCK_S)
-                turned = column[None, :] + (i - m0)[:, None]
-                diagonal = tl.gather(grad_score, turned & (BLOCK_S - 1), axis=1)
-                here = turned < BLOCK_S
-                at = partial_ptr + (n0 - m0 - BLOCK_S) + column
-                tl.store(at, carry + tl.sum(tl.where(here, 0.0, diagonal), 0))
-                carry = tl.sum(tl.where(here, diagonal, 0.0), 0)
+                _sum_diagonals(grad_score, sums + (n0 - m0) // BLOCK_S * (BLOCK_T + BLOCK_S), BLOCK_T, BLOCK_S)
             else:
-                far_sum += tl.sum(grad_score, 1)
+                sum_of_line = tl.sum(grad_score, 1)
+                sum_before += tl.where(count < first, sum_of_line, 0.0)
+                sum_after += tl.where(count < first, 0.0, sum_of_line)
         grad_q = tl.dot(grad_score.to(k.dtype), k, grad_q, input_precision=PRECISION)
-    return grad_q, carry, far_sum
+    return grad_q, sum_before, sum_after
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -304,15 +346,17 @@ def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
     span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
-    num_queries, num_keys, num_heads, group, end, scale, scale2, threshold, kept_scale,
+    num_queries, num_keys, num_heads, group, end, reach, scale, scale2, threshold, kept_scale,
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, SLOTS: tl.constexpr,
+    FIRST_SLOT: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries: its gradient, and what the other gradients need: delta, line keys, the bias's part.
 
     grad_q and y are [B, T, H, N], delta and line keys [B, H, T]; the bias's part is
-    [B, H, tiles, SLOTS * BLOCK_S + 2]: the sums of diagonals from -SLOTS / 2 * BLOCK_S on, then those of all
-    the far tiles before and after. What no near tile reaches is left as it was.
+    [B, H, tiles, SLOTS * (BLOCK_T + BLOCK_S) + 2]: the sums of diagonals of each near tile, the one on the
+    main diagonal in slot FIRST_SLOT, then those of all the far tiles before and after. Slots of no tile are
+    left as they were.
     """
     row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
@@ -327,10 +371,10 @@ def query_gradient_kernel(
     lse = tl.load(lse_ptr + line, mask=i < num_queries, other=float("inf"))
     k_ptr += row * k_row + head // group * k_head
     v_ptr += row * v_row + head // group * v_head
-    segment_i, segment_j = None, None
+    segment_i = None
     if segment_i_ptr is not None:
         segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
-        segment_j = segment_j_ptr + row * num_keys
+        segment_j_ptr += row * num_keys
     prefix_i = None
     if prefix_ptr is not None:
         prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
@@ -340,64 +384,56 @@ def query_gradient_kernel(
         tl.store(line_key_ptr + line, line_key.to(tl.int64, bitcast=True), mask=i < num_queries)
     bias, before, after, sums = None, 0.0, 0.0, None
     if bias_ptr is not None:
-        bias = bias_ptr + head * (2 * end + 1)
-        before, after = tl.load(bias), tl.load(bias + 2 * end)
+        bias = bias_ptr + head * (2 * reach + 1) + reach
+        before, after = tl.load(bias - end), tl.load(bias + end)
         tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + m0 // BLOCK_T
-        sums = partial_ptr + tile * (SLOTS * BLOCK_S + 2) + SLOTS // 2 * BLOCK_S
+        sums = partial_ptr + tile * (SLOTS * (BLOCK_T + BLOCK_S) + 2) + FIRST_SLOT * (BLOCK_T + BLOCK_S)
+        far_sums = partial_ptr + tile * (SLOTS * (BLOCK_T + BLOCK_S) + 2) + SLOTS * (BLOCK_T + BLOCK_S)
 
     grad_q = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    carry = tl.zeros([BLOCK_S], tl.float32)
     sum_before, sum_after = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
     low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
     first, stop = low, low
-    if bias_ptr is not None or CAUSAL:
+    if bias is not None or CAUSAL:
         first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
-        grad_q, carry, sum_before = _query_gradient_keys(
-            grad_q, carry, sum_before, q, grad_y, lse, delta, m0, low, first, k_ptr, v_ptr, k_stride, v_stride, i,
-            segment_i, segment_j, prefix_i, bias, before, sums, line_key, scale2, end, num_keys, threshold,
-            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
+        grad_q, sum_before, sum_after = _query_gradient_tiles(
+            grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
+            k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2,
+            num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S, PRECISION,
         )  # fmt: skip
-        grad_q, carry, sum_after = _query_gradient_keys(
-            grad_q, carry, sum_after, q, grad_y, lse, delta, m0, first, stop, k_ptr, v_ptr, k_stride, v_stride, i,
-            segment_i, segment_j, prefix_i, bias, 0.0, sums, line_key, scale2, end, num_keys, threshold,
-            kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
-        )  # fmt: skip
-    if not CAUSAL or prefix_ptr is not None:
-        grad_q, carry, sum_after = _query_gradient_keys(
-            grad_q, carry, sum_after, q, grad_y, lse, delta, m0, stop, high, k_ptr, v_ptr, k_stride, v_stride, i,
-            segment_i, segment_j, prefix_i, bias, after, sums, line_key, scale2, end, num_keys, threshold,
-            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
-        )  # fmt: skip
+    grad_q, sum_before, sum_after = _query_gradient_tiles(
+        grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
+        k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2,
+        num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S, PRECISION,
+    )  # fmt: skip
 
     _store_tile(grad_q_ptr + in_result, num_heads * N, i, num_queries, grad_q * scale, N, BLOCK_N)
     if bias_ptr is not None:
-        last = first + (tl.cdiv(stop - first, BLOCK_S) - 1) * BLOCK_S
-        column = tl.arange(0, BLOCK_S)
-        tl.store(sums + (last - m0) + column, carry, mask=(column >= 0) & (stop > first))
-        end_of_sums = sums + SLOTS // 2 * BLOCK_S
-        tl.store(end_of_sums, tl.sum(sum_before, 0))
-        tl.store(end_of_sums + 1, tl.sum(sum_after, 0))
+        tl.store(far_sums, tl.sum(sum_before, 0))
+        tl.store(far_sums + 1, tl.sum(sum_after, 0))
 
 
 @triton.jit
-def _key_gradient_queries(
-    grad_k, grad_v, k, v, start, stop, q_ptr, grad_y_ptr, q_stride, g_stride, lse_ptr, delta_ptr, line_key_ptr, j,
-    segment_i_ptr, segment_j, prefix_ptr, bias_ptr, far, scale2, end, num_queries, num_keys, threshold, kept_scale,
-    NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+def _key_gradient_tiles(
+    grad_k, grad_v, k, v, low, first, stop, high, q_ptr, grad_y_ptr, q_stride, g_stride, lse_ptr, delta_ptr,
+    line_key_ptr, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2, num_queries, num_keys,
+    threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of queries from start to stop, into the gradients of a tile of keys. Tiles are keys by queries."""
-    for m0 in range(start, stop, BLOCK_T):
-        i = m0 + tl.arange(0, BLOCK_T)
+    """The near or the far tiles of queries, into the gradients of a tile of keys. Tiles are keys by queries."""
+    begin, end = _range(low, first, stop, high, NEAR)
+    for count in range(begin, end, BLOCK_T):
+        i = _tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_T)
         q = _load_tile(q_ptr, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
         grad_y = _load_tile(grad_y_ptr, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
         lse = tl.load(lse_ptr + i, mask=i < num_queries, other=float("inf"))
         delta = tl.load(delta_ptr + i, mask=i < num_queries, other=0.0)
         segment_i = _load_numbers(segment_i_ptr, i, num_queries, _NO_SEGMENT)
         prefix_i = _load_numbers(prefix_ptr, i, num_queries, 0)
+        # Queries rise, so offsets fall: the keys come after the queries of the first tiles.
         score = _scores(
             tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], _line(segment_i), _column(segment_j),
-            _line(prefix_i), bias_ptr, far, scale2, end, num_keys, NEAR, CAUSAL, EVEN_S,
+            _line(prefix_i), bias, tl.where(count < first, after, before), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[None, :])
         grad_weight = tl.dot(v, grad_y.T, input_precision=PRECISION)
@@ -418,7 +454,7 @@ def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_y_ptr, lse_ptr, delta_ptr, line_key_ptr, bias_ptr, segment_i_ptr, segment_j_ptr,
     prefix_ptr, span_ptr, grad_k_ptr, grad_v_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
-    num_queries, num_keys, num_kv_heads, group, end, scale, scale2, threshold, kept_scale,
+    num_queries, num_keys, num_kv_heads, group, end, reach, scale, scale2, threshold, kept_scale,
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -428,17 +464,19 @@ def key_gradient_kernel(
     j = n0 + tl.arange(0, BLOCK_S)
     k = _load_tile(k_ptr + row * k_row + kv_head * k_head, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
     v = _load_tile(v_ptr + row * v_row + kv_head * v_head, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-    segment_i, segment_j = None, None
+    segment_j = None
     if segment_i_ptr is not None:
-        segment_i = segment_i_ptr + row * num_queries
+        segment_i_ptr += row * num_queries
         segment_j = _load_numbers(segment_j_ptr + row * num_keys, j, num_keys, _NO_SEGMENT)
-    prefix = None
     if prefix_ptr is not None:
-        prefix = prefix_ptr + row * num_queries
+        prefix_ptr += row * num_queries
 
     grad_k = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
     grad_v = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
     low, high = _seen(span_ptr, row, n0, num_queries, True, CAUSAL, BLOCK_S, BLOCK_T)
+    first, stop = low, low
+    if bias_ptr is not None or CAUSAL:
+        first, stop = _near(n0, end, low, high, BLOCK_S, BLOCK_T)
     for head in range(kv_head * group, kv_head * group + group):
         q = q_ptr + row * q_row + head * q_head
         grad_y = grad_y_ptr + row * g_row + head * g_head
@@ -448,28 +486,20 @@ def key_gradient_kernel(
             line_key = line_key_ptr + line
         bias, before, after = None, 0.0, 0.0
         if bias_ptr is not None:
-            bias = bias_ptr + head * (2 * end + 1)
-            before, after = tl.load(bias), tl.load(bias + 2 * end)
-        # Queries come in rising order, so offsets fall: first the far tiles whose keys come after.
-        first, stop = low, low
+            bias = bias_ptr + head * (2 * reach + 1) + reach
+            before, after = tl.load(bias - end), tl.load(bias + end)
         if bias_ptr is not None or CAUSAL:
-            first, stop = _near(n0, end, low, high, BLOCK_S, BLOCK_T)
-            if not CAUSAL or prefix_ptr is not None:
-                grad_k, grad_v = _key_gradient_queries(
-                    grad_k, grad_v, k, v, low, first, q, grad_y, q_stride, g_stride, lse_ptr + line,
-                    delta_ptr + line, line_key, j, segment_i, segment_j, prefix, bias, after, scale2, end,
-                    num_queries, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
-                    PRECISION,
-                )  # fmt: skip
-            grad_k, grad_v = _key_gradient_queries(
-                grad_k, grad_v, k, v, first, stop, q, grad_y, q_stride, g_stride, lse_ptr + line, delta_ptr + line,
-                line_key, j, segment_i, segment_j, prefix, bias, 0.0, scale2, end, num_queries, num_keys, threshold,
-                kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S, PRECISION,
+            grad_k, grad_v = _key_gradient_tiles(
+                grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,
+                delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2,
+                num_queries, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
+                PRECISION,
             )  # fmt: skip
-        grad_k, grad_v = _key_gradient_queries(
-            grad_k, grad_v, k, v, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line, delta_ptr + line,
-            line_key, j, segment_i, segment_j, prefix, bias, before, scale2, end, num_queries, num_keys, threshold,
-            kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S, PRECISION,
+        grad_k, grad_v = _key_gradient_tiles(
+            grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,
+            delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2,
+            num_queries, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
+            PRECISION,
         )  # fmt: skip
 
     in_result = (row * num_keys * num_kv_heads + kv_head) * N
@@ -479,16 +509,24 @@ def key_gradient_kernel(
 
 
 @triton.jit
-def bias_gradient_kernel(sum_ptr, grad_ptr, end, BLOCK: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """One head: from its sums of diagonals and of far tiles to the gradient of the bias by offset."""
+def bias_gradient_kernel(
+    sum_ptr, grad_ptr, end, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, SLOTS: tl.constexpr,
+    FIRST_SLOT: tl.constexpr, OFFSETS: tl.constexpr,
+):  # fmt: skip
+    """One head: from its sums of diagonals by slot to the gradient of the bias by offset."""
     head = tl.program_id(0)
-    column = tl.arange(0, COLUMNS)
-    offset = column - SLOTS // 2 * BLOCK
-    sum_ptr += head * (SLOTS * BLOCK + 2)
-    total = tl.load(sum_ptr + column, mask=column < SLOTS * BLOCK, other=0.0)
+    WIDTH: tl.constexpr = BLOCK_T + BLOCK_S
+    sum_ptr += head * (SLOTS * WIDTH + 2)
+    offset = tl.arange(0, OFFSETS) - OFFSETS // 2
+    total = tl.zeros([OFFSETS], tl.float32)
+    for slot in range(SLOTS):
+        for w in tl.static_range(BLOCK_T // BLOCK_S + 1):
+            column = offset - (slot - FIRST_SLOT - w) * BLOCK_S
+            inside = (column >= 0) & (column < BLOCK_S)
+            total += tl.load(sum_ptr + slot * WIDTH + w * BLOCK_S + column, mask=inside, other=0.0)
     grad_ptr += head * (2 * end + 1)
     tl.store(grad_ptr + end + offset, total, mask=(offset > -end) & (offset < end))
-    before = tl.load(sum_ptr + SLOTS * BLOCK) + tl.sum(tl.where(offset <= -end, total, 0.0), 0)
-    after = tl.load(sum_ptr + SLOTS * BLOCK + 1) + tl.sum(tl.where(offset >= end, total, 0.0), 0)
+    before = tl.load(sum_ptr + SLOTS * WIDTH) + tl.sum(tl.where(offset <= -end, total, 0.0), 0)
+    after = tl.load(sum_ptr + SLOTS * WIDTH + 1) + tl.sum(tl.where(offset >= end, total, 0.0), 0)
     tl.store(grad_ptr, before)
     tl.store(grad_ptr + 2 * end, after)

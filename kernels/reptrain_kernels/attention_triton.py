@@ -10,22 +10,20 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from reptrain_kernels import attention_kernels as kernels
 from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles, block_width
+from reptrain_kernels.implementation import capability
 
 _LOG2E = 1 / math.log(2)
 _CHUNK = 1024
 
 
 def _tiles(which: Pass, q_BHTN: Tensor) -> Tiles:
-    capability = 80
-    if q_BHTN.is_cuda:
-        major, minor = torch.cuda.get_device_capability(q_BHTN.device)
-        capability = 10 * major + minor
-    return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), capability)
+    return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), capability(q_BHTN.device))
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -43,19 +41,16 @@ def _readable(x: Tensor) -> Tensor:
     return x
 
 
-def _features(
-    bias_HR: Tensor | None,
-    segments_BT: Tensor | None,
-    segments_BS: Tensor | None,
-    prefix_BT: Tensor | None,
-    key_BH: Tensor | None,
-) -> tuple[list[Tensor | None], int]:
-    """The optional inputs as the kernels read them, and E."""
-    end = 1 if bias_HR is None else bias_HR.shape[1] // 2
-    if bias_HR is not None:
-        bias_HR = (bias_HR.float() * _LOG2E).contiguous()
-    rest = (x if x is None else x.contiguous() for x in (segments_BT, segments_BS, prefix_BT, key_BH))
-    return [bias_HR, *rest], end
+def _bias(bias_HR: Tensor | None, tiles: Tiles) -> tuple[Tensor | None, int, int]:
+    """The bias as the kernels read it, E, and how far it reaches: beyond every offset of a near tile."""
+    if bias_HR is None:
+        return None, 1, 1
+    end, beyond = bias_HR.shape[1] // 2, tiles.queries + tiles.keys
+    return F.pad(bias_HR.float() * _LOG2E, (beyond, beyond), mode="replicate"), end, end + beyond
+
+
+def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
+    return [x if x is None else x.contiguous() for x in optional]
 
 
 def _spans(
@@ -112,8 +107,7 @@ def _constants(tiles: Tiles, q_BHTN: Tensor, k_BKSN: Tensor, causal: bool) -> di
     }
 
 
-@torch.library.custom_op("reptrain_kernels::attention_forward", mutates_args=())
-def attention_forward(
+def launch_forward(
     q_BHTN: Tensor,
     k_BKSN: Tensor,
     v_BKSN: Tensor,
@@ -134,23 +128,27 @@ def attention_forward(
     """
     q, k, v = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN))
     (B, H, T, _), (_, K, S, _) = q.shape, k.shape
-    (bias, segments_i, segments_j, prefix, key), end = _features(
-        bias_HR, segments_BT, segments_BS, prefix_BT, key_BH
-    )
+    segments_i, segments_j, prefix, key = _contiguous(segments_BT, segments_BS, prefix_BT, key_BH)
     y, lse = _new(q), q.new_empty(B, H, T, dtype=torch.float32)
     if y.numel() == 0:
         return y, lse
     tiles = _tiles("forward", q)
+    bias, end, reach = _bias(bias_HR, tiles)
     span = _spans(
         segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
     )
     kernels.forward_kernel[(triton.cdiv(T, tiles.queries), B * H)](
         q, k, v, y, lse, bias, segments_i, segments_j, prefix, key, span,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        T, S, H, H // K, end, scale * _LOG2E, threshold, kept_scale,
+        T, S, H, H // K, end, reach, scale * _LOG2E, threshold, kept_scale,
         **_constants(tiles, q, k, causal),
     )  # fmt: skip
     return y, lse
+
+
+attention_forward = torch.library.custom_op(
+    "reptrain_kernels::attention_forward", launch_forward, mutates_args=()
+)
 
 
 @attention_forward.register_fake
@@ -158,8 +156,7 @@ def _shapes_of_forward(q_BHTN: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return _new(q_BHTN), q_BHTN.new_empty(q_BHTN.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("reptrain_kernels::attention_backward", mutates_args=())
-def attention_backward(
+def launch_backward(
     grad_BHTN: Tensor,
     q_BHTN: Tensor,
     k_BKSN: Tensor,
@@ -179,9 +176,7 @@ def attention_backward(
     """The gradients of q, k, v and the bias; the last is empty without a bias."""
     q, k, v, grad = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN, grad_BHTN))
     (B, H, T, _), (_, K, S, _) = q.shape, k.shape
-    (bias, segments_i, segments_j, prefix, key), end = _features(
-        bias_HR, segments_BT, segments_BS, prefix_BT, key_BH
-    )
+    segments_i, segments_j, prefix, key = _contiguous(segments_BT, segments_BS, prefix_BT, key_BH)
     grad_q, grad_k, grad_v = _new(q), _new(k), _new(v)
     grad_bias = q.new_empty(0 if bias_HR is None else bias_HR.shape, dtype=torch.float32)
     if q.numel() == 0 or k.numel() == 0:
@@ -189,40 +184,48 @@ def attention_backward(
     delta = torch.empty_like(lse_BHT)
     line_key = None if key is None else torch.empty_like(lse_BHT, dtype=torch.int64)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
-    numbers = (end, scale, scale * _LOG2E, threshold, kept_scale)
+    numbers = (scale, scale * _LOG2E, threshold, kept_scale)
 
     tiles = _tiles("query_gradient", q)
+    bias, end, reach = _bias(bias_HR, tiles)
     num_tiles = triton.cdiv(T, tiles.queries)
-    slots = bias_slots(end, tiles)
-    partial, width = None, slots * tiles.keys + 2
+    first_slot, slots = bias_slots(end, tiles)
+    partial, width = None, tiles.queries + tiles.keys
     if bias is not None:
-        partial = lse_BHT.new_zeros(B, H, num_tiles, width)
+        partial = lse_BHT.new_zeros(B, H, num_tiles, slots * width + 2)
     span = _spans(
         segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
     )
     kernels.query_gradient_kernel[(num_tiles, B * H)](
         q, k, v, y_BHTN, grad, lse_BHT, bias, segments_i, segments_j, prefix, key, span,
-        grad_q, delta, line_key, partial, *strides, T, S, H, H // K, *numbers,
-        **_constants(tiles, q, k, causal), SLOTS=slots,
+        grad_q, delta, line_key, partial, *strides, T, S, H, H // K, end, reach, *numbers,
+        **_constants(tiles, q, k, causal), SLOTS=slots, FIRST_SLOT=first_slot,
     )  # fmt: skip
     if partial is not None:
-        columns = triton.next_power_of_2(slots * tiles.keys)
         kernels.bias_gradient_kernel[(H,)](
-            partial.sum((0, 2)), grad_bias, end, BLOCK=tiles.keys, SLOTS=slots, COLUMNS=columns
-        )
+            partial.sum((0, 2)), grad_bias, end, BLOCK_T=tiles.queries, BLOCK_S=tiles.keys,
+            SLOTS=slots, FIRST_SLOT=first_slot, OFFSETS=triton.next_power_of_2(2 * (end + width)),
+        )  # fmt: skip
 
     tiles = _tiles("key_gradient", q)
+    bias, _, reach = _bias(bias_HR, tiles)
     span = _spans(segments_j, segments_i, prefix, (B, S, T), keys_ask=True, causal=causal, block=tiles.keys)
     kernels.key_gradient_kernel[(triton.cdiv(S, tiles.keys), B * K)](
         q, k, v, grad, lse_BHT, delta, line_key, bias, segments_i, segments_j, prefix, span,
-        grad_k, grad_v, *strides, T, S, K, H // K, *numbers, **_constants(tiles, q, k, causal),
+        grad_k, grad_v, *strides, T, S, K, H // K, end, reach, *numbers, **_constants(tiles, q, k, causal),
     )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_bias
 
 
-def bias_slots(end: int, tiles: Tiles) -> int:
-    """How many blocks of diagonals the near tiles of a query tile reach, an even number about offset 0."""
-    return 2 * ((end + tiles.keys - 2) // tiles.keys) + 2
+def bias_slots(end: int, tiles: Tiles) -> tuple[int, int]:
+    """How many near tiles lie below the main diagonal's, and how many there are, of a tile of queries."""
+    below = (end + tiles.keys - 2) // tiles.keys
+    return below, below + 1 + (tiles.queries + end - 2) // tiles.keys
+
+
+attention_backward = torch.library.custom_op(
+    "reptrain_kernels::attention_backward", launch_backward, mutates_args=()
+)
 
 
 @attention_backward.register_fake
