@@ -98,8 +98,11 @@ def _memory(subject: Subject, total: int, world_size: int, precision: Precision)
 def sizes_text(data: dict[str, Any]) -> str:
     """The same for the eye."""
     lines = ["parameters"]
+    count = data["parameters"]
     for key, words in _PARAMETERS.items():
-        lines.append(f"  {key:<14}{data['parameters'][key]:>22,}  {words}")
+        if key == "run" and count["run"] == count["active"]:
+            continue
+        lines.append(f"  {key:<14}{count[key]:>22,}  {words}")
     window = data["window"]
     read = f"{window['input_tokens']:,} read, " if window["input_tokens"] else ""
     lines += [
@@ -115,7 +118,7 @@ def sizes_text(data: dict[str, Any]) -> str:
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
-    lines = [f"memory of each of {memory['world_size']} GPUs in {memory['precision']}"]
+    lines = [f"memory of one of {memory['world_size']} GPUs in {memory['precision']}"]
     for stage, size in memory["state_bytes"].items():
         shown = "no training here" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")

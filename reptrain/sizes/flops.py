@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from reptrain.config.counted import CountedConfig
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
-from reptrain.config.schema import ExampleShape
+from reptrain.config.objectives import ExampleShape
 from reptrain.sizes.layers import CountableConfig, stack_counts
 from reptrain.sizes.parameters import count_parameters, embedding_rows
 

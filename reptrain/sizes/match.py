@@ -2,8 +2,8 @@
 
 One knob is turned, in whole steps:
 
-- width: d_model in steps of the head's width (of a group's, where queries share keys and values), with as many
-  heads as fill it, or in steps of 8 where they do not fill it, and d_ff in proportion.
+- width: d_model in steps of the head's width (of a group's, where queries share keys and values), with as
+  many heads as fill it, or in steps of 8 where they do not fill it, and d_ff in proportion.
 - depth: layers, both stacks of an encoder-decoder in proportion, in whole cycles of sparse or stored layers.
 - groups: stored layers, which divide the layers; of both stacks as many in proportion.
 - experts: of each sparse layer.

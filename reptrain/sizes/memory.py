@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig, StackShape, is_gated
-from reptrain.config.schema import ExampleShape
+from reptrain.config.objectives import ExampleShape
 from reptrain.sizes.flops import Precision
 from reptrain.sizes.parameters import embedding_rows
 
@@ -18,7 +18,8 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     """Weights, gradients and AdamW's state on one GPU, without buffers of communication.
 
     Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
-    keeps an fp32 copy of the weights beside the moments, in fp32 too.
+    keeps an fp32 copy of the weights beside the moments, in an fp32 run too. Its buckets come on top, up to
+    a few GiB that do not grow with the model.
 
     Args:
         num_parameters: All of the model's, idle ones too.

@@ -11,7 +11,8 @@ from reptrain.config.base import Frozen, Positive
 from reptrain.config.counted import CountedConfig
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.config.model import ModelConfig
-from reptrain.config.schema import ExampleShape, RunConfig
+from reptrain.config.objectives import ExampleShape
+from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import ForwardFlops, forward_flops
 from reptrain.sizes.layers import CountableConfig
