@@ -1,4 +1,4 @@
-"""Numbers as people write them: ``2**20``, ``1e9``, ``64epochs``."""
+"""Numbers as people write them: ``2**20``, ``1e9``, ``64epochs``, ``2**30targets``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic_core import core_schema
 
 _POWER = re.compile(r"(\d+)\s*(?:\*\*|\^)\s*(\d+)")
 _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
+_PARTS = re.compile(r"(.+?)\s*(inputs|targets)")
 _LARGEST = 2**62
 
 
@@ -56,29 +57,52 @@ Count = Annotated[int, BeforeValidator(parse_count), Strict()]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: a number of tokens, or of epochs over the subset.
+    """How long to train: a number of raw tokens, of epochs over the subset, or of the tokens that the
+    objective makes inputs or targets of them.
 
-    Exactly one of the two is set. Written ``2**20`` (tokens) or ``64epochs``, ``2.5epochs``, ``7/3epochs``.
+    Exactly one of the four is set. Written ``2**20`` (raw tokens), ``64epochs``, ``2.5epochs``,
+    ``7/3epochs``, ``2**20inputs`` or ``2**20targets``.
     """
 
     tokens: int | None = None
     epochs: Fraction | None = None
+    inputs: int | None = None
+    targets: int | None = None
 
     def __post_init__(self) -> None:
-        assert (self.tokens is None) != (self.epochs is None)
+        assert sum(part is not None for part in (self.tokens, self.epochs, self.inputs, self.targets)) == 1
 
     def __str__(self) -> str:
         if self.tokens is not None:
             return str(self.tokens)
-        assert self.epochs is not None
+        if self.epochs is None:
+            return f"{self.inputs}inputs" if self.targets is None else f"{self.targets}targets"
         number = self.epochs
         as_float = float(number)
         text = f"{as_float:g}" if Fraction(f"{as_float:g}") == number else str(number)
         return f"{text}epochs"
 
     def epochs_over(self, unique_tokens: int) -> Fraction:
-        """The number of passes over a subset of ``unique_tokens`` tokens."""
+        """The number of passes over a subset of ``unique_tokens`` tokens, of a budget in raw terms."""
+        assert self.inputs is None and self.targets is None
         return self.epochs if self.epochs is not None else Fraction(self.tokens or 0, unique_tokens)
+
+    def in_raw_terms(self, *, inputs: Fraction, targets: Fraction) -> Budget:
+        """The same budget as raw tokens or epochs.
+
+        Args:
+            inputs: Tokens that a raw token makes on average for the model to read without predicting them.
+            targets: The same for those that it predicts.
+
+        Raises:
+            ValueError: If a budget in inputs meets an objective that has none.
+        """
+        wanted, rate = (self.targets, targets) if self.inputs is None else (self.inputs, inputs)
+        if wanted is None:
+            return self
+        if rate == 0:
+            raise ValueError("a budget in inputs needs an objective that reads tokens without predicting them")
+        return Budget(tokens=max(1, round(wanted / rate)))
 
     @classmethod
     def parse(cls, value: Any) -> Budget:
@@ -99,15 +123,20 @@ class Budget:
             if epochs <= 0:
                 raise ValueError("must be more than 0 epochs")
             return cls(epochs=epochs)
+        unit = "tokens"
+        if isinstance(value, str) and (match := _PARTS.fullmatch(value.strip())):
+            value, unit = match[1], match[2]
         try:
-            tokens = parse_count(value)
+            count = parse_count(value)
         except ValueError:
-            tokens = None
-        if not isinstance(tokens, int):
+            count = None
+        if not isinstance(count, int):
             raise ValueError("must be a number of tokens or of epochs, such as 2**20 or 64epochs")
-        if tokens <= 0:
-            raise ValueError("must be more than 0 tokens")
-        return cls(tokens=tokens)
+        if count <= 0:
+            raise ValueError(f"must be more than 0 {unit}")
+        if unit == "tokens":
+            return cls(tokens=count)
+        return cls(inputs=count) if unit == "inputs" else cls(targets=count)
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -124,5 +153,5 @@ class Budget:
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {
             "anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}],
-            "description": "Tokens (2**20, 1e9) or epochs (64epochs, 2.5epochs).",
+            "description": "Tokens (2**20, 1e9), epochs (64epochs, 2.5epochs), 2**20inputs or 2**20targets.",
         }

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from reptrain.config.base import Frozen, Positive, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig
-from reptrain.config.quantities import Budget, Count
-from reptrain.config.spans import span_counts, window_filling
+from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
+from reptrain.config.quantities import Budget
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
-_CAUSAL_WINDOW_TOKENS = 256
-_SPAN_INPUT_TOKENS = 512
 
 
 class SourceConfig(Frozen):
@@ -28,7 +26,8 @@ class SourceConfig(Frozen):
     unique_tokens: Positive | None = None
     """U, the size of its subset in tokens; null takes every training token of the store."""
     total_tokens: Budget = ONE_EPOCH
-    """Tokens to consume of it, repeats counted (2**20), or epochs over its subset (4epochs, 0.5epochs)."""
+    """Tokens to consume of it, repeats counted (2**20), epochs over its subset (4epochs, 0.5epochs), or what
+    the objective makes of them (2**20inputs, 2**20targets)."""
     order: Order | None = None
     """As data.order; null takes that."""
     cut: Cut | None = None
@@ -47,8 +46,8 @@ class DataConfig(Frozen):
     unique_tokens: Positive | None = None
     """U, the size of the subset in tokens; null takes every training token of the store."""
     window_tokens: Positive | None = None
-    """L, the raw tokens of a window: the unit of shuffling. Null: 256, or under span corruption as many
-    as fill objective.input_tokens."""
+    """L, the raw tokens of a window: the unit of shuffling. Null: 256; 512 under ul2; under span corruption
+    as many as fill objective.input_tokens."""
     order: Order = "reshuffle"
     """A new permutation of the windows each epoch, one for all, or the epochs shuffled as one list."""
     cut: Cut = "fixed"
@@ -67,49 +66,6 @@ class DataConfig(Frozen):
         if self.sources and self.unique_tokens is not None:
             raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
         return self
-
-
-class CausalConfig(Frozen):
-    """Every token of the window from the tokens before it."""
-
-    name: Literal["causal"] = "causal"
-    """The objective."""
-
-
-class SpanCorruptionConfig(Frozen):
-    """Hide spans of the window behind sentinels; the decoder gives them back (Raffel et al. 2020)."""
-
-    name: Literal["span_corruption"]
-    """The objective."""
-    noise_density: Annotated[float, Field(gt=0, le=0.95)] = 0.15
-    """Share of a window's tokens that is hidden."""
-    mean_span_tokens: Annotated[float, Field(ge=1)] = 3.0
-    """Mean length of a hidden span."""
-    noise: Literal["fresh", "frozen"] = "fresh"
-    """Spans drawn anew in each epoch, or the same in all, which needs a fixed cut."""
-    input_tokens: Annotated[Count, Field(ge=3, le=2**20)] | None = None
-    """Tokens that the encoder reads; null: what data.window_tokens gives, or 512 where that is null too."""
-
-
-def _objective_name(value: Any) -> str:
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return "causal" if name is None else str(name)
-
-
-ObjectiveConfig = Annotated[
-    Annotated[CausalConfig, Tag("causal")] | Annotated[SpanCorruptionConfig, Tag("span_corruption")],
-    Discriminator(_objective_name),
-]
-"""What is predicted from what."""
-
-
-class ExampleShape(NamedTuple):
-    """Tokens of a full window's example."""
-
-    input_tokens: int
-    """Read by the encoder; 0 for a decoder alone."""
-    target_tokens: int
-    """Predicted by the decoder."""
 
 
 class OptimizerConfig(Frozen):
@@ -148,8 +104,9 @@ class TrainConfig(Frozen):
     """How long and in what steps."""
 
     total_tokens: Budget | None = None
-    """Tokens to consume, repeats counted (2**20, 1e9), or epochs over the subset (64epochs). Null: one
-    epoch; in a mixture each source has its own."""
+    """Tokens to consume, repeats counted (2**20, 1e9), epochs over the subset (64epochs), or what the
+    objective makes of them (2**20inputs, 2**20targets). Null: one epoch; in a mixture each source has its
+    own."""
     batch_windows: Positive = 16
     """Windows of one optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: Positive | None = None
@@ -221,7 +178,8 @@ class RunConfig(Frozen):
     @property
     def sources(self) -> dict[str, SourceConfig]:
         """The sources with every default filled in, by name in the order of the names, so that the order in
-        a file changes nothing; a single store counts as a mixture of one."""
+        a file changes nothing; a single store counts as a mixture of one. Budgets are in raw tokens or
+        epochs."""
         data = self.data
         if data.store is not None:
             budget = self.train.total_tokens or ONE_EPOCH
@@ -233,30 +191,25 @@ class RunConfig(Frozen):
         return {
             name: source.model_copy(
                 update={key: value for key, value in defaults.items() if getattr(source, key) is None}
+                | {"total_tokens": self._in_raw_terms(source.total_tokens)}
             )
             for name, source in sorted(given.items())
         }
 
+    def _in_raw_terms(self, budget: Budget) -> Budget:
+        tokens = self.window_tokens
+        inputs, targets = (count / tokens for count in self.objective.counts(tokens))
+        return budget.in_raw_terms(inputs=inputs, targets=targets)
+
     @property
     def window_tokens(self) -> int:
         """L, the raw tokens of a window."""
-        objective = self.objective
-        if self.data.window_tokens is not None:
-            return self.data.window_tokens
-        if isinstance(objective, CausalConfig):
-            return _CAUSAL_WINDOW_TOKENS
-        return window_filling(
-            objective.input_tokens or _SPAN_INPUT_TOKENS, objective.noise_density, objective.mean_span_tokens
-        )
+        return self.data.window_tokens or self.objective.default_window_tokens
 
     @property
     def example_shape(self) -> ExampleShape:
-        """Tokens that encoder and decoder see of a full window."""
-        objective, tokens = self.objective, self.window_tokens
-        if isinstance(objective, CausalConfig):
-            return ExampleShape(0, tokens)
-        counts = span_counts(tokens, objective.noise_density, objective.mean_span_tokens)
-        return ExampleShape(counts.inputs, counts.targets)
+        """Positions that encoder and decoder have for a full window."""
+        return self.objective.shape(self.window_tokens, self.model.family)
 
     def micro_batch_windows(self, world_size: int) -> int:
         """Rows of one forward pass: the configured number, or a rank's whole share of a batch.
@@ -313,28 +266,34 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _window_fits_positions(self) -> Self:
-        model = self.model
+        model, positions = self.model, self.example_shape.target_tokens
         longest = model.max_positions if isinstance(model, DecoderConfig) else None
-        if longest is not None and self.window_tokens > longest:
+        if longest is not None and positions > longest:
             raise ValueError(
-                f"data.window_tokens must be at most model.max_positions {longest};"
-                f" {self.window_tokens} is more"
+                f"data.window_tokens {self.window_tokens} must make at most model.max_positions {longest}"
+                f" positions; it makes {positions}"
             )
         return self
 
     @model_validator(mode="after")
-    def _objective_fits_family(self) -> Self:
-        wanted = {"causal": "decoder", "span_corruption": "t5"}[self.objective.name]
-        if self.model.family != wanted:
+    def _objective_fits(self) -> Self:
+        objective, family = self.objective, self.model.family
+        if family not in objective.families:
             raise ValueError(
-                f"objective.name {self.objective.name} needs model.family {wanted};"
-                f" {self.model.family} was given"
+                f"objective.name {objective.name} needs model.family {' or '.join(objective.families)};"
+                f" {family} was given"
+            )
+        if self.data.document_mask and not objective.knows_documents:
+            raise ValueError(
+                f"objective.name {objective.name} needs data.document_mask false: it puts tokens where they"
+                " are of no document"
             )
         return self
 
     @model_validator(mode="after")
     def _frozen_noise_needs_fixed_windows(self) -> Self:
-        frozen = isinstance(self.objective, SpanCorruptionConfig) and self.objective.noise == "frozen"
+        objective = self.objective
+        frozen = not isinstance(objective, CausalConfig) and objective.noise == "frozen"
         if frozen and any(source.cut == "shifted" for source in self.sources.values()):
             raise ValueError(
                 "objective.noise frozen needs data.cut fixed: with shifted cuts no window comes again"
@@ -344,13 +303,13 @@ class RunConfig(Frozen):
     @model_validator(mode="after")
     def _window_fits_inputs(self) -> Self:
         objective = self.objective
-        if isinstance(objective, CausalConfig) or objective.input_tokens is None:
+        if not isinstance(objective, SpanCorruptionConfig) or objective.input_tokens is None:
             return self
-        if self.example_shape.input_tokens > objective.input_tokens:
+        inputs = objective.spans(self.window_tokens).inputs
+        if inputs > objective.input_tokens:
             raise ValueError(
-                f"data.window_tokens {self.window_tokens} corrupts to {self.example_shape.input_tokens}"
-                f" inputs, more than objective.input_tokens {objective.input_tokens};"
-                " leave one of the two out"
+                f"data.window_tokens {self.window_tokens} corrupts to {inputs} inputs, more than"
+                f" objective.input_tokens {objective.input_tokens}; leave one of the two out"
             )
         return self
 
@@ -360,4 +319,6 @@ class RunConfig(Frozen):
             raise ValueError(
                 "train.total_tokens is for one store; set total_tokens for each of data.sources instead"
             )
+        # Refuses a budget that the objective cannot spend.
+        _ = self.sources
         return self

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.config.schema import ExampleShape
+from reptrain.config.objectives import ExampleShape
 from reptrain.model import EncoderDecoder
 from reptrain.sizes import peak_flops, train_flops_per_window
 
