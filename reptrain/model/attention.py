@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig
+from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.rope import Rotation, rotate
 
@@ -35,7 +36,12 @@ class CausalAttention(nn.Module):
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(
-        self, x_BTD: Tensor, rotation: Rotation | None, visible_B1TS: Tensor | None, keys_PB: Tensor | None
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        visible_B1TS: Tensor | None,
+        keys_PB: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions.
 
@@ -44,12 +50,15 @@ class CausalAttention(nn.Module):
             rotation: Of each position; None turns nothing.
             visible_B1TS: bool, what each position may read of itself and those before it; None: all.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
+            cache: Of the positions read before; ``visible_B1TS`` is then over all of them.
         """
         q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
         if rotation is not None:
             q_BTHN, k_BSKN = rotate(q_BTHN, rotation), rotate(k_BSKN, rotation)
         q_BHTN, k_BKSN = q_BTHN.transpose(1, 2), k_BSKN.transpose(1, 2)
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
+        if cache is not None:
+            k_BKSN, v_BKSN = cache.extend(lambda: (k_BKSN, v_BKSN))
         if keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(
                 q_BHTN,

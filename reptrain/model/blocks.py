@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reptrain.config.model import StackShape
+from reptrain.model.cache import Cache
 from reptrain.model.dropout import site_keys
 from reptrain.model.router import RoutedTokens
 from reptrain.model.sparse import LayerRouting, SparseMLP
@@ -22,6 +23,7 @@ def run_layers(
     shape: StackShape,
     first_layer: int,
     recompute: bool,
+    cache: Cache | None = None,
 ) -> tuple[Tensor, list[LayerRouting]]:
     """Pass the residual stream through the layers; the stored blocks run in cycles.
 
@@ -33,6 +35,7 @@ def run_layers(
         routed: What sparse layers must know of the positions.
         shape: Of the stack.
         first_layer: Number of the first layer in the whole model.
+        cache: Of the positions read before; each layer is given its own.
         recompute: Keep each layer's input alone and compute the rest again in the backward pass.
 
     Returns:
@@ -48,7 +51,8 @@ def run_layers(
                 block, x_BTD, keys_PB, routed, *arguments, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments)
+            kept = {} if cache is None else {"cache": cache.layers[layer]}
+            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments, **kept)
         if routing is not None:
             routings.append(routing)
     return x_BTD, routings

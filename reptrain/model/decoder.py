@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reptrain.config.model import DecoderConfig, MoEConfig
 from reptrain.model.attention import CausalAttention
 from reptrain.model.blocks import run_layers, sparse_layers
+from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
@@ -53,9 +54,10 @@ class Block(nn.Module):
         routed: RoutedTokens,
         rotation: Rotation | None,
         visible_B1TT: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, keys_PB)
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, keys_PB, cache)
         x_BTD = x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
         transformed_BTD, routing = transform(self.mlp, self.mlp_norm(x_BTD), keys_PB, routed)
         return x_BTD + self.mlp_dropout(transformed_BTD, keys_PB), routing
@@ -110,6 +112,7 @@ class Decoder(nn.Module):
         is_token_BT: Tensor | None = None,
         dropout: DropoutContext | None = None,
         routing: Routing | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits of the token that follows each position.
 
@@ -120,22 +123,23 @@ class Decoder(nn.Module):
             is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
             routing: Filled with what the routers did.
+            cache: Of the positions before these, to which it adds these; padding may only stand behind.
+                Needs ``is_token_BT``, and takes no segments.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast.
+            logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's last
+            token.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
-        x_BTD, rotary = self.embedding(tokens_BT), None
-        if self.position_embedding is None:
-            theta = self.config.rope_theta
-            rotary = rotation(tokens_BT.shape[1], self.config.head_dim, theta, tokens_BT.device)
-        else:
-            # The place in the window, in a later document of it too, as the published models have it.
-            x_BTD = x_BTD + self.position_embedding.weight[: tokens_BT.shape[1]]
-        x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
-        visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+        visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
+        position_BT, num_positions = None, tokens_BT.shape[1]
+        if cache is not None:
+            position_BT, visible_B1TT = cache.advance(is_token_BT)
+            num_positions = cache.num_columns
+        x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
+        x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
         x_BTD, layers = run_layers(
             self.blocks,
             x_BTD,
@@ -146,7 +150,22 @@ class Decoder(nn.Module):
             shape=self.config.stack,
             first_layer=0,
             recompute=self.checkpoint_blocks and self.training,
+            cache=cache,
         )
         if routing is not None:
             routing.fill(layers)
-        return self.head(self.norm(x_BTD))
+        return self.head(self.norm(x_BTD if cache is None else cache.last(x_BTD)))
+
+    def _place(
+        self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int
+    ) -> tuple[Tensor, Rotation | None]:
+        """Embeddings, and the rotation of each position; None stands for 0 ... num_positions - 1."""
+        x_BTD = self.embedding(tokens_BT)
+        if self.position_embedding is not None:
+            # The place in the window, in a later document of it too, as the published models have it.
+            place_PD = self.position_embedding.weight[:num_positions]
+            return x_BTD + (place_PD if position_BT is None else place_PD[position_BT]), None
+        whole = rotation(num_positions, self.config.head_dim, self.config.rope_theta, tokens_BT.device)
+        if position_BT is None:
+            return x_BTD, whole
+        return x_BTD, Rotation(whole.cos_TM[position_BT], whole.sin_TM[position_BT])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import MoEConfig, StackShape, T5Config
 from reptrain.model.blocks import run_layers, sparse_layers
+from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
@@ -73,10 +74,12 @@ class EncoderBlock(nn.Module):
         """One layer (see `run_layers`)."""
         return self.transform(self.mix(x_BTD, bias_BHTT, keys_PB), keys_PB, routed)
 
-    def mix(self, x_BTD: Tensor, bias_BHTT: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def mix(
+        self, x_BTD: Tensor, bias_BHTT: Tensor, keys_PB: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
         """The layer's self-attention."""
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD = self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB)
+        mixed_BTD = self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB, cache)
         return x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
 
     def transform(
@@ -97,11 +100,23 @@ class DecoderBlock(EncoderBlock):
         self.cross_dropout = Dropout(config.dropout.residual, Site.CROSS_RESIDUAL)
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor, source: Source
+        self,
+        x_BTD: Tensor,
+        keys_PB: Tensor | None,
+        routed: RoutedTokens,
+        bias_BHTT: Tensor,
+        source: Source,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        x_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
-        read_BTD = self.cross_attention(self.cross_norm(x_BTD), source.states_BSD, source.bias_B1TS, keys_PB)
+        x_BTD = self.mix(x_BTD, bias_BHTT, keys_PB, cache)
+        read_BTD = self.cross_attention(
+            self.cross_norm(x_BTD),
+            source.states_BSD,
+            source.bias_B1TS,
+            keys_PB,
+            None if cache is None else cache.cross,
+        )
         x_BTD = x_BTD + self.cross_dropout(read_BTD * source.found_BT1, keys_PB)
         return self.transform(x_BTD, keys_PB, routed)
 
@@ -144,13 +159,19 @@ class Stack(nn.Module):
         key_B: Tensor | None,
         num_targets_B: Tensor | None,
         recompute: bool,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, list[LayerRouting]]:
         """All layers (see `run_layers`); the decoder is given its source."""
-        visible_BTT = same_segment(segments_BT, segments_BT)
-        if self.causal:
-            visible_BTT = visible_BTT.tril()
-        bias_HTT = self.relative_bias(x_BTD.shape[1], x_BTD.device)
-        bias_BHTT = torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
+        if cache is None:
+            visible_BTT = same_segment(segments_BT, segments_BT)
+            if self.causal:
+                visible_BTT = visible_BTT.tril()
+            bias_HTT = self.relative_bias(x_BTD.shape[1], x_BTD.device)
+            bias_BHTT = torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
+        else:
+            position_BT, visible_B1TP = cache.advance(segments_BT > 0)
+            bias_BHTP = self.relative_bias.between(position_BT, cache.num_columns)
+            bias_BHTT = torch.where(visible_B1TP, bias_BHTP, -torch.inf)
         # What belongs to no layer is keyed as the first one's.
         keys_PB = site_keys(key_B, self.first_layer)
         x_BTD, layers = run_layers(
@@ -163,6 +184,7 @@ class Stack(nn.Module):
             shape=self.shape,
             first_layer=self.first_layer,
             recompute=recompute,
+            cache=cache,
         )
         return self.output_dropout(self.norm(x_BTD), keys_PB), layers
 
@@ -243,6 +265,46 @@ class EncoderDecoder(nn.Module):
         x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **common)
         if routing is not None:
             routing.fill(layers + more_layers)
+        return self._score(x_BTD)
+
+    def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
+        """What the decoder reads of the source, states_BSD, in evaluation mode."""
+        states_BSD, _ = self.encoder(
+            self.embedding(source_BS), source_segments_BS, key_B=None, num_targets_B=None, recompute=False
+        )
+        return states_BSD
+
+    def decode(
+        self,
+        inputs_BT: Tensor,
+        segments_BT: Tensor,
+        states_BSD: Tensor,
+        source_segments_BS: Tensor,
+        *,
+        cache: Cache,
+    ) -> Tensor:
+        """Logits of the target at each row's last token, logits_B1V, in evaluation mode.
+
+        Args:
+            inputs_BT: int64, the next inputs of the decoder; padding may only stand behind.
+            segments_BT: 1 for tokens, 0 for padding.
+            states_BSD: Of `encode`.
+            source_segments_BS: As given to `encode`, of 1 and 0.
+            cache: Of the inputs before these, to which it adds these.
+        """
+        source = read_source(states_BSD, source_segments_BS, segments_BT)
+        x_BTD, _ = self.decoder(
+            self.embedding(inputs_BT),
+            segments_BT,
+            source,
+            key_B=None,
+            num_targets_B=None,
+            recompute=False,
+            cache=cache,
+        )
+        return self._score(cache.last(x_BTD))
+
+    def _score(self, x_BTD: Tensor) -> Tensor:
         # A tied head meets an embedding of unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
         return self.head(x_BTD * scale)

@@ -77,3 +77,8 @@ class RelativeBias(nn.Module):
         offset_R = torch.arange(1 - num_positions, num_positions, device=device)
         bias_HR = self.table(self.buckets(offset_R)).T
         return bias_HR.unfold(1, num_positions, 1).flip(1)
+
+    def between(self, position_BT: Tensor, num_keys: int) -> Tensor:
+        """The same for queries at given positions, bias_BHTS, with keys at 0 ... num_keys - 1."""
+        offset_BTS = torch.arange(num_keys, device=position_BT.device) - position_BT[..., None]
+        return self.table(self.buckets(offset_BTS)).movedim(-1, 1)

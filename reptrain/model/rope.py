@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles, fp32."""
+    """Cosines and sines of the angles, fp32; [B, T, M] where each row has positions of its own."""
 
     cos_TM: Tensor
     sin_TM: Tensor
@@ -46,7 +46,7 @@ def rotate(x_BTHN: Tensor, by: Rotation) -> Tensor:
         One head of width 2, position 1, theta 1: (1, 0) becomes (cos 1, sin 1).
     """
     a_BTHM, b_BTHM = x_BTHN.float().chunk(2, dim=-1)
-    cos_T1M, sin_T1M = by.cos_TM[:, None], by.sin_TM[:, None]
+    cos_T1M, sin_T1M = by.cos_TM[..., None, :], by.sin_TM[..., None, :]
     rotated_BTHN = torch.cat(
         (a_BTHM * cos_T1M - b_BTHM * sin_T1M, b_BTHM * cos_T1M + a_BTHM * sin_T1M), dim=-1
     )

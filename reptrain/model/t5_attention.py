@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
+from reptrain.model.cache import CrossCache, LayerCache
 from reptrain.model.dropout import Dropout, Site
 
 
@@ -34,7 +35,14 @@ class T5Attention(nn.Module):
         self.output = nn.Linear(width, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout.attention, site)
 
-    def forward(self, x_BTD: Tensor, read_BSD: Tensor, bias_BHTS: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        read_BSD: Tensor,
+        bias_BHTS: Tensor,
+        keys_PB: Tensor | None,
+        cache: LayerCache | CrossCache | None = None,
+    ) -> Tensor:
         """Gather from ``read_BSD`` what each position of ``x_BTD`` asks for.
 
         Args:
@@ -42,9 +50,13 @@ class T5Attention(nn.Module):
             read_BSD: Is read; ``x_BTD`` itself in self-attention.
             bias_BHTS: Added to the scores, -inf where nothing may be read; every position reads something.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
+            cache: Of what was read before; ``bias_BHTS`` is then for all of it.
         """
         q_BHTN = self._heads(self.query(x_BTD))
-        k_BHSN, v_BHSN = self._heads(self.key(read_BSD)), self._heads(self.value(read_BSD))
+        if cache is None:
+            k_BHSN, v_BHSN = self._read(read_BSD)
+        else:
+            k_BHSN, v_BHSN = cache.extend(lambda: self._read(read_BSD))
         if keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHSN, v_BHSN, attn_mask=bias_BHTS, scale=1.0)
         else:
@@ -52,6 +64,9 @@ class T5Attention(nn.Module):
             weight_BHTS = score_BHTS.softmax(-1).to(v_BHSN.dtype)
             y_BHTN = self.dropout.forward_heads(weight_BHTS, keys_PB) @ v_BHSN
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
+
+    def _read(self, read_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        return self._heads(self.key(read_BSD)), self._heads(self.value(read_BSD))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
