@@ -285,7 +285,7 @@ def forward_kernel(
 
     found = total > 0
     y = y * (kept_scale / tl.where(found, total, 1.0))[:, None]
-    lse = tl.where(found, peak + tl.log2(total), float("inf"))
+    lse = tl.where(found, peak + tl.log2(tl.where(found, total, 1.0)), float("inf"))
     y_ptr += (row * num_queries * num_heads + head) * N
     _store_tile(y_ptr, num_heads * N, i, num_queries, y, N, BLOCK_N)
     tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * num_queries + i, lse, mask=i < num_queries)

@@ -30,12 +30,22 @@ def attention_tiles(which: Pass, head_width: int, num_bytes: int, capability: in
         num_bytes: Of an element: 2 or 4.
         capability: 80 for A100, 90 for H100, 100 for B200.
     """
-    width = block_width(head_width)
     if num_bytes == 4:
-        return Tiles(32, 32, 4, 1 if width > 64 else 2)
-    if which == "forward":
-        return Tiles(128, 64, 4 if width <= 64 else 8, 3 if width <= 64 else 2)
-    # The query gradient turns its tiles about their diagonals, so they are square.
-    if width <= 64:
-        return Tiles(64, 64, 4, 3)
-    return Tiles(64, 64, 8, 2)
+        return _SINGLE[block_width(head_width) > 64]
+    table = _HALF_SM80 if capability < 90 else _HALF_SM90
+    return table[which][min(max(block_width(head_width), 64), 256)]
+
+
+_SINGLE = {False: Tiles(32, 32, 4, 2), True: Tiles(16, 16, 4, 1)}
+
+# The query gradient's tiles must be whole squares, since it turns their lines.
+_HALF_SM80: dict[Pass, dict[int, Tiles]] = {
+    "forward": {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "query_gradient": {64: Tiles(128, 32, 8, 3), 128: Tiles(64, 32, 4, 2), 256: Tiles(64, 32, 8, 2)},
+    "key_gradient": {64: Tiles(32, 128, 8, 3), 128: Tiles(32, 64, 4, 2), 256: Tiles(16, 64, 8, 2)},
+}
+_HALF_SM90: dict[Pass, dict[int, Tiles]] = {
+    "forward": {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(128, 32, 8, 2)},
+    "query_gradient": {64: Tiles(128, 32, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+    "key_gradient": {64: Tiles(32, 128, 8, 3), 128: Tiles(32, 128, 8, 2), 256: Tiles(16, 64, 8, 2)},
+}

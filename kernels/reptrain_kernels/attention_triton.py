@@ -250,9 +250,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    bias_HR = ctx.saved_tensors[5]
-    grad_q, grad_k, grad_v, grad_bias = attention_backward(grad, *ctx.saved_tensors, *ctx.numbers)
-    grad_of_bias = None if bias_HR is None else grad_bias.to(bias_HR.dtype)
+    # Once only: under recomputation each look at them would compute them again.
+    saved = ctx.saved_tensors
+    grad_q, grad_k, grad_v, grad_bias = attention_backward(grad, *saved, *ctx.numbers)
+    grad_of_bias = None if saved[5] is None else grad_bias.to(saved[5].dtype)
     return grad_q, grad_k, grad_v, grad_of_bias, *(None,) * 8
 
 

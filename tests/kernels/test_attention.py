@@ -1,0 +1,162 @@
+"""Attention: its definition in plain torch, and its Triton kernels without a GPU and on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attention_cases import CASES, SLOW_CASES, Case, inputs_of, results
+from interpreted import results_of
+from tolerances import relative_error, tolerance
+
+from reptrain_kernels import counter
+from reptrain_kernels.attention import Mask, attention, offset_bias, spread_bias
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CHECKS = ["dropped_weights", "operator"]
+
+
+def assert_within(case: Case, errors: dict[str, float]) -> None:
+    """Every result's error is within the table."""
+    kinds = {"y": "output", "bias": "summed"}
+    assert {"y", "q", "k", "v"} <= errors.keys()
+    assert ("bias" in errors) == (case.end > 0)
+    for name, error in errors.items():
+        assert error <= tolerance(case.dtype, kinds.get(name, "gradient")), (name, error)
+
+
+@pytest.fixture(scope="module")
+def found() -> Any:
+    """One process for all: half of its time is imports."""
+    return results_of("attention_interpreted.py", *CASES, *CHECKS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_in_triton_equals_float64_under_the_interpreter(name: str, found: Any) -> None:
+    assert_within(CASES[name], found[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW_CASES)
+def test_attention_at_a_gpus_tiles_equals_float64_under_the_interpreter(name: str) -> None:
+    assert_within(SLOW_CASES[name], results_of("attention_interpreted.py", name)[name])
+
+
+def test_attention_in_triton_drops_what_the_counter_says(found: Any) -> None:
+    assert found["dropped_weights"] == {"0.25": True, "0.75": True}
+
+
+@pytest.mark.parametrize("way", ["again", "recomputed", "compiled"])
+def test_attention_in_triton_gives_the_same_bits(way: str, found: Any) -> None:
+    assert found["operator"][way]
+
+
+def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, add: torch.Tensor) -> torch.Tensor:
+    """One row and head, one query at a time."""
+    lines = []
+    for query, line in zip(q, add, strict=True):
+        weight = (k @ query * scale + line).exp()
+        lines.append((weight[:, None] * v).sum(0) / weight.sum() if weight.sum() else torch.zeros_like(query))
+    return torch.stack(lines)
+
+
+@pytest.mark.parametrize("name", ["bias", "segments", "prefix", "cross", "causal_grouped"])
+def test_attention_follows_its_written_formula(name: str) -> None:
+    case = CASES[name]._replace(queries=12, keys=9 if name == "cross" else 12, dtype=torch.float64)
+    inputs = inputs_of(case)
+    y = attention(*inputs[:3], scale=case.scale, bias_HR=inputs.bias_HR, mask=inputs.mask)
+    segments_BS = inputs.mask.key_segments_BS
+    for row in range(case.rows):
+        for head in range(case.heads):
+            add = torch.zeros(case.queries, case.keys, dtype=torch.float64)
+            for t in range(case.queries):
+                for s in range(case.keys):
+                    before = s <= t or (case.prefix and s < inputs.mask.prefix_BT[row, t])
+                    seen = before or not case.causal
+                    if segments_BS is not None:
+                        seen = seen and inputs.mask.segments_BT[row, t] == segments_BS[row, s]
+                    offset = max(-case.end, min(case.end, s - t))
+                    bias = 0.0 if inputs.bias_HR is None else inputs.bias_HR[head, offset + case.end]
+                    add[t, s] = bias if seen else -torch.inf
+            kv_head = head // (case.heads // case.kv_heads)
+            k, v = inputs.k_BKSN[row, kv_head], inputs.v_BKSN[row, kv_head]
+            torch.testing.assert_close(y[row, head], plain(inputs.q_BHTN[row, head], k, v, case.scale, add))
+
+
+def test_attention_passes_gradcheck() -> None:
+    case = CASES["prefix"]._replace(dtype=torch.float64, queries=9, keys=9, width=3, rate=0.3, end=2)
+    inputs = inputs_of(case)
+    leaves = [x.double().requires_grad_() for x in (*inputs[:3], inputs.bias_HR)]
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return attention(
+            q, k, v, scale=0.7, bias_HR=bias, mask=inputs.mask, key_BH=inputs.key_BH, rate=case.rate
+        )
+
+    assert torch.autograd.gradcheck(call, leaves)
+
+
+def test_attention_without_features_equals_torchs() -> None:
+    case = CASES["causal_grouped"]
+    inputs = inputs_of(case)
+    expected = F.scaled_dot_product_attention(*inputs[:3], is_causal=True, scale=case.scale, enable_gqa=True)
+    torch.testing.assert_close(attention(*inputs[:3], scale=case.scale, mask=inputs.mask), expected)
+
+
+def test_attention_drops_weights_by_the_counter() -> None:
+    q, k = torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16)
+    v = torch.eye(8, 16).expand(1, 2, 8, 16)
+    key_BH = counter.fold(counter.row_keys(3, 5, torch.arange(1))[:, None], torch.arange(2))
+    y = attention(q, k, v, scale=1.0, key_BH=key_BH, rate=0.4)[..., :8]
+    weight = ((q @ k.transpose(-1, -2)).softmax(-1)).contiguous()
+    torch.testing.assert_close(y, counter.dropout(weight, key_BH, 0.4))
+
+
+def test_spread_bias_repeats_its_ends() -> None:
+    assert spread_bias(torch.tensor([[5, 6, 7]]), 3, 3).tolist() == [[[6, 7, 7], [5, 6, 7], [5, 5, 6]]]
+
+
+def test_offset_bias_gives_each_offset_its_buckets_number() -> None:
+    table = torch.randn(4, 2, requires_grad=True)
+    bucket = torch.tensor([2, 1, 0, 3, 3])
+    bias = offset_bias(table, bucket)
+    assert torch.equal(bias, table[bucket].T)
+    bias.sum().backward()
+    assert table.grad[:, 0].tolist() == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k_BKSN": torch.ones(1, 3, 4, 8), "v_BKSN": torch.ones(1, 3, 4, 8)}, "H a multiple of K"),
+        ({"v_BKSN": torch.ones(1, 2, 4, 8).half()}, "one dtype"),
+        ({"bias_HR": torch.ones(2, 4)}, "bias_HR: must be"),
+        ({"mask": Mask(causal=True), "k_BKSN": torch.ones(1, 2, 5, 8), "v_BKSN": torch.ones(1, 2, 5, 8)}, "keys"),
+        ({"mask": Mask(prefix_BT=torch.ones(1, 4))}, "causal must be True"),
+        ({"mask": Mask(segments_BT=torch.ones(1, 3))}, "segments_BT: must have shape"),
+        ({"mask": Mask(segments_BS=torch.ones(1, 4))}, "needs the queries' segments"),
+        ({"key_BH": torch.ones(1, 2)}, "key_BH: must be int64"),
+        ({"key_BH": torch.ones(1, 2).long(), "rate": 1.0}, "rate: must be in"),
+        ({"impl": "cuda"}, "impl: must be one of"),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    x = torch.ones(1, 2, 4, 8)
+    with pytest.raises(ValueError, match=message):
+        attention(**({"q_BHTN": x, "k_BKSN": x, "v_BKSN": x, "scale": 1.0} | change))
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("name", [*CASES, *SLOW_CASES])
+def test_attention_on_a_gpu_equals_float64(name: str) -> None:
+    case = (CASES | SLOW_CASES)[name]
+    inputs = inputs_of(case, "cuda")
+    expected = results(case, inputs, "torch", exact=True)
+    actual = results(case, inputs, "triton")
+    errors = {key: relative_error(actual[key], expected[key], inputs.grad_BHTN) for key in expected}
+    assert_within(case, errors)
+    again = results(case, inputs, "triton")
+    assert all(torch.equal(actual[key], again[key]) for key in actual)
