@@ -32,6 +32,8 @@ class DropoutConfig(Frozen):
     """Of the hidden units of the MLP."""
     expert: Rate = NONE
     """Of the hidden units of the experts of sparse layers."""
+    path: Rate = NONE
+    """Of a row's whole branch before it is added to the residual stream (DropPath)."""
 
 
 # torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.

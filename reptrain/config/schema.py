@@ -11,6 +11,7 @@ from reptrain.config.base import Frozen, Positive, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
 from reptrain.config.quantities import Budget
+from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
@@ -81,8 +82,9 @@ class OptimizerConfig(Frozen):
     """Decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay, times the learning rate, on matrices only."""
+    weight_decay: Coefficient = Scheduled(value=0.1)
+    """Decoupled weight decay, times the learning rate, on matrices only; it may change in the course of the
+    run."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest L2 norm of the whole gradient; 0 does not clip."""
 
@@ -131,6 +133,33 @@ class TrainConfig(Frozen):
     """How long a rank may be silent before the others end with an error that names it."""
 
 
+class RegularizeConfig(Frozen):
+    """What is added to the loss or to the inputs in training; each may change in the course of the run.
+
+    Dropout is the model's (model.dropout), weight decay the optimizer's. Losses are told without these.
+    """
+
+    label_smoothing: Rate = NONE
+    """Share of a target's probability that is spread evenly over the vocabulary."""
+    z_loss: Coefficient = NONE
+    """Weight of the square of the logits' logsumexp (T5: 1e-4)."""
+    input_noise: Rate = NONE
+    """Share of the tokens that the model reads that are replaced; special ids and sentinels are not."""
+    input_noise_by: Literal["unknown", "random"] = "unknown"
+    """By the tokenizer's id for what is unknown, or by tokens drawn evenly."""
+
+
+class AverageConfig(Frozen):
+    """An average of the weights, which is scored beside them."""
+
+    name: Literal["ema", "mean"] = "ema"
+    """ema: an exponential moving average; mean: all steps alike."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """What an ema keeps of itself at each step."""
+    start: Moment = Moment(Fraction(0), "share")
+    """When it begins: `75%` averages the last quarter of the run."""
+
+
 class EvaluateConfig(Frozen):
     """Scoring on sealed sets and on a fixed probe of training windows, without dropout."""
 
@@ -138,6 +167,8 @@ class EvaluateConfig(Frozen):
     """Share of the run between two evaluations; the start and the end are always evaluated."""
     max_windows: Positive = 64
     """Windows scored of each set: select, report, and the probe of training windows."""
+    patience: Positive | None = None
+    """End the run early after so many evaluations without a better loss on select; null: never."""
 
 
 class CheckpointConfig(Frozen):
@@ -158,6 +189,9 @@ class RunConfig(Frozen):
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
     """Keys the epoch order, the initial weights and every dropout mask."""
+    init_from: str | None = None
+    """A trained model whose weights the run begins with: a run folder, one of its checkpoints, an imported
+    model, or a Hugging Face folder. Null: weights drawn by `seed`."""
     data: DataConfig
     """Which tokens, how often, in which order."""
     objective: ObjectiveConfig = CausalConfig()
@@ -170,6 +204,10 @@ class RunConfig(Frozen):
     """AdamW and its settings."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
+    regularize: RegularizeConfig = RegularizeConfig()
+    """Label smoothing, z-loss, and noise in the inputs."""
+    average: AverageConfig | None = None
+    """An average of the weights; null: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When and on how much to score."""
     checkpoint: CheckpointConfig = CheckpointConfig()

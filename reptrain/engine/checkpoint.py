@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptrain.engine import state
+from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
 from reptrain.engine.state_files import FileSum, copy_file, read_pieces, write_pieces
 from reptrain.errors import ResumeError, RunError
@@ -73,6 +74,8 @@ class Manifest(BaseModel):
     """fp16's, else empty."""
     votes: dict[str, list[int]] = Field(default_factory=dict)
     """The routers' (see `reptrain.engine.routing.vote`), by name."""
+    averaged_steps: int = 0
+    """Steps that are in the average of the weights."""
     parameters: dict[str, list[int]]
     """Name to shape."""
     files: dict[str, FileSum]
@@ -118,6 +121,7 @@ def save(
     records: Sequence[Path],
     keep_last: int,
     keep: Collection[int] = (),
+    average: WeightAverage | None = None,
 ) -> None:
     """Save a checkpoint, make it the latest, and remove those that are not kept.
 
@@ -129,6 +133,7 @@ def save(
         records: Files of the run that are part of its state, and are kept as they are now.
         keep_last: How many of the newest stay.
         keep: Steps whose checkpoints stay for good.
+        average: Of the weights, where the run keeps one.
 
     Raises:
         RunError: If the disk is full; the checkpoints before this one are untouched.
@@ -137,6 +142,8 @@ def save(
     world.on_main(lambda: _clear(folder))
     name = f"state-{world.rank:05}-of-{world.world_size:05}.safetensors"
     held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
+    if average is not None:
+        held = average.pieces(held)
     outcomes = world.gather(_attempt_write(temporary, name, held))
     failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
 
@@ -152,6 +159,7 @@ def save(
             writers=topology(engine, world),
             loss_scaling=state.loss_scaling(engine),
             votes=state.votes(engine),
+            averaged_steps=average.steps if average else 0,
             parameters=state.shapes(engine),
             files=dict(outcomes),
             records=copies,
@@ -308,14 +316,17 @@ def restore_records(found: Found, logs: Sequence[JsonLines[Any]]) -> list[str]:
     return restored
 
 
-def load(engine: Any, path: Path, manifest: Manifest) -> None:
-    """Load weights and optimizer state, whoever wrote them.
+def load(engine: Any, path: Path, manifest: Manifest, *, average: WeightAverage | None = None) -> None:
+    """Load weights, optimizer state and the average of the weights, whoever wrote them.
 
     Raises:
         ResumeError: If the checkpoint is of another model.
     """
     _refuse_another_model(path, manifest.parameters, state.shapes(engine))
-    read_pieces([path / name for name in manifest.files], state.pieces(engine))
+    wanted = state.pieces(engine)
+    if average is not None:
+        wanted, average.steps = average.pieces(wanted), manifest.averaged_steps
+    read_pieces([path / name for name in manifest.files], wanted)
     state.set_optimizer_steps(engine, manifest.optimizer_steps)
     state.set_loss_scaling(engine, manifest.loss_scaling)
     state.set_votes(engine, manifest.votes)

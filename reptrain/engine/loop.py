@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
 from reptrain.engine import checkpoint
+from reptrain.engine.ancestor import open_ancestor, record_ancestor
 from reptrain.engine.checkpoint import Found, Topology, topology
 from reptrain.engine.distributed import (
     World,
@@ -27,14 +28,18 @@ from reptrain.engine.distributed import (
     meeting_store,
 )
 from reptrain.engine.optim import set_learning_rate
+from reptrain.engine.patience import Patience, select_losses
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
+from reptrain.engine.regularize import Settings, progress_at, set_weight_decay
 from reptrain.engine.schedule import learning_rate
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
+from reptrain.engine.trained import TrainedModel
 from reptrain.engine.watch import watching
 from reptrain.errors import ReptrainError, RunError
+from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
@@ -85,26 +90,31 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
     """`train` for a process that has joined its ranks."""
     check_expert_parallel(config.train.expert_parallel_size, world)
     with ExitStack() as held:
-        folder = _enter_folder(config, out, data, world, held)
+        ancestor = open_ancestor(config, out, data.tokenizer)
+        folder = _enter_folder(config, out, data, world, held, ancestor)
         if folder.status().state == "done":
-            return TrainResult(out, data.steps.num_steps, "already done")
+            return TrainResult(out, folder.status().step or data.steps.num_steps, "already done")
         timeout_s = config.train.rank_timeout_seconds
         try:
             with watching(
                 meeting_store(), world, timeout_s=timeout_s, tell=partial(_tell_failure, folder)
             ) as pulse:
-                steps, reason = _run(config, folder, data, world, stop, pulse)
+                ending = _run(config, folder, data, world, stop, pulse, ancestor)
         except BaseException as error:
             if world.is_main:
                 _tell_failure(folder, error)
             raise
-        state: Literal["done", "preempted"] = "done" if steps == data.steps.num_steps else "preempted"
-        reason = None if state == "done" else reason
         if world.is_main:
-            folder.set_status(state, reason, step=steps)
-            folder.note(state, reason or "", step=steps)
+            folder.set_status(ending.state, ending.reason, step=ending.steps)
+            folder.note(ending.state, ending.reason or "", step=ending.steps)
         world.barrier()
-    return TrainResult(out, steps, state, reason)
+    return TrainResult(out, *ending)
+
+
+class _Ending(NamedTuple):
+    steps: int
+    state: Literal["done", "preempted"]
+    reason: str | None
 
 
 def _tell_failure(folder: RunFolder, error: BaseException) -> None:
@@ -115,12 +125,16 @@ def _tell_failure(folder: RunFolder, error: BaseException) -> None:
         folder.note("failed", text, step=folder.ledger.end())
 
 
-def _enter_folder(config: RunConfig, out: Path, data: Data, world: World, held: ExitStack) -> RunFolder:
+def _enter_folder(
+    config: RunConfig, out: Path, data: Data, world: World, held: ExitStack, ancestor: TrainedModel | None
+) -> RunFolder:
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
 
     def enter() -> None:
         folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
         held.enter_context(folder.lock())
+        if ancestor is not None:
+            record_ancestor(ancestor, config, folder.path)
 
     world.on_main(enter)
     return RunFolder.open(out)
@@ -140,23 +154,25 @@ def _run(
     world: World,
     stop: StopRequest,
     pulse: Callable[[], None],
-) -> tuple[int, str | None]:
-    """Train to the end, or until asked to stop; returns the steps completed and who asked."""
-    training = prepare(config, data, world)
+    ancestor: TrainedModel | None,
+) -> _Ending:
+    """Train to the end, until asked to stop, or until patience is over."""
+    training = prepare(config, data, world, ancestor)
     training.engine.register_forward_pre_hook(lambda *_: pulse())
     done = _resume(folder, training, world)
+    patience = _patience(config, folder, training, world)
     marks = _Marks.of(config, data.steps.num_steps)
     with _recorder(config, folder, data, world, done) as recorder:
         reason = stop.reason(world)
         if done == 0 and not reason:
-            _evaluate(training, recorder, world, done)
+            patience.add(_evaluate(training, recorder, world, done))
         for batch in training.loader.iterate(done) if not reason else ():
             _step(config, training, recorder, world, batch)
             done = batch.step + 1
             reason = stop.reason(world)
             if done in marks.evaluate:
-                _evaluate(training, recorder, world, done)
-            if done in marks.save or reason:
+                patience.add(_evaluate(training, recorder, world, done))
+            if done in marks.save or reason or patience.is_over:
                 if recorder:
                     recorder.sync()
                 checkpoint.save(
@@ -167,10 +183,19 @@ def _run(
                     records=[folder.ledger.path, folder.metrics.path],
                     keep_last=config.checkpoint.keep_last,
                     keep=marks.keep,
+                    average=training.average,
                 )
-            if reason:
+            if reason or patience.is_over:
                 break
-    return done, reason
+    if done == data.steps.num_steps:
+        return _Ending(done, "done", None)
+    return _Ending(done, "done", str(patience)) if patience.is_over else _Ending(done, "preempted", reason)
+
+
+def _patience(config: RunConfig, folder: RunFolder, training: Training, world: World) -> Patience:
+    """What the evaluations before the next step leave of it, the same on every rank."""
+    name = training.select_set.name
+    return Patience(config.evaluate.patience, world.on_main(lambda: select_losses(folder.metrics, name)))
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,7 @@ def _resume(folder: RunFolder, training: Training, world: World) -> int:
     """Load the newest whole checkpoint, cut the records back to it, and return the next step."""
     found = checkpoint.find(folder.checkpoints, world=world)
     if found.path is not None and found.manifest is not None:
-        checkpoint.load(training.engine, found.path, found.manifest)
+        checkpoint.load(training.engine, found.path, found.manifest, average=training.average)
     here = topology(training.engine, world)
     world.on_main(lambda: _cut_back(folder, found, here))
     return found.manifest.step if found.manifest else 0
@@ -255,6 +280,10 @@ def _step(
     done = data.plan.tokens_before(first + windows) / data.plan.total_tokens
     rate = learning_rate(done, config.optimizer, config.schedule)
     set_learning_rate(training.engine.optimizer, rate)
+    progress = progress_at(data.plan, data.steps, step)
+    settings = Settings.at(config, progress)
+    set_weight_decay(training.engine.optimizer, settings.weight_decay)
+    set_rates(training.engine.module, progress)
     while True:
         began = time.perf_counter()
         result = train_step(
@@ -265,11 +294,15 @@ def _step(
             step=step,
             target_tokens=targets,
             objective=data.objective,
+            settings=settings,
+            input_noise=training.input_noise,
         )
         seconds = time.perf_counter() - began
         if recorder:
             recorder.step(StepPlace(step, first, windows, tokens), result, lr=rate, seconds=seconds)
         if result.applied and _is_finite(result.grad_norm):
+            if training.average is not None:
+                training.average.update(progress)
             return
         overflowed = config.train.precision == "fp16" and not result.applied
         if overflowed and math.isfinite(result.loss_nats):
@@ -292,10 +325,23 @@ def _is_finite(value: float | None) -> bool:
     return value is None or math.isfinite(value)
 
 
-def _evaluate(training: Training, recorder: Recorder | None, world: World, step: int) -> None:
+def _evaluate(training: Training, recorder: Recorder | None, world: World, step: int) -> float:
+    """Score every set, by the average of the weights too; returns the nats per token of the select set."""
     data = training.data
     consumed = min(step * data.steps.batch_windows, data.plan.total_windows)
-    for evaluation_set in training.sets:
-        score = evaluation_set.score(training.engine, world=world)
-        if recorder:
-            recorder.score(step, consumed / data.plan.windows_per_epoch, evaluation_set.name, score)
+    epoch = consumed / data.plan.windows_per_epoch
+
+    def score_all(weights: Literal["own", "average"]) -> dict[str, float]:
+        found = {}
+        for evaluation_set in training.sets:
+            score = evaluation_set.score(training.engine, world=world)
+            found[evaluation_set.name] = score.nats / score.tokens
+            if recorder:
+                recorder.score(step, epoch, evaluation_set.name, score, weights)
+        return found
+
+    nats = score_all("own")
+    if training.average is not None:
+        with training.average.in_place():
+            score_all("average")
+    return nats[training.select_set.name]

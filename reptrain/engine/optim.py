@@ -14,10 +14,11 @@ from reptrain.model.init import parameter_groups
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over two groups: matrices with weight decay, norms without; experts over ranks are apart."""
     return torch.optim.AdamW(
-        _experts_apart(parameter_groups(model, config.weight_decay)),
+        _experts_apart(parameter_groups(model)),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
+        weight_decay=config.weight_decay.first,
         fused=True,
     )
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -150,13 +150,21 @@ class Recorder:
         self._folder.ledger.sync()
         self._folder.metrics.sync()
 
-    def score(self, step: int, epoch: float, name: str, score: Score) -> None:
-        """Record the score of a set after ``step`` steps."""
+    def score(
+        self,
+        step: int,
+        epoch: float,
+        name: str,
+        score: Score,
+        weights: Literal["own", "average"] = "own",
+    ) -> None:
+        """Record the score of a set after ``step`` steps, by the run's own weights or by their average."""
         record = ValidRecord(
             step=step,
             tokens=self.tokens,
             epoch=epoch,
             set=name,
+            weights=weights,
             nats=score.nats / score.tokens,
             accuracy=score.correct / score.tokens,
             scored_tokens=score.tokens,
@@ -164,6 +172,7 @@ class Recorder:
             raw_tokens=score.raw_tokens,
         )
         self._folder.metrics.append(record)
+        name = name if weights == "own" else f"{name} ({weights})"
         self._board.add_scalar(f"{name}/nats", record.nats, self.tokens)
         self._board.add_scalar(f"{name}/accuracy", record.accuracy, self.tokens)
         self._board.add_scalar(f"{name}/raw_accuracy", record.raw_accuracy, self.tokens)

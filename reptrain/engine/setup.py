@@ -9,9 +9,12 @@ from typing import Any
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import Objective, build_objective
 from reptrain.config import RunConfig
+from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
+from reptrain.engine.regularize import InputNoise
+from reptrain.engine.trained import TrainedModel
 from reptrain.engine.zero import deepspeed_config
 from reptrain.errors import StoreError
 from reptrain.model import Decoder, EncoderDecoder, build_model
@@ -112,6 +115,13 @@ class Training:
     loader: Loader
     engine: Any
     sets: list[EvaluationSet]
+    average: WeightAverage | None
+    input_noise: InputNoise
+
+    @property
+    def select_set(self) -> EvaluationSet:
+        """The set that tells whether the run becomes better; in a mixture the first source's."""
+        return next(found for found in self.sets if found.name.split("/")[0] == "select")
 
 
 def build_engine(
@@ -142,10 +152,14 @@ def build_engine(
     return engine
 
 
-def prepare(config: RunConfig, data: Data, world: World) -> Training:
-    """Build everything for the loop, on every rank alike."""
+def prepare(
+    config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None
+) -> Training:
+    """Build everything for the loop, on every rank alike; the weights are those of the ancestor, if any."""
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
+    if ancestor is not None:
+        ancestor.fill(model)
     loader = Loader(
         stream=data.stream,
         plan=data.plan,
@@ -156,10 +170,11 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
         micro_batch_windows=micro_batch_windows,
         pin=world.device.type == "cuda",
     )
+    engine = build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows)
     return Training(
         data=data,
         loader=loader,
-        engine=build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows),
+        engine=engine,
         sets=evaluation_sets(
             config,
             {
@@ -170,4 +185,6 @@ def prepare(config: RunConfig, data: Data, world: World) -> Training:
             world=world,
             micro_batch_windows=micro_batch_windows,
         ),
+        average=WeightAverage(config.average, engine) if config.average else None,
+        input_noise=InputNoise.of(config, data.tokenizer),
     )

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
 from reptrain.batch.objectives import IGNORE, Objective
 from reptrain.engine.distributed import World
+from reptrain.engine.losses import added_nats, token_nats
+from reptrain.engine.regularize import InputNoise, Settings
 from reptrain.engine.routing import routing_records, vote
 from reptrain.model import DropoutContext, Routing
 from reptrain.runs.metrics import RoutingRecord
@@ -55,14 +56,6 @@ class Score:
     """Of `tokens` the same."""
 
 
-def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target, fp32 [B, T]; 0 where the target is ignored."""
-    flat = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    return flat.view_as(targets_BT)
-
-
 def train_step(
     engine: Any,
     micro_batches: Sequence[MicroBatch],
@@ -72,6 +65,8 @@ def train_step(
     step: int,
     target_tokens: int,
     objective: Objective,
+    settings: Settings,
+    input_noise: InputNoise,
 ) -> StepResult:
     """Forward, backward and update for one global batch.
 
@@ -83,14 +78,16 @@ def train_step(
         step: The step's number, from 0.
         target_tokens: Tokens predicted in this step over all ranks: the divisor of the loss.
         objective: Makes examples of windows.
+        settings: The regularizers' values.
+        input_noise: Replaces what the model reads, at the rate of ``settings``.
 
     Returns:
         The same result on every rank. A loss or gradient that is not finite on some rank is applied on none.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
     digest = torch.zeros((), dtype=torch.int64, device=world.device)
-    # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
     figure_LS: Tensor | None = None
+    # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
     scale = torch.tensor(world.world_size / target_tokens, device=world.device)
     for place, micro_batch in enumerate(micro_batches):
         if place:
@@ -100,9 +97,18 @@ def train_step(
         example = objective.example(batch)
         dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
         routing = Routing((example.targets_BT != IGNORE).sum(1))
-        logits_BTV = engine(**example.inputs, dropout=dropout, routing=routing)
+        inputs = input_noise(example.inputs, settings.input_noise, dropout)
+        logits_BTV = engine(**inputs, dropout=dropout, routing=routing)
         local_nats = token_nats(logits_BTV, example.targets_BT).sum()
         nats += local_nats.detach().double()
+        added = added_nats(
+            logits_BTV,
+            example.targets_BT,
+            label_smoothing=settings.label_smoothing,
+            z_loss=settings.z_loss,
+        )
+        if added is not None:
+            local_nats = local_nats + added
         if routing.loss_nats is not None:
             local_nats = local_nats + routing.loss_nats
             figure_LS = routing.figure_LS if figure_LS is None else figure_LS + routing.figure_LS

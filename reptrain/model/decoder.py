@@ -12,11 +12,11 @@ from reptrain.config.model import DecoderConfig, MoEConfig
 from reptrain.model.attention import CausalAttention
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
-from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
-from reptrain.model.segments import same_segment
+from reptrain.model.segments import visible
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 
@@ -34,7 +34,9 @@ class Block(nn.Module):
         rates = config.dropout
         self.attention_norm = build_norm(config)
         self.attention = CausalAttention(config)
-        self.attention_dropout = Dropout(rates.residual, Site.ATTENTION_RESIDUAL)
+        self.attention_dropout = BranchDropout(
+            rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
+        )
         self.mlp_norm = build_norm(config)
         self.mlp = build_mlp(
             config.d_model,
@@ -45,7 +47,9 @@ class Block(nn.Module):
             dropout=rates.mlp,
             expert_dropout=rates.expert,
         )
-        self.mlp_dropout = Dropout(rates.residual, Site.MLP_RESIDUAL)
+        self.mlp_dropout = BranchDropout(
+            rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH
+        )
 
     def forward(
         self,
@@ -109,6 +113,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         *,
         segments_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
         is_token_BT: Tensor | None = None,
         dropout: DropoutContext | None = None,
         routing: Routing | None = None,
@@ -120,11 +125,13 @@ class Decoder(nn.Module):
             tokens_BT: int64, the inputs.
             segments_BT: int64, the number of each position's document, 0 for padding: a position attends
                 within its own. None: to all before it.
+            prefix_B: int64, so many of a row's first positions are read by all positions, those before them
+                too; as many as the row has make attention bidirectional. None: none.
             is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
             routing: Filled with what the routers did.
             cache: Of the positions before these, to which it adds these; padding may only stand behind.
-                Needs ``is_token_BT``, and takes no segments.
+                Needs ``is_token_BT``, and takes neither segments nor prefix.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's last
@@ -133,7 +140,7 @@ class Decoder(nn.Module):
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-        visible_B1TT = None if segments_BT is None else same_segment(segments_BT, segments_BT).tril()[:, None]
+        visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
         position_BT, num_positions = None, tokens_BT.shape[1]
         if cache is not None:
             position_BT, visible_B1TT = cache.advance(is_token_BT)

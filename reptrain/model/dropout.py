@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reptrain.config.scheduled import Progress, Scheduled
 from reptrain_kernels import counter
 
+# Sites of a layer, at most.
 _PLACES = 16
 
 
@@ -30,6 +31,10 @@ class Site(IntEnum):
     STACK_OUTPUT = 7
     ROUTER = 8
     EXPERT_HIDDEN = 9
+    ATTENTION_PATH = 10
+    CROSS_PATH = 11
+    MLP_PATH = 12
+    INPUT_NOISE = 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +96,12 @@ class Dropout(nn.Module):
 
     def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
         """Drop attention weights: the query is the position, the key the unit."""
-        head_H = torch.arange(x_BHTS.shape[1], device=x_BHTS.device)
-        key_BH = counter.fold(keys_PB[self.site][:, None], head_H)
-        return counter.dropout(x_BHTS, key_BH, self.rate)
+        return counter.dropout(x_BHTS, self.head_keys(keys_PB, x_BHTS.shape[1]), self.rate)
+
+    def head_keys(self, keys_PB: Tensor, num_heads: int) -> Tensor:
+        """The keys of each row's heads, int64 [B, H]."""
+        head_H = torch.arange(num_heads, device=keys_PB.device)
+        return counter.fold(keys_PB[self.site][:, None], head_H)
 
     def forward_assignments(self, x_NF: Tensor, key_N: Tensor | None) -> Tensor:
         """Drop units of tokens on their way through experts, each of which brings a key along."""
@@ -104,6 +112,35 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
         return f"rate={self.rate}, site={self.site.name}"
+
+
+class BranchDropout(nn.Module):
+    """Dropout of a branch before it joins the residual stream: of its units, then of a row's whole branch.
+
+    Args:
+        units: Rate of the units.
+        path: Rate of whole branches (DropPath, or stochastic depth).
+        unit_site: Where the units' dropout falls.
+        path_site: Where that of the branch falls.
+
+    Source:
+        Huang et al., "Deep networks with stochastic depth", 2016; here every layer has the same rate.
+    """
+
+    def __init__(
+        self, units: Scheduled | float, path: Scheduled | float, unit_site: Site, path_site: Site
+    ) -> None:
+        super().__init__()
+        self.units = Dropout(units, unit_site)
+        self.path = Dropout(path, path_site)
+
+    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+        """Drop units and branches; ``keys_PB`` are those of the layer's sites, None drops nothing."""
+        x_BTD = self.units(x_BTD, keys_PB)
+        if keys_PB is None or self.path.rate == 0:
+            return x_BTD
+        # One unit stands for a row's branch.
+        return x_BTD * self.path(x_BTD.new_ones(len(x_BTD), 1, 1), keys_PB)
 
 
 def set_rates(model: nn.Module, progress: Progress) -> None:

@@ -14,28 +14,32 @@ from torch import Tensor, nn
 from reptrain.config.model import MoEConfig, StackShape, T5Config
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
-from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
+from reptrain.model.sight import Sight, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
+from reptrain_kernels.attention import Mask
 
 
 class Source(NamedTuple):
     """What the decoder reads of the encoder."""
 
     states_BSD: Tensor
-    bias_B1TS: Tensor
-    """-inf where a position may not read; 0 all along where it finds nothing to read."""
-    found_BT1: Tensor
-    """Whether a position finds anything to read; where not, cross-attention gives zeros."""
+    bias_B1TS: Tensor | Sight
+    """-inf where a position may not read; 0 all along where it finds nothing to read. Or the same by structure."""
+    found_BT1: Tensor | None
+    """Whether a position finds anything to read; where not, cross-attention gives zeros. None: it does so itself."""
 
 
 def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Tensor) -> Source:
     """Let each position of the decoder read the encoder's positions of its own segment."""
+    if is_fused(states_BSD.device):
+        return Source(states_BSD, Sight(Mask(False, segments_BT, source_segments_BS)), None)
     visible_BTS = same_segment(segments_BT, source_segments_BS)
     found_BT1 = visible_BTS.any(-1, keepdim=True)
     hidden_B1TS = (~visible_BTS & found_BT1)[:, None]
@@ -56,7 +60,9 @@ class EncoderBlock(nn.Module):
         rates = config.dropout
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = T5Attention(config, Site.ATTENTION_WEIGHTS)
-        self.attention_dropout = Dropout(rates.residual, Site.ATTENTION_RESIDUAL)
+        self.attention_dropout = BranchDropout(
+            rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
+        )
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = build_mlp(
             config.d_model,
@@ -66,16 +72,22 @@ class EncoderBlock(nn.Module):
             dropout=rates.mlp,
             expert_dropout=rates.expert,
         )
-        self.mlp_dropout = Dropout(rates.residual, Site.MLP_RESIDUAL)
+        self.mlp_dropout = BranchDropout(
+            rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH
+        )
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
         return self.transform(self.mix(x_BTD, bias_BHTT, keys_PB), keys_PB, routed)
 
     def mix(
-        self, x_BTD: Tensor, bias_BHTT: Tensor, keys_PB: Tensor | None, cache: LayerCache | None = None
+        self,
+        x_BTD: Tensor,
+        bias_BHTT: Tensor | Sight,
+        keys_PB: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """The layer's self-attention."""
         normed_BTD = self.attention_norm(x_BTD)
@@ -97,14 +109,16 @@ class DecoderBlock(EncoderBlock):
         super().__init__(config, sparse)
         self.cross_norm = RMSNorm(config.d_model, config.norm_eps)
         self.cross_attention = T5Attention(config, Site.CROSS_WEIGHTS)
-        self.cross_dropout = Dropout(config.dropout.residual, Site.CROSS_RESIDUAL)
+        self.cross_dropout = BranchDropout(
+            config.dropout.residual, config.dropout.path, Site.CROSS_RESIDUAL, Site.CROSS_PATH
+        )
 
     def forward(
         self,
         x_BTD: Tensor,
         keys_PB: Tensor | None,
         routed: RoutedTokens,
-        bias_BHTT: Tensor,
+        bias_BHTT: Tensor | Sight,
         source: Source,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
@@ -117,7 +131,9 @@ class DecoderBlock(EncoderBlock):
             keys_PB,
             None if cache is None else cache.cross,
         )
-        x_BTD = x_BTD + self.cross_dropout(read_BTD * source.found_BT1, keys_PB)
+        if source.found_BT1 is not None:
+            read_BTD = read_BTD * source.found_BT1
+        x_BTD = x_BTD + self.cross_dropout(read_BTD, keys_PB)
         return self.transform(x_BTD, keys_PB, routed)
 
 
@@ -163,11 +179,7 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, list[LayerRouting]]:
         """All layers (see `run_layers`); the decoder is given its source."""
         if cache is None:
-            visible_BTT = same_segment(segments_BT, segments_BT)
-            if self.causal:
-                visible_BTT = visible_BTT.tril()
-            bias_HTT = self.relative_bias(x_BTD.shape[1], x_BTD.device)
-            bias_BHTT = torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
+            bias_BHTT = self.relative_bias.within(segments_BT, causal=self.causal)
         else:
             position_BT, visible_B1TP = cache.advance(segments_BT > 0)
             bias_BHTP = self.relative_bias.between(position_BT, cache.num_columns)

@@ -52,6 +52,14 @@ def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDec
     return model
 
 
+def parameter_shapes(config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Every parameter's name and shape, without the memory for it."""
+    model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
+    with torch.device("meta"):
+        model = model_class(config, vocab_size=vocab_size)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
     """Initial values of one parameter: ones for a norm, zeros for a bias, else normal with mean 0.
 
@@ -96,18 +104,19 @@ def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
     return (config.init_scale / inputs) ** 0.5
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Optimizer groups: matrices, embeddings among them, decay; norms and relative position biases do not.
+
+    Each group tells under `decays` which it is.
 
     The table of biases is two-dimensional, but as any bias it is added, to the scores: its size does not
     change with its inputs', and decay would pull attention to forget positions.
 
     Args:
         model: Any model.
-        weight_decay: Of the matrices.
     """
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (kept if parameter.ndim < 2 or "relative_bias" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [{"params": decayed, "decays": True}, {"params": kept, "decays": False, "weight_decay": 0.0}]

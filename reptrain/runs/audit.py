@@ -75,7 +75,11 @@ def audit(
             progress("audit", min(int(records.step[-1]) + 1, num_steps), num_steps)
     if exposures is not None:
         write_exposures(exposures, recount.stretches(), stream, [source.name for source in plan.sources])
-    return recount.report(done=folder.status().state == "done", store_verified=verify_store)
+    status = folder.status()
+    done = status.state == "done"
+    return recount.report(
+        done=done, ended_early=done and status.reason is not None, store_verified=verify_store
+    )
 
 
 def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:

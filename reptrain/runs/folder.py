@@ -35,7 +35,7 @@ class RunStatus(FrozenRecord):
     state: State
     """Where the run stands."""
     reason: str | None = None
-    """Why it failed or stopped."""
+    """Why it failed, stopped, or was done before the end of its plan."""
     step: int | None = None
     """Steps completed."""
     pid: int

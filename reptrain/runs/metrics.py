@@ -67,6 +67,8 @@ class ValidRecord(FrozenRecord):
     """Epochs consumed before it."""
     set: Annotated[str, Field(pattern=r"^(probe|select|report)(/[A-Za-z0-9_-]+)?$")]
     """A fixed probe of training windows, or a sealed held-out set; in a mixture followed by the source."""
+    weights: Literal["own", "average"] = "own"
+    """Those of the run, or their average."""
     nats: float
     """Nats per scored token."""
     accuracy: float

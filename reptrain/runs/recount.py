@@ -94,12 +94,12 @@ class Recount:
         """The exposures of the stream so far."""
         return self._exposures.stretches()
 
-    def report(self, *, done: bool, store_verified: bool) -> AuditReport:
-        """The answer for all records added."""
+    def report(self, *, done: bool, ended_early: bool, store_verified: bool) -> AuditReport:
+        """The answer for all records added, of a run that says it is done, perhaps before its plan's end."""
         windows = int(self._windows.sum())
         if done and not self._last_applied:
             self._skipped(self._last_step)
-        if done and windows < self._plan.total_windows:
+        if done and not ended_early and windows < self._plan.total_windows:
             self.problem(
                 f"status.json says done, but the ledger has {windows} applied windows"
                 f" of {self._plan.total_windows}"

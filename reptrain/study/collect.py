@@ -150,10 +150,8 @@ def _measured(folder: RunFolder, shared: set[str]) -> dict[str, Any]:
     records = [*folder.metrics.records()]
     steps = [record for record in records if isinstance(record, TrainRecord)]
     suffix = f"/{told.name}" if plan.is_mixture else ""
-    scores = {
-        name: [r for r in records if isinstance(r, ValidRecord) and r.set == f"{name}{suffix}"]
-        for name in get_args(SetName)
-    }
+    scored = [record for record in records if isinstance(record, ValidRecord) and record.weights == "own"]
+    scores = {name: [r for r in scored if r.set == f"{name}{suffix}"] for name in get_args(SetName)}
     curves = {name: _curve(of_set) for name, of_set in scores.items()}
     probe, select = curves["probe"].last, curves["select"].last
     return {

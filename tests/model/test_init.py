@@ -84,8 +84,8 @@ def test_build_model_ties_the_head_to_the_embedding(config: DecoderConfig | T5Co
 
 def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
     model: Decoder = build_model(DecoderConfig(tie_embeddings=True), vocab_size=100, seed=1)
-    decayed, kept = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    decayed, kept = parameter_groups(model)
+    assert decayed["decays"] and not kept["decays"] and kept["weight_decay"] == 0
     norms = {id(p) for name, p in model.named_parameters() if "norm" in name}
     assert {id(p) for p in kept["params"]} == norms
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
@@ -94,7 +94,7 @@ def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
 
 def test_parameter_groups_of_t5_leave_norms_and_position_biases_undecayed() -> None:
     model: EncoderDecoder = build_model(T5, vocab_size=100, seed=1)
-    decayed, kept = parameter_groups(model, 0.1)
+    decayed, kept = parameter_groups(model)
     # Two norms in a layer of the encoder, three in one of the decoder; a norm and a table for each stack.
     assert len(kept["params"]) == 2 + 2 * 3 + 2 + 2
     assert any(p is model.encoder.relative_bias.table.weight for p in kept["params"])
