@@ -104,11 +104,11 @@ def sizes_text(data: dict[str, Any]) -> str:
             continue
         lines.append(f"  {key:<14}{count[key]:>22,}  {words}")
     window = data["window"]
-    read = f"{window['input_tokens']:,} read, " if window["input_tokens"] else ""
+    read = f"{window['input_tokens']:,} in the encoder, " if window["input_tokens"] else ""
     lines += [
         "",
-        f"FLOPs of a window of {window['raw_tokens']:,} tokens ({read}{window['target_tokens']:,} predicted);"
-        " training is three forward passes",
+        f"FLOPs of a window of {window['raw_tokens']:,} tokens ({read}{window['target_tokens']:,} in the"
+        " decoder); training is three forward passes",
     ]
     lines.append(f"  {'forward':>10} {'training':>10} {'per token':>10}")
     for key, flops in data["flops"].items():

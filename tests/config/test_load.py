@@ -22,8 +22,37 @@ def test_every_yaml_under_configs_is_valid(path: Path) -> None:
         from reptrain.study import arms, load_study
 
         assert arms(load_study(path))
+    elif "models" in path.parts:
+        from reptrain.sizes import load_subject
+
+        assert load_subject(path).parameters.total > 10**7
     else:
         assert load_run_config(path).name == path.stem
+
+
+def test_extends_merges_sections_and_takes_other_values_from_above(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "shape.yaml").write_text("model: {d_ff: 7, num_layers: 9}\nseed: 3\n")
+    (tmp_path / "below" / "run.yaml").write_text("extends: shape.yaml\ndata: {store: here}\nseed: 4\n")
+    (tmp_path / "mine.yaml").write_text("extends: below/run.yaml\nmodel: {num_layers: 1}\n")
+    config = load_run_config(tmp_path / "mine.yaml", ["model.num_heads=2"])
+    model = config.model
+    assert model.family == "decoder"
+    assert (model.d_ff, model.num_layers, model.num_heads, config.seed) == (7, 1, 2, 4)
+    assert (config.name, config.data.store) == ("mine", "here")
+
+
+def test_extends_refuses_a_circle_and_what_is_no_path(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {other}.yaml\n")
+    with pytest.raises(ConfigError, match="must not lead back to a file that it extends"):
+        load_run_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("extends: [b.yaml]\n")
+    with pytest.raises(ConfigError, match="must be the path of a YAML file"):
+        load_run_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: must be a readable file"):
+        load_run_config(tmp_path / "a.yaml")
 
 
 def test_overrides_reach_every_depth() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.config.model import DecoderConfig, MoEConfig, T5Config
 from reptrain.config.objectives import ExampleShape
-from reptrain.model import EncoderDecoder
-from reptrain.sizes import peak_flops, train_flops_per_window
+from reptrain.model import build_model
+from reptrain.sizes import forward_flops, peak_flops, train_flops_per_window
 
 # Layers of each stack, width, heads, hidden units; FLOPs of a sequence and share of the attention scores.
 T5_11 = {
@@ -61,18 +62,60 @@ def test_train_flops_per_window_of_t5_weighs_its_stacks_by_their_lengths(name: s
     assert 3 * 4 * heads * 64 * pairs / of_window == pytest.approx(share, abs=5e-4)
 
 
-@pytest.mark.parametrize("mlp", ["relu", "geglu"])
-def test_train_flops_per_window_of_t5_is_what_torch_counts(mlp: str) -> None:
-    config = T5Config.model_validate(
-        {"family": "t5", "num_encoder_layers": 2, "num_decoder_layers": 3, "mlp": mlp}
-    )
-    with torch.device("meta"):
-        model = EncoderDecoder(config, vocab_size=100)
-        source, inputs = torch.ones(1, 40, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
+T5_SHAPE = {"family": "t5", "num_encoder_layers": 2, "num_decoder_layers": 4, "d_model": 64, "d_ff": 96}
+MOE = {"num_experts": 4, "top_k": 2, "every": 2, "shared_d_ff": 48, "backend": "loop"}
+GPT = {"mlp": "gelu", "norm": "layernorm", "bias": True, "positions": "learned", "max_positions": 64}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"num_kv_heads": 2},
+    "gpt": GPT | {"tie_embeddings": True},
+    "sparse decoder": {"moe": MOE},
+    "switch decoder": {"moe": MOE | {"top_k": 1, "every": 1, "d_ff": 40, "shared_d_ff": 0}},
+    "shared decoder": {"num_stored_layers": 2},
+    "shared sparse decoder": {"num_stored_layers": 2, "moe": MOE},
+    "t5 1.0": T5_SHAPE | {"mlp": "relu", "tie_embeddings": True},
+    "t5 1.1": T5_SHAPE,
+    "sparse t5": T5_SHAPE | {"moe": MOE},
+    "shared t5": T5_SHAPE | {"num_stored_encoder_layers": 1, "num_stored_decoder_layers": 2},
+    "shared sparse t5": T5_SHAPE | {"moe": MOE, "num_stored_decoder_layers": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_flops_are_what_torch_counts(kind: str) -> None:
+    shape = ExampleShape(40 if "t5" in kind else 0, 13)
+    config = (T5Config if "t5" in kind else DecoderConfig).model_validate(KINDS[kind])
+    model = build_model(config, vocab_size=100, seed=0)
+    source, inputs = torch.ones(1, 40, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
+    given = {"tokens_BT": inputs}
+    if "t5" in kind:
+        given = {"source_BS": source, "inputs_BT": inputs}
+        given |= {"source_segments_BS": source, "segments_BT": inputs}
     # The counter knows matrix products, not every fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        model(source, inputs, source_segments_BS=source, segments_BT=inputs)
-    assert 3 * counted.get_total_flops() == train_flops_per_window(config, 100, ExampleShape(40, 13))
+        model(**given)
+    forward = forward_flops(config, 100, shape)
+    assert forward.total == pytest.approx(counted.get_total_flops(), rel=0.02)
+    if "t5" in kind:
+        assert train_flops_per_window(config, 100, shape) == 3 * forward.total
+
+
+def test_forward_flops_count_visible_pairs_by_half_and_the_encoder_whole() -> None:
+    decoder = forward_flops(DecoderConfig(num_layers=3), 100, ExampleShape(0, 200))
+    assert decoder.causal_scores / decoder.scores == pytest.approx(201 / 400)
+    t5 = forward_flops(T5Config.model_validate(T5_SHAPE), 100, ExampleShape(40, 13))
+    assert t5.scores - t5.causal_scores == 4 * 6 * 64 * 4 * (13 * 13 - 13 * 14 // 2)
+
+
+def test_train_flops_per_window_follow_active_parameters_and_repeated_layers() -> None:
+    plain = DecoderConfig(num_layers=4)
+    flops = train_flops_per_window(plain, 500, ExampleShape(0, 64))
+    shared = DecoderConfig(num_layers=4, num_stored_layers=1)
+    assert train_flops_per_window(shared, 500, ExampleShape(0, 64)) == flops
+    moe = MoEConfig(num_experts=8, top_k=2)
+    sparse = DecoderConfig(num_layers=4, moe=moe)
+    # Another MLP's three matrices and a router in each layer.
+    more = 6 * 64 * 4 * (3 * 128 * 384 + 8 * 128)
+    assert train_flops_per_window(sparse, 500, ExampleShape(0, 64)) - flops == more
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""The GPT type: transformers' logits from the same weights, and its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from reptrain.config import RunConfig
+from reptrain.config.load import validate
+from reptrain.config.model import DecoderConfig
+from reptrain.errors import ConfigError
+from reptrain.model import Decoder, build_model
+from reptrain.model.norm import LayerNorm
+
+VOCAB, WINDOW = 61, 20
+GPT: dict[str, Any] = {
+    "d_model": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "d_ff": 80,
+    "mlp": "gelu",
+    "norm": "layernorm",
+    "norm_eps": 1e-5,
+    "positions": "learned",
+    "max_positions": 24,
+    "bias": True,
+    "tie_embeddings": True,
+    "init_std": 0.1,
+}
+
+
+def gpt(**changes: Any) -> Decoder:
+    return build_model(DecoderConfig.model_validate(GPT | changes), vocab_size=VOCAB, seed=2)
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(VOCAB, (3, WINDOW), generator=torch.Generator().manual_seed(0))
+
+
+def test_gpt_has_the_logits_of_transformers_gpt2() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: no parity")
+    ours = gpt()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.ndim == 1:  # Else gains of one and offsets of zero would hide each other.
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCAB, n_positions=24, n_embd=32, n_layer=3, n_head=4, n_inner=80, resid_pdrop=0.0
+        )
+    ).eval()
+    names = {"attention_norm": "ln_1", "mlp_norm": "ln_2", "attention.output": "attn.c_proj"}
+    names |= {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    weights = ours.state_dict()
+    with torch.no_grad():
+        theirs.transformer.wte.weight.copy_(weights["embedding.weight"])
+        theirs.transformer.wpe.weight.copy_(weights["position_embedding.weight"])
+        for layer, block in enumerate(theirs.transformer.h):
+            for kind in ("weight", "bias"):
+                attention = [
+                    weights[f"blocks.{layer}.attention.{part}.{kind}"] for part in ("query", "key", "value")
+                ]
+                joined = torch.cat(attention)
+                block.attn.c_attn.get_parameter(kind).copy_(joined.T if joined.ndim == 2 else joined)
+                for mine, its in names.items():
+                    weight = weights[f"blocks.{layer}.{mine}.{kind}"]
+                    block.get_parameter(f"{its}.{kind}").copy_(weight.T if weight.ndim == 2 else weight)
+        for kind in ("weight", "bias"):
+            theirs.transformer.ln_f.get_parameter(kind).copy_(weights[f"norm.{kind}"])
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_gpt_is_initialized_as_gpt2() -> None:
+    model = gpt(d_model=128, d_ff=512, max_positions=64)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        else:
+            into_residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
+            expected = 0.1 / 6**0.5 if into_residual else 0.1
+            assert parameter.std().item() == pytest.approx(expected, rel=0.04), name
+
+
+def test_gpt_without_biases_has_none() -> None:
+    assert not [name for name, _ in gpt(bias=False).named_parameters() if name.endswith("bias")]
+
+
+def test_layer_norm_follows_its_formula_in_fp32() -> None:
+    norm = LayerNorm(8, eps=0.5, bias=True)
+    torch.nn.init.uniform_(norm.weight)
+    assert norm.bias is not None
+    torch.nn.init.uniform_(norm.bias)
+    x = torch.randn(2, 3, 8)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(norm(x), expected)
+    assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"positions": "learned"}, "max_positions must be set where positions is learned"),
+        ({"max_positions": 9}, "and nowhere else; 9 was given with rope"),
+        ({"bias": True, "moe": {"num_experts": 4}}, "bias must be false with moe"),
+        (GPT | {"max_positions": 31}, r"data\.window_tokens .* at most model\.max_positions 31"),
+    ],
+)
+def test_options_that_do_not_agree_are_refused(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate(RunConfig, {"data": {"store": "a", "window_tokens": 32}, "model": model})

@@ -1,0 +1,122 @@
+"""Memory: ZeRO's published example, and activations against what torch keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.config.schema import ExampleShape
+from reptrain.engine.step import token_nats
+from reptrain.model import DropoutContext, Routing, build_model
+from reptrain.sizes import activation_bytes, state_bytes
+
+ROWS, SOURCE, TARGET, VOCAB = 2, 40, 48, 100
+ALL_SITES = dict.fromkeys(("embedding", "attention", "residual", "mlp", "expert"), 0.1)
+MOE = {"num_experts": 4, "top_k": 2, "shared_d_ff": 32, "backend": "loop"}
+GPT = {"mlp": "gelu", "norm": "layernorm", "bias": True, "positions": "learned", "max_positions": 64}
+DECODER = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_ff": 160}
+T5 = {
+    "family": "t5",
+    "d_model": 64,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "head_dim": 16,
+    "d_ff": 160,
+}
+
+
+def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: bool = False) -> int:
+    """Bytes that autograd keeps between the passes, without the weights."""
+    model = build_model(config, vocab_size=VOCAB, seed=0)
+    model.checkpoint_blocks = recompute
+    if bf16:
+        model = model.bfloat16()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    source_BS, target_BT = (torch.randint(VOCAB, (ROWS, length)) for length in (SOURCE, TARGET))
+    inputs: dict[str, Tensor] = {"tokens_BT": target_BT}
+    if isinstance(config, T5Config):
+        inputs = {"source_BS": source_BS, "inputs_BT": target_BT}
+        inputs |= {
+            "source_segments_BS": torch.ones_like(source_BS),
+            "segments_BT": torch.ones_like(target_BT),
+        }
+    context = DropoutContext(seed=0, step=0, row_B=torch.arange(ROWS))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        routing = Routing(torch.full((ROWS,), TARGET))
+        token_nats(model(**inputs, dropout=context, routing=routing), target_BT).sum()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def estimate(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: bool = False) -> Any:
+    shape = ExampleShape(SOURCE if isinstance(config, T5Config) else 0, TARGET)
+    precision = "bf16" if bf16 else "fp32"
+    return activation_bytes(config, VOCAB, shape, windows=ROWS, precision=precision, recompute=recompute)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}],
+    ids=["llama", "gpt", "relu", "moe", "shared"],
+)
+def test_activation_bytes_of_a_decoder_are_what_torch_keeps(changes: dict[str, Any], bf16: bool) -> None:
+    config = DecoderConfig.model_validate(DECODER | changes)
+    assert estimate(config, bf16=bf16).fused == pytest.approx(kept_bytes(config, bf16=bf16), rel=0.03)
+
+
+def test_activation_bytes_with_kept_weights_are_what_torch_keeps_under_dropout_of_attention() -> None:
+    config = DecoderConfig.model_validate(DECODER | {"dropout": ALL_SITES})
+    assert estimate(config).weights_kept == pytest.approx(kept_bytes(config), rel=0.06)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp": "relu"}, {"moe": MOE}, {"dropout": ALL_SITES}])
+def test_activation_bytes_of_t5_hold_between_fused_and_plain_attention(changes: dict[str, Any]) -> None:
+    config = T5Config.model_validate(T5 | changes)
+    fused, plain = estimate(config)
+    assert 0.95 * fused < kept_bytes(config) < 1.05 * plain
+
+
+@pytest.mark.parametrize("family", [DECODER, T5], ids=["decoder", "t5"])
+def test_activation_bytes_when_recomputed_are_the_inputs_and_one_layer(family: dict[str, Any]) -> None:
+    layers = [name for name in family if name.startswith("num_") and name.endswith("layers")]
+    one, two, three = (
+        (DecoderConfig if family is DECODER else T5Config).model_validate(family | dict.fromkeys(layers, n))
+        for n in (1, 2, 3)
+    )
+    # What more layers add to what is kept is their inputs; the rest of the estimate is one layer's own.
+    added = estimate(three, recompute=True).fused - estimate(two, recompute=True).fused
+    kept = kept_bytes(three, recompute=True) - kept_bytes(two, recompute=True)
+    assert added == pytest.approx(kept, rel=0.02)
+    inside = estimate(one, recompute=True).fused - kept_bytes(one, recompute=True)
+    assert 0 < inside <= estimate(two).fused - estimate(one).fused + 2048
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
+def test_state_bytes_are_those_of_the_published_example(stage: int, gigabytes: float) -> None:
+    # Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs.
+    size = state_bytes(7_500_000_000, stage=stage, world_size=64, precision="fp16")
+    assert size is not None
+    assert size / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_state_bytes_are_what_deepspeed_was_measured_to_keep() -> None:
+    # On a CPU, one rank, the most bytes of live tensors in two steps, over the parameters.
+    measured = {("fp32", 0): 16, ("fp32", 2): 20, ("bf16", 2): 18}
+    for (precision, stage), size in measured.items():
+        assert state_bytes(1, stage=stage, world_size=1, precision=precision) == size  # type: ignore[arg-type]
+
+
+def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:
+    assert state_bytes(10, stage=0, world_size=1, precision="bf16") is None

@@ -1,0 +1,74 @@
+"""What is sized: files of models and of runs, with a store or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reptrain.config.load import dump_yaml
+from reptrain.errors import ConfigError
+from reptrain.sizes import describe_sizes, load_subject, sizes_text
+from reptrain.sizes.subject import subject_of
+
+MODELS = Path(__file__).parents[2] / "configs" / "models"
+RUN = {"data": {"store": "runs/nowhere", "window_tokens": 100}, "model": {"num_layers": 1}}
+
+
+def test_vocabulary_is_that_of_the_store_or_the_model_or_the_option(store_path: Path) -> None:
+    known = RUN | {"data": {"store": str(store_path)}}
+    of_store = subject_of(known, None).vocab_size
+    assert of_store > 100
+    assert subject_of(known, 77).vocab_size == of_store
+    assert subject_of(RUN, 77).vocab_size == 77
+    assert subject_of(RUN | {"model": {"vocab_size": 300}}, None).vocab_size == 300
+    with pytest.raises(ConfigError, match=r"no store at runs/nowhere.*or pass --vocab-size"):
+        subject_of(RUN, None)
+    with pytest.raises(ConfigError, match=f"must hold the tokenizer's {of_store} ids"):
+        subject_of(known | {"model": {"vocab_size": of_store - 1}}, None)
+
+
+def test_model_alone_is_read_as_its_family_is_trained() -> None:
+    t5 = load_subject(MODELS / "t5-1.1-base.yaml")
+    assert (t5.window_tokens, *t5.shape) == (568, 512, 114)
+    llama = load_subject(MODELS / "llama-7b.yaml", ["data.window_tokens=512"])
+    assert (llama.window_tokens, *llama.shape) == (512, 0, 512)
+    assert subject_of({"model": {"family": "t5", "vocab_size": 9}}, None).shape == (512, 114)
+
+
+def test_counted_shape_takes_no_settings_of_a_run() -> None:
+    assert load_subject(MODELS / "vit-h-14.yaml").shape == (0, 257)
+    with pytest.raises(ConfigError, match="train: must be a known key"):
+        load_subject(MODELS / "palm-8b.yaml", ["train.batch_windows=3"])
+    with pytest.raises(ConfigError, match="vocab_size or image must be set, and not both"):
+        load_subject(MODELS / "vit-h-14.yaml", ["model.vocab_size=3"])
+    with pytest.raises(ConfigError, match="patch_pixels must divide image_pixels 224"):
+        load_subject(MODELS / "vit-h-14.yaml", ["model.image.patch_pixels=15"])
+
+
+def test_describe_sizes_shares_the_state_and_the_batch_among_gpus() -> None:
+    subject = load_subject(MODELS / "t5-1.1-small.yaml", ["train.batch_windows=64"])
+    alone, shared = (describe_sizes(subject, world_size=n, precision="bf16")["memory"] for n in (1, 8))
+    assert (alone["micro_batch_windows"], shared["micro_batch_windows"]) == (64, 8)
+    assert alone["activation_bytes"]["fused"] == 8 * shared["activation_bytes"]["fused"]
+    assert alone["state_bytes"]["stage_3"] == 8 * shared["state_bytes"]["stage_3"]
+
+
+def test_sizes_text_tells_what_shared_layers_run() -> None:
+    shared = {"model": {"num_layers": 8, "num_stored_layers": 2, "vocab_size": 100}}
+    subject = subject_of(shared, None)
+    count, whole = (
+        subject.parameters,
+        subject_of({"model": shared["model"] | {"num_stored_layers": None}}, None),
+    )
+    assert count.run == whole.parameters.total > count.total == count.active
+    assert subject.forward == whole.forward
+    assert f"{count.run:,}" in sizes_text(describe_sizes(subject, world_size=1, precision=None))
+
+
+def test_run_extends_a_published_shape(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(dump_yaml({"extends": str(MODELS / "gpt3-125m.yaml"), "model": {"num_layers": 2}}))
+    subject = load_subject(run)
+    assert subject.run is not None and subject.run.model.num_layers == 2  # type: ignore[union-attr]
+    assert subject.window_tokens == 2048
