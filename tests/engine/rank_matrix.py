@@ -3,9 +3,10 @@
 Usage: rank_matrix.py OUT CASES.json, where the JSON maps the name of a run folder below OUT to
 
     {"overrides": [...], "stop_after": step or null, "nan": null or [rank, step, "loss" or "gradient"],
-     "hang": null or [rank, step]}
+     "hang": null or [rank, step], "counts": whether to keep what each expert got, "copy": null or a case}
 
-A case whose folder exists goes on in it.
+A case whose folder exists goes on in it. One with "copy" loads the newest checkpoint of that case and saves
+it again, trained no further. Counts are kept in NAME-counts.json: a list for each step of one for each layer.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import Any
 import torch
 
 from reptrain.batch.loader import Loader, StepBatch
-from reptrain.config import load_run_config
+from reptrain.config import RunConfig, load_run_config
+from reptrain.engine import checkpoint
 from reptrain.engine import step as step_module
 from reptrain.engine.distributed import World, choose_device, join
 from reptrain.engine.loop import train
 from reptrain.engine.preempt import StopRequest
+from reptrain.engine.setup import open_data, prepare
 from reptrain.errors import RunError
 
 
@@ -69,12 +72,45 @@ def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
         Loader.iterate, step_module.token_nats = iterate, nats
 
 
+@contextmanager
+def counted(path: Path | None) -> Iterator[None]:
+    """Keep what each expert got in each step."""
+    records, steps = step_module.routing_records, []
+
+    def kept(model: Any, figure_LS: torch.Tensor | None, num_targets: int) -> Any:
+        if figure_LS is not None:
+            steps.append(figure_LS[:, 4:].tolist())
+        return records(model, figure_LS, num_targets)
+
+    step_module.routing_records = kept
+    try:
+        yield
+    finally:
+        step_module.routing_records = records
+    if path is not None:
+        path.write_text(json.dumps(steps))
+
+
+def copy(config: RunConfig, source: Path, target: Path, world: World) -> None:
+    """Load the newest checkpoint of a run, and save it in another place."""
+    training = prepare(config, open_data(config), world)
+    found = checkpoint.find(source / "checkpoints", world=world)
+    assert found.path is not None and found.manifest is not None
+    checkpoint.load(training.engine, found.path, found.manifest)
+    folder = target / "checkpoints"
+    checkpoint.save(training.engine, folder, found.manifest.step, world=world, records=[], keep_last=1)
+
+
 def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     world = join(choose_device("cpu"))
     for name, case in cases.items():
         config = load_run_config(out / "config.yaml", case["overrides"])
+        if case.get("copy"):
+            copy(config, out / case["copy"], out / name, world)
+            continue
         stop = StopAfter(case.get("stop_after"))
-        with watched(stop, case, world.rank):
+        kept = out / f"{name}-counts.json" if case.get("counts") and world.is_main else None
+        with watched(stop, case, world.rank), counted(kept):
             try:
                 train(config, out / name, stop=stop)
             except RunError as error:
