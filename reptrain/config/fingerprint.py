@@ -30,18 +30,23 @@ _NOT_MATHEMATICS = (
 )
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value by its dotted key."""
     for key, value in data.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, value
 
 
 def mathematics(config: RunConfig) -> dict[str, Any]:
     """The settings that change the mathematics, by dotted key."""
-    flat = dict(_flatten(config.model_dump(mode="json")))
+    return _of_mathematics(config.model_dump(mode="json"))
+
+
+def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat = dict(flatten(settings))
     return {
         key: value
         for key, value in flat.items()
@@ -56,8 +61,11 @@ def fingerprint(data: Any) -> str:
 
 
 def config_fingerprint(config: RunConfig) -> str:
-    """Fingerprint of the settings that change the mathematics."""
-    return fingerprint(mathematics(config))
+    """Fingerprint of the settings that change the mathematics and are not the default.
+
+    So a version with new settings goes on with the runs of an older one, if their defaults change nothing.
+    """
+    return fingerprint(_of_mathematics(config.model_dump(mode="json", exclude_defaults=True)))
 
 
 def differing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:

@@ -166,8 +166,8 @@ def _within(low: float, below: float) -> Callable[[Scheduled], Scheduled]:
     def check(scheduled: Scheduled) -> Scheduled:
         for number in (scheduled.value, scheduled.before):
             if not low <= number < below:
-                bound = "" if below == float("inf") else f" and below {below:g}"
-                raise ValueError(f"must be at least {low:g}{bound}; {number:g} was given")
+                bound = "" if below == float("inf") else f" and less than {below:g}"
+                raise ValueError(f"must be at least {low:g}{bound}")
         return scheduled
 
     return check

@@ -61,7 +61,7 @@ def test_overrides_reach_every_depth() -> None:
     )
     assert config.train.total_tokens.tokens == 2**20
     assert config.data.unique_tokens == 1000
-    assert config.model.dropout.mlp == 0.1
+    assert config.model.dropout.mlp.value == 0.1
     assert config.optimizer.lr == 3e-4
 
 

@@ -56,9 +56,9 @@ def test_what_is_written_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (1.0, "at least 0 and below 1"),
+        (1.0, "at least 0 and less than 1"),
         (-0.1, "at least 0"),
-        ({"value": 0.1, "before": 2}, "below 1; 2 was given"),
+        ({"value": 0.1, "before": 2}, "less than 1"),
         ({"value": 0.1, "start": "150%"}, "at most 100%"),
         ({"value": 0.1, "start": "later"}, "a place in the run"),
         ({"value": 0.1, "start": "x%"}, "a place in the run"),
@@ -77,5 +77,5 @@ def test_bad_schedules_are_refused(given: Any, said: str) -> None:
 
 def test_a_coefficient_has_no_upper_bound() -> None:
     assert COEFFICIENT.validate_python(3.2) == Scheduled(value=3.2)
-    with pytest.raises(ValidationError, match="at least 0; -1 was given"):
+    with pytest.raises(ValidationError, match="at least 0"):
         COEFFICIENT.validate_python(-1)
