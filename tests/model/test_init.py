@@ -73,6 +73,17 @@ def test_build_model_gives_t5_the_published_standard_deviations() -> None:
             assert weight.std().item() == pytest.approx(std, rel=4 / (2 * weight.numel()) ** 0.5), name
 
 
+def test_build_model_scales_the_matrices_of_t5_and_neither_embedding_nor_biases() -> None:
+    plain, scaled = (
+        build_model(config, vocab_size=100, seed=1)
+        for config in (T5, T5.model_copy(update={"init_scale": 0.25}))
+    )
+    for name, weight in plain.named_parameters():
+        kept = weight.ndim == 1 or "embedding" in name or "relative_bias" in name
+        expected = weight if kept else weight / 2
+        torch.testing.assert_close(scaled.get_parameter(name), expected, msg=name)
+
+
 @pytest.mark.parametrize(
     "config", [DecoderConfig(tie_embeddings=True), T5.model_copy(update={"tie_embeddings": True})]
 )
