@@ -14,6 +14,7 @@ from reptrain.config.model import DecoderConfig
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.rope import Rotation, rotate
+from reptrain.model.sight import Sight, attend
 
 
 class CausalAttention(nn.Module):
@@ -39,7 +40,7 @@ class CausalAttention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Rotation | None,
-        visible_B1TS: Tensor | None,
+        visible_B1TS: Tensor | Sight | None,
         keys_PB: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
@@ -48,7 +49,8 @@ class CausalAttention(nn.Module):
         Args:
             x_BTD: The positions.
             rotation: Of each position; None turns nothing.
-            visible_B1TS: bool, what each position may read of itself and those before it; None: all.
+            visible_B1TS: bool, what each position may read of itself and those before it; None: all. Or the
+                same by structure, for the fused operation.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
             cache: Of the positions read before; ``visible_B1TS`` is then over all of them.
         """
@@ -59,7 +61,17 @@ class CausalAttention(nn.Module):
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
         if cache is not None:
             k_BKSN, v_BKSN = cache.extend(lambda: (k_BKSN, v_BKSN))
-        if keys_PB is None or self.dropout.rate == 0:
+        if isinstance(visible_B1TS, Sight):
+            y_BHTN = attend(
+                q_BHTN,
+                k_BKSN,
+                v_BKSN,
+                visible_B1TS,
+                scale=self.head_dim**-0.5,
+                dropout=self.dropout,
+                keys_PB=keys_PB,
+            )
+        elif keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(
                 q_BHTN,
                 k_BKSN,

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
+from reptrain.model.segments import same_segment
+from reptrain.model.sight import Sight, is_fused
+from reptrain_kernels.attention import Mask, offset_bias
 
 
 class Buckets:
@@ -45,6 +48,11 @@ class Buckets:
             )
             for j in range(1, wide)
         )
+
+    @property
+    def end(self) -> int:
+        """The distance from which on all offsets of a direction share a bucket."""
+        return self.edges[-1] if self.edges else self.exact
 
     def __call__(self, offset_R: Tensor) -> Tensor:
         """The bucket of each offset, key position minus query position, int64."""
@@ -77,6 +85,26 @@ class RelativeBias(nn.Module):
         offset_R = torch.arange(1 - num_positions, num_positions, device=device)
         bias_HR = self.table(self.buckets(offset_R)).T
         return bias_HR.unfold(1, num_positions, 1).flip(1)
+
+    def within(self, segments_BT: Tensor, *, causal: bool) -> Tensor | Sight:
+        """What a stack's positions add to each other's scores, bias_BHTT with -inf where one may not read.
+
+        Or the same by structure, where models on the device attend by the fused operation.
+
+        Args:
+            segments_BT: A position reads its own segment.
+            causal: And of it only itself and what is before.
+        """
+        if is_fused(segments_BT.device):
+            end = self.buckets.end
+            bucket_R = self.buckets(torch.arange(-end, end + 1, device=segments_BT.device))
+            mask = Mask(causal=causal, segments_BT=segments_BT)
+            return Sight(mask, offset_bias(self.table.weight, bucket_R))
+        visible_BTT = same_segment(segments_BT, segments_BT)
+        if causal:
+            visible_BTT = visible_BTT.tril()
+        bias_HTT = self(segments_BT.shape[1], segments_BT.device)
+        return torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
 
     def between(self, position_BT: Tensor, num_keys: int) -> Tensor:
         """The same for queries at given positions, bias_BHTS, with keys at 0 ... num_keys - 1."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reptrain.config.model import T5Config
 from reptrain.model.cache import CrossCache, LayerCache
 from reptrain.model.dropout import Dropout, Site
+from reptrain.model.sight import Sight, attend
 
 
 class T5Attention(nn.Module):
@@ -39,7 +40,7 @@ class T5Attention(nn.Module):
         self,
         x_BTD: Tensor,
         read_BSD: Tensor,
-        bias_BHTS: Tensor,
+        bias_BHTS: Tensor | Sight,
         keys_PB: Tensor | None,
         cache: LayerCache | CrossCache | None = None,
     ) -> Tensor:
@@ -48,7 +49,8 @@ class T5Attention(nn.Module):
         Args:
             x_BTD: Asks.
             read_BSD: Is read; ``x_BTD`` itself in self-attention.
-            bias_BHTS: Added to the scores, -inf where nothing may be read; every position reads something.
+            bias_BHTS: Added to the scores, -inf where nothing may be read; every position reads something. Or
+                the same by structure, for the fused operation.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
             cache: Of what was read before; ``bias_BHTS`` is then for all of it.
         """
@@ -57,7 +59,11 @@ class T5Attention(nn.Module):
             k_BHSN, v_BHSN = self._read(read_BSD)
         else:
             k_BHSN, v_BHSN = cache.extend(lambda: self._read(read_BSD))
-        if keys_PB is None or self.dropout.rate == 0:
+        if isinstance(bias_BHTS, Sight):
+            y_BHTN = attend(
+                q_BHTN, k_BHSN, v_BHSN, bias_BHTS, scale=1.0, dropout=self.dropout, keys_PB=keys_PB
+            )
+        elif keys_PB is None or self.dropout.rate == 0:
             y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHSN, v_BHSN, attn_mask=bias_BHTS, scale=1.0)
         else:
             score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() + bias_BHTS
