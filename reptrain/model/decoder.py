@@ -17,6 +17,7 @@ from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import visible
+from reptrain.model.sight import Sight, causal_sight, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 
@@ -57,7 +58,7 @@ class Block(nn.Module):
         keys_PB: Tensor | None,
         routed: RoutedTokens,
         rotation: Rotation | None,
-        visible_B1TT: Tensor | None,
+        visible_B1TT: Tensor | Sight | None,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
@@ -140,7 +141,11 @@ class Decoder(nn.Module):
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-        visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
+        visible_B1TT: Tensor | Sight | None
+        if cache is None and is_fused(tokens_BT.device):
+            visible_B1TT = causal_sight(tokens_BT, segments_BT, prefix_B)
+        else:
+            visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
         position_BT, num_positions = None, tokens_BT.shape[1]
         if cache is not None:
             position_BT, visible_B1TT = cache.advance(is_token_BT)

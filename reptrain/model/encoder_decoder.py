@@ -31,9 +31,9 @@ class Source(NamedTuple):
 
     states_BSD: Tensor
     bias_B1TS: Tensor | Sight
-    """-inf where a position may not read; 0 all along where it finds nothing to read. Or the same by structure."""
+    """-inf where a position may not read; 0 all along where it finds nothing to read. Or that by structure."""
     found_BT1: Tensor | None
-    """Whether a position finds anything to read; where not, cross-attention gives zeros. None: it does so itself."""
+    """Whether a position finds anything to read; where not, cross-attention gives zeros. None: it sees to it."""
 
 
 def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Tensor) -> Source:
