@@ -7,10 +7,12 @@ from typing import Any
 
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import T5Config
+from reptrain.errors import ConfigError
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
 from reptrain.sizes.memory import activation_bytes, state_bytes
+from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject
 
 _PARAMETERS = {
@@ -48,7 +50,7 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
             "target_tokens": shape.target_tokens,
         },
         "flops": _flops(subject),
-        "memory": _memory(subject, count.total, world_size, precision),
+        "memory": _memory(subject, count, world_size, precision),
     }
 
 
@@ -73,12 +75,20 @@ def _flops(subject: Subject) -> dict[str, dict[str, float]]:
     }
 
 
-def _memory(subject: Subject, total: int, world_size: int, precision: Precision) -> dict[str, Any]:
-    states = {
-        f"stage_{stage}": state_bytes(total, stage=stage, world_size=world_size, precision=precision)
-        for stage in range(4)
+def _memory(subject: Subject, count: ParameterCount, world_size: int, precision: Precision) -> dict[str, Any]:
+    groups = subject.run.train.expert_parallel_size if subject.run else 1
+    if world_size % groups:
+        raise ConfigError(
+            "--world-size",
+            got=world_size,
+            rule=f"must be a multiple of train.expert_parallel_size {groups}",
+            remedy="Change one of the two.",
+        )
+    memory: dict[str, Any] = {"precision": precision, "world_size": world_size}
+    memory["expert_parallel_size"] = groups
+    memory["state_bytes"] = {
+        f"stage_{stage}": _state(count, stage, world_size, groups, precision) for stage in range(4)
     }
-    memory: dict[str, Any] = {"precision": precision, "world_size": world_size, "state_bytes": states}
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -93,6 +103,17 @@ def _memory(subject: Subject, total: int, world_size: int, precision: Precision)
             recompute=recompute,
         )._asdict()
     return memory
+
+
+def _state(
+    count: ParameterCount, stage: int, world_size: int, groups: int, precision: Precision
+) -> int | None:
+    """Bytes of state where each GPU has its share of the experts, which fewer GPUs have as well."""
+    rest = state_bytes(count.total - count.experts, stage=stage, world_size=world_size, precision=precision)
+    experts = state_bytes(
+        count.experts // groups, stage=stage, world_size=world_size // groups, precision=precision
+    )
+    return None if rest is None or experts is None else rest + experts
 
 
 def sizes_text(data: dict[str, Any]) -> str:

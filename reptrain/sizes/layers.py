@@ -22,6 +22,8 @@ class LayerCount(NamedTuple):
     """Elements of matrices that a token of the layer's own sequence is multiplied by."""
     source_products: int = 0
     """The same of a token of the encoder: cross-attention's keys and values."""
+    experts: int = 0
+    """Of the parameters all experts', idle or not."""
 
     def plus(self, other: LayerCount) -> LayerCount:
         """The sum, place by place."""
@@ -72,7 +74,7 @@ def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
     expert = matrices * width * (sparse.d_ff or config.d_ff)
     parameters = sparse.num_experts * (expert + width) + matrices * width * sparse.shared_d_ff
     idle = (sparse.num_experts - sparse.top_k) * expert
-    return LayerCount(parameters, idle, parameters - idle)
+    return LayerCount(parameters, idle, parameters - idle, experts=sparse.num_experts * expert)
 
 
 def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:

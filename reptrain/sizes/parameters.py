@@ -22,6 +22,8 @@ class ParameterCount:
     """Of these the experts' that a token is not sent to."""
     repeated: int = 0
     """What shared layers add where each counts as often as it runs, without the idle ones."""
+    experts: int = 0
+    """Of all the rest the experts', idle or not."""
 
     @property
     def total(self) -> int:
@@ -81,6 +83,7 @@ def count_parameters(config: CountableConfig, vocab_size: int) -> ParameterCount
         non_embedding=active + idle + _around_the_layers(config),
         idle=idle,
         repeated=run - active,
+        experts=sum(stack.stored.experts for stack in stacks),
     )
 
 

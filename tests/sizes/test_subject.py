@@ -54,6 +54,29 @@ def test_describe_sizes_shares_the_state_and_the_batch_among_gpus() -> None:
     assert alone["state_bytes"]["stage_3"] == 8 * shared["state_bytes"]["stage_3"]
 
 
+def test_describe_sizes_shares_the_experts_among_their_ranks() -> None:
+    settings = ["train.zero_stage=2", "train.precision=bf16", "train.batch_windows=8"]
+
+    def state(ranks: int) -> dict[str, int]:
+        given = [*settings, f"train.expert_parallel_size={ranks}"]
+        subject = load_subject(MODELS / "moe-base.yaml", given)
+        return describe_sizes(subject, world_size=8, precision=None)["memory"]["state_bytes"]
+
+    alone, shared = state(1), state(4)
+    experts = 6 * 16 * 3 * 768 * 2048
+    # Weights and gradients of three quarters of the experts go; a copy and moments are divided either way.
+    assert alone["stage_1"] - shared["stage_1"] == 6 * experts * 3 // 4
+    assert alone["stage_2"] - shared["stage_2"] == 2 * experts * 3 // 4
+    with pytest.raises(
+        ConfigError, match=r"--world-size: must be a multiple of train\.expert_parallel_size 4"
+    ):
+        describe_sizes(
+            load_subject(MODELS / "moe-base.yaml", [*settings, "train.expert_parallel_size=4"]),
+            world_size=6,
+            precision=None,
+        )
+
+
 def test_sizes_text_tells_what_shared_layers_run() -> None:
     shared = {"model": {"num_layers": 8, "num_stored_layers": 2, "vocab_size": 100}}
     subject = subject_of(shared, None)
