@@ -19,6 +19,8 @@ import triton.language as tl
 
 from reptrain_kernels.counter_triton import mix32, mix64
 
+# No value of these starts a new compilation: rates and lengths change in the course of a run.
+_AT_RUN_TIME = ("num_queries", "num_keys", "num_heads", "num_kv_heads", "group", "end", "reach", "threshold")
 _NO_SEGMENT = tl.constexpr(-(2**31))
 # The interpreter knows no inline assembly.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -147,7 +149,7 @@ def _tile_at(count, first, stop, NEAR: tl.constexpr):
     return count if NEAR else tl.where(count < first, count, count + (stop - first))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_asking", "num_asked"))
 def span_kernel(
     asking_ptr, asked_ptr, prefix_ptr, span_ptr, num_asking, num_asked,
     KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -234,7 +236,7 @@ def _forward_tiles(
     return y, peak, total
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr, span_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
@@ -341,7 +343,7 @@ def _query_gradient_tiles(
     return grad_q, sum_before, sum_after
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
     span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
@@ -449,7 +451,7 @@ def _key_gradient_tiles(
     return grad_k, grad_v
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=_AT_RUN_TIME)
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_y_ptr, lse_ptr, delta_ptr, line_key_ptr, bias_ptr, segment_i_ptr, segment_j_ptr,
     prefix_ptr, span_ptr, grad_k_ptr, grad_v_ptr,
@@ -508,7 +510,7 @@ def key_gradient_kernel(
     _store_tile(grad_v_ptr + in_result, num_kv_heads * N, j, num_keys, grad_v, N, BLOCK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("end",))
 def bias_gradient_kernel(
     sum_ptr, grad_ptr, end, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, SLOTS: tl.constexpr,
     FIRST_SLOT: tl.constexpr, OFFSETS: tl.constexpr,

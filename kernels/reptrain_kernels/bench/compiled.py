@@ -1,0 +1,157 @@
+"""The table of compiled kernels, kernels/bench/results/compiled.csv.
+
+    python -m reptrain_kernels.bench.compiled          writes it anew, in some minutes
+    python -m reptrain_kernels.bench.compiled --check  tells where the code has become worse than the table
+
+Another operation joins by an entry in `entries`.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reptrain_kernels.bench.compilation import CHIPS, Launch, Resources, compile_launch, launches
+from reptrain_kernels.bench.shapes import ATTENTION, attention_launch
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+TABLE = RESULTS / "compiled.csv"
+
+
+class Entry(NamedTuple):
+    """One operation at one shape."""
+
+    operation: str
+    shape: str
+    launch: Callable[[], object]
+    capabilities: tuple[int, ...] = (80, 90)
+
+
+class Row(NamedTuple):
+    """One kernel of an entry, compiled for one chip."""
+
+    operation: str
+    shape: str
+    kernel: str
+    capability: int
+    tile: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    warps_resident: int
+    matrix: str
+
+    @property
+    def name(self) -> tuple[str, str, str, int]:
+        """What the row is about."""
+        return self[:4]
+
+
+def entries() -> list[Entry]:
+    """All that is compiled."""
+    # For B200 only what shows that it compiles: ptxas takes it ten times as long.
+    return [
+        Entry(
+            "attention",
+            shape.name,
+            attention_launch(shape),
+            (80, 90, 100) if shape.name == "T5-Base encoder" else (80, 90),
+        )
+        for shape in ATTENTION
+    ]
+
+
+def compile_entries(chosen: Iterable[Entry]) -> Iterator[Row]:
+    """Their rows; what is the same to the compiler is compiled once."""
+    known: dict[Any, Resources] = {}
+    for entry in chosen:
+        for capability in entry.capabilities:
+            for launch in launches(entry.launch, capability=capability):
+                key = (capability, launch.kernel.fn.__name__, _to_compiler(launch))
+                if key not in known:
+                    known[key] = compile_launch(launch, capability=capability)
+                yield _row(entry, launch, capability, known[key])
+
+
+def _to_compiler(launch: Launch) -> str:
+    """What the compiler sees of a launch, a little finer than it is."""
+    tensors = [getattr(x, "dtype", type(x)) for x in launch.arguments]
+    hints = [x % 16 == 0 for x in launch.arguments if isinstance(x, int)]
+    return repr((tensors, hints, launch.keywords))
+
+
+def _row(entry: Entry, launch: Launch, capability: int, found: Resources) -> Row:
+    sizes = [str(size) for name, size in launch.keywords.items() if name.startswith("BLOCK")]
+    return Row(
+        entry.operation,
+        entry.shape,
+        launch.kernel.fn.__name__.removesuffix("_kernel"),
+        capability,
+        "x".join(sizes),
+        launch.keywords.get("num_warps", 4),
+        launch.keywords.get("num_stages", 3),
+        found.registers,
+        found.spill_bytes,
+        found.shared_bytes,
+        found.warps,
+        found.matrix,
+    )
+
+
+def read_table(path: Path = TABLE) -> dict[tuple[str, str, str, int], Row]:
+    """The rows by what they are about. A kernel that an entry launches twice has the last one's."""
+    with path.open(newline="") as file:
+        rows = [
+            Row(*(int(x) if Row.__annotations__[n] == "int" else x for n, x in row.items()))
+            for row in csv.DictReader(file)
+        ]
+    return {row.name: row for row in rows}
+
+
+def complaints(rows: Iterable[Row], table: dict[tuple[str, str, str, int], Row]) -> list[str]:
+    """What is worse than it may be: spills and too much shared memory always, the rest against the table."""
+    found = []
+    for row in rows:
+        before = table.get(row.name)
+        about = " ".join(map(str, row.name))
+        if row.spill_bytes > (0 if row.capability < 100 or before is None else before.spill_bytes):
+            found.append(f"{about}: spills {row.spill_bytes} bytes")
+        if row.shared_bytes > CHIPS[row.capability].shared_bytes_per_block:
+            found.append(f"{about}: {row.shared_bytes} bytes of shared memory are more than the chip has")
+        if before is None:
+            found.append(f"{about}: not in {TABLE.name}; write it anew")
+        elif (row.warps_resident, row.matrix) != (before.warps_resident, before.matrix):
+            if row.warps_resident < before.warps_resident or row.matrix != before.matrix:
+                found.append(
+                    f"{about}: {row.warps_resident} warps by {row.matrix}, "
+                    f"were {before.warps_resident} by {before.matrix}"
+                )
+    return found
+
+
+def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
+    """One line a row, in the order of the entries."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows({row.name: row for row in rows}.values())
+
+
+def main(arguments: list[str]) -> int:
+    """The command; 1 where something is worse."""
+    rows = list(compile_entries(entries()))
+    if "--check" not in arguments:
+        write_table(rows)
+    found = complaints(rows, read_table())
+    sys.stdout.writelines(f"{line}\n" for line in found)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""One training step of a tiny T5 and a tiny decoder, every fused operation in Triton, against the plain path.
+
+Prints {model: {"loss": difference, "grad": the largest relative error of a parameter's gradient}} as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import interpreted
+
+interpreted.prepare()
+
+import torch
+import torch.nn.functional as F
+from tolerances import relative_error
+
+from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.model import DropoutContext, build_model
+from reptrain_kernels import attention_triton
+from reptrain_kernels.attention_tiles import Tiles
+from reptrain_kernels.implementation import assume
+
+VOCAB, S, T = 31, 20, 17
+RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1}
+SOURCE = torch.tensor([[1] * 9 + [2] * 7 + [0] * 4])
+TARGET = torch.tensor([[1] * 6 + [2] * 5 + [3] * 3 + [0] * 3])
+
+
+def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Configurations and inputs: documents and padding, and targets of a document that has no source."""
+    t5 = {"family": "t5", "d_model": 16, "num_heads": 2, "head_dim": 12, "d_ff": 24, "dropout": RATES}
+    t5 |= {"relative_buckets": 8, "relative_max_distance": 16}
+    decoder = {"d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24, "num_layers": 2, "dropout": RATES}
+    source_BS, tokens_BT = torch.randint(VOCAB, (1, S)), torch.randint(VOCAB, (1, T))
+    return {
+        "t5": (
+            T5Config.model_validate(t5 | {"num_encoder_layers": 1, "num_decoder_layers": 2}),
+            {
+                "source_BS": source_BS,
+                "inputs_BT": tokens_BT,
+                "source_segments_BS": SOURCE,
+                "segments_BT": TARGET,
+            },
+        ),
+        "decoder": (DecoderConfig.model_validate(decoder), {"tokens_BT": tokens_BT, "segments_BT": TARGET}),
+    }
+
+
+def step(config: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss and every parameter's gradient."""
+    model = build_model(config, vocab_size=VOCAB, seed=3)
+    model.checkpoint_blocks = True
+    logits_BTV = model(**inputs, dropout=DropoutContext(seed=1, step=2, row_B=torch.arange(1)))
+    loss = F.cross_entropy(logits_BTV.flatten(0, 1), torch.arange(T) % VOCAB)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def compared(config: Any, inputs: dict[str, Any]) -> dict[str, float]:
+    """The Triton path against the plain one."""
+    loss, grads = step(config, inputs)
+    calls = []
+    forward = attention_triton.attention_forward
+    attention_triton.attention_forward = lambda *x: calls.append(x) or forward(*x)
+    with assume(impl="triton"):
+        fused_loss, fused_grads = step(config, inputs)
+    attention_triton.attention_forward = forward
+    return {
+        "calls": len(calls),
+        "loss": abs(loss - fused_loss).item(),
+        "grad": max(relative_error(fused_grads[name], grad, grad) for name, grad in grads.items()),
+    }
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    attention_triton.attention_tiles = lambda *_: Tiles(16, 16, 4, 1)
+    print(json.dumps({name: compared(*case) for name, case in cases().items()}))
