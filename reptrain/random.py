@@ -126,9 +126,9 @@ def uniform(key: UInt64s, counter_N: int | Int64s) -> Floats:
     return (uint64(key, counter_N) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def below(bound: int, key: UInt64s, counter_N: int | Int64s) -> Int64s:
-    """Uniform integers in [0, bound), for bound up to 2**32 (bias under 2**-32); see `uint64`."""
-    return (uint64(key, counter_N) % np.uint64(bound)).astype(np.int64)
+def below(bound: int | Int64s, key: UInt64s, counter_N: int | Int64s) -> Int64s:
+    """Uniform integers in [0, bound), for bounds up to 2**32 (bias under 2**-32); see `uint64`."""
+    return (uint64(key, counter_N) % np.asarray(bound).astype(np.uint64)).astype(np.int64)
 
 
 def mix(x: UInt64s) -> UInt64s:

@@ -71,13 +71,14 @@ def write_run(
             folder.metrics.append(
                 ValidRecord(
                     step=place, tokens=tokens, epoch=tokens / unique, set=name, nats=value,
-                    accuracy=0.1, scored_tokens=100, raw_accuracy=0.1, raw_tokens=100,
+                    accuracy=0.1, scored_tokens=100, raw_accuracy=0.1, raw_tokens=100, bits_per_byte=value,
                 )
             )  # fmt: skip
     for step, speed in enumerate([10.0, 1000.0, 1200.0]):
         folder.metrics.append(
             TrainRecord(
                 step=step, tokens=total * (step + 1) // 3, epoch=1.0, loss_nats=5.0, lr=1e-3, grad_norm=1.0,
+                input_tokens=0, target_tokens=total * (step + 1) // 3,
                 step_ms=1.0, tokens_per_s=speed, tokens_per_s_per_device=speed,
             )
         )  # fmt: skip

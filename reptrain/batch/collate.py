@@ -6,20 +6,20 @@ B: rows of a micro-batch; L: tokens of a window.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reptrain.batch.objectives.example import Objective
+from reptrain.batch.objectives.example import NoisePlaces, Objective
 from reptrain.plan import EpochPlan, MixturePlan, Stream, Subset
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of one rank sees. All tensors are int64, but for the noise, which is bool.
+    """What one forward pass of one rank sees. All tensors are int64, but for the noise.
 
     A row that pads the batch has length 0: it is computed, and counts nowhere.
     """
@@ -32,8 +32,8 @@ class MicroBatch:
     """Where each window starts in the run's stream."""
     row_B: Tensor
     """Row within the step's global batch: it keys the row's dropout masks."""
-    is_noise_BL: Tensor | None = None
-    """Raw tokens that the objective hides, where it hides any."""
+    noise: dict[str, Tensor] = field(default_factory=dict)
+    """What the objective drew for the rows, by name (`is_noise_BL`: bool, the raw tokens that it hides)."""
 
     def to(self, device: torch.device) -> Self:
         """Copy to ``device`` without waiting, where the memory is pinned."""
@@ -44,8 +44,14 @@ class MicroBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return type(self)(*(None if tensor is None else function(tensor) for tensor in tensors))
+        return replace(
+            self,
+            tokens_BL=function(self.tokens_BL),
+            length_B=function(self.length_B),
+            start_B=function(self.start_B),
+            row_B=function(self.row_B),
+            noise={name: function(tensor) for name, tensor in self.noise.items()},
+        )
 
 
 def collate(
@@ -54,6 +60,8 @@ def collate(
     objective: Objective,
     global_index_B: np.ndarray,
     row_B: np.ndarray,
+    *,
+    noise_place_B: np.ndarray | None = None,
 ) -> MicroBatch:
     """The windows behind global indices, as one micro-batch.
 
@@ -66,6 +74,7 @@ def collate(
         objective: Draws the noise.
         global_index_B: int64; -1 for a row that pads the batch.
         row_B: int64, each row's place in the step's global batch.
+        noise_place_B: int64, what keys each row's noise beside its epoch; None: its source and its start.
     """
     is_window_B = global_index_B >= 0
     windows = plan.locate(np.where(is_window_B, global_index_B, 0))
@@ -73,6 +82,21 @@ def collate(
     length_B = np.where(is_window_B, windows.length, 0)
     tokens_BL, _ = stream.tokens(start_B, length_B, plan.window_tokens)
     seed_B, place_B = plan.noise_place(windows)
-    is_noise_BL = objective.noise(seed_B, windows.epoch, place_B, length_B, width=plan.window_tokens)
-    arrays = (tokens_BL, length_B, start_B, row_B, is_noise_BL)
-    return MicroBatch(*(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    if noise_place_B is not None:
+        seed_B, place_B = np.zeros_like(noise_place_B), noise_place_B
+    places = NoisePlaces(seed_B, windows.epoch, place_B, length_B)
+    noise = {
+        name: _tensor(drawn) for name, drawn in objective.noise(places, width=plan.window_tokens).items()
+    }
+    return MicroBatch(*map(_tensor, (tokens_BL, length_B, start_B, row_B)), noise)
+
+
+def noise_places(plan: MixturePlan | EpochPlan, global_index_N: np.ndarray) -> NoisePlaces:
+    """What the noise of the windows behind global indices is a function of."""
+    windows = plan.locate(global_index_N)
+    seed_N, start_N = plan.noise_place(windows)
+    return NoisePlaces(seed_N, windows.epoch, start_N, windows.length)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reptrain.batch.collate import MicroBatch, collate
+from reptrain.batch.collate import MicroBatch, collate, noise_places
 from reptrain.batch.objectives.example import Objective
 from reptrain.plan import MixturePlan, StepPlan, Stream
 from reptrain.plan.shard import rank_rows
@@ -21,6 +21,8 @@ class StepBatch(NamedTuple):
 
     step: int
     micro_batches: list[MicroBatch]
+    loss_tokens: int
+    """What the step's nats over all ranks are divided by."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class Loader:
             collate(self.stream, self.plan, self.objective, index_B, row_B)
             for index_B, row_B in zip(index_MB, rows_MB, strict=True)
         ]
-        return StepBatch(step, [mb.pin() for mb in micro_batches] if self.pin else micro_batches)
+        return StepBatch(
+            step,
+            [mb.pin() for mb in micro_batches] if self.pin else micro_batches,
+            self.objective.loss_tokens(noise_places(self.plan, np.arange(first, first + count))),
+        )
 
     def iterate(self, first_step: int = 0, *, ahead: int = 2) -> Iterator[StepBatch]:
         """Batches from ``first_step`` to the end, built up to ``ahead`` steps early by a thread."""

@@ -167,6 +167,8 @@ class EvaluateConfig(Frozen):
     """Share of the run between two evaluations; the start and the end are always evaluated."""
     max_windows: Positive = 64
     """Windows scored of each set: select, report, and the probe of training windows."""
+    noise_samples: Positive = 1
+    """How often each of these windows is scored, under other noise each time."""
     patience: Positive | None = None
     """End the run early after so many evaluations without a better loss on select; null: never."""
 

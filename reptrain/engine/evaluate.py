@@ -11,6 +11,7 @@ import numpy as np
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
+from reptrain.config.objectives import CausalConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
 from reptrain.engine.distributed import World
@@ -28,14 +29,17 @@ class EvaluationSet:
     name: str
     micro_batches: Sequence[MicroBatch]
     objective: Objective
+    bytes_per_token: float
+    """Of the split that it is of: UTF-8, before tokenization."""
 
     def score(self, engine: Any, *, world: World) -> Score:
         """Sum over all ranks, in evaluation mode; training mode is restored."""
+        was_training = engine.training
         engine.eval()
         try:
             return score(engine, self.micro_batches, world=world, objective=self.objective)
         finally:
-            engine.train()
+            engine.train(was_training)
 
 
 def evaluation_sets(
@@ -48,9 +52,10 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """For each source a probe of its training subset and its two held-out sets.
 
-    Held-out windows and their noise depend on the store alone, never on the run's seed, so that arms
-    compare. The probe is spread evenly over the subset. Sets are named probe, select and report; in a
-    mixture the source's name follows, as in select/books.
+    Held-out windows depend on the store alone, never on the run's seed, so that arms compare. The probe is
+    spread evenly over the subset. What an objective draws for the n-th window of a set is a function of the
+    store and of n: the sets of a source, and all arms, are scored under equal noise. Sets are named probe,
+    select and report; in a mixture the source's name follows, as in select/books.
 
     Args:
         config: The run.
@@ -61,24 +66,32 @@ def evaluation_sets(
     """
     sets = []
     for source, (store, subset) in sources.items():
-        parts = {"probe": subset} | {name: Subset.open(store, split=name) for name in ("select", "report")}
-        for name, part in parts.items():
-            objective = build_objective(config, tokenizer, noise_seed=int(part.fingerprint[:15], 16))
+        objective = build_objective(_fresh(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16))
+        splits = {"probe": store.split("train")} | {name: store.split(name) for name in ("select", "report")}
+        for name, split in splits.items():
+            part = subset if name == "probe" else Subset.open(store, split=name)
             micro_batches = _rank_share(
                 part, objective, config=config, world=world, micro_batch_windows=micro_batch_windows
             )
-            sets.append(
-                EvaluationSet(name if len(sources) == 1 else f"{name}/{source}", micro_batches, objective)
-            )
+            name = name if len(sources) == 1 else f"{name}/{source}"
+            sets.append(EvaluationSet(name, micro_batches, objective, split.text_bytes / split.num_tokens))
     return sets
 
 
-def _in_order(subset: Subset, window_tokens: int) -> EpochPlan:
-    """One pass over a set; a set shorter than a window is one short window."""
+def _fresh(config: RunConfig) -> RunConfig:
+    """With noise that differs between samples, which are drawn as those of epochs are."""
+    if isinstance(config.objective, CausalConfig):
+        return config
+    objective = config.objective.model_copy(update={"noise": "fresh"})
+    return config.model_copy(update={"objective": objective})
+
+
+def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
+    """So many passes over a set; a set shorter than a window is one short window."""
     return plan_epochs(
         unique_tokens=subset.unique_tokens,
         window_tokens=min(window_tokens, subset.unique_tokens),
-        budget=Budget(epochs=Fraction(1)),
+        budget=Budget(epochs=Fraction(samples)),
         order="same",
         cut="fixed",
         seed=0,
@@ -88,14 +101,16 @@ def _in_order(subset: Subset, window_tokens: int) -> EpochPlan:
 def _rank_share(
     subset: Subset, objective: Objective, *, config: RunConfig, world: World, micro_batch_windows: int
 ) -> list[MicroBatch]:
-    plan = _in_order(subset, config.window_tokens)
-    count = min(config.evaluate.max_windows, plan.total_windows)
-    chosen = np.arange(count, dtype=np.int64) * plan.total_windows // count
+    samples = 1 if isinstance(config.objective, CausalConfig) else config.evaluate.noise_samples
+    plan = _in_order(subset, config.window_tokens, samples)
+    count = min(config.evaluate.max_windows, plan.windows_per_epoch)
+    chosen = np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count
+    chosen = (chosen + np.arange(samples)[:, None] * plan.windows_per_epoch).ravel()
     rows_MB = rank_rows(
-        count, rank=world.rank, world_size=world.world_size, micro_batch_windows=micro_batch_windows
+        chosen.size, rank=world.rank, world_size=world.world_size, micro_batch_windows=micro_batch_windows
     )
-    index_MB = np.where(rows_MB < count, chosen[np.minimum(rows_MB, count - 1)], -1)
+    index_MB = np.where(rows_MB < chosen.size, chosen[np.minimum(rows_MB, chosen.size - 1)], -1)
     return [
-        collate(subset, plan, objective, index_B, row_B)
+        collate(subset, plan, objective, index_B, row_B, noise_place_B=row_B % count)
         for index_B, row_B in zip(index_MB, rows_MB, strict=True)
     ]

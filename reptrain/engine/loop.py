@@ -275,8 +275,7 @@ def _step(
     """One step; fp16 tries it again after an overflow. Else a value that is not finite ends or skips it."""
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
-    length_N = data.plan.tokens_of(np.arange(first, first + windows))
-    tokens, targets = int(length_N.sum()), data.objective.target_tokens(length_N)
+    tokens = int(data.plan.tokens_of(np.arange(first, first + windows)).sum())
     done = data.plan.tokens_before(first + windows) / data.plan.total_tokens
     rate = learning_rate(done, config.optimizer, config.schedule)
     set_learning_rate(training.engine.optimizer, rate)
@@ -292,7 +291,7 @@ def _step(
             world=world,
             seed=config.seed,
             step=step,
-            target_tokens=targets,
+            loss_tokens=batch.loss_tokens,
             objective=data.objective,
             settings=settings,
             input_noise=training.input_noise,
@@ -335,9 +334,11 @@ def _evaluate(training: Training, recorder: Recorder | None, world: World, step:
         found = {}
         for evaluation_set in training.sets:
             score = evaluation_set.score(training.engine, world=world)
-            found[evaluation_set.name] = score.nats / score.tokens
+            found[evaluation_set.name] = score.nats_per_token
             if recorder:
-                recorder.score(step, epoch, evaluation_set.name, score, weights)
+                recorder.score(
+                    step, epoch, evaluation_set.name, score, evaluation_set.bytes_per_token, weights
+                )
         return found
 
     nats = score_all("own")

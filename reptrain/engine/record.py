@@ -18,6 +18,7 @@ from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 
 _SECONDS_BETWEEN_LINES = 5.0
+_CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
 
 
 def print_line(text: str) -> None:
@@ -59,6 +60,9 @@ class Recorder:
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
         """Tokens consumed by steps that were applied."""
+        before = folder.metrics.last_train()
+        self._input_tokens = before.input_tokens if before else 0
+        self._target_tokens = before.target_tokens if before else 0
 
     def __enter__(self) -> Self:
         return self
@@ -85,10 +89,14 @@ class Recorder:
         if not result.applied:
             return
         self.tokens += tokens
+        self._input_tokens += result.input_tokens
+        self._target_tokens += result.target_tokens
         rate = self._throughput.tokens_per_s_per_device(tokens, seconds)
         record = TrainRecord(
             step=step,
             tokens=self.tokens,
+            input_tokens=self._input_tokens,
+            target_tokens=self._target_tokens,
             epoch=(place.first_index + place.windows) / self._plan.windows_per_epoch,
             loss_nats=result.loss_nats,
             lr=lr,
@@ -99,7 +107,7 @@ class Recorder:
             routing=result.routing,
         )
         self._folder.metrics.append(record)
-        for name in ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device"):
+        for name in _CURVES:
             self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
         for layer in result.routing or ():
             for name in ("balance", "z", "dropped", "load", "unused"):
@@ -156,6 +164,7 @@ class Recorder:
         epoch: float,
         name: str,
         score: Score,
+        bytes_per_token: float,
         weights: Literal["own", "average"] = "own",
     ) -> None:
         """Record the score of a set after ``step`` steps, by the run's own weights or by their average."""
@@ -165,8 +174,9 @@ class Recorder:
             epoch=epoch,
             set=name,
             weights=weights,
-            nats=score.nats / score.tokens,
-            accuracy=score.correct / score.tokens,
+            nats=score.nats_per_token,
+            bits_per_byte=score.bits_per_byte(bytes_per_token),
+            accuracy=score.correct / max(score.tokens, 1),
             scored_tokens=score.tokens,
             raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
             raw_tokens=score.raw_tokens,
@@ -174,6 +184,7 @@ class Recorder:
         self._folder.metrics.append(record)
         name = name if weights == "own" else f"{name} ({weights})"
         self._board.add_scalar(f"{name}/nats", record.nats, self.tokens)
+        self._board.add_scalar(f"{name}/bits_per_byte", record.bits_per_byte, self.tokens)
         self._board.add_scalar(f"{name}/accuracy", record.accuracy, self.tokens)
         self._board.add_scalar(f"{name}/raw_accuracy", record.raw_accuracy, self.tokens)
         self._say(f"step {step}/{self._num_steps}  {name} {record.nats:.4f} nats/token")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
-from reptrain.batch.objectives import IGNORE, Objective
+from reptrain.batch.objectives import Objective
 from reptrain.engine.distributed import World
 from reptrain.engine.losses import added_nats, token_nats
 from reptrain.engine.regularize import InputNoise, Settings
@@ -32,7 +32,11 @@ class StepResult:
     """What a step did, the same on every rank."""
 
     loss_nats: float
-    """Nats per target token, before the step."""
+    """Nats per token, before the step."""
+    input_tokens: int
+    """Tokens read and not predicted, over all ranks."""
+    target_tokens: int
+    """Tokens predicted."""
     digest: int
     """Unsigned 64-bit digest of what the forward passes saw, over all ranks."""
     grad_norm: float | None
@@ -48,12 +52,26 @@ class Score:
     """Sums over a set of windows, the same on every rank."""
 
     nats: float
+    loss_tokens: int
+    """What the nats are divided by: `tokens`, or more where the nats are a bound for more."""
+    text_tokens: int
+    """Tokens of the text that the nats tell."""
     correct: int
     tokens: int
+    """Tokens scored."""
     raw_correct: int
     """Of `correct` the window's own tokens, without sentinels and the EOS that ends an example."""
     raw_tokens: int
     """Of `tokens` the same."""
+
+    @property
+    def nats_per_token(self) -> float:
+        """The loss."""
+        return self.nats / self.loss_tokens
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """The same for a byte of the text that the nats tell; sentinels cost, and are no text."""
+        return self.nats / math.log(2) / (self.text_tokens * bytes_per_token)
 
 
 def train_step(
@@ -63,7 +81,7 @@ def train_step(
     world: World,
     seed: int,
     step: int,
-    target_tokens: int,
+    loss_tokens: int,
     objective: Objective,
     settings: Settings,
     input_noise: InputNoise,
@@ -76,7 +94,7 @@ def train_step(
         world: The ranks.
         seed: Keys the dropout masks, with ``step``.
         step: The step's number, from 0.
-        target_tokens: Tokens predicted in this step over all ranks: the divisor of the loss.
+        loss_tokens: The divisor of the step's nats over all ranks: the tokens that they tell.
         objective: Makes examples of windows.
         settings: The regularizers' values.
         input_noise: Replaces what the model reads, at the rate of ``settings``.
@@ -85,21 +103,22 @@ def train_step(
         The same result on every rank. A loss or gradient that is not finite on some rank is applied on none.
     """
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
-    digest = torch.zeros((), dtype=torch.int64, device=world.device)
+    # The digest, and how many tokens were read and predicted.
+    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
     figure_LS: Tensor | None = None
     # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
-    scale = torch.tensor(world.world_size / target_tokens, device=world.device)
+    scale = torch.tensor(world.world_size / loss_tokens, device=world.device)
     for place, micro_batch in enumerate(micro_batches):
         if place:
             engine.step()  # Counts the micro-batch before; the weights change at the last one alone.
         batch = micro_batch.to(world.device)
-        digest += batch_digest(batch)
         example = objective.example(batch)
+        counts += torch.stack([batch_digest(batch), example.num_inputs_B.sum(), example.is_scored_BT.sum()])
         dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
-        routing = Routing((example.targets_BT != IGNORE).sum(1))
+        routing = Routing(example.loss_tokens_B)
         inputs = input_noise(example.inputs, settings.input_noise, dropout)
         logits_BTV = engine(**inputs, dropout=dropout, routing=routing)
-        local_nats = token_nats(logits_BTV, example.targets_BT).sum()
+        local_nats = example.weighted(token_nats(logits_BTV, example.targets_BT)).sum()
         nats += local_nats.detach().double()
         added = added_nats(
             logits_BTV,
@@ -117,15 +136,21 @@ def train_step(
             # 0, or NaN where some rank's loss is not finite: then no rank has a finite gradient.
             scale = scale + (0 * nats).float()
         engine.backward(local_nats * scale, scale_wrt_gas=False)
-    loss_nats = nats.item() / target_tokens
-    seen = world.sum(digest).item() % 2**64
+    digest, input_tokens, target_tokens = world.sum(counts).tolist()
     norm, applied = _apply(engine)
     if figure_LS is not None:
         figure_LS = world.sum(figure_LS)
     if applied:
         vote(engine.module, figure_LS)
-    routing_of_layers = routing_records(engine.module, figure_LS, target_tokens)
-    return StepResult(loss_nats, seen, norm, applied, routing_of_layers)
+    return StepResult(
+        loss_nats=nats.item() / loss_tokens,
+        input_tokens=input_tokens,
+        target_tokens=target_tokens,
+        digest=digest % 2**64,
+        grad_norm=norm,
+        applied=applied,
+        routing=routing_records(engine.module, figure_LS, loss_tokens),
+    )
 
 
 def _apply(engine: Any) -> tuple[float | None, bool]:
@@ -162,14 +187,17 @@ def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, obj
         world: The ranks.
         objective: Makes examples of windows.
     """
-    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(7, dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
         example = objective.example(micro_batch.to(world.device))
         logits_BTV = engine(**example.inputs)
-        is_scored_BT, is_raw_BT = example.targets_BT != IGNORE, example.is_raw_BT
+        is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
         is_correct_BT = (logits_BTV.argmax(-1) == example.targets_BT) & is_scored_BT
-        nats = token_nats(logits_BTV, example.targets_BT).double().sum()
-        counted = (is_correct_BT, is_scored_BT, is_correct_BT & is_raw_BT, is_raw_BT)
-        sums += torch.stack([nats, *(mask.sum().double() for mask in counted)])
+        nats = example.weighted(token_nats(logits_BTV, example.targets_BT)).double().sum()
+        counted = (
+            *(example.loss_tokens_B, example.text_tokens_B),
+            *(is_correct_BT, is_scored_BT, is_correct_BT & is_raw_BT, is_raw_BT),
+        )
+        sums += torch.stack([nats, *(count.sum().double() for count in counted)])
     nats, *counts = world.sum(sums).tolist()
     return Score(nats, *map(int, counts))

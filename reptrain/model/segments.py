@@ -8,6 +8,7 @@ Shapes: B rows, T positions that read, S positions that are read.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +19,26 @@ def same_segment(reading_BT: Tensor, read_BS: Tensor) -> Tensor:
         [[1, 1, 2]] and [[1, 2]] give [[[True, False], [True, False], [False, True]]].
     """
     return reading_BT[:, :, None] == read_BS[:, None, :]
+
+
+def visible(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None) -> Tensor | None:
+    """Which positions each position of a decoder reads, bool [B, 1, T, T]; None: itself and those before it.
+
+    Example:
+        Three positions and a prefix of [2] give [[[[True, True, False], [True, True, False],
+        [True, True, True]]]].
+
+    Args:
+        tokens_BT: Gives T.
+        segments_BT: A position reads its own segment only; None: any.
+        prefix_B: int64, so many of a row's first positions are read by those before them too; None: none.
+    """
+    if segments_BT is None and prefix_B is None:
+        return None
+    column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    visible_BTT = (column_T <= column_T[:, None])[None]
+    if prefix_B is not None:
+        visible_BTT = visible_BTT | (column_T < prefix_B[:, None, None])
+    if segments_BT is not None:
+        visible_BTT = visible_BTT & same_segment(segments_BT, segments_BT)
+    return visible_BTT[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, overload
@@ -37,10 +38,15 @@ class TrainRecord(FrozenRecord):
     """The step, from 0, as in the ledger."""
     tokens: Whole
     """Tokens consumed with this step, repeats counted."""
+    input_tokens: Whole
+    """Tokens that the model has read without predicting them, with this step: what its encoder reads, what
+    a decoder reads bidirectionally, what diffusion leaves unmasked."""
+    target_tokens: Whole
+    """Tokens that the model has predicted with this step."""
     epoch: float
     """Epochs consumed with this step."""
     loss_nats: float
-    """Nats per target token of the step's batch, with dropout."""
+    """Nats per token of the step's batch, with dropout: per target, or for diffusion the bound per token."""
     lr: float
     """Learning rate of the step."""
     grad_norm: float
@@ -70,7 +76,9 @@ class ValidRecord(FrozenRecord):
     weights: Literal["own", "average"] = "own"
     """Those of the run, or their average."""
     nats: float
-    """Nats per scored token."""
+    """Nats per scored token; for diffusion the bound per token of the windows."""
+    bits_per_byte: float
+    """Bits per byte of the text that the nats tell, at the bytes per token of its split."""
     accuracy: float
     """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
     scored_tokens: Whole
@@ -103,3 +111,8 @@ class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
             RunError: Naming the first line that is no record.
         """
         return (record for record in super().records() if kind is None or record.kind == kind)
+
+    def last_train(self) -> TrainRecord | None:
+        """The record of the last step that was applied."""
+        kept = deque(self.records("train"), maxlen=1)
+        return kept[0] if kept else None

@@ -10,7 +10,7 @@ def test_causal_predicts_every_token_once() -> None:
     assert torch.equal(example.targets_BT, tokens)
     assert torch.equal(example.inputs["tokens_BT"][:, 1:], tokens[:, :-1])
     assert example.inputs["tokens_BT"][:, 0].tolist() == [0, 0]
-    assert list(example.inputs) == ["tokens_BT"]
+    assert list(example.inputs) == ["tokens_BT", "is_token_BT"]
     assert example.is_raw_BT.all()
 
 

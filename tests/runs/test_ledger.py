@@ -28,6 +28,8 @@ def trained(step: int, loss: float = 2.5) -> TrainRecord:
     return TrainRecord(
         step=step,
         tokens=64 * (step + 1),
+        input_tokens=0,
+        target_tokens=64 * (step + 1),
         epoch=0.5,
         loss_nats=loss,
         lr=1e-3,
@@ -41,7 +43,7 @@ def trained(step: int, loss: float = 2.5) -> TrainRecord:
 def scored(step: int) -> ValidRecord:
     return ValidRecord(
         step=step, tokens=64 * step, epoch=0.5, set="select", nats=3.0, accuracy=0.25, scored_tokens=640,
-        raw_accuracy=0.25, raw_tokens=640,
+        raw_accuracy=0.25, raw_tokens=640, bits_per_byte=1.5,
     )  # fmt: skip
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reptrain.batch.objectives.example import IGNORE, Example, Int64s, document_segments, shift_right
+import numpy as np
+import torch
+
+from reptrain.batch.objectives.example import IGNORE, Example, NoisePlaces, document_segments, shift_right
 
 if TYPE_CHECKING:
     from reptrain.batch.collate import MicroBatch
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
 class Causal:
     """A window of L tokens yields L predictions: its inputs are the window behind a start token.
 
-    >>> import torch
     >>> from reptrain.batch.collate import MicroBatch
     >>> tokens = torch.tensor([[11, 12, 1, 14], [21, 22, 0, 0], [0, 0, 0, 0]])
     >>> batch = MicroBatch(tokens, torch.tensor([4, 2, 0]), *torch.zeros(2, 3))
@@ -42,14 +44,13 @@ class Causal:
     start_id: int
     document_eos_id: int | None = None
 
-    def target_tokens(self, length_N: Int64s) -> int:
+    def loss_tokens(self, places: NoisePlaces) -> int:
         """Every token is predicted once."""
-        return int(length_N.sum())
+        return int(places.length_N.sum())
 
-    def noise(
-        self, seed_B: Int64s, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
-    ) -> None:
-        """Nothing is hidden."""
+    def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
+        """Nothing is drawn."""
+        return {}
 
     def example(self, batch: MicroBatch) -> Example:
         """Inputs `tokens_BT`, `is_token_BT` and, under a document mask, `segments_BT`."""
@@ -60,4 +61,4 @@ class Causal:
         inputs = {"tokens_BT": inputs_BL, "is_token_BT": is_token_BL}
         if self.document_eos_id is not None:
             inputs["segments_BT"] = segments_BL
-        return Example(inputs, targets_BL, is_token_BL)
+        return Example(inputs, targets_BL, is_token_BL, torch.zeros_like(batch.length_B))

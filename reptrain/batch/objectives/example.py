@@ -6,12 +6,14 @@ B: rows; T: positions of the decoder; S: positions of the encoder; L: raw tokens
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from reptrain import random
 
 if TYPE_CHECKING:
     from reptrain.batch.collate import MicroBatch
@@ -32,27 +34,60 @@ class Example:
     """int64; `IGNORE` where nothing is scored."""
     is_raw_BT: Tensor
     """bool: targets that are tokens of the window, not sentinels or the EOS that ends an example."""
+    num_inputs_B: Tensor
+    """int64: tokens that are read and not predicted."""
+    weight_BT: Tensor | None = None
+    """fp32: what the nats of each target are multiplied by; None: 1."""
+    bounded_B: Tensor | None = None
+    """int64: where the nats so weighted are a bound for more tokens than are scored, these; else None."""
+
+    @property
+    def is_scored_BT(self) -> Tensor:
+        """bool: where there is a target."""
+        return self.targets_BT != IGNORE
+
+    @property
+    def loss_tokens_B(self) -> Tensor:
+        """int64: what the nats are divided by."""
+        return self.is_scored_BT.sum(1) if self.bounded_B is None else self.bounded_B
+
+    @property
+    def text_tokens_B(self) -> Tensor:
+        """int64: tokens of the window that the nats tell."""
+        return self.is_raw_BT.sum(1) if self.bounded_B is None else self.bounded_B
+
+    def weighted(self, nats_BT: Tensor) -> Tensor:
+        """The targets' nats times their weights."""
+        return nats_BT if self.weight_BT is None else nats_BT * self.weight_BT
+
+
+class NoisePlaces(NamedTuple):
+    """What the noise of windows is a function of, int64 [N] each."""
+
+    seed_N: Int64s
+    """Of the window's source."""
+    epoch_N: Int64s
+    """The epoch that it is read in."""
+    start_N: Int64s
+    """Its first position in the stream of its source."""
+    length_N: Int64s
+    """Its tokens; 0 for a row that pads the batch."""
+
+    def key(self, noise_seed: int, purpose: str, *, frozen: bool) -> random.UInt64s:
+        """A key for each window; the same in all epochs where the noise is frozen."""
+        epoch_N = np.zeros_like(self.epoch_N) if frozen else self.epoch_N
+        return random.key(noise_seed, purpose, self.seed_N, epoch_N, self.start_N)
 
 
 class Objective(Protocol):
     """What is predicted from what. Its noise is drawn on the host, as a function of the window alone; the
     example is made on the device, from the very tensor that the digest of the ledger is taken from."""
 
-    def target_tokens(self, length_N: Int64s) -> int:
-        """Predictions for windows of these lengths together: the divisor of a step's loss."""
+    def loss_tokens(self, places: NoisePlaces) -> int:
+        """What the sum of the nats of these windows is divided by."""
 
-    def noise(
-        self, seed_B: Int64s, epoch_B: Int64s, start_B: Int64s, length_B: Int64s, *, width: int
-    ) -> npt.NDArray[np.bool_] | None:
-        """Which raw tokens of each window are hidden, bool [B, width], or None where nothing is.
-
-        Args:
-            seed_B: int64, the seed of each window's source.
-            epoch_B: int64, the epoch that it is read in.
-            start_B: int64, its first position in the stream of its source.
-            length_B: int64, its tokens; 0 for a row that pads the batch.
-            width: Columns of the result.
-        """
+    def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
+        """What is drawn for each window, by name; ``width`` columns where each raw token has a value."""
 
     def example(self, batch: MicroBatch) -> Example:
         """Inputs and targets of a micro-batch, on its device."""

@@ -1,0 +1,145 @@
+"""Spans of a window: which are hidden, and the window without them.
+
+B: rows; L: raw tokens of a window; S: positions of the inputs; T: positions of the targets; K: spans of a
+window.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reptrain import random
+from reptrain.batch.objectives.example import IGNORE, Int64s, NoisePlaces, document_segments
+from reptrain.batch.objectives.rows import Rows, scatter
+
+if TYPE_CHECKING:
+    from reptrain.batch.collate import MicroBatch
+
+
+def draw_spans(
+    places: NoisePlaces, noise_B: Int64s, spans_B: Int64s, *, noise_seed: int, frozen: bool, width: int
+) -> npt.NDArray[np.bool_]:
+    """Which tokens are hidden, bool [B, width]: a function of (seeds, epoch, window) and the counts.
+
+    A window begins with kept tokens and ends with hidden ones; all ways to do so are alike likely.
+
+    Args:
+        places: The windows.
+        noise_B: int64, tokens to hide in each.
+        spans_B: int64, runs of them.
+        noise_seed: Of the objective.
+        frozen: Whether a window has the same spans in every epoch.
+        width: Columns of the result.
+    """
+    kept_key_B, hidden_key_B = (
+        places.key(noise_seed, purpose, frozen=frozen) for purpose in ("spans kept", "spans hidden")
+    )
+    kept_BK = _composition(places.length_N - noise_B, spans_B, kept_key_B)
+    hidden_BK = _composition(noise_B, spans_B, hidden_key_B)
+    # Kept and hidden runs take turns, a kept one first; what is left of the row is not hidden.
+    runs = np.stack([kept_BK, hidden_BK], axis=2).reshape(len(noise_B), -1)
+    runs = np.concatenate([runs, (width - places.length_N)[:, None]], axis=1)
+    is_hidden = np.arange(runs.shape[1]) % 2 == 1
+    return np.repeat(np.tile(is_hidden, len(runs)), runs.ravel()).reshape(len(runs), width)
+
+
+def _composition(total_B: Int64s, parts_B: Int64s, key_B: random.UInt64s) -> Int64s:
+    """Random lengths: ``total`` as an ordered sum of ``parts`` positive numbers, all sums equally likely.
+
+    Of the total - 1 places between two tokens, parts - 1 are drawn as cuts.
+
+    Args:
+        total_B: int64; at least as many as parts, or 0, which gives zeros.
+        parts_B: int64.
+        key_B: uint64, keys of the rows.
+
+    Returns:
+        int64 [B, largest number of parts], zeros behind a row's parts.
+    """
+    rows, most, columns = len(total_B), max(int(parts_B.max(initial=0)), 1), int(total_B.max(initial=0))
+    place = np.arange(max(columns - 1, 0))
+    drawn = random.uint64(key_B[:, None], place) >> np.uint64(1)
+    drawn = np.where(place < total_B[:, None] - 1, drawn, np.uint64(2**63))
+    is_cut = np.zeros((rows, columns), dtype=np.int64)
+    order = np.argsort(drawn, axis=1, kind="stable")
+    np.put_along_axis(is_cut, order + 1, place < parts_B[:, None] - 1, axis=1)
+    part = np.cumsum(is_cut, axis=1) + most * np.arange(rows)[:, None]
+    present = np.arange(columns) < total_B[:, None]
+    return np.bincount(part[present], minlength=rows * most).reshape(rows, most)
+
+
+def hide_spans(
+    batch: MicroBatch,
+    *,
+    sentinel_ids: tuple[int, ...],
+    eos_id: int,
+    document_eos_id: int | None,
+    input_width: int,
+    target_width: int,
+) -> Rows:
+    """The window with a sentinel for each hidden span, and each sentinel with its span; EOS ends both.
+
+    Args:
+        batch: Its noise is `is_noise_BL`.
+        sentinel_ids: In the order of use.
+        eos_id: EOS.
+        document_eos_id: The token that ends a document; None lets attention cross documents.
+        input_width: S.
+        target_width: T.
+    """
+    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise["is_noise_BL"]
+    segments_BL = document_segments(tokens_BL, batch.length_B, eos_id=document_eos_id)
+    begins_BL = is_noise_BL & ~is_noise_BL.roll(1, dims=1)
+    begins_BL[:, 0] = is_noise_BL[:, 0]
+    span_BL = begins_BL.long().cumsum(1) - 1
+    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device)
+    sentinel_BL = sentinel_K[span_BL.clamp(min=0)]
+
+    kept_BL = (segments_BL > 0) & (~is_noise_BL | begins_BL)
+    source_place_BL = torch.where(kept_BL, kept_BL.long().cumsum(1) - 1, -1)
+    target_place_BL = torch.where(is_noise_BL, is_noise_BL.long().cumsum(1) + span_BL, -1)
+    sentinel_place_BL = torch.where(begins_BL, target_place_BL - 1, -1)
+
+    source_BS, source_segments_BS = _ended(
+        [(source_place_BL, torch.where(begins_BL, sentinel_BL, tokens_BL))],
+        segments_BL, batch.length_B, eos_id=eos_id, width=input_width, fill=0,
+    )  # fmt: skip
+    targets_BT, segments_BT = _ended(
+        [(sentinel_place_BL, sentinel_BL), (target_place_BL, tokens_BL)],
+        segments_BL, batch.length_B, eos_id=eos_id, width=target_width, fill=IGNORE,
+    )  # fmt: skip
+    is_raw_BT = scatter(target_place_BL, is_noise_BL, target_width, fill=False)
+    return Rows(source_BS, source_segments_BS, targets_BT, segments_BT, is_raw_BT)
+
+
+def _ended(
+    parts: list[tuple[Tensor, Tensor]],
+    segments_BL: Tensor,
+    length_B: Tensor,
+    *,
+    eos_id: int,
+    width: int,
+    fill: int,
+) -> tuple[Tensor, Tensor]:
+    """Values at their places, EOS behind the last of them, and the segments of all.
+
+    Args:
+        parts: Places and values of the raw tokens, [B, L] each; a place of -1 leaves one out.
+        segments_BL: Segments of the raw tokens.
+        length_B: Tokens of each row; a row of none gets no EOS.
+        eos_id: EOS.
+        width: Columns of the result.
+        fill: What stands behind EOS.
+    """
+    end_B1 = torch.cat([place for place, _ in parts], dim=1).amax(1, keepdim=True) + 1
+    end_B1 = torch.where(length_B[:, None] > 0, end_B1, -1)
+    place = torch.cat([*(place for place, _ in parts), end_B1], dim=1)
+    values = torch.cat([*(value for _, value in parts), torch.full_like(end_B1, eos_id)], dim=1)
+    last_B1 = segments_BL.amax(1, keepdim=True)
+    segments = torch.cat([*(segments_BL for _ in parts), last_B1], dim=1)
+    return scatter(place, values, width, fill=fill), scatter(place, segments, width, fill=0)
