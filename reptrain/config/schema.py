@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from reptrain.config.base import Frozen, Positive, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
+from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget
-from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
+from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
@@ -67,39 +68,6 @@ class DataConfig(Frozen):
         if self.sources and self.unique_tokens is not None:
             raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
         return self
-
-
-class OptimizerConfig(Frozen):
-    """AdamW (Loshchilov & Hutter 2019). Norms and T5's position biases take no weight decay."""
-
-    name: Literal["adamw"] = "adamw"
-    """The optimizer."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Coefficient = Scheduled(value=0.1)
-    """Decoupled weight decay, times the learning rate, on matrices only; it may change in the course of the
-    run."""
-    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Largest L2 norm of the whole gradient; 0 does not clip."""
-
-
-class ScheduleConfig(Frozen):
-    """Learning rate as a function of the tokens consumed, so that it needs no state."""
-
-    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
-    """Shape after the warm-up. wsd: constant, then linear decay over the last decay_fraction."""
-    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Share of the run's tokens over which the rate rises linearly from 0."""
-    final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Last rate over peak rate (cosine, linear, wsd)."""
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the run's tokens in the decay (wsd only)."""
 
 
 class TrainConfig(Frozen):
@@ -202,8 +170,8 @@ class RunConfig(Frozen):
     """The transformer."""
     train: TrainConfig = TrainConfig()
     """How long and in what steps."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its settings."""
+    optimizer: OptimizerConfig = AdamWConfig()
+    """What changes the weights."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
     regularize: RegularizeConfig = RegularizeConfig()
@@ -291,6 +259,16 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.expert_parallel_size {size} needs train.zero_stage 1 or 2, for DeepSpeed's stage"
                 f" {stage} {why}; set train.zero_stage={1 if stage == 0 else 2}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_is_whole(self) -> Self:
+        name, stage = self.optimizer.name, self.train.zero_stage
+        if name != "adamw" and stage > 0:
+            raise ValueError(
+                f"optimizer.name {name} needs train.zero_stage 0, and {stage} was given: it looks at whole"
+                " matrices, and ZeRO cuts them into flat stretches; use adamw, or set train.zero_stage=0"
             )
         return self
 

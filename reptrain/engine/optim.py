@@ -7,20 +7,62 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptrain.config.schema import OptimizerConfig
+from reptrain.config.optimizers import AdafactorConfig, AdamWConfig, MuonConfig, OptimizerConfig
 from reptrain.model.init import parameter_groups
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over two groups: matrices with weight decay, norms without; experts over ranks are apart."""
-    return torch.optim.AdamW(
-        _experts_apart(parameter_groups(model)),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay.first,
-        fused=True,
-    )
+    """The optimizer over groups of parameters: what decays apart from what does not.
+
+    Args:
+        model: Whose parameters are trained.
+        config: Which optimizer.
+    """
+    groups = parameter_groups(model)
+    decay = config.weight_decay.first
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(
+            _experts_apart(groups),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=decay,
+            fused=True,
+        )
+    if isinstance(config, AdafactorConfig):
+        return torch.optim.Adafactor(
+            groups,
+            lr=config.lr,
+            beta2_decay=-config.decay_exponent,
+            eps=(1e-30, 1e-3),
+            d=config.clip_threshold,
+            weight_decay=decay,
+        )
+    return _muon(model, groups, config)
+
+
+def _muon(model: nn.Module, groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    # Imported here: it compiles.
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    decay = config.weight_decay.first
+    matrices = {p for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim > 1}
+    halves: list[dict[str, Any]] = []
+    for group in groups:
+        for use_muon in (True, False):
+            params = [p for p in group["params"] if (p in matrices) == use_muon]
+            if params:
+                half = {"weight_decay": decay} | group | {"params": params, "use_muon": use_muon}
+                halves.append(half | ({"momentum": config.momentum} if use_muon else {}))
+    for parameter in matrices:
+        # Three dimensions: the matrices of many experts.
+        parameter.is_expert_group = parameter.ndim > 2
+    for half in halves:
+        half["lr"] = config.lr if half["use_muon"] else config.adam_lr
+        half["lr_ratio"] = half["lr"] / config.lr
+    betas = (config.beta1, config.beta2)
+    return MuonWithAuxAdam(halves, torch.optim.AdamW, {"betas": betas, "eps": config.eps})
 
 
 def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -34,6 +76,6 @@ def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the same rate."""
+    """Give every group its rate: ``rate``, or that in a fixed ratio."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_ratio", 1.0)

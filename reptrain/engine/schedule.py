@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reptrain.config.schema import OptimizerConfig, ScheduleConfig
+from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:

@@ -31,7 +31,8 @@ class Piece(NamedTuple):
     start: int
     """First element within the flattened parameter."""
     views: dict[str, Tensor]
-    """By kind (`WEIGHT` and `MOMENTS`) the live fp32 values, all of one length."""
+    """By kind (`WEIGHT`, and what the optimizer keeps) the live fp32 values: one for each element, or, of an
+    optimizer that needs whole parameters, of another length."""
 
     @property
     def numel(self) -> int:
@@ -91,8 +92,27 @@ def _cut(optimizer: torch.optim.Optimizer, flat: Tensor, first: int, numel: int)
 
 def _whole_parameters(engine: Any) -> Iterator[Piece]:
     optimizer = _torch_optimizer(engine)
+    muon = {p for group in optimizer.param_groups if group.get("use_muon") for p in group["params"]}
     for name, parameter in engine.module.named_parameters():
-        yield Piece(name, 0, _cut(optimizer, parameter, 0, parameter.numel()))
+        state = optimizer.state[parameter]
+        if not state:
+            state |= _fresh_state(optimizer, parameter, use_muon=parameter in muon)
+        kept = {kind: value for kind, value in state.items() if kind != "step"}
+        views = {kind: value.detach().view(-1) for kind, value in ({WEIGHT: parameter} | kept).items()}
+        yield Piece(name, 0, views)
+
+
+def _fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor, *, use_muon: bool) -> dict[str, Tensor]:
+    """What an optimizer keeps of a whole parameter before its first step."""
+    zeros = torch.zeros_like(parameter, requires_grad=False)
+    if use_muon:
+        return {"momentum_buffer": zeros}
+    step = {"step": torch.zeros((), dtype=torch.float32)}
+    if not isinstance(optimizer, torch.optim.Adafactor):
+        return step | {kind: zeros.clone() for kind in MOMENTS}
+    if parameter.ndim < 2:
+        return step | {"variance": zeros}
+    return step | {"row_var": zeros[..., :1].clone(), "col_var": zeros[..., :1, :].clone()}
 
 
 def _flat_partitions(engine: Any) -> Iterator[Piece]:
@@ -131,14 +151,16 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def optimizer_steps(engine: Any) -> int:
     """How often the optimizer changed the weights."""
-    counts = {int(state["step"].item()) for state in _torch_optimizer(engine).state.values()}
+    states = _torch_optimizer(engine).state.values()
+    counts = {int(state["step"].item()) for state in states if "step" in state}
     return counts.pop() if counts else 0
 
 
 def set_optimizer_steps(engine: Any, steps: int) -> None:
     """Say how often the optimizer changed the weights, once its moments are there."""
     for state in _torch_optimizer(engine).state.values():
-        state["step"].fill_(steps)
+        if "step" in state:
+            state["step"].fill_(steps)
 
 
 def loss_scaling(engine: Any) -> dict[str, float]:

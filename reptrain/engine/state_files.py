@@ -127,9 +127,9 @@ def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
     written = _index(paths)
     opened = {path: safe_open(path, "pt") for found in written.values() for path in {w.path for w in found}}
     for piece in wanted:
-        first, last = piece.start, piece.start + piece.numel
+        first = piece.start
         for kind, view in piece.views.items():
-            missing = piece.numel
+            last, missing = first + view.numel(), view.numel()
             for source in written[kind, piece.name]:
                 begin, end = max(first, source.start), min(last, source.end)
                 if begin < end:

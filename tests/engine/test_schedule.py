@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from reptrain.config.schema import OptimizerConfig, ScheduleConfig
+from reptrain.config.optimizers import AdamWConfig, ScheduleConfig
 from reptrain.engine.schedule import learning_rate
 
-OPTIMIZER = OptimizerConfig(lr=2.0)
+OPTIMIZER = AdamWConfig(lr=2.0)
 
 
 def rate(done: float, **settings: object) -> float:
