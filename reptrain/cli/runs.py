@@ -77,8 +77,10 @@ def train(
     except BaseException:
         stop.let_go()
         raise
-    if result.state != "preempted":
-        # Else caught to the end of the process: a signal that is sent again must not change the exit code.
+    if result.state == "preempted":
+        # A signal that is sent again must not change the exit code.
+        stop.ignore()
+    else:
         stop.let_go()
     if os.environ.get("RANK", "0") == "0":
         why = f" ({result.reason})" if result.reason else ""

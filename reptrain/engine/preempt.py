@@ -59,6 +59,11 @@ class StopRequest:
             signal.signal(number, handler)
         self._before = {}
 
+    def ignore(self) -> None:
+        """Ignore signals until the process has ended: Python puts their defaults back shortly before that."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._before.get(signal.SIGINT, signal.default_int_handler))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -25,6 +26,12 @@ def print_line(text: str) -> None:
     """A line that another process can follow at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:
+    # What fails in TensorBoard's thread, on a full disk above all, is raised again by the next call to it.
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
 
 
 class StepPlace(NamedTuple):
@@ -57,6 +64,7 @@ class Recorder:
         self._num_steps = num_steps
         self._say = say
         self._last_line = 0.0
+        threading.excepthook = _leave_to_the_caller
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
         """Tokens consumed by steps that were applied."""

@@ -42,10 +42,14 @@ class JsonLines(Generic[Record]):
         if not self._checked:
             self._check_end()
         line = record.model_dump_json(exclude_none=True).encode() + b"\n"
-        with self.path.open("ab", buffering=0) as file:
-            if file.write(line) < len(line):
-                self._checked = False
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line) < len(line):
+                    self._checked = False
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def sync(self) -> None:
         """Force what was appended to the disk: call it before a checkpoint counts on it."""

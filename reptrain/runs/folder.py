@@ -131,7 +131,7 @@ class RunFolder:
         Raises:
             RunError: If plan.json is missing or wrong.
         """
-        return _read(RunPlan, self._plan_file)
+        return _read(RunPlan, self._plan_file, "Restore the file, or train again in a new folder.")
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -159,7 +159,8 @@ class RunFolder:
             RunError: If status.json is wrong.
         """
         path = self.path / "status.json"
-        return _read(RunStatus, path) if path.exists() else _status("created", None, None)
+        remedy = "Remove the file; the next start writes it anew."
+        return _read(RunStatus, path, remedy) if path.exists() else _status("created", None, None)
 
     def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
         """Write where the run stands, atomically.
@@ -268,7 +269,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(model: type[Model], path: Path) -> Model:
+def _read(model: type[Model], path: Path, remedy: str) -> Model:
     try:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -277,5 +278,5 @@ def _read(model: type[Model], path: Path) -> Model:
             str(path),
             got=reason,
             rule="must be a whole record of the run",
-            remedy="Restore the file, or train again in a new folder.",
+            remedy=remedy,
         ) from error

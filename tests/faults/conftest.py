@@ -65,7 +65,9 @@ def unbroken(fault_config: Path) -> RunFolder:
 def trial(fault_config: Path, unbroken: RunFolder, tmp_path: Path) -> MakeTrial:
     """Makes run folders to be struck, below ``tmp_path`` or elsewhere."""
     numbers = count()
-    return lambda folder=tmp_path: Trial(fault_config, folder / f"run-{next(numbers)}", unbroken)
+    return lambda folder=tmp_path, **options: Trial(
+        fault_config, folder / f"run-{next(numbers)}", unbroken, **options
+    )
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +92,6 @@ def whole_store(corpus: Path) -> Path:
 def tokenized(corpus: Path, whole_store: Path, tmp_path: Path) -> MakeTokenized:
     """Makes stores to be struck, below ``tmp_path`` or elsewhere."""
     numbers = count()
-    return lambda folder=tmp_path, processes=1: Tokenized(
-        corpus, folder / f"store-{next(numbers)}", whole_store, processes=processes
+    return lambda folder=tmp_path, **options: Tokenized(
+        corpus, folder / f"store-{next(numbers)}", whole_store, **options
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,32 @@ class Trial:
         config: The run's YAML file.
         out: The run folder.
         expected: The run that was never broken; None while it is made.
+        log: Where the command writes; beside the folder if left out.
+        overrides: Settings beside those of the file.
     """
 
-    def __init__(self, config: Path, out: Path, expected: RunFolder | None) -> None:
-        self.out, self.config = out, config
-        self.log = out.with_name(f"{out.name}.log")
+    def __init__(
+        self,
+        config: Path,
+        out: Path,
+        expected: RunFolder | None,
+        *,
+        log: Path | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        self.out = out
+        self.log = log or out.with_name(f"{out.name}.log")
         self.expected = expected
+        self.arguments = ["train", config, *overrides, "--out", out]
 
     @property
     def run(self) -> RunFolder:
         """The folder, whatever it holds."""
         return RunFolder(self.out)
 
-    def start(self, *, hook: Hook | None = None) -> Started:
-        """Give the command."""
-        return Started(["train", self.config, "--out", self.out], self.log, hook=hook)
+    def start(self, **options: Any) -> Started:
+        """Give the command; options as `Started` takes them."""
+        return Started(self.arguments, self.log, **options)
 
     def carry_out(self, *, hook: Hook | None = None) -> Ended:
         """Give the command and wait for its end."""
@@ -65,12 +76,23 @@ class Trial:
         left = [path for path in self.out.rglob(".*") if path.name != ".lock"]
         left += self.run.checkpoints.glob("tmp-*")
         assert not left, left
-        last = f"checkpoints/step-{self.expected.ledger.end()}"
-        for name in ("ledger.jsonl", f"{last}/state-00000-of-00001.safetensors"):
-            assert (self.out / name).read_bytes() == (self.expected.path / name).read_bytes(), name
+        last = self.expected.checkpoints / f"step-{self.expected.ledger.end()}"
+        for path in (self.expected.ledger.path, *last.glob("*.safetensors")):
+            name = path.relative_to(self.expected.path)
+            assert (self.out / name).read_bytes() == path.read_bytes(), name
         assert untimed(self.run) == untimed(self.expected)
         report = audit(self.out)
         assert report.exact and report.complete, report.text()
+
+    def wait_for_step(self, step: int, started: Started) -> bool:
+        """Wait until so many steps are recorded; False if the process ended before."""
+        deadline = time.monotonic() + 150
+        while self.run.ledger.end() < step:
+            if not started.process.is_alive():
+                return False
+            assert time.monotonic() < deadline, started.said()
+            time.sleep(0.001)
+        return True
 
     def remove(self) -> None:
         """Make room for the next one."""
@@ -85,11 +107,20 @@ class Tokenized:
         out: The store's folder.
         expected: The store that was made unbroken; None while it is made.
         processes: Workers.
+        log: Where the command writes; beside the folder if left out.
     """
 
-    def __init__(self, source: Path, out: Path, expected: Path | None, *, processes: int = 1) -> None:
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        expected: Path | None,
+        *,
+        processes: int = 1,
+        log: Path | None = None,
+    ) -> None:
         self.out, self.expected = out, expected
-        self.log = out.with_name(f"{out.name}.log")
+        self.log = log or out.with_name(f"{out.name}.log")
         self._arguments = ["tokenize", source, "--out", out, "--vocab-size", "300", "--held-out", "0.2"]
         self._arguments += ["--processes", str(processes)]
 
@@ -125,17 +156,6 @@ def every_byte(folder: Path) -> dict[str, bytes]:
 def untimed(run: RunFolder) -> list[dict[str, Any]]:
     """The metrics without the fields that measure time."""
     return [record.model_dump(exclude=TIMING) for record in run.metrics.records()]
-
-
-def wait_until(true: Callable[[], bool], started: Started, limit_s: float = 150) -> bool:
-    """Wait for something that a process does; False if it ended before."""
-    deadline = time.monotonic() + limit_s
-    while not true():
-        if not started.process.is_alive():
-            return False
-        assert time.monotonic() < deadline, started.said()
-        time.sleep(0.001)
-    return True
 
 
 def draws(seed: int, count: int) -> Iterator[float]:

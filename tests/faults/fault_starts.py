@@ -10,8 +10,10 @@ import atexit
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -51,6 +53,7 @@ class Started:
         log: Where it writes; what stands there is kept.
         environment: Variables of it alone.
         hook: Called in the process before the command: it plants the fault.
+        anew: Start an interpreter, as a shell does, instead of a fork; there is no hook then.
     """
 
     def __init__(
@@ -58,16 +61,19 @@ class Started:
         arguments: Sequence[str | Path],
         log: Path,
         *,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         hook: Hook | None = None,
+        anew: bool = False,
     ) -> None:
         self.log = log
         self._begin = log.stat().st_size if log.exists() else 0
         words = [str(argument) for argument in arguments]
+        self.process: BaseProcess | _Interpreter
+        if anew:
+            self.process = _Interpreter(words, log, environment or {})
+            return
         _start_server()
-        self.process: BaseProcess = _CONTEXT.Process(
-            target=_carry_out, args=(words, log, environment or {}, hook)
-        )
+        self.process = _CONTEXT.Process(target=_carry_out, args=(words, log, environment or {}, hook))
         self.process.start()
 
     def kill(self) -> None:
@@ -95,9 +101,33 @@ class Started:
         return self.log.read_bytes()[self._begin :].decode(errors="replace")
 
 
-def carry_out(arguments: Sequence[str | Path], log: Path, *, hook: Hook | None = None) -> Ended:
-    """Start a command and wait for its end."""
-    return Started(arguments, log, hook=hook).wait()
+class _Interpreter:
+    """A process of its own, under the names that `multiprocessing` gives."""
+
+    def __init__(self, words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environment}
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "reptrain", *words], stdout=file, stderr=file, env=variables
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
 
 
 def _start_server() -> None:
@@ -113,7 +143,7 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _carry_out(arguments: list[str], log: Path, environment: dict[str, str], hook: Hook | None) -> None:
+def _carry_out(arguments: list[str], log: Path, environment: Mapping[str, str], hook: Hook | None) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(handle, standard)
