@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
-from reptrain.errors import ResumeError, RunError
+from reptrain.errors import ConfigError, ResumeError, RunError
 from reptrain.files import remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord
@@ -122,7 +122,16 @@ class RunFolder:
         Raises:
             ConfigError: If config.yaml is missing or wrong.
         """
-        return validate(RunConfig, read_yaml(self.path / "config.yaml"))
+        path = self.path / "config.yaml"
+        try:
+            return validate(RunConfig, read_yaml(path))
+        except ConfigError as error:
+            raise ConfigError(
+                str(path),
+                got=f"({error})",
+                rule="must be the settings that the run was started with",
+                remedy="Restore the file, or train again in a new folder.",
+            ) from error
 
     @cached_property
     def plan(self) -> RunPlan:
