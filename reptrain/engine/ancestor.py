@@ -8,7 +8,7 @@ from typing import Any
 
 from reptrain.config import RunConfig
 from reptrain.config.fingerprint import flatten
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.engine.trained import TrainedModel, open_trained
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.model.init import parameter_shapes
@@ -73,10 +73,21 @@ def record_ancestor(ancestor: TrainedModel, config: RunConfig, folder: Path) -> 
 
 
 def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    there, here = (dict(flatten(config.model_dump(mode="json"))) for config in (ancestor.config, model))
+    there, here = _settings(ancestor.config), _settings(model)
     # What only one of them has is null in the other, whole sections too.
     keys = sorted(there.keys() | here.keys())
     return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
+
+
+def _settings(model: ModelConfig) -> dict[str, Any]:
+    """A model's settings by dotted key, where null stands for another with that other's value."""
+    if isinstance(model, DecoderConfig):
+        filled = {"num_kv_heads": model.kv_heads, "num_stored_layers": model.stack.stored}
+    else:
+        filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
+    if model.moe is not None:
+        filled |= {"moe.normalize": model.moe.normalizes, "moe.d_ff": model.moe.d_ff or model.d_ff}
+    return dict(flatten(model.model_dump(mode="json"))) | filled
 
 
 def _refuse_other_shapes(ancestor: TrainedModel, model: ModelConfig, vocab_size: int) -> None:

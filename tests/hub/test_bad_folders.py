@@ -35,7 +35,9 @@ def settings(path: Path, **changed: Any) -> None:
 
 TENSORS: dict[str, tuple[str, Callable[[Tensors], Any], str]] = {
     "missing": ("t5-1.0", lambda t: t.pop(Q), f"no tensor {Q}"),
-    "extra": ("t5-1.0", lambda t: t.update(more=torch.ones(2)), "no tensor that the model has not, but got the tensor more"),
+    "extra": (
+        "t5-1.0", lambda t: t.update(more=torch.ones(2)), "that the model has not, but got the tensor more",
+    ),
     "misshapen": ("t5-1.0", lambda t: t.update({Q: torch.ones(2, 3)}), r"q.weight of shape \(2, 3\)"),
     "another head": (
         "t5-1.0", lambda t: t.update({"lm_head.weight": t["shared.weight"] + 1}), "must tie them",

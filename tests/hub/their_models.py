@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +31,41 @@ GPT2: dict[str, Any] = {
     "vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 64, "n_inner": 40,
     "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-MADE: dict[str, Any] = {
-    "t5-1.1": lambda: transformers.T5ForConditionalGeneration(
-        transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+MADE: dict[str, Callable[..., Any]] = {
+    "t5-1.1": lambda **more: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**T5 | more, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     ),
-    "t5-1.0": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
-    "switch": lambda: transformers.SwitchTransformersForConditionalGeneration(
-        transformers.SwitchTransformersConfig(**SWITCH)
+    "t5-1.0": lambda **more: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5 | more)),
+    "switch": lambda **more: transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(**SWITCH | more)
     ),
-    "llama": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 5e3})
+    "llama": lambda **more: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**LLAMA | more, rope_parameters={"rope_type": "default", "rope_theta": 5e3})
     ),
-    "llama-tied": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True)
+    "llama-tied": lambda **more: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**LLAMA | more, tie_word_embeddings=True)
     ),
-    "mixtral": lambda: transformers.MixtralForCausalLM(
-        transformers.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    "mixtral": lambda **more: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**LLAMA | more, num_local_experts=4, num_experts_per_tok=2)
     ),
-    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
+    "gpt2": lambda **more: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2 | more)),
 }
 
 
-def make(kind: str, *, own_head: bool = True) -> Any:
+def make(kind: str, *, own_head: bool = True, **more: Any) -> Any:
     """A model whose logits are far from uniform.
 
     Args:
         kind: A key of `MADE`.
         own_head: Whether a T5 1.1 gets a head of its own: transformers 5 ties every new one.
+        more: Further settings.
     """
     torch.manual_seed(len(kind))
-    model = MADE[kind]().eval()
+    model = MADE[kind](**more).eval()
     if kind == "t5-1.1" and own_head:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, T5["d_model"]) * T5["d_model"] ** -0.5)
+        model.lm_head.weight = torch.nn.Parameter(
+            torch.randn(model.shared.weight.shape) * T5["d_model"] ** -0.5
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

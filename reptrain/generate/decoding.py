@@ -1,0 +1,212 @@
+"""Texts from a trained model, token by token.
+
+Shapes: B rows of a batch, S positions of the encoder, T positions of the prompts, V ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.engine.distributed import choose_device
+from reptrain.engine.trained import TrainedModel, open_trained
+from reptrain.errors import ConfigError
+from reptrain.generate.prompts import decode_text, encode_prompt
+from reptrain.generate.sampling import Sampling
+from reptrain.hub.tokenizer_files import SpecialIds
+from reptrain.model import Decoder, EncoderDecoder
+from reptrain.model.cache import Cache
+
+
+class Generated(NamedTuple):
+    """What came of a prompt."""
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    """Of the text, and of what ends it."""
+    ended: Literal["end", "length"]
+    """Whether the model ended the text, or it was cut."""
+
+
+class _Batch(NamedTuple):
+    ids: list[list[int]]
+    row_B: Tensor
+    """int64, on the CPU: numbers of the prompts."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes.
+
+    Args:
+        model: In evaluation mode.
+        special: What begins and ends a text.
+        num_ids: Of the tokenizer: the ids that may come.
+    """
+
+    model: Decoder | EncoderDecoder
+    special: SpecialIds
+    num_ids: int
+
+    @torch.no_grad()
+    def write(
+        self, prompts: Sequence[list[int]], *, max_new_tokens: int, sampling: Sampling, batch_rows: int
+    ) -> Iterator[list[int]]:
+        """The tokens that follow each prompt, up to one that ends it.
+
+        Args:
+            prompts: Their ids.
+            max_new_tokens: At most so many of each.
+            sampling: How they are chosen.
+            batch_rows: Prompts at a time; changes nothing.
+        """
+        for first in range(0, len(prompts), batch_rows):
+            ids = list(prompts[first : first + batch_rows])
+            batch = _Batch(ids, torch.arange(first, first + len(ids)))
+            yield from self._write_batch(batch, max_new_tokens, sampling)
+
+    def _write_batch(self, batch: _Batch, max_new_tokens: int, sampling: Sampling) -> list[list[int]]:
+        begin = self._begin_decoder if isinstance(self.model, Decoder) else self._begin_encoder_decoder
+        logits_BV, step = begin(batch, max_new_tokens)
+        end_E = torch.tensor(self.special.ends, dtype=torch.int64, device=logits_BV.device)
+        running_B = torch.ones(len(batch.ids), dtype=torch.bool, device=logits_BV.device)
+        chosen: list[Tensor] = []
+        kept: list[Tensor] = []
+        for position in range(max_new_tokens):
+            token_B = sampling.choose(logits_BV[:, : self.num_ids], batch.row_B, position)
+            chosen.append(token_B)
+            kept.append(running_B)
+            running_B = running_B & ~torch.isin(token_B, end_E)
+            if position + 1 == max_new_tokens or not running_B.any():
+                break
+            logits_BV = step(token_B[:, None], running_B[:, None])
+        token_BT, kept_BT = torch.stack(chosen, dim=1).tolist(), torch.stack(kept, dim=1).tolist()
+        return [
+            [token for token, is_kept in zip(tokens, are_kept, strict=True) if is_kept]
+            for tokens, are_kept in zip(token_BT, kept_BT, strict=True)
+        ]
+
+    def _begin_decoder(self, batch: _Batch, max_new_tokens: int) -> tuple[Tensor, _Step]:
+        model, start = self.model, self.special.start
+        tokens_BT, is_token_BT = self._pad([[*([] if start is None else [start]), *ids] for ids in batch.ids])
+        cache = self._cache(model.config.num_layers, tokens_BT, max_new_tokens)
+
+        def step(tokens_BT: Tensor, is_token_BT: Tensor) -> Tensor:
+            return model(tokens_BT, is_token_BT=is_token_BT, cache=cache)[:, 0]
+
+        return step(tokens_BT, is_token_BT), step
+
+    def _begin_encoder_decoder(self, batch: _Batch, max_new_tokens: int) -> tuple[Tensor, _Step]:
+        model = self.model
+        source_BS, is_source_BS = self._pad([[*ids, *self.special.ends[:1]] for ids in batch.ids])
+        segments_BS = is_source_BS.long()
+        states_BSD = model.encode(source_BS, segments_BS)
+        inputs_B1 = torch.full_like(source_BS[:, :1], self.special.start or 0)
+        cache = self._cache(model.config.num_decoder_layers, inputs_B1, max_new_tokens)
+
+        def step(inputs_BT: Tensor, is_token_BT: Tensor) -> Tensor:
+            return model.decode(inputs_BT, is_token_BT.long(), states_BSD, segments_BS, cache=cache)[:, 0]
+
+        return step(inputs_B1, torch.ones_like(inputs_B1, dtype=torch.bool)), step
+
+    def _cache(self, num_layers: int, tokens_BT: Tensor, max_new_tokens: int) -> Cache:
+        rows, positions = tokens_BT.shape
+        return Cache(num_layers, rows, positions + max_new_tokens, tokens_BT.device)
+
+    def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        device = self.model.embedding.weight.device
+        longest = max(len(ids) for ids in rows)
+        tokens_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=device)
+        length_B = torch.tensor([len(ids) for ids in rows], device=device)
+        return tokens_BT, torch.arange(longest, device=device) < length_B[:, None]
+
+
+_Step = Callable[[Tensor, Tensor], Tensor]
+"""From the next tokens [B, T], and which rows have them, to the logits [B, V] of what follows."""
+
+
+def generate(
+    source: Path | TrainedModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    sampling: Sampling | None = None,
+    batch_rows: int = 16,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> list[Generated]:
+    """Let a model go on with texts, or, of an encoder-decoder, answer them.
+
+    Sparse layers drop nothing here, whatever capacity they were trained with.
+
+    Args:
+        source: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
+        prompts: ``<extra_id_0>`` in them is the tokenizer's sentinel.
+        max_new_tokens: At most so many of each.
+        sampling: How tokens are chosen; None takes the most likely.
+        batch_rows: Prompts at a time; changes nothing.
+        step: Of a run, whose checkpoint; None takes the newest that is whole.
+        tokenizer: Its file, where the model's own is not found.
+        device: Where to compute.
+
+    Raises:
+        ReptrainError: If there is no such model or tokenizer, a prompt is empty where the model needs one, or
+            is too long for it.
+    """
+    for name, value in (("max-new-tokens", max_new_tokens), ("batch-rows", batch_rows)):
+        if value < 1:
+            raise ConfigError(name, got=value, rule="must be at least 1", remedy="Choose another.")
+    trained = source if isinstance(source, TrainedModel) else open_trained(source, step)
+    pieces = trained.tokenizer(tokenizer)
+    special = trained.special_ids(pieces)
+    encoded = [encode_prompt(pieces, prompt) for prompt in prompts]
+    _check_lengths(trained.config, encoded, max_new_tokens, special)
+    model = trained.load(without_capacity(trained.config)).to(choose_device(device))
+    written = Writer(model, special, pieces.vocab_size).write(
+        encoded, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), batch_rows=batch_rows
+    )
+    return [
+        Generated(
+            prompt, decode_text(pieces, tokens), tokens, "end" if tokens[-1] in special.ends else "length"
+        )
+        for prompt, tokens in zip(prompts, written, strict=True)
+    ]
+
+
+def without_capacity(config: ModelConfig) -> ModelConfig:
+    """The model with sparse layers that drop nothing: what is dropped would depend on the other rows."""
+    if config.moe is None:
+        return config
+    moe = config.moe.model_copy(update={"capacity_factor": None, "eval_capacity_factor": None})
+    return config.model_copy(update={"moe": moe})
+
+
+def _check_lengths(
+    config: ModelConfig, prompts: Sequence[list[int]], max_new_tokens: int, special: SpecialIds
+) -> None:
+    if not isinstance(config, DecoderConfig):
+        return
+    started = special.start is not None
+    if not started and not all(prompts):
+        raise ConfigError(
+            "prompt",
+            got="an empty one",
+            rule="must have a token: the model has none to start from",
+            remedy="Give it a text.",
+        )
+    longest = max((len(ids) for ids in prompts), default=0) + started + max_new_tokens
+    if config.max_positions is not None and longest > config.max_positions:
+        raise ConfigError(
+            "prompt and max-new-tokens",
+            got=f"{longest} tokens together",
+            rule=f"must be at most the model's {config.max_positions} positions",
+            remedy="Shorten the prompt, or lower --max-new-tokens.",
+        )

@@ -1,0 +1,172 @@
+"""Texts: the uncached forward pass chooses the same; draws depend on seed, prompt and position alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from reptrain.cli import app
+from reptrain.config import RunConfig
+from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.engine.loop import train
+from reptrain.errors import ConfigError, ReptrainError, TextError
+from reptrain.generate import Sampling, Writer, generate
+from reptrain.generate.prompts import decode_text, encode_prompt
+from reptrain.hub.tokenizer_files import SpecialIds
+from reptrain.model import build_model
+from reptrain.text import Tokenizer
+
+MakeConfig = Callable[..., RunConfig]
+VOCAB, IDS, NEW = 61, 50, 24
+SPECIAL = SpecialIds(0, (1,))
+PROMPTS = [[5, 9, 33], [40], [7] * 9, [11, 12], [30, 31, 32, 33]]
+DECODER = DecoderConfig(
+    d_model=32, num_heads=4, d_ff=48, num_layers=4, num_stored_layers=2, init_std=0.3,
+    moe={"num_experts": 4, "every": 2},
+)  # fmt: skip
+T5 = T5Config(
+    family="t5", d_model=32, num_heads=2, head_dim=16, d_ff=48, num_encoder_layers=2, num_decoder_layers=2,
+)  # fmt: skip
+
+
+def writer(config: DecoderConfig | T5Config) -> Writer:
+    return Writer(build_model(config, vocab_size=VOCAB, seed=3).eval(), SPECIAL, num_ids=IDS)
+
+
+@torch.no_grad()
+def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) -> list[int]:
+    """The whole forward pass for every token."""
+    chosen: list[int] = []
+    for position in range(NEW):
+        if isinstance(writer.model.config, DecoderConfig):
+            logits_1TV = writer.model(torch.tensor([[0, *prompt, *chosen]]))
+        else:
+            source_1S, inputs_1T = torch.tensor([[*prompt, 1]]), torch.tensor([[0, *chosen]])
+            logits_1TV = writer.model(
+                source_1S,
+                inputs_1T,
+                source_segments_BS=torch.ones_like(source_1S),
+                segments_BT=torch.ones_like(inputs_1T),
+            )
+        token_B = sampling.choose(logits_1TV[:, -1, :IDS], torch.tensor([row]), position)
+        chosen.append(int(token_B))
+        if chosen[-1] == 1:
+            break
+    return chosen
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 0.9, seed=4)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("config", [DECODER, T5], ids=["decoder", "t5"])
+def test_tokens_are_those_of_the_uncached_model_in_any_batch(
+    config: DecoderConfig | T5Config, sampling: Sampling
+) -> None:
+    made = writer(config)
+    expected = [uncached(made, prompt, sampling, row) for row, prompt in enumerate(PROMPTS)]
+    for batch_rows in (1, 2, 5):
+        found = made.write(PROMPTS, max_new_tokens=NEW, sampling=sampling, batch_rows=batch_rows)
+        assert list(found) == expected
+    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
+
+
+def test_text_ends_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = writer(DECODER)
+    whole = list(made.write(PROMPTS, max_new_tokens=NEW, sampling=Sampling(), batch_rows=5))
+    # What one row writes in its midst ends it, and no other row that does not write it.
+    end = whole[1][3]
+    ends = Writer(made.model, SpecialIds(0, (end,)), IDS)
+    cut = list(ends.write(PROMPTS, max_new_tokens=NEW, sampling=Sampling(), batch_rows=5))
+    assert cut == [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in whole]
+    assert len(cut[1]) <= 4
+
+
+def draws(sampling: Sampling, logits_V: Tensor, count: int = 20_000) -> Tensor:
+    token_B = sampling.choose(logits_V.expand(count, -1), torch.arange(count), 7)
+    return torch.bincount(token_B, minlength=len(logits_V)) / count
+
+
+def test_draws_have_the_models_probabilities() -> None:
+    logits_V = torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0])
+    for temperature in (1.0, 0.5, 3.0):
+        expected_V = (logits_V / temperature).softmax(-1)
+        found_V = draws(Sampling(temperature, seed=1), logits_V)
+        # Four standard errors.
+        assert ((found_V - expected_V).abs() < 4 * (expected_V / 20_000).sqrt()).all()
+    assert not torch.equal(draws(Sampling(1.0, seed=1), logits_V), draws(Sampling(1.0, seed=2), logits_V))
+
+
+def test_top_p_leaves_the_most_likely_that_reach_it() -> None:
+    probability_V = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    found_V = draws(Sampling(1.0, top_p=0.75), probability_V.log())
+    assert found_V.tolist() == [0, pytest.approx(0.5 / 0.8, abs=0.02), 0, pytest.approx(0.3 / 0.8, abs=0.02)]
+    assert draws(Sampling(1.0, top_p=1e-9), probability_V.log()).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top-p"), ({"seed": -1}, "seed")],
+)
+def test_sampling_out_of_range_is_refused(values: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Sampling(**values)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 that has seen little."""
+    out = tmp_path_factory.mktemp("run") / "t5"
+    model = "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 1, num_heads: 2,"
+    train(
+        tiny(
+            "train.total_tokens=800", "objective.name=span_corruption", f"{model} head_dim: 16, d_ff: 64}}"
+        ),
+        out,
+    )  # fmt: skip
+    return out
+
+
+def test_command_writes_texts_of_prompts_and_files(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("The <extra_id_0> of a list\n\nis\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "The <extra_id_0> of a list"}\n{"prompt": "is"}\n')
+    told = []
+    for name in ("p.txt", "p.jsonl"):
+        out = tmp_path / f"{name}.out"
+        words = ["generate", str(run), "--prompts", str(tmp_path / name), "--out", str(out)]
+        result = CliRunner().invoke(app, [*words, "--max-new-tokens", "5"], catch_exceptions=False)
+        assert result.exit_code == 0 and "2 texts in" in result.output
+        told.append([json.loads(line) for line in out.read_text().splitlines()])
+    assert told[0] == told[1]
+    assert [row["prompt"] for row in told[0]] == ["The <extra_id_0> of a list", "is"]
+    result = CliRunner().invoke(
+        app,
+        ["generate", str(run), "--prompt", "is", "--max-new-tokens", "5", "--json"],
+        catch_exceptions=False,
+    )
+    assert json.loads(result.output)[0] == told[0][1]
+
+
+def test_wrong_input_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="must name one of the tokenizer's 32 sentinels"):
+        generate(run, ["a <extra_id_99>"])
+    with pytest.raises(ConfigError, match="max-new-tokens"):
+        generate(run, ["a"], max_new_tokens=0)
+    with pytest.raises(ReptrainError, match="must be the folder of a model"):
+        generate(tmp_path, ["a"])
+    (tmp_path / "p.jsonl").write_text('{"text": "a"}\n')
+    result = CliRunner().invoke(app, ["generate", str(run), "--prompts", str(tmp_path / "p.jsonl")])
+    assert isinstance(result.exception, TextError) and "KeyError" in str(result.exception)
+
+
+def test_sentinels_are_spelled_out(store_path: Path) -> None:
+    from reptrain.store import open_store
+
+    tokenizer: Tokenizer = open_store(store_path).tokenizer()
+    text = "one <extra_id_0> two<extra_id_11>"
+    ids = encode_prompt(tokenizer, text)
+    assert tokenizer.sentinel_ids[0] in ids and ids[-1] == tokenizer.sentinel_ids[11]
+    assert decode_text(tokenizer, [*ids, tokenizer.eos_id]) == text
