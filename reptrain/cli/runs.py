@@ -24,12 +24,20 @@ def config_show(
     config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Also draw the learning rate and every schedule: FILE.png, .svg or .pdf."),
+    ] = None,
 ) -> None:
     """Print a run's configuration with every default filled in."""
     from reptrain.config import config_fingerprint, load_run_config
     from reptrain.config.load import dump_yaml
 
     resolved = load_run_config(config, overrides or [])
+    if plot is not None:
+        from reptrain.report.schedules import draw_schedules
+
+        draw_schedules(resolved, plot)
     data = resolved.model_dump(mode="json")
     text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
     show(data, text, as_json=as_json)

@@ -16,6 +16,7 @@ import torch
 
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
+from reptrain.config.schedule import learning_rate
 from reptrain.engine import checkpoint
 from reptrain.engine.ancestor import open_ancestor, record_ancestor
 from reptrain.engine.checkpoint import Found, Topology, topology
@@ -31,8 +32,7 @@ from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.patience import Patience, select_losses
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
-from reptrain.engine.regularize import Settings, progress_at, set_weight_decay
-from reptrain.engine.schedule import learning_rate
+from reptrain.engine.regularize import Settings, set_weight_decay
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
 from reptrain.engine.throughput import throughput_of
@@ -41,6 +41,7 @@ from reptrain.engine.watch import watching
 from reptrain.errors import ReptrainError, RunError
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
+from reptrain.plan.progress import progress_at
 from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 

@@ -6,7 +6,6 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -16,23 +15,11 @@ from reptrain.config import RunConfig
 from reptrain.config.scheduled import Progress
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys
-from reptrain.plan import MixturePlan, StepPlan
 from reptrain.text import Tokenizer
 from reptrain_kernels import counter
 
 # What the model reads; the targets stay as they are.
 _READ = ("tokens_BT", "inputs_BT", "source_BS")
-
-
-def progress_at(plan: MixturePlan, steps: StepPlan, step: int) -> Progress:
-    """How far a run is where a step begins."""
-    first, _ = steps.window_range(step)
-    return Progress(
-        step=step,
-        tokens=plan.tokens_before(first),
-        total_tokens=plan.total_tokens,
-        epochs=Fraction(first, plan.windows_per_epoch),
-    )
 
 
 class Settings(NamedTuple):

@@ -51,11 +51,19 @@ SPARSE_T5 = [
     "model.dropout.expert=0.2",
 ]
 SPARSE_T5_QUICK = ("zero0-micro4", "zero1-micro2", "zero3-micro4")
+# What keys noise of its own, and an average of the weights, which is scored too.
+REGULARIZED = [
+    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random}",
+    "model.dropout.path={value: 0.3, start: 1steps}",
+    "average={decay: 0.5}",
+]
+REGULARIZED_QUICK = ("zero0-micro4", "zero2-micro1", "zero3-micro2")
 FAMILIES = {
     "": ([], QUICK),
     "t5-": (T5, T5_QUICK),
     "sparse-": (SPARSE, SPARSE_QUICK),
     "sparse_t5-": (SPARSE_T5, SPARSE_T5_QUICK),
+    "regularized-": (REGULARIZED, REGULARIZED_QUICK),
 }
 CASES = {
     f"{family}{name}": [*settings, *GRID[name]]
@@ -141,7 +149,7 @@ def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
 ) -> None:
     plain = _losses(_plain(matrix, name))
     found = _losses(matrix[name, ranks])
-    assert len(plain) == 3 + 3 * 3
+    assert len(plain) == 3 + 3 * 3 * (2 if name.startswith("regularized") else 1)
     assert found == pytest.approx(plain, rel=0, abs=1e-5)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from reptrain.config.optimizers import AdamWConfig, ScheduleConfig
-from reptrain.engine.schedule import learning_rate
+from reptrain.config.schedule import learning_rate
 
 OPTIMIZER = AdamWConfig(lr=2.0)
 

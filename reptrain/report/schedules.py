@@ -1,0 +1,95 @@
+"""A picture of what a run changes in its course: the learning rate, and each regularizer that is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from reptrain.config import RunConfig
+from reptrain.config.schedule import learning_rate
+from reptrain.config.scheduled import Scheduled
+from reptrain.errors import ConfigError
+from reptrain.plan import MixturePlan, StepPlan, plan_mixture
+from reptrain.plan.progress import progress_at
+from reptrain.store import open_store
+
+_KINDS = (".png", ".svg", ".pdf")
+_MOST_STEPS = 1000
+
+
+def schedules(config: RunConfig) -> dict[str, Scheduled]:
+    """Every setting that may change in the course of a run and is not 0 all along, by its dotted key."""
+    sections = {
+        "model.dropout": config.model.dropout,
+        "regularize": config.regularize,
+        "optimizer": config.optimizer,
+    }
+    found = {
+        f"{section}.{key}": value
+        for section, settings in sections.items()
+        for key, value in settings
+        if isinstance(value, Scheduled)
+    }
+    return {key: value for key, value in found.items() if value.largest > 0}
+
+
+def draw_schedules(config: RunConfig, path: Path) -> None:
+    """Draw the learning rate and every schedule against the tokens consumed.
+
+    Args:
+        config: The run. A store is opened only where it must tell the size of its subset.
+        path: The picture; its suffix, .png, .svg or .pdf, tells the kind.
+
+    Raises:
+        ConfigError: If the suffix is another.
+        StoreError: If a store is needed and not there.
+        PlanError: If the run cannot be laid out.
+    """
+    if path.suffix not in _KINDS:
+        raise ConfigError(
+            "--plot",
+            got=str(path),
+            rule=f"must end in one of {', '.join(_KINDS)}",
+            remedy="Name the picture so.",
+        )
+    plan = plan_mixture(config, _unique_tokens(config))
+    steps = StepPlan(config.train.batch_windows, plan.total_windows)
+    curves = _curves(config, plan, steps)
+    figure = Figure(figsize=(7, 1.4 * len(curves) + 0.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(curves), sharex=True))
+    for panel, (name, (tokens, values)) in zip(panels, curves.items(), strict=True):
+        panel.plot(tokens, values, drawstyle="steps-post")
+        panel.set_title(name, loc="left", fontsize=10)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel(f"tokens consumed, of {plan.total_tokens:,}")
+    figure.savefig(path, dpi=150)
+
+
+def _unique_tokens(config: RunConfig) -> dict[str, int]:
+    """Each source's subset: as it is set, or all training tokens of its store."""
+    return {
+        name: source.unique_tokens or open_store(Path(source.store)).split("train").num_tokens
+        for name, source in config.sources.items()
+    }
+
+
+def _curves(
+    config: RunConfig, plan: MixturePlan, steps: StepPlan
+) -> dict[str, tuple[list[int], list[float]]]:
+    """By name the tokens before a step and the value in it, at evenly spread steps."""
+    chosen = np.unique(np.linspace(0, steps.num_steps - 1, _MOST_STEPS).round().astype(int))
+    at = [progress_at(plan, steps, int(step)) for step in chosen]
+    tokens = [progress.tokens for progress in at]
+    rates = []
+    for step in chosen:
+        first, windows = steps.window_range(int(step))
+        done = plan.tokens_before(first + windows) / plan.total_tokens
+        rates.append(learning_rate(done, config.optimizer, config.schedule))
+    curves = {"learning rate": (tokens, rates)}
+    return curves | {
+        name: (tokens, [scheduled.at(progress) for progress in at])
+        for name, scheduled in schedules(config).items()
+    }
