@@ -165,15 +165,3 @@ def test_document_mask_gives_each_token_its_own_segment() -> None:
     source = made.inputs["source_segments_BS"][0]
     assert made.inputs["source_BS"][0][source > 0].tolist() == [11, first, 22, EOS, 31, second, EOS]
     assert source[source > 0].tolist() == [1, 1, 2, 2, 3, 3, 3]
-
-
-def test_build_objective_refuses_too_few_sentinels(tiny) -> None:
-    from reptrain.engine.setup import open_data
-    from reptrain.errors import ConfigError
-
-    config = tiny(
-        "objective.name=span_corruption", "model={family: t5}", "data.window_tokens=1000",
-        "objective.noise_density=0.5",
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"mean_span_tokens.*as many spans as the tokenizer has.*32"):
-        open_data(config)

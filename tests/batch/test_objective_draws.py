@@ -1,0 +1,189 @@
+"""What objectives draw, over 100,000 windows, and what diffusion's weights make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from made_batches import places
+from test_objectives import DECODER, MASK, VOCABULARY, diffusion, example_of, middle, prefix_lm, ul2
+
+from reptrain.config import RunConfig
+from reptrain.engine.losses import token_nats
+from reptrain.engine.setup import open_data
+from reptrain.errors import ConfigError
+from reptrain.model import build_model
+
+NUM = 100_000
+
+
+def chi_squared(counts: np.ndarray, shares: np.ndarray | None = None) -> float:
+    expected = counts.sum() * (np.full(len(counts), 1 / len(counts)) if shares is None else shares)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_prefix_lm_splits_everywhere_alike() -> None:
+    split = prefix_lm(33, in_one_row=True).noise(places([33] * NUM), width=33)["split_B"]
+    assert (split.min(), split.max()) == (1, 32)
+    # 31 degrees of freedom: more than 75.8 once in 100,000 seeds.
+    assert chi_squared(np.bincount(split)[1:]) < 75.8
+
+
+def test_ul2_draws_its_denoisers_by_weight_and_hides_as_each_says() -> None:
+    drawn = ul2(32, in_one_row=False).noise(places([32] * NUM), width=32)
+    # Two of seven are R, one S, four X; 2 degrees of freedom.
+    assert chi_squared(np.bincount(drawn["mode_B"]), np.array([2, 1, 4]) / 7) < 23.0
+    hidden, mode = drawn["is_noise_BL"], drawn["mode_B"]
+    sequential = hidden[mode == 1]
+    assert (sequential == (np.arange(32) >= 24)).all()
+    assert set(hidden[mode == 0].sum(1)) == {5}
+    of_half, of_few = (int((hidden[mode == 2].sum(1) == noise).sum()) for noise in (16, 5))
+    assert of_half + of_few == (mode == 2).sum()
+    assert of_half / of_few == pytest.approx(3, abs=0.1)
+    # Spans by the seven settings, noise 5 or 16 over means of 3, 8 and 64, and the one of S.
+    begins = (hidden & ~np.pad(hidden, ((0, 0), (1, 0)))[:, :-1]).sum(1)
+    ways = ((0, 2), (0, 1), (1, 1), (2, 5), (2, 2), (2, 1))
+    found = np.array([((mode == of) & (begins == spans)).sum() for of, spans in ways])
+    assert found.sum() == NUM
+    assert chi_squared(found, np.array([1, 1, 1, 1, 1, 2]) / 7) < 30.9
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_masked_diffusion_masks_any_number_at_any_place_alike(exact: bool) -> None:
+    drawn = diffusion(8, exact=exact).noise(places([8] * NUM), width=8)
+    masked = drawn["is_noise_BL"].sum(1)
+    counts = np.bincount(masked, minlength=9)
+    if exact:
+        assert counts[0] == 0
+        assert np.array_equal(drawn["weight_B"], (8 / masked).astype(np.float32))
+        # 7 degrees of freedom, and 8 for the numbers from 0 on.
+        assert chi_squared(counts[1:]) < 39.0
+    else:
+        assert chi_squared(counts) < 41.0
+    assert np.abs(drawn["is_noise_BL"].mean(0) - (9 / 16 if exact else 1 / 2)).max() < 0.008
+    # Of those with two masks all 28 pairs of places: 27 degrees of freedom.
+    pairs = drawn["is_noise_BL"][masked == 2]
+    found = np.array([(pairs[:, i] & pairs[:, j]).sum() for i, j in combinations(range(8), 2)])
+    assert chi_squared(found) < 69.0
+
+
+def test_fill_in_the_middle_cuts_at_its_rate_and_anywhere() -> None:
+    drawn = middle(9, rate=0.3).noise(places([9] * NUM), width=9)
+    # 2 degrees of freedom.
+    assert chi_squared(np.bincount(drawn["order_B"]), np.array([0.7, 0.15, 0.15])) < 23.0
+    first, second = drawn["cuts_B2"].T
+    assert (first <= second).all() and first.min() == 0 and second.max() == 9
+    # Two of ten places: each pair of different ones twice as likely as a place twice. 54 degrees of freedom.
+    found = np.zeros((10, 10))
+    np.add.at(found, (first, second), 1)
+    upper = np.triu_indices(10)
+    assert chi_squared(found[upper], np.where(upper[0] == upper[1], 1, 2) / 100) < 108.0
+
+
+def elbo(logits_of: Callable[..., torch.Tensor], objective, window: int, rows: int) -> tuple[float, float]:
+    """The mean bound in nats per token over the rows, and its standard error."""
+    tokens = np.random.default_rng(0).integers(2, 600, (rows, window))
+    example = example_of(objective, tokens, [window] * rows)
+    with torch.no_grad():
+        nats_B = example.weighted(token_nats(logits_of(**example.inputs), example.targets_BT)).sum(1)
+    per_token = (nats_B / example.loss_tokens_B).double()
+    return float(per_token.mean()), float(per_token.std() / rows**0.5)
+
+
+def uniform(tokens_BT: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(1, 1, 50).expand(*tokens_BT.shape, 50)
+
+
+def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
+    objective, expected = diffusion(32, noise_seed=1), math.log(50)
+    tokens_below_50 = np.random.default_rng(0).integers(2, 50, (4000, 32))
+
+    def bound(objective) -> torch.Tensor:
+        example = example_of(objective, tokens_below_50, [32] * 4000)
+        nats_BT = token_nats(uniform(example.inputs["tokens_BT"]), example.targets_BT)
+        return (example.weighted(nats_BT).sum(1) / example.loss_tokens_B).double()
+
+    # With a number of masks the weight is its inverse share: every window gives log V.
+    assert torch.allclose(bound(objective), torch.tensor(expected, dtype=torch.float64), rtol=1e-5)
+    per_window = bound(diffusion(32, exact=False, noise_seed=1))
+    error = float(per_window.std()) / 4000**0.5
+    assert 0.001 < error < 0.2
+    assert float(per_window.mean()) == pytest.approx(expected, abs=4 * error)
+
+
+def test_masked_diffusion_bounds_alike_by_either_masking() -> None:
+    model = build_model(DECODER, vocab_size=VOCABULARY, seed=0).eval()
+    exact, error = elbo(model, diffusion(8, noise_seed=1), 8, 4000)
+    independent, other_error = elbo(model, diffusion(8, exact=False, noise_seed=1), 8, 4000)
+    assert error < other_error / 2
+    assert exact == pytest.approx(independent, abs=4 * (error + other_error))
+
+
+def test_stratified_times_spread_over_the_epochs_of_each_window() -> None:
+    objective = diffusion(64, exact=False, noise_seed=2)
+    stratified = type(objective)(MASK, exact=False, stratified=True, noise_seed=2)
+    window = places([64] * 200)
+    for objective_, evenly in ((stratified, True), (objective, False)):
+        times = np.stack(
+            [
+                1 / objective_.noise(window._replace(epoch_N=np.full(200, epoch)), width=64)["weight_B"]
+                for epoch in range(8)
+            ]
+        )
+        gaps = np.diff(np.sort(times, axis=0), axis=0)
+        assert (gaps.min() > 0.08) == evenly
+        # Over windows they are uniform either way: the standard error of 200 is 0.02.
+        assert np.abs(times.mean(1) - 0.5).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["objective={name: span_corruption, noise_density: 0.5}", "data.window_tokens=1000"],
+            r"mean_span_tokens.*as many spans as the tokenizer has sentinels, 32, but got",
+        ),
+        (
+            ["objective.name=ul2", "data.window_tokens=200"],
+            r"objective\.denoisers\[3\].*beside the mode tokens, 29, but got mode X, mean_span_tokens 3\.0,"
+            r" noise_density 0\.5, which makes 33 spans of 200 tokens",
+        ),
+    ],
+)
+def test_too_few_sentinels_are_refused_before_training(
+    tiny: Callable[..., RunConfig], overrides: list[str], words: str
+) -> None:
+    for family in ("t5", "decoder"):
+        with pytest.raises(ConfigError, match=words):
+            open_data(tiny(f"model={{family: {family}}}", *overrides))
+
+
+@pytest.mark.parametrize("name", ["ul2", "masked_diffusion", "fill_in_the_middle"])
+def test_tokenizer_without_sentinels_is_refused(
+    tiny: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from reptrain.store import Store
+
+    honest = Store.tokenizer
+
+    def without_sentinels(self: Store):
+        tokenizer = honest(self)
+        tokenizer.sentinel_ids = ()
+        return tokenizer
+
+    monkeypatch.setattr(Store, "tokenizer", without_sentinels)
+    with pytest.raises(ConfigError, match=f"{name}, which needs .* a tokenizer of 0 sentinels"):
+        open_data(tiny(f"objective.name={name}"))
+
+
+def test_reserved_ids_are_the_last_sentinels(tiny: Callable[..., RunConfig]) -> None:
+    # The tokenizer has 512 pieces, of which <extra_id_31> is 480, and <extra_id_29> 482.
+    ids = tuple(range(511, 479, -1))
+    assert open_data(tiny("objective.name=fill_in_the_middle")).objective.ids == (480, 481, 482)
+    assert open_data(tiny("objective.name=masked_diffusion")).objective.mask_id == 480
+    found = open_data(tiny("objective.name=ul2")).objective
+    assert (found.mode_ids, found.sentinel_ids) == ((480, 481, 482), ids[:-3])
