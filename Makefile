@@ -3,6 +3,7 @@
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
+# make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
 VENV := .venv
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-faults check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -53,6 +54,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest
+
+test-faults: $(VENV)/.test
+	$(BIN)/pytest tests/faults -m faults --write-fault-table
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -206,20 +206,49 @@ _met: dict[str, dist.Store] = {}
 def _meet(backend: str, timeout_s: float) -> None:
     """Wait for all ranks, and keep the store through which they find each other."""
     timeout = timedelta(seconds=timeout_s)
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun's agent has a store already.
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    missing = [0]
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        server = dist.TCPStore(
+            host,
+            port,
+            world_size,
+            rank == 0 and not of_agent,
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        store = dist.PrefixStore("reptrain", server)
+        store.set(f"here-{rank}", "")
+        missing = _missing(store, world_size, timeout)
     except dist.DistError as error:
-        here = int(os.environ["RANK"])
+        reason: object = str(error).splitlines()[0]
+    else:
+        reason = f"{world_size - len(missing)} of {world_size}"
+    if missing:
+        several = len(missing) > 1
         raise RunError(
-            "ranks" if here == 0 else "rank 0",
-            got=str(error).splitlines()[0],
-            rule=f"must all come within {timeout_s:g} seconds",
-            remedy="Look at the output of the one that is missing, and whether its machine reaches"
-            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}.",
-        ) from error
+            f"ranks {', '.join(map(str, missing))}" if several else f"rank {missing[0]}",
+            got=reason,
+            rule=f"must come within {timeout_s:g} seconds",
+            remedy=f"Look at what was written there, and whether that machine reaches {host}:{port}.",
+        )
     _met["store"] = store
     # The watch over the ranks comes first: this ends what it does not see.
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=2 * timeout)
+
+
+def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> list[int]:
+    """Wait for all ranks; returns those that did not come."""
+    keys = [f"here-{rank}" for rank in range(world_size)]
+    try:
+        store.wait(keys, timeout)
+    except dist.DistStoreError:
+        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+    return []
 
 
 def _init(device: torch.device, timeout_s: float) -> None:

@@ -23,8 +23,13 @@ def write_config(out: Path, config: RunConfig) -> None:
     (out / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
 
 
-def begin_ranks(ranks: int, arguments: Sequence[str], out: Path) -> list[subprocess.Popen[bytes]]:
-    """Start Python with the arguments once for each rank; what rank R writes goes to ``out/rank-R.txt``."""
+def begin_ranks(
+    ranks: int, arguments: Sequence[str], out: Path, *, started_ranks: Sequence[int] | None = None
+) -> list[subprocess.Popen[bytes]]:
+    """Start Python with the arguments once for each rank, or for those named of so many ranks.
+
+    What rank R writes goes to ``out/rank-R.txt``.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -33,7 +38,7 @@ def begin_ranks(ranks: int, arguments: Sequence[str], out: Path) -> list[subproc
         **{"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     }
     started = []
-    for rank in range(ranks):
+    for rank in range(ranks) if started_ranks is None else started_ranks:
         with (out / f"rank-{rank}.txt").open("wb") as file:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, *arguments]

@@ -92,6 +92,17 @@ def test_lost_rank_is_named_in_time(
     assert report.exact and report.complete, report.text()
 
 
+def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    write_config(tmp_path, tiny("train.rank_timeout_seconds=2"))
+    command = ["-m", "reptrain", "train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
+    # Of three ranks the first alone is started.
+    (alone,) = begin_ranks(3, command, tmp_path, started_ranks=[0])
+    assert alone.wait(timeout=120) == 2
+    said = (tmp_path / "rank-0.txt").read_text()
+    assert "error: ranks 1, 2: must come within 2 seconds, but got 1 of 3." in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_rank_that_hangs_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     write_config(tmp_path, tiny("train.rank_timeout_seconds=8"))

@@ -23,7 +23,7 @@ OF_THE_RUN = (
     *("checkpoints/NEWEST/state-00000-of-00001.safetensors", "checkpoints/NEWEST/ledger.jsonl"),
 )
 OF_THE_STORE = ("train-00000.arrow", "select-00000.arrow", "manifest.json", "tokenizer.model")
-SHORT = ("ledger.jsonl", "checkpoints/NEWEST/state-00000-of-00001.safetensors", "train-00000.arrow")
+SHORT = ("ledger.jsonl", "plan.json")
 
 
 def cut(data: bytes, draw: random.Random) -> bytes:

@@ -47,8 +47,8 @@ def _strike(struck: Trial, filler: Path, hook: Hook | None, table: FaultTable) -
 
 @pytest.mark.parametrize(
     "free_kib",
-    [[16, 28], pytest.param(range(0, 132, 4), marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
-    ids=["two", "all"],
+    [[16], pytest.param(range(0, 132, 4), marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    ids=["one", "all"],
 )
 def test_run_on_a_disk_with_little_room(
     trial: MakeTrial, small_disk: SmallDisk, table: FaultTable, tmp_path: Path, free_kib: Sequence[int]
@@ -60,7 +60,7 @@ def test_run_on_a_disk_with_little_room(
         _fill_up_to(disk / "filler", size)
         found.append(_strike(trial(disk, log=tmp_path / "log"), disk / "filler", None, table))
     print(list(zip(free_kib, found, strict=True)))
-    if len(free_kib) > 2:
+    if len(free_kib) > 1:
         wanted = {*FILES, "tensorboard"} - {"ledger.jsonl"}
         assert wanted <= {*found}, wanted - {*found}
 

@@ -28,16 +28,17 @@ def _storm(started: Started, draw: random.Random) -> int:
 
 
 @pytest.mark.parametrize(
-    ("seed", "anew"), [(1, False), *(pytest.param(s, s == 2, marks=pytest.mark.slow) for s in (2, 3, 4))]
+    ("seed", "until", "anew"),
+    [(1, 1, False), *(pytest.param(s, 30, s == 2, marks=pytest.mark.slow) for s in (2, 3, 4))],
 )
-def test_storm_of_signals(trial: MakeTrial, table: FaultTable, seed: int, anew: bool) -> None:
+def test_storm_of_signals(trial: MakeTrial, table: FaultTable, seed: int, until: int, anew: bool) -> None:
     """The first storm begins with the process, the others after a step; each leaves a checkpoint."""
     struck, draw = trial(), random.Random(seed)
     code = _storm(struck.start(anew=anew), draw)
     # Before reptrain catches them, signals end a process.
     assert code in (-signal.SIGTERM, -signal.SIGUSR1, 3)
     steps = [0]
-    while steps[-1] < 30:
+    while steps[-1] < until:
         started = struck.start(anew=anew)
         assert struck.wait_for_step(steps[-1] + draw.randrange(2, 10), started)
         code = _storm(started, draw)
