@@ -196,7 +196,34 @@ def test_sources_come_in_the_order_of_their_names() -> None:
         ),
         ({"data": {"sources": {"b": {"stor": "b"}}}}, r"data\.sources\.b\.stor.*Did you mean store"),
         ({"data": {"store": "a"}, "objective": {"name": "ul3"}}, r"objective\.name: must be one of 'causal'"),
-        ({"data": {"store": "a"}, "objective": {"name": "span_corruption"}}, "needs model.family t5"),
+        (
+            {"data": {"store": "a"}, "model": {"family": "t5"}, "objective": {"name": "masked_diffusion"}},
+            "masked_diffusion needs model.family decoder; t5 was given",
+        ),
+        (
+            {"data": {"store": "a", "document_mask": True}, "objective": {"name": "ul2"}},
+            "ul2 needs data.document_mask false",
+        ),
+        (
+            {"data": {"store": "a", "cut": "shifted"}, "objective": {"name": "prefix_lm", "noise": "frozen"}},
+            "needs data.cut fixed",
+        ),
+        (
+            {"data": {"store": "a"}, "objective": {"name": "ul2", "denoisers": []}},
+            r"objective\.denoisers.*at least 1 item",
+        ),
+        (
+            {"data": {"store": "a"}, "train": {"total_tokens": "2**20inputs"}},
+            "a budget in inputs needs an objective that reads tokens without predicting them",
+        ),
+        (
+            {
+                "data": {"store": "a", "window_tokens": 61},
+                "objective": {"name": "fill_in_the_middle"},
+                "model": {"positions": "learned", "max_positions": 64},
+            },
+            "at most model.max_positions 64 positions; it makes 65",
+        ),
         ({"data": {"store": "a"}, "model": {"family": "t5"}}, "needs model.family decoder"),
         (
             {"data": {"store": "a"}, "model": {"family": "gpt"}},
@@ -228,3 +255,51 @@ def test_window_fills_the_inputs_of_span_corruption() -> None:
     assert config.example_shape == (512, 114)
     data["data"]["window_tokens"] = 100
     assert validate(RunConfig, data).example_shape == (91, 21)
+
+
+@pytest.mark.parametrize(
+    ("objective", "family", "shape"),
+    [
+        # R (3, .15): noise 77 in 26 spans; S: 128 hidden in 1; X (3, .5): 256 in 85; (64, .5): 256 in 4.
+        ({"name": "ul2"}, "t5", (512 - 77 + 26 + 2, 256 + 85 + 1)),
+        ({"name": "ul2"}, "decoder", (0, 463 + 342)),
+        ({"name": "span_corruption"}, "decoder", (0, 512 + 114)),
+        ({"name": "prefix_lm"}, "t5", (255, 255)),
+        ({"name": "prefix_lm", "prefix_fraction": 0.25}, "t5", (64, 192)),
+        ({"name": "prefix_lm"}, "decoder", (0, 256)),
+        ({"name": "masked_diffusion"}, "decoder", (0, 256)),
+        ({"name": "fill_in_the_middle"}, "decoder", (0, 260)),
+        ({"name": "fill_in_the_middle", "rate": 0}, "decoder", (0, 256)),
+    ],
+)
+def test_example_shape_has_room_for_the_largest_example(
+    objective: dict[str, Any], family: str, shape: tuple[int, int]
+) -> None:
+    data = {"data": {"store": "a"}, "model": {"family": family}, "objective": objective}
+    assert validate(RunConfig, data).example_shape == shape
+
+
+@pytest.mark.parametrize(
+    ("objective", "family", "budget", "tokens"),
+    [
+        ({"name": "span_corruption"}, "t5", f"{512 * 10}inputs", 568 * 10),
+        ({"name": "span_corruption"}, "t5", f"{114 * 10}targets", 568 * 10),
+        ({"name": "causal"}, "decoder", "2**20targets", 2**20),
+        ({"name": "prefix_lm"}, "decoder", "2**20 targets", 2**21),
+        ({"name": "fill_in_the_middle"}, "decoder", f"{258 * 10}targets", 256 * 10),
+    ],
+)
+def test_budget_in_inputs_or_targets_is_what_the_objective_makes_of_raw_tokens(
+    objective: dict[str, Any], family: str, budget: str, tokens: int
+) -> None:
+    data = {
+        "data": {"store": "a"},
+        "model": {"family": family},
+        "objective": objective,
+        "train": {"total_tokens": budget},
+    }
+    config = validate(RunConfig, data)
+    assert config.sources["data"].total_tokens.tokens == tokens
+    mixture = {"sources": {"b": {"store": "b", "total_tokens": budget}}}
+    config = validate(RunConfig, data | {"data": mixture, "train": {}})
+    assert config.sources["b"].total_tokens.tokens == tokens

@@ -33,6 +33,8 @@ def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
         ("1 epoch", Budget(epochs=Fraction(1))),
         ("2.5epochs", Budget(epochs=Fraction(5, 2))),
         ("7/3epochs", Budget(epochs=Fraction(7, 3))),
+        ("2**20inputs", Budget(inputs=2**20)),
+        ("1e9 targets", Budget(targets=10**9)),
     ],
 )
 def test_budget_parses_tokens_and_epochs(text: object, budget: Budget) -> None:
@@ -40,7 +42,22 @@ def test_budget_parses_tokens_and_epochs(text: object, budget: Budget) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "-1", 0, True, "0epochs", "1/0epochs", "epochs", "1.5", None, "e5epochs"]
+    "text",
+    [
+        "0",
+        "-1",
+        0,
+        True,
+        "0epochs",
+        "1/0epochs",
+        "epochs",
+        "1.5",
+        None,
+        "e5epochs",
+        "0inputs",
+        "1.5targets",
+        "targets",
+    ],
 )
 def test_budget_refuses(text: object) -> None:
     with pytest.raises(ValueError):
@@ -49,8 +66,8 @@ def test_budget_refuses(text: object) -> None:
 
 @given(st.fractions(min_value=Fraction(1, 10**6), max_value=10**6))
 def test_budget_is_shown_as_it_is_read(epochs: Fraction) -> None:
-    budget = Budget(epochs=epochs)
-    assert Budget.parse(str(budget)) == budget
+    for budget in (Budget(epochs=epochs), Budget(inputs=min(epochs.numerator, 2**62 - 1)), Budget(targets=7)):
+        assert Budget.parse(str(budget)) == budget
 
 
 @given(st.integers(1, 2**50), st.integers(1, 2**50))
