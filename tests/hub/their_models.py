@@ -67,6 +67,11 @@ def make(kind: str, *, own_head: bool = True, **more: Any) -> Any:
             torch.randn(model.shared.weight.shape) * T5["d_model"] ** -0.5
         )
     with torch.no_grad():
+        if kind == "t5-1.0":
+            # Else what a tied model reads outweighs what it makes of it, and it repeats that.
+            model.shared.weight.mul_(0.5)
+            for name, parameter in model.named_parameters():
+                parameter.mul_(3 if name.endswith((".o.weight", ".wo.weight")) else 1)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
