@@ -182,6 +182,9 @@ class DecoderConfig(Frozen):
     """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial weights; output projections: / sqrt(2 num_layers)."""
+    mup_base_width: Positive | None = None
+    """The width that the learning rate and init_std are meant for: at another the layers' matrices take both
+    scaled, and so are the logits (muP), so that what was tuned there holds. Null: as they are."""
     moe: MoEConfig | None = None
     """Sparse layers; null: all are dense."""
     dropout: DropoutConfig = DropoutConfig()
@@ -202,7 +205,14 @@ class DecoderConfig(Frozen):
             )
         if self.bias and self.moe is not None:
             raise ValueError("bias must be false with moe: experts have none; set model.bias=false")
+        if self.mup_base_width is not None and self.moe is not None:
+            raise ValueError("mup_base_width must be null with moe: no rule for routers is known here")
         return self
+
+    @property
+    def mup_ratio(self) -> float:
+        """d_model over the width that muP scales from; 1 without."""
+        return self.d_model / (self.mup_base_width or self.d_model)
 
     @property
     def stack(self) -> StackShape:

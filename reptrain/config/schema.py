@@ -273,6 +273,16 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _mup_is_for_adam(self) -> Self:
+        scaled = isinstance(self.model, DecoderConfig) and self.model.mup_base_width is not None
+        if scaled and self.optimizer.name != "adamw":
+            raise ValueError(
+                f"model.mup_base_width needs optimizer.name adamw, whose rule it follows;"
+                f" {self.optimizer.name} was given"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batch_holds_whole_groups(self) -> Self:
         micro, moe = self.train.micro_batch_windows, self.model.moe
         if moe is not None and micro is not None and micro % moe.group_windows:

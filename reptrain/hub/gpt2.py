@@ -46,6 +46,11 @@ def _write(config: ModelConfig) -> dict[str, Any]:
             "mlp": (config.mlp == "gelu", config.mlp, "must be gelu, as in GPT-2"),
             "bias": (config.bias, config.bias, "must be true, as in GPT-2"),
             "moe": (config.moe is None, "sparse layers", "must be null: GPT-2 has none"),
+            "mup_base_width": (
+                config.mup_ratio == 1,
+                config.mup_base_width,
+                "must be null: GPT-2 scales no logits",
+            ),
             "num_kv_heads": (
                 config.kv_heads == config.num_heads,
                 config.kv_heads,

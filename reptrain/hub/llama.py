@@ -46,6 +46,11 @@ def _write_common(config: DecoderConfig, d_ff: int) -> dict[str, Any]:
             "norm": (config.norm == "rmsnorm", config.norm, "must be rmsnorm, as in Llama and Mixtral"),
             "mlp": (config.mlp == "swiglu", config.mlp, "must be swiglu, as in Llama and Mixtral"),
             "bias": (not config.bias, config.bias, "must be false, as in Llama and Mixtral"),
+            "mup_base_width": (
+                config.mup_ratio == 1,
+                config.mup_base_width,
+                "must be null: Llama and Mixtral scale no logits",
+            ),
         }
     )
     return {

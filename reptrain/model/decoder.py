@@ -166,7 +166,10 @@ class Decoder(nn.Module):
         )
         if routing is not None:
             routing.fill(layers)
-        return self.head(self.norm(x_BTD if cache is None else cache.last(x_BTD)))
+        states_BTD = self.norm(x_BTD if cache is None else cache.last(x_BTD))
+        if self.config.mup_base_width is not None:
+            states_BTD = states_BTD / self.config.mup_ratio
+        return self.head(states_BTD)
 
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int

@@ -86,7 +86,13 @@ def _decoder_std(config: DecoderConfig, name: str) -> float:
     Their released code draws learned positions at half this; the models trained after it do not.
     """
     into_residual = name.endswith(_INTO_RESIDUAL)
-    return config.init_std / (2 * config.num_layers) ** 0.5 if into_residual else config.init_std
+    std = config.init_std / config.mup_ratio**0.5 if _is_hidden(name) else config.init_std
+    return std / (2 * config.num_layers) ** 0.5 if into_residual else std
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether both sides of a matrix grow with the model's width."""
+    return name.startswith("blocks.")
 
 
 def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
@@ -107,16 +113,29 @@ def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Optimizer groups: matrices, embeddings among them, decay; norms and relative position biases do not.
 
-    Each group tells under `decays` which it is.
+    Each group tells under `decays` which it is, and under `lr_ratio` where its rate is not the run's.
 
     The table of biases is two-dimensional, but as any bias it is added, to the scores: its size does not
     change with its inputs', and decay would pull attention to forget positions.
 
     Args:
         model: Any model.
+
+    Source:
+        Yang et al., "Tensor programs V: Tuning large neural networks via zero-shot hyperparameter transfer",
+        2022, table 8 for Adam (the rates of a decoder's layers under `model.mup_base_width`).
     """
-    decayed, kept = [], []
+    ratio = model.config.mup_ratio if isinstance(model, Decoder) else 1.0
+    decayed, kept, hidden = [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (kept if parameter.ndim < 2 or "relative_bias" in name else decayed).append(parameter)
-    return [{"params": decayed, "decays": True}, {"params": kept, "decays": False, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2 or "relative_bias" in name:
+            kept.append(parameter)
+        else:
+            (hidden if ratio != 1 and _is_hidden(name) else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "decays": True},
+        {"params": kept, "decays": False, "weight_decay": 0.0},
+    ]
+    return [*groups, {"params": hidden, "decays": True, "lr_ratio": 1 / ratio}] if hidden else groups

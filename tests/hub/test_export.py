@@ -119,6 +119,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "switch gated": ((*T5, "model.moe={num_experts: 4, top_k: 1}"), "model.mlp"),
     "geglu": (("model.mlp=geglu",), "model.mlp"),
     "layernorm": (("model.norm=layernorm",), "model.norm"),
+    "mup": (("model.mup_base_width=16",), "model.mup_base_width"),
 }  # fmt: skip
 
 

@@ -1,0 +1,71 @@
+"""muP: at the base's width nothing changes, and at others the same rate moves the model as far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reptrain.config import RunConfig
+from reptrain.config.load import validate
+from reptrain.config.model import DecoderConfig
+from reptrain.config.optimizers import AdamWConfig
+from reptrain.engine.optim import build_optimizer, set_learning_rate
+from reptrain.errors import ConfigError
+from reptrain.model import Decoder, build_model
+
+VOCAB, BASE, RATE = 61, 64, 2e-2
+
+
+def decoder(width: int, base: int | None, **changes: Any) -> Decoder:
+    shape = {"d_model": width, "num_heads": width // 16, "d_ff": 3 * width, "num_layers": 2, "init_std": 0.1}
+    config = DecoderConfig.model_validate(shape | {"mup_base_width": base} | changes)
+    return build_model(config, vocab_size=VOCAB, seed=0)
+
+
+def moved(model: Decoder, steps: int = 3) -> float:
+    """Root mean square of what a few steps of Adam change of the logits."""
+    tokens = torch.randint(VOCAB, (4, 17), generator=torch.Generator().manual_seed(0))
+    optimizer = build_optimizer(model, AdamWConfig(lr=RATE))
+    with torch.no_grad():
+        before = model(tokens[:, :-1])
+    for _ in range(steps):
+        set_learning_rate(optimizer, RATE)
+        F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return (model(tokens[:, :-1]) - before).square().mean().sqrt().item()
+
+
+def test_mup_at_its_base_changes_nothing() -> None:
+    assert moved(decoder(BASE, BASE)) == moved(decoder(BASE, None))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_mup_moves_a_wide_model_as_far_as_a_narrow_one(tied: bool) -> None:
+    narrow = moved(decoder(BASE, BASE, tie_embeddings=tied))
+    wide, plain = (moved(decoder(8 * BASE, base, tie_embeddings=tied)) for base in (BASE, None))
+    assert 0.5 < wide / narrow < 2
+    assert plain / narrow > 3
+
+
+def test_mup_scales_the_layers_matrices_alone() -> None:
+    scaled, plain = (dict(decoder(4 * BASE, base).named_parameters()) for base in (BASE, None))
+    for name, weight in plain.items():
+        is_hidden = name.startswith("blocks.") and weight.ndim > 1
+        torch.testing.assert_close(scaled[name], weight / 2 if is_hidden else weight, msg=name)
+    optimizer = build_optimizer(decoder(4 * BASE, BASE), AdamWConfig(lr=RATE))
+    set_learning_rate(optimizer, RATE)
+    sizes = {group["lr"]: len(group["params"]) for group in optimizer.param_groups if group["decays"]}
+    assert sizes == {RATE: 2, RATE / 4: 2 * 7}
+
+
+def test_mup_is_refused_where_it_has_no_rule() -> None:
+    data = {"data": {"store": "a"}, "model": {"mup_base_width": 64}}
+    with pytest.raises(ConfigError, match=r"model\.mup_base_width needs optimizer\.name adamw"):
+        validate(RunConfig, data | {"optimizer": {"name": "muon"}})
+    with pytest.raises(ConfigError, match="mup_base_width must be null with moe"):
+        validate(RunConfig, data | {"model": {"mup_base_width": 64, "moe": {"num_experts": 4}}})
