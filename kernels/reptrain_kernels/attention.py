@@ -98,11 +98,11 @@ def attention(
     threshold, kept_scale = counter.threshold_and_scale(rate if key_BH is not None else 0.0)
     if choose_implementation(q_BHTN.device, impl) == "torch":
         return attention_in_torch(q_BHTN, k_BKSN, v_BKSN, scale, bias_HR, mask, key_BH, rate)
-    if impl is None and bias_HR is None and key_BH is None and mask.segments_BT is None:
-        if mask.prefix_BT is None:
-            return F.scaled_dot_product_attention(
-                q_BHTN, k_BKSN, v_BKSN, is_causal=mask.causal, scale=scale, enable_gqa=True
-            )
+    features = (bias_HR, key_BH, mask.segments_BT, mask.prefix_BT)
+    if impl is None and all(feature is None for feature in features):
+        return F.scaled_dot_product_attention(
+            q_BHTN, k_BKSN, v_BKSN, is_causal=mask.causal, scale=scale, enable_gqa=True
+        )
     from reptrain_kernels.attention_triton import attention_forward
 
     return attention_forward(

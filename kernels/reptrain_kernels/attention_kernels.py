@@ -1,15 +1,14 @@
 """The device code of `attention_triton`.
 
-Names: i queries and j keys by position, m0 and n0 the first of a tile of BLOCK_T queries and of BLOCK_S keys, N
-width of a head. Scores are in units of log 2, so that exp2 serves: ``scale2`` and the bias come multiplied by
-log2(e). An argument that is None switches its feature off at compile time. The bias reaches from -reach to
-reach, beyond what a near tile can meet, so that no offset need be clamped: each of a thread's bias loads then
-has an address that differs from the others' by a constant.
+Names: i queries and j keys by position, m0 and n0 the first of a tile of BLOCK_T queries and of BLOCK_S keys,
+N width of a head. Scores are in units of log 2, so that exp2 serves: ``scale2`` and the bias come multiplied
+by log2(e). An argument that is None switches its feature off at compile time. The bias reaches from -reach to
+reach, beyond what a near tile can meet, so that no offset need be clamped.
 
-With ``end`` = E, a far tile has no offset j - i inside (-E, E): its bias is one number, and by a causal mask it
-is visible or hidden whole. Near tiles are the others: ``first`` to ``stop`` in a row of tiles. Without a bias E
-is 1. Near and far tiles have a loop each: a branch inside one loop hides from the compiler that one product
-feeds the next, and it would then carry tiles from layout to layout through shared memory.
+With ``end`` = E, a far tile has no offset j - i inside (-E, E): its bias is one number, and by a causal mask
+it is visible or hidden whole. Near tiles are the others: ``first`` to ``stop`` in a row of tiles. Without a
+bias E is 1. Near and far tiles have a loop each: a branch inside one loop hides from the compiler that one
+product feeds the next, and it would then carry tiles from layout to layout through shared memory.
 """
 
 from __future__ import annotations
@@ -40,7 +39,9 @@ def _keep(line_key, unit, threshold):
 
 
 @triton.jit
-def _load_tile(ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr):
+def _load_tile(
+    ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr
+):
     """Positions by units, 0 outside."""
     unit = tl.arange(0, BLOCK_N)
     at = ptr + position[:, None] * stride + unit[None, :]
@@ -86,7 +87,7 @@ def _line(x):
 
 @triton.jit
 def _near(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
-    """From which to which of the tiles of BLOCK positions, low to high, those near to the tile at m0 reach."""
+    """Where the tiles of BLOCK positions near to the tile at m0 begin and end, within low to high."""
     before = m0 - end - BLOCK + 1
     first = tl.where(before < 0, 0, (before // BLOCK + 1) * BLOCK)
     stop = tl.cdiv(m0 + BLOCK_M - 1 + end, BLOCK) * BLOCK
@@ -154,7 +155,7 @@ def span_kernel(
     asking_ptr, asked_ptr, prefix_ptr, span_ptr, num_asking, num_asked,
     KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Of each block of queries, the first key that it may see and the one after the last; or keys and queries.
+    """Of each block of queries the first key that it may see and the one after the last; or so of keys.
 
     Segments are compared by each block's least and greatest, so a span may be too wide, never too narrow.
     """
@@ -192,8 +193,10 @@ def span_kernel(
 
 
 @triton.jit
-def _seen(span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
-          BLOCK: tl.constexpr):  # fmt: skip
+def _seen(
+    span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """Where the tiles that a block must visit begin and end."""
     first, stop = 0, num_asked
     if span_ptr is not None:
@@ -208,9 +211,10 @@ def _seen(span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.co
 
 @triton.jit
 def _forward_tiles(
-    y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i,
-    bias, before, after, line_key, scale2, num_keys, threshold, NEAR: tl.constexpr, CAUSAL: tl.constexpr,
-    N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+    y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+    segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, NEAR: tl.constexpr,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The near or the far tiles of keys, into the running sums of a tile of queries."""
     begin, end = _range(low, first, stop, high, NEAR)
@@ -220,8 +224,9 @@ def _forward_tiles(
         v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
         score = _scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
-            _column(prefix_i), bias, tl.where(count < first, before, after), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i),
+            _line(segment_j), _column(prefix_i), bias, tl.where(count < first, before, after), scale2,
+            num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, 1))
         # Where a query has seen nothing yet its peak is -inf, and -inf less -inf would be NaN.
@@ -238,11 +243,11 @@ def _forward_tiles(
 
 @triton.jit(do_not_specialize=_AT_RUN_TIME)
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr, span_ptr,
-    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
+    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
+    span_ptr, q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
     num_queries, num_keys, num_heads, group, end, reach, scale2, threshold, kept_scale,
-    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one row and head. y is [B, T, H, N] and lse [B, H, T], contiguous."""
     row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
@@ -275,14 +280,14 @@ def forward_kernel(
     if bias is not None or CAUSAL:
         first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
         y, peak, total = _forward_tiles(
-            y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr,
-            prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, True, CAUSAL, N, BLOCK_N, BLOCK_S,
-            EVEN_S, PRECISION,
+            y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+            segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, True,
+            CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
         )  # fmt: skip
     y, peak, total = _forward_tiles(
-        y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i, segment_j_ptr,
-        prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, False, CAUSAL, N, BLOCK_N, BLOCK_S,
-        EVEN_S, PRECISION,
+        y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+        segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, False, CAUSAL,
+        N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
     )  # fmt: skip
 
     found = total > 0
@@ -310,8 +315,8 @@ def _sum_diagonals(x, sum_ptr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
 @triton.jit
 def _query_gradient_tiles(
     grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr, k_stride,
-    v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2, num_keys, threshold,
-    kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
+    v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2, num_keys,
+    threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The near or the far tiles of keys, into the gradients of a tile of queries and of the bias."""
@@ -323,8 +328,9 @@ def _query_gradient_tiles(
         v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
         score = _scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i), _line(segment_j),
-            _column(prefix_i), bias, tl.where(count < first, before, after), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i),
+            _line(segment_j), _column(prefix_i), bias, tl.where(count < first, before, after), scale2,
+            num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[:, None])
         grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
@@ -334,7 +340,8 @@ def _query_gradient_tiles(
         grad_score = weight * (grad_weight - delta[:, None])
         if bias is not None:
             if NEAR:
-                _sum_diagonals(grad_score, sums + (n0 - m0) // BLOCK_S * (BLOCK_T + BLOCK_S), BLOCK_T, BLOCK_S)
+                slot = sums + (n0 - m0) // BLOCK_S * (BLOCK_T + BLOCK_S)
+                _sum_diagonals(grad_score, slot, BLOCK_T, BLOCK_S)
             else:
                 sum_of_line = tl.sum(grad_score, 1)
                 sum_before += tl.where(count < first, sum_of_line, 0.0)
@@ -345,15 +352,15 @@ def _query_gradient_tiles(
 
 @triton.jit(do_not_specialize=_AT_RUN_TIME)
 def query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
-    span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
+    q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr,
+    key_ptr, span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
     num_queries, num_keys, num_heads, group, end, reach, scale, scale2, threshold, kept_scale,
-    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr, SLOTS: tl.constexpr,
-    FIRST_SLOT: tl.constexpr,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+    SLOTS: tl.constexpr, FIRST_SLOT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries: its gradient, and what the other gradients need: delta, line keys, the bias's part.
+    """One tile of queries: its gradient, and what others need: delta, line keys, the bias's part.
 
     grad_q and y are [B, T, H, N], delta and line keys [B, H, T]; the bias's part is
     [B, H, tiles, SLOTS * (BLOCK_T + BLOCK_S) + 2]: the sums of diagonals of each near tile, the one on the
@@ -364,7 +371,9 @@ def query_gradient_kernel(
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
     i = m0 + tl.arange(0, BLOCK_T)
     q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
-    grad_y = _load_tile(grad_y_ptr + row * g_row + head * g_head, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+    grad_y = _load_tile(
+        grad_y_ptr + row * g_row + head * g_head, g_stride, i, num_queries, N, BLOCK_N, EVEN_T
+    )
     in_result = (row * num_queries * num_heads + head) * N
     y = _load_tile(y_ptr + in_result, num_heads * N, i, num_queries, N, BLOCK_N, EVEN_T)
     delta = tl.sum(grad_y.to(tl.float32) * y.to(tl.float32), 1)
@@ -400,13 +409,15 @@ def query_gradient_kernel(
         first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
         grad_q, sum_before, sum_after = _query_gradient_tiles(
             grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
-            k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2,
-            num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S, PRECISION,
+            k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key,
+            scale2, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S,
+            PRECISION,
         )  # fmt: skip
     grad_q, sum_before, sum_after = _query_gradient_tiles(
         grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
-        k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2,
-        num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S, PRECISION,
+        k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key,
+        scale2, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S,
+        PRECISION,
     )  # fmt: skip
 
     _store_tile(grad_q_ptr + in_result, num_heads * N, i, num_queries, grad_q * scale, N, BLOCK_N)
@@ -422,7 +433,7 @@ def _key_gradient_tiles(
     threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The near or the far tiles of queries, into the gradients of a tile of keys. Tiles are keys by queries."""
+    """The near or the far tiles of queries, into a tile of keys' gradients. Tiles are keys by queries."""
     begin, end = _range(low, first, stop, high, NEAR)
     for count in range(begin, end, BLOCK_T):
         i = _tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_T)
@@ -434,8 +445,9 @@ def _key_gradient_tiles(
         prefix_i = _load_numbers(prefix_ptr, i, num_queries, 0)
         # Queries rise, so offsets fall: the keys come after the queries of the first tiles.
         score = _scores(
-            tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], _line(segment_i), _column(segment_j),
-            _line(prefix_i), bias, tl.where(count < first, after, before), scale2, num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], _line(segment_i),
+            _column(segment_j), _line(prefix_i), bias, tl.where(count < first, after, before), scale2,
+            num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[None, :])
         grad_weight = tl.dot(v, grad_y.T, input_precision=PRECISION)
@@ -457,8 +469,8 @@ def key_gradient_kernel(
     prefix_ptr, span_ptr, grad_k_ptr, grad_v_ptr,
     q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
     num_queries, num_keys, num_kv_heads, group, end, reach, scale, scale2, threshold, kept_scale,
-    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys and values of one row and key-value head. The results are [B, S, K, N], contiguous."""
     row, kv_head = (tl.program_id(1) // num_kv_heads).to(tl.int64), tl.program_id(1) % num_kv_heads
@@ -493,9 +505,9 @@ def key_gradient_kernel(
         if bias_ptr is not None or CAUSAL:
             grad_k, grad_v = _key_gradient_tiles(
                 grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,
-                delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2,
-                num_queries, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
-                PRECISION,
+                delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after,
+                scale2, num_queries, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T,
+                EVEN_T, EVEN_S, PRECISION,
             )  # fmt: skip
         grad_k, grad_v = _key_gradient_tiles(
             grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,

@@ -1,4 +1,4 @@
-"""The tiles that `attention_triton` launches. No Triton is imported: tables and models of traffic read them too."""
+"""The tiles that `attention_triton` launches. No Triton is imported: models of traffic read them too."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _spans(
     causal: bool,
     block: int,
 ) -> Tensor | None:
-    """What each block of queries (or keys) must visit, [B, blocks, 2]; None where the causal mask tells it."""
+    """What each block of queries (or keys) must visit, [B, blocks, 2]; None: the causal mask tells it."""
     shown = asking if asking is not None else prefix_BT
     if shown is None:
         return None

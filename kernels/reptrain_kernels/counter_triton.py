@@ -62,8 +62,7 @@ def dropout_kernel(
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("reptrain_kernels::counter_dropout", mutates_args=())
-def counter_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
+def launch_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
     """See `counter.dropout`; the threshold and the scale are `counter.threshold_and_scale` of the rate."""
     x, key = x.contiguous(), key.contiguous()
     y = torch.empty_like(x)
@@ -78,6 +77,11 @@ def counter_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Ten
         x, key, y, num_lines, num_positions, num_units, threshold, scale, BLOCK_LINES, BLOCK_UNITS
     )
     return y
+
+
+counter_dropout = torch.library.custom_op(
+    "reptrain_kernels::counter_dropout", launch_dropout, mutates_args=()
+)
 
 
 @counter_dropout.register_fake

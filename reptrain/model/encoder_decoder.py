@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.model import MoEConfig, StackShape, T5Config
+from reptrain.config.model import MoEConfig, Recompute, StackShape, T5Config
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
@@ -31,9 +31,9 @@ class Source(NamedTuple):
 
     states_BSD: Tensor
     bias_B1TS: Tensor | Sight
-    """-inf where a position may not read; 0 all along where it finds nothing to read. Or that by structure."""
+    """-inf where a position may not read; 0 all along where it finds nothing to read. Or by structure."""
     found_BT1: Tensor | None
-    """Whether a position finds anything to read; where not, cross-attention gives zeros. None: it sees to it."""
+    """Whether a position finds anything to read; if not, cross-attention gives zeros. None: it sees to it."""
 
 
 def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Tensor) -> Source:
@@ -174,7 +174,7 @@ class Stack(nn.Module):
         *source: Source,
         key_B: Tensor | None,
         num_targets_B: Tensor | None,
-        recompute: bool,
+        recompute: Recompute,
         cache: Cache | None = None,
     ) -> tuple[Tensor, list[LayerRouting]]:
         """All layers (see `run_layers`); the decoder is given its source."""
@@ -219,7 +219,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: T5Config, *, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_blocks = False
+        self.recompute: Recompute = "none"
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
         self.encoder = Stack(config, config.encoder, EncoderBlock, first_layer=0, causal=False)
@@ -270,7 +270,7 @@ class EncoderDecoder(nn.Module):
         common = {
             "key_B": key_B,
             "num_targets_B": None if routing is None else routing.num_targets_B,
-            "recompute": self.checkpoint_blocks and self.training,
+            "recompute": self.recompute if self.training else "none",
         }
         states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **common)
         source = read_source(states_BSD, source_segments_BS, segments_BT)
@@ -282,7 +282,7 @@ class EncoderDecoder(nn.Module):
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
         """What the decoder reads of the source, states_BSD, in evaluation mode."""
         states_BSD, _ = self.encoder(
-            self.embedding(source_BS), source_segments_BS, key_B=None, num_targets_B=None, recompute=False
+            self.embedding(source_BS), source_segments_BS, key_B=None, num_targets_B=None, recompute="none"
         )
         return states_BSD
 
@@ -311,7 +311,7 @@ class EncoderDecoder(nn.Module):
             source,
             key_B=None,
             num_targets_B=None,
-            recompute=False,
+            recompute="none",
             cache=cache,
         )
         return self._score(cache.last(x_BTD))

@@ -1,4 +1,4 @@
-"""What attention is tested on, under the interpreter and on a GPU: settings, seeded inputs, float64 references."""
+"""What attention is tested on, interpreted and on a GPU: settings, seeded inputs, float64 references."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SLOW_CASES = {
         torch.bfloat16, rows=1, queries=500, keys=500, width=64, scale=0.2, end=91, rate=0.1, tiles=None
     ),
     "grouped_128": Case(
-        torch.float16, 1, 4, 1, queries=300, keys=300, width=128, end=0, causal=True, segments=True, tiles=None
+        torch.float16, 1, 4, 1, 300, 300, width=128, end=0, causal=True, segments=True, tiles=None
     ),
     "wide_256_300": Case(torch.bfloat16, 1, 1, 1, queries=300, keys=300, width=256, end=40, tiles=None),
     "prefix_300": Case(rows=1, queries=300, keys=300, causal=True, prefix=True, end=0, tiles=None),

@@ -1,6 +1,6 @@
 """Holds the Triton implementation of dropout against the torch one, under Triton's interpreter.
 
-A script: whether Triton interprets is decided when it is imported, so the test starts a process.
+Prints "equal" as JSON.
 """
 
 from __future__ import annotations
@@ -61,3 +61,4 @@ if __name__ == "__main__":
     check((2, 17, 129), torch.float32, 0.0)
     check_strided()
     check_operator()
+    print('"equal"')

@@ -1,4 +1,4 @@
-"""Runs Triton kernels without a GPU: in a process of their own, since Triton decides at import whether it interprets.
+"""Runs Triton kernels without a GPU, in a process of their own: Triton decides at import if it interprets.
 
 A script of checks begins with `prepare` and prints what it found as JSON; a test starts it with `results_of`.
 """

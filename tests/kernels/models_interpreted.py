@@ -12,15 +12,15 @@ import interpreted
 
 interpreted.prepare()
 
-import torch
-import torch.nn.functional as F
-from tolerances import relative_error
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from tolerances import relative_error  # noqa: E402
 
-from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.model import DropoutContext, build_model
-from reptrain_kernels import attention_triton
-from reptrain_kernels.attention_tiles import Tiles
-from reptrain_kernels.implementation import assume
+from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
+from reptrain.model import DropoutContext, build_model  # noqa: E402
+from reptrain_kernels import attention_triton  # noqa: E402
+from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
+from reptrain_kernels.implementation import assume  # noqa: E402
 
 VOCAB, S, T = 31, 20, 17
 RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1}
@@ -32,7 +32,8 @@ def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
     """Configurations and inputs: documents and padding, and targets of a document that has no source."""
     t5 = {"family": "t5", "d_model": 16, "num_heads": 2, "head_dim": 12, "d_ff": 24, "dropout": RATES}
     t5 |= {"relative_buckets": 8, "relative_max_distance": 16}
-    decoder = {"d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24, "num_layers": 2, "dropout": RATES}
+    decoder = {"d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24, "num_layers": 2}
+    decoder |= {"dropout": RATES}
     source_BS, tokens_BT = torch.randint(VOCAB, (1, S)), torch.randint(VOCAB, (1, T))
     return {
         "t5": (
@@ -51,7 +52,7 @@ def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
 def step(config: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss and every parameter's gradient."""
     model = build_model(config, vocab_size=VOCAB, seed=3)
-    model.checkpoint_blocks = True
+    model.recompute = "full"
     logits_BTV = model(**inputs, dropout=DropoutContext(seed=1, step=2, row_B=torch.arange(1)))
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), torch.arange(T) % VOCAB)
     loss.backward()

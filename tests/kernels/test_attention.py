@@ -133,7 +133,7 @@ def test_offset_bias_gives_each_offset_its_buckets_number() -> None:
         ({"k_BKSN": torch.ones(1, 3, 4, 8), "v_BKSN": torch.ones(1, 3, 4, 8)}, "H a multiple of K"),
         ({"v_BKSN": torch.ones(1, 2, 4, 8).half()}, "one dtype"),
         ({"bias_HR": torch.ones(2, 4)}, "bias_HR: must be"),
-        ({"mask": Mask(causal=True), "k_BKSN": torch.ones(1, 2, 5, 8), "v_BKSN": torch.ones(1, 2, 5, 8)}, "keys"),
+        ({"mask": Mask(causal=True)} | dict.fromkeys(("k_BKSN", "v_BKSN"), torch.ones(1, 2, 5, 8)), "keys"),
         ({"mask": Mask(prefix_BT=torch.ones(1, 4))}, "causal must be True"),
         ({"mask": Mask(segments_BT=torch.ones(1, 3))}, "segments_BT: must have shape"),
         ({"mask": Mask(segments_BS=torch.ones(1, 4))}, "needs the queries' segments"),
@@ -160,3 +160,34 @@ def test_attention_on_a_gpu_equals_float64(name: str) -> None:
     assert_within(case, errors)
     again = results(case, inputs, "triton")
     assert all(torch.equal(actual[key], again[key]) for key in actual)
+
+
+def milliseconds(call: Any) -> float:
+    """The median of some runs."""
+    from triton.testing import do_bench
+
+    return do_bench(call, return_mode="median")
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("positions", [512, 2048])
+def test_attention_on_a_gpu_is_faster_than_torchs_with_a_bias_spelled_out(positions: int) -> None:
+    from reptrain_kernels.bench.shapes import ATTENTION, attention_tensors
+
+    shape = next(shape for shape in ATTENTION if shape.name == "T5-Base encoder")
+    shape = shape._replace(B=8192 // positions, T=positions, S=positions)
+    q, k, v, bias, _, _ = attention_tensors(shape, "cuda")
+    leaves = [x.requires_grad_() for x in (q, k, v, bias)]
+    grad = torch.randn_like(q)
+
+    def fused() -> None:
+        torch.autograd.grad(attention(q, k, v, scale=1.0, bias_HR=bias), leaves, grad)
+
+    def spelled_out() -> None:
+        offset = torch.arange(1 - positions, positions, device="cuda").clamp(-shape.E, shape.E) + shape.E
+        mask = bias[:, offset].unfold(1, positions, 1).flip(1).to(q.dtype)[None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        torch.autograd.grad(y, leaves, grad)
+
+    assert milliseconds(fused) < milliseconds(spelled_out)

@@ -1,7 +1,7 @@
-"""The one table of what a kernel may differ from its float64 reference by. To loosen it takes a decision page.
+"""The one table of how far a kernel may be from its float64 reference. To loosen it takes a decision page.
 
-The error is ||kernel - reference|| / ||reference||, where the reference is computed from the same rounded inputs
-in float64. A reference that is zero is measured against the upstream gradient instead.
+The error is ||kernel - reference|| / ||reference||, where the reference is computed in float64 from the same
+rounded inputs. A reference that is zero is measured against the upstream gradient instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["output", "gradient", "summed"]
-"""A result of the forward pass; a gradient of an input; a gradient summed over many positions (tables, weights)."""
+"""A result; a gradient of an input; a gradient summed over many positions (tables, weights)."""
 
 TOLERANCES: dict[tuple[str, Kind], float] = {
     ("float32", "output"): 1e-6,

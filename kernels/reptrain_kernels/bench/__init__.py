@@ -1,1 +1,1 @@
-"""What is known of the kernels without a GPU and measured with one: compilation, models of traffic, timing."""
+"""What is known of the kernels without a GPU: their compilation and models of their traffic."""

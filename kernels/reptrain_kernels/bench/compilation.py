@@ -1,7 +1,7 @@
-"""Compiles what an operation would launch, for GPUs that need not be here, and reads the machine code's resources.
+"""Compiles what an operation would launch, for GPUs that need not be here, and reads what the code takes.
 
-An operation's own launching code runs on tensors of the device "meta" while each launch is written down and not
-made. So what is compiled is what would run: same tiles, same hints of alignment, same constants.
+An operation's own launching code runs on tensors of the device "meta" while each launch is written down and
+not made. So what is compiled is what would run: same tiles, same hints of alignment, same constants.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class Chip(NamedTuple):
-    """Limits of one multiprocessor and the block's share of its shared memory (CUDA programming guide, table of
-    compute capabilities)."""
+    """Limits of a multiprocessor and of a block (CUDA programming guide, table of compute capabilities)."""
 
     name: str
     shared_bytes_per_block: int

@@ -125,12 +125,11 @@ def complaints(rows: Iterable[Row], table: dict[tuple[str, str, str, int], Row])
             found.append(f"{about}: {row.shared_bytes} bytes of shared memory are more than the chip has")
         if before is None:
             found.append(f"{about}: not in {TABLE.name}; write it anew")
-        elif (row.warps_resident, row.matrix) != (before.warps_resident, before.matrix):
-            if row.warps_resident < before.warps_resident or row.matrix != before.matrix:
-                found.append(
-                    f"{about}: {row.warps_resident} warps by {row.matrix}, "
-                    f"were {before.warps_resident} by {before.matrix}"
-                )
+        elif row.warps_resident < before.warps_resident or row.matrix != before.matrix:
+            found.append(
+                f"{about}: {row.warps_resident} warps by {row.matrix}, "
+                f"were {before.warps_resident} by {before.matrix}"
+            )
     return found
 
 

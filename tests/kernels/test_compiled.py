@@ -1,0 +1,129 @@
+"""Kernels compiled for A100 and H100 without a GPU, against the committed table; the model of traffic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reptrain_kernels.attention_tiles import attention_tiles
+from reptrain_kernels.bench.compilation import CHIPS, resident_blocks
+from reptrain_kernels.bench.compiled import (
+    TABLE,
+    Row,
+    compile_entries,
+    complaints,
+    entries,
+    read_table,
+    write_table,
+)
+from reptrain_kernels.bench.readme import README, rewritten
+from reptrain_kernels.bench.shapes import ATTENTION
+from reptrain_kernels.bench.traffic import CHIPS as RATES
+from reptrain_kernels.bench.traffic import attention_moved, attention_needed, table
+
+MATRIX_KERNELS = {"forward", "query_gradient", "key_gradient"}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """T5's attention with every feature, compiled for A100 and H100."""
+    return [*compile_entries(entry for entry in entries() if entry.shape == "T5-Base dropout encoder")]
+
+
+def test_compiled_kernels_are_no_worse_than_the_table(rows: list[Row]) -> None:
+    assert {row.capability for row in rows} == {80, 90}
+    assert {row.kernel for row in rows} >= MATRIX_KERNELS
+    assert complaints(rows, read_table()) == []
+
+
+def test_compiled_matrix_kernels_use_the_chips_matrix_units(rows: list[Row]) -> None:
+    for row in rows:
+        if row.kernel in MATRIX_KERNELS:
+            assert row.matrix == {80: "mma", 90: "wgmma"}[row.capability]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_compiled_table_is_no_worse_at_every_shape() -> None:
+    assert complaints(compile_entries(entries()), read_table()) == []
+
+
+def test_compiled_table_has_every_matrix_kernel_without_a_spill() -> None:
+    rows = read_table().values()
+    assert {row.shape for row in rows} == {shape.name for shape in ATTENTION}
+    for row in rows:
+        assert row.spill_bytes == 0 or row.capability >= 100, row
+        assert row.warps_resident > 0, row
+        half = "fp32" not in row.shape
+        if row.kernel in MATRIX_KERNELS and half and row.capability == 80:
+            assert row.matrix == "mma", row
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spill_bytes": 8}, "spills 8 bytes"),
+        ({"shared_bytes": 170_000}, "more than the chip has"),
+        ({"warps_resident": 4}, "4 warps by mma, were 8 by mma"),
+        ({"matrix": "none"}, "8 warps by none, were 8 by mma"),
+        ({"shape": "unknown"}, "not in compiled.csv"),
+        ({"registers": 12, "warps_resident": 16}, None),
+    ],
+)
+def test_complaints_name_what_became_worse(change: dict[str, object], said: str | None) -> None:
+    row = Row("attention", "some", "forward", 80, "64x64", 4, 2, 128, 0, 50_000, 8, "mma")
+    found = complaints([row._replace(**change)], {row.name: row})
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_write_table_is_read_back(tmp_path: Path) -> None:
+    rows = read_table()
+    write_table(rows.values(), tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == TABLE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared_bytes", "num_warps", "blocks"),
+    [(255, 0, 4, 2), (128, 0, 4, 4), (129, 0, 4, 3), (32, 100_000, 4, 1), (32, 0, 8, 8), (32, 170_000, 4, 0)],
+)
+def test_resident_blocks_follow_the_chips_limits(
+    registers: int, shared_bytes: int, num_warps: int, blocks: int
+) -> None:
+    assert resident_blocks(CHIPS[80], registers, shared_bytes, num_warps) == blocks
+
+
+def test_traffic_of_attention_is_counted_as_by_hand() -> None:
+    shape = next(shape for shape in ATTENTION if shape.name == "T5-Base encoder")
+    pairs = 16 * 12 * 512 * 512
+    forward, backward = attention_needed(shape)
+    assert forward.matrix_flops == 4 * pairs * 64
+    assert backward.matrix_flops == 10 * pairs * 64
+    tensor = 16 * 512 * 12 * 64 * 2
+    assert forward.memory_bytes == 4 * tensor + 16 * 12 * 512 * 4
+    kernels = attention_moved(shape, 80)
+    assert [kernel.matrix_flops for kernel in kernels] == [4 * pairs * 64, 6 * pairs * 64, 8 * pairs * 64]
+    # The keys and values of 64 positions, staged and then read by eight warps, and the queries.
+    tiles = 16 * 12 * 4 * 8
+    assert attention_tiles("forward", 64, 2, 80)[:3] == (128, 64, 8)
+    assert kernels[0].shared_bytes == tiles * 2 * 64 * (2 * 64 + 2 * 8 * 64 + 128)
+
+
+@pytest.mark.parametrize("capability", RATES)
+def test_traffic_moves_no_less_than_it_must(capability: int) -> None:
+    for shape in ATTENTION:
+        forward, backward = attention_needed(shape)
+        moved = attention_moved(shape, capability)
+        for needed, done in ((forward, moved[:1]), (backward, moved[1:])):
+            for unit in ("matrix_flops", "integers", "exps", "memory_bytes"):
+                assert sum(getattr(kernel, unit) for kernel in done) >= getattr(needed, unit), (shape, unit)
+
+
+def test_traffic_table_has_no_time_below_its_roofline() -> None:
+    assert all(row.ratio >= 1 for row in table())
+
+
+def test_readme_shows_the_tables_as_they_are() -> None:
+    text = README.read_text()
+    assert rewritten(text) == text, "python -m reptrain_kernels.bench.readme"
