@@ -90,8 +90,16 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
         setattr(holder, name, kept)
 
 
-def compile_launch(launch: Launch, *, capability: int) -> Resources:
-    """Compile a launch's kernel and read what it takes."""
+def compile_launch(
+    launch: Launch, *, capability: int, known: dict[str, Resources] | None = None
+) -> Resources:
+    """Compile a launch's kernel and read what it takes.
+
+    Args:
+        launch: Of `launches`.
+        capability: For which chip.
+        known: What is the same to the compiler is compiled once and kept here.
+    """
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     kernel = launch.kernel
@@ -101,13 +109,19 @@ def compile_launch(launch: Launch, *, capability: int) -> Resources:
         backend, launch.keywords, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, hints)
+    key = f"{source.hash()} {options.hash()} {capability}"
+    if known is not None and key in known:
+        return known[key]
     compiled = triton.compile(source, target=target, options=options.__dict__)
     num_warps = compiled.metadata.num_warps
     registers, spill_bytes = _usage(compiled.asm["cubin"], kernel.fn.__name__)
     shared_bytes = compiled.metadata.shared
     blocks = resident_blocks(CHIPS[capability], registers, shared_bytes, num_warps)
     matrix = matrix_instruction(compiled.asm["ptx"])
-    return Resources(registers, spill_bytes, shared_bytes, blocks, blocks * num_warps, matrix)
+    resources = Resources(registers, spill_bytes, shared_bytes, blocks, blocks * num_warps, matrix)
+    if known is not None:
+        known[key] = resources
+    return resources
 
 
 def _usage(cubin: bytes, name: str) -> tuple[int, int]:

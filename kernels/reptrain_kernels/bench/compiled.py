@@ -12,7 +12,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from reptrain_kernels.bench.compilation import CHIPS, Launch, Resources, compile_launch, launches
 from reptrain_kernels.bench.shapes import ATTENTION, attention_launch
@@ -68,21 +68,12 @@ def entries() -> list[Entry]:
 
 def compile_entries(chosen: Iterable[Entry]) -> Iterator[Row]:
     """Their rows; what is the same to the compiler is compiled once."""
-    known: dict[Any, Resources] = {}
+    known: dict[str, Resources] = {}
     for entry in chosen:
         for capability in entry.capabilities:
             for launch in launches(entry.launch, capability=capability):
-                key = (capability, launch.kernel.fn.__name__, _to_compiler(launch))
-                if key not in known:
-                    known[key] = compile_launch(launch, capability=capability)
-                yield _row(entry, launch, capability, known[key])
-
-
-def _to_compiler(launch: Launch) -> str:
-    """What the compiler sees of a launch, a little finer than it is."""
-    tensors = [getattr(x, "dtype", type(x)) for x in launch.arguments]
-    hints = [x % 16 == 0 for x in launch.arguments if isinstance(x, int)]
-    return repr((tensors, hints, launch.keywords))
+                found = compile_launch(launch, capability=capability, known=known)
+                yield _row(entry, launch, capability, found)
 
 
 def _row(entry: Entry, launch: Launch, capability: int, found: Resources) -> Row:
