@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptrain.config.load import dump_yaml
-from reptrain.config.model import ModelConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.engine.checkpoint import Manifest, Topology
 from reptrain.engine.state import WEIGHT, Piece
 from reptrain.engine.state_files import write_pieces
@@ -76,6 +76,7 @@ def export_model(
         ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is in use.
     """
     trained = open_trained(run, step)
+    _refuse_bidirectional(trained)
     settings = model_settings(trained.config, rows=trained.rows)
     pieces = trained.tokenizer(tokenizer)
     special = trained.special_ids(pieces)
@@ -95,6 +96,17 @@ def export_model(
             dtype=dtype,
         )
     return _done(out, run, settings["model_type"], trained)
+
+
+def _refuse_bidirectional(trained: TrainedModel) -> None:
+    """The decoders of transformers read forwards only."""
+    if isinstance(trained.config, DecoderConfig) and trained.reading != "causal":
+        raise RunError(
+            f"objective of {trained.path}",
+            got="one under which the decoder reads its inputs both ways",
+            rule="must read forwards only, as the decoders of transformers do",
+            remedy="Use the model from its run folder.",
+        )
 
 
 def _done(path: Path, source: Path, model_type: str, trained: TrainedModel) -> Exchanged:

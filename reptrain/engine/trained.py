@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -21,7 +22,13 @@ from pydantic import Field, ValidationError
 from reptrain.config import RunConfig
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.objectives import (
+    MaskedDiffusionConfig,
+    PrefixLMConfig,
+    SpanCorruptionConfig,
+    UL2Config,
+)
 from reptrain.engine import checkpoint
 from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.distributed import World
@@ -39,6 +46,11 @@ from reptrain.text import Tokenizer
 
 _ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
+
+
+Reading = Literal["causal", "prefix", "inputs", "unordered"]
+"""How a model was trained to read what it is given: each token after those before it; both ways, to go on
+behind it; both ways, to begin anew behind its EOS, as an encoder-decoder does; or with no order at all."""
 
 
 class ImportedModel(Frozen):
@@ -92,6 +104,11 @@ class TrainedModel(ABC):
         Raises:
             ReptrainError: If they are not whole.
         """
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads a prompt."""
+        return "causal" if isinstance(self.config, DecoderConfig) else "inputs"
 
     @property
     def rows(self) -> int:
@@ -174,6 +191,18 @@ class _RunModel(_Checkpointed):
     def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest) -> None:
         super().__init__(path, run.model, place, manifest, run.window_tokens)
         self._run = run
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads a prompt: as its objective taught it."""
+        objective = self._run.objective
+        if isinstance(objective, MaskedDiffusionConfig):
+            return "unordered"
+        if isinstance(objective, (SpanCorruptionConfig, UL2Config)):
+            return "inputs"
+        if isinstance(objective, PrefixLMConfig) and objective.bidirectional:
+            return "prefix" if isinstance(self.config, DecoderConfig) else "inputs"
+        return super().reading
 
     def own_tokenizer(self) -> Tokenizer:
         return open_store(Path(next(iter(self._run.sources.values())).store)).tokenizer()

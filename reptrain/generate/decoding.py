@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.engine.distributed import choose_device
-from reptrain.engine.trained import TrainedModel, open_trained
+from reptrain.engine.trained import Reading, TrainedModel, open_trained
 from reptrain.errors import ConfigError
 from reptrain.generate.prompts import decode_text, encode_prompt
 from reptrain.generate.sampling import Sampling
@@ -49,11 +49,13 @@ class Writer:
         model: In evaluation mode.
         special: What begins and ends a text.
         num_ids: Of the tokenizer: the ids that may come.
+        reading: How a decoder reads its prompts.
     """
 
     model: Decoder | EncoderDecoder
     special: SpecialIds
     num_ids: int
+    reading: Reading = "causal"
 
     @torch.no_grad()
     def write(
@@ -94,14 +96,24 @@ class Writer:
         ]
 
     def _begin_decoder(self, batch: _Batch, max_new_tokens: int) -> tuple[Tensor, _Step]:
-        model, start = self.model, self.special.start
-        tokens_BT, is_token_BT = self._pad([[*([] if start is None else [start]), *ids] for ids in batch.ids])
+        model = self.model
+        start = [] if self.special.start is None else [self.special.start]
+        if self.reading == "inputs":
+            rows = [[*ids, *self.special.ends[:1], *start] for ids in batch.ids]
+        else:
+            rows = [[*start, *ids] for ids in batch.ids]
+        tokens_BT, is_token_BT = self._pad(rows)
+        prefix_B = None
+        if self.reading != "causal":
+            # What begins the text anew is no part of the inputs.
+            prefix_B = is_token_BT.sum(1) - (len(start) if self.reading == "inputs" else 0)
         cache = self._cache(model.config.num_layers, tokens_BT, max_new_tokens)
 
         def step(tokens_BT: Tensor, is_token_BT: Tensor) -> Tensor:
             return model(tokens_BT, is_token_BT=is_token_BT, cache=cache)[:, 0]
 
-        return step(tokens_BT, is_token_BT), step
+        first_B1V = model(tokens_BT, is_token_BT=is_token_BT, prefix_B=prefix_B, cache=cache)
+        return first_B1V[:, 0], step
 
     def _begin_encoder_decoder(self, batch: _Batch, max_new_tokens: int) -> tuple[Tensor, _Step]:
         model = self.model
@@ -165,12 +177,19 @@ def generate(
         if value < 1:
             raise ConfigError(name, got=value, rule="must be at least 1", remedy="Choose another.")
     trained = source if isinstance(source, TrainedModel) else open_trained(source, step)
+    if trained.reading == "unordered":
+        raise ConfigError(
+            f"objective of {trained.path}",
+            got="masked_diffusion",
+            rule="must be one that predicts tokens in an order",
+            remedy="Texts of masked diffusion models are not written yet.",
+        )
     pieces = trained.tokenizer(tokenizer)
     special = trained.special_ids(pieces)
     encoded = [encode_prompt(pieces, prompt) for prompt in prompts]
     _check_lengths(trained.config, encoded, max_new_tokens, special)
     model = trained.load(without_capacity(trained.config)).to(choose_device(device))
-    written = Writer(model, special, pieces.vocab_size).write(
+    written = Writer(model, special, pieces.vocab_size, trained.reading).write(
         encoded, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(), batch_rows=batch_rows
     )
     return [
@@ -194,7 +213,8 @@ def _check_lengths(
 ) -> None:
     if not isinstance(config, DecoderConfig):
         return
-    started = special.start is not None
+    # A start token, and behind inputs their EOS.
+    started = 2 if special.start is not None else 0
     if not started and not all(prompts):
         raise ConfigError(
             "prompt",

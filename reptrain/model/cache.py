@@ -34,11 +34,13 @@ class Cache:
         self._last_B = self.length_B
         self.layers = [LayerCache(self) for _ in range(num_layers)]
 
-    def advance(self, is_token_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, is_token_BT: Tensor, prefix_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make room for new positions.
 
         Args:
             is_token_BT: bool, False behind a row's tokens.
+            prefix_B: int64, so many of a row's first positions are read by those before them too; they come
+                all at once.
 
         Returns:
             position_BT, and visible_B1TP: a position reads itself and those before it.
@@ -51,7 +53,10 @@ class Cache:
         self._last_B = (new_B - 1).clamp(min=0)
         self.num_columns = min(self.num_columns + len(new), self.num_positions)
         column_P = torch.arange(self.num_columns, device=is_token_BT.device)
-        return self.position_BT, (column_P <= self.position_BT[..., None])[:, None]
+        visible_BTP = column_P <= self.position_BT[..., None]
+        if prefix_B is not None:
+            visible_BTP = visible_BTP | (column_P < prefix_B[:, None, None])
+        return self.position_BT, visible_BTP[:, None]
 
     def last(self, x_BTD: Tensor) -> Tensor:
         """Of new positions the last token of each row, [B, 1, D]."""

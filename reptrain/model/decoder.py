@@ -132,7 +132,7 @@ class Decoder(nn.Module):
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
             routing: Filled with what the routers did.
             cache: Of the positions before these, to which it adds these; padding may only stand behind.
-                Needs ``is_token_BT``, and takes neither segments nor prefix.
+                Needs ``is_token_BT``, and takes no segments; a prefix is given with the first positions.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's last
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
             visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
         position_BT, num_positions = None, tokens_BT.shape[1]
         if cache is not None:
-            position_BT, visible_B1TT = cache.advance(is_token_BT)
+            position_BT, visible_B1TT = cache.advance(is_token_BT, prefix_B)
             num_positions = cache.num_columns
         x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
         x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))

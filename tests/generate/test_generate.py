@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.engine.exchange import export_model
 from reptrain.engine.loop import train
+from reptrain.engine.trained import Reading, open_trained
 from reptrain.errors import ConfigError, ReptrainError, TextError
 from reptrain.generate import Sampling, Writer, generate
 from reptrain.generate.prompts import decode_text, encode_prompt
@@ -23,7 +26,7 @@ from reptrain.model import build_model
 from reptrain.text import Tokenizer
 
 MakeConfig = Callable[..., RunConfig]
-VOCAB, IDS, NEW = 61, 50, 24
+VOCAB, IDS, NEW = 61, 50, 16
 SPECIAL = SpecialIds(0, (1,))
 PROMPTS = [[5, 9, 33], [40], [7] * 9, [11, 12], [30, 31, 32, 33]]
 DECODER = DecoderConfig(
@@ -35,8 +38,8 @@ T5 = T5Config(
 )  # fmt: skip
 
 
-def writer(config: DecoderConfig | T5Config) -> Writer:
-    return Writer(build_model(config, vocab_size=VOCAB, seed=3).eval(), SPECIAL, num_ids=IDS)
+def writer(config: DecoderConfig | T5Config, reading: Reading = "causal") -> Writer:
+    return Writer(build_model(config, vocab_size=VOCAB, seed=3).eval(), SPECIAL, IDS, reading)
 
 
 @torch.no_grad()
@@ -45,7 +48,11 @@ def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) ->
     chosen: list[int] = []
     for position in range(NEW):
         if isinstance(writer.model.config, DecoderConfig):
-            logits_1TV = writer.model(torch.tensor([[0, *prompt, *chosen]]))
+            read = [*prompt, 1, 0] if writer.reading == "inputs" else [0, *prompt]
+            prefix = {"causal": 0, "prefix": len(read), "inputs": len(read) - 1}[writer.reading]
+            logits_1TV = writer.model(
+                torch.tensor([[*read, *chosen]]), prefix_B=torch.tensor([prefix]) if prefix else None
+            )
         else:
             source_1S, inputs_1T = torch.tensor([[*prompt, 1]]), torch.tensor([[0, *chosen]])
             logits_1TV = writer.model(
@@ -62,11 +69,15 @@ def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) ->
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 0.9, seed=4)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("config", [DECODER, T5], ids=["decoder", "t5"])
+@pytest.mark.parametrize(
+    ("config", "reading"),
+    [(DECODER, "causal"), (DECODER, "prefix"), (DECODER, "inputs"), (T5, "inputs")],
+    ids=["decoder", "prefix", "inputs", "t5"],
+)
 def test_tokens_are_those_of_the_uncached_model_in_any_batch(
-    config: DecoderConfig | T5Config, sampling: Sampling
+    config: DecoderConfig | T5Config, reading: Reading, sampling: Sampling
 ) -> None:
-    made = writer(config)
+    made = writer(config, reading)
     expected = [uncached(made, prompt, sampling, row) for row, prompt in enumerate(PROMPTS)]
     for batch_rows in (1, 2, 5):
         found = made.write(PROMPTS, max_new_tokens=NEW, sampling=sampling, batch_rows=batch_rows)
@@ -148,6 +159,31 @@ def test_command_writes_texts_of_prompts_and_files(run: Path, tmp_path: Path) ->
         catch_exceptions=False,
     )
     assert json.loads(result.output)[0] == told[0][1]
+
+
+READINGS = {
+    "causal": "causal",
+    "fill_in_the_middle": "causal",
+    "prefix_lm": "prefix",
+    "prefix_lm, bidirectional: false": "causal",
+    "span_corruption": "inputs",
+    "masked_diffusion": "unordered",
+}
+
+
+def test_decoder_reads_a_prompt_as_its_objective_taught_it(tiny: MakeConfig, tmp_path: Path) -> None:
+    train(tiny("train.total_tokens=400"), tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    for objective, reading in READINGS.items():
+        (tmp_path / "config.yaml").write_text(
+            re.sub(r"objective:\n( .*\n)+", f"objective: {{name: {objective}}}\n", text)
+        )
+        assert open_trained(tmp_path).reading == reading
+        if reading != "causal":
+            with pytest.raises(ReptrainError, match="forwards only"):
+                export_model(tmp_path, tmp_path / "out")
+    with pytest.raises(ConfigError, match="must be one that predicts tokens in an order"):
+        generate(tmp_path, ["a"])
 
 
 def test_wrong_input_is_refused(run: Path, tmp_path: Path) -> None:
