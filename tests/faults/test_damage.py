@@ -14,7 +14,7 @@ from fault_table import STOPPED, WENT_ON, FaultTable
 
 from reptrain.runs import RunFolder
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 MakeTrial = Callable[..., Trial]
 
 OF_THE_RUN = (

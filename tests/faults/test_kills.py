@@ -11,7 +11,7 @@ from fault_hooks import SAVE, SEAL, Actions, Within
 from fault_runs import Tokenized, Trial, draws
 from fault_table import WENT_ON, FaultTable
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 MakeTrial = Callable[..., Trial]
 MakeTokenized = Callable[..., Tokenized]
 
@@ -27,7 +27,7 @@ def _place(trial: Trial) -> str:
 
 @pytest.mark.parametrize(
     ("seed", "kills"),
-    [(1, 2), pytest.param(2, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    [(1, 2), pytest.param(2, 20, marks=pytest.mark.slow)],
 )
 def test_run_killed_at_random_moments(trial: MakeTrial, table: FaultTable, seed: int, kills: int) -> None:
     """Each run is killed twice, and again where it ended before the moment came."""
@@ -68,7 +68,6 @@ def _strike(struck: Trial | Tokenized, action: int, within: Within | None, call:
 
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
-@pytest.mark.timeout(900)
 def test_run_killed_before_each_action_of_a_save(trial: MakeTrial, table: FaultTable, part: int) -> None:
     """The third save, which is the first that removes an older checkpoint, in three parts."""
     actions = _count(trial(), SAVE, 2)
@@ -79,12 +78,10 @@ def test_run_killed_before_each_action_of_a_save(trial: MakeTrial, table: FaultT
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_run_killed_before_actions(trial: MakeTrial, table: FaultTable) -> None:
     actions = _count(trial(), None)
-    first = 2 * list(range(12))
-    print(actions)
-    for action in [*first[:12], *(int(part * actions) for part in draws(3, 8))]:
+    # The folder is made in the first ones.
+    for action in [*range(0, 12, 2), *(int(part * actions) for part in draws(3, 6))]:
         struck = trial()
         ended = struck.carry_out(hook=Actions(action))
         assert ended.code == -signal.SIGKILL, ended.said
@@ -93,7 +90,7 @@ def test_run_killed_before_actions(trial: MakeTrial, table: FaultTable) -> None:
         table.add("kill -9 before a flush, rename or removal of a run", where, WENT_ON)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(19, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(14, marks=pytest.mark.slow)])
 def test_tokenization_killed_before_actions(tokenized: MakeTokenized, table: FaultTable, kills: int) -> None:
     actions = _count(tokenized(), None)
     for part in draws(kills, kills):

@@ -18,7 +18,7 @@ from two_hosts import ADDRESSES, TwoHosts
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 
-pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(1800)]
 TIMEOUT_S = 8
 OVERRIDES = ["train.zero_stage=1", f"train.rank_timeout_seconds={TIMEOUT_S}"]
 

@@ -14,7 +14,7 @@ from fault_runs import Trial
 from fault_starts import Started
 from fault_table import STOPPED, WENT_ON, FaultTable
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 MakeTrial = Callable[..., Trial]
 
 
