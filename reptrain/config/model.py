@@ -19,6 +19,11 @@ def is_gated(activation: Activation) -> bool:
     return activation in ("swiglu", "geglu")
 
 
+Recompute = Literal["none", "selective", "full"]
+"""What of a layer's activations is computed again in the backward pass: nothing, what lies between products
+of matrices and attention, or all."""
+
+
 class DropoutConfig(Frozen):
     """Dropout rates by site; each may change in the course of the run, as in `{value: 0.1, start: 50%}`."""
 

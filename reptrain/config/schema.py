@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import Frozen, Positive, Seed
-from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget
@@ -70,6 +71,11 @@ class DataConfig(Frozen):
         return self
 
 
+def _switch(on: str) -> Callable[[Any], Any]:
+    """Lets a setting of several words be written as true or false too."""
+    return lambda value: (on if value else "none") if isinstance(value, bool) else value
+
+
 class TrainConfig(Frozen):
     """How long and in what steps."""
 
@@ -90,10 +96,13 @@ class TrainConfig(Frozen):
     the experts and the ranks, and needs zero_stage 1 or 2. Does not change results."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    compile: bool = False
-    """Run the model through torch.compile."""
-    activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass."""
+    compile: Annotated[
+        Literal["none", "block", "model"], BeforeValidator(_switch("model"))
+    ] = "none"
+    """torch.compile of each layer, once for all alike, or of the whole model. true: model."""
+    activation_checkpointing: Annotated[Recompute, BeforeValidator(_switch("full"))] = "none"
+    """What of a layer's activations is computed again in the backward pass: nothing, all (full, or true), or
+    what lies between products of matrices and attention (selective)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
     audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""

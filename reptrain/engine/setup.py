@@ -18,6 +18,7 @@ from reptrain.engine.trained import TrainedModel
 from reptrain.engine.zero import deepspeed_config
 from reptrain.errors import StoreError
 from reptrain.model import Decoder, EncoderDecoder, build_model
+from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
@@ -136,7 +137,9 @@ def build_engine(
 
         spread_experts(model, size=config.train.expert_parallel_size, world=world)
     model = model.to(world.device)
-    model.checkpoint_blocks = config.train.activation_checkpointing
+    model.recompute = config.train.activation_checkpointing
+    if config.train.compile == "block":
+        compile_blocks(model)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, config.optimizer),
@@ -147,7 +150,7 @@ def build_engine(
             micro_steps=micro_steps,
         ),
     )
-    if config.train.compile:
+    if config.train.compile == "model":
         engine.compile()
     return engine
 

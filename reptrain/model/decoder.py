@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.model import DecoderConfig, MoEConfig
+from reptrain.config.model import DecoderConfig, MoEConfig, Recompute
 from reptrain.model.attention import CausalAttention
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_blocks = False
+        self.recompute: Recompute = "none"
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
         self.position_embedding = None
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
             routed=RoutedTokens(is_token_BT, None if routing is None else routing.num_targets_B),
             shape=self.config.stack,
             first_layer=0,
-            recompute=self.checkpoint_blocks and self.training,
+            recompute=self.recompute if self.training else "none",
             cache=cache,
         )
         if routing is not None:

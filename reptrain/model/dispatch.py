@@ -25,7 +25,9 @@ class Dispatch:
         self.top_k = expert_BTK.shape[-1]
         self.order_N = expert_N.argsort(stable=True)
         """int64: which assignment comes at each place of the sorted ones."""
-        self.count_E = torch.bincount(expert_N, minlength=num_experts)
+        # Not bincount, whose shape torch.compile cannot tell.
+        zeros_E = expert_N.new_zeros(num_experts)
+        self.count_E = zeros_E.scatter_add(0, expert_N, torch.ones_like(expert_N))
         """int64: assignments of each expert."""
 
     def send(self, x_BTD: Tensor) -> Tensor:

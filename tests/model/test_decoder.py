@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain.config.model import DecoderConfig
+from reptrain.config.model import DecoderConfig, Recompute
 from reptrain.model import Decoder, DropoutContext, build_model
 from reptrain.model.dropout import site_keys
 from reptrain.sizes import count_parameters
@@ -134,9 +134,10 @@ def gradients(model: Decoder, rows: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def test_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dropout() -> None:
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_decoder_that_recomputes_has_the_same_gradients_with_dropout(recompute: Recompute) -> None:
     plain, checkpointed = built(dropout=ALL_SITES), built(dropout=ALL_SITES)
-    checkpointed.checkpoint_blocks = True
+    checkpointed.recompute = recompute
     expected = gradients(plain, torch.arange(4))
     assert len(expected) == len(list(plain.parameters()))
     for grad, want in zip(gradients(checkpointed, torch.arange(4)), expected, strict=True):
@@ -145,19 +146,21 @@ def test_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dropout() 
 
 def test_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
     kept = []
-    for checkpoint_blocks in (False, True):
+    for recompute in ("none", "full"):
         model, sizes = built(dropout=ALL_SITES), []
-        model.checkpoint_blocks = checkpoint_blocks
+        model.recompute = recompute
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
             model(tokens(), dropout=context(torch.arange(4)))
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 2
 
 
-@pytest.mark.parametrize("checkpoint_blocks", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_decoder_compiles_whole_and_once_for_all_steps(checkpoint_blocks: bool) -> None:
+@pytest.mark.parametrize(
+    "recompute", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "full"))]
+)
+def test_decoder_compiles_whole_and_once_for_all_steps(recompute: Recompute) -> None:
     model = built(dropout=ALL_SITES)
-    model.checkpoint_blocks = checkpoint_blocks
+    model.recompute = recompute
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for step in range(4):

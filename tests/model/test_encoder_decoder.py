@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain.config.model import T5Config
+from reptrain.config.model import Recompute, T5Config
 from reptrain.model import DropoutContext, EncoderDecoder, build_model
 from reptrain.model.dropout import Dropout
 
@@ -168,9 +168,12 @@ def gradients(model: EncoderDecoder) -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def test_encoder_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dropout() -> None:
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_encoder_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dropout(
+    recompute: Recompute,
+) -> None:
     plain, checkpointed = built(dropout=ALL_SITES), built(dropout=ALL_SITES)
-    checkpointed.checkpoint_blocks = True
+    checkpointed.recompute = recompute
     expected = gradients(plain)
     assert len(expected) == len(list(plain.parameters()))
     for grad, want in zip(gradients(checkpointed), expected, strict=True):
@@ -179,20 +182,20 @@ def test_encoder_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dr
 
 def test_encoder_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
     kept = []
-    for checkpoint_blocks in (False, True):
+    for recompute in ("none", "full"):
         model, sizes = built(dropout=ALL_SITES), []
-        model.checkpoint_blocks = checkpoint_blocks
+        model.recompute = recompute
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
             model(**inputs(), dropout=context())
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 2
 
 
-@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.slow
-def test_encoder_decoder_compiles_whole_and_once_for_all_steps(checkpoint_blocks: bool) -> None:
+def test_encoder_decoder_compiles_whole_and_once_for_all_steps(recompute: Recompute) -> None:
     model = built(dropout=ALL_SITES, num_encoder_layers=1)
-    model.checkpoint_blocks = checkpoint_blocks
+    model.recompute = recompute
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for step in range(4):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptrain.config.model import DecoderConfig, MoEConfig, T5Config
+from reptrain.config.model import DecoderConfig, MoEConfig, Recompute, T5Config
 from reptrain.model import Decoder, DropoutContext, EncoderDecoder, Routing, build_model, router
 from reptrain.model.dropout import Dropout, Site, site_keys
 from reptrain.model.router import RoutedTokens, Router
@@ -337,11 +339,14 @@ def test_shared_layers_equal_copies_of_them(
         torch.testing.assert_close(parameter.grad, sums[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("recompute", ["selective", "full"])
 @pytest.mark.parametrize("shape", [DECODER, T5], ids=["decoder", "t5"])
-def test_recomputed_sparse_layers_give_the_same_gradients(shape: dict[str, Any]) -> None:
+def test_recomputed_sparse_layers_give_the_same_gradients(
+    shape: dict[str, Any], recompute: Recompute
+) -> None:
     settings = {"moe": SPARSE | {"jitter": 0.1}, "dropout": {"expert": 0.2, "mlp": 0.1}}
     plain, recomputed = built(shape, **settings), built(shape, **settings)
-    recomputed.checkpoint_blocks = True
+    recomputed.recompute = recompute
     (found, routing), (expected, expected_routing) = (trained(m, given(shape)) for m in (recomputed, plain))
     assert torch.equal(found, expected)
     assert torch.equal(routing.loss_nats, expected_routing.loss_nats)
@@ -349,9 +354,7 @@ def test_recomputed_sparse_layers_give_the_same_gradients(shape: dict[str, Any])
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
-@pytest.mark.parametrize(
-    "shape", [DECODER, pytest.param(T5, marks=pytest.mark.slow)], ids=["decoder", "t5"]
-)
+@pytest.mark.parametrize("shape", [DECODER, pytest.param(T5, marks=pytest.mark.slow)], ids=["decoder", "t5"])
 def test_compiled_sparse_model_equals_the_eager_one(shape: dict[str, Any]) -> None:
     one_layer = {name: 1 for name in shape if name.endswith("_layers")}
     model = built(shape | one_layer, moe=SPARSE | {"every": 1, "jitter": 0.1}, dropout={"expert": 0.2})
@@ -363,6 +366,47 @@ def test_compiled_sparse_model_equals_the_eager_one(shape: dict[str, Any]) -> No
     torch.testing.assert_close(routing.loss_nats, expected_routing.loss_nats)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices, and what else is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.others = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        if operation.name() in ("aten::mm", "reptrain::grouped_mm"):
+            self.products += 1
+        else:
+            self.others += 1
+        return operation(*args, **(named or {}))
+
+
+@pytest.mark.parametrize("shape", [DECODER, T5], ids=["decoder", "t5"])
+def test_selective_recomputation_multiplies_no_matrices_again(shape: dict[str, Any]) -> None:
+    counts = {}
+    for recompute in ("none", "selective", "full"):
+        model, routing = built(shape, moe=SPARSE), Routing(TARGETS_B)
+        model.recompute = recompute
+        loss = model(**given(shape), routing=routing).logsumexp(-1).sum()
+        with Products() as counted:
+            loss.backward()
+        counts[recompute] = counted
+    assert counts["selective"].products == counts["none"].products < counts["full"].products
+    assert counts["none"].others < counts["selective"].others
+
+
+@pytest.mark.slow
+def test_blocks_compile_once_for_all_layers_of_a_kind() -> None:
+    model, plain = (built(DECODER, moe=SPARSE, dropout={"mlp": 0.1}) for _ in range(2))
+    counter = CompileCounterWithBackend("aot_eager")
+    for block in model.blocks:
+        block.compile(backend=counter)
+    (found, _), (expected, _) = (trained(each, given(DECODER)) for each in (model, plain))
+    torch.testing.assert_close(found, expected)
+    # Four layers, of which two are sparse.
+    assert counter.frame_count == 2
 
 
 def test_bf16_router_computes_in_fp32() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.engine.step import token_nats
 from reptrain.model import DropoutContext, Routing, build_model
@@ -30,10 +31,10 @@ T5 = {
 }
 
 
-def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: bool = False) -> int:
+def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: Recompute = "none") -> int:
     """Bytes that autograd keeps between the passes, without the weights."""
     model = build_model(config, vocab_size=VOCAB, seed=0)
-    model.checkpoint_blocks = recompute
+    model.recompute = recompute
     if bf16:
         model = model.bfloat16()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -59,7 +60,7 @@ def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recomput
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def estimate(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: bool = False) -> Any:
+def estimate(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: Recompute = "none") -> Any:
     shape = ExampleShape(SOURCE if isinstance(config, T5Config) else 0, TARGET)
     precision = "bf16" if bf16 else "fp32"
     return activation_bytes(config, VOCAB, shape, windows=ROWS, precision=precision, recompute=recompute)
@@ -96,11 +97,43 @@ def test_activation_bytes_when_recomputed_are_the_inputs_and_one_layer(family: d
         for n in (1, 2, 3)
     )
     # What more layers add to what is kept is their inputs; the rest of the estimate is one layer's own.
-    added = estimate(three, recompute=True).fused - estimate(two, recompute=True).fused
-    kept = kept_bytes(three, recompute=True) - kept_bytes(two, recompute=True)
+    added = estimate(three, recompute="full").fused - estimate(two, recompute="full").fused
+    kept = kept_bytes(three, recompute="full") - kept_bytes(two, recompute="full")
     assert added == pytest.approx(kept, rel=0.02)
-    inside = estimate(one, recompute=True).fused - kept_bytes(one, recompute=True)
+    inside = estimate(one, recompute="full").fused - kept_bytes(one, recompute="full")
     assert 0 < inside <= estimate(two).fused - estimate(one).fused + 2048
+
+
+class Products(TorchDispatchMode):
+    """Adds up the bytes that come out of matrix products and attention."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = func.name().split("::")[-1]
+        if name.startswith(("mm", "addmm", "_scaled_dot_product")):
+            results = [
+                result for result in (made if isinstance(made, tuple) else (made,)) if result is not None
+            ]
+            self.num_bytes += sum(
+                r.numel() * r.element_size() for r in results if isinstance(r, torch.Tensor)
+            )
+        return made
+
+
+@pytest.mark.parametrize("changes", [{}, GPT, {"moe": MOE}], ids=["llama", "gpt", "moe"])
+def test_activation_bytes_when_products_are_kept_are_theirs_besides(changes: dict[str, Any]) -> None:
+    config = DecoderConfig.model_validate(DECODER | changes)
+    model = build_model(config, vocab_size=VOCAB, seed=0)
+    tokens = torch.randint(VOCAB, (ROWS, TARGET))
+    with Products() as products:
+        model(tokens)
+    of_layers = products.num_bytes - ROWS * TARGET * VOCAB * 4
+    added = estimate(config, recompute="selective").fused - estimate(config, recompute="full").fused
+    assert added == pytest.approx(of_layers, rel=0.02)
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
