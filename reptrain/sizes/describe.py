@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from reptrain.config.load import dump_yaml
-from reptrain.config.model import T5Config
+from reptrain.config.model import Recompute, T5Config
 from reptrain.errors import ConfigError
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
@@ -93,8 +93,8 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
     memory["micro_batch_windows"] = windows
-    for key, recompute in (("activation_bytes", False), ("activation_bytes_recomputed", True)):
-        memory[key] = activation_bytes(
+    memory["activation_bytes"] = {
+        recompute: activation_bytes(
             subject.run.model,
             subject.vocab_size,
             subject.shape,
@@ -102,6 +102,8 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
             precision=precision,
             recompute=recompute,
         )._asdict()
+        for recompute in get_args(Recompute)
+    }
     return memory
 
 
@@ -144,15 +146,10 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         shown = "no training here" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
     if "micro_batch_windows" in memory:
-        windows = f"{memory['micro_batch_windows']} windows"
-        kept, recomputed = memory["activation_bytes"], memory["activation_bytes_recomputed"]
-        for size, words in (
-            (kept["fused"], "kept for the backward pass"),
-            (kept["weights_kept"], "where the weights of attention are kept too"),
-            (recomputed["fused"], "with train.activation_checkpointing"),
-            (recomputed["weights_kept"], "with it, one layer's weights of attention kept"),
-        ):
-            lines.append(f"  {_gib(size):>16}  activations of {windows}, {words}")
+        lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
+        lines.append(f"  {'fused':>16}  {'weights kept':>16}  attention; by train.activation_checkpointing")
+        for recompute, size in memory["activation_bytes"].items():
+            lines.append(f"  {_gib(size['fused']):>16}  {_gib(size['weights_kept']):>16}  {recompute}")
     return lines
 
 

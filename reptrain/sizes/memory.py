@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig, StackShape, is_gated
+from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig, Recompute, StackShape, is_gated
 from reptrain.config.objectives import ExampleShape
 from reptrain.sizes.flops import Precision
 from reptrain.sizes.parameters import embedding_rows
@@ -59,7 +59,7 @@ def activation_bytes(
     *,
     windows: int,
     precision: Precision,
-    recompute: bool,
+    recompute: Recompute,
 ) -> ActivationBytes:
     """Activations by what the modules here keep, in units of e bytes (4 in fp32, else 2) a position:
 
@@ -67,7 +67,7 @@ def activation_bytes(
     keys and values, 2 (H + K) N e, and H sums in fp32; a gated MLP 4 F e, one with GELU 2 F e, with ReLU F e
     (2 F e with dropout); a sparse MLP that for each of a token's experts, and 2 d e for its way there and
     back; the head V logarithms in fp32. Kept attention weights add H (4 + e) a pair of positions.
-    Recomputing keeps each layer's input, d e, and one whole layer.
+    Recomputing keeps each layer's input, d e, and one whole layer; where products are kept, those too.
 
     Args:
         config: The model.
@@ -96,29 +96,59 @@ def activation_bytes(
     kept = fused
     for shape_of_stack, positions, pairs, norms, read in stacks:
         layers = _layers(config, shape_of_stack, positions, norms=norms, read=read, size=size)
-        layers = [windows * layer for layer in layers]
         weights = windows * pairs * config.num_heads * (_FULL + size)
-        inputs = len(layers) * windows * positions * config.d_model * size
-        fused += inputs + max(layers) if recompute else sum(layers)
-        kept += inputs + max(layers) + weights if recompute else sum(layers) + len(layers) * weights
+        if recompute == "none":
+            of_stack, times = sum(layer.whole for layer in layers), len(layers)
+        else:
+            of_stack, times = max(layer.whole for layer in layers), 1
+            of_stack += len(layers) * positions * config.d_model * size
+        if recompute == "selective":
+            of_stack += sum(layer.products for layer in layers)
+        fused += windows * of_stack
+        kept += windows * of_stack + times * weights
     return ActivationBytes(fused, kept)
+
+
+class _Layer(NamedTuple):
+    """Bytes of a layer for one window."""
+
+    whole: int
+    products: int
+    """Of them the results of matrix products and of attention, which selective recomputation keeps."""
 
 
 def _layers(
     config: ModelConfig, shape: StackShape, positions: int, *, norms: int, read: int, size: int
-) -> list[int]:
-    """Bytes of each layer for one window; ``read`` positions of the encoder give keys and values too."""
+) -> list[_Layer]:
+    """The layers of a stack; ``read`` positions of the encoder give keys and values too."""
     heads, width = config.num_heads, config.num_heads * config.head_dim
     kv_width = config.kv_heads * config.head_dim if isinstance(config, DecoderConfig) else width
     attentions = 2 if read else 1
-    position = norms * config.d_model * (_FULL + 2 * size)
-    position += attentions * (2 * width * size + heads * _FULL) + 2 * kv_width * size
+    attention = attentions * (2 * width * size + heads * _FULL) + 2 * kv_width * size
     crossed = read * 2 * kv_width * size
-    mlps = (_mlp(config, shape.sparse(layer), size) for layer in range(shape.num_layers))
-    return [positions * (position + mlp) + crossed for mlp in mlps]
+    around = norms * config.d_model * (_FULL + 2 * size)
+    projected = attentions * config.d_model * size
+    return [
+        _Layer(
+            positions * (around + attention + _mlp(config, sparse, size)) + crossed,
+            positions * (attention + projected + _mlp_products(config, sparse, size)) + crossed,
+        )
+        for sparse in (shape.sparse(layer) for layer in range(shape.num_layers))
+    ]
+
+
+def _mlp_products(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
+    """Results of the matrix products of an MLP, a position."""
+    into = 2 if is_gated(config.mlp) else 1
+    if sparse is None:
+        return (into * config.d_ff + config.d_model) * size
+    experts = sparse.top_k * (into * (sparse.d_ff or config.d_ff) + config.d_model)
+    shared = into * sparse.shared_d_ff + config.d_model if sparse.shared_d_ff else 0
+    return (experts + shared) * size + sparse.num_experts * _FULL
 
 
 def _mlp(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
+    """All that an MLP keeps, a position."""
     if sparse is None:
         return _hidden(config, config.dropout.mlp.largest) * config.d_ff * size
     expert = _hidden(config, config.dropout.expert.largest) * (sparse.d_ff or config.d_ff)
