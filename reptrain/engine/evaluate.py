@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,6 +20,8 @@ from reptrain.plan import EpochPlan, Subset, plan_epochs
 from reptrain.plan.shard import rank_rows
 from reptrain.store import Store
 from reptrain.text import Tokenizer
+
+SETS = ("probe", "select", "report")
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class EvaluationSet:
 
 def evaluation_sets(
     config: RunConfig,
-    sources: Mapping[str, tuple[Store, Subset]],
+    sources: Mapping[str, tuple[Store, Subset | None]],
     tokenizer: Tokenizer,
     *,
     world: World,
     micro_batch_windows: int,
+    only: Collection[str] = SETS,
 ) -> list[EvaluationSet]:
     """For each source a probe of its training subset and its two held-out sets.
 
@@ -59,17 +62,20 @@ def evaluation_sets(
 
     Args:
         config: The run.
-        sources: The stores and training subsets by name.
+        sources: The stores and training subsets by name; without a subset there is no probe.
         tokenizer: The one that made all of them.
         world: The ranks.
         micro_batch_windows: Rows of one forward pass on one rank.
+        only: Which of the three.
     """
     sets = []
     for source, (store, subset) in sources.items():
         objective = build_objective(_fresh(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16))
-        splits = {"probe": store.split("train")} | {name: store.split(name) for name in ("select", "report")}
-        for name, split in splits.items():
+        for name in SETS:
             part = subset if name == "probe" else Subset.open(store, split=name)
+            if part is None or name not in only:
+                continue
+            split = store.split("train" if name == "probe" else name)
             micro_batches = _rank_share(
                 part, objective, config=config, world=world, micro_batch_windows=micro_batch_windows
             )

@@ -1,0 +1,122 @@
+"""The command that scores runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reptrain.cli.common import AsJson, app, show
+
+
+class Set(StrEnum):
+    """A set of windows."""
+
+    PROBE = "probe"
+    SELECT = "select"
+    REPORT = "report"
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    sets: Annotated[
+        list[Set] | None, typer.Option("--set", help="May be given several times.", show_default="all three")
+    ] = None,
+    objectives: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            metavar="NAME|YAML",
+            help="Another objective that the model can run: a name, or such as"
+            " '{name: span_corruption, mean_span_tokens: 8}'. May be given several times.",
+            show_default="the run's",
+        ),
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--store",
+            metavar="PATH",
+            help="Where the store is now, or another one of the same tokenizer; in a mixture NAME=PATH.",
+        ),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", help="Whose checkpoint.", show_default="the newest")
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option("--max-windows", min=1, help="Of each set.", show_default="the run's")
+    ] = None,
+    noise_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--noise-samples", min=1, help="How often each, under other noise.", show_default="the run's"
+        ),
+    ] = None,
+    memorised: Annotated[
+        int | None,
+        typer.Option(
+            "--memorised",
+            min=1,
+            metavar="K",
+            help="Instead tell for how many windows the model gives the next K tokens, by their exposures.",
+        ),
+    ] = None,
+    prefix_tokens: Annotated[
+        int, typer.Option("--prefix-tokens", min=1, help="Of the prompt, with --memorised.")
+    ] = 32,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="To score on.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score runs in fp32: nats per token, bits per byte, accuracy, and the gap to training windows.
+
+    Windows and noise are those of the run's own evaluations, and the same for all runs on a store.
+    """
+    from reptrain.engine.memorisation import memorised as ask
+    from reptrain.engine.scoring import SETS, open_run, score_run
+    from reptrain.runs.audit import store_places
+
+    rows = []
+    for path in runs:
+        run = open_run(path, step=step, stores=store_places(path, store or []), device=device)
+        if memorised is not None:
+            rows += [
+                found._asdict() | {"share": found.share}
+                for found in ask(
+                    run,
+                    prefix_tokens=prefix_tokens,
+                    continuation_tokens=memorised,
+                    max_windows=max_windows or 256,
+                )
+            ]
+            continue
+        rows += [
+            score._asdict()
+            for score in score_run(
+                run,
+                sets=sets or SETS,
+                objectives=objectives or [],
+                max_windows=max_windows,
+                noise_samples=noise_samples,
+            )
+        ]
+    show(rows, table(rows), as_json=as_json)
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Rows of equal keys as lines of text, with a heading."""
+    if not rows:
+        return "nothing to tell"
+    lines = [[key.replace("_", " ") for key in rows[0]]]
+    lines += [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(aligned)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
