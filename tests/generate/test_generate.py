@@ -26,7 +26,7 @@ from reptrain.model import build_model
 from reptrain.text import Tokenizer
 
 MakeConfig = Callable[..., RunConfig]
-VOCAB, IDS, NEW = 61, 50, 16
+VOCAB, IDS, NEW = 61, 50, 12
 SPECIAL = SpecialIds(0, (1,))
 PROMPTS = [[5, 9, 33], [40], [7] * 9, [11, 12], [30, 31, 32, 33]]
 DECODER = DecoderConfig(
@@ -68,18 +68,23 @@ def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) ->
     return chosen
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 0.9, seed=4)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    ("config", "reading"),
-    [(DECODER, "causal"), (DECODER, "prefix"), (DECODER, "inputs"), (T5, "inputs")],
-    ids=["decoder", "prefix", "inputs", "t5"],
+    ("config", "reading", "sampling"),
+    [
+        (DECODER, "causal", Sampling()),
+        (DECODER, "causal", Sampling(0.8, 0.9, seed=4)),
+        (DECODER, "prefix", Sampling()),
+        (DECODER, "inputs", Sampling()),
+        (T5, "inputs", Sampling()),
+        (T5, "inputs", Sampling(0.8, 0.9, seed=4)),
+    ],
 )
 def test_tokens_are_those_of_the_uncached_model_in_any_batch(
     config: DecoderConfig | T5Config, reading: Reading, sampling: Sampling
 ) -> None:
     made = writer(config, reading)
     expected = [uncached(made, prompt, sampling, row) for row, prompt in enumerate(PROMPTS)]
-    for batch_rows in (1, 2, 5):
+    for batch_rows in (2, 5):
         found = made.write(PROMPTS, max_new_tokens=NEW, sampling=sampling, batch_rows=batch_rows)
         assert list(found) == expected
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
