@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from reptrain.engine.setup import open_data
 from reptrain.plan import Subset
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
+from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,8 @@ def target_entropy(config: RunConfig) -> float:
     return float(torch.distributions.Categorical(counts / counts.sum()).entropy())
 
 
+# The tiny configurations that are arms of a dense one.
+ARM = re.compile(r"^(decoder|t5)-(moe|shared)$")
 TINY_T5 = ROOT / "configs" / "tiny" / "t5.yaml"
 
 
@@ -135,3 +139,31 @@ def test_tiny_t5_learns_as_it_stands(demo: tuple[Path, str], tmp_path: Path, ran
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert RunFolder.open(tmp_path / "run").plan.step_plan().num_steps <= 300
     hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", load_run_config(TINY_T5, overrides))
+
+
+ARMS = [path.stem for path in sorted((ROOT / "configs" / "tiny").glob("*-*.yaml")) if ARM.search(path.stem)]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_tiny_arms_have_the_flops_of_their_dense_model(arm: str) -> None:
+    dense, own = (
+        load_run_config(ROOT / "configs" / "tiny" / f"{name}.yaml") for name in (arm.split("-")[0], arm)
+    )
+    flops = [train_flops_per_window(config.model, 4096, config.example_shape) for config in (dense, own)]
+    assert flops[1] == pytest.approx(flops[0], rel=0.01)
+    parameters = [count_parameters(config.model, 4096).non_embedding for config in (dense, own)]
+    assert (parameters[1] > 2 * parameters[0]) if "moe" in arm else (parameters[1] < 0.6 * parameters[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("arm", ARMS)
+def test_tiny_arms_learn_as_they_stand(demo: tuple[Path, str], tmp_path: Path, arm: str) -> None:
+    overrides = [f"data.store={demo[0] / 'store'}"]
+    config = load_run_config(ROOT / "configs" / "tiny" / f"{arm}.yaml", overrides)
+    assert train(config, tmp_path / "run").steps <= 300
+    hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", config)
+    *_, last = RunFolder.open(tmp_path / "run").metrics.records("train")
+    layers = last.routing or []
+    assert len(layers) == {"decoder-moe": 2, "t5-moe": 4}.get(arm, 0)
+    assert all(layer.unused == 0 for layer in layers)
