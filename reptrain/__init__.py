@@ -13,9 +13,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "audit": "reptrain.runs.audit",
     "build_report": "reptrain.report",
+    "export_model": "reptrain.engine.exchange",
+    "generate": "reptrain.generation",
+    "import_model": "reptrain.engine.exchange",
     "load_run_config": "reptrain.config",
     "load_study": "reptrain.study",
     "open_store": "reptrain.store",
+    "open_trained": "reptrain.engine.trained",
     "run_study": "reptrain.study",
     "tokenize": "reptrain.store",
     "train": "reptrain.engine.loop",

@@ -82,8 +82,8 @@ def generate(
     """Let a decoder go on with a text, or an encoder-decoder answer it: <extra_id_0> is a hidden span."""
     from reptrain.errors import ConfigError
     from reptrain.files import write_atomically
-    from reptrain.generate import Sampling, read_prompts
-    from reptrain.generate import generate as write
+    from reptrain.generation import Sampling, read_prompts
+    from reptrain.generation import generate as write
 
     given = (prompt or []) + (read_prompts(prompts) if prompts else [])
     if not given:

@@ -14,7 +14,7 @@ import transformers
 from their_models import MADE, make, ours_from, save
 
 from reptrain.engine.exchange import import_model
-from reptrain.generate import Sampling, Writer, generate
+from reptrain.generation import Sampling, Writer, generate
 from reptrain.hub import ModelFolder
 from reptrain.hub.tokenizer_files import special_ids, write_tokenizer
 from reptrain.text import stdlib_documents, train_tokenizer

@@ -17,8 +17,8 @@ from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.engine.distributed import choose_device
 from reptrain.engine.trained import Reading, TrainedModel, open_trained
 from reptrain.errors import ConfigError
-from reptrain.generate.prompts import decode_text, encode_prompt
-from reptrain.generate.sampling import Sampling
+from reptrain.generation.prompts import decode_text, encode_prompt
+from reptrain.generation.sampling import Sampling
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.cache import Cache

@@ -19,8 +19,8 @@ from reptrain.engine.exchange import export_model
 from reptrain.engine.loop import train
 from reptrain.engine.trained import Reading, open_trained
 from reptrain.errors import ConfigError, ReptrainError, TextError
-from reptrain.generate import Sampling, Writer, generate
-from reptrain.generate.prompts import decode_text, encode_prompt
+from reptrain.generation import Sampling, Writer, generate
+from reptrain.generation.prompts import decode_text, encode_prompt
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import build_model
 from reptrain.text import Tokenizer

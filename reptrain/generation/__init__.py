@@ -1,0 +1,7 @@
+"""Texts from trained models: greedy or sampled, with a cache of keys and values."""
+
+from reptrain.generation.decoding import Generated, Writer, generate
+from reptrain.generation.prompts import read_prompts
+from reptrain.generation.sampling import Sampling
+
+__all__ = ["Generated", "Sampling", "Writer", "generate", "read_prompts"]
