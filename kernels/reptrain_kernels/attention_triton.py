@@ -22,8 +22,9 @@ _LOG2E = 1 / math.log(2)
 _CHUNK = 1024
 
 
-def _tiles(which: Pass, q_BHTN: Tensor) -> Tiles:
-    return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), capability(q_BHTN.device))
+def _tiles(which: Pass, q_BHTN: Tensor, bias_HR: Tensor | None) -> Tiles:
+    chip = capability(q_BHTN.device)
+    return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), chip, bias_HR is not None)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -132,7 +133,7 @@ def launch_forward(
     y, lse = _new(q), q.new_empty(B, H, T, dtype=torch.float32)
     if y.numel() == 0:
         return y, lse
-    tiles = _tiles("forward", q)
+    tiles = _tiles("forward", q, bias_HR)
     bias, end, reach = _bias(bias_HR, tiles)
     span = _spans(
         segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
@@ -186,7 +187,7 @@ def launch_backward(
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     numbers = (scale, scale * _LOG2E, threshold, kept_scale)
 
-    tiles = _tiles("query_gradient", q)
+    tiles = _tiles("query_gradient", q, bias_HR)
     bias, end, reach = _bias(bias_HR, tiles)
     num_tiles = triton.cdiv(T, tiles.queries)
     first_slot, slots = bias_slots(end, tiles)
@@ -207,7 +208,7 @@ def launch_backward(
             SLOTS=slots, FIRST_SLOT=first_slot, OFFSETS=triton.next_power_of_2(2 * (end + width)),
         )  # fmt: skip
 
-    tiles = _tiles("key_gradient", q)
+    tiles = _tiles("key_gradient", q, bias_HR)
     bias, _, reach = _bias(bias_HR, tiles)
     span = _spans(segments_j, segments_i, prefix, (B, S, T), keys_ask=True, causal=causal, block=tiles.keys)
     kernels.key_gradient_kernel[(triton.cdiv(S, tiles.keys), B * K)](

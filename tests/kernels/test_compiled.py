@@ -106,7 +106,7 @@ def test_traffic_of_attention_is_counted_as_by_hand() -> None:
     assert [kernel.matrix_flops for kernel in kernels] == [4 * pairs * 64, 6 * pairs * 64, 8 * pairs * 64]
     # The keys and values of 64 positions, staged and then read by eight warps, and the queries.
     tiles = 16 * 12 * 4 * 8
-    assert attention_tiles("forward", 64, 2, 80)[:3] == (128, 64, 8)
+    assert attention_tiles("forward", 64, 2, 80, True)[:3] == (128, 64, 8)
     assert kernels[0].shared_bytes == tiles * 2 * 64 * (2 * 64 + 2 * 8 * 64 + 128)
 
 

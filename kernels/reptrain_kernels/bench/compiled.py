@@ -12,7 +12,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from reptrain_kernels.bench.compilation import CHIPS, Launch, Resources, compile_launch, launches
 from reptrain_kernels.bench.shapes import ATTENTION, attention_launch
@@ -96,11 +96,9 @@ def _row(entry: Entry, launch: Launch, capability: int, found: Resources) -> Row
 
 def read_table(path: Path = TABLE) -> dict[tuple[str, str, str, int], Row]:
     """The rows by what they are about. A kernel that an entry launches twice has the last one's."""
+    types = get_type_hints(Row)
     with path.open(newline="") as file:
-        rows = [
-            Row(*(int(x) if Row.__annotations__[n] == "int" else x for n, x in row.items()))
-            for row in csv.DictReader(file)
-        ]
+        rows = [Row(**{name: types[name](x) for name, x in row.items()}) for row in csv.DictReader(file)]
     return {row.name: row for row in rows}
 
 

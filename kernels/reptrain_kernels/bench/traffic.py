@@ -139,10 +139,12 @@ def attention_moved(shape: AttentionShape, capability: int) -> list[Work]:
 
 def _kernel(shape: AttentionShape, which: Pass, capability: int, memory_bytes: float) -> Work:
     size = 4 if str(shape.dtype) == "torch.float32" else 2
-    tiling = _tiling(which, attention_tiles(which, shape.N, size, capability))
+    tiling = _tiling(which, attention_tiles(which, shape.N, size, capability, shape.E > 0))
     t, s = tiling.tiles.queries, tiling.tiles.keys
     tiles, near = _visited(shape, tiling), _near_share(shape, tiling)
-    pairs = tiles * t * s
+    # A warp of sm_80 computes 16 lines: more warps than lines for them repeat each other's work.
+    repeated = max(1.0, 16 * tiling.tiles.num_warps / tiling.held) if capability < 90 else 1.0
+    pairs = tiles * t * s * repeated
     # sm_80: each warp reads the right side of a product for its own lines; sm_90: each group of four does.
     readers = tiling.tiles.num_warps if capability < 90 else max(1, tiling.held // 64)
     right = tiling.products * readers * tiling.passed * shape.N * size
