@@ -58,6 +58,7 @@ def _cells(row: ArmRow, best: float | None) -> tuple[tuple[str, str], ...]:
     epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
     return (
         ("best held-out", _nats(best)),
+        ("bits/byte", _nats(row.best_bits_per_byte)),
         ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
         ("final held-out", _nats(held_out_curve(row).last)),
         ("final training", _nats(row.probe.last)),

@@ -59,7 +59,8 @@ class ArmRow(FrozenRecord):
         report: Curve on the held-out text that is told.
         best_select_nats: The lowest loss on `select`...
         best_tokens: ... the tokens consumed when it was reached...
-        best_report_nats: ... and the loss on `report` at that evaluation.
+        best_report_nats: ... and the loss on `report` at that evaluation...
+        best_bits_per_byte: ... also for a byte of its text; of `select` where `report` was not scored.
         gap_nats: Last loss on `select` less last loss on the probe.
         tokens_per_s: Median training speed.
         measure: Fingerprint of what a loss means: held-out text, objective and window. Losses of different
@@ -85,6 +86,7 @@ class ArmRow(FrozenRecord):
     best_select_nats: float | None = None
     best_tokens: int | None = None
     best_report_nats: float | None = None
+    best_bits_per_byte: float | None = None
     gap_nats: float | None = None
     tokens_per_s: float | None = None
     measure: str | None = None
@@ -179,11 +181,12 @@ def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[
     if not selected:
         return {}
     best = min(selected, key=lambda record: record.nats)
-    told = [record.nats for record in report if record.step == best.step]
+    told = next((record for record in report if record.step == best.step), None)
     return {
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,
-        "best_report_nats": told[0] if told else None,
+        "best_report_nats": told.nats if told else None,
+        "best_bits_per_byte": (told or best).bits_per_byte,
     }
 
 

@@ -107,6 +107,7 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     assert (cells["best held-out"], cells["at epoch"], cells["gap"], cells["audit"]) == (
         "5.500", "4", "5.000", "not exact",
     )  # fmt: skip
+    assert cells["bits/byte"] == "3.100"
     stopped = rows[0].model_copy(update={"state": "preempted"})
     assert dict(arm_lines([stopped])[0].cells)["audit"] == "exact so far"
     mixed = better.model_copy(update={"audit_as_planned": True})
