@@ -9,7 +9,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 from reptrain.config.model import Recompute, StackShape
@@ -72,6 +71,8 @@ def run_layers(
         The stream, and what the routers did where ``routed`` has targets.
     """
     routings = []
+    # Left out where it is not wanted: torch.compile takes no other default.
+    kept_products = {"context_fn": _keep_products} if recompute == "selective" else {}
     for layer in range(shape.num_layers):
         block, keys_PB = blocks[layer % shape.stored], site_keys(key_B, first_layer + layer)
         if recompute != "none":
@@ -85,7 +86,7 @@ def run_layers(
                 *arguments,
                 use_reentrant=False,
                 preserve_rng_state=False,
-                context_fn=_keep_products if recompute == "selective" else noop_context_fn,
+                **kept_products,
             )
         else:
             kept = {} if cache is None else {"cache": cache.layers[layer]}
