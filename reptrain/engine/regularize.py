@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reptrain.config import RunConfig
+from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.scheduled import Progress
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys
@@ -31,7 +32,7 @@ class Settings(NamedTuple):
     weight_decay: float = 0.0
 
     @classmethod
-    def at(cls, config: RunConfig, progress: Progress) -> Settings:
+    def at(cls, config: RunConfig | FinetuneConfig, progress: Progress) -> Settings:
         """What they are in the step that begins there."""
         given = config.regularize
         scheduled = (
@@ -63,7 +64,7 @@ class InputNoise:
     unknown_id: int | None
 
     @classmethod
-    def of(cls, config: RunConfig, tokenizer: Tokenizer) -> InputNoise:
+    def of(cls, config: RunConfig | FinetuneConfig, tokenizer: Tokenizer) -> InputNoise:
         """That of a run: special ids and sentinels are left alone."""
         is_text_V = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
         special = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.sentinel_ids)

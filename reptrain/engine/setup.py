@@ -9,6 +9,7 @@ from typing import Any
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import Objective, build_objective
 from reptrain.config import RunConfig
+from reptrain.config.finetune import FinetuneConfig
 from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
@@ -126,7 +127,7 @@ class Training:
 
 
 def build_engine(
-    config: RunConfig, model: Decoder | EncoderDecoder, *, world: World, micro_batch_windows: int
+    config: RunConfig | FinetuneConfig, model: Decoder | EncoderDecoder, *, world: World, micro_batch_windows: int
 ) -> Any:
     """Put the model on its device under DeepSpeed."""
     import deepspeed

@@ -7,6 +7,8 @@ An imported model is a folder like a run's, without plan and records:
     tokenizer.model, .json the tokenizer, where it came with one
     parent.json            where it came from
     checkpoints/step-0/    its weights, as a run keeps them
+
+A fine-tuned model is such a folder too, with checkpoints of several steps.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class ImportedModel(Frozen):
     """After any of these, a text is over."""
     window_tokens: int | None = None
     """Positions that it is meant for, where it says so."""
+    reading: Reading | None = None
+    """How it reads a prompt; null: as its family does."""
 
 
 class TrainedModel(ABC):
@@ -215,6 +219,12 @@ class _Imported(_Checkpointed):
     def __init__(self, path: Path, imported: ImportedModel, place: Path, manifest: Manifest) -> None:
         super().__init__(path, imported.model, place, manifest, imported.window_tokens)
         self._special = SpecialIds(imported.start_id, tuple(imported.end_ids))
+        self._reading = imported.reading
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads a prompt: as `model.yaml` says, or its family does."""
+        return self._reading or super().reading
 
     def own_tokenizer(self) -> Tokenizer | None:
         return read_tokenizer(self.path)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.schema import RunConfig
 
 
 def deepspeed_config(
-    config: RunConfig, *, world_size: int, micro_batch_windows: int, micro_steps: int
+    config: RunConfig | FinetuneConfig, *, world_size: int, micro_batch_windows: int, micro_steps: int
 ) -> dict[str, Any]:
     """DeepSpeed's settings for a run.
 
     Args:
-        config: The run.
+        config: The run, or the fine-tuning.
         world_size: Data-parallel ranks.
         micro_batch_windows: Rows of one forward pass on one rank.
         micro_steps: Forward passes of one rank in one optimizer step.

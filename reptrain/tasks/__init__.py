@@ -1,0 +1,1 @@
+"""Downstream tasks: fine-tuning and scoring on files of texts."""

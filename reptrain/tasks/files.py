@@ -1,0 +1,211 @@
+"""A task's files: rows as texts, and which of them are trained on, choose, and are told of."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reptrain import random
+from reptrain.config.load import apply_overrides, read_config, validate
+from reptrain.config.task import TaskConfig, TaskLimits
+from reptrain.errors import ConfigError, TextError
+
+TASK_FILE = "task.yaml"
+_KEY = re.compile(r"\{(\w+)\}")
+
+
+class Row(NamedTuple):
+    """A row of a task as texts."""
+
+    input: str
+    target: str
+    answers: tuple[str, ...]
+    """All that are right; the target where the row names none."""
+    group: str | None
+    """What it shares with rows of the same origin."""
+
+
+def read_task(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a task, with its folder filled in.
+
+    Args:
+        path: A folder with a task.yaml, or such a file.
+        overrides: Texts KEY=VALUE.
+
+    Raises:
+        ConfigError: If there is no such file, or a value is no YAML.
+    """
+    file = path / TASK_FILE if path.is_dir() else path
+    data = apply_overrides(read_config(file), overrides)
+    return {"name": file.parent.name if file.name == TASK_FILE else file.stem, "data": str(file.parent)} | {
+        key: value for key, value in data.items() if value is not None or key == "answers"
+    }
+
+
+def load_task(path: Path, overrides: Sequence[str] = ()) -> TaskConfig:
+    """A task; see `read_task`.
+
+    Raises:
+        ConfigError: If anything in its file is wrong.
+    """
+    return validate(TaskConfig, read_task(path, overrides))
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task by their use."""
+
+    train: list[Row]
+    select: list[Row]
+    report: list[Row]
+    files: dict[str, str]
+    """SHA-256 of each file by its name."""
+    left_out: int
+    """Rows of all files whose input is too long."""
+
+
+Fits = Callable[[list[Row]], list[bool]]
+"""Tells which rows are short enough."""
+
+
+def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> TaskRows:
+    """Read the rows to train on, those that choose, and those that are told of.
+
+    Which rows are taken, where not all are, is a function of the files alone, so that seeds and arms compare.
+
+    Args:
+        task: The task.
+        limits: How many of each.
+        fits: Tells which rows are used; None: all are.
+
+    Raises:
+        TextError: If a file is missing, or a row is not as it must be.
+        ConfigError: If too few rows are left.
+    """
+    files = _Files(task, fits)
+    train = _scattered(files.rows(task.train))
+    if task.select is None:
+        train, select = _keep_apart(train, limits.select_examples)
+    else:
+        select = _scattered(files.rows(task.select))[: limits.select_examples]
+    if not train or not select:
+        raise ConfigError(
+            "limits.select_examples",
+            got=f"{limits.select_examples}, which leaves {len(train)} rows to train on",
+            rule="must leave rows to train on",
+            remedy="Lower it, or name files under select in the task.",
+        )
+    if limits.train_examples is not None and limits.train_examples > len(train):
+        raise ConfigError(
+            "limits.train_examples",
+            got=limits.train_examples,
+            rule=f"must be at most {len(train)}, the rows that are not kept apart",
+            remedy="Lower it, or leave it out.",
+        )
+    report = _scattered(files.rows(task.report))[: limits.report_examples]
+    return TaskRows(train[: limits.train_examples], select, report, files.hashes, files.left_out)
+
+
+def read_report(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> list[Row]:
+    """The rows that are told of alone; see `read_rows`.
+
+    Raises:
+        TextError: If a file is missing, or a row is not as it must be.
+    """
+    return _scattered(_Files(task, fits).rows(task.report))[: limits.report_examples]
+
+
+def _scattered(rows: list[Row]) -> list[Row]:
+    """In an order that has nothing to do with that of the file."""
+    order = np.argsort(random.key(0, "task rows", np.arange(len(rows))), kind="stable")
+    return [rows[place] for place in order]
+
+
+def _keep_apart(rows: list[Row], least: int) -> tuple[list[Row], list[Row]]:
+    """All but whole groups of at least so many rows, and these; a row without a group is one by itself."""
+    by_group: dict[str | int, list[Row]] = {}
+    for place, row in enumerate(rows):
+        by_group.setdefault(place if row.group is None else row.group, []).append(row)
+    apart: list[Row] = []
+    left: list[Row] = []
+    for group in by_group.values():
+        (left if len(apart) >= least else apart).extend(group)
+    return _scattered(left), apart
+
+
+class _Files:
+    def __init__(self, task: TaskConfig, fits: Fits | None) -> None:
+        assert task.data is not None
+        self._task, self._folder, self._fits = task, Path(task.data), fits
+        self.hashes: dict[str, str] = {}
+        self.left_out = 0
+
+    def rows(self, patterns: Sequence[str]) -> list[Row]:
+        found = [row for pattern in patterns for path in self._matching(pattern) for row in self._read(path)]
+        if self._fits is None:
+            return found
+        fitting = list(itertools.compress(found, self._fits(found)))
+        self.left_out += len(found) - len(fitting)
+        return fitting
+
+    def _matching(self, pattern: str) -> list[Path]:
+        found = sorted(glob.glob(pattern, root_dir=self._folder))
+        if not found:
+            raise TextError(
+                f"task {self._task.name}",
+                got=f"no file {self._folder / pattern}",
+                rule="must have its files",
+                remedy="Set the task's data to their folder.",
+            )
+        return [self._folder / name for name in found]
+
+    def _read(self, path: Path) -> Iterator[Row]:
+        try:
+            data = path.read_bytes()
+            self.hashes[path.name] = hashlib.sha256(data).hexdigest()
+            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise TextError(
+                f"file {path}", got=error, rule="must be UTF-8, plain or gzip", remedy="Mend it."
+            ) from error
+        # A text may hold other separators of lines.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield self._row(f"{path}, line {number}", line)
+
+    def _row(self, place: str, line: str) -> Row:
+        task = self._task
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise TypeError(f"a JSON {type(record).__name__}")
+            read, target = (
+                _KEY.sub(lambda key: str(record[key[1]]), form) for form in (task.input, task.target)
+            )
+            given = record.get(task.answers) if task.answers is not None else None
+            answers = (target,) if given is None else tuple(str(answer) for answer in given)
+            if not answers or isinstance(given, str):
+                raise TypeError(f"{given!r} under {task.answers!r}")
+            group = str(record[task.group]) if task.group is not None else None
+        except (ValueError, KeyError, TypeError) as error:
+            got = f"no {error}" if isinstance(error, KeyError) else error
+            raise _wrong_row(place, got, "a JSON object with the keys that the task names") from error
+        if not target.strip():
+            raise _wrong_row(place, "an empty target", "a target")
+        if task.labels is not None and target not in task.labels:
+            raise _wrong_row(place, f"the target {target!r}", f"one of the task's labels {task.labels}")
+        return Row(read, target, answers, group)
+
+
+def _wrong_row(place: str, got: object, rule: str) -> TextError:
+    return TextError(place, got=got, rule=f"must hold {rule}", remedy="Mend the line, or the task's file.")

@@ -1,0 +1,191 @@
+"""What a fine-tuning writes down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from reptrain.errors import RunError
+from reptrain.files import write_atomically
+from reptrain.runs.files import FrozenRecord, JsonLines
+from reptrain.tasks.intervals import Interval, difference_interval, mean_interval
+from reptrain.tasks.scoring import TaskScore
+
+RESULTS_FILE = "results.json"
+CHOICES = ("best", "last")
+
+
+class StepRecord(FrozenRecord):
+    """One optimizer step."""
+
+    kind: Literal["train"] = "train"
+    step: int
+    """The step, from 0."""
+    epoch: float
+    """Epochs seen with this step."""
+    examples: int
+    """Of the step."""
+    target_tokens: int
+    """Predicted in the step."""
+    loss_nats: float
+    """Nats per target token, with dropout."""
+    lr: float
+    """Learning rate."""
+    grad_norm: float | None
+    """L2 norm of the whole gradient before clipping."""
+    step_ms: float
+    """Wall-clock time."""
+
+
+class SelectRecord(FrozenRecord):
+    """A look at the examples that choose the best checkpoint, without dropout."""
+
+    kind: Literal["select"] = "select"
+    step: int
+    """Steps before it."""
+    epoch: float
+    """Epochs seen before it."""
+    nats_per_token: float
+    """Of the targets."""
+    nats_per_answer: float
+    """The same, summed over a target's tokens."""
+
+
+TaskRecord = Annotated[StepRecord | SelectRecord, Field(discriminator="kind")]
+
+
+def task_metrics(folder: Path) -> JsonLines[Any]:
+    """`metrics.jsonl` of one seed's folder."""
+    return JsonLines(folder / "metrics.jsonl", TypeAdapter(TaskRecord))
+
+
+def best_step(metrics: JsonLines[Any]) -> int | None:
+    """The step of the fewest nats so far on the examples that choose, the first of several; None before any."""
+    looks = [record for record in metrics.records() if isinstance(record, SelectRecord)]
+    return min(looks, key=lambda look: look.nats_per_token).step if looks else None
+
+
+class Chosen(FrozenRecord):
+    """A checkpoint and how it did on the examples that are told of."""
+
+    step: int
+    """Its step."""
+    select_nats_per_token: float
+    """On the examples that choose."""
+    report: TaskScore
+    """On those that are told of."""
+
+
+class SeedResult(FrozenRecord):
+    """One fine-tuning."""
+
+    seed: int
+    """Its seed."""
+    steps: int
+    """Optimizer steps."""
+    best: Chosen
+    """The checkpoint of the fewest nats on the examples that choose."""
+    last: Chosen
+    """The one at the end."""
+
+
+class Results(FrozenRecord):
+    """`results.json`: every seed, and what they say together."""
+
+    task: str
+    """Its name."""
+    kind: str
+    """Its kind."""
+    parent: str
+    """The model that was fine-tuned, and its step."""
+    weights: Literal["trained", "fresh"]
+    """What the fine-tunings began with."""
+    examples: dict[str, int]
+    """Rows trained on, that choose, and that are told of."""
+    cut: dict[str, int]
+    """Rows to train on whose input or target was longer than the limit."""
+    left_out: int
+    """Rows of all files that were left out, their inputs being longer than the limit."""
+    seeds: list[SeedResult]
+    """Every seed."""
+    mean: dict[str, dict[str, Interval]]
+    """Of the best and the last checkpoint: each figure's mean over the seeds, with its 95 % interval."""
+
+    def figures(self, which: str) -> dict[str, list[float]]:
+        """Each figure of the best or the last checkpoint, by seed."""
+        scores = [getattr(seed, which).report.figures for seed in self.seeds]
+        return {name: [score[name] for score in scores] for name in scores[0]}
+
+    def write(self, folder: Path) -> None:
+        """Put it into a folder."""
+        write_atomically(folder / RESULTS_FILE, [self.model_dump_json(indent=1), "\n"])
+
+    def text(self) -> str:
+        """In words."""
+        lines = [
+            f"{self.task}: {self.parent}, {self.weights} weights, {len(self.seeds)} seeds;"
+            f" trained on {self.examples['train']:,} examples, chosen by {self.examples['select']:,} others,"
+            f" told of {self.examples['report']:,}"
+        ]
+        for what, count in self.cut.items():
+            if count:
+                lines.append(f"{count:,} {what} to train on were cut at their end")
+        if self.left_out:
+            lines.append(f"{self.left_out:,} rows left out: their inputs are longer than the limit")
+        for which in CHOICES:
+            steps = ", ".join(str(getattr(seed, which).step) for seed in self.seeds)
+            lines.append(f"{which} checkpoint (step {steps})")
+            lines += [f"  {name}: {interval}" for name, interval in self.mean[which].items()]
+        return "\n".join(lines)
+
+
+def over_seeds(seeds: list[SeedResult]) -> dict[str, dict[str, Interval]]:
+    """The means over seeds with their intervals."""
+    found: dict[str, dict[str, Interval]] = {}
+    for which in CHOICES:
+        scores = [getattr(seed, which).report.figures for seed in seeds]
+        found[which] = {name: mean_interval([score[name] for score in scores]) for name in scores[0]}
+    return found
+
+
+def read_results(folder: Path) -> Results:
+    """The results in a fine-tuning's folder.
+
+    Raises:
+        RunError: If there are none, or they are damaged.
+    """
+    path = folder / RESULTS_FILE
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            str(path),
+            got=getattr(error, "strerror", None) or "another content",
+            rule="must be the results of a fine-tuning",
+            remedy="Name the folder of one that is done.",
+        ) from error
+
+
+def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]:
+    """What one fine-tuning has more than another: differences of means, with Welch's 95 % interval.
+
+    Raises:
+        RunError: If they are of other tasks, or were told of other examples.
+    """
+    mine, theirs = (
+        (found.task, found.kind, found.examples["report"], sorted(found.mean["best"])) for found in (results, others)
+    )
+    if mine != theirs:
+        raise RunError(
+            "against",
+            got=f"{theirs[0]} on {theirs[2]} examples",
+            rule=f"must be of the same task and examples, {mine[0]} on {mine[2]}",
+            remedy="Name another folder.",
+        )
+    found: dict[str, dict[str, Interval]] = {}
+    for which in CHOICES:
+        here, there = results.figures(which), others.figures(which)
+        found[which] = {name: difference_interval(here[name], there[name]) for name in here}
+    return found

@@ -1,0 +1,155 @@
+"""A model on a task: nats of the right answers, and what its texts or its choices are worth.
+
+Shapes: B rows, T positions of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from reptrain.config.task import TaskConfig
+from reptrain.engine.distributed import World
+from reptrain.engine.losses import token_nats
+from reptrain.generation import Sampling, Writer
+from reptrain.generation.prompts import decode_text
+from reptrain.model import Decoder, EncoderDecoder
+from reptrain.tasks.files import Row
+from reptrain.tasks.metrics import accuracy, generation_metrics, qa_metrics
+from reptrain.tasks.pairs import Encoder, Pair, SourceTarget, pack, widths_of
+
+
+class TaskScore(BaseModel):
+    """How a model did on rows of a task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: int
+    nats_per_token: float
+    """Of the targets, given their inputs, without dropout."""
+    nats_per_answer: float
+    """The same, summed over a target's tokens."""
+    metrics: dict[str, float]
+    """In percent."""
+    cut_inputs: int
+    """Examples whose input was cut."""
+    cut_targets: int
+    """Examples whose target was cut."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All that is told, by name."""
+        return {
+            "nats_per_token": self.nats_per_token,
+            "nats_per_answer": self.nats_per_answer,
+        } | self.metrics
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores a model on a task.
+
+    Args:
+        task: The task.
+        encoder: Makes pairs of its texts.
+        world: The ranks, of which each scores its share.
+        batch_examples: Examples of a forward pass; changes nothing.
+    """
+
+    task: TaskConfig
+    encoder: Encoder
+    world: World
+    batch_examples: int
+
+    @property
+    def objective(self) -> SourceTarget:
+        """What is predicted from what."""
+        start = self.encoder.special.start
+        return SourceTarget(0 if start is None else start, self.encoder.in_one_row)
+
+    def score(self, model: Decoder | EncoderDecoder, rows: Sequence[Row]) -> tuple[TaskScore, list[str]]:
+        """Figures over rows, and the text or label that the model gave each.
+
+        Args:
+            model: In evaluation mode, on the device.
+            rows: Of the task.
+        """
+        pairs = self.encoder.pairs([row.input for row in rows], [row.target for row in rows])
+        nats_N = self.nats(model, pairs)
+        texts = self._texts(model, rows, pairs)
+        score = TaskScore(
+            examples=len(rows),
+            nats_per_token=float(nats_N.sum()) / sum(len(pair.target) for pair in pairs),
+            nats_per_answer=float(nats_N.mean()),
+            metrics=self._metrics(texts, rows),
+            cut_inputs=sum(pair.source_is_cut for pair in pairs),
+            cut_targets=sum(pair.target_is_cut for pair in pairs),
+        )
+        return score, texts
+
+    @torch.no_grad()
+    def nats(self, model: Any, pairs: Sequence[Pair]) -> np.ndarray:
+        """Nats of each pair's target, float64 [N], the same on every rank.
+
+        Args:
+            model: DeepSpeed's engine or a plain model, in evaluation mode.
+            pairs: What is read and what should be written.
+        """
+        nats_N = torch.zeros(len(pairs), dtype=torch.float64)
+        for number_B in self._batches(pairs):
+            chosen = [pairs[number] for number in number_B]
+            in_one_row = self.encoder.in_one_row
+            widths = widths_of(chosen, in_one_row=in_one_row)
+            batch = pack(pairs, number_B, number_B, in_one_row=in_one_row, widths=widths)
+            example = self.objective.example(batch.to(self.world.device))
+            nats_BT = token_nats(model(**example.inputs), example.targets_BT)
+            nats_N[torch.from_numpy(number_B)] = nats_BT.sum(1).double().cpu()
+        return np.sum(self.world.gather(nats_N.numpy()), axis=0)
+
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
+        """This rank's pairs, those of like length together."""
+        order = np.argsort([len(pair.source) + len(pair.target) for pair in pairs], kind="stable")
+        own = order[self.world.rank :: self.world.world_size]
+        for first in range(0, len(own), self.batch_examples):
+            yield own[first : first + self.batch_examples]
+
+    def _texts(
+        self, model: Decoder | EncoderDecoder, rows: Sequence[Row], pairs: Sequence[Pair]
+    ) -> list[str]:
+        if self.task.labels is not None and self.task.by == "likelihood":
+            return self._likeliest(model, rows, self.task.labels)
+        encoder = self.encoder
+        writer = Writer(model, encoder.special, encoder.tokenizer.vocab_size, encoder.reading)
+        written: dict[int, str] = {}
+        for number_B in self._batches(pairs):
+            prompts = [encoder.prompt(pairs[number]) for number in number_B]
+            tokens = writer.write(
+                prompts,
+                max_new_tokens=encoder.limits.target_tokens,
+                sampling=Sampling(),
+                batch_rows=len(prompts),
+            )
+            texts = (decode_text(encoder.tokenizer, ids).strip() for ids in tokens)
+            written |= dict(zip(number_B.tolist(), texts, strict=True))
+        whole = {number: text for part in self.world.gather(written) for number, text in part.items()}
+        return [whole[number] for number in range(len(pairs))]
+
+    def _likeliest(self, model: Any, rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
+        inputs = [row.input for row in rows]
+        nats_CN = np.stack(
+            [self.nats(model, self.encoder.pairs(inputs, [label] * len(rows))) for label in labels]
+        )
+        return [labels[place] for place in nats_CN.argmin(0)]
+
+    def _metrics(self, texts: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
+        answers = [row.answers for row in rows]
+        if self.task.kind == "qa":
+            return qa_metrics(texts, answers)
+        if self.task.kind == "generation":
+            return generation_metrics(texts, answers, lowercase=self.task.lowercase)
+        return accuracy(texts, [row.target for row in rows])
