@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "audit": "reptrain.runs.audit",
     "build_report": "reptrain.report",
+    "evaluate": "reptrain.engine.scoring",
     "export_model": "reptrain.engine.exchange",
     "generate": "reptrain.generation",
     "import_model": "reptrain.engine.exchange",

@@ -186,6 +186,24 @@ def score_run(
     return rows
 
 
+def evaluate(
+    path: Path,
+    *,
+    sets: Collection[str] = SETS,
+    objectives: Sequence[str] = (),
+    step: int | None = None,
+    stores: Mapping[str, Path] | None = None,
+    max_windows: int | None = None,
+    noise_samples: int | None = None,
+    device: str = "auto",
+) -> list[SetScore]:
+    """Open a run and score it: see `open_run` and `score_run` for what each means and raises."""
+    run = open_run(path, step=step, stores=stores, device=device)
+    return score_run(
+        run, sets=sets, objectives=objectives, max_windows=max_windows, noise_samples=noise_samples
+    )
+
+
 def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[SetScore]:
     found = evaluation_sets(
         config,

@@ -58,12 +58,18 @@ REGULARIZED = [
     "average={decay: 0.5}",
 ]
 REGULARIZED_QUICK = ("zero0-micro4", "zero2-micro1", "zero3-micro2")
+# Objectives whose loss is divided by what was drawn, or weighted by it.
+UL2 = ["objective.name=ul2", *T5[:1], *DROPOUT]
+DIFFUSION = ["objective={name: masked_diffusion, masking: independent}", "evaluate.noise_samples=2"]
+OBJECTIVES_QUICK = ("zero0-micro4", "zero1-micro1")
 FAMILIES = {
     "": ([], QUICK),
     "t5-": (T5, T5_QUICK),
     "sparse-": (SPARSE, SPARSE_QUICK),
     "sparse_t5-": (SPARSE_T5, SPARSE_T5_QUICK),
     "regularized-": (REGULARIZED, REGULARIZED_QUICK),
+    "ul2-": (UL2, OBJECTIVES_QUICK),
+    "diffusion-": (DIFFUSION, OBJECTIVES_QUICK),
 }
 CASES = {
     f"{family}{name}": [*settings, *GRID[name]]
