@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.engine.checkpoint import Manifest, Topology
@@ -22,6 +24,7 @@ from reptrain.hub import ModelFolder, model_settings, save_model
 from reptrain.hub.tokenizer_files import SpecialIds, write_tokenizer
 from reptrain.runs.parent import Parent
 from reptrain.sizes import count_parameters
+from reptrain.text import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -157,13 +160,29 @@ def import_model(source: Path, out: Path) -> Exchanged:
             end_ids=list(special.ends),
             window_tokens=trained.window_tokens,
         )
-        text = dump_yaml(described.model_dump(mode="json"))
-        write_atomically(folder / MODEL_FILE, f"# Imported by reptrain.\n{text}")
-        if tokenizer is not None:
-            write_atomically(folder / tokenizer.file_name, tokenizer.model_bytes)
-        _write_checkpoint(folder / "checkpoints", dict(model.named_parameters()))
+        write_model(folder, described, tokenizer, model)
         Parent(path=str(source), step=None, weights=trained.fingerprint()).write(folder)
     return _done(out, source, opened.architecture.model_type, trained)
+
+
+def write_model(
+    folder: Path, described: ImportedModel, tokenizer: Tokenizer | None, model: torch.nn.Module
+) -> None:
+    """Write a model as an imported one lies (see `reptrain.engine.trained`).
+
+    Args:
+        folder: Where; made if it is not there.
+        described: What model.yaml says.
+        tokenizer: Its tokenizer, where it has one.
+        model: Its weights, as step 0.
+    """
+    folder.mkdir(exist_ok=True)
+    if tokenizer is not None:
+        write_atomically(folder / tokenizer.file_name, tokenizer.model_bytes)
+    _write_checkpoint(folder / "checkpoints", dict(model.named_parameters()))
+    # Last: a folder with this file is whole.
+    text = dump_yaml(described.model_dump(mode="json"))
+    write_atomically(folder / MODEL_FILE, f"# Imported by reptrain.\n{text}")
 
 
 def _write_checkpoint(folder: Path, weights: dict[str, Any]) -> None:

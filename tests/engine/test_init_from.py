@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from interrupts import crash, interrupt_at
+from sentencepiece import sentencepiece_model_pb2
 
 from reptrain.config import RunConfig
+from reptrain.engine.ancestor import open_ancestor
 from reptrain.engine.exchange import export_model
 from reptrain.engine.loop import train
 from reptrain.engine.trained import open_trained
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
+from reptrain.text import SentencePieceTokenizer
 
 MakeConfig = Callable[..., RunConfig]
 SHORT = ("train.total_tokens=1200", "evaluate.every_fraction=1")
@@ -111,15 +115,17 @@ def test_another_model_is_refused_by_name(case: str, tiny: MakeConfig, parent: P
     assert not (tmp_path / "run").exists()
 
 
-def test_another_vocabulary_and_no_model_are_refused(
-    tiny: MakeConfig, parent: Path, text_file: Path, tmp_path: Path
-) -> None:
-    from reptrain.store import tokenize
+def test_another_vocabulary_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
+    config = tiny(*SHORT, f"init_from={parent}")
+    tokenizer = open_trained(parent).tokenizer()
+    assert open_ancestor(config, tmp_path / "run", tokenizer) is not None
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
+    was, proto.pieces[100].piece = proto.pieces[100].piece, "another"
+    with pytest.raises(ConfigError, match=rf"must have '{re.escape(was)}' there.*'another' as id 100"):
+        open_ancestor(config, tmp_path / "run", SentencePieceTokenizer(proto.SerializeToString()))
 
-    tokenize([text_file], tmp_path / "store", vocab_size=512, num_sentinels=5, held_out_fraction=0.2)
-    config = tiny(*SHORT, f"init_from={parent}", f"data.store={tmp_path / 'store'}")
-    with pytest.raises(ConfigError, match="a store whose tokenizer has"):
-        train(config, tmp_path / "run")
+
+def test_no_model_is_refused(tiny: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(ReptrainError, match="must be the folder of a model"):
         train(tiny(*SHORT, f"init_from={tmp_path}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -13,12 +13,17 @@ pytest.importorskip("transformers", reason="transformers is not installed: no pa
 
 import transformers
 from their_models import MADE, close, make, rows, save
+from typer.testing import CliRunner
 
+from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.engine.exchange import export_model, import_model
+from reptrain.engine.exchange import export_model, import_model, write_model
 from reptrain.engine.loop import train
-from reptrain.engine.trained import open_trained
+from reptrain.engine.trained import ImportedModel, open_trained
 from reptrain.errors import HubError, ReptrainError
+from reptrain.generation.decoding import without_capacity
+from reptrain.model import build_model
+from reptrain.store import open_store
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -30,16 +35,28 @@ def _no_gradients() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained_run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Trains for a step or two with the given overrides."""
+def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder that was trained for a few steps."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with torch.enable_grad():
+        train(tiny("train.total_tokens=1200"), out)
+    return out
 
-    def make_run(*overrides: str) -> Path:
-        out = tmp_path_factory.mktemp("runs") / "run"
-        with torch.enable_grad():
-            train(tiny("train.total_tokens=800", "checkpoint.keep_last=2", *overrides), out)
-        return out
 
-    return make_run
+@pytest.fixture
+def untrained(tiny: MakeConfig, store_path: Path, run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes the folder of a model with its initial weights, as an import does; without overrides, a run."""
+
+    def make_model(*overrides: str) -> Path:
+        if not overrides:
+            return run
+        model = build_model(tiny(*overrides).model, vocab_size=512, seed=1)
+        rows = model.config.model_copy(update={"vocab_size": 512})
+        described = ImportedModel(model=rows, start_id=0, end_ids=[1], window_tokens=32)
+        write_model(tmp_path / "model", described, open_store(store_path).tokenizer(), model)
+        return tmp_path / "model"
+
+    return make_model
 
 
 T5 = (
@@ -63,18 +80,14 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_exported_run_gives_our_logits_in_transformers(
-    kind: str, trained_run: Callable[..., Path], tmp_path: Path
+def test_exported_model_gives_our_logits_in_transformers(
+    kind: str, untrained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = trained_run(*RUNS[kind])
+    run = untrained(*RUNS[kind])
     told = export_model(run, tmp_path / "out", max_shard_bytes=40_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     trained = open_trained(run)
-    # Without capacity, as the export has it.
-    config = trained.config
-    if config.moe is not None:
-        moe = config.moe.model_copy(update={"capacity_factor": None, "eval_capacity_factor": None})
-        config = config.model_copy(update={"moe": moe})
+    config = without_capacity(trained.config)
     ours = trained.load(config)
     tokens_BT, is_token_BT = rows([40, 25, 1], 3)
     counted = is_token_BT.bool()
@@ -141,10 +154,20 @@ def test_switch_every_fourth_is_refused(tiny: MakeConfig) -> None:
         model_settings(config, rows=512)
 
 
-def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(
-    trained_run: Callable[..., Path], tmp_path: Path
-) -> None:
-    run = trained_run()
+def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    words = ["export", str(run), str(out), "--step", "3", "--dtype", "bf16", "--json"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    told = json.loads(result.output)
+    assert told["model_type"] == "llama" and told["step"] == 3
+    result = CliRunner().invoke(app, ["import", str(out), str(again)], catch_exceptions=False)
+    assert f"llama, {told['parameters']:,} parameters" in result.output
+    for name, parameter in open_trained(run, 3).load().named_parameters():
+        rounded = open_trained(again).load().get_parameter(name)
+        assert torch.equal(parameter.bfloat16().float(), rounded), name
+
+
+def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReptrainError, match="must be new or empty"):
         export_model(run, tmp_path)
