@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
 import pytest
 from fault_runs import SETTINGS, Tokenized, Trial
+from fault_starts import end_all
 from fault_table import FaultTable, show_table
 
 from reptrain.config import RunConfig
@@ -36,6 +37,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line("not all were tried and survived: docs/reliability.md stays as it is")
         return
     show_table(_TABLE.text())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Ends what a test that failed had started."""
+    yield
+    end_all()
 
 
 @pytest.fixture

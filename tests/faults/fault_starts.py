@@ -24,6 +24,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["fault_imports"])
 
 Hook = Callable[[], None]
+_STARTED: list[Started] = []
 
 
 class Ended(NamedTuple):
@@ -69,6 +70,7 @@ class Started:
         self._begin = log.stat().st_size if log.exists() else 0
         words = [str(argument) for argument in arguments]
         self.process: BaseProcess | _Interpreter
+        _STARTED.append(self)
         if anew:
             self.process = _Interpreter(words, log, environment or {})
             return
@@ -99,6 +101,14 @@ class Started:
         if not self.log.exists():
             return ""
         return self.log.read_bytes()[self._begin :].decode(errors="replace")
+
+
+def end_all() -> None:
+    """Kill what still runs, or stands still: pytest would wait for it at its end."""
+    while _STARTED:
+        process = _STARTED.pop().process
+        process.kill()
+        process.join()
 
 
 class _Interpreter:
