@@ -22,7 +22,7 @@ def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def added_nats(
     logits_BTV: Tensor, targets_BT: Tensor, *, label_smoothing: float, z_loss: float
 ) -> Tensor | None:
-    """What the regularizers add to the sum of nats over the targets; None where they are off.
+    """What the regularizers add to the nats of each target; None where they are off.
 
     Smoothing gives the target 1 - e and spreads e evenly over the vocabulary (Szegedy et al. 2016): over the
     plain cross-entropy that is e (logit of the target - mean logit). The z-loss is the square of the logits'
@@ -35,7 +35,7 @@ def added_nats(
         z_loss: Weight of the z-loss.
 
     Returns:
-        fp32 scalar.
+        fp32 [B, T]; 0 where the target is ignored.
     """
     if label_smoothing == 0 and z_loss == 0:
         return None
@@ -45,4 +45,4 @@ def added_nats(
         target_BT1 = targets_BT.clamp(min=0)[..., None]
         gap_BT = logits_BTV.gather(-1, target_BT1)[..., 0] - logits_BTV.mean(-1)
         added_BT = added_BT + label_smoothing * gap_BT
-    return (added_BT * is_scored_BT).sum()
+    return added_BT * is_scored_BT

@@ -127,7 +127,7 @@ def train_step(
             z_loss=settings.z_loss,
         )
         if added is not None:
-            local_nats = local_nats + added
+            local_nats = local_nats + example.weighted(added).sum()
         if routing.loss_nats is not None:
             local_nats = local_nats + routing.loss_nats
             figure_LS = routing.figure_LS if figure_LS is None else figure_LS + routing.figure_LS

@@ -13,7 +13,7 @@ from made_batches import places
 from test_objectives import DECODER, MASK, VOCABULARY, diffusion, example_of, middle, prefix_lm, ul2
 
 from reptrain.config import RunConfig
-from reptrain.engine.losses import token_nats
+from reptrain.engine.losses import added_nats, token_nats
 from reptrain.engine.setup import open_data
 from reptrain.errors import ConfigError
 from reptrain.model import build_model
@@ -113,6 +113,17 @@ def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
     error = float(per_window.std()) / 4000**0.5
     assert 0.001 < error < 0.2
     assert float(per_window.mean()) == pytest.approx(expected, abs=4 * error)
+
+
+def test_masked_diffusion_weighs_what_regularizers_add_as_it_does_nats() -> None:
+    tokens = np.random.default_rng(0).integers(2, 50, (100, 32))
+    example = example_of(diffusion(32, noise_seed=1), tokens, [32] * 100)
+    added_BT = added_nats(
+        uniform(example.inputs["tokens_BT"]), example.targets_BT, label_smoothing=0.1, z_loss=0.5
+    )
+    per_token = example.weighted(added_BT).sum(1) / example.loss_tokens_B
+    # A uniform model has nothing to smooth, and a logsumexp of log V.
+    assert torch.allclose(per_token, torch.tensor(0.5 * math.log(50) ** 2), rtol=1e-5)
 
 
 def test_masked_diffusion_bounds_alike_by_either_masking() -> None:
