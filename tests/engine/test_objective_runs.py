@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from interrupts import crash, interrupt_at
+from typer.main import get_command
 
 from reptrain.batch.collate import noise_places
 from reptrain.batch.objectives import build_objective
+from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.engine.evaluate import evaluation_sets
 from reptrain.engine.loop import train
@@ -127,6 +131,21 @@ def test_score_run_tells_what_the_run_recorded(
         assert score.scored_tokens == recorded[of].scored_tokens
         gap = None if of == "probe" else pytest.approx(score.nats - scores["probe"].nats)
         assert score.gap_nats == gap
+
+
+def test_evaluate_prints_a_table_or_json(runs: dict[str, RunFolder]) -> None:
+    names = [str(runs[name].path) for name in ("causal", "t5-ul2")]
+    arguments = ["evaluate", *names, "--set", "select", "--max-windows", "2", "--device", "cpu"]
+    rows = json.loads(CliRunner().invoke(get_command(app), [*arguments, "--json"]).output)
+    assert [(row["run"], row["step"], row["set"]) for row in rows] == [(name, 3, "select") for name in names]
+    assert rows[0]["scored_tokens"] == 64 and rows[0]["gap_nats"] != 0
+    heading, *lines = CliRunner().invoke(get_command(app), arguments).output.splitlines()
+    assert heading.startswith("run ") and "bits per byte" in heading
+    assert f"{rows[0]['nats']:.4f}" in lines[0] and "ul2" in lines[1]
+    asked = [*arguments, "--memorised", "3", "--prefix-tokens", "20", "--json"]
+    rows = json.loads(CliRunner().invoke(get_command(app), asked).output)
+    assert [(row["set"], row["exposures"]) for row in rows] == 2 * [("train", 2), ("select", 0)]
+    assert [row["share"] for row in rows] == [row["reproduced"] / 2 for row in rows]
 
 
 def test_bits_per_byte_follow_from_nats_and_the_bytes_of_the_split(
