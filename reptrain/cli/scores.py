@@ -67,6 +67,31 @@ def evaluate(
     prefix_tokens: Annotated[
         int, typer.Option("--prefix-tokens", min=1, help="Of the prompt, with --memorised.")
     ] = 32,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Also score the mean of the runs' probabilities.")
+    ] = False,
+    task: Annotated[
+        Path | None,
+        typer.Option("--task", metavar="TASK", help="Instead score on a task: a folder with a task.yaml, or such a file."),
+    ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option("--lm-eval", metavar="TASKS", help="Instead let lm-eval score: names, with commas between."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-task",
+            metavar="KEY=VALUE",
+            help="With --task, of the task or its limits, such as task.data=FOLDER or limits.input_tokens=256.",
+        ),
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option("--include", metavar="DIR", help="With --lm-eval, a folder of more tasks.")
+    ] = None,
+    max_examples: Annotated[
+        int | None, typer.Option("--max-examples", min=1, help="With --task or --lm-eval.", show_default="all")
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="To score on.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -74,11 +99,24 @@ def evaluate(
 
     Windows and noise are those of the run's own evaluations, and the same for all runs on a store.
     """
+    if task is not None or lm_eval is not None:
+        from reptrain.cli.task_scores import rows_on_lm_eval, rows_on_task
+
+        if task is not None:
+            rows = rows_on_task(runs, task, settings or [], step=step, max_examples=max_examples, device=device)
+        else:
+            names = str(lm_eval).split(",")
+            rows = rows_on_lm_eval(
+                runs, names, include=include, step=step, max_examples=max_examples, device=device
+            )
+        show(rows, table(rows), as_json=as_json)
+        return
     from reptrain.engine.memorisation import memorised as ask
     from reptrain.engine.scoring import SETS, open_run, score_run
     from reptrain.runs.audit import store_places
 
     rows = []
+    opened = []
     for path in runs:
         run = open_run(path, step=step, stores=store_places(path, store or []), device=device)
         if memorised is not None:
@@ -92,6 +130,12 @@ def evaluate(
                 )
             ]
             continue
+        opened.append(run)
+    if ensemble and opened:
+        from reptrain.engine.ensemble import ensemble_of
+
+        opened.append(ensemble_of(opened))
+    for run in opened:
         rows += [
             score._asdict()
             for score in score_run(
