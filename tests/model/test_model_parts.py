@@ -94,5 +94,5 @@ def test_site_keys_are_folded_from_16_times_the_layer_and_the_place() -> None:
     keys = [site_keys(key_B, layer)[site] for layer in range(3) for site in Site]
     assert len(torch.stack(keys).unique()) == 3 * 3 * len(Site)
     assert torch.equal(site_keys(key_B, 2)[Site.MLP_HIDDEN], counter.fold(key_B, 2 * 16 + 3))
-    assert [*Site] == [*range(10)]
+    assert [*Site] == [*range(14)]
     assert site_keys(None, 2) is None
