@@ -72,25 +72,32 @@ def evaluate(
     ] = False,
     task: Annotated[
         Path | None,
-        typer.Option("--task", metavar="TASK", help="Instead score on a task: a folder with a task.yaml, or such a file."),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="Instead score on a task: a folder with a task.yaml, or such a file.",
+        ),
     ] = None,
     lm_eval: Annotated[
         str | None,
-        typer.Option("--lm-eval", metavar="TASKS", help="Instead let lm-eval score: names, with commas between."),
+        typer.Option(
+            "--lm-eval", metavar="TASKS", help="Instead let lm-eval score: names, with commas between."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set-task",
             metavar="KEY=VALUE",
-            help="With --task, of the task or its limits, such as task.data=FOLDER or limits.input_tokens=256.",
+            help="With --task, of it or its limits, as in task.data=FOLDER or limits.input_tokens=256.",
         ),
     ] = None,
     include: Annotated[
         Path | None, typer.Option("--include", metavar="DIR", help="With --lm-eval, a folder of more tasks.")
     ] = None,
     max_examples: Annotated[
-        int | None, typer.Option("--max-examples", min=1, help="With --task or --lm-eval.", show_default="all")
+        int | None,
+        typer.Option("--max-examples", min=1, help="With --task or --lm-eval.", show_default="all"),
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="To score on.")] = "auto",
     as_json: AsJson = False,
@@ -103,7 +110,9 @@ def evaluate(
         from reptrain.cli.task_scores import rows_on_lm_eval, rows_on_task
 
         if task is not None:
-            rows = rows_on_task(runs, task, settings or [], step=step, max_examples=max_examples, device=device)
+            rows = rows_on_task(
+                runs, task, settings or [], step=step, max_examples=max_examples, device=device
+            )
         else:
             names = str(lm_eval).split(",")
             rows = rows_on_lm_eval(

@@ -48,7 +48,7 @@ def rows_on_lm_eval(
     from reptrain.engine.distributed import choose_device
     from reptrain.tasks.lm_eval import score_by_lm_eval
 
-    chosen = choose_device(device).type  # type: ignore[arg-type]
+    chosen = choose_device(device).type
     return [
         score._asdict()
         for run in runs

@@ -22,7 +22,9 @@ def finetune(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many fine-tunings, from `seed` on.")] = 1,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="DIR", help="Another fine-tuning on the task: tell the difference."),
+        typer.Option(
+            "--against", metavar="DIR", help="Another fine-tuning on the task: tell the difference."
+        ),
     ] = None,
     step: Step = None,
     tokenizer: TokenizerFile = None,
@@ -58,7 +60,13 @@ def finetune(
         for which, figures in gained.items():
             text += f"\n{which} checkpoint, less that of {against}"
             for name, interval in figures.items():
-                beyond = "" if interval.low is None else ", zero outside" if interval.excludes_zero else ", zero inside"
+                beyond = (
+                    ""
+                    if interval.low is None
+                    else ", zero outside"
+                    if interval.excludes_zero
+                    else ", zero inside"
+                )
                 text += f"\n  {name}: {interval}{beyond}"
     if is_main:
         show(data, text, as_json=as_json)

@@ -127,7 +127,11 @@ class Training:
 
 
 def build_engine(
-    config: RunConfig | FinetuneConfig, model: Decoder | EncoderDecoder, *, world: World, micro_batch_windows: int
+    config: RunConfig | FinetuneConfig,
+    model: Decoder | EncoderDecoder,
+    *,
+    world: World,
+    micro_batch_windows: int,
 ) -> Any:
     """Put the model on its device under DeepSpeed."""
     import deepspeed
@@ -156,9 +160,7 @@ def build_engine(
     return engine
 
 
-def prepare(
-    config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None
-) -> Training:
+def prepare(config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None) -> Training:
     """Build everything for the loop, on every rank alike; the weights are those of the ancestor, if any."""
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)

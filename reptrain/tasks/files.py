@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import itertools
@@ -159,7 +158,7 @@ class _Files:
         return fitting
 
     def _matching(self, pattern: str) -> list[Path]:
-        found = sorted(glob.glob(pattern, root_dir=self._folder))
+        found = sorted(self._folder.glob(pattern))
         if not found:
             raise TextError(
                 f"task {self._task.name}",
@@ -167,7 +166,7 @@ class _Files:
                 rule="must have its files",
                 remedy="Set the task's data to their folder.",
             )
-        return [self._folder / name for name in found]
+        return found
 
     def _read(self, path: Path) -> Iterator[Row]:
         try:

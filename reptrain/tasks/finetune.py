@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptrain.config.base import Frozen
-from reptrain.config.fingerprint import flatten
 from reptrain.config.finetune import FinetuneConfig
+from reptrain.config.fingerprint import flatten
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
 from reptrain.config.model import ModelConfig
 from reptrain.config.quantities import Budget
@@ -230,7 +230,12 @@ class _Tuning:
         """Which example comes when: all of them in each epoch, in an order of its own."""
         epochs = Budget(epochs=Fraction(self.config.epochs))
         return plan_epochs(
-            unique_tokens=len(self.train), window_tokens=1, budget=epochs, order="reshuffle", cut="fixed", seed=seed
+            unique_tokens=len(self.train),
+            window_tokens=1,
+            budget=epochs,
+            order="reshuffle",
+            cut="fixed",
+            seed=seed,
         )
 
     def run(

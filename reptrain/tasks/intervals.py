@@ -65,7 +65,7 @@ def _around(mean: float, error: float, freedom: int) -> Interval:
 
 
 def _quantile(freedom: int) -> float:
-    """Of whole degrees of freedom; those above the table by the first terms of Cornish and Fisher's series."""
+    """Of whole degrees of freedom; above the table by the first terms of Cornish and Fisher's series."""
     if freedom <= len(_QUANTILES):
         return _QUANTILES[freedom - 1]
     z = _NORMAL

@@ -74,11 +74,7 @@ def score_by_lm_eval(
             num_fewshot=num_fewshot,
             bootstrap_iters=1000,
         )
-    return [
-        score
-        for name, figures in found["results"].items()
-        for score in _scores(str(run), name, figures)
-    ]
+    return [score for name, figures in found["results"].items() for score in _scores(str(run), name, figures)]
 
 
 def _scores(run: str, task: str, figures: dict[str, Any]) -> list[LmEvalScore]:
@@ -108,4 +104,16 @@ def _library() -> tuple[Any, Any, Any]:
             rule="needs lm-eval",
             remedy="Install it: pip install 'reptrain[lm-eval]'.",
         ) from error
-    return evaluator, TaskManager, HFLM
+
+    class Model(HFLM):  # type: ignore[misc]
+        """Of whole texts only the text is scored: left alone, lm-eval has the start token predicted too, from
+        another one that it puts before it."""
+
+        def loglikelihood_rolling(self, *arguments: Any, **more: Any) -> Any:
+            before, self.add_bos_token = self.add_bos_token, False
+            try:
+                return super().loglikelihood_rolling(*arguments, **more)
+            finally:
+                self.add_bos_token = before
+
+    return evaluator, TaskManager, Model

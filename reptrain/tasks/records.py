@@ -62,7 +62,7 @@ def task_metrics(folder: Path) -> JsonLines[Any]:
 
 
 def best_step(metrics: JsonLines[Any]) -> int | None:
-    """The step of the fewest nats so far on the examples that choose, the first of several; None before any."""
+    """The step of the fewest nats so far on the examples that choose, the first of several; or None."""
     looks = [record for record in metrics.records() if isinstance(record, SelectRecord)]
     return min(looks, key=lambda look: look.nats_per_token).step if looks else None
 
@@ -175,7 +175,8 @@ def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]
         RunError: If they are of other tasks, or were told of other examples.
     """
     mine, theirs = (
-        (found.task, found.kind, found.examples["report"], sorted(found.mean["best"])) for found in (results, others)
+        (found.task, found.kind, found.examples["report"], sorted(found.mean["best"]))
+        for found in (results, others)
     )
     if mine != theirs:
         raise RunError(

@@ -1,0 +1,105 @@
+"""Which rows of a task are used for what, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_tasks import ROWS, MakeTask, write_rows
+
+from reptrain.config.task import TaskLimits
+from reptrain.errors import ConfigError, ReptrainError, TextError
+from reptrain.tasks.files import load_task, read_report, read_rows
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("REPTRAIN_DATA") or ROOT.parent / "shared" / "data") / "tasks"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no folder {DATA}; REPTRAIN_DATA names another")
+
+
+def test_rows_that_choose_share_no_group_with_those_trained_on(make_task: MakeTask) -> None:
+    task = load_task(make_task(group="page"))
+    rows = read_rows(task, TaskLimits(select_examples=5))
+    train, select = ({row.group for row in part} for part in (rows.train, rows.select))
+    assert not train & select
+    # Whole pages of two.
+    assert len(rows.select) == 6 and len(rows.train) == len(ROWS) - 6
+    assert sorted(row.input for row in rows.train + rows.select) == sorted(str(row["input"]) for row in ROWS)
+    assert rows == read_rows(task, TaskLimits(select_examples=5))
+
+
+def test_fewer_rows_are_the_first_of_more(make_task: MakeTask) -> None:
+    task = load_task(make_task())
+    some = read_rows(task, TaskLimits(select_examples=5, train_examples=4, report_examples=3))
+    more = read_rows(task, TaskLimits(select_examples=5, train_examples=9))
+    assert some.train == more.train[:4] and some.report == more.report[:3] and some.select == more.select
+    assert [row.input for row in more.train] != [str(row["input"]) for row in ROWS[:9]]
+    assert read_report(task, TaskLimits(report_examples=3)) == some.report
+
+
+def test_templates_answers_and_lines(make_task: MakeTask) -> None:
+    folder = make_task(
+        input="ask {q} of {c}", target="{a}", answers="all", train="t.jsonl.gz", report="t.jsonl.gz"
+    )
+    rows = [
+        {"q": "who", "c": "a text\u2028of two lines\u0085or three", "a": "me", "all": ["me", "I"]},
+        {"q": "what", "c": "{q}", "a": "it"},
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    found = sorted(read_report(load_task(folder), TaskLimits()))
+    assert [(row.input, row.target, row.answers) for row in found] == [
+        ("ask what of {q}", "it", ("it",)),
+        ("ask who of a text\u2028of two lines\u0085or three", "me", ("me", "I")),
+    ]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no key": ({"input": "a"}, "no 'target'"),
+    "an empty target": ({"input": "a", "target": " "}, "an empty target"),
+    "one answer": ({"input": "a", "target": "b", "answers": "b"}, "'b' under 'answers'"),
+    "no answer": ({"input": "a", "target": "b", "answers": []}, r"\[\] under 'answers'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_rows_are_named(case: str, make_task: MakeTask) -> None:
+    row, words = WRONG[case]
+    folder = make_task()
+    write_rows(folder / "validation.jsonl", [ROWS[0], row])
+    with pytest.raises(TextError, match=rf"validation.jsonl, line 2: .*{words}"):
+        read_report(load_task(folder), TaskLimits())
+
+
+def test_wrong_tasks_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    with pytest.raises(TextError, match=r"no file .*absent"):
+        read_report(load_task(folder, ["report=absent.jsonl"]), TaskLimits())
+    for overrides, words in (
+        (["kind=classification"], "needs labels"),
+        (["labels=[a, b]"], "labels are for kind classification"),
+        (["labls=[a, b]"], "Did you mean labels"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_task(folder, overrides)
+    labelled = load_task(folder, ["kind=classification", "labels=[list, modul]"])
+    with pytest.raises(TextError, match="the target 'module'"):
+        read_report(labelled, TaskLimits())
+    with pytest.raises(ConfigError, match="must leave rows to train on"):
+        read_rows(load_task(folder), TaskLimits(select_examples=20))
+    with pytest.raises(ConfigError, match="must be at most 15"):
+        read_rows(load_task(folder), TaskLimits(select_examples=5, train_examples=16))
+    with pytest.raises(ReptrainError, match="must be a readable file"):
+        load_task(tmp_path)
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "rows"), [("squad", 10_570), ("e2e_nlg", 630)])
+def test_shipped_tasks_read_the_real_files(name: str, rows: int) -> None:
+    task = load_task(ROOT / "configs" / "tasks" / f"{name}.yaml", [f"data={DATA / name}"])
+    found = read_report(task, TaskLimits())
+    assert len(found) == rows
+    assert all(row.input and row.target in row.answers for row in found)
