@@ -71,7 +71,8 @@ def write_run(
             folder.metrics.append(
                 ValidRecord(
                     step=place, tokens=tokens, epoch=tokens / unique, set=name, nats=value,
-                    accuracy=0.1, scored_tokens=100, raw_accuracy=0.1, raw_tokens=100, bits_per_byte=value / 2,
+                    accuracy=0.1, scored_tokens=100, raw_accuracy=0.1, raw_tokens=100,
+                    bits_per_byte=value / 2,
                 )
             )  # fmt: skip
     for step, speed in enumerate([10.0, 1000.0, 1200.0]):

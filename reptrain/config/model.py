@@ -21,7 +21,7 @@ def is_gated(activation: Activation) -> bool:
 
 Recompute = Literal["none", "selective", "full"]
 """What of a layer's activations is computed again in the backward pass: nothing, what lies between products
-of matrices and attention, or all."""
+with weights and fused attention, or all."""
 
 
 class DropoutConfig(Frozen):

@@ -1,4 +1,4 @@
-"""The configuration of an objective: what is predicted from what, and how many tokens that makes of a window."""
+"""The configuration of an objective: what is predicted from what, and how many tokens that makes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ class PrefixLMConfig(_Noisy):
             return ExampleShape(0, window_tokens)
         split = self.split(window_tokens)
         most = max(window_tokens - 1, 1)
-        return ExampleShape(most, most) if split is None else ExampleShape(max(split, 1), window_tokens - split)
+        return (
+            ExampleShape(most, most) if split is None else ExampleShape(max(split, 1), window_tokens - split)
+        )
 
     def counts(self, window_tokens: int) -> TokenCounts:
         """Tokens of a full window's example on average."""
@@ -127,9 +129,7 @@ class SpanCorruptionConfig(_Noisy):
     @property
     def default_window_tokens(self) -> int:
         """As many as fill the inputs."""
-        return window_filling(
-            self.input_tokens or _INPUT_TOKENS, self.noise_density, self.mean_span_tokens
-        )
+        return window_filling(self.input_tokens or _INPUT_TOKENS, self.noise_density, self.mean_span_tokens)
 
     def spans(self, window_tokens: int) -> SpanCounts:
         """What becomes of a window."""

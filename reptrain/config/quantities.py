@@ -101,7 +101,9 @@ class Budget:
         if wanted is None:
             return self
         if rate == 0:
-            raise ValueError("a budget in inputs needs an objective that reads tokens without predicting them")
+            raise ValueError(
+                "a budget in inputs needs an objective that reads tokens without predicting them"
+            )
         return Budget(tokens=max(1, round(wanted / rate)))
 
     @classmethod

@@ -96,13 +96,11 @@ class TrainConfig(Frozen):
     the experts and the ranks, and needs zero_stage 1 or 2. Does not change results."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    compile: Annotated[
-        Literal["none", "block", "model"], BeforeValidator(_switch("model"))
-    ] = "none"
+    compile: Annotated[Literal["none", "block", "model"], BeforeValidator(_switch("model"))] = "none"
     """torch.compile of each layer, once for all alike, or of the whole model. true: model."""
     activation_checkpointing: Annotated[Recompute, BeforeValidator(_switch("full"))] = "none"
     """What of a layer's activations is computed again in the backward pass: nothing, all (full, or true), or
-    what lies between products of matrices and attention (selective)."""
+    what lies between products with weights and fused attention (selective; not at zero_stage 3)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
     audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
@@ -268,6 +266,15 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.expert_parallel_size {size} needs train.zero_stage 1 or 2, for DeepSpeed's stage"
                 f" {stage} {why}; set train.zero_stage={1 if stage == 0 else 2}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selective_needs_whole_weights(self) -> Self:
+        if self.train.activation_checkpointing == "selective" and self.train.zero_stage == 3:
+            raise ValueError(
+                "train.activation_checkpointing selective needs train.zero_stage 0, 1 or 2: stage 3 gathers"
+                " weights within a layer, and torch counts that among what is computed again; set it to full"
             )
         return self
 

@@ -167,7 +167,7 @@ def _run(
         reason = stop.reason(world)
         if done == 0 and not reason:
             patience.add(_evaluate(training, recorder, world, done))
-        for batch in training.loader.iterate(done) if not reason else ():
+        for batch in training.loader.iterate(done) if not (reason or patience.is_over) else ():
             _step(config, training, recorder, world, batch)
             done = batch.step + 1
             reason = stop.reason(world)

@@ -5,6 +5,7 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +41,9 @@ def added_nats(
     if label_smoothing == 0 and z_loss == 0:
         return None
     is_scored_BT, logits_BTV = targets_BT != IGNORE, logits_BTV.float()
-    added_BT = z_loss * logits_BTV.logsumexp(-1).square()
+    added_BT = torch.zeros_like(is_scored_BT, dtype=torch.float32)
+    if z_loss > 0:
+        added_BT = added_BT + z_loss * logits_BTV.logsumexp(-1).square()
     if label_smoothing > 0:
         target_BT1 = targets_BT.clamp(min=0)[..., None]
         gap_BT = logits_BTV.gather(-1, target_BT1)[..., 0] - logits_BTV.mean(-1)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from reptrain.config import RunConfig
 from reptrain.config.load import parse_yaml, set_dotted, validate
 from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, PrefixLMConfig
@@ -125,7 +127,10 @@ def with_objective(config: RunConfig, text: str) -> RunConfig:
     Raises:
         ConfigError: If there is no such objective, or the model cannot run it.
     """
-    given = parse_yaml(text)
+    try:
+        given = parse_yaml(text)
+    except yaml.YAMLError:
+        given = None
     if isinstance(given, str):
         if given == config.objective.name:
             return config

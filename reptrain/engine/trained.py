@@ -123,10 +123,12 @@ class TrainedModel(ABC):
     def load(self, config: ModelConfig | None = None) -> Decoder | EncoderDecoder:
         """The model in evaluation mode, on the CPU in fp32.
 
+        Experts that were trained by MegaBlocks, which wants CUDA, are multiplied by torch.
+
         Args:
             config: What is built, where it differs in what has no weights; None: `config`.
         """
-        model = empty_model(config or self.config, vocab_size=self.rows)
+        model = empty_model(_by_torch(config or self.config), vocab_size=self.rows)
         self.fill(model)
         return model.eval()
 
@@ -271,8 +273,9 @@ def open_trained(path: Path, step: int | None = None) -> TrainedModel:
     Raises:
         ReptrainError: If there is none, or none that is whole.
     """
-    if path.parent.name == "checkpoints" and path.name.startswith("step-") and step is None:
-        path, step = path.parent.parent, int(path.name.removeprefix("step-"))
+    number = path.name.removeprefix("step-")
+    if path.parent.name == "checkpoints" and number != path.name and number.isdecimal() and step is None:
+        path, step = path.parent.parent, int(number)
     if (path / CONFIG).exists() and not (path / "checkpoints").exists():
         if step is not None:
             raise _wrong(path, f"step {step} of a Hugging Face folder", "has one set of weights")
@@ -312,3 +315,11 @@ def _wrong(path: Path, got: str, rule: str) -> RunError:
         rule=rule,
         remedy="Name a run folder, one of its checkpoints, or a Hugging Face folder.",
     )
+
+
+def _by_torch(config: ModelConfig) -> ModelConfig:
+    """The model with experts that any machine multiplies."""
+    if config.moe is None or config.moe.backend != "megablocks":
+        return config
+    # Not grouped, which not every width fits.
+    return config.model_copy(update={"moe": config.moe.model_copy(update={"backend": "loop"})})

@@ -52,7 +52,10 @@ class Sampling:
         """
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        probability_BV = (logits_BV.double() / self.temperature).softmax(-1)
+        # The largest is taken off first: a small temperature makes the others vanish, and nothing infinite.
+        logits_BV = logits_BV.double()
+        below_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+        probability_BV = (below_BV / self.temperature).softmax(-1)
         sorted_BV, id_BV = probability_BV.sort(dim=-1, descending=True, stable=True)
         reached_BV = sorted_BV.cumsum(-1)
         # The most likely one stays, however small top_p is.

@@ -54,7 +54,7 @@ class ModelFolder:
         settings = _read_json(path / CONFIG)
         known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
         name = settings.get("model_type")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise HubError(
                 f"model_type in {path / CONFIG}",
                 got=name or "nothing",
@@ -63,6 +63,15 @@ class ModelFolder:
             )
         try:
             config = known[name].read(settings)
+        except HubError:
+            raise
+        except (ArithmeticError, AttributeError, TypeError) as error:
+            raise HubError(
+                f"{path / CONFIG}",
+                got=f"a value of another kind than its key's: {error}",
+                rule="must be as transformers writes it",
+                remedy="Restore the file.",
+            ) from error
         except ValidationError as error:
             detail = error.errors()[0]
             raise HubError(
@@ -81,6 +90,15 @@ class ModelFolder:
         start = settings.get("bos_token_id")
         if isinstance(self.config, T5Config):
             start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
+        ids = self.config.vocab_size or 0
+        for index in (*ends, *([] if start is None else [start])):
+            if not isinstance(index, int) or not 0 <= index < ids:
+                raise HubError(
+                    f"a special id in {self.path / CONFIG}",
+                    got=index,
+                    rule=f"must be from 0 to {ids - 1}, as there are {ids} ids",
+                    remedy="Restore the file.",
+                )
         return SpecialIds(start, tuple(ends))
 
     @cached_property
@@ -91,7 +109,15 @@ class ModelFolder:
             HubError: If there is none, one is named that is not there, or one cannot be read.
         """
         if (self.path / _INDEX).exists():
-            names = sorted(set(_read_json(self.path / _INDEX).get("weight_map", {}).values()))
+            weight_map = _read_json(self.path / _INDEX).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise HubError(
+                    f"weight_map in {self.path / _INDEX}",
+                    got=repr(weight_map),
+                    rule="must map the name of each tensor to its file",
+                    remedy="Restore the file.",
+                )
+            names = sorted({str(name) for name in weight_map.values()})
         else:
             names = ["model.safetensors"]
         found: dict[str, Path] = {}

@@ -113,7 +113,9 @@ def _rope_theta(settings: Settings) -> float:
         )
     # Files from before the key existed mean 10,000, but for Mixtral.
     default = 1e6 if settings.get("model_type") == "mixtral" else 1e4
-    return float(rope.get("rope_theta") or number(settings, "rope_theta", default))
+    theta = rope.get("rope_theta") or number(settings, "rope_theta", default)
+    # Not float(): of a text, that is no error of the model's settings.
+    return 1.0 * theta
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:

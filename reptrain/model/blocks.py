@@ -17,7 +17,8 @@ from reptrain.model.dropout import site_keys
 from reptrain.model.router import RoutedTokens
 from reptrain.model.sparse import LayerRouting, SparseMLP
 
-# Dear to compute: products of matrices and attention. What lies between is computed again.
+# Dear to compute: products with weights, and attention in one kernel. What lies between is computed again,
+# and so is attention that is spelled out, whose weights are large and quickly made.
 _KEPT = (
     "aten::mm",
     "aten::addmm",
@@ -26,6 +27,7 @@ _KEPT = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "reptrain::grouped_mm",
+    "reptrain_kernels::attention_forward",
 )
 
 

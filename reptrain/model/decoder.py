@@ -48,9 +48,7 @@ class Block(nn.Module):
             dropout=rates.mlp,
             expert_dropout=rates.expert,
         )
-        self.mlp_dropout = BranchDropout(
-            rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH
-        )
+        self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
     def forward(
         self,
@@ -135,8 +133,8 @@ class Decoder(nn.Module):
                 Needs ``is_token_BT``, and takes no segments; a prefix is given with the first positions.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's last
-            token.
+            logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's
+            last token.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:

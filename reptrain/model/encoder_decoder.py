@@ -72,9 +72,7 @@ class EncoderBlock(nn.Module):
             dropout=rates.mlp,
             expert_dropout=rates.expert,
         )
-        self.mlp_dropout = BranchDropout(
-            rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH
-        )
+        self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
     def forward(
         self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight

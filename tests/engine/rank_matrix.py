@@ -23,7 +23,7 @@ import torch
 
 from reptrain.batch.loader import Loader, StepBatch
 from reptrain.config import RunConfig, load_run_config
-from reptrain.engine import checkpoint
+from reptrain.engine import checkpoint, setup
 from reptrain.engine import step as step_module
 from reptrain.engine.distributed import World, choose_device, join
 from reptrain.engine.loop import train
@@ -101,7 +101,20 @@ def copy(config: RunConfig, source: Path, target: Path, world: World) -> None:
     checkpoint.save(training.engine, folder, found.manifest.step, world=world, records=[], keep_last=1)
 
 
+def partition_everything() -> None:
+    """Let ZeRO 3 cut up small weights too, which it would keep whole on every rank: these all are small."""
+    plain = setup.deepspeed_config
+
+    def with_threshold(*args: Any, **named: Any) -> dict[str, Any]:
+        settings = plain(*args, **named)
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+    setup.deepspeed_config = with_threshold
+
+
 def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
+    partition_everything()
     world = join(choose_device("cpu"))
     for name, case in cases.items():
         config = load_run_config(out / "config.yaml", case["overrides"])

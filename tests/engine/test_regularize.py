@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,10 +207,25 @@ def test_patience_ends_a_run_early_and_for_good(
     assert train(config, tmp_path / "run").state == "already done"
     report = audit(folder.path)
     assert report.exact, report.text()
-    # One that was broken in between counts the evaluations before.
+    # One that was broken in between counts the evaluations before, and one that was killed between its
+    # last checkpoint and the word that it is done takes no further step.
     with monkeypatch.context() as patch:
         interrupt_at(patch, result.steps - 1, crash)
         with pytest.raises(KeyboardInterrupt):
-            train(config.model_copy(update={"checkpoint": config.checkpoint}), tmp_path / "broken")
+            train(config, tmp_path / "broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "set_status", raise_when_done)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "broken")
     again = train(config, tmp_path / "broken")
     assert (again.steps, again.reason) == (result.steps, result.reason)
+    assert RunFolder.open(tmp_path / "broken").ledger.end() == result.steps
+
+
+_set_status = RunFolder.set_status
+
+
+def raise_when_done(self: RunFolder, state: Any, *args: Any, **named: Any) -> None:
+    if state == "done":
+        raise KeyboardInterrupt
+    _set_status(self, state, *args, **named)

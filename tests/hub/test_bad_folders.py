@@ -107,3 +107,37 @@ def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> N
     # Unscaled, the logits are sqrt(d_model) times as large.
     scale = T5["d_model"] ** 0.5
     torch.testing.assert_close(logits_BTV / scale, expected_BTV / scale, rtol=0, atol=1e-5)
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "num_attention_heads": (0, "another kind"),
+    "num_key_value_heads": ("two", "num_key_value_heads|num_kv_heads|another kind"),
+    "model_type": (["llama"], "model_type"),
+    "rope_parameters": ([1], "another kind"),
+    "rope_theta": ("abc", "another kind"),
+}
+
+
+@pytest.mark.parametrize("key", KINDS)
+def test_settings_of_another_kind_are_named(key: str, tmp_path: Path) -> None:
+    value, words = KINDS[key]
+    save(make("llama"), tmp_path)
+    if key == "rope_theta":
+        settings(tmp_path, rope_parameters=None)
+    settings(tmp_path, **{key: value})
+    with pytest.raises(HubError, match=words):
+        ModelFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["x", -1, 10**6])
+def test_special_ids_beyond_the_vocabulary_are_named(index: Any, tmp_path: Path) -> None:
+    settings(save(make("llama"), tmp_path), eos_token_id=index)
+    with pytest.raises(HubError, match="special id"):
+        ModelFolder.open(tmp_path).special_ids()
+
+
+def test_an_index_that_maps_nothing_is_named(tmp_path: Path) -> None:
+    save(make("llama"), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
+    with pytest.raises(HubError, match="weight_map"):
+        _ = ModelFolder.open(tmp_path).files
