@@ -15,6 +15,7 @@ _HOMES = {
     "build_report": "reptrain.report",
     "evaluate": "reptrain.engine.scoring",
     "export_model": "reptrain.engine.exchange",
+    "finetune": "reptrain.tasks.finetune",
     "generate": "reptrain.generation",
     "import_model": "reptrain.engine.exchange",
     "load_run_config": "reptrain.config",
