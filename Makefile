@@ -34,8 +34,11 @@ $(VENV)/.test: $(BIN)/python setup.cfg constraints.txt
 megablocks: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-		megablocks==0.10.0 stanford-stk==0.7.1 $(if $(shell command -v nvcc),grouped_gemm==0.3.0)
-	@$(if $(shell command -v nvcc),true,echo "no nvcc: without its compiled parts MegaBlocks runs in tests only")
+		megablocks==0.10.0 stanford-stk==0.7.1
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+			grouped_gemm==0.3.0; \
+	else echo "torch sees no GPU: without its compiled parts MegaBlocks runs in tests only"; fi
 
 demo: $(VENV)/.run
 	$(BIN)/reptrain demo
