@@ -36,7 +36,7 @@ def require_megablocks() -> None:
                 "model.moe.backend",
                 got=f"megablocks, and {name} does not load: {error}",
                 rule="needs MegaBlocks with its compiled parts megablocks_ops and grouped_gemm",
-                remedy="Run `make megablocks` where there is nvcc, or set model.moe.backend=grouped.",
+                remedy="Run `make megablocks` on a machine with a GPU, or set model.moe.backend=grouped.",
             ) from error
 
 
