@@ -84,8 +84,10 @@ class Started:
 
     def stop(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
-        if self.process.is_alive() and self.process.pid is not None:
-            os.kill(self.process.pid, number)
+        # It may end in between, and its number goes with it.
+        with suppress(ProcessLookupError):
+            if self.process.is_alive() and self.process.pid is not None:
+                os.kill(self.process.pid, number)
 
     def wait(self, limit_s: float = _LIMIT_S) -> Ended:
         """Wait for its end."""

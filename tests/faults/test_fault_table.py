@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import fault_table
@@ -31,3 +32,12 @@ def test_show_table_replaces_what_stands_between_the_marks(
         show_table(table)
         assert shown_table() == table
     assert page.read_text() == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
+
+
+def test_page_shows_only_what_ended_well() -> None:
+    rows = shown_table().splitlines()[2:]
+    assert len(rows) > 20
+    for row in rows:
+        *_, tried, _, ended = (cell.strip() for cell in row.strip("|").split("|"))
+        assert int(tried) > 0
+        assert {re.sub(r": \d+$", "", part) for part in ended.split("; ")} <= {WENT_ON, *STOPPED.split("; ")}
