@@ -6,6 +6,7 @@ import yaml
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys, load_run_config
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
+from reptrain.config.task import TaskConfig
 from reptrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,8 @@ def test_every_yaml_under_configs_is_valid(path: Path) -> None:
         from reptrain.sizes import load_subject
 
         assert load_subject(path).parameters.total > 10**7
+    elif "tasks" in path.parts:
+        assert validate(TaskConfig, read_yaml(path)).name == path.stem
     else:
         assert load_run_config(path).name == path.stem
 
