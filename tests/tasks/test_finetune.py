@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -303,3 +306,28 @@ def test_diffusion_is_refused(tiny: Any, make_task: MakeTask, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="must be one that predicts tokens in an order"):
         tune(tmp_path / "run", make_task(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_ranks_do_as_one(stage: int, trained: Trained, make_task: MakeTask, tmp_path: Path) -> None:
+    task, run = make_task(), trained("t5")
+    alone = tune(run, task, tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "reptrain", "finetune", str(run), str(task), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run(
+        [*command, *SMALL, f"train.zero_stage={stage}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    together = read_results(tmp_path / "two")
+    assert together.examples == alone.examples
+    for which in ("best", "last"):
+        mine, theirs = (getattr(found.seeds[0], which) for found in (alone, together))
+        assert theirs.step == mine.step
+        assert theirs.report.figures == pytest.approx(mine.report.figures, rel=1e-4)
