@@ -139,7 +139,7 @@ def _train_all(
 
 def _plain(matrix: Matrix, name: str) -> RunFolder:
     """The run that a case must equal: its family on one rank, in few micro-batches."""
-    family = next(family for family in FAMILIES if name.removeprefix(family) in GRID)
+    family = next((family for family in FAMILIES if family and name.startswith(family)), "")
     return matrix[f"{family}zero0-micro4", 1]
 
 
