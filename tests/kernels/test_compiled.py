@@ -17,29 +17,34 @@ from reptrain_kernels.bench.compiled import (
     read_table,
     write_table,
 )
+from reptrain_kernels.bench.operation import RATES
+from reptrain_kernels.bench.operations import OPERATIONS
+from reptrain_kernels.bench.operations.attention import ATTENTION, attention_moved, attention_needed
 from reptrain_kernels.bench.readme import README, rewritten
-from reptrain_kernels.bench.shapes import ATTENTION
-from reptrain_kernels.bench.traffic import CHIPS as RATES
-from reptrain_kernels.bench.traffic import attention_moved, attention_needed, table
+from reptrain_kernels.bench.traffic import table
 
-MATRIX_KERNELS = {"forward", "query_gradient", "key_gradient"}
+# One shape of each operation, with all its features; the others are compiled by make test-all.
+QUICK = {"attention": "T5-Base dropout encoder"}
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    """T5's attention with every feature, compiled for A100 and H100."""
-    return [*compile_entries(entry for entry in entries() if entry.shape == "T5-Base dropout encoder")]
+    """One shape of each operation, compiled for A100 and H100."""
+    return [*compile_entries(entry for entry in entries() if entry.shape == QUICK[entry.operation])]
 
 
 def test_compiled_kernels_are_no_worse_than_the_table(rows: list[Row]) -> None:
-    assert {row.capability for row in rows} == {80, 90}
-    assert {row.kernel for row in rows} >= MATRIX_KERNELS
+    assert {(row.operation, row.capability) for row in rows} == {
+        (name, sm) for name in OPERATIONS for sm in RATES
+    }
+    for row in rows:
+        assert OPERATIONS[row.operation].matrix_kernels <= {row.kernel for row in rows}
     assert complaints(rows, read_table()) == []
 
 
 def test_compiled_matrix_kernels_use_the_chips_matrix_units(rows: list[Row]) -> None:
     for row in rows:
-        if row.kernel in MATRIX_KERNELS:
+        if row.kernel in OPERATIONS[row.operation].matrix_kernels:
             assert row.matrix == {80: "mma", 90: "wgmma"}[row.capability]
 
 
@@ -51,12 +56,14 @@ def test_compiled_table_is_no_worse_at_every_shape() -> None:
 
 def test_compiled_table_has_every_matrix_kernel_without_a_spill() -> None:
     rows = read_table().values()
-    assert {row.shape for row in rows} == {shape.name for shape in ATTENTION}
+    assert {(row.operation, row.shape) for row in rows} == {
+        (operation.name, shape.name) for operation in OPERATIONS.values() for shape in operation.shapes
+    }
     for row in rows:
         assert row.spill_bytes == 0 or row.capability >= 100, row
         assert row.warps_resident > 0, row
         half = "fp32" not in row.shape
-        if row.kernel in MATRIX_KERNELS and half and row.capability == 80:
+        if row.kernel in OPERATIONS[row.operation].matrix_kernels and half and row.capability == 80:
             assert row.matrix == "mma", row
 
 
@@ -102,7 +109,8 @@ def test_traffic_of_attention_is_counted_as_by_hand() -> None:
     assert backward.matrix_flops == 10 * pairs * 64
     tensor = 16 * 512 * 12 * 64 * 2
     assert forward.memory_bytes == 4 * tensor + 16 * 12 * 512 * 4
-    kernels = attention_moved(shape, 80)
+    first, rest = attention_moved(shape, 80)
+    kernels = first + rest
     assert [kernel.matrix_flops for kernel in kernels] == [4 * pairs * 64, 6 * pairs * 64, 8 * pairs * 64]
     # The keys and values of 64 positions, staged and then read by eight warps, and the queries.
     tiles = 16 * 12 * 4 * 8
@@ -111,11 +119,12 @@ def test_traffic_of_attention_is_counted_as_by_hand() -> None:
 
 
 @pytest.mark.parametrize("capability", RATES)
-def test_traffic_moves_no_less_than_it_must(capability: int) -> None:
-    for shape in ATTENTION:
-        forward, backward = attention_needed(shape)
-        moved = attention_moved(shape, capability)
-        for needed, done in ((forward, moved[:1]), (backward, moved[1:])):
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_traffic_moves_no_less_than_it_must(name: str, capability: int) -> None:
+    operation = OPERATIONS[name]
+    for shape in operation.shapes:
+        moved = operation.moved(shape, capability)
+        for needed, done in zip(operation.needed(shape), moved, strict=True):
             for unit in ("matrix_flops", "integers", "exps", "memory_bytes"):
                 assert sum(getattr(kernel, unit) for kernel in done) >= getattr(needed, unit), (shape, unit)
 

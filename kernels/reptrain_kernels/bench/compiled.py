@@ -1,13 +1,13 @@
 """The table of compiled kernels, kernels/bench/results/compiled.csv.
 
-    python -m reptrain_kernels.bench.compiled          writes it anew, in some minutes
-    python -m reptrain_kernels.bench.compiled --check  tells where the code has become worse than the table
-
-Another operation joins by an entry in `entries`.
+python -m reptrain_kernels.bench.compiled               writes it anew, in some minutes
+python -m reptrain_kernels.bench.compiled --only NAME   the rows of one operation
+python -m reptrain_kernels.bench.compiled --check       tells where the code has become worse than the table
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from reptrain_kernels.bench.compilation import CHIPS, Launch, Resources, compile_launch, launches
-from reptrain_kernels.bench.shapes import ATTENTION, attention_launch
+from reptrain_kernels.bench.operations import OPERATIONS
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 TABLE = RESULTS / "compiled.csv"
@@ -54,15 +54,15 @@ class Row(NamedTuple):
 
 def entries() -> list[Entry]:
     """All that is compiled."""
-    # For B200 only what shows that it compiles: ptxas takes it ten times as long.
     return [
         Entry(
-            "attention",
+            operation.name,
             shape.name,
-            attention_launch(shape),
-            (80, 90, 100) if shape.name == "T5-Base encoder" else (80, 90),
+            operation.launch(shape),
+            (80, 90, 100) if shape.name in operation.on_blackwell else (80, 90),
         )
-        for shape in ATTENTION
+        for operation in OPERATIONS.values()
+        for shape in operation.shapes
     ]
 
 
@@ -133,9 +133,17 @@ def write_table(rows: Iterable[Row], path: Path = TABLE) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command; 1 where something is worse."""
-    rows = list(compile_entries(entries()))
-    if "--check" not in arguments:
-        write_table(rows)
+    parser = argparse.ArgumentParser(description="What the kernels take, compiled without a GPU.")
+    parser.add_argument("--check", action="store_true", help="compare with the table, and leave it")
+    parser.add_argument("--only", choices=OPERATIONS, help="one operation")
+    asked = parser.parse_args(arguments)
+    chosen = [entry for entry in entries() if asked.only in (None, entry.operation)]
+    rows = list(compile_entries(chosen))
+    if not asked.check:
+        # Read now: who compiled another operation meanwhile has written it.
+        kept = [row for row in read_table().values() if asked.only not in (None, row.operation)]
+        order = list(OPERATIONS)
+        write_table(sorted(kept + rows, key=lambda row: order.index(row.operation)))
     found = complaints(rows, read_table())
     sys.stdout.writelines(f"{line}\n" for line in found)
     return int(bool(found))

@@ -8,17 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from reptrain_kernels.bench.compiled import read_table
+from reptrain_kernels.bench.operation import Operation
+from reptrain_kernels.bench.operations import OPERATIONS
 from reptrain_kernels.bench.traffic import table
 
 README = Path(__file__).parents[2] / "README.md"
-_SHAPES = (
-    "T5-Base encoder",
-    "T5-Base dropout encoder",
-    "T5-Base dropout decoder",
-    "T5-11B (1.0) dropout decoder",
-)
-_SHAPES += ("Llama-1B", "Llama-7B dropout", "head 256", "T5-Base fp32")
-_MATRIX_KERNELS = ("forward", "query_gradient", "key_gradient")
 
 
 def _markdown(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
@@ -27,28 +21,27 @@ def _markdown(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def compiled() -> str:
-    """The kernels that multiply matrices, at some shapes."""
-    rows = read_table().values()
+def compiled(operation: Operation) -> str:
+    """What its kernels take, at some shapes; where it multiplies matrices, of the kernels that do."""
+    head = (
+        "shape",
+        "kernel",
+        "sm",
+        "tile",
+        "warps",
+        "registers",
+        "spilled",
+        "shared KiB",
+        "resident warps",
+        "by",
+    )
     return _markdown(
-        (
-            "shape",
-            "kernel",
-            "sm",
-            "tile",
-            "warps",
-            "registers",
-            "spilled",
-            "shared KiB",
-            "resident warps",
-            "by",
-        ),
+        head,
         (
             (
                 row.shape,
                 row.kernel,
                 row.capability,
-                # The heads' width, then queries and keys.
                 row.tile,
                 row.num_warps,
                 row.registers,
@@ -57,13 +50,15 @@ def compiled() -> str:
                 row.warps_resident,
                 row.matrix,
             )
-            for row in rows
-            if row.shape in _SHAPES and row.kernel in _MATRIX_KERNELS
+            for row in read_table().values()
+            if row.operation == operation.name
+            and row.shape in operation.shown
+            and row.kernel in (operation.matrix_kernels or {row.kernel})
         ),
     )
 
 
-def modelled() -> str:
+def modelled(operation: Operation) -> str:
     """Roofline and model, at some shapes."""
     return _markdown(
         ("shape", "chip", "pass", "roofline µs", "by", "model µs", "by", "ratio"),
@@ -78,23 +73,24 @@ def modelled() -> str:
                 row.model_unit,
                 f"{row.ratio:.2f}",
             )
-            for row in table()
-            if row.shape in _SHAPES
+            for row in table([operation])
+            if row.shape in operation.shown
         ),
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"compiled": compiled, "modelled": modelled}
+TABLES: dict[str, Callable[[Operation], str]] = {"compiled": compiled, "modelled": modelled}
 
 
 def rewritten(text: str) -> str:
     """A page with the tables between their marks made anew."""
-    for name, make in TABLES.items():
-        mark = f"<!-- {name} -->"
-        block = rf"{mark}\n.*?{mark}"
-        assert re.search(block, text, flags=re.DOTALL), f"README.md: no marks for {name}"
-        made = f"{mark}\n{make()}\n{mark}"
-        text = re.sub(block, lambda _, made=made: made, text, flags=re.DOTALL)
+    for operation in OPERATIONS.values():
+        for name, make in TABLES.items():
+            mark = f"<!-- {name} {operation.name} -->"
+            block = rf"{re.escape(mark)}\n.*?{re.escape(mark)}"
+            assert re.search(block, text, flags=re.DOTALL), f"README.md: no marks {mark}"
+            made = f"{mark}\n{make(operation)}\n{mark}"
+            text = re.sub(block, lambda _, made=made: made, text, flags=re.DOTALL)
     return text
 
 
