@@ -34,7 +34,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             groups,
             lr=config.lr,
             beta2_decay=-config.decay_exponent,
-            eps=(1e-30, 1e-3),
+            # torch floors the second moment at the square of the first. Of T5's 1e-30 that is 0 in fp32, and
+            # the row of a token that no step has seen would become 0 / 0.
+            eps=(1e-18, 1e-3),
             d=config.clip_threshold,
             weight_decay=decay,
         )

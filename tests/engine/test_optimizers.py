@@ -78,6 +78,19 @@ def test_adafactor_follows_the_recipe_of_t5() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_adafactor_leaves_the_row_of_an_unseen_token_alone() -> None:
+    embedding = torch.nn.Embedding(7, 5)
+    optimizer = build_optimizer(embedding, AdafactorConfig(name="adafactor"))
+    before = embedding.weight.detach().clone()
+    for tokens in ([0, 1, 2], [2, 3]):
+        embedding(torch.tensor(tokens)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.isfinite(embedding.weight).all()
+    assert torch.equal(embedding.weight[4:], before[4:])
+    assert not (embedding.weight[:4] == before[:4]).any()
+
+
 def test_muon_moves_the_layers_matrices_orthogonally_and_the_rest_as_adamw() -> None:
     shape = DecoderConfig(d_model=16, num_layers=1, num_heads=2, d_ff=16)
     models = [build_model(shape, vocab_size=30, seed=1) for _ in range(2)]
