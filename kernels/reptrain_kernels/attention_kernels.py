@@ -16,26 +16,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from reptrain_kernels.counter_triton import mix32, mix64
+from reptrain_kernels.counter_triton import is_kept, line_keys
 
 # No value of these starts a new compilation: rates and lengths change in the course of a run.
 _AT_RUN_TIME = ("num_queries", "num_keys", "num_heads", "num_kv_heads", "group", "end", "reach", "threshold")
 _NO_SEGMENT = tl.constexpr(-(2**31))
 # The interpreter knows no inline assembly.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def line_keys(key, position):
-    return mix64((key ^ position.to(tl.uint64)) + 0x9E3779B97F4A7C15)
-
-
-@triton.jit
-def _keep(line_key, unit, threshold):
-    """Whether a weight is kept: `counter.random_words` of (line key, unit) against the threshold."""
-    low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
-    word = mix32(mix32(unit.to(tl.uint32) ^ low) ^ high)
-    return word.to(tl.int32, bitcast=True) >= threshold
 
 
 @triton.jit
@@ -235,7 +222,7 @@ def _forward_tiles(
         fade = tl.exp2(peak - origin)
         total = total * fade + tl.sum(weight, 1)
         if line_key is not None:
-            weight = tl.where(_keep(line_key[:, None], j[None, :], threshold), weight, 0.0)
+            weight = tl.where(is_kept(line_key[:, None], j[None, :], threshold), weight, 0.0)
         y = tl.dot(weight.to(v.dtype), v, y * fade[:, None], input_precision=PRECISION)
         peak = higher
     return y, peak, total
@@ -335,7 +322,7 @@ def _query_gradient_tiles(
         weight = tl.exp2(score - lse[:, None])
         grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
         if line_key is not None:
-            keep = _keep(line_key[:, None], j[None, :], threshold)
+            keep = is_kept(line_key[:, None], j[None, :], threshold)
             grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
         grad_score = weight * (grad_weight - delta[:, None])
         if bias is not None:
@@ -454,7 +441,7 @@ def _key_gradient_tiles(
         kept = weight
         if line_key_ptr is not None:
             line_key = tl.load(line_key_ptr + i, mask=i < num_queries, other=0).to(tl.uint64, bitcast=True)
-            keep = _keep(line_key[None, :], j[:, None], threshold)
+            keep = is_kept(line_key[None, :], j[:, None], threshold)
             grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
             kept = tl.where(keep, weight, 0.0)
         grad_v = tl.dot(kept.to(grad_y.dtype), grad_y, grad_v, input_precision=PRECISION)

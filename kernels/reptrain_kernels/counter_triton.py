@@ -31,6 +31,20 @@ def mix64(x):
     return x ^ (x >> 31)
 
 
+@triton.jit
+def line_keys(key, position):
+    """The keys of a call key's positions."""
+    return mix64((key ^ position.to(tl.uint64)) + 0x9E3779B97F4A7C15)
+
+
+@triton.jit
+def is_kept(line_key, unit, threshold):
+    """Whether a unit of a line is kept: `counter.random_words` against the threshold."""
+    low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
+    word = mix32(mix32(unit.to(tl.uint32) ^ low) ^ high)
+    return word.to(tl.int32, bitcast=True) >= threshold
+
+
 # The rate comes as numbers known at run time: no value of it may start a new compilation.
 @triton.jit(do_not_specialize=["num_lines", "num_positions", "num_units", "threshold", "scale"])
 def dropout_kernel(
@@ -49,11 +63,8 @@ def dropout_kernel(
     line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
     unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
     key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
-    position = (line % num_positions).to(tl.uint64)
-    line_key = mix64((key ^ position) + 0x9E3779B97F4A7C15)[:, None]
-    low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
-    word = mix32(mix32(unit[None, :].to(tl.uint32) ^ low) ^ high)
-    keep = word.to(tl.int32, bitcast=True) >= threshold
+    line_key = line_keys(key, line % num_positions)[:, None]
+    keep = is_kept(line_key, unit[None, :], threshold)
 
     inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
     offset = line[:, None].to(tl.int64) * num_units + unit[None, :]
