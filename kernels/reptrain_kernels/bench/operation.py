@@ -78,6 +78,8 @@ class Ways(NamedTuple):
     calls: dict[str, Callable[[], Tensor]]
     """Each computes the output from the leaves: "triton" ours, "torch" its definition, others by name (see
     `compiled_way`). A way that is not installed is left out."""
+    yardsticks: frozenset[str] = frozenset()
+    """Names of calls that compute less, and so show what time could be had."""
 
 
 class Operation(NamedTuple):

@@ -240,7 +240,7 @@ def attention_ways(shape: AttentionShape, device: str) -> Ways:
     )
     if not shape.rate:
         calls["flex_attention"] = _flex_way(shape, given)
-    return Ways([q, k, v, *biases], calls)
+    return Ways([q, k, v, *biases], calls, frozenset({"sdpa alone"}))
 
 
 def _flex_way(shape: AttentionShape, given: AttentionTensors) -> Callable[[], Tensor]:

@@ -1,0 +1,52 @@
+"""Times one small shape, interpreted, and prints the rows as JSON: the road that a GPU bench takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import interpreted
+
+interpreted.prepare()
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from reptrain_kernels import attention_triton  # noqa: E402
+from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
+from reptrain_kernels.bench import timed  # noqa: E402
+from reptrain_kernels.bench.operation import Ways  # noqa: E402
+from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION, AttentionShape  # noqa: E402
+
+SHAPE = AttentionShape("small", H=2, K=2, N=16, B=1, T=20, S=20, E=3, dtype=torch.float32)
+
+
+def once(call: Callable[[], object], leaves: list[Tensor]) -> timed.Timing:
+    """The time of a single call."""
+    begin = time.perf_counter()
+    call()
+    spent = 1e6 * (time.perf_counter() - begin)
+    return timed.Timing(spent, spent, spent)
+
+
+def ways(shape: AttentionShape, device: str) -> Ways:
+    """Those that a CPU has, one that computes something else, and one that fails."""
+    known = ATTENTION_OPERATION.ways(shape, device)
+    calls = {name: known.calls[name] for name in ("triton", "torch", "sdpa alone")}
+    calls["wrong"] = lambda: 1.01 * calls["torch"]()
+    calls["failing"] = lambda: calls["torch"]().view(3)
+    return known._replace(calls=calls)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    attention_triton.attention_tiles = lambda *_: Tiles(16, 16, 4, 1)
+    operation = ATTENTION_OPERATION._replace(
+        shapes=[SHAPE, SHAPE._replace(name="hidden")], shown=["small"], ways=ways
+    )
+    top = timed.ceilings(once, "cpu", copied=2**10, width=16)
+    rows = [row._asdict() for row in timed.timed([operation], "cpu", timer=once, top=top)]
+    late = [row._asdict() for row in timed.timed([operation], "cpu", timer=once, top=top, minutes=-1)]
+    json.dump({"rows": rows, "late": late}, sys.stdout)
