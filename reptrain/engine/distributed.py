@@ -19,6 +19,8 @@ from torch import Tensor
 
 from reptrain.engine.host_memory import keep_freed_memory
 from reptrain.errors import ConfigError, RunError
+from reptrain.runs.environment import collect
+from reptrain_kernels.implementation import choose_implementation
 
 Shared = TypeVar("Shared")
 
@@ -94,6 +96,19 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # Whatever a class does when it is rebuilt.
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def describe(world: World, precision: str) -> dict[str, Any]:
+    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run."""
+    devices = {
+        "device": str(world.device),
+        "world_size": world.world_size,
+        "precision": precision,
+        "kernels": choose_implementation(world.device),
+    }
+    if world.device.type == "cuda":
+        devices["gpu"] = torch.cuda.get_device_name(world.device)
+    return collect(devices)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
@@ -25,6 +24,7 @@ from reptrain.engine.distributed import (
     check_expert_parallel,
     check_precision,
     choose_device,
+    describe,
     join,
     meeting_store,
 )
@@ -42,7 +42,6 @@ from reptrain.errors import ReptrainError, RunError
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.plan.progress import progress_at
-from reptrain.runs.environment import collect
 from reptrain.runs.folder import RunFolder
 
 
@@ -132,20 +131,13 @@ def _enter_folder(
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
 
     def enter() -> None:
-        folder = RunFolder.create_or_open(out, config, data.run_plan, _environment(config, world))
+        folder = RunFolder.create_or_open(out, config, data.run_plan, describe(world, config.train.precision))
         held.enter_context(folder.lock())
         if ancestor is not None:
             record_ancestor(ancestor, config, folder.path)
 
     world.on_main(enter)
     return RunFolder.open(out)
-
-
-def _environment(config: RunConfig, world: World) -> dict[str, Any]:
-    extra = {"device": str(world.device), "world_size": world.world_size, "precision": config.train.precision}
-    if world.device.type == "cuda":
-        extra["gpu"] = torch.cuda.get_device_name(world.device)
-    return collect(extra)
 
 
 def _run(

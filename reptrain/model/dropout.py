@@ -90,9 +90,14 @@ class Dropout(nn.Module):
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Drop units of each position; ``keys_PB`` are those of the layer's sites."""
+        key_B, rate = self.key_and_rate(keys_PB)
+        return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate)
+
+    def key_and_rate(self, keys_PB: Tensor | None) -> tuple[Tensor | None, float]:
+        """What fused operations are given, key_B and the rate; (None, 0) where nothing is dropped."""
         if keys_PB is None or self.rate == 0:
-            return x_BTD
-        return counter.dropout(x_BTD, keys_PB[self.site], self.rate)
+            return None, 0.0
+        return keys_PB[self.site], self.rate
 
     def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
         """Drop attention weights: the query is the position, the key the unit."""

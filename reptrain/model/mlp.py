@@ -5,22 +5,11 @@ Shapes: B rows, T positions, D width of the residual stream, F hidden units.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, is_gated
 from reptrain.model.dropout import Dropout
-
-
-def activate(activation: Activation, up_F: Tensor, gate_F: Tensor | None) -> Tensor:
-    """The hidden units: of two projections where the MLP is gated, else of one.
-
-    Source:
-        Shazeer, "GLU variants improve transformer", 2020.
-    """
-    if gate_F is None:
-        return F.relu(up_F) if activation == "relu" else F.gelu(up_F, approximate="tanh")
-    return (F.silu(gate_F) if activation == "swiglu" else F.gelu(gate_F, approximate="tanh")) * up_F
+from reptrain_kernels.gated import activate
 
 
 class MLP(nn.Module):
@@ -47,5 +36,5 @@ class MLP(nn.Module):
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Transform each position; ``keys_PB``, the layer's dropout keys, may be None: no dropout."""
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
-        h_BTF = activate(self.activation, self.up(x_BTD), gate_BTF)
-        return self.down(self.dropout(h_BTF, keys_PB))
+        key_B, rate = self.dropout.key_and_rate(keys_PB)
+        return self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate))

@@ -29,7 +29,7 @@ from reptrain.config.quantities import Budget
 from reptrain.config.schedule import learning_rate
 from reptrain.config.scheduled import Progress
 from reptrain.engine import checkpoint
-from reptrain.engine.distributed import World, check_precision, choose_device, join
+from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import print_line
@@ -43,7 +43,6 @@ from reptrain.generation.decoding import without_capacity
 from reptrain.model import build_model
 from reptrain.model.dropout import set_rates
 from reptrain.plan import EpochPlan, StepPlan, plan_epochs, rank_rows
-from reptrain.runs.environment import collect
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.tasks.files import TaskRows, read_rows, read_task
 from reptrain.tasks.pairs import Encoder, Pair, pack, widths_of
@@ -125,7 +124,7 @@ def finetune(
             stop = held.enter_context(stop_requests())
         world = join(device, timeout_s=config.train.rank_timeout_seconds)
         parent = Parent(path=str(trained.path), step=trained.step, weights=trained.fingerprint())
-        world.on_main(lambda: _enter(out, config, parent, rows))
+        world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train.precision)))
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
         found = []
         for seed in range(config.seed, config.seed + seeds):
@@ -144,7 +143,9 @@ class _Data(Frozen):
     files: dict[str, str]
 
 
-def _enter(out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows) -> None:
+def _enter(
+    out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows, environment: dict[str, Any]
+) -> None:
     """Make the folder, or refuse one of another fine-tuning by name."""
     data = _Data(files=rows.files)
     if (out / "config.yaml").exists():
@@ -173,7 +174,7 @@ def _enter(out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows) ->
         )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "data.json", data.model_dump_json(indent=1) + "\n")
-    write_atomically(out / "environment.json", json.dumps(collect(), indent=1) + "\n")
+    write_atomically(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     parent.write(out)
     # Last: where it is, all is.
     write_atomically(out / "config.yaml", dump_yaml(config.model_dump(mode="json")))

@@ -206,6 +206,8 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
     found = results.seeds[1]
     assert found.best.step == min(looks, key=looks.__getitem__) and found.last.step == max(looks) == 12
     assert found.best.select_nats_per_token == looks[found.best.step] and found.best.step < found.last.step
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["kernels"] == "torch" and environment["device"] == "cpu"
     texts = [json.loads(line) for line in (seed / "texts.jsonl").read_text().splitlines()]
     assert len(texts) == found.best.report.examples == 7
     # Any command takes it as a model: scored again it does the same.
