@@ -134,6 +134,14 @@ def threshold_and_scale(rate: float) -> tuple[int, float]:
     return threshold - 2**31, 2**32 / (2**32 - threshold)
 
 
+def check_key(name: str, key: Tensor, x: Tensor) -> None:
+    """Raise a ValueError that names ``key`` if it holds no call key for each leading index of ``x``."""
+    if key.shape != x.shape[:-2] or key.dtype != torch.int64:
+        raise ValueError(
+            f"{name}: must be int64 of shape {tuple(x.shape[:-2])}, but got {key.dtype} of {tuple(key.shape)}"
+        )
+
+
 def dropout(x: Tensor, key: Tensor, rate: float, *, impl: Implementation | None = None) -> Tensor:
     """``x`` with units dropped at ``rate`` and the others scaled up; the backward pass recomputes the mask.
 
@@ -149,10 +157,7 @@ def dropout(x: Tensor, key: Tensor, rate: float, *, impl: Implementation | None 
     Raises:
         ValueError: If the shapes, the key's dtype or the rate do not fit.
     """
-    if key.shape != x.shape[:-2] or key.dtype != torch.int64:
-        raise ValueError(
-            f"key: must be int64 of shape {tuple(x.shape[:-2])}, but got {key.dtype} of {tuple(key.shape)}"
-        )
+    check_key("key", key, x)
     threshold, scale = threshold_and_scale(rate)
     if choose_implementation(x.device, impl) == "triton":
         from reptrain_kernels.counter_triton import counter_dropout

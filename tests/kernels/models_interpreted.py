@@ -1,6 +1,7 @@
 """One training step of a tiny T5 and a tiny decoder, every fused operation in Triton, against the plain path.
 
-Prints {model: {"loss": difference, "grad": the largest relative error of a parameter's gradient}} as JSON.
+Prints {model: {"calls": {operation: number}, "loss": difference, "grad": the largest relative error of a
+parameter's gradient}} as JSON.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
 from reptrain.model import DropoutContext, build_model  # noqa: E402
-from reptrain_kernels import attention_triton  # noqa: E402
+from reptrain_kernels import attention_triton, gated_triton  # noqa: E402
 from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
 
+# What is counted: an operation's forward pass, by its place in a module.
+OPERATIONS = {
+    "attention": (attention_triton, "attention_forward"),
+    "gated": (gated_triton, "gated_forward"),
+}
 VOCAB, S, T = 31, 20, 17
 RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1}
 SOURCE = torch.tensor([[1] * 9 + [2] * 7 + [0] * 4])
@@ -59,17 +65,28 @@ def step(config: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, t
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
-def compared(config: Any, inputs: dict[str, Any]) -> dict[str, float]:
+def count_calls(name: str, counts: dict[str, int]) -> None:
+    """From now on each call of an operation adds one to its count."""
+    module, attribute = OPERATIONS[name]
+    forward = getattr(module, attribute)
+
+    def counted(*arguments: Any) -> Any:
+        counts[name] = counts.get(name, 0) + 1
+        return forward(*arguments)
+
+    setattr(module, attribute, counted)
+
+
+def compared(config: Any, inputs: dict[str, Any], calls: dict[str, int]) -> dict[str, Any]:
     """The Triton path against the plain one."""
     loss, grads = step(config, inputs)
-    calls = []
-    forward = attention_triton.attention_forward
-    attention_triton.attention_forward = lambda *x: calls.append(x) or forward(*x)
+    assert not calls
     with assume(impl="triton"):
         fused_loss, fused_grads = step(config, inputs)
-    attention_triton.attention_forward = forward
+    counted = dict(calls)
+    calls.clear()
     return {
-        "calls": len(calls),
+        "calls": counted,
         "loss": abs(loss - fused_loss).item(),
         "grad": max(relative_error(fused_grads[name], grad, grad) for name, grad in grads.items()),
     }
@@ -78,4 +95,7 @@ def compared(config: Any, inputs: dict[str, Any]) -> dict[str, float]:
 if __name__ == "__main__":
     torch.manual_seed(0)
     attention_triton.attention_tiles = lambda *_: Tiles(16, 16, 4, 1)
-    print(json.dumps({name: compared(*case) for name, case in cases().items()}))
+    counts: dict[str, int] = {}
+    for name in OPERATIONS:
+        count_calls(name, counts)
+    print(json.dumps({name: compared(*case, counts) for name, case in cases().items()}))

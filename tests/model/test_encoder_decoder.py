@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from reptrain.config.model import Recompute, T5Config
 from reptrain.model import DropoutContext, EncoderDecoder, build_model
-from reptrain.model.dropout import Dropout
+from reptrain_kernels import counter
 
 VOCAB, S, T = 61, 14, 11
 ALL_SITES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.15}
@@ -126,21 +126,20 @@ def test_encoder_decoder_drops_at_each_site_in_training_only(site: str) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, 1])
-def test_encoder_decoder_keys_each_of_its_dropouts_differently(stored: int | None) -> None:
+def test_encoder_decoder_keys_each_of_its_dropouts_differently(
+    stored: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = {"num_stored_encoder_layers": stored, "num_stored_decoder_layers": stored}
     model = built(num_encoder_layers=2, num_decoder_layers=3, dropout=ALL_SITES, **shared)
-    seen = []
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.register_forward_pre_hook(lambda site, given: seen.append(given[1][site.site]))
-    forward_heads = Dropout.forward_heads
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Dropout,
-            "forward_heads",
-            lambda site, x, keys: (seen.append(keys[site.site]), forward_heads(site, x, keys))[1],
-        )
-        model(**inputs(), dropout=context())
+    seen, random_words = [], counter.random_words
+
+    def noted(key: Tensor, *sizes: int) -> Tensor:
+        # Of attention weights each row has a key for each head.
+        seen.append(key.reshape(len(key), -1)[:, 0])
+        return random_words(key, *sizes)
+
+    monkeypatch.setattr(counter, "random_words", noted)
+    model(**inputs(), dropout=context())
     # Four in a layer of the encoder, six in one of the decoder, two for each stack.
     assert len(seen) == len(torch.stack(seen).unique(dim=0)) == 2 * 4 + 3 * 6 + 2 * 2
 

@@ -1,0 +1,81 @@
+"""The hidden units of an MLP: an activation, gated or not, and dropout by counter, in one pass.
+
+    h[p, f] = act(gate[p, f]) up[p, f], or act(up[p, f]) without a gate; then `counter.dropout`
+
+Source:
+    Shazeer, "GLU variants improve transformer", 2020. GELU is the form approximated by tanh (Hendrycks &
+    Gimpel, "Gaussian error linear units", 2016).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reptrain_kernels import counter
+from reptrain_kernels.implementation import Implementation, choose_implementation
+
+Activation = Literal["swiglu", "geglu", "gelu", "relu"]
+"""The first two are gated, by SiLU and by GELU."""
+
+
+def activate(
+    activation: Activation,
+    up: Tensor,
+    gate: Tensor | None = None,
+    *,
+    key: Tensor | None = None,
+    rate: float = 0.0,
+    impl: Implementation | None = None,
+) -> Tensor:
+    """Hidden units of one projection, or of two where the activation is gated.
+
+    Args:
+        activation: Which.
+        up: Floating point, shape [..., P, F]: positions and hidden units; without ``key`` any shape.
+        gate: What is gated by, the shape and dtype of ``up``; None where the activation is not gated.
+        key: int64, shape [...]: a call key for each leading index (see `counter`); None drops nothing.
+        rate: Probability of being dropped, in [0, 1). May change from call to call.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Triton computes in fp32
+            and rounds once; torch rounds at each step.
+
+    Returns:
+        The shape and dtype of ``up``.
+
+    Raises:
+        ValueError: If the arguments do not fit together.
+    """
+    _check(activation, up, gate, key)
+    threshold, scale = counter.threshold_and_scale(rate)
+    if choose_implementation(up.device, impl) == "torch":
+        return activate_in_torch(activation, up, gate, key, rate)
+    from reptrain_kernels.gated_triton import gated_forward
+
+    return gated_forward(up, gate, key if rate else None, activation, threshold, scale)
+
+
+def activate_in_torch(
+    activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None, rate: float
+) -> Tensor:
+    """The definition in plain torch."""
+    if gate is None:
+        h = F.relu(up) if activation == "relu" else F.gelu(up, approximate="tanh")
+    else:
+        h = (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * up
+    return h if key is None or rate == 0 else counter.dropout(h, key, rate, impl="torch")
+
+
+def _check(activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None) -> None:
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation: must be one of {get_args(Activation)}, but got {activation!r}")
+    if (gate is not None) != (activation in ("swiglu", "geglu")):
+        raise ValueError(f"gate: must be given for swiglu and geglu only, but the activation is {activation}")
+    if gate is not None and (gate.shape != up.shape or gate.dtype != up.dtype):
+        raise ValueError(
+            f"gate: must be {up.dtype} of {tuple(up.shape)} as up is, "
+            f"but got {gate.dtype} of {tuple(gate.shape)}"
+        )
+    if key is not None:
+        counter.check_key("key", key, up)

@@ -1,0 +1,55 @@
+"""Holds an operation on lines in Triton against float64, interpreted: prints what it found as JSON.
+
+Arguments: which (norm, gated, rope), then names of cases or of the checks below. A case gives its errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import interpreted
+
+interpreted.prepare()
+
+import torch  # noqa: E402
+from linewise import case_of, errors_of  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+
+def same_bits(module: Any) -> dict[str, bool]:
+    """Whether each way to run a case gives the bits of the first; the registrations must agree too."""
+    case = case_of(module, module.OPERATOR_CASE)
+    inputs = module.inputs_of(case)
+    leaves = [x.detach().requires_grad_() for x in module.leaves_of(inputs)]
+    for operator, arguments in module.operators(case, inputs, leaves):
+        torch.library.opcheck(operator, arguments)
+
+    def model(*leaves: Tensor) -> Tensor:
+        # Not of leaves themselves, and squared: a gradient that differs from place to place.
+        outputs = module.call(case, inputs, [x * 2 for x in leaves], "triton")
+        return sum(output.float().square().sum() for output in outputs)
+
+    def recomputed(*leaves: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(
+            model, *leaves, use_reentrant=False, preserve_rng_state=False
+        )
+
+    ways: dict[str, Callable[..., Tensor]] = {"eager": model, "again": model, "recomputed": recomputed}
+    ways["compiled"] = torch.compile(model, fullgraph=True, backend="aot_eager")
+    grads = {name: torch.autograd.grad(way(*leaves), leaves) for name, way in ways.items()}
+    return {
+        name: all(torch.equal(a, b) for a, b in zip(grads[name], grads["eager"], strict=True))
+        for name in grads
+    }
+
+
+if __name__ == "__main__":
+    asked = importlib.import_module(f"{sys.argv[1]}_cases")
+    checks = {"same_bits": lambda: same_bits(asked), "masks": lambda: asked.masks()}
+    torch.manual_seed(0)
+    found = {name: checks[name]() if name in checks else errors_of(asked, name) for name in sys.argv[2:]}
+    print(json.dumps(found))
