@@ -19,14 +19,14 @@ import triton.language as tl
 from reptrain_kernels.counter_triton import is_kept, line_keys
 
 # No value of these starts a new compilation: rates and lengths change in the course of a run.
-_AT_RUN_TIME = ("num_queries", "num_keys", "num_heads", "num_kv_heads", "group", "end", "reach", "threshold")
-_NO_SEGMENT = tl.constexpr(-(2**31))
+AT_RUN_TIME = ("num_queries", "num_keys", "num_heads", "num_kv_heads", "group", "end", "reach", "threshold")
+NO_SEGMENT = tl.constexpr(-(2**31))
 # The interpreter knows no inline assembly.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def _load_tile(
+def load_tile(
     ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr
 ):
     """Positions by units, 0 outside."""
@@ -41,14 +41,14 @@ def _load_tile(
 
 
 @triton.jit
-def _store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N: tl.constexpr):
+def store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N: tl.constexpr):
     unit = tl.arange(0, BLOCK_N)
     inside = (position[:, None] < num_positions) & (unit[None, :] < N)
     tl.store(ptr + position[:, None] * stride + unit[None, :], x.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _load_numbers(ptr, position, num_positions, other: tl.constexpr):
+def load_numbers(ptr, position, num_positions, other: tl.constexpr):
     """int32 by position, or None."""
     if ptr is None:
         return None
@@ -57,7 +57,7 @@ def _load_numbers(ptr, position, num_positions, other: tl.constexpr):
 
 
 @triton.jit
-def _column(x):
+def as_column(x):
     if x is None:
         return None
     else:
@@ -65,7 +65,7 @@ def _column(x):
 
 
 @triton.jit
-def _line(x):
+def as_line(x):
     if x is None:
         return None
     else:
@@ -73,7 +73,7 @@ def _line(x):
 
 
 @triton.jit
-def _near(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
+def near_tiles(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
     """Where the tiles of BLOCK positions near to the tile at m0 begin and end, within low to high."""
     before = m0 - end - BLOCK + 1
     first = tl.where(before < 0, 0, (before // BLOCK + 1) * BLOCK)
@@ -102,7 +102,7 @@ def _look_up(ptr, index):
 
 
 @triton.jit
-def _scores(
+def scores(
     product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, num_keys,
     NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -123,7 +123,7 @@ def _scores(
 
 
 @triton.jit
-def _range(low, first, stop, high, NEAR: tl.constexpr):
+def tile_range(low, first, stop, high, NEAR: tl.constexpr):
     """Where a loop over the near or the far tiles begins and ends, the far ones counted without the near."""
     if NEAR:
         return first, stop
@@ -132,8 +132,8 @@ def _range(low, first, stop, high, NEAR: tl.constexpr):
 
 
 @triton.jit
-def _tile_at(count, first, stop, NEAR: tl.constexpr):
-    """The tile of a loop's count over `_range`."""
+def tile_at(count, first, stop, NEAR: tl.constexpr):
+    """The tile of a loop's count over `tile_range`."""
     return count if NEAR else tl.where(count < first, count, count + (stop - first))
 
 
@@ -151,7 +151,7 @@ def span_kernel(
     if asking_ptr is not None:
         at = asking_ptr + row * num_asking + asking
         least = tl.min(tl.load(at, mask=asking < num_asking, other=2**31 - 1).to(tl.int32), 0)
-        most = tl.max(tl.load(at, mask=asking < num_asking, other=_NO_SEGMENT).to(tl.int32), 0)
+        most = tl.max(tl.load(at, mask=asking < num_asking, other=NO_SEGMENT).to(tl.int32), 0)
     reach = start + BLOCK
     if prefix_ptr is not None and not KEYS_ASK:
         at = prefix_ptr + row * num_asking + asking
@@ -180,7 +180,7 @@ def span_kernel(
 
 
 @triton.jit
-def _seen(
+def seen(
     span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -204,15 +204,15 @@ def _forward_tiles(
     EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The near or the far tiles of keys, into the running sums of a tile of queries."""
-    begin, end = _range(low, first, stop, high, NEAR)
+    begin, end = tile_range(low, first, stop, high, NEAR)
     for count in range(begin, end, BLOCK_S):
-        j = _tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_S)
-        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
-        score = _scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i),
-            _line(segment_j), _column(prefix_i), bias, tl.where(count < first, before, after), scale2,
+        j = tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_S)
+        k = load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+        v = load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
+        segment_j = load_numbers(segment_j_ptr, j, num_keys, NO_SEGMENT)
+        score = scores(
+            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], as_column(segment_i),
+            as_line(segment_j), as_column(prefix_i), bias, tl.where(count < first, before, after), scale2,
             num_keys, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, 1))
@@ -228,7 +228,7 @@ def _forward_tiles(
     return y, peak, total
 
 
-@triton.jit(do_not_specialize=_AT_RUN_TIME)
+@triton.jit(do_not_specialize=AT_RUN_TIME)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr, key_ptr,
     span_ptr, q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride,
@@ -241,16 +241,16 @@ def forward_kernel(
     # Under a causal mask the last tiles have most to do: they start first.
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
     i = m0 + tl.arange(0, BLOCK_T)
-    q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
+    q = load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
     k_ptr += row * k_row + head // group * k_head
     v_ptr += row * v_row + head // group * v_head
     segment_i = None
     if segment_i_ptr is not None:
-        segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
+        segment_i = load_numbers(segment_i_ptr + row * num_queries, i, num_queries, NO_SEGMENT)
         segment_j_ptr += row * num_keys
     prefix_i = None
     if prefix_ptr is not None:
-        prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
+        prefix_i = load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
     line_key = None
     if key_ptr is not None:
         line_key = line_keys(tl.load(key_ptr + tl.program_id(1)).to(tl.uint64), i)
@@ -262,10 +262,10 @@ def forward_kernel(
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     peak = tl.full([BLOCK_T], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
-    low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
+    low, high = seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
     first, stop = low, low
     if bias is not None or CAUSAL:
-        first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
+        first, stop = near_tiles(m0, end, low, high, BLOCK_T, BLOCK_S)
         y, peak, total = _forward_tiles(
             y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
             segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, True,
@@ -281,253 +281,5 @@ def forward_kernel(
     y = y * (kept_scale / tl.where(found, total, 1.0))[:, None]
     lse = tl.where(found, peak + tl.log2(tl.where(found, total, 1.0)), float("inf"))
     y_ptr += (row * num_queries * num_heads + head) * N
-    _store_tile(y_ptr, num_heads * N, i, num_queries, y, N, BLOCK_N)
+    store_tile(y_ptr, num_heads * N, i, num_queries, y, N, BLOCK_N)
     tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * num_queries + i, lse, mask=i < num_queries)
-
-
-@triton.jit
-def _sum_diagonals(x, sum_ptr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Store the sums along a tile's diagonals: those that end in the top line, then the lower ones.
-
-    Each line is turned left by its number, so that diagonals become columns. What has come round w times
-    belongs to diagonals that are w BLOCK_S lower.
-    """
-    column = tl.arange(0, BLOCK_S)
-    turned = tl.arange(0, BLOCK_T)[:, None] + column[None, :]
-    diagonal = tl.gather(x, turned & (BLOCK_S - 1), axis=1)
-    for w in tl.static_range(BLOCK_T // BLOCK_S + 1):
-        tl.store(sum_ptr + w * BLOCK_S + column, tl.sum(tl.where(turned // BLOCK_S == w, diagonal, 0.0), 0))
-
-
-@triton.jit
-def _query_gradient_tiles(
-    grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr, k_stride,
-    v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key, scale2, num_keys,
-    threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The near or the far tiles of keys, into the gradients of a tile of queries and of the bias."""
-    begin, end = _range(low, first, stop, high, NEAR)
-    for count in range(begin, end, BLOCK_S):
-        n0 = _tile_at(count, first, stop, NEAR)
-        j = n0 + tl.arange(0, BLOCK_S)
-        k = _load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        v = _load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        segment_j = _load_numbers(segment_j_ptr, j, num_keys, _NO_SEGMENT)
-        score = _scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], _column(segment_i),
-            _line(segment_j), _column(prefix_i), bias, tl.where(count < first, before, after), scale2,
-            num_keys, NEAR, CAUSAL, EVEN_S,
-        )  # fmt: skip
-        weight = tl.exp2(score - lse[:, None])
-        grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
-        if line_key is not None:
-            keep = is_kept(line_key[:, None], j[None, :], threshold)
-            grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
-        grad_score = weight * (grad_weight - delta[:, None])
-        if bias is not None:
-            if NEAR:
-                slot = sums + (n0 - m0) // BLOCK_S * (BLOCK_T + BLOCK_S)
-                _sum_diagonals(grad_score, slot, BLOCK_T, BLOCK_S)
-            else:
-                sum_of_line = tl.sum(grad_score, 1)
-                sum_before += tl.where(count < first, sum_of_line, 0.0)
-                sum_after += tl.where(count < first, 0.0, sum_of_line)
-        grad_q = tl.dot(grad_score.to(k.dtype), k, grad_q, input_precision=PRECISION)
-    return grad_q, sum_before, sum_after
-
-
-@triton.jit(do_not_specialize=_AT_RUN_TIME)
-def query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, y_ptr, grad_y_ptr, lse_ptr, bias_ptr, segment_i_ptr, segment_j_ptr, prefix_ptr,
-    key_ptr, span_ptr, grad_q_ptr, delta_ptr, line_key_ptr, partial_ptr,
-    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
-    num_queries, num_keys, num_heads, group, end, reach, scale, scale2, threshold, kept_scale,
-    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
-    SLOTS: tl.constexpr, FIRST_SLOT: tl.constexpr,
-):  # fmt: skip
-    """One tile of queries: its gradient, and what others need: delta, line keys, the bias's part.
-
-    grad_q and y are [B, T, H, N], delta and line keys [B, H, T]; the bias's part is
-    [B, H, tiles, SLOTS * (BLOCK_T + BLOCK_S) + 2]: the sums of diagonals of each near tile, the one on the
-    main diagonal in slot FIRST_SLOT, then those of all the far tiles before and after. Slots of no tile are
-    left as they were.
-    """
-    row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
-    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
-    i = m0 + tl.arange(0, BLOCK_T)
-    q = _load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
-    grad_y = _load_tile(
-        grad_y_ptr + row * g_row + head * g_head, g_stride, i, num_queries, N, BLOCK_N, EVEN_T
-    )
-    in_result = (row * num_queries * num_heads + head) * N
-    y = _load_tile(y_ptr + in_result, num_heads * N, i, num_queries, N, BLOCK_N, EVEN_T)
-    delta = tl.sum(grad_y.to(tl.float32) * y.to(tl.float32), 1)
-    line = tl.program_id(1).to(tl.int64) * num_queries + i
-    tl.store(delta_ptr + line, delta, mask=i < num_queries)
-    lse = tl.load(lse_ptr + line, mask=i < num_queries, other=float("inf"))
-    k_ptr += row * k_row + head // group * k_head
-    v_ptr += row * v_row + head // group * v_head
-    segment_i = None
-    if segment_i_ptr is not None:
-        segment_i = _load_numbers(segment_i_ptr + row * num_queries, i, num_queries, _NO_SEGMENT)
-        segment_j_ptr += row * num_keys
-    prefix_i = None
-    if prefix_ptr is not None:
-        prefix_i = _load_numbers(prefix_ptr + row * num_queries, i, num_queries, 0)
-    line_key = None
-    if key_ptr is not None:
-        line_key = line_keys(tl.load(key_ptr + tl.program_id(1)).to(tl.uint64), i)
-        tl.store(line_key_ptr + line, line_key.to(tl.int64, bitcast=True), mask=i < num_queries)
-    bias, before, after, sums = None, 0.0, 0.0, None
-    if bias_ptr is not None:
-        bias = bias_ptr + head * (2 * reach + 1) + reach
-        before, after = tl.load(bias - end), tl.load(bias + end)
-        tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + m0 // BLOCK_T
-        sums = partial_ptr + tile * (SLOTS * (BLOCK_T + BLOCK_S) + 2) + FIRST_SLOT * (BLOCK_T + BLOCK_S)
-        far_sums = partial_ptr + tile * (SLOTS * (BLOCK_T + BLOCK_S) + 2) + SLOTS * (BLOCK_T + BLOCK_S)
-
-    grad_q = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    sum_before, sum_after = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
-    low, high = _seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
-    first, stop = low, low
-    if bias is not None or CAUSAL:
-        first, stop = _near(m0, end, low, high, BLOCK_T, BLOCK_S)
-        grad_q, sum_before, sum_after = _query_gradient_tiles(
-            grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
-            k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key,
-            scale2, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S,
-            PRECISION,
-        )  # fmt: skip
-    grad_q, sum_before, sum_after = _query_gradient_tiles(
-        grad_q, sum_before, sum_after, q, grad_y, lse, delta, m0, low, first, stop, high, k_ptr, v_ptr,
-        k_stride, v_stride, i, segment_i, segment_j_ptr, prefix_i, bias, before, after, sums, line_key,
-        scale2, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, BLOCK_S, EVEN_S,
-        PRECISION,
-    )  # fmt: skip
-
-    _store_tile(grad_q_ptr + in_result, num_heads * N, i, num_queries, grad_q * scale, N, BLOCK_N)
-    if bias_ptr is not None:
-        tl.store(far_sums, tl.sum(sum_before, 0))
-        tl.store(far_sums + 1, tl.sum(sum_after, 0))
-
-
-@triton.jit
-def _key_gradient_tiles(
-    grad_k, grad_v, k, v, low, first, stop, high, q_ptr, grad_y_ptr, q_stride, g_stride, lse_ptr, delta_ptr,
-    line_key_ptr, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2, num_queries, num_keys,
-    threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The near or the far tiles of queries, into a tile of keys' gradients. Tiles are keys by queries."""
-    begin, end = _range(low, first, stop, high, NEAR)
-    for count in range(begin, end, BLOCK_T):
-        i = _tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_T)
-        q = _load_tile(q_ptr, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
-        grad_y = _load_tile(grad_y_ptr, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
-        lse = tl.load(lse_ptr + i, mask=i < num_queries, other=float("inf"))
-        delta = tl.load(delta_ptr + i, mask=i < num_queries, other=0.0)
-        segment_i = _load_numbers(segment_i_ptr, i, num_queries, _NO_SEGMENT)
-        prefix_i = _load_numbers(prefix_ptr, i, num_queries, 0)
-        # Queries rise, so offsets fall: the keys come after the queries of the first tiles.
-        score = _scores(
-            tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], _line(segment_i),
-            _column(segment_j), _line(prefix_i), bias, tl.where(count < first, after, before), scale2,
-            num_keys, NEAR, CAUSAL, EVEN_S,
-        )  # fmt: skip
-        weight = tl.exp2(score - lse[None, :])
-        grad_weight = tl.dot(v, grad_y.T, input_precision=PRECISION)
-        kept = weight
-        if line_key_ptr is not None:
-            line_key = tl.load(line_key_ptr + i, mask=i < num_queries, other=0).to(tl.uint64, bitcast=True)
-            keep = is_kept(line_key[None, :], j[:, None], threshold)
-            grad_weight = tl.where(keep, grad_weight * kept_scale, 0.0)
-            kept = tl.where(keep, weight, 0.0)
-        grad_v = tl.dot(kept.to(grad_y.dtype), grad_y, grad_v, input_precision=PRECISION)
-        grad_score = weight * (grad_weight - delta[None, :])
-        grad_k = tl.dot(grad_score.to(q.dtype), q, grad_k, input_precision=PRECISION)
-    return grad_k, grad_v
-
-
-@triton.jit(do_not_specialize=_AT_RUN_TIME)
-def key_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, grad_y_ptr, lse_ptr, delta_ptr, line_key_ptr, bias_ptr, segment_i_ptr, segment_j_ptr,
-    prefix_ptr, span_ptr, grad_k_ptr, grad_v_ptr,
-    q_row, q_head, q_stride, k_row, k_head, k_stride, v_row, v_head, v_stride, g_row, g_head, g_stride,
-    num_queries, num_keys, num_kv_heads, group, end, reach, scale, scale2, threshold, kept_scale,
-    CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys and values of one row and key-value head. The results are [B, S, K, N], contiguous."""
-    row, kv_head = (tl.program_id(1) // num_kv_heads).to(tl.int64), tl.program_id(1) % num_kv_heads
-    n0 = tl.program_id(0) * BLOCK_S
-    j = n0 + tl.arange(0, BLOCK_S)
-    k = _load_tile(k_ptr + row * k_row + kv_head * k_head, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-    v = _load_tile(v_ptr + row * v_row + kv_head * v_head, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-    segment_j = None
-    if segment_i_ptr is not None:
-        segment_i_ptr += row * num_queries
-        segment_j = _load_numbers(segment_j_ptr + row * num_keys, j, num_keys, _NO_SEGMENT)
-    if prefix_ptr is not None:
-        prefix_ptr += row * num_queries
-
-    grad_k = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
-    grad_v = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
-    low, high = _seen(span_ptr, row, n0, num_queries, True, CAUSAL, BLOCK_S, BLOCK_T)
-    first, stop = low, low
-    if bias_ptr is not None or CAUSAL:
-        first, stop = _near(n0, end, low, high, BLOCK_S, BLOCK_T)
-    for head in range(kv_head * group, kv_head * group + group):
-        q = q_ptr + row * q_row + head * q_head
-        grad_y = grad_y_ptr + row * g_row + head * g_head
-        line = (row * num_kv_heads * group + head) * num_queries
-        line_key = None
-        if line_key_ptr is not None:
-            line_key = line_key_ptr + line
-        bias, before, after = None, 0.0, 0.0
-        if bias_ptr is not None:
-            bias = bias_ptr + head * (2 * reach + 1) + reach
-            before, after = tl.load(bias - end), tl.load(bias + end)
-        if bias_ptr is not None or CAUSAL:
-            grad_k, grad_v = _key_gradient_tiles(
-                grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,
-                delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after,
-                scale2, num_queries, num_keys, threshold, kept_scale, True, CAUSAL, N, BLOCK_N, BLOCK_T,
-                EVEN_T, EVEN_S, PRECISION,
-            )  # fmt: skip
-        grad_k, grad_v = _key_gradient_tiles(
-            grad_k, grad_v, k, v, low, first, stop, high, q, grad_y, q_stride, g_stride, lse_ptr + line,
-            delta_ptr + line, line_key, j, segment_i_ptr, segment_j, prefix_ptr, bias, before, after, scale2,
-            num_queries, num_keys, threshold, kept_scale, False, CAUSAL, N, BLOCK_N, BLOCK_T, EVEN_T, EVEN_S,
-            PRECISION,
-        )  # fmt: skip
-
-    in_result = (row * num_keys * num_kv_heads + kv_head) * N
-    grad_v = grad_v * kept_scale
-    _store_tile(grad_k_ptr + in_result, num_kv_heads * N, j, num_keys, grad_k * scale, N, BLOCK_N)
-    _store_tile(grad_v_ptr + in_result, num_kv_heads * N, j, num_keys, grad_v, N, BLOCK_N)
-
-
-@triton.jit(do_not_specialize=("end",))
-def bias_gradient_kernel(
-    sum_ptr, grad_ptr, end, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, SLOTS: tl.constexpr,
-    FIRST_SLOT: tl.constexpr, OFFSETS: tl.constexpr,
-):  # fmt: skip
-    """One head: from its sums of diagonals by slot to the gradient of the bias by offset."""
-    head = tl.program_id(0)
-    WIDTH: tl.constexpr = BLOCK_T + BLOCK_S
-    sum_ptr += head * (SLOTS * WIDTH + 2)
-    offset = tl.arange(0, OFFSETS) - OFFSETS // 2
-    total = tl.zeros([OFFSETS], tl.float32)
-    for slot in range(SLOTS):
-        for w in tl.static_range(BLOCK_T // BLOCK_S + 1):
-            column = offset - (slot - FIRST_SLOT - w) * BLOCK_S
-            inside = (column >= 0) & (column < BLOCK_S)
-            total += tl.load(sum_ptr + slot * WIDTH + w * BLOCK_S + column, mask=inside, other=0.0)
-    grad_ptr += head * (2 * end + 1)
-    tl.store(grad_ptr + end + offset, total, mask=(offset > -end) & (offset < end))
-    before = tl.load(sum_ptr + SLOTS * WIDTH) + tl.sum(tl.where(offset <= -end, total, 0.0), 0)
-    after = tl.load(sum_ptr + SLOTS * WIDTH + 1) + tl.sum(tl.where(offset >= end, total, 0.0), 0)
-    tl.store(grad_ptr, before)
-    tl.store(grad_ptr + 2 * end, after)

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from reptrain_kernels import attention_backward_kernels as backward_kernels
 from reptrain_kernels import attention_kernels as kernels
 from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles, block_width
 from reptrain_kernels.implementation import capability
 
 _LOG2E = 1 / math.log(2)
 _CHUNK = 1024
+# CUDA's limit to the second axis of a grid.
+_MOST_HEADS = 65535
 
 
 def _tiles(which: Pass, q_BHTN: Tensor, bias_HR: Tensor | None) -> Tiles:
@@ -129,6 +132,8 @@ def launch_forward(
     """
     q, k, v = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN))
     (B, H, T, _), (_, K, S, _) = q.shape, k.shape
+    if B * H > _MOST_HEADS:
+        raise ValueError(f"q: rows x heads must be at most {_MOST_HEADS}, but got {B} x {H}")
     segments_i, segments_j, prefix, key = _contiguous(segments_BT, segments_BS, prefix_BT, key_BH)
     y, lse = _new(q), q.new_empty(B, H, T, dtype=torch.float32)
     if y.numel() == 0:
@@ -197,13 +202,13 @@ def launch_backward(
     span = _spans(
         segments_i, segments_j, prefix, (B, T, S), keys_ask=False, causal=causal, block=tiles.queries
     )
-    kernels.query_gradient_kernel[(num_tiles, B * H)](
+    backward_kernels.query_gradient_kernel[(num_tiles, B * H)](
         q, k, v, y_BHTN, grad, lse_BHT, bias, segments_i, segments_j, prefix, key, span,
         grad_q, delta, line_key, partial, *strides, T, S, H, H // K, end, reach, *numbers,
         **_constants(tiles, q, k, causal), SLOTS=slots, FIRST_SLOT=first_slot,
     )  # fmt: skip
     if partial is not None:
-        kernels.bias_gradient_kernel[(H,)](
+        backward_kernels.bias_gradient_kernel[(H,)](
             partial.sum((0, 2)), grad_bias, end, BLOCK_T=tiles.queries, BLOCK_S=tiles.keys,
             SLOTS=slots, FIRST_SLOT=first_slot, OFFSETS=triton.next_power_of_2(2 * (end + width)),
         )  # fmt: skip
@@ -211,7 +216,7 @@ def launch_backward(
     tiles = _tiles("key_gradient", q, bias_HR)
     bias, _, reach = _bias(bias_HR, tiles)
     span = _spans(segments_j, segments_i, prefix, (B, S, T), keys_ask=True, causal=causal, block=tiles.keys)
-    kernels.key_gradient_kernel[(triton.cdiv(S, tiles.keys), B * K)](
+    backward_kernels.key_gradient_kernel[(triton.cdiv(S, tiles.keys), B * K)](
         q, k, v, grad, lse_BHT, delta, line_key, bias, segments_i, segments_j, prefix, span,
         grad_k, grad_v, *strides, T, S, K, H // K, end, reach, *numbers, **_constants(tiles, q, k, causal),
     )  # fmt: skip

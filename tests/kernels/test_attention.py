@@ -149,6 +149,12 @@ def test_attention_refuses_what_does_not_fit(change: dict[str, Any], message: st
         attention(**({"q_BHTN": x, "k_BKSN": x, "v_BKSN": x, "scale": 1.0} | change))
 
 
+def test_attention_in_triton_refuses_more_heads_than_a_grid_has() -> None:
+    x = torch.ones(4096, 16, 1, 8)
+    with pytest.raises(ValueError, match="at most 65535, but got 4096 x 16"):
+        attention(x, x, x, scale=1.0, mask=Mask(segments_BT=torch.ones(4096, 1).long()), impl="triton")
+
+
 @pytest.mark.gpu
 @CUDA
 @pytest.mark.parametrize("name", [*CASES, *SLOW_CASES])
