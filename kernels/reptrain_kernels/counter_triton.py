@@ -85,7 +85,16 @@ def launch_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tens
         raise ValueError(f"x: must have fewer than 2**31 lines, but got {num_lines}")
     grid = (triton.cdiv(num_lines, BLOCK_LINES), triton.cdiv(num_units, BLOCK_UNITS))
     dropout_kernel[grid](
-        x, key, y, num_lines, num_positions, num_units, threshold, scale, BLOCK_LINES, BLOCK_UNITS
+        x,
+        key,
+        y,
+        num_lines,
+        num_positions,
+        num_units,
+        threshold,
+        scale,
+        BLOCK_LINES=BLOCK_LINES,
+        BLOCK_UNITS=BLOCK_UNITS,
     )
     return y
 

@@ -24,7 +24,10 @@ from reptrain_kernels.bench.readme import README, rewritten
 from reptrain_kernels.bench.traffic import table
 
 # One shape of each operation, with all its features; the others are compiled by make test-all.
-QUICK = {"attention": "T5-Base dropout encoder"}
+QUICK = {
+    "attention": "T5-Base dropout encoder",
+    "dropout": "T5-Base embedding",
+}
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ class Ways(NamedTuple):
     """Each computes the output from the leaves: "triton" ours, "torch" its definition, others by name (see
     `compiled_way`). A way that is not installed is left out."""
     yardsticks: frozenset[str] = frozenset()
-    """Names of calls that compute less, and so show what time could be had."""
+    """Names of calls that compute less, or something else, and so show what time could be had."""
 
 
 class Operation(NamedTuple):

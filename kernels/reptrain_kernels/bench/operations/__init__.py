@@ -2,5 +2,12 @@
 
 from reptrain_kernels.bench.operation import Operation
 from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION
+from reptrain_kernels.bench.operations.dropout import DROPOUT_OPERATION
 
-OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (ATTENTION_OPERATION,)}
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        ATTENTION_OPERATION,
+        DROPOUT_OPERATION,
+    )
+}
