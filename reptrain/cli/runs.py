@@ -28,11 +28,20 @@ def config_show(
         Path | None,
         typer.Option(help="Also draw the learning rate and every schedule: FILE.png, .svg or .pdf."),
     ] = None,
+    parameters: Annotated[
+        bool,
+        typer.Option(
+            "--parameters", help="Print instead what decays, at which rate, and by which optimizer."
+        ),
+    ] = False,
 ) -> None:
     """Print a run's configuration with every default filled in."""
     from reptrain.config import config_fingerprint, load_run_config
     from reptrain.config.load import dump_yaml
 
+    if parameters:
+        _show_parameters(config, overrides or [], as_json=as_json)
+        return
     resolved = load_run_config(config, overrides or [])
     if plot is not None:
         from reptrain.report.schedules import draw_schedules
@@ -41,6 +50,16 @@ def config_show(
     data = resolved.model_dump(mode="json")
     text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
     show(data, text, as_json=as_json)
+
+
+def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> None:
+    from reptrain.engine.treatment import treatments, treatments_text
+    from reptrain.sizes.subject import load_subject, trainable
+
+    subject = load_subject(config, overrides)
+    run, model = trainable(subject, str(config))
+    found = treatments(model, run.optimizer, vocab_size=subject.vocab_size)
+    show([row._asdict() for row in found], treatments_text(found), as_json=as_json)
 
 
 @config_app.command("schema")

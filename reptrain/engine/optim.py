@@ -43,13 +43,18 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return _muon(model, groups, config)
 
 
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix of a layer, or such matrices of many experts."""
+    return ".blocks." in f".{name}" and parameter.ndim > 1
+
+
 def _muon(model: nn.Module, groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:
     """Muon for the matrices of the layers, AdamW for the rest."""
     # Imported here: it compiles.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     decay = config.weight_decay.first
-    matrices = {p for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim > 1}
+    matrices = {p for name, p in model.named_parameters() if is_for_muon(name, p)}
     halves: list[dict[str, Any]] = []
     for group in groups:
         for use_muon in (True, False):

@@ -128,7 +128,7 @@ def trainable(subject: Subject, name: str) -> tuple[RunConfig, ModelConfig]:
         raise ConfigError(
             f"model.family of {name}",
             got="counted",
-            rule="must be decoder or t5 to be matched",
-            remedy="A counted shape can be what another is matched to.",
+            rule="must be decoder or t5",
+            remedy="A counted shape can be counted, and be what another is matched to.",
         )
     return subject.run, subject.run.model

@@ -105,7 +105,7 @@ def test_match_scales_heads_that_do_not_fill_the_width() -> None:
 
 def test_match_to_a_counted_shape_is_possible_and_of_one_is_refused() -> None:
     solved(published("llama-65b"), published("chinchilla"), "total-params", "depth")
-    with pytest.raises(ConfigError, match="must be decoder or t5 to be matched, but got counted"):
+    with pytest.raises(ConfigError, match="must be decoder or t5, but got counted"):
         match(published("gopher"), decoder(), by="flops", vary="width", tolerance=0.01)
 
 
