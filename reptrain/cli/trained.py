@@ -17,6 +17,10 @@ TokenizerFile = Annotated[
     Path | None, typer.Option("--tokenizer", help="Its file, where the run's store has gone.")
 ]
 
+Average = Annotated[
+    bool, typer.Option("--average", help="Take the average of the weights, of a run that keeps one.")
+]
+
 
 @app.command("export")
 def export_command(
@@ -30,6 +34,7 @@ def export_command(
         float, typer.Option("--max-shard-gb", min=1e-6, help="Largest .safetensors file, in 10^9 bytes.")
     ] = 5.0,
     tokenizer: TokenizerFile = None,
+    average: Average = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a Hugging Face folder: T5, Switch, Llama, Mixtral or GPT-2 of transformers.
@@ -39,7 +44,13 @@ def export_command(
     from reptrain.engine.exchange import export_model
 
     done = export_model(
-        run, out, step=step, dtype=dtype, max_shard_bytes=round(max_shard_gb * 1e9), tokenizer=tokenizer
+        run,
+        out,
+        step=step,
+        dtype=dtype,
+        max_shard_bytes=round(max_shard_gb * 1e9),
+        tokenizer=tokenizer,
+        average=average,
     )
     show(done.data(), done.text(), as_json=as_json)
 
@@ -77,9 +88,11 @@ def generate(
     batch_rows: Annotated[int, typer.Option("--batch-rows", help="Prompts at a time; changes nothing.")] = 16,
     step: Step = None,
     tokenizer: TokenizerFile = None,
+    average: Average = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a decoder go on with a text, or an encoder-decoder answer it: <extra_id_0> is a hidden span."""
+    from reptrain.engine.trained import open_trained
     from reptrain.errors import ConfigError
     from reptrain.files import write_atomically
     from reptrain.generation import Sampling, read_prompts
@@ -89,12 +102,11 @@ def generate(
     if not given:
         raise ConfigError("prompt", got="none", rule="must be given", remedy="Add --prompt or --prompts.")
     texts = write(
-        model,
+        open_trained(model, step, average=average),
         given,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, seed),
         batch_rows=batch_rows,
-        step=step,
         tokenizer=tokenizer,
     )
     rows = [text._asdict() for text in texts]

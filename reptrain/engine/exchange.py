@@ -61,6 +61,7 @@ def export_model(
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer: Path | None = None,
+    average: bool = False,
 ) -> Exchanged:
     """Write a model as a Hugging Face folder, which `from_pretrained` of transformers reads.
 
@@ -74,11 +75,12 @@ def export_model(
         dtype: Of the weights.
         max_shard_bytes: A file holds more only where one tensor does.
         tokenizer: Its file, where the run's store has gone.
+        average: Of a run that keeps one, the average of the weights in their place.
 
     Raises:
         ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is in use.
     """
-    trained = open_trained(run, step)
+    trained = open_trained(run, step, average=average)
     _refuse_bidirectional(trained)
     settings = model_settings(trained.config, rows=trained.rows)
     pieces = trained.tokenizer(tokenizer)

@@ -32,6 +32,7 @@ from reptrain.config.objectives import (
     UL2Config,
 )
 from reptrain.engine import checkpoint
+from reptrain.engine.average import AVERAGE
 from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.distributed import World
 from reptrain.engine.state import WEIGHT, Piece
@@ -170,6 +171,9 @@ class TrainedModel(ABC):
 class _Checkpointed(TrainedModel):
     """Its weights lie in a checkpoint of ours."""
 
+    kind = WEIGHT
+    """Which of what is kept of each weight."""
+
     def __init__(
         self, path: Path, config: ModelConfig, place: Path, manifest: Manifest, window_tokens: int | None
     ) -> None:
@@ -181,12 +185,14 @@ class _Checkpointed(TrainedModel):
     def fingerprint(self) -> str:
         """Of the weights: of what the checkpoint's manifest says of its files."""
         text = " ".join(f"{name} {file.sha256}" for name, file in sorted(self._manifest.files.items()))
+        if self.kind != WEIGHT:
+            text += f" {self.kind}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Read the weights and the routers' votes; see `TrainedModel.fill`."""
         weights = model.state_dict(keep_vars=True)
-        wanted = [Piece(name, 0, {WEIGHT: p.detach().view(-1)}) for name, p in model.named_parameters()]
+        wanted = [Piece(name, 0, {self.kind: p.detach().view(-1)}) for name, p in model.named_parameters()]
         read_pieces([self._place / name for name in self._manifest.files], wanted)
         for name, votes in self._manifest.votes.items():
             if name in weights:
@@ -194,9 +200,13 @@ class _Checkpointed(TrainedModel):
 
 
 class _RunModel(_Checkpointed):
-    def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest, *, average: bool) -> None:
         super().__init__(path, run.model, place, manifest, run.window_tokens)
         self._run = run
+        if average:
+            if run.average is None:
+                raise _no_average(path, "keeps no average")
+            self.kind = AVERAGE
 
     @property
     def reading(self) -> Reading:
@@ -263,12 +273,13 @@ class _FolderModel(TrainedModel):
         self._folder.load(dict(model.named_parameters()))
 
 
-def open_trained(path: Path, step: int | None = None) -> TrainedModel:
+def open_trained(path: Path, step: int | None = None, *, average: bool = False) -> TrainedModel:
     """Open a model that was trained.
 
     Args:
         path: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
         step: Of a run, whose checkpoint; None takes the newest that is whole.
+        average: Of a run that keeps one, the average of the weights in their place.
 
     Raises:
         ReptrainError: If there is none, or none that is whole.
@@ -276,6 +287,8 @@ def open_trained(path: Path, step: int | None = None) -> TrainedModel:
     number = path.name.removeprefix("step-")
     if path.parent.name == "checkpoints" and number != path.name and number.isdecimal() and step is None:
         path, step = path.parent.parent, int(number)
+    if average and not (path / "plan.json").exists():
+        raise _no_average(path, "is no run")
     if (path / CONFIG).exists() and not (path / "checkpoints").exists():
         if step is not None:
             raise _wrong(path, f"step {step} of a Hugging Face folder", "has one set of weights")
@@ -284,7 +297,7 @@ def open_trained(path: Path, step: int | None = None) -> TrainedModel:
         imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
         return _Imported(path, imported, *_checkpoint(path, step))
     if (path / "plan.json").exists():
-        return _RunModel(path, RunFolder.open(path).config, *_checkpoint(path, step))
+        return _RunModel(path, RunFolder.open(path).config, *_checkpoint(path, step), average=average)
     raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG} there", "must be the folder of a model")
 
 
@@ -306,6 +319,15 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, Manifest]:
         kept = ", ".join(sorted(found.name for found in folder.glob("step-*")))
         raise _wrong(place, problem, f"must be a whole checkpoint (there are {kept or 'none'})")
     return place, manifest
+
+
+def _no_average(path: Path, got: str) -> RunError:
+    return RunError(
+        f"average of {path}",
+        got=f"one that {got}",
+        rule="needs a run that keeps an average of its weights",
+        remedy="Leave --average out, or train with the setting average.",
+    )
 
 
 def _wrong(path: Path, got: str, rule: str) -> RunError:

@@ -13,12 +13,17 @@ import torch
 from interrupts import crash, interrupt_at
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from reptrain.batch.objectives import IGNORE
+from reptrain.cli import app
 from reptrain.config import RunConfig
+from reptrain.engine.exchange import export_model
 from reptrain.engine.loop import train
 from reptrain.engine.losses import added_nats, token_nats
 from reptrain.engine.regularize import InputNoise
+from reptrain.engine.trained import open_trained
+from reptrain.errors import RunError
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import BranchDropout, Site, site_keys
 from reptrain.runs import RunFolder
@@ -169,6 +174,23 @@ def test_an_ema_of_weights_follows_its_formula_and_is_scored(tiny: Make, tmp_pat
     assert [(r.step, r.set) for r in own] == [(r.step, r.set) for r in average]
     assert [r.nats for r in own][:3] == [r.nats for r in average][:3]
     assert all(one.nats != other.nats for one, other in zip(own[3:], average[3:], strict=True))
+    models = [open_trained(folder.path, average=average) for average in (False, True)]
+    for kind, model in zip(("weight", "average"), models, strict=True):
+        loaded = dict(model.load().named_parameters())["embedding.weight"]
+        assert torch.equal(loaded.flatten(), state(folder, 7)[f"{kind}:{key}"])
+    assert models[0].fingerprint() != models[1].fingerprint()
+
+
+def test_an_average_goes_out_of_the_house(tiny: Make, plain: RunFolder, tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", tiny("train.total_tokens=0.3epochs", "average={decay: 0.9}"))
+    export_model(folder.path, tmp_path / "exported", average=True)
+    whole = load_file(tmp_path / "exported" / "model.safetensors")["model.embed_tokens.weight"]
+    average = state(folder, folder.ledger.end())["average:embedding.weight@0"]
+    assert torch.equal(whole.flatten(), average)
+    run = CliRunner().invoke(app, ["generate", str(plain.path), "--prompt", "a", "--average"])
+    assert "needs a run that keeps an average" in str(run.exception)
+    with pytest.raises(RunError, match="one that is no run"):
+        open_trained(tmp_path / "exported", average=True)
 
 
 def test_an_average_changes_no_bit_of_the_run(plain: RunFolder, tiny: Make, tmp_path: Path) -> None:
