@@ -46,7 +46,7 @@ def is_kept(line_key, unit, threshold):
 
 
 # The rate comes as numbers known at run time: no value of it may start a new compilation.
-@triton.jit(do_not_specialize=["num_lines", "num_positions", "num_units", "threshold", "scale"])
+@triton.jit(do_not_specialize=["num_lines", "num_positions", "threshold", "scale"])
 def dropout_kernel(
     x_ptr,
     key_ptr,
@@ -68,7 +68,8 @@ def dropout_kernel(
 
     inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
     offset = line[:, None].to(tl.int64) * num_units + unit[None, :]
-    x = tl.load(x_ptr + offset, mask=inside & keep, other=0.0)
+    # Dropped units are read too: a mask that differs from unit to unit would split the loads.
+    x = tl.load(x_ptr + offset, mask=inside, other=0.0)
     y = tl.where(keep, x.to(tl.float32) * scale, 0.0)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
