@@ -3,7 +3,8 @@
 Usage: rank_matrix.py OUT CASES.json, where the JSON maps the name of a run folder below OUT to
 
     {"overrides": [...], "stop_after": step or null, "nan": null or [rank, step, "loss" or "gradient"],
-     "hang": null or [rank, step], "counts": whether to keep what each expert got, "copy": null or a case}
+     "hang": null or [rank, step], "counts": whether to keep what each expert got, "copy": null or a case,
+     "init_from": null or a case}
 
 A case whose folder exists goes on in it. One with "copy" loads the newest checkpoint of that case and saves
 it again, trained no further. Counts are kept in NAME-counts.json: a list for each step of one for each layer.
@@ -117,7 +118,8 @@ def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:
     partition_everything()
     world = join(choose_device("cpu"))
     for name, case in cases.items():
-        config = load_run_config(out / "config.yaml", case["overrides"])
+        parent = [f"init_from={out / case['init_from']}"] if case.get("init_from") else []
+        config = load_run_config(out / "config.yaml", [*case["overrides"], *parent])
         if case.get("copy"):
             copy(config, out / case["copy"], out / name, world)
             continue

@@ -19,6 +19,7 @@ from reptrain.config.model import MoEConfig
 from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.distributed import choose_device, join
 from reptrain.engine.loop import train
+from reptrain.engine.trained import open_trained
 from reptrain.errors import ConfigError
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.sparse import SparseMLP
@@ -61,6 +62,7 @@ def place(family: str, size: int, stage: int, micro: int = 2, **more: Any) -> di
 
 
 PLAIN: Cases = {family: place(family, 1, 0, 4) for family in ("decoder", "t5")}
+PLAIN["continued"] = place("decoder", 1, 0, 4, init_from="decoder")
 ON_TWO: Cases = {
     "decoder-p2-zero1": place("decoder", 2, 1),
     "decoder-p2-zero2": place("decoder", 2, 2, 1),
@@ -69,6 +71,7 @@ ON_TWO: Cases = {
     "moved": place("decoder", 2, 1, stop_after=2),
     "nan-fp32-zero2": place("decoder", 2, 2, nan=[1, 1, "gradient"]),
     "p2-to-p2": place("decoder", 2, 2, copy="decoder-p2-zero1"),
+    "continued-p2-zero2": place("decoder", 2, 2, init_from="decoder"),
 }
 ON_ONE: Cases = {
     "moved": place("decoder", 1, 0),
@@ -140,7 +143,7 @@ def assert_as_plain(out: Path, name: str) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", [name for name in ON_TWO if name.startswith(("decoder-", "t5-"))])
+@pytest.mark.parametrize("name", [name for name in ON_TWO if name.split("-")[0] in PLAIN])
 def test_losses_masks_and_norms_are_those_of_experts_on_every_rank(runs: Path, name: str) -> None:
     assert_as_plain(runs, name)
 
@@ -225,6 +228,23 @@ def test_each_expert_lies_where_it_belongs(runs: Path, name: str, plain: str) ->
         assert distance_EE.argmin(1).tolist() == [0, 1, 2, 3], key
         others = distance_EE[~torch.eye(4, dtype=torch.bool)].min()
         assert distance_EE.diagonal().max() < 0.05 * others, key
+
+
+@pytest.mark.ranks
+def test_a_new_run_begins_with_its_parents_experts(runs: Path) -> None:
+    begun = RunFolder.open(runs / "continued-p2-zero2").metrics.records("valid")
+    ended = RunFolder.open(runs / "decoder").metrics.records("valid")
+    first = {record.set: record.nats for record in begun if record.step == 0}
+    last = {record.set: record.nats for record in ended if record.step == STEPS}
+    assert first == pytest.approx(last, rel=0, abs=1e-5)
+
+
+@pytest.mark.ranks
+def test_a_model_is_opened_whose_experts_were_spread(runs: Path) -> None:
+    model = open_trained(runs / "decoder-p2-zero1").load()
+    expected = whole(runs, "decoder-p2-zero1")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[f"weight:{name}"]), name
 
 
 @pytest.mark.ranks
