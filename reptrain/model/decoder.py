@@ -61,9 +61,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
         mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, keys_PB, cache)
-        x_BTD = x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
-        transformed_BTD, routing = transform(self.mlp, self.mlp_norm(x_BTD), keys_PB, routed)
-        return x_BTD + self.mlp_dropout(transformed_BTD, keys_PB), routing
+        x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
+        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
+        return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
 
 
 class Decoder(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reptrain.config.scheduled import Progress, Scheduled
 from reptrain_kernels import counter
+from reptrain_kernels.norm import Drops, join
 
 # Sites of a layer, at most.
 _PLACES = 16
@@ -120,7 +121,7 @@ class Dropout(nn.Module):
 
 
 class BranchDropout(nn.Module):
-    """Dropout of a branch before it joins the residual stream: of its units, then of a row's whole branch.
+    """Joins a branch to the residual stream, after dropping its units and then a row's whole branch.
 
     Args:
         units: Rate of the units.
@@ -139,13 +140,13 @@ class BranchDropout(nn.Module):
         self.units = Dropout(units, unit_site)
         self.path = Dropout(path, path_site)
 
-    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
-        """Drop units and branches; ``keys_PB`` are those of the layer's sites, None drops nothing."""
-        x_BTD = self.units(x_BTD, keys_PB)
-        if keys_PB is None or self.path.rate == 0:
-            return x_BTD
-        # One unit stands for a row's branch.
-        return x_BTD * self.path(x_BTD.new_ones(len(x_BTD), 1, 1), keys_PB)
+    def forward(self, x_BTD: Tensor, branch_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+        """The stream with the branch; ``keys_PB`` are those of the layer's sites, None drops nothing."""
+        return join(x_BTD, branch_BTD, self.drops(keys_PB))
+
+    def drops(self, keys_PB: Tensor | None) -> Drops:
+        """What is dropped of the branch, for an operation that also does what comes next."""
+        return Drops(*self.units.key_and_rate(keys_PB), *self.path.key_and_rate(keys_PB))
 
 
 def set_rates(model: nn.Module, progress: Progress) -> None:

@@ -24,6 +24,7 @@ from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, t
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
 from reptrain_kernels.attention import Mask
+from reptrain_kernels.norm import Drops
 
 
 class Source(NamedTuple):
@@ -78,7 +79,8 @@ class EncoderBlock(nn.Module):
         self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        return self.transform(self.mix(x_BTD, bias_BHTT, keys_PB), keys_PB, routed)
+        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
+        return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB), keys_PB, routed)
 
     def mix(
         self,
@@ -87,17 +89,17 @@ class EncoderBlock(nn.Module):
         keys_PB: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """The layer's self-attention."""
+        """The branch of the layer's self-attention."""
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD = self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB, cache)
-        return x_BTD + self.attention_dropout(mixed_BTD, keys_PB)
+        return self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB, cache)
 
     def transform(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+        self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys_PB: Tensor | None, routed: RoutedTokens
     ) -> tuple[Tensor, LayerRouting | None]:
-        """The layer's MLP."""
-        transformed_BTD, routing = transform(self.mlp, self.mlp_norm(x_BTD), keys_PB, routed)
-        return x_BTD + self.mlp_dropout(transformed_BTD, keys_PB), routing
+        """The layer's MLP, of the stream that a branch joins before."""
+        x_BTD, normed_BTD = self.mlp_norm(x_BTD, branch_BTD, drops)
+        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
+        return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
 
 
 class DecoderBlock(EncoderBlock):
@@ -121,9 +123,10 @@ class DecoderBlock(EncoderBlock):
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        x_BTD = self.mix(x_BTD, bias_BHTT, keys_PB, cache)
+        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB, cache)
+        x_BTD, normed_BTD = self.cross_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
         read_BTD = self.cross_attention(
-            self.cross_norm(x_BTD),
+            normed_BTD,
             source.states_BSD,
             source.bias_B1TS,
             keys_PB,
@@ -131,8 +134,7 @@ class DecoderBlock(EncoderBlock):
         )
         if source.found_BT1 is not None:
             read_BTD = read_BTD * source.found_BT1
-        x_BTD = x_BTD + self.cross_dropout(read_BTD, keys_PB)
-        return self.transform(x_BTD, keys_PB, routed)
+        return self.transform(x_BTD, read_BTD, self.cross_dropout.drops(keys_PB), keys_PB, routed)
 
 
 class Stack(nn.Module):

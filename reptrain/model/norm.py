@@ -1,4 +1,7 @@
-"""Normalization."""
+"""Normalization of the residual stream, and the joining of a branch that comes right before it.
+
+A branch is joined by the norm, in its own call, so that on CUDA both are one pass over the stream.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig
+from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -25,11 +29,22 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Normalize each position."""
-        full_BTD = x_BTD.float()
-        scale_BT1 = torch.rsqrt(full_BTD.square().mean(-1, keepdim=True) + self.eps)
-        return (full_BTD * scale_BT1).to(x_BTD.dtype) * self.weight
+    def forward(
+        self, x_BTD: Tensor, branch_BTD: Tensor | None = None, drops: Drops | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalize each position.
+
+        Args:
+            x_BTD: The stream.
+            branch_BTD: Joins the stream before; None: nothing does.
+            drops: What of the branch is dropped; None: nothing.
+
+        Returns:
+            The normed positions; with a branch the stream that it has joined, and these.
+        """
+        if branch_BTD is None:
+            return rms_norm(x_BTD, self.weight, self.eps)
+        return join_and_norm(x_BTD, branch_BTD, self.weight, self.eps, drops)
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
@@ -54,11 +69,16 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Normalize each position."""
-        normed_BTD = F.layer_norm(x_BTD.float(), self.weight.shape, eps=self.eps).to(x_BTD.dtype)
-        scaled_BTD = normed_BTD * self.weight
-        return scaled_BTD if self.bias is None else scaled_BTD + self.bias
+    def forward(
+        self, x_BTD: Tensor, branch_BTD: Tensor | None = None, drops: Drops | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalize each position (see `RMSNorm`)."""
+        stream_BTD = x_BTD if branch_BTD is None else join(x_BTD, branch_BTD, drops)
+        normed_BTD = F.layer_norm(stream_BTD.float(), self.weight.shape, eps=self.eps).to(stream_BTD.dtype)
+        normed_BTD = normed_BTD * self.weight
+        if self.bias is not None:
+            normed_BTD = normed_BTD + self.bias
+        return normed_BTD if branch_BTD is None else (stream_BTD, normed_BTD)
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""

@@ -139,13 +139,14 @@ def test_drop_path_drops_whole_rows_at_its_rate() -> None:
     branch = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.MLP_PATH)
     keys_PB = site_keys(context(torch.arange(4000)).key_B, 0)
     x_BTD = torch.randn(4000, 2, 3)
-    y_BTD = branch(x_BTD, keys_PB)
+    stream_BTD = torch.zeros_like(x_BTD)
+    y_BTD = branch(stream_BTD, x_BTD, keys_PB)
     is_dropped_B = (y_BTD == 0).flatten(1).all(1)
     assert is_dropped_B.double().mean().item() == pytest.approx(0.3, abs=0.03)
     torch.testing.assert_close(y_BTD[~is_dropped_B], x_BTD[~is_dropped_B] / 0.7)
-    other = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.ATTENTION_PATH)(x_BTD, keys_PB)
+    other = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.ATTENTION_PATH)(stream_BTD, x_BTD, keys_PB)
     assert not torch.equal(other == 0, y_BTD == 0)
-    assert branch(x_BTD, None) is x_BTD
+    assert torch.equal(branch(stream_BTD, x_BTD, None), x_BTD)
 
 
 EVERY_STEP = ("train.total_tokens=0.5epochs", "checkpoint.every_fraction=0.1", "checkpoint.keep_last=99")

@@ -21,6 +21,11 @@ class Case(NamedTuple):
     positions: int = 7
     units: int = 300
 
+    @property
+    def narrowest(self) -> torch.dtype:
+        """The dtype that bounds how exact a result may be."""
+        return self.dtype
+
 
 CASES = {
     "swiglu": Case("swiglu"),

@@ -27,7 +27,10 @@ def assert_within(cases: Any, name: str, errors: dict[str, float]) -> None:
     """Every result's error is within the table."""
     assert len(errors) > 1
     for key, error in errors.items():
-        assert error <= tolerance(case_of(cases, name).dtype, cases.KINDS.get(key, "gradient")), (key, error)
+        assert error <= tolerance(case_of(cases, name).narrowest, cases.KINDS.get(key, "gradient")), (
+            key,
+            error,
+        )
 
 
 def run_on_a_gpu(cases: Any, name: str) -> None:

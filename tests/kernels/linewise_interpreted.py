@@ -49,6 +49,10 @@ def same_bits(module: Any) -> dict[str, bool]:
 
 if __name__ == "__main__":
     asked = importlib.import_module(f"{sys.argv[1]}_cases")
+    kernels = importlib.import_module(f"reptrain_kernels.{sys.argv[1]}_triton")
+    for name, size in getattr(asked, "BLOCKS", {}).items():
+        assert hasattr(kernels, name)
+        setattr(kernels, name, size)
     checks = {"same_bits": lambda: same_bits(asked), "masks": lambda: asked.masks()}
     torch.manual_seed(0)
     found = {name: checks[name]() if name in checks else errors_of(asked, name) for name in sys.argv[2:]}

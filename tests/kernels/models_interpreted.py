@@ -19,7 +19,7 @@ from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
 from reptrain.model import DropoutContext, build_model  # noqa: E402
-from reptrain_kernels import attention_triton, gated_triton  # noqa: E402
+from reptrain_kernels import attention_triton, gated_triton, norm_triton  # noqa: E402
 from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
 
@@ -27,9 +27,11 @@ from reptrain_kernels.implementation import assume  # noqa: E402
 OPERATIONS = {
     "attention": (attention_triton, "attention_forward"),
     "gated": (gated_triton, "gated_forward"),
+    "norm": (norm_triton, "norm_forward"),
+    "join": (norm_triton, "join_forward"),
 }
 VOCAB, S, T = 31, 20, 17
-RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1}
+RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1, "path": 0.1}
 SOURCE = torch.tensor([[1] * 9 + [2] * 7 + [0] * 4])
 TARGET = torch.tensor([[1] * 6 + [2] * 5 + [3] * 3 + [0] * 3])
 

@@ -95,7 +95,7 @@ def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None
     model, rows = built(dropout={"embedding": 0.5, "residual": 0.5}), torch.arange(4)
     sites = [(0, model.embedding_dropout)]
     for layer, block in enumerate(model.blocks):
-        sites += [(layer, block.attention_dropout), (layer, block.mlp_dropout)]
+        sites += [(layer, block.attention_dropout.units), (layer, block.mlp_dropout.units)]
     masks = [site(torch.ones(4, 12, 32), site_keys(context(rows).key_B, layer)) for layer, site in sites]
     assert len({mask.numpy().tobytes() for mask in masks}) == 5
 

@@ -1,0 +1,167 @@
+"""A branch joins the residual stream, and the stream is normalized: dropout, sum and RMSNorm in one pass.
+
+Shapes: B rows, T positions, D units. The stream, the branch's units dropped by `counter.dropout` and, with
+one word for each row, the whole branch (DropPath):
+
+    s[b, t, d] = x[b, t, d] + path(b) dropped(branch)[b, t, d]
+    y[b, t, d] = s[b, t, d] / sqrt(mean over d of s[b, t, d]**2 + eps) weight[d]
+
+Sources:
+    Zhang & Sennrich, "Root mean square layer normalization", 2019.
+    Huang et al., "Deep networks with stochastic depth", 2016.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reptrain_kernels import counter
+from reptrain_kernels.implementation import Implementation, choose_implementation
+
+
+class Drops(NamedTuple):
+    """What of a branch is dropped. A key of None drops nothing; rates may change from call to call."""
+
+    unit_key_B: Tensor | None = None
+    """int64: the call key of each row's units (see `counter`)."""
+    unit_rate: float = 0.0
+    """Probability of a unit, in [0, 1)."""
+    path_key_B: Tensor | None = None
+    """int64: the call key of each row's branch, which stands for one unit at position 0."""
+    path_rate: float = 0.0
+    """Probability of a row's whole branch, in [0, 1)."""
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | None = None) -> Tensor:
+    """``x`` divided by the root of its mean square over the last axis, which is computed in fp32.
+
+    Args:
+        x: Floating point, shape [..., D].
+        weight_D: A gain for each unit.
+        eps: Added to the mean square.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
+
+    Returns:
+        The shape of ``x``; of the dtypes of ``x`` and ``weight_D`` the wider one.
+
+    Raises:
+        ValueError: If the shapes do not fit, or for Triton if D is too large.
+    """
+    _check_weight(x, weight_D)
+    if choose_implementation(x.device, impl) == "torch":
+        return _rms_norm_in_torch(x, weight_D, eps)
+    from reptrain_kernels.norm_triton import norm_forward
+
+    return norm_forward(x, None, weight_D, None, None, 0, 1.0, 0, 1.0, eps)[1]
+
+
+def join(
+    x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None = None, *, impl: Implementation | None = None
+) -> Tensor:
+    """The stream after a branch has joined it, s above.
+
+    Args:
+        x_BTD: The stream. Where nothing is dropped it and the branch may have any shape.
+        branch_BTD: Of the same shape.
+        drops: Of the branch; None: nothing.
+        impl: As in `rms_norm`. Both give equal bits.
+
+    Returns:
+        s_BTD, of the wider dtype.
+
+    Raises:
+        ValueError: As `rms_norm`, or if a key or a rate does not fit.
+    """
+    drops = _checked(x_BTD, branch_BTD, drops)
+    drops_nothing = drops.unit_key_B is None and drops.path_key_B is None
+    if drops_nothing or choose_implementation(x_BTD.device, impl) == "torch":
+        return x_BTD + _drop_in_torch(branch_BTD, drops)
+    from reptrain_kernels.norm_triton import join_forward
+
+    dtype = torch.promote_types(x_BTD.dtype, branch_BTD.dtype)
+    return join_forward(x_BTD, branch_BTD, *_numbers(drops), dtype)
+
+
+def join_and_norm(
+    x_BTD: Tensor,
+    branch_BTD: Tensor,
+    weight_D: Tensor,
+    eps: float,
+    drops: Drops | None = None,
+    *,
+    impl: Implementation | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`join` and `rms_norm` of its result, in one pass.
+
+    Args:
+        x_BTD: As in `join`.
+        branch_BTD: As in `join`.
+        weight_D: As in `rms_norm`.
+        eps: As in `rms_norm`.
+        drops: As in `join`.
+        impl: As in `join`.
+
+    Returns:
+        s_BTD and y_BTD.
+
+    Raises:
+        ValueError: As `join` and `rms_norm`.
+    """
+    drops = _checked(x_BTD, branch_BTD, drops)
+    _check_weight(x_BTD, weight_D)
+    if choose_implementation(x_BTD.device, impl) == "torch":
+        stream_BTD = x_BTD + _drop_in_torch(branch_BTD, drops)
+        return stream_BTD, _rms_norm_in_torch(stream_BTD, weight_D, eps)
+    from reptrain_kernels.norm_triton import norm_forward
+
+    return norm_forward(x_BTD, branch_BTD, weight_D, *_numbers(drops), eps)[:2]
+
+
+def _drop_in_torch(branch_BTD: Tensor, drops: Drops) -> Tensor:
+    """The definition in plain torch."""
+    if drops.unit_key_B is not None:
+        branch_BTD = counter.dropout(branch_BTD, drops.unit_key_B, drops.unit_rate, impl="torch")
+    if drops.path_key_B is None:
+        return branch_BTD
+    path_B11 = branch_BTD.new_ones(len(branch_BTD), 1, 1)
+    return branch_BTD * counter.dropout(path_B11, drops.path_key_B, drops.path_rate, impl="torch")
+
+
+def _rms_norm_in_torch(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The definition in plain torch; in fp32, or float64 for inputs of float64."""
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)
+    return (full * scale).to(x.dtype) * weight_D
+
+
+def _numbers(drops: Drops) -> tuple[Tensor | None, Tensor | None, int, float, int, float]:
+    units = counter.threshold_and_scale(drops.unit_rate)
+    return drops.unit_key_B, drops.path_key_B, *units, *counter.threshold_and_scale(drops.path_rate)
+
+
+def _check_weight(x: Tensor, weight_D: Tensor) -> None:
+    if weight_D.shape != x.shape[-1:]:
+        raise ValueError(f"weight_D: must have shape {tuple(x.shape[-1:])}, but got {tuple(weight_D.shape)}")
+
+
+def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> Drops:
+    """What is dropped, with a key only where the rate is above 0."""
+    if branch_BTD.shape != x_BTD.shape:
+        raise ValueError(
+            f"branch_BTD: must have shape {tuple(x_BTD.shape)}, but got {tuple(branch_BTD.shape)}"
+        )
+    drops = drops or Drops()
+    unit_key_B, path_key_B = drops.unit_key_B, drops.path_key_B
+    if unit_key_B is not None:
+        counter.check_key("unit_key_B", unit_key_B, branch_BTD)
+    if path_key_B is not None:
+        counter.check_key("path_key_B", path_key_B, branch_BTD)
+    return Drops(
+        unit_key_B if drops.unit_rate else None,
+        drops.unit_rate,
+        path_key_B if drops.path_rate else None,
+        drops.path_rate,
+    )
