@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
+# Processes that share the tests of `make test`, a file to each at a time.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-faults check format clean
 
@@ -53,7 +56,7 @@ check: $(VENV)/.test
 	$(BIN)/lint-imports
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest

@@ -15,6 +15,10 @@ import pytest
 
 # Before torch is loaded, as `reptrain train` does.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Processes that share the tests share the cores too.
+    shared = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
