@@ -1,6 +1,15 @@
-"""Products of many matrices with as many groups of rows, in one call.
+"""Products of many matrices with as many groups of rows, in one call; and MLPs made of them.
 
-Shapes: N rows, sorted by group, E groups, I columns of the rows, O columns of the result.
+Shapes: N rows, sorted by group, E groups, I columns of the rows, O columns of the result; D width of an MLP's
+rows, F its hidden units.
+
+    y[n] = W[e] x[n]                                            for the rows n of group e
+    mlp(x)[n] = Wd[e] drop(act(Wg[e] x[n]) Wu[e] x[n])          or Wd[e] drop(act(Wu[e] x[n])) without a gate
+
+The numbers of rows are known on the device alone: nothing waits for the host.
+
+Source:
+    Gale et al., "MegaBlocks: Efficient sparse training with mixture-of-experts", 2022.
 """
 
 from __future__ import annotations
@@ -11,24 +20,147 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reptrain_kernels import counter
+from reptrain_kernels.gated import Activation, activate
+from reptrain_kernels.implementation import Implementation, choose_grouped
 
-def grouped_mm(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
+
+def grouped_mm(
+    x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor, *, impl: Implementation | None = None
+) -> Tensor:
     """Each group's rows times the transpose of its matrix.
 
-    torch's own grouped product, behind an operation that torch.compile takes whole in any dtype (torch 2.13
-    knows the shape of it in bf16 alone) and whose gradient may have any strides.
-
     Args:
-        x_NI: fp32, bf16 or fp16. I is a multiple of 16 bytes.
-        weight_EOI: The same dtype. O is a multiple of 16 bytes.
+        x_NI: fp32, bf16 or fp16; in torch also float64, which is multiplied group by group. Otherwise torch
+            wants an I of whole 16 bytes.
+        weight_EOI: The same dtype. O as I.
         count_E: int64, rows of each group; together N.
+        impl: "torch" or "triton"; None: the faster one (see `choose_grouped`).
 
     Returns:
         y_NO, of the same dtype.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit.
     """
-    return _grouped_mm(x_NI, weight_EOI, count_E.cumsum(0).to(torch.int32))
+    _check("weight_EOI", x_NI, weight_EOI, count_E)
+    if choose_grouped(x_NI.device, x_NI.dtype, impl) == "triton":
+        from reptrain_kernels import grouped_triton
+
+        return grouped_triton.grouped_mm(x_NI, weight_EOI, ends(count_E))
+    if x_NI.dtype == torch.float64:
+        return one_by_one(x_NI, weight_EOI, count_E)
+    return _grouped_mm(x_NI, weight_EOI, ends(count_E))
 
 
+def grouped_mlp(
+    x_ND: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    count_E: Tensor,
+    *,
+    activation: Activation,
+    key_N: Tensor | None = None,
+    rate: float = 0.0,
+    impl: Implementation | None = None,
+) -> Tensor:
+    """Each group's rows through its MLP.
+
+    Args:
+        x_ND: fp32, bf16 or fp16; in torch also float64.
+        gate_EFD: The gates' matrices, of the same dtype; None where the activation is not gated.
+        up_EFD: Of the same dtype, as are those on the way down.
+        down_EDF: See above.
+        count_E: int64, rows of each group; together N.
+        activation: Of the hidden units.
+        key_N: int64, a call key of each row, whose hidden units are those of its one position (see
+            `counter`); None drops nothing.
+        rate: Probability of a hidden unit's being dropped, in [0, 1). May change from call to call.
+        impl: "torch" or "triton"; None: the faster one (see `choose_grouped`). Triton makes the hidden units
+            where it has their two products in fp32; torch from what is stored of them.
+
+    Returns:
+        y_ND, of the same dtype.
+
+    Raises:
+        ValueError: If shapes, dtypes or the rate do not fit.
+    """
+    for name, weight in (("gate_EFD", gate_EFD), ("up_EFD", up_EFD)):
+        if weight is not None:
+            _check(name, x_ND, weight, count_E)
+    if gate_EFD is not None and gate_EFD.shape != up_EFD.shape:
+        raise ValueError(
+            f"gate_EFD: must have the shape of up_EFD, {tuple(up_EFD.shape)}, but got {tuple(gate_EFD.shape)}"
+        )
+    if down_EDF.shape != up_EFD.mT.shape or down_EDF.dtype != up_EFD.dtype:
+        raise ValueError(
+            f"down_EDF: must be {up_EFD.dtype} of {tuple(up_EFD.mT.shape)},"
+            f" but got {down_EDF.dtype} of {tuple(down_EDF.shape)}"
+        )
+    if (gate_EFD is not None) != (activation in ("swiglu", "geglu")):
+        raise ValueError(
+            f"gate_EFD: must be given for swiglu and geglu only, but the activation is {activation}"
+        )
+    if key_N is not None:
+        counter.check_key("key_N", key_N, x_ND[:, None])
+    threshold, kept_scale = counter.threshold_and_scale(rate)
+    chosen = choose_grouped(x_ND.device, x_ND.dtype, impl)
+    if chosen == "torch":
+        return _mlp_of_products(x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate, impl)
+    from reptrain_kernels import grouped_triton
+
+    key_N = key_N if rate else None
+    return grouped_triton.grouped_mlp(
+        x_ND, gate_EFD, up_EFD, down_EDF, ends(count_E), key_N, activation, threshold, kept_scale
+    )[0]
+
+
+def _mlp_of_products(
+    x_ND: Tensor,
+    gate_EFD: Tensor | None,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    count_E: Tensor,
+    activation: Activation,
+    key_N: Tensor | None,
+    rate: float,
+    impl: Implementation | None,
+) -> Tensor:
+    """The definition: torch's products; what lies between them goes by ``impl``."""
+    gate_NF = None if gate_EFD is None else grouped_mm(x_ND, gate_EFD, count_E, impl="torch")
+    up_NF = grouped_mm(x_ND, up_EFD, count_E, impl="torch")
+    # Each row is a position of its own call key.
+    gate_N1F = None if gate_NF is None else gate_NF[:, None]
+    h_NF = activate(activation, up_NF[:, None], gate_N1F, key=key_N, rate=rate, impl=impl)[:, 0]
+    return grouped_mm(h_NF, down_EDF, count_E, impl="torch")
+
+
+def ends(count_E: Tensor) -> Tensor:
+    """The row after each group's last, int32, as kernels want it.
+
+    >>> ends(torch.tensor([2, 0, 3])).tolist()
+    [2, 2, 5]
+    """
+    return count_E.cumsum(0).to(torch.int32)
+
+
+def one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
+    """`grouped_mm` spelled out: a product for each group, whose sizes go to the host."""
+    parts = x_NI.split(count_E.tolist())
+    return torch.cat([part @ weight_OI.T for part, weight_OI in zip(parts, weight_EOI, strict=True)])
+
+
+def _check(name: str, x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> None:
+    shape = (*count_E.shape, weight_EOI.shape[1], x_NI.shape[-1])
+    if x_NI.ndim != 2 or count_E.ndim != 1 or weight_EOI.shape != shape or weight_EOI.dtype != x_NI.dtype:
+        raise ValueError(
+            f"{name}: must be {x_NI.dtype}, [groups, outputs, inputs] for rows of {tuple(x_NI.shape)} in"
+            f" {tuple(count_E.shape)} groups, but got {weight_EOI.dtype} of {tuple(weight_EOI.shape)}"
+        )
+
+
+# torch 2.13 knows the shape of its product in bf16 alone, and refuses gradients of expanded strides.
 @torch.library.custom_op("reptrain::grouped_mm", mutates_args=())
 def _grouped_mm(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
     return F.grouped_mm(x_NI.contiguous(), weight_EOI.transpose(1, 2), offs=end_E)

@@ -34,6 +34,21 @@ def choose_implementation(device: torch.device, asked: Implementation | None = N
     return asked
 
 
+def choose_grouped(
+    device: torch.device, dtype: torch.dtype, asked: Implementation | None = None
+) -> Implementation:
+    """`choose_implementation` for products of many matrices, where torch has a kernel of its own in part.
+
+    torch multiplies all groups in one kernel where the dtype is bf16 and the chip an H100, B200 or their like
+    (capability 9 and 10); elsewhere on CUDA it takes the sizes to the host and multiplies group by group
+    (torch 2.13), and there Triton is the default.
+    """
+    is_default = asked is None and _assumed_impl is None
+    if is_default and device.type == "cuda" and dtype == torch.bfloat16:
+        return "torch" if capability(device) // 10 in (9, 10) else "triton"
+    return choose_implementation(device, asked)
+
+
 def capability(device: torch.device) -> int:
     """For what the tiles of a call on ``device`` are chosen: 80 for A100, 90 for H100, 100 for B200."""
     if device.type != "cuda":
