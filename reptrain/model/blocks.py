@@ -27,6 +27,8 @@ _KEPT = (
     "aten::_scaled_dot_product_cudnn_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "reptrain::grouped_mm",
+    "reptrain_kernels::grouped_mm",
+    "reptrain_kernels::grouped_mlp",
     "reptrain_kernels::attention_forward",
 )
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reptrain_kernels.implementation import Implementation
+from reptrain_kernels.permute import Places, collect, send
+
 
 class Dispatch:
     """Sorts the assignments of tokens to experts by expert.
@@ -18,12 +21,14 @@ class Dispatch:
     Args:
         expert_BTK: int64, the experts of each token.
         num_experts: E.
+        impl: How rows are moved (see `reptrain_kernels.permute`).
     """
 
-    def __init__(self, expert_BTK: Tensor, num_experts: int) -> None:
+    def __init__(self, expert_BTK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> None:
+        self.impl = impl
         expert_N = expert_BTK.flatten()
-        self.top_k = expert_BTK.shape[-1]
-        self.order_N = expert_N.argsort(stable=True)
+        self.places = Places.of(expert_N.argsort(stable=True), expert_BTK.shape[-1])
+        self.order_N = self.places.order_N
         """int64: which assignment comes at each place of the sorted ones."""
         # Not bincount, whose shape torch.compile cannot tell.
         zeros_E = expert_N.new_zeros(num_experts)
@@ -32,14 +37,9 @@ class Dispatch:
 
     def send(self, x_BTD: Tensor) -> Tensor:
         """Each token as often as it is assigned, sorted by expert: x_ND."""
-        # Spread out before it is sorted: the gradient is then put back, and summed in a fixed order.
-        x_BTKD = x_BTD[:, :, None].expand(-1, -1, self.top_k, -1)
-        return x_BTKD.flatten(0, 2)[self.order_N]
+        return send(x_BTD.flatten(0, 1), self.places, impl=self.impl)
 
     def collect(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
         """Each token's assignments put together, weighted by the gates: y_BTD."""
-        place_N = torch.empty_like(self.order_N).scatter_(
-            0, self.order_N, torch.arange(len(self.order_N), device=self.order_N.device)
-        )
-        y_BTKD = y_ND[place_N].view(*gate_BTK.shape, -1)
-        return (y_BTKD * gate_BTK[..., None].to(y_ND.dtype)).sum(2)
+        y_MD = collect(y_ND, gate_BTK.flatten(0, 1), self.places, impl=self.impl)
+        return y_MD.view(*gate_BTK.shape[:2], -1)

@@ -13,8 +13,8 @@ from reptrain.config.model import Activation, MoEConfig, is_gated
 from reptrain.config.scheduled import Scheduled
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.megablocks import megablocks_mm
-from reptrain.model.mlp import activate
-from reptrain_kernels.grouped import grouped_mm
+from reptrain_kernels.gated import activate
+from reptrain_kernels.grouped import grouped_mlp, one_by_one
 
 
 class Experts(nn.Module):
@@ -54,16 +54,21 @@ class Experts(nn.Module):
             count_E: int64, how many are each expert's; together N.
             key_N: int64, a dropout key of each assignment; None drops nothing.
         """
+        if self.backend == "grouped":
+            return grouped_mlp(
+                x_ND,
+                self.gate,
+                self.up,
+                self.down,
+                count_E,
+                activation=self.activation,
+                key_N=key_N if self.dropout.rate else None,
+                rate=self.dropout.rate,
+            )
         multiply = _PRODUCTS[self.backend]
         gate_NF = None if self.gate is None else multiply(x_ND, self.gate, count_E)
         h_NF = activate(self.activation, multiply(x_ND, self.up, count_E), gate_NF)
         return multiply(self.dropout.forward_assignments(h_NF, key_N), self.down, count_E)
 
 
-def _one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
-    """The plain reference."""
-    parts = x_NI.split(count_E.tolist())
-    return torch.cat([part @ weight_OI.T for part, weight_OI in zip(parts, weight_EOI, strict=True)])
-
-
-_PRODUCTS = {"grouped": grouped_mm, "megablocks": megablocks_mm, "loop": _one_by_one}
+_PRODUCTS = {"megablocks": megablocks_mm, "loop": one_by_one}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reptrain.config.model import MoEConfig
 from reptrain.model.dropout import Site
 from reptrain_kernels import counter
+from reptrain_kernels.router import Routed, route
 
 
 class RoutedTokens(NamedTuple):
@@ -35,6 +36,8 @@ class Choice(NamedTuple):
     """fp32, the weight of each expert's output; 0 where it takes no part."""
     taken_BTK: Tensor
     """bool: routed, and not dropped for lack of capacity."""
+    count_BE: Tensor
+    """int64: how many of a row's tokens chose each expert, taken or not."""
 
 
 class RouterLosses(NamedTuple):
@@ -93,20 +96,23 @@ class Router(nn.Module):
             if keys_PB is not None and self.config.jitter > 0:
                 x_BTD = x_BTD * self._jitter(x_BTD, keys_PB[Site.ROUTER])
             logit_BTE = x_BTD @ self.weight.float().T
-        score_BTE = logit_BTE.softmax(-1) if self.config.score == "softmax" else logit_BTE.sigmoid()
-        bias_E = self.config.bias_rate * self.votes_E
-        expert_BTK = (score_BTE + bias_E).topk(self.config.top_k, dim=-1).indices
+        routed = route(
+            logit_BTE,
+            is_token_BT,
+            self.config.bias_rate * self.votes_E,
+            top_k=self.config.top_k,
+            score=self.config.score,
+            normalize=self.config.normalizes,
+        )
+        expert_BTK = routed.expert_BTK
         taken_BTK = is_token_BT[..., None].expand_as(expert_BTK)
         factor = self.config.capacity_factor
         if not self.training:
             factor = self.config.eval_capacity_factor or factor
         if factor is not None:
             taken_BTK = taken_BTK & self._has_room(expert_BTK, is_token_BT, factor)
-        gate_BTK = score_BTE.gather(-1, expert_BTK)
-        if self.config.normalizes:
-            gate_BTK = gate_BTK / gate_BTK.sum(-1, keepdim=True)
-        choice = Choice(expert_BTK, gate_BTK * taken_BTK, taken_BTK)
-        return choice, self._losses(logit_BTE, score_BTE, expert_BTK, is_token_BT)
+        choice = Choice(expert_BTK, routed.gate_BTK * taken_BTK, taken_BTK, routed.count_BE)
+        return choice, self._losses(routed, is_token_BT)
 
     def _jitter(self, x_BTD: Tensor, key_B: Tensor) -> Tensor:
         word_BTD = counter.random_words(key_B, x_BTD.shape[1], x_BTD.shape[2])
@@ -131,23 +137,10 @@ class Router(nn.Module):
         place_BTK = torch.empty_like(rank_N).scatter_(0, order_N, rank_N).view_as(expert_BTK)
         return place_BTK < capacity_G[group_B11]
 
-    def _losses(
-        self, logit_BTE: Tensor, score_BTE: Tensor, expert_BTK: Tensor, is_token_BT: Tensor
-    ) -> RouterLosses:
-        if self.config.score == "sigmoid":
-            score_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
-        group = self.config.group_windows
-        count_GE = by_group(expert_counts(expert_BTK, is_token_BT[..., None], self.config.num_experts), group)
-        score_GE = by_group((score_BTE * is_token_BT[..., None]).sum(1), group)
-        square_G = by_group((logit_BTE.logsumexp(-1).square() * is_token_BT).sum(1), group)
-        tokens_G = by_group(is_token_BT.sum(1), group).clamp(min=1)
-        share_GE = count_GE / (tokens_G * self.config.top_k)[:, None]
-        balance_G = self.config.num_experts * (share_GE * score_GE).sum(-1) / tokens_G
+    def _losses(self, routed: Routed, is_token_BT: Tensor) -> RouterLosses:
+        sums = (routed.count_BE, routed.share_BE, routed.square_B, is_token_BT.sum(1))
+        count_GE, share_GE, square_G, tokens_G = (by_group(x_B, self.config.group_windows) for x_B in sums)
+        tokens_G = tokens_G.clamp(min=1)
+        chosen_GE = count_GE / (tokens_G * self.config.top_k)[:, None]
+        balance_G = self.config.num_experts * (chosen_GE * share_GE).sum(-1) / tokens_G
         return RouterLosses(balance_G, square_G / tokens_G)
-
-
-def expert_counts(expert_BTK: Tensor, counted_BTK: Tensor, num_experts: int) -> Tensor:
-    """How often each row chose each expert, int64 [B, E]."""
-    weight_BN = counted_BTK.expand_as(expert_BTK).long().flatten(1)
-    zeros_BE = weight_BN.new_zeros(len(weight_BN), num_experts)
-    return zeros_BE.scatter_add(1, expert_BTK.flatten(1), weight_BN)

@@ -19,8 +19,9 @@ from reptrain.model.dropout import Dropout, Site
 from reptrain.model.experts import Experts
 from reptrain.model.megablocks import MegaBlocksDispatch
 from reptrain.model.mlp import MLP
-from reptrain.model.router import Choice, RoutedTokens, Router, RouterLosses, by_group, expert_counts
+from reptrain.model.router import Choice, RoutedTokens, Router, RouterLosses, by_group
 from reptrain_kernels import counter
+from reptrain_kernels.implementation import Implementation
 
 
 class LayerRouting(NamedTuple):
@@ -108,8 +109,13 @@ class SparseMLP(nn.Module):
         return y_BTD, self._sum_up(choice, losses, routed.is_token_BT, routed.num_targets_B)
 
     def _through_experts(self, x_BTD: Tensor, choice: Choice, keys_PB: Tensor | None) -> Tensor:
-        dispatch_class = MegaBlocksDispatch if self.config.backend == "megablocks" else Dispatch
-        dispatch = dispatch_class(choice.expert_BTK, self.config.num_experts)
+        experts = self.config.num_experts
+        if self.config.backend == "megablocks":
+            dispatch: Dispatch = MegaBlocksDispatch(choice.expert_BTK, experts)
+        else:
+            # The plain reference stays plain on every device.
+            impl: Implementation | None = "torch" if self.config.backend == "loop" else None
+            dispatch = Dispatch(choice.expert_BTK, experts, impl=impl)
         key_N = None if keys_PB is None else self._keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
         y_ND = self.experts(dispatch.send(x_BTD), dispatch.count_E, key_N)
         return dispatch.collect(y_ND, choice.gate_BTK)
@@ -129,7 +135,7 @@ class SparseMLP(nn.Module):
         targets_G = by_group(num_targets_B, config.group_windows)
         balance, z = (losses.balance_G * targets_G).sum(), (losses.z_G * targets_G).sum()
         routed_BTK = is_token_BT[..., None].expand_as(choice.taken_BTK)
-        count_E = expert_counts(choice.expert_BTK, routed_BTK, config.num_experts).sum(0)
+        count_E = choice.count_BE.sum(0)
         dropped = (routed_BTK & ~choice.taken_BTK).sum()
         figures = (balance.detach(), z.detach(), dropped, count_E.sum())
         return LayerRouting(
