@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from reptrain.config.model import DecoderConfig
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, Site
-from reptrain.model.rope import Rotation, rotate
+from reptrain.model.rope import Rotation
 from reptrain.model.sight import Sight, attend
+from reptrain_kernels.rope import rotate
 
 
 class CausalAttention(nn.Module):
@@ -56,7 +57,7 @@ class CausalAttention(nn.Module):
         """
         q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
         if rotation is not None:
-            q_BTHN, k_BSKN = rotate(q_BTHN, rotation), rotate(k_BSKN, rotation)
+            q_BTHN, k_BSKN = rotate(q_BTHN, k_BSKN, rotation.cos_TM, rotation.sin_TM)
         q_BHTN, k_BKSN = q_BTHN.transpose(1, 2), k_BSKN.transpose(1, 2)
         v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
         if cache is not None:

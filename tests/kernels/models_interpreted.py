@@ -19,7 +19,7 @@ from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
 from reptrain.model import DropoutContext, build_model  # noqa: E402
-from reptrain_kernels import attention_triton, gated_triton, norm_triton  # noqa: E402
+from reptrain_kernels import attention_triton, gated_triton, norm_triton, rope_triton  # noqa: E402
 from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
 
@@ -29,6 +29,7 @@ OPERATIONS = {
     "gated": (gated_triton, "gated_forward"),
     "norm": (norm_triton, "norm_forward"),
     "join": (norm_triton, "join_forward"),
+    "rotate": (rope_triton, "rotate_both"),
 }
 VOCAB, S, T = 31, 20, 17
 RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1, "path": 0.1}

@@ -14,10 +14,10 @@ def found() -> Any:
 
 
 # Layers are recomputed, so that each operation in one runs twice. T5: one layer, and two that read it. A
-# branch that no norm follows in its layer is joined alone, and once more for its gradient.
+# branch that no norm follows in its layer is joined alone, and once more for its gradient; so are rotations.
 CALLS = {
     "t5": {"attention": 2 * 5, "gated": 2 * 3, "norm": 2 * (2 + 2 * 3) + 2, "join": 3 * 3},
-    "decoder": {"attention": 2 * 2, "gated": 2 * 2, "norm": 2 * 2 * 2 + 1, "join": 2 * 3},
+    "decoder": {"attention": 2 * 2, "gated": 2 * 2, "norm": 2 * 2 * 2 + 1, "join": 2 * 3, "rotate": 2 * 3},
 }
 
 

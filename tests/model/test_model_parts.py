@@ -14,8 +14,9 @@ from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
 from reptrain.model.mlp import MLP
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
-from reptrain.model.rope import rotate, rotation
+from reptrain.model.rope import rotation
 from reptrain_kernels import counter
+from reptrain_kernels.rope import rotate
 
 
 def test_rms_norm_follows_its_formula() -> None:
@@ -33,18 +34,18 @@ def test_rms_norm_of_bf16_is_computed_in_fp32_and_rounded_once() -> None:
     assert torch.equal(norm.bfloat16()(x), expected)
 
 
-def test_rotate_turns_pairs_by_position() -> None:
-    x = torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2)
-    y = rotate(x, rotation(3, 2, 10_000.0, x.device))
+def test_rotation_turns_by_position_and_frequency() -> None:
+    cos_TM, sin_TM = rotation(3, 4, 10_000.0, torch.device("cpu"))
     for position in range(3):
-        expected = torch.tensor([math.cos(position), math.sin(position)])
-        torch.testing.assert_close(y[0, position, 0], expected)
+        angles = (position, position / 100)
+        torch.testing.assert_close(cos_TM[position], torch.tensor([math.cos(x) for x in angles]))
+        torch.testing.assert_close(sin_TM[position], torch.tensor([math.sin(x) for x in angles]))
 
 
-def test_rotate_makes_products_depend_on_distance_alone() -> None:
+def test_rotation_makes_products_depend_on_distance_alone() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16).expand(2, 1, 40, 1, 16)
-    turned_q, turned_k = (rotate(x, rotation(40, 16, 100.0, x.device))[0, :, 0] for x in (q, k))
-    product = turned_q @ turned_k.T
+    turned_q, turned_k = rotate(q, k, *rotation(40, 16, 100.0, q.device))
+    product = turned_q[0, :, 0] @ turned_k[0, :, 0].T
     for distance in (-7, 0, 3):
         diagonal = product.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,76 @@
+"""Rotary position embedding of queries and keys together.
+
+Shapes: B rows, T positions, H query heads, K key heads, N width of a head, M = N / 2 angles of a position.
+
+Source:
+    Su et al., "RoFormer: Enhanced transformer with rotary position embedding", 2021. Unit i is paired
+    with unit i + M, as published Llama weights in Hugging Face folders expect.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reptrain_kernels.implementation import Implementation, choose_implementation
+
+
+def rotate(
+    q_BTHN: Tensor,
+    k_BTKN: Tensor,
+    cos_TM: Tensor,
+    sin_TM: Tensor,
+    *,
+    impl: Implementation | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Turn the pairs of units of each head by its position's angles, in fp32.
+
+    Args:
+        q_BTHN: Queries, floating point.
+        k_BTKN: Keys, of the same dtype.
+        cos_TM: Of the angles, fp32; [B, T, M] where each row has positions of its own. No gradient flows.
+        sin_TM: Of the same shape.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
+
+    Returns:
+        The turned queries and keys, new tensors of the same shapes and dtype.
+
+    Raises:
+        ValueError: If the shapes or dtypes do not fit.
+
+    Example:
+        One head of width 2 and an angle of 1: (1, 0) becomes (cos 1, sin 1).
+    """
+    _check(q_BTHN, k_BTKN, cos_TM, sin_TM)
+    if choose_implementation(q_BTHN.device, impl) == "torch":
+        return _rotate_in_torch(q_BTHN, cos_TM, sin_TM), _rotate_in_torch(k_BTKN, cos_TM, sin_TM)
+    from reptrain_kernels.rope_triton import rotate_both
+
+    return rotate_both(q_BTHN, k_BTKN, cos_TM, sin_TM, 1.0)
+
+
+def _rotate_in_torch(x_BTHN: Tensor, cos_TM: Tensor, sin_TM: Tensor) -> Tensor:
+    """The definition in plain torch; in fp32, or float64 for inputs of float64."""
+    a_BTHM, b_BTHM = x_BTHN.to(torch.promote_types(x_BTHN.dtype, torch.float32)).chunk(2, dim=-1)
+    cos_T1M, sin_T1M = cos_TM[..., None, :], sin_TM[..., None, :]
+    rotated_BTHN = torch.cat(
+        (a_BTHM * cos_T1M - b_BTHM * sin_T1M, b_BTHM * cos_T1M + a_BTHM * sin_T1M), dim=-1
+    )
+    return rotated_BTHN.to(x_BTHN.dtype)
+
+
+def _check(q_BTHN: Tensor, k_BTKN: Tensor, cos_TM: Tensor, sin_TM: Tensor) -> None:
+    B, T, _, N = q_BTHN.shape
+    if k_BTKN.shape[:2] != (B, T) or k_BTKN.shape[3] != N or N % 2:
+        raise ValueError(
+            "q_BTHN, k_BTKN: must agree in all but heads, and their width be even, but got "
+            f"{tuple(q_BTHN.shape)} and {tuple(k_BTKN.shape)}"
+        )
+    if q_BTHN.dtype != k_BTKN.dtype:
+        raise ValueError(f"q_BTHN, k_BTKN: must have one dtype, but got {q_BTHN.dtype} and {k_BTKN.dtype}")
+    for name, x in (("cos_TM", cos_TM), ("sin_TM", sin_TM)):
+        if x.shape not in ((T, N // 2), (B, T, N // 2)) or x.shape != cos_TM.shape:
+            raise ValueError(
+                f"{name}: must have shape {(T, N // 2)} or {(B, T, N // 2)}, as the other has, "
+                f"but got {tuple(x.shape)}"
+            )
