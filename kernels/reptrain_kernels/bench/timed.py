@@ -1,8 +1,9 @@
 """Times operations on a GPU against other ways of computing them, each first held against the definition.
 
-`reptrain bench kernels` is the command. Rows go to kernels/bench/results/gpu.csv, with the device, the
-versions and the commit. Rates are of the work that no implementation avoids (see `bench.traffic`), and shares
-are of a copy and of a matrix product measured first.
+`reptrain bench kernels` is the command; where torch and triton are all there is,
+`PYTHONPATH=kernels python -m reptrain_kernels.bench.timed`. Rows go to kernels/bench/results/gpu.csv, with the
+device, the versions and the commit. Rates are of the work that no implementation avoids (see `bench.traffic`),
+and shares are of a copy and of a matrix product measured first.
 
 Source:
     The L2 cache is emptied before each call, by triton.testing.do_bench.
@@ -100,15 +101,24 @@ def differences(ways: Ways, way: str, expected: list[Tensor]) -> float:
 
 
 def results(ways: Ways, way: str) -> list[Tensor]:
-    """The output and the gradients of a fixed upstream gradient."""
-    y = ways.calls[way]()
-    return [y.detach(), *torch.autograd.grad(y, list(ways.leaves), upstream(y), materialize_grads=True)]
+    """The outputs and the gradients of fixed upstream gradients."""
+    outputs = outputs_of(ways.calls[way]())
+    grads = torch.autograd.grad(outputs, list(ways.leaves), upstream(outputs), materialize_grads=True)
+    return [*(y.detach() for y in outputs), *grads]
 
 
-def upstream(y: Tensor) -> Tensor:
-    """A seeded gradient of an output."""
-    generator = torch.Generator(y.device).manual_seed(1)
-    return torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype)
+def outputs_of(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a call gives, always as several."""
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def upstream(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """A seeded gradient of each output."""
+    grads = []
+    for number, y in enumerate(outputs):
+        generator = torch.Generator(y.device).manual_seed(1 + number)
+        grads.append(torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype))
+    return grads
 
 
 def peak_mib(call: Callable[[], object], device: str) -> str:
@@ -135,11 +145,11 @@ def rows_of(operation: Operation, shape: Any, device: str, timer: Timer, top: Ce
             if not error <= GATE[shape.dtype]:
                 yield _row(about, "both", said=f"differs from the definition by {error:.1e}", device=device)
                 continue
-            grad = upstream(expected[0])
             leaves = list(ways.leaves)
+            grads = upstream(expected[: -len(leaves)])
 
-            def step(call: Callable[[], Tensor] = call, grad: Tensor = grad) -> None:
-                call().backward(grad)
+            def step(call: Callable[[], Any] = call, grads: list[Tensor] = grads) -> None:
+                torch.autograd.backward(outputs_of(call()), grads)
 
             with torch.no_grad():
                 yield _row(
@@ -238,3 +248,11 @@ def bench(
     rows = timed(operations, "cuda", minutes=minutes, all_shapes=all_shapes)
     append((found.append(row) or row for row in rows), path)
     return not any(row.way == "triton" and row.said for row in found)
+
+
+if __name__ == "__main__":
+    from reptrain_kernels.bench.operations import OPERATIONS
+
+    if not torch.cuda.is_available():
+        sys.exit("error: torch sees no CUDA device")
+    sys.exit(not bench(OPERATIONS.values()))
