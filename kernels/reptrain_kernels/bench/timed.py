@@ -1,9 +1,9 @@
 """Times operations on a GPU against other ways of computing them, each first held against the definition.
 
 `reptrain bench kernels` is the command; where torch and triton are all there is,
-`PYTHONPATH=kernels python -m reptrain_kernels.bench.timed`. Rows go to kernels/bench/results/gpu.csv, with the
-device, the versions and the commit. Rates are of the work that no implementation avoids (see `bench.traffic`),
-and shares are of a copy and of a matrix product measured first.
+`PYTHONPATH=kernels python -m reptrain_kernels.bench.timed`. Rows go to kernels/bench/results/gpu.csv, with
+device, versions and commit. Rates are of the work that no implementation avoids (see `bench.traffic`), and
+shares are of a copy and of a matrix product measured first.
 
 Source:
     The L2 cache is emptied before each call, by triton.testing.do_bench.
