@@ -107,14 +107,33 @@ def _multiply(
 
 @triton.jit(do_not_specialize=["num_line_tiles"])
 def product_kernel(
-    x_ptr, weight_ptr, other_x_ptr, other_weight_ptr, y_ptr, end_ptr, num_line_tiles, num_groups, num_units,
-    num_columns, TRANSPOSED: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x_ptr, weight_ptr, y_ptr, end_ptr, num_line_tiles, num_groups, num_units, num_columns,
+    BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = x W, or x W^T if transposed, and the same of the others added.
+    """y = x W^T. x [rows, units], y [rows, columns], W [groups, columns, units]."""
+    tile, column_tile = _order(tl.program_id(0), num_line_tiles, tl.cdiv(num_columns, BLOCK_N))
+    group, first, end = _find_rows(end_ptr, tile, num_groups, BLOCK_E, BLOCK_M)
+    if first >= end:
+        return
+    line, column = tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    y = _multiply(
+        y, x_ptr, weight_ptr, tl.minimum(line, end - 1 - first), column, group, first, num_units, num_columns,
+        True, BLOCK_K, EVEN, EVEN_COLUMNS, PRECISION,
+    )  # fmt: skip
+    _store(y_ptr, y, first, line, end, column, num_columns)
 
-    x [rows, units], y [rows, columns], W [groups, units, columns], if transposed [groups, columns, units].
+
+@triton.jit(do_not_specialize=["num_line_tiles"])
+def row_gradient_kernel(
+    dy_ptr, weight_ptr, other_dy_ptr, other_weight_ptr, dx_ptr, end_ptr, num_line_tiles, num_groups,
+    num_units, num_columns, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx = dy W, and the same of the others added.
+
+    dy [rows, units], dx [rows, columns], W [groups, units, columns].
     """
     tile, column_tile = _order(tl.program_id(0), num_line_tiles, tl.cdiv(num_columns, BLOCK_N))
     group, first, end = _find_rows(end_ptr, tile, num_groups, BLOCK_E, BLOCK_M)
@@ -122,17 +141,17 @@ def product_kernel(
         return
     line, column = tl.arange(0, BLOCK_M), column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     read = tl.minimum(line, end - 1 - first)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    acc = _multiply(
-        acc, x_ptr, weight_ptr, read, column, group, first, num_units, num_columns, TRANSPOSED, BLOCK_K,
-        EVEN, EVEN_COLUMNS, PRECISION,
+    dx = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    dx = _multiply(
+        dx, dy_ptr, weight_ptr, read, column, group, first, num_units, num_columns, False, BLOCK_K, EVEN,
+        EVEN_COLUMNS, PRECISION,
     )  # fmt: skip
-    if other_x_ptr is not None:
-        acc = _multiply(
-            acc, other_x_ptr, other_weight_ptr, read, column, group, first, num_units, num_columns,
-            TRANSPOSED, BLOCK_K, EVEN, EVEN_COLUMNS, PRECISION,
+    if other_dy_ptr is not None:
+        dx = _multiply(
+            dx, other_dy_ptr, other_weight_ptr, read, column, group, first, num_units, num_columns, False,
+            BLOCK_K, EVEN, EVEN_COLUMNS, PRECISION,
         )  # fmt: skip
-    _store(y_ptr, acc, first, line, end, column, num_columns)
+    _store(dx_ptr, dx, first, line, end, column, num_columns)
 
 
 @triton.jit

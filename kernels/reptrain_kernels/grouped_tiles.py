@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kernel = Literal["hidden", "product", "hidden_gradient", "weight_gradient"]
+Kernel = Literal["hidden", "product", "hidden_gradient", "row_gradient", "weight_gradient"]
 
 
 class Tiles(NamedTuple):
@@ -24,7 +24,7 @@ def grouped_tiles(which: Kernel, num_bytes: int, capability: int) -> Tiles:
     """The tiles of a kernel, found by compiling (kernels/README.md).
 
     Args:
-        which: The kernel.
+        which: The kernel; "hidden" makes two products at once, and without a gate "product" serves.
         num_bytes: Of an element: 2 or 4.
         capability: 80 for A100, 90 for H100, 100 for B200.
     """
@@ -37,6 +37,7 @@ _SINGLE: dict[Kernel, Tiles] = {
     "hidden": Tiles(64, 32, 16, 4, 4),
     "product": Tiles(64, 64, 16, 4, 4),
     "hidden_gradient": Tiles(64, 64, 16, 4, 4),
+    "row_gradient": Tiles(64, 64, 16, 4, 4),
     "weight_gradient": Tiles(64, 64, 16, 4, 4),
 }
 _HALF: dict[int, dict[Kernel, Tiles]] = {
@@ -44,12 +45,14 @@ _HALF: dict[int, dict[Kernel, Tiles]] = {
         "hidden": Tiles(128, 64, 32, 4, 4),
         "product": Tiles(128, 128, 32, 4, 4),
         "hidden_gradient": Tiles(128, 128, 32, 4, 4),
+        "row_gradient": Tiles(128, 128, 32, 4, 4),
         "weight_gradient": Tiles(128, 128, 32, 4, 4),
     },
     90: {
         "hidden": Tiles(128, 128, 64, 8, 3),
         "product": Tiles(128, 256, 64, 8, 3),
         "hidden_gradient": Tiles(128, 128, 64, 8, 3),
+        "row_gradient": Tiles(128, 256, 64, 8, 3),
         "weight_gradient": Tiles(128, 256, 64, 8, 3),
     },
 }

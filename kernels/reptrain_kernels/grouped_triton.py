@@ -44,33 +44,32 @@ def _launch_rows(
     )  # fmt: skip
 
 
-def launch_product(
-    x_NI: Tensor,
-    weight: Tensor,
-    end_E: Tensor,
-    *,
-    transposed: bool,
-    others: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> Tensor:
-    """Each group's rows times its matrix: weight_EOI transposed, or weight_EIO as it stands.
-
-    Args:
-        x_NI: Contiguous, as all here.
-        weight: A matrix for each group.
-        end_E: See above.
-        transposed: How the matrices lie.
-        others: Further rows and matrices, whose product is added.
-    """
-    num_columns = weight.shape[1 if transposed else 2]
-    y_NO = x_NI.new_empty(len(x_NI), num_columns)
-    if y_NO.numel() == 0:
-        return y_NO
-    tiles = _tiles("product", x_NI)
-    _launch_rows(
-        kernels.product_kernel, tiles, (x_NI, weight, *others, y_NO), (), end_E, x_NI.shape[1], num_columns,
-        TRANSPOSED=transposed,
-    )  # fmt: skip
+def launch_product(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
+    """y_NO: each group's rows times its matrix transposed. All contiguous, as everywhere here."""
+    y_NO = x_NI.new_empty(len(x_NI), weight_EOI.shape[1])
+    if y_NO.numel() > 0:
+        _launch_rows(
+            kernels.product_kernel, _tiles("product", x_NI), (x_NI, weight_EOI, y_NO), (), end_E,
+            *weight_EOI.shape[:0:-1],
+        )  # fmt: skip
     return y_NO
+
+
+def launch_row_gradient(
+    dy_NO: Tensor,
+    weight_EOI: Tensor,
+    end_E: Tensor,
+    other_dy_NO: Tensor | None = None,
+    other_weight_EOI: Tensor | None = None,
+) -> Tensor:
+    """dx_NI = dy W, and that of a second product of the same rows added."""
+    dx_NI = dy_NO.new_empty(len(dy_NO), weight_EOI.shape[2])
+    if dx_NI.numel() > 0:
+        _launch_rows(
+            kernels.row_gradient_kernel, _tiles("row_gradient", dy_NO),
+            (dy_NO, weight_EOI, other_dy_NO, other_weight_EOI, dx_NI), (), end_E, *weight_EOI.shape[1:],
+        )  # fmt: skip
+    return dx_NI
 
 
 def launch_weight_gradient(dy_NO: Tensor, x_NI: Tensor, end_E: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ def launch_weight_gradient(dy_NO: Tensor, x_NI: Tensor, end_E: Tensor) -> Tensor
 
 def launch_mm(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
     """See `grouped.grouped_mm`."""
-    return launch_product(x_NI.contiguous(), weight_EOI.contiguous(), end_E, transposed=True)
+    return launch_product(x_NI.contiguous(), weight_EOI.contiguous(), end_E)
 
 
 def launch_mm_backward(
@@ -100,8 +99,7 @@ def launch_mm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of rows and matrices."""
     dy_NO, x_NI, weight_EOI = (x.contiguous() for x in (dy_NO, x_NI, weight_EOI))
-    dx_NI = launch_product(dy_NO, weight_EOI, end_E, transposed=False)
-    return dx_NI, launch_weight_gradient(dy_NO, x_NI, end_E)
+    return launch_row_gradient(dy_NO, weight_EOI, end_E), launch_weight_gradient(dy_NO, x_NI, end_E)
 
 
 grouped_mm = torch.library.custom_op("reptrain_kernels::grouped_mm", launch_mm, mutates_args=())
@@ -155,11 +153,11 @@ def launch_mlp(
     if h_NF.numel() > 0:
         gates = (None, None) if gate_EFD is None else (gate_EFD.contiguous(), gate_NF)
         _launch_rows(
-            kernels.hidden_kernel, _tiles("hidden", x_ND),
+            kernels.hidden_kernel, _tiles("product" if gate_EFD is None else "hidden", x_ND),
             (x_ND, gates[0], up_EFD, key_N, gates[1], up_NF, h_NF), (threshold, kept_scale), end_E,
             x_ND.shape[1], h_NF.shape[1], ACTIVATION=activation,
         )  # fmt: skip
-    return launch_product(h_NF, down_EDF, end_E, transposed=True), h_NF, up_NF, gate_NF
+    return launch_product(h_NF, down_EDF, end_E), h_NF, up_NF, gate_NF
 
 
 def launch_mlp_backward(
@@ -190,7 +188,7 @@ def launch_mlp_backward(
         )  # fmt: skip
     others = (dgate_NF, gate_EFD.contiguous()) if gate_EFD is not None else (None, None)
     return (
-        launch_product(dup_NF, up_EFD, end_E, transposed=False, others=others),
+        launch_row_gradient(dup_NF, up_EFD, end_E, *others),
         launch_weight_gradient(dgate_NF, x_ND, end_E) if gated else gate_NF.new_empty(0),
         launch_weight_gradient(dup_NF, x_ND, end_E),
         launch_weight_gradient(dy_ND, h_NF, end_E),
