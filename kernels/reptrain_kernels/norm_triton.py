@@ -57,11 +57,12 @@ def join_norm_kernel(
     x_ptr, branch_ptr, weight_ptr, unit_key_ptr, path_key_ptr, stream_ptr, normed_ptr, rstd_ptr,
     num_positions, width, threshold, scale, path_threshold, path_scale, eps, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One line: stream = x + dropped branch, of either alone if the other is None; normed, if it has weights.
+    """stream = x + dropped branch, or either alone if the other is None; and normed, where there are weights.
 
-    All of lines: [num_lines, width], contiguous; rstd: [num_lines].
+    One line, or without weights a block of its units. All of lines are [num_lines, width], contiguous; rstd
+    is [num_lines].
     """
-    line, unit = tl.program_id(0), tl.arange(0, BLOCK_D)
+    line, unit = tl.program_id(0), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     at, inside = line.to(tl.int64) * width + unit, unit < width
     if branch_ptr is None:
         stream = tl.load(x_ptr + at, mask=inside, other=0.0)
@@ -142,6 +143,12 @@ def norm_block(width: int, *, max_warps: int) -> dict[str, int]:
     return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), max_warps)}
 
 
+def gradient_blocks(num_lines: int) -> tuple[int, int]:
+    """How many blocks the gradient's lines are split into, and the lines of each but the last."""
+    block_lines = max(_MIN_LINES_OF_GRADIENT_BLOCK, triton.cdiv(num_lines, _MAX_GRADIENT_BLOCKS))
+    return triton.cdiv(num_lines, block_lines), block_lines
+
+
 def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.contiguous() for x in optional]
 
@@ -220,8 +227,7 @@ def launch_norm_gradient(
     if stream.numel() == 0:
         return grad_x, grad_branch, weight_D.new_zeros(weight_D.shape, dtype=torch.float32)
     num_lines, *sizes = _sizes(stream)
-    block_lines = max(_MIN_LINES_OF_GRADIENT_BLOCK, triton.cdiv(num_lines, _MAX_GRADIENT_BLOCKS))
-    num_blocks = triton.cdiv(num_lines, block_lines)
+    num_blocks, block_lines = gradient_blocks(num_lines)
     partial = stream.new_empty(num_blocks, sizes[1], dtype=torch.float32)
     norm_gradient_kernel[(num_blocks,)](
         grad_stream, grad_normed, stream, weight_D, rstd, unit_key_B, path_key_B, grad_x,
@@ -305,9 +311,10 @@ def launch_join(
     if stream.numel():
         num_lines, *sizes = _sizes(branch)
         numbers = (threshold, scale, path_threshold, path_scale, 0.0)
-        join_norm_kernel[(num_lines,)](
-            x, branch, None, unit_key_B, path_key_B, stream, None, None, *sizes, *numbers,
-            **norm_block(sizes[1], max_warps=32),
+        # A warp has 256 units, which divide the widths in use.
+        join_norm_kernel[(num_lines, triton.cdiv(sizes[1], 256))](
+            x, branch, None, unit_key_B, path_key_B, stream, None, None, *sizes, *numbers, BLOCK_D=256,
+            num_warps=1,
         )  # fmt: skip
     return stream
 

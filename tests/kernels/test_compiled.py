@@ -27,6 +27,12 @@ from reptrain_kernels.bench.traffic import table
 QUICK = {
     "attention": "T5-Base dropout encoder",
     "dropout": "T5-Base embedding",
+    "norm": "T5-Base dropout, path",
+    "gated": "T5-Base dropout",
+    "rope": "Llama-1B documents",
+    "grouped": "MoE-Base dropout",
+    "permute": "MoE-Base",
+    "router": "MoE-Base",
 }
 
 

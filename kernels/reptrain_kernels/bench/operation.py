@@ -7,6 +7,7 @@ Sources:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -75,9 +76,9 @@ class Ways(NamedTuple):
 
     leaves: Sequence[Tensor]
     """Inputs that want a gradient."""
-    calls: dict[str, Callable[[], Tensor]]
-    """Each computes the output from the leaves: "triton" ours, "torch" its definition, others by name (see
-    `compiled_way`). A way that is not installed is left out."""
+    calls: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]
+    """Each computes the output or outputs from the leaves: "triton" ours, "torch" its definition, others by
+    name (see `compiled_way` and `installed`). A way that is not installed is left out."""
     yardsticks: frozenset[str] = frozenset()
     """Names of calls that compute less, or something else, and so show what time could be had."""
 
@@ -110,6 +111,14 @@ def element_bytes(dtype: torch.dtype) -> int:
     return torch.empty(0, dtype=dtype).element_size()
 
 
-def compiled_way(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def compiled_way(call: Callable[[], Any]) -> Callable[[], Any]:
     """What torch.compile makes of a call, for its shapes alone."""
     return torch.compile(call, dynamic=False)
+
+
+def installed(module: str) -> Any:
+    """A module of another package, or None where that is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
