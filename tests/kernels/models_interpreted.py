@@ -1,4 +1,4 @@
-"""One training step of a tiny T5 and a tiny decoder, every fused operation in Triton, against the plain path.
+"""One training step of tiny models, every fused operation in Triton, against the plain path.
 
 Prints {model: {"calls": {operation: number}, "loss": difference, "grad": the largest relative error of a
 parameter's gradient}} as JSON.
@@ -18,8 +18,17 @@ import torch.nn.functional as F  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
-from reptrain.model import DropoutContext, build_model  # noqa: E402
-from reptrain_kernels import attention_triton, gated_triton, norm_triton, rope_triton  # noqa: E402
+from reptrain.model import DropoutContext, Routing, build_model  # noqa: E402
+from reptrain_kernels import (  # noqa: E402
+    attention_triton,
+    gated_triton,
+    grouped_tiles,
+    grouped_triton,
+    norm_triton,
+    permute_triton,
+    rope_triton,
+    router_triton,
+)
 from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
 
@@ -30,9 +39,13 @@ OPERATIONS = {
     "norm": (norm_triton, "norm_forward"),
     "join": (norm_triton, "join_forward"),
     "rotate": (rope_triton, "rotate_both"),
+    "route": (router_triton, "route"),
+    "send": (permute_triton, "send"),
+    "experts": (grouped_triton, "grouped_mlp"),
+    "collect": (permute_triton, "collect"),
 }
 VOCAB, S, T = 31, 20, 17
-RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1, "path": 0.1}
+RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1, "path": 0.1, "expert": 0.2}
 SOURCE = torch.tensor([[1] * 9 + [2] * 7 + [0] * 4])
 TARGET = torch.tensor([[1] * 6 + [2] * 5 + [3] * 3 + [0] * 3])
 
@@ -44,26 +57,43 @@ def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
     decoder = {"d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24, "num_layers": 2}
     decoder |= {"dropout": RATES}
     source_BS, tokens_BT = torch.randint(VOCAB, (1, S)), torch.randint(VOCAB, (1, T))
-    return {
-        "t5": (
-            T5Config.model_validate(t5 | {"num_encoder_layers": 1, "num_decoder_layers": 2}),
-            {
-                "source_BS": source_BS,
-                "inputs_BT": tokens_BT,
-                "source_segments_BS": SOURCE,
-                "segments_BT": TARGET,
-            },
-        ),
-        "decoder": (DecoderConfig.model_validate(decoder), {"tokens_BT": tokens_BT, "segments_BT": TARGET}),
+    of_t5 = {
+        "source_BS": source_BS,
+        "inputs_BT": tokens_BT,
+        "source_segments_BS": SOURCE,
+        "segments_BT": TARGET,
     }
+    of_decoder = {"tokens_BT": tokens_BT, "segments_BT": TARGET}
+    one_each = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    relu = {"mlp": "relu", "moe": {"num_experts": 3, "top_k": 1, "capacity_factor": 1.0}}
+    gated = {"num_experts": 4, "score": "sigmoid", "shared_d_ff": 8, "jitter": 0.1, "bias_rate": 0.01}
+    one = {"num_layers": 1, "moe": gated}
+    return {
+        "t5": (T5Config.model_validate(t5 | {"num_encoder_layers": 1, "num_decoder_layers": 2}), of_t5),
+        "decoder": (DecoderConfig.model_validate(decoder), of_decoder),
+        "sparse_t5": (T5Config.model_validate(t5 | one_each | relu), of_t5),
+        "sparse_decoder": (
+            DecoderConfig.model_validate(decoder | one),
+            of_decoder,
+        ),
+    }
+
+
+def plain(config: Any) -> Any:
+    """The same model with one product for each expert."""
+    if config.moe is None:
+        return config
+    return config.model_copy(update={"moe": config.moe.model_copy(update={"backend": "loop"})})
 
 
 def step(config: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss and every parameter's gradient."""
     model = build_model(config, vocab_size=VOCAB, seed=3)
     model.recompute = "full"
-    logits_BTV = model(**inputs, dropout=DropoutContext(seed=1, step=2, row_B=torch.arange(1)))
+    context, routing = DropoutContext(seed=1, step=2, row_B=torch.arange(1)), Routing(torch.tensor([T]))
+    logits_BTV = model(**inputs, dropout=context, routing=routing)
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), torch.arange(T) % VOCAB)
+    loss = loss if routing.loss_nats is None else loss + routing.loss_nats / T
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -82,7 +112,7 @@ def count_calls(name: str, counts: dict[str, int]) -> None:
 
 def compared(config: Any, inputs: dict[str, Any], calls: dict[str, int]) -> dict[str, Any]:
     """The Triton path against the plain one."""
-    loss, grads = step(config, inputs)
+    loss, grads = step(plain(config), inputs)
     assert not calls
     with assume(impl="triton"):
         fused_loss, fused_grads = step(config, inputs)
@@ -98,6 +128,7 @@ def compared(config: Any, inputs: dict[str, Any], calls: dict[str, int]) -> dict
 if __name__ == "__main__":
     torch.manual_seed(0)
     attention_triton.attention_tiles = lambda *_: Tiles(16, 16, 4, 1)
+    grouped_triton.grouped_tiles = lambda *_: grouped_tiles.Tiles(16, 16, 16, 4, 1)
     counts: dict[str, int] = {}
     for name in OPERATIONS:
         count_calls(name, counts)
