@@ -19,8 +19,11 @@ from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.bench import timed  # noqa: E402
 from reptrain_kernels.bench.operation import Ways  # noqa: E402
 from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION, AttentionShape  # noqa: E402
+from reptrain_kernels.bench.operations.norm import NORM_OPERATION, NormShape  # noqa: E402
 
 SHAPE = AttentionShape("small", H=2, K=2, N=16, B=1, T=20, S=20, E=3, dtype=torch.float32)
+
+SHAPE_OF_NORM = NormShape("small", 24, units=0.2, B=2, T=3, dtype=torch.float32, stream=torch.float32)
 
 
 def once(call: Callable[[], object], leaves: list[Tensor]) -> timed.Timing:
@@ -40,6 +43,14 @@ def ways(shape: AttentionShape, device: str) -> Ways:
     return known._replace(calls=calls)
 
 
+def ways_of_norm(shape: NormShape, device: str) -> Ways:
+    """Those that a CPU has, each with two outputs, and one whose second output is wrong."""
+    known = NORM_OPERATION.ways(shape, device)
+    calls = {name: known.calls[name] for name in ("triton", "torch")}
+    calls["wrong"] = lambda: (calls["torch"]()[0], 1.01 * calls["torch"]()[1])
+    return known._replace(calls=calls)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     attention_triton.attention_tiles = lambda *_: Tiles(16, 16, 4, 1)
@@ -49,4 +60,6 @@ if __name__ == "__main__":
     top = timed.ceilings(once, "cpu", copied=2**10, width=16)
     rows = [row._asdict() for row in timed.timed([operation], "cpu", timer=once, top=top)]
     late = [row._asdict() for row in timed.timed([operation], "cpu", timer=once, top=top, minutes=-1)]
-    json.dump({"rows": rows, "late": late}, sys.stdout)
+    norm = NORM_OPERATION._replace(shapes=[SHAPE_OF_NORM], shown=["small"], ways=ways_of_norm)
+    several = [row._asdict() for row in timed.timed([norm], "cpu", timer=once, top=top)]
+    json.dump({"rows": rows, "late": late, "several": several}, sys.stdout)

@@ -37,6 +37,12 @@ def test_ways_that_differ_or_fail_are_not_timed_and_say_so(found: Any) -> None:
     assert said["failing"].startswith("RuntimeError: shape '[3]' is invalid")
 
 
+def test_ways_with_several_outputs_are_held_against_all_of_them(found: Any) -> None:
+    rows = [(row["way"], row["what"], row["said"][:7]) for row in found["several"]]
+    right = [(way, what, "") for way in ("triton", "torch") for what in ("forward", "both")]
+    assert rows == [*right, ("wrong", "both", "differs")]
+
+
 def test_shapes_after_the_time_is_up_are_said(found: Any) -> None:
     assert [(row["shape"], row["said"]) for row in found["late"]] == [("small", "not begun: out of time")]
 

@@ -109,7 +109,7 @@ def _ways(shape: GatedShape, device: str) -> Ways:
     if liger is not None and gate is not None:
         fused = liger.liger_swiglu if shape.activation == "swiglu" else liger.liger_geglu
         calls["liger"] = lambda: fused(gate, up)
-    return Ways(leaves, calls, frozenset({"liger"} if shape.rate else ()))
+    return Ways(leaves, calls, frozenset({"liger"} & calls.keys() if shape.rate else ()))
 
 
 GATED_OPERATION = Operation(

@@ -174,7 +174,7 @@ def _ways(shape: NormShape, device: str) -> Ways:
         calls["liger"] = lambda: liger.liger_rms_norm(x, weight, EPS, in_place=False)
     if liger is not None and shape.what == "both":
         calls["liger"] = lambda: liger.liger_fused_add_rms_norm(branch, x, weight, EPS, in_place=False)[::-1]
-    return Ways(leaves, calls, frozenset({"liger"} if shape.drops else ()))
+    return Ways(leaves, calls, frozenset({"liger"} & calls.keys() if shape.drops else ()))
 
 
 NORM_OPERATION = Operation(
