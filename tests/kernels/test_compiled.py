@@ -139,7 +139,7 @@ def test_traffic_moves_no_less_than_it_must(name: str, capability: int) -> None:
 
 
 def test_traffic_table_has_no_time_below_its_roofline() -> None:
-    assert all(row.ratio >= 1 for row in table())
+    assert all(round(row.ratio, 9) >= 1 for row in table())
 
 
 def test_readme_shows_the_tables_as_they_are() -> None:

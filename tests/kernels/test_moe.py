@@ -26,7 +26,9 @@ from moe_cases import (
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter, implementation
+from reptrain_kernels.bench.operations.grouped import GROUPED_OPERATION
 from reptrain_kernels.grouped import grouped_mlp, grouped_mm, one_by_one
+from reptrain_kernels.grouped_tiles import grouped_tiles
 from reptrain_kernels.implementation import assume, choose_grouped
 from reptrain_kernels.permute import Places, collect, send
 from reptrain_kernels.router import route
@@ -278,6 +280,25 @@ def off(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> di
         name: relative_error(found[name], x, x) if x.is_floating_point() else torch.equal(found[name], x)
         for name, x in expected.items()
     }
+
+
+def test_traffic_of_experts_is_counted_as_by_hand() -> None:
+    shape = next(shape for shape in GROUPED_OPERATION.shapes if shape.name == "MoE-Base")
+    flops, matrix = 2 * 16384 * 768 * 2048, 768 * 2048 * 2
+    rows, hidden = 16384 * 768 * 2, 16384 * 2048 * 2
+    forward, backward = GROUPED_OPERATION.needed(shape)
+    assert (forward.matrix_flops, backward.matrix_flops) == (3 * flops, 6 * flops)
+    assert forward.memory_bytes == 2 * rows + 3 * 16 * matrix + 2 * hidden
+    assert backward.memory_bytes == 3 * rows + 6 * 16 * matrix + 2 * hidden
+    (up, down), (bent, back, *weights) = GROUPED_OPERATION.moved(shape, 80)
+    # 128 tiles of 128 rows, and half a tile more for each of 16 experts; of a weight's gradient 16 rows more.
+    shares = [kernel.matrix_flops / flops for kernel in (up, down, bent, back, *weights)]
+    assert shares == [2 * 136 / 128, 136 / 128, 136 / 128, 2 * 136 / 128, *[1040 / 1024] * 3]
+    assert up.memory_bytes == rows + 3 * hidden + 2 * 16 * matrix
+    # A tile of 128 rows and two of 64 columns, each 32 deep: staged, then read by four warps, each of which
+    # has 32 rows and all columns.
+    assert grouped_tiles("hidden", 2, 80)[:4] == (128, 64, 32, 4)
+    assert up.shared_bytes == 136 * 32 * 24 * 64 * (128 + 2 * 64 + 128 + 4 * 2 * 64)
 
 
 @pytest.mark.gpu

@@ -58,6 +58,10 @@ def compiled(operation: Operation) -> str:
     )
 
 
+def _microseconds(us: float) -> str:
+    return f"{us:.0f}" if us >= 10 else f"{us:.1f}"
+
+
 def modelled(operation: Operation) -> str:
     """Roofline and model, at some shapes."""
     return _markdown(
@@ -67,9 +71,9 @@ def modelled(operation: Operation) -> str:
                 row.shape,
                 row.chip,
                 row.what,
-                f"{row.roofline_us:.0f}",
+                _microseconds(row.roofline_us),
                 row.roofline_unit,
-                f"{row.model_us:.0f}",
+                _microseconds(row.model_us),
                 row.model_unit,
                 f"{row.ratio:.2f}",
             )

@@ -53,12 +53,12 @@ def modelled(operation: Operation, shape: Any, capability: int) -> list[Modelled
 
 
 def table(operations: Iterable[Operation] = OPERATIONS.values()) -> list[Modelled]:
-    """Every shape in half precision, whose rates are known, on every chip."""
+    """Every shape on every chip, but products of fp32, whose rates are not known."""
     return [
         row
         for operation in operations
         for shape in operation.shapes
-        if shape.dtype != torch.float32
+        if shape.dtype != torch.float32 or not operation.matrix_kernels
         for capability in RATES
         for row in modelled(operation, shape, capability)
     ]
