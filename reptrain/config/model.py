@@ -85,8 +85,8 @@ class MoEConfig(Frozen):
     group_windows: Positive = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"
-    """How the experts are multiplied: all in one call, by MegaBlocks (`make megablocks`), or one after the
-    other (the plain reference)."""
+    """How the experts are multiplied: all in one call (by torch, on A100 by our own kernels), by MegaBlocks
+    (`make megablocks`), or one after the other (the plain reference)."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:

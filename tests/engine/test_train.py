@@ -90,7 +90,8 @@ def test_train_scores_all_sets_at_start_and_end(finished: RunFolder) -> None:
 def test_environment_says_which_kernels_ran(finished: RunFolder) -> None:
     environment = finished.environment
     kernels = {"cpu": "torch", "cuda": "triton"}[environment["device"].split(":")[0]]
-    assert environment["kernels"] == kernels and environment["world_size"] == 1
+    assert environment["kernels"] == environment["expert_kernels"] == kernels
+    assert environment["world_size"] == 1
 
 
 def test_train_again_does_nothing_to_a_finished_run(finished: RunFolder) -> None:
