@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "swiglu": Case("swiglu"),
+    "swiglu": Case("swiglu", units=530),
     "swiglu_dropout": Case("swiglu", 0.3),
     "geglu": Case("geglu"),
     "geglu_dropout": Case("geglu", 0.6, positions=1, units=33),

@@ -38,7 +38,7 @@ CASES = {
     "norm_one": Case("norm", rows=1, positions=1, width=1),
     "norm_bf16": Case("norm", dtype=torch.bfloat16),
     "norm_bf16_fp32_weight": Case("norm", dtype=torch.bfloat16, weight_dtype=torch.float32),
-    "join_dropout": Case("join", units=0.3),
+    "join_dropout": Case("join", units=0.3, width=530),
     "join_path_bf16": Case("join", path=0.4, dtype=torch.bfloat16),
     "both": Case(),
     "both_units": Case(units=0.3, width=300),
@@ -85,7 +85,8 @@ def inputs_of(case: Case, device: str = "cpu") -> Inputs:
 
     size = (case.rows, case.positions, case.width)
     wide = (*size[:2], 2 * case.width)
-    key_B = counter.row_keys(3, 5, torch.arange(case.rows, device=device))
+    # At a rate of 0.4 the first row's path is dropped and the second's is kept.
+    key_B = counter.row_keys(3, 7, torch.arange(case.rows, device=device))
     keys = [counter.fold(key_B, site) for site in (4, 12)]
     return Inputs(
         random(*wide).chunk(2, dim=-1)[0],

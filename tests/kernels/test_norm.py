@@ -33,6 +33,14 @@ def test_norm_at_length_equals_float64_under_the_interpreter(name: str) -> None:
     assert_within(cases, name, results_of("linewise_interpreted.py", "norm", name)[name])
 
 
+def test_cases_drop_one_rows_path_and_keep_anothers() -> None:
+    for name, case in cases.CASES.items():
+        if case.path:
+            key_B = cases.inputs_of(case).drops.path_key_B
+            is_kept_B = counter.dropout(torch.ones(case.rows, 1, 1), key_B, case.path).flatten() > 0
+            assert is_kept_B.tolist() == [False, True], name
+
+
 def test_join_in_triton_has_the_definitions_bits(found: Any) -> None:
     assert len(found["masks"]) == 7
     assert all(found["masks"].values()), found["masks"]
