@@ -1,7 +1,8 @@
 """The way of tokens to the places where experts find them, and back.
 
-Shapes: M tokens, K places of a token, N = M K places in all, D width.
+Shapes: M tokens, K places of a token, N = M K places in all, D width, E experts.
 
+    sort:     the places of assignments sorted by expert, those of one expert in the order of their tokens
     send:     x_ND[place[m, k]] = x_MD[m]
     collect:  y_MD[m]           = sum over k of gate[m, k] y_ND[place[m, k]]
 
@@ -36,6 +37,35 @@ class Places(NamedTuple):
         """
         place_N = torch.arange(len(order_N), device=order_N.device)
         return cls(order_N, torch.empty_like(order_N).scatter_(0, order_N, place_N).view(-1, top_k))
+
+
+def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> tuple[Places, Tensor]:
+    """See the module's docstring.
+
+    Args:
+        expert_MK: int64, from 0 to E - 1.
+        num_experts: E.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give the same.
+
+    Returns:
+        The places, and count_E, int64: how many assignments each expert has.
+
+    Raises:
+        ValueError: If the shape or the dtype does not fit.
+    """
+    if expert_MK.ndim != 2 or expert_MK.dtype != torch.int64:
+        raise ValueError(
+            f"expert_MK: must be int64 of two axes, but got {expert_MK.dtype} of {tuple(expert_MK.shape)}"
+        )
+    if choose_implementation(expert_MK.device, impl) == "triton":
+        from reptrain_kernels import permute_triton
+
+        order_N, place_MK, count_E = permute_triton.sort(expert_MK, num_experts)
+        return Places(order_N, place_MK), count_E
+    expert_N = expert_MK.flatten()
+    # Not bincount, whose shape torch.compile cannot tell.
+    count_E = expert_N.new_zeros(num_experts).scatter_add(0, expert_N, torch.ones_like(expert_N))
+    return Places.of(expert_N.argsort(stable=True), expert_MK.shape[1]), count_E
 
 
 def send(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:

@@ -1,7 +1,10 @@
-"""`send` and `collect` in Triton, registered as torch operators so that torch.compile takes them whole.
+"""`sort`, `send` and `collect` in Triton, registered as torch operators: torch.compile takes them whole.
 
-A program holds one token: it reads the token's row once and writes all of its places, or the other way round.
-So each row is moved once, and nothing is added in memory.
+Rows: a program holds one token, reads its row once and writes all of its places, or the other way round. So
+each row is moved once, and nothing is added in memory.
+
+Places: programs count the experts of some assignments each; from the running sums over all counts, expert by
+expert, each knows where its first assignment of an expert goes.
 """
 
 from __future__ import annotations
@@ -14,6 +17,45 @@ import triton.language as tl
 from torch import Tensor
 
 _MOST_UNITS = 4096
+_MOST_CHOICES = 4096
+
+
+@triton.jit
+def _chosen(expert_ptr, first, num_assignments, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Assignments by experts: 1 where they meet."""
+    assignment = first + tl.arange(0, BLOCK_N)
+    expert = tl.load(expert_ptr + assignment, mask=assignment < num_assignments, other=-1)
+    return (expert[:, None] == tl.arange(0, BLOCK_E)[None, :]).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_assignments"])
+def count_kernel(
+    expert_ptr, count_ptr, num_assignments, num_experts, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
+):
+    """count[expert, program]: how many of a program's assignments are an expert's."""
+    chosen = _chosen(expert_ptr, tl.program_id(0) * BLOCK_N, num_assignments, BLOCK_N, BLOCK_E)
+    expert = tl.arange(0, BLOCK_E)
+    at = count_ptr + expert * tl.num_programs(0) + tl.program_id(0)
+    tl.store(at, tl.sum(chosen, 0), mask=expert < num_experts)
+
+
+@triton.jit(do_not_specialize=["num_assignments"])
+def place_kernel(
+    expert_ptr, sum_ptr, order_ptr, place_ptr, num_assignments, num_experts, BLOCK_N: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """place[n] and order[place[n]] = n. The sums are those of the counts up to each one's own."""
+    first = tl.program_id(0) * BLOCK_N
+    chosen = _chosen(expert_ptr, first, num_assignments, BLOCK_N, BLOCK_E)
+    expert, assignment = tl.arange(0, BLOCK_E), first + tl.arange(0, BLOCK_N)
+    at = sum_ptr + expert * tl.num_programs(0) + tl.program_id(0)
+    sums = tl.load(at, mask=expert < num_experts, other=0)
+    # The last one of this program's takes the last place before the sum.
+    place = (sums - tl.sum(chosen, 0))[None, :] + tl.cumsum(chosen, 0) - 1
+    place = tl.sum(tl.where(chosen > 0, place, 0), 1)
+    inside = assignment < num_assignments
+    tl.store(place_ptr + assignment, place, mask=inside)
+    tl.store(order_ptr + place, assignment.to(tl.int64), mask=inside)
 
 
 @triton.jit
@@ -72,6 +114,23 @@ def _block(num_units: int) -> tuple[int, int]:
     return block, min(max(block // 256, 1), 8)
 
 
+def launch_sort(expert_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `permute.sort`: order_N, place_MK, count_E."""
+    expert_MK = expert_MK.contiguous()
+    place_MK, order_N = torch.empty_like(expert_MK), expert_MK.new_empty(expert_MK.numel())
+    experts = triton.next_power_of_2(num_experts)
+    block = min(max(_MOST_CHOICES // experts, 16), 256)
+    programs = triton.cdiv(len(order_N), block)
+    count = expert_MK.new_empty(num_experts, programs, dtype=torch.int32)
+    if len(order_N) > 0:
+        count_kernel[(programs,)](expert_MK, count, len(order_N), num_experts, BLOCK_N=block, BLOCK_E=experts)
+        sums = count.flatten().cumsum(0)
+        place_kernel[(programs,)](
+            expert_MK, sums, order_N, place_MK, len(order_N), num_experts, BLOCK_N=block, BLOCK_E=experts
+        )
+    return order_N, place_MK, count.sum(1)
+
+
 def launch_send(x_MD: Tensor, place_MK: Tensor) -> Tensor:
     """See `permute.send`."""
     x_MD, place_MK = x_MD.contiguous(), place_MK.contiguous()
@@ -116,11 +175,18 @@ def launch_collect_backward(
     return grad_y_ND, grad_gate_MK
 
 
+sort = torch.library.custom_op("reptrain_kernels::sort", launch_sort, mutates_args=())
 send = torch.library.custom_op("reptrain_kernels::send", launch_send, mutates_args=())
 collect = torch.library.custom_op("reptrain_kernels::collect", launch_collect, mutates_args=())
 collect_backward = torch.library.custom_op(
     "reptrain_kernels::collect_backward", launch_collect_backward, mutates_args=()
 )
+
+
+@sort.register_fake
+def _shapes_of_sorted(expert_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    order_N = expert_MK.new_empty(expert_MK.shape[0] * expert_MK.shape[1])
+    return order_N, torch.empty_like(expert_MK), expert_MK.new_empty(num_experts)
 
 
 @send.register_fake

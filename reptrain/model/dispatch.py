@@ -6,11 +6,10 @@ N = B T K assignments.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.permute import Places, collect, send
+from reptrain_kernels.permute import collect, send, sort
 
 
 class Dispatch:
@@ -26,14 +25,10 @@ class Dispatch:
 
     def __init__(self, expert_BTK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> None:
         self.impl = impl
-        expert_N = expert_BTK.flatten()
-        self.places = Places.of(expert_N.argsort(stable=True), expert_BTK.shape[-1])
+        self.places, self.count_E = sort(expert_BTK.flatten(0, 1), num_experts, impl=impl)
+        """count_E, int64: assignments of each expert."""
         self.order_N = self.places.order_N
         """int64: which assignment comes at each place of the sorted ones."""
-        # Not bincount, whose shape torch.compile cannot tell.
-        zeros_E = expert_N.new_zeros(num_experts)
-        self.count_E = zeros_E.scatter_add(0, expert_N, torch.ones_like(expert_N))
-        """int64: assignments of each expert."""
 
     def send(self, x_BTD: Tensor) -> Tensor:
         """Each token as often as it is assigned, sorted by expert: x_ND."""

@@ -40,6 +40,7 @@ OPERATIONS = {
     "join": (norm_triton, "join_forward"),
     "rotate": (rope_triton, "rotate_both"),
     "route": (router_triton, "route"),
+    "sort": (permute_triton, "sort"),
     "send": (permute_triton, "send"),
     "experts": (grouped_triton, "grouped_mlp"),
     "collect": (permute_triton, "collect"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.grouped import grouped_mlp, grouped_mm
-from reptrain_kernels.permute import Places, collect, send
+from reptrain_kernels.permute import Places, collect, send, sort
 from reptrain_kernels.router import Routed, route
 
 UNEVEN = (5, 0, 33, 1)
@@ -147,6 +147,33 @@ def permuted_results(
     found = torch.autograd.grad(outputs, (x_MD, y_ND, gate_MK), grads)
     names = ("sent", "collected", "x_back", "y_back", "gate_back")
     return dict(zip(names, (sent_ND.detach(), collected_MD.detach(), *found), strict=True))
+
+
+class Sorted(NamedTuple):
+    """Sizes of a choice of experts."""
+
+    experts: int
+    tokens: int
+    top_k: int = 2
+    used: int | None = None
+    """Experts from 0 on that are chosen; None: all."""
+
+
+SORTED = {
+    "some_unused": Sorted(16, 300, used=5),
+    "one_has_all": Sorted(3, 260, 1, used=1),
+    "many_experts": Sorted(129, 40, 3),
+    "one_token": Sorted(2, 1),
+}
+
+
+def sorted_results(case: Sorted, impl: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """Places told both ways, and counts."""
+    generator = torch.Generator().manual_seed(case.experts)
+    used = case.used or case.experts
+    expert_MK = torch.randint(used, (case.tokens, case.top_k), generator=generator).to(device)
+    places, count_E = sort(expert_MK, case.experts, impl=impl)
+    return {"order": places.order_N, "place": places.place_MK, "count": count_E}
 
 
 class RoutedCase(NamedTuple):

@@ -14,27 +14,50 @@ import interpreted
 
 interpreted.prepare()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from moe_cases import (  # noqa: E402
     GROUPED,
     PERMUTED,
     ROUTED,
     SLOW_GROUPED,
+    SORTED,
     Grouped,
     grouped_inputs,
     grouped_results,
     permuted_results,
     routed_inputs,
     routed_results,
+    sorted_results,
 )
 from tolerances import relative_error  # noqa: E402
 from torch import Tensor  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 
 from reptrain_kernels import counter, grouped_triton, permute_triton, router_triton  # noqa: E402
 from reptrain_kernels.grouped import ends, grouped_mlp, grouped_mm  # noqa: E402
 from reptrain_kernels.grouped_tiles import Tiles, grouped_tiles  # noqa: E402
 from reptrain_kernels.permute import Places, collect, send  # noqa: E402
 from reptrain_kernels.router import route  # noqa: E402
+
+
+def watch_stores(seen: dict[str, int]) -> None:
+    """Count the places in memory that a launch writes more than once: programs have no order on a GPU."""
+    builder, launch = interpreter.InterpreterBuilder, interpreter.InterpretedFunction.run
+    store, written = builder.create_masked_store, []
+
+    def noted_store(self: Any, places: Any, value: Any, mask: Any, *how: Any) -> Any:
+        written.append(np.broadcast_to(places.data, mask.data.shape)[mask.data].ravel())
+        return store(self, places, value, mask, *how)
+
+    def watched(self: Any, *arguments: Any, **keywords: Any) -> None:
+        written.clear()
+        launch(self, *arguments, **keywords)
+        places = np.concatenate(written)
+        seen[self.fn.__name__] = seen.get(self.fn.__name__, 0) + len(places) - len(np.unique(places))
+
+    builder.create_masked_store = noted_store
+    interpreter.InterpretedFunction.run = watched
 
 
 def use_tiles(tiles: tuple[int, int, int] | None) -> None:
@@ -115,6 +138,7 @@ def operators() -> dict[str, dict[str, bool]]:
     torch.library.opcheck(grouped_triton.grouped_mlp, (*leaves, ends(count_E), key_N, "swiglu", *numbers))
     torch.library.opcheck(grouped_triton.grouped_mm, (leaves[0], leaves[2], ends(count_E)))
     places = Places.of(torch.randperm(16), 1)
+    torch.library.opcheck(permute_triton.sort, (torch.tensor([[1, 0], [0, 3]]), 4))
     torch.library.opcheck(permute_triton.send, (leaves[0], places.place_MK))
     gates = torch.rand(16, 1, requires_grad=True)
     torch.library.opcheck(permute_triton.collect, (leaves[0], gates, places.place_MK))
@@ -138,11 +162,17 @@ def operators() -> dict[str, dict[str, bool]]:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    seen: dict[str, int] = {}
+    watch_stores(seen)
     if sys.argv[1:]:
         found: dict[str, Any] = {name: grouped(SLOW_GROUPED[name]) for name in sys.argv[1:]}
     else:
         found = {"dropped_units": dropped_units(), "ties": ties(), "operators": operators()}
         found["grouped"] = {name: grouped(case) for name, case in GROUPED.items()}
+        found["sorted"] = {
+            name: errors(sorted_results(case, "triton"), sorted_results(case, "torch"))
+            for name, case in SORTED.items()
+        }
         for kind, cases, results in (
             ("permuted", PERMUTED, permuted_results),
             ("routed", ROUTED, routed_results),
@@ -151,4 +181,4 @@ if __name__ == "__main__":
                 name: errors(results(case, "triton"), results(case, "torch", exact=True))
                 for name, case in cases.items()
             }
-    print(json.dumps(found))
+    print(json.dumps(found | {"written_again": seen}))

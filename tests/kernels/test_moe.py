@@ -14,6 +14,7 @@ from moe_cases import (
     PERMUTED,
     ROUTED,
     SLOW_GROUPED,
+    SORTED,
     Grouped,
     RoutedCase,
     grouped_inputs,
@@ -22,6 +23,7 @@ from moe_cases import (
     permuted_results,
     routed_inputs,
     routed_results,
+    sorted_results,
 )
 from tolerances import relative_error, tolerance
 
@@ -30,7 +32,7 @@ from reptrain_kernels.bench.operations.grouped import GROUPED_OPERATION
 from reptrain_kernels.grouped import grouped_mlp, grouped_mm, one_by_one
 from reptrain_kernels.grouped_tiles import grouped_tiles
 from reptrain_kernels.implementation import assume, choose_grouped
-from reptrain_kernels.permute import Places, collect, send
+from reptrain_kernels.permute import Places, collect, send, sort
 from reptrain_kernels.router import route
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -70,6 +72,17 @@ def test_grouped_products_by_a_gpus_tiles_equal_float64_under_the_interpreter(na
 def test_send_and_collect_in_triton_equal_float64_under_the_interpreter(name: str, found: Any) -> None:
     assert found["permuted"][name].keys() == {"sent", "collected", "x_back", "y_back", "gate_back"}
     assert_within(PERMUTED[name].dtype, found["permuted"][name])
+
+
+@pytest.mark.parametrize("name", SORTED)
+def test_sort_in_triton_is_torchs_under_the_interpreter(name: str, found: Any) -> None:
+    assert found["sorted"][name] == {"order": True, "place": True, "count": True}
+
+
+def test_moe_kernels_write_each_place_once(found: Any) -> None:
+    kernels = {"hidden", "product", "hidden_gradient", "row_gradient", "weight_gradient"}
+    kernels |= {"count", "place", "send", "collect", "collect_gradient", "route", "route_gradient"}
+    assert found["written_again"] == {f"{kernel}_kernel": 0 for kernel in kernels}
 
 
 @pytest.mark.parametrize("name", ROUTED)
@@ -195,6 +208,13 @@ def test_send_and_collect_follow_their_written_formulas() -> None:
         torch.testing.assert_close(collected_MD[token], expected_D)
 
 
+def test_sort_keeps_the_order_of_an_experts_tokens() -> None:
+    places, count_E = sort(torch.tensor([[2, 0], [0, 2], [2, 3]]), 5)
+    assert places.order_N.tolist() == [1, 2, 0, 3, 4, 5]
+    assert places.place_MK.tolist() == [[2, 0], [1, 3], [4, 5]]
+    assert count_E.tolist() == [2, 0, 3, 1, 0]
+
+
 def test_send_and_collect_pass_gradcheck() -> None:
     places = Places.of(torch.tensor([2, 0, 3, 1, 5, 4]), 2)
     leaves = [normal(*shape, seed=1).double().requires_grad_() for shape in ((3, 4), (6, 4), (3, 2))]
@@ -210,6 +230,8 @@ def test_send_and_collect_refuse_what_does_not_fit() -> None:
         collect(torch.ones(3, 2), torch.ones(3, 2), places)
     with pytest.raises(ValueError, match=r"gate_MK: must have shape \(3, 2\)"):
         collect(torch.ones(6, 2), torch.ones(3, 3), places)
+    with pytest.raises(ValueError, match="expert_MK: must be int64 of two axes"):
+        sort(torch.ones(6).long(), 2)
 
 
 @pytest.mark.parametrize("name", ["top_2", "five_experts", "sigmoid", "sigmoid_raw"])
@@ -322,6 +344,15 @@ def test_send_and_collect_on_a_gpu_equal_float64(name: str) -> None:
     case = PERMUTED[name]
     actual = permuted_results(case, "triton", device="cuda")
     assert_within(case.dtype, off(actual, permuted_results(case, "torch", exact=True, device="cuda")))
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("name", SORTED)
+def test_sort_on_a_gpu_is_torchs(name: str) -> None:
+    actual = sorted_results(SORTED[name], "triton", device="cuda")
+    expected = sorted_results(SORTED[name], "torch", device="cpu")
+    assert all(torch.equal(actual[key].cpu(), expected[key]) for key in expected)
 
 
 @pytest.mark.gpu

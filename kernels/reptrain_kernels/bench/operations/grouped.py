@@ -227,4 +227,5 @@ GROUPED_OPERATION = Operation(
         "MoE-Base fp32",
     ),
     matrix_kernels=frozenset({"hidden", "product", "hidden_gradient", "row_gradient", "weight_gradient"}),
+    on_blackwell=frozenset({"MoE-Base"}),
 )

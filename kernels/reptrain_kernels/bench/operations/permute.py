@@ -1,4 +1,4 @@
-"""`send` and `collect` of `permute` at the sparse layers of published models: compiled, modelled, timed."""
+"""The way of tokens to their experts and back, at published models: compiled, modelled, timed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way, element_bytes
-from reptrain_kernels.permute import Places, collect, send
+from reptrain_kernels.implementation import Implementation
+from reptrain_kernels.permute import collect, send, sort
 
 
 class PermuteShape(NamedTuple):
-    """M tokens of D units with K places each, there and back."""
+    """M tokens of D units with K of E experts each, there and back."""
 
     name: str
     D: int
     K: int = 2
+    E: int = 16
     M: int = 8192
     dtype: torch.dtype = torch.bfloat16
 
@@ -25,19 +27,25 @@ class PermuteShape(NamedTuple):
 SHAPES = [
     PermuteShape("MoE-Base", 768),
     PermuteShape("MoE-Large", 1024),
-    PermuteShape("Switch-Base", 768, 1),
-    PermuteShape("Mixtral 8x7B", 4096),
+    PermuteShape("Switch-Base-128", 768, 1, 128),
+    PermuteShape("Mixtral 8x7B", 4096, 2, 8),
 ]
 
 
 def _launch(shape: PermuteShape) -> Callable[[], object]:
-    from reptrain_kernels.permute_triton import launch_collect, launch_collect_backward, launch_send
+    from reptrain_kernels.permute_triton import (
+        launch_collect,
+        launch_collect_backward,
+        launch_send,
+        launch_sort,
+    )
 
     x_MD = torch.empty(shape.M, shape.D, dtype=shape.dtype, device="meta")
     y_ND = x_MD.new_empty(shape.M * shape.K, shape.D)
     gate_MK = torch.empty(shape.M, shape.K, device="meta")
     place_MK = torch.empty_like(gate_MK, dtype=torch.int64)
     return lambda: (
+        launch_sort(place_MK, shape.E),
         launch_send(x_MD, place_MK),
         launch_collect(y_ND, gate_MK, place_MK),
         launch_collect_backward(x_MD, y_ND, gate_MK, place_MK),
@@ -48,9 +56,12 @@ def _moved(shape: PermuteShape, capability: int) -> list[list[Work]]:
     """The gradient of what was sent is collected, without gates."""
     tokens = shape.M * shape.D * element_bytes(shape.dtype)
     rows, places, gates = shape.K * tokens, 8 * shape.M * shape.K, 4 * shape.M * shape.K
-    units = shape.M * shape.K * shape.D
+    units, choices = shape.M * shape.K * shape.D, shape.M * shape.K * shape.E
     return [
         [
+            # Compared and added by expert; a running sum besides.
+            Work("count", integers=2 * choices, memory_bytes=places),
+            Work("place", integers=6 * choices, memory_bytes=3 * places),
             Work("send", memory_bytes=tokens + rows + places),
             Work("collect", floats=2 * units, memory_bytes=rows + tokens + places + gates),
         ],
@@ -62,12 +73,12 @@ def _moved(shape: PermuteShape, capability: int) -> list[list[Work]]:
 
 
 def _needed(shape: PermuteShape) -> list[Work]:
-    """Every row moved once: what these kernels do."""
+    """Every row moved once, and every expert and place."""
     return [
         Work(
             what,
             floats=sum(kernel.floats for kernel in kernels),
-            memory_bytes=sum(kernel.memory_bytes for kernel in kernels),
+            memory_bytes=sum(kernel.memory_bytes for kernel in kernels if kernel.what != "count"),
         )
         for what, kernels in zip(("forward", "backward"), _moved(shape, 80), strict=True)
     ]
@@ -77,9 +88,10 @@ def _ways(shape: PermuteShape, device: str) -> Ways:
     """There and back, since a layer does both."""
     x_MD = torch.randn(shape.M, shape.D, dtype=shape.dtype, device=device, requires_grad=True)
     gate_MK = torch.rand(shape.M, shape.K, device=device, requires_grad=True)
-    places = Places.of(torch.randperm(shape.M * shape.K, device=device), shape.K)
+    expert_MK = torch.rand(shape.M, shape.E, device=device).topk(shape.K).indices
 
-    def both(impl: str) -> Tensor:
+    def both(impl: Implementation) -> Tensor:
+        places, _ = sort(expert_MK, shape.E, impl=impl)
         return collect(send(x_MD, places, impl=impl), gate_MK, places, impl=impl)
 
     calls = {"triton": lambda: both("triton"), "torch": lambda: both("torch")}

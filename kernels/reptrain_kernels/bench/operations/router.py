@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way
+from reptrain_kernels.implementation import Implementation
 from reptrain_kernels.router import Score, route
 
 
@@ -80,7 +81,7 @@ def _ways(shape: RouterShape, device: str) -> Ways:
     is_token_BT = torch.ones(shape.B, shape.T, dtype=torch.bool, device=device)
     bias_E = torch.zeros(shape.E, device=device)
 
-    def call(impl: str) -> Tensor:
+    def call(impl: Implementation) -> Tensor:
         routed = route(logit_BTE, is_token_BT, bias_E, **shape.how, impl=impl)
         return torch.cat([routed.gate_BTK.flatten(), routed.share_BE.flatten(), routed.square_B])
 
