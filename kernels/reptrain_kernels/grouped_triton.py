@@ -27,7 +27,7 @@ def _tiles(which: Kernel, x: Tensor) -> Tiles:
     return grouped_tiles(which, x.element_size(), capability(x.device))
 
 
-def _launch_rows(
+def launch_rows(
     kernel: Any, tiles: Tiles, pointers: tuple[Tensor | None, ...], numbers: tuple[Any, ...], end_E: Tensor,
     num_units: int, num_columns: int, **constants: Any,
 ) -> None:  # fmt: skip
@@ -48,7 +48,7 @@ def launch_product(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
     """y_NO: each group's rows times its matrix transposed. All contiguous, as everywhere here."""
     y_NO = x_NI.new_empty(len(x_NI), weight_EOI.shape[1])
     if y_NO.numel() > 0:
-        _launch_rows(
+        launch_rows(
             kernels.product_kernel, _tiles("product", x_NI), (x_NI, weight_EOI, y_NO), (), end_E,
             *weight_EOI.shape[:0:-1],
         )  # fmt: skip
@@ -65,7 +65,7 @@ def launch_row_gradient(
     """dx_NI = dy W, and that of a second product of the same rows added."""
     dx_NI = dy_NO.new_empty(len(dy_NO), weight_EOI.shape[2])
     if dx_NI.numel() > 0:
-        _launch_rows(
+        launch_rows(
             kernels.row_gradient_kernel, _tiles("row_gradient", dy_NO),
             (dy_NO, weight_EOI, other_dy_NO, other_weight_EOI, dx_NI), (), end_E, *weight_EOI.shape[1:],
         )  # fmt: skip
@@ -152,7 +152,7 @@ def launch_mlp(
     up_NF, gate_NF = torch.empty_like(h_NF), h_NF.new_empty(0 if gate_EFD is None else h_NF.shape)
     if h_NF.numel() > 0:
         gates = (None, None) if gate_EFD is None else (gate_EFD.contiguous(), gate_NF)
-        _launch_rows(
+        launch_rows(
             kernels.hidden_kernel, _tiles("product" if gate_EFD is None else "hidden", x_ND),
             (x_ND, gates[0], up_EFD, key_N, gates[1], up_NF, h_NF), (threshold, kept_scale), end_E,
             x_ND.shape[1], h_NF.shape[1], ACTIVATION=activation,
@@ -181,7 +181,7 @@ def launch_mlp_backward(
     dup_NF, dgate_NF = torch.empty_like(up_NF), torch.empty_like(gate_NF)
     if h_NF.numel() > 0:
         gates = (gate_NF, dgate_NF) if gated else (None, None)
-        _launch_rows(
+        launch_rows(
             kernels.hidden_gradient_kernel, _tiles("hidden_gradient", x_ND),
             (dy_ND, down_EDF, gates[0], up_NF, key_N, gates[1], dup_NF), (threshold, kept_scale), end_E,
             dy_ND.shape[1], h_NF.shape[1], ACTIVATION=activation,
