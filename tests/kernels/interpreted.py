@@ -82,3 +82,46 @@ def poison_new_memory() -> None:
     torch.empty = poisoned(torch.empty)
     torch.empty_like = poisoned(torch.empty_like)
     torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
+
+
+def watch_memory() -> dict[str, list[int]]:
+    """Count of each kernel what a GPU may punish: places that a launch writes more than once, and those that
+    it reads or writes outside of its tensors, which must be contiguous.
+    """
+    import numpy as np
+    import torch
+    from triton.runtime import interpreter
+
+    strays: dict[str, list[int]] = {}
+    builder, launch = interpreter.InterpreterBuilder, interpreter.InterpretedFunction.run
+    load, store = builder.create_masked_load, builder.create_masked_store
+    read: list[Any] = []
+    written: list[Any] = []
+
+    def note(noted: list[Any], places: Any, mask: Any) -> None:
+        noted.append(np.broadcast_to(places.data, mask.data.shape)[mask.data].ravel())
+
+    def noted_load(self: Any, places: Any, mask: Any, *how: Any) -> Any:
+        note(read, places, mask)
+        return load(self, places, mask, *how)
+
+    def noted_store(self: Any, places: Any, value: Any, mask: Any, *how: Any) -> Any:
+        note(written, places, mask)
+        return store(self, places, value, mask, *how)
+
+    def watched(self: Any, *arguments: Any, **keywords: Any) -> None:
+        read.clear(), written.clear()
+        launch(self, *arguments, **keywords)
+        places = np.concatenate(written)
+        found = strays.setdefault(self.fn.__name__, [0, 0])
+        found[0] += len(places) - len(np.unique(places))
+        outside = np.concatenate([places, *read])
+        for x in arguments:
+            if isinstance(x, torch.Tensor):
+                begin = x.data_ptr()
+                outside = outside[(outside < begin) | (outside >= begin + x.numel() * x.element_size())]
+        found[1] += len(outside)
+
+    builder.create_masked_load, builder.create_masked_store = noted_load, noted_store
+    interpreter.InterpretedFunction.run = watched
+    return strays

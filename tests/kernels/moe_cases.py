@@ -220,3 +220,16 @@ def routed_results(
     found = {"experts": routed.expert_BTK, "count": routed.count_BE}
     names = ("gates", "share", "square")
     return found | dict(zip(names, (x.detach() for x in outputs), strict=True)) | {"logits_back": grad_BTE}
+
+
+def tied_experts(device: str = "cpu") -> list[list[int]]:
+    """What Triton chooses of equal scores, in part equal, and not numbers at all."""
+    logit_BTE = torch.zeros(1, 3, 5, device=device)
+    logit_BTE[0, 1, 3:] = 1
+    logit_BTE[0, 2] = torch.nan
+    is_token_BT = torch.ones(1, 3, dtype=torch.bool, device=device)
+    how: dict[str, Any] = {"top_k": 3, "score": "softmax", "normalize": True, "impl": "triton"}
+    return route(logit_BTE, is_token_BT, torch.zeros(5, device=device), **how).expert_BTK[0].tolist()
+
+
+LOWEST_FIRST = [[0, 1, 2], [3, 4, 0], [0, 1, 2]]

@@ -11,6 +11,7 @@ from interpreted import results_of
 from moe_cases import (
     GROUPED,
     KINDS,
+    LOWEST_FIRST,
     PERMUTED,
     ROUTED,
     SLOW_GROUPED,
@@ -24,6 +25,7 @@ from moe_cases import (
     routed_inputs,
     routed_results,
     sorted_results,
+    tied_experts,
 )
 from tolerances import relative_error, tolerance
 
@@ -79,10 +81,10 @@ def test_sort_in_triton_is_torchs_under_the_interpreter(name: str, found: Any) -
     assert found["sorted"][name] == {"order": True, "place": True, "count": True}
 
 
-def test_moe_kernels_write_each_place_once(found: Any) -> None:
+def test_moe_kernels_write_each_place_once_and_stay_in_their_tensors(found: Any) -> None:
     kernels = {"hidden", "product", "hidden_gradient", "row_gradient", "weight_gradient"}
     kernels |= {"count", "place", "send", "collect", "collect_gradient", "route", "route_gradient"}
-    assert found["written_again"] == {f"{kernel}_kernel": 0 for kernel in kernels}
+    assert found["strays"] == {f"{kernel}_kernel": [0, 0] for kernel in kernels}
 
 
 @pytest.mark.parametrize("name", ROUTED)
@@ -92,7 +94,7 @@ def test_route_in_triton_equals_float64_under_the_interpreter(name: str, found: 
 
 
 def test_route_in_triton_takes_the_lowest_of_equal_experts(found: Any) -> None:
-    assert found["ties"]["experts"] == [[0, 1, 2], [3, 4, 0], [0, 1, 2]]
+    assert found["ties"] == LOWEST_FIRST
 
 
 def test_grouped_mlp_in_triton_drops_what_the_counter_says(found: Any) -> None:
@@ -362,6 +364,12 @@ def test_route_on_a_gpu_equals_float64(name: str) -> None:
     actual = routed_results(ROUTED[name], "triton", device="cuda")
     expected = routed_results(ROUTED[name], "torch", exact=True, device="cuda")
     assert_within(torch.float32, off(actual, expected))
+
+
+@pytest.mark.gpu
+@CUDA
+def test_route_on_a_gpu_takes_the_lowest_of_equal_experts() -> None:
+    assert tied_experts("cuda") == LOWEST_FIRST
 
 
 @pytest.mark.gpu
