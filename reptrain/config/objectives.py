@@ -146,6 +146,33 @@ class SpanCorruptionConfig(_Noisy):
         return TokenCounts(Fraction(spans.inputs), Fraction(spans.targets))
 
 
+class DenoisingConfig(_Noisy):
+    """Mask tokens of the window, and predict the whole window, masked and not (Raffel et al. 2020, section
+    3.3.1). A decoder reads the masked window, bidirectionally, in the same row before it."""
+
+    families: ClassVar[tuple[Family, ...]] = ("decoder", "t5")
+
+    name: Literal["denoising"]
+    """The objective."""
+    noise_density: _Density = 0.15
+    """Share of a window's tokens that is masked."""
+    mean_span_tokens: Annotated[float, Field(ge=1)] = 3.0
+    """Mean length of a run of masked tokens."""
+
+    @property
+    def default_window_tokens(self) -> int:
+        """As many as fill the inputs, with EOS."""
+        return _INPUT_TOKENS - 1
+
+    def shape(self, window_tokens: int, family: Family) -> ExampleShape:
+        """Positions of a full window's example."""
+        return _placed(window_tokens + 1, window_tokens + 1, family)
+
+    def counts(self, window_tokens: int) -> TokenCounts:
+        """Tokens of a full window's example."""
+        return TokenCounts(Fraction(window_tokens + 1), Fraction(window_tokens + 1))
+
+
 class DenoiserConfig(Frozen):
     """One of UL2's ways to corrupt a window."""
 
@@ -264,6 +291,7 @@ ObjectiveConfig = Annotated[
     Annotated[CausalConfig, Tag("causal")]
     | Annotated[PrefixLMConfig, Tag("prefix_lm")]
     | Annotated[SpanCorruptionConfig, Tag("span_corruption")]
+    | Annotated[DenoisingConfig, Tag("denoising")]
     | Annotated[UL2Config, Tag("ul2")]
     | Annotated[MaskedDiffusionConfig, Tag("masked_diffusion")]
     | Annotated[FillInTheMiddleConfig, Tag("fill_in_the_middle")],

@@ -25,6 +25,7 @@ from reptrain.batch.objectives import MaskedDiffusion, NoisePlaces, Objective, b
 from reptrain.config.objectives import (
     CausalConfig,
     DenoiserConfig,
+    DenoisingConfig,
     FillInTheMiddleConfig,
     MaskedDiffusionConfig,
     PrefixLMConfig,
@@ -67,6 +68,7 @@ def memorised(
 
     A decoder goes on behind the prompt, or, under prefix LM, reads it as its prefix; the decoder of an
     encoder-decoder under span corruption fills in a hidden span at the end; under UL2 it does so in mode S.
+    Denoising writes prompt and continuation, of which the continuation is masked.
     Diffusion unmasks from left to right.
 
     Args:
@@ -145,6 +147,8 @@ def _asking(run: ScoredRun, prompt: int, asked: int) -> Objective:
             objective = given.model_copy(
                 update={"noise_density": share, "mean_span_tokens": float(asked), "input_tokens": None}
             )
+        case DenoisingConfig():
+            objective = given.model_copy(update={"noise_density": share, "mean_span_tokens": float(asked)})
         case UL2Config():
             ending = DenoiserConfig.model_construct(
                 mode="S", noise_density=share, mean_span_tokens=None, weight=1.0

@@ -26,6 +26,7 @@ from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import (
+    DenoisingConfig,
     MaskedDiffusionConfig,
     PrefixLMConfig,
     SpanCorruptionConfig,
@@ -214,7 +215,7 @@ class _RunModel(_Checkpointed):
         objective = self._run.objective
         if isinstance(objective, MaskedDiffusionConfig):
             return "unordered"
-        if isinstance(objective, (SpanCorruptionConfig, UL2Config)):
+        if isinstance(objective, (SpanCorruptionConfig, DenoisingConfig, UL2Config)):
             return "inputs"
         if isinstance(objective, PrefixLMConfig) and objective.bidirectional:
             return "prefix" if isinstance(self.config, DecoderConfig) else "inputs"

@@ -267,6 +267,8 @@ def test_window_fills_the_inputs_of_span_corruption() -> None:
         ({"name": "ul2"}, "t5", (512 - 77 + 26 + 2, 256 + 85 + 1)),
         ({"name": "ul2"}, "decoder", (0, 463 + 342)),
         ({"name": "span_corruption"}, "decoder", (0, 512 + 114)),
+        ({"name": "denoising"}, "t5", (512, 512)),
+        ({"name": "denoising"}, "decoder", (0, 1024)),
         ({"name": "prefix_lm"}, "t5", (255, 255)),
         ({"name": "prefix_lm", "prefix_fraction": 0.25}, "t5", (64, 192)),
         ({"name": "prefix_lm"}, "decoder", (0, 256)),
@@ -287,6 +289,7 @@ def test_example_shape_has_room_for_the_largest_example(
     [
         ({"name": "span_corruption"}, "t5", f"{512 * 10}inputs", 568 * 10),
         ({"name": "span_corruption"}, "t5", f"{114 * 10}targets", 568 * 10),
+        ({"name": "denoising"}, "t5", f"{512 * 10}targets", 511 * 10),
         ({"name": "causal"}, "decoder", "2**20targets", 2**20),
         ({"name": "prefix_lm"}, "decoder", "2**20 targets", 2**21),
         ({"name": "fill_in_the_middle"}, "decoder", f"{258 * 10}targets", 256 * 10),

@@ -2,6 +2,7 @@
 
 from reptrain.batch.objectives.build import build_objective
 from reptrain.batch.objectives.causal import Causal
+from reptrain.batch.objectives.denoising import Denoising
 from reptrain.batch.objectives.example import IGNORE, Example, NoisePlaces, Objective
 from reptrain.batch.objectives.fill_in_the_middle import FillInTheMiddle, MiddleIds
 from reptrain.batch.objectives.masked_diffusion import MaskedDiffusion
@@ -13,6 +14,7 @@ __all__ = [
     "IGNORE",
     "UL2",
     "Causal",
+    "Denoising",
     "Example",
     "FillInTheMiddle",
     "MaskedDiffusion",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reptrain.batch.objectives.causal import Causal
+from reptrain.batch.objectives.denoising import Denoising
 from reptrain.batch.objectives.example import Objective
 from reptrain.batch.objectives.fill_in_the_middle import FillInTheMiddle, MiddleIds
 from reptrain.batch.objectives.masked_diffusion import MaskedDiffusion
@@ -11,6 +12,7 @@ from reptrain.batch.objectives.span_corruption import SpanCorruption
 from reptrain.batch.objectives.ul2 import UL2
 from reptrain.config.objectives import (
     CausalConfig,
+    DenoisingConfig,
     FillInTheMiddleConfig,
     MaskedDiffusionConfig,
     PrefixLMConfig,
@@ -63,6 +65,19 @@ def build_objective(config: RunConfig, tokenizer: Tokenizer, *, noise_seed: int)
                 noise_density=objective.noise_density,
                 mean_span_tokens=objective.mean_span_tokens,
                 sentinel_ids=tokenizer.sentinel_ids,
+                eos_id=eos_id,
+                start_id=start_id,
+                window_tokens=window_tokens,
+                document_eos_id=document_eos_id,
+                in_one_row=in_one_row,
+                **noise_of,
+            )
+        case DenoisingConfig():
+            (mask_id,), _ = _reserved(tokenizer, 1, "denoising", "an id for what is masked")
+            return Denoising(
+                noise_density=objective.noise_density,
+                mean_span_tokens=objective.mean_span_tokens,
+                mask_id=mask_id,
                 eos_id=eos_id,
                 start_id=start_id,
                 window_tokens=window_tokens,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reptrain.batch.objectives.example import Example, NoisePlaces
-from reptrain.batch.objectives.spans import draw_spans, hide_spans
+from reptrain.batch.objectives.spans import draw_hidden, hide_spans
 from reptrain.config.spans import SpanCounts, span_counts
 
 if TYPE_CHECKING:
@@ -95,11 +95,8 @@ class SpanCorruption:
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
         """`is_noise_BL`: which tokens are hidden."""
-        lengths, which_B = np.unique(places.length_N, return_inverse=True)
-        counts = np.array([self._counts(int(n))[:2] if n else (0, 0) for n in lengths], dtype=np.int64)
-        noise_B, spans_B = counts[which_B].T
-        is_noise_BL = draw_spans(
-            places, noise_B, spans_B, noise_seed=self.noise_seed, frozen=self.frozen, width=width
+        is_noise_BL = draw_hidden(
+            places, self._counts, noise_seed=self.noise_seed, frozen=self.frozen, width=width
         )
         return {"is_noise_BL": is_noise_BL}
 

@@ -6,6 +6,7 @@ window.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from reptrain import random
 from reptrain.batch.objectives.example import IGNORE, Int64s, NoisePlaces, document_segments
 from reptrain.batch.objectives.rows import Rows, scatter
+from reptrain.config.spans import SpanCounts
 
 if TYPE_CHECKING:
     from reptrain.batch.collate import MicroBatch
@@ -46,6 +48,21 @@ def draw_spans(
     runs = np.concatenate([runs, (width - places.length_N)[:, None]], axis=1)
     is_hidden = np.arange(runs.shape[1]) % 2 == 1
     return np.repeat(np.tile(is_hidden, len(runs)), runs.ravel()).reshape(len(runs), width)
+
+
+def draw_hidden(
+    places: NoisePlaces,
+    count: Callable[[int], SpanCounts],
+    *,
+    noise_seed: int,
+    frozen: bool,
+    width: int,
+) -> npt.NDArray[np.bool_]:
+    """`draw_spans` of as many tokens and spans as ``count`` tells for a window's length."""
+    lengths, which_B = np.unique(places.length_N, return_inverse=True)
+    counts = np.array([count(int(n))[:2] if n else (0, 0) for n in lengths], dtype=np.int64)
+    noise_B, spans_B = counts[which_B].T
+    return draw_spans(places, noise_B, spans_B, noise_seed=noise_seed, frozen=frozen, width=width)
 
 
 def _composition(total_B: Int64s, parts_B: Int64s, key_B: random.UInt64s) -> Int64s:
@@ -114,6 +131,33 @@ def hide_spans(
         segments_BL, batch.length_B, eos_id=eos_id, width=target_width, fill=IGNORE,
     )  # fmt: skip
     is_raw_BT = scatter(target_place_BL, is_noise_BL, target_width, fill=False)
+    return Rows(source_BS, source_segments_BS, targets_BT, segments_BT, is_raw_BT)
+
+
+def mask_spans(
+    batch: MicroBatch, *, mask_id: int, eos_id: int, document_eos_id: int | None, width: int
+) -> Rows:
+    """The window with hidden tokens masked, and the window itself; EOS ends both.
+
+    Args:
+        batch: Its noise is `is_noise_BL`.
+        mask_id: Stands for a hidden token.
+        eos_id: EOS.
+        document_eos_id: The token that ends a document; None lets attention cross documents.
+        width: S and T, one more than L.
+    """
+    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise["is_noise_BL"]
+    segments_BL = document_segments(tokens_BL, batch.length_B, eos_id=document_eos_id)
+    column_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+    place_BL = torch.where(segments_BL > 0, column_L, -1)
+    masked_BL = tokens_BL.masked_fill(is_noise_BL, mask_id)
+    source_BS, source_segments_BS = _ended(
+        [(place_BL, masked_BL)], segments_BL, batch.length_B, eos_id=eos_id, width=width, fill=0
+    )
+    targets_BT, segments_BT = _ended(
+        [(place_BL, tokens_BL)], segments_BL, batch.length_B, eos_id=eos_id, width=width, fill=IGNORE
+    )
+    is_raw_BT = scatter(place_BL, segments_BL > 0, width, fill=False)
     return Rows(source_BS, source_segments_BS, targets_BT, segments_BT, is_raw_BT)
 
 
