@@ -33,8 +33,8 @@ KINDS = {"decoder": 1, "t5": 2, "sparse": 2}
 SCHEDULES = pytest.mark.parametrize(
     ("schedule", "times"),
     [
-        pytest.param(FROM_ZERO, 2, id="from_zero"),
-        pytest.param(LINEAR, 1, id="linear", marks=pytest.mark.slow),
+        pytest.param(LINEAR, 1, id="linear"),
+        pytest.param(FROM_ZERO, 2, id="from_zero", marks=pytest.mark.slow),
     ],
 )
 
