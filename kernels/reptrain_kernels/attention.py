@@ -70,7 +70,7 @@ def attention(
     bias_HR: Tensor | None = None,
     mask: Mask = EVERYTHING,
     key_BH: Tensor | None = None,
-    rate: float = 0.0,
+    rate: counter.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Attention as this module's docstring defines it.
@@ -84,7 +84,7 @@ def attention(
             beyond take the ends' values (see `offset_bias`).
         mask: What each query may see. Causal attention needs T = S.
         key_BH: int64, the call keys of each row and head (see `counter`); None drops nothing.
-        rate: Probability of a weight's being dropped, in [0, 1). May change from call to call.
+        rate: Probability of a weight's being dropped, in [0, 1), a number or packed (see `counter.dropout`).
         impl: "torch" or "triton"; None: by the device, and torch's own flash attention where that can do
             the same (no bias, no dropout, no segments, no prefix).
 
@@ -95,9 +95,9 @@ def attention(
         ValueError: If shapes, dtypes or the rate do not fit.
     """
     _check(q_BHTN, k_BKSN, v_BKSN, bias_HR, mask, key_BH)
-    threshold, kept_scale = counter.threshold_and_scale(rate if key_BH is not None else 0.0)
+    key_BH, rate_2 = counter.key_and_rate(key_BH, rate)
     if choose_implementation(q_BHTN.device, impl) == "torch":
-        return attention_in_torch(q_BHTN, k_BKSN, v_BKSN, scale, bias_HR, mask, key_BH, rate)
+        return attention_in_torch(q_BHTN, k_BKSN, v_BKSN, scale, bias_HR, mask, key_BH, rate_2)
     features = (bias_HR, key_BH, mask.segments_BT, mask.prefix_BT)
     if impl is None and all(feature is None for feature in features):
         return F.scaled_dot_product_attention(
@@ -114,10 +114,9 @@ def attention(
         mask.key_segments_BS,
         mask.prefix_BT,
         key_BH,
+        rate_2,
         scale,
         mask.causal,
-        threshold,
-        kept_scale,
     )[0]
 
 
@@ -143,7 +142,7 @@ def attention_in_torch(
     bias_HR: Tensor | None,
     mask: Mask,
     key_BH: Tensor | None,
-    rate: float,
+    rate_2: Tensor | None,
 ) -> Tensor:
     """The definition in plain torch; scores in fp32, or float64 for inputs of float64."""
     group = q_BHTN.shape[1] // k_BKSN.shape[1]
@@ -158,8 +157,8 @@ def attention_in_torch(
     # Where nothing is visible the softmax is of all scores, so that no NaN arises; its result is not used.
     score_BHTS = score_BHTS.masked_fill(~visible_BTS[:, None] & found_B1T1, -torch.inf)
     weight_BHTS = torch.where(found_B1T1, score_BHTS.softmax(-1), 0.0).to(v_BHSN.dtype)
-    if key_BH is not None:
-        weight_BHTS = counter.dropout(weight_BHTS, key_BH, rate, impl="torch")
+    if key_BH is not None and rate_2 is not None:
+        weight_BHTS = counter.dropout(weight_BHTS, key_BH, rate_2, impl="torch")
     return weight_BHTS @ v_BHSN
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from reptrain_kernels import attention_backward_kernels as backward_kernels
 from reptrain_kernels import attention_kernels as kernels
 from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles, block_width
+from reptrain_kernels.counter import unpacked
 from reptrain_kernels.implementation import capability
 
 _LOG2E = 1 / math.log(2)
@@ -120,12 +121,11 @@ def launch_forward(
     segments_BS: Tensor | None,
     prefix_BT: Tensor | None,
     key_BH: Tensor | None,
+    rate_2: Tensor | None,
     scale: float,
     causal: bool,
-    threshold: int,
-    kept_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `attention.attention`; the threshold and the scale of what is kept are `counter`'s of the rate.
+    """See `attention.attention`; the rate is packed, and None without keys.
 
     Returns:
         y_BHTN, and lse_BHT in fp32: log2 of each query's sum of exp(score), inf where it sees no key.
@@ -146,7 +146,7 @@ def launch_forward(
     kernels.forward_kernel[(triton.cdiv(T, tiles.queries), B * H)](
         q, k, v, y, lse, bias, segments_i, segments_j, prefix, key, span,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        T, S, H, H // K, end, reach, scale * _LOG2E, threshold, kept_scale,
+        T, S, H, H // K, end, reach, scale * _LOG2E, *unpacked(rate_2),
         **_constants(tiles, q, k, causal),
     )  # fmt: skip
     return y, lse
@@ -174,10 +174,9 @@ def launch_backward(
     segments_BS: Tensor | None,
     prefix_BT: Tensor | None,
     key_BH: Tensor | None,
+    rate_2: Tensor | None,
     scale: float,
     causal: bool,
-    threshold: int,
-    kept_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and the bias; the last is empty without a bias."""
     q, k, v, grad = (_readable(x) for x in (q_BHTN, k_BKSN, v_BKSN, grad_BHTN))
@@ -190,7 +189,7 @@ def launch_backward(
     delta = torch.empty_like(lse_BHT)
     line_key = None if key is None else torch.empty_like(lse_BHT, dtype=torch.int64)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
-    numbers = (scale, scale * _LOG2E, threshold, kept_scale)
+    numbers = (scale, scale * _LOG2E, *unpacked(rate_2))
 
     tiles = _tiles("query_gradient", q, bias_HR)
     bias, end, reach = _bias(bias_HR, tiles)
@@ -250,8 +249,8 @@ def _shapes_of_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:8])
-    ctx.numbers = inputs[8:]
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:9])
+    ctx.numbers = inputs[9:]
     ctx.mark_non_differentiable(output[1])
 
 
@@ -260,7 +259,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     saved = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_bias = attention_backward(grad, *saved, *ctx.numbers)
     grad_of_bias = None if saved[5] is None else grad_bias.to(saved[5].dtype)
-    return grad_q, grad_k, grad_v, grad_of_bias, *(None,) * 8
+    return grad_q, grad_k, grad_v, grad_of_bias, *(None,) * 7
 
 
 attention_forward.register_autograd(_backward, setup_context=_keep)

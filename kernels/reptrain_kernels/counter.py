@@ -35,6 +35,9 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX64 = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MIX32 = (0x7FEB352D, 0x846CA68B)
 
+Rate = float | Tensor
+"""A probability of being dropped, in [0, 1), or what `packed` makes of it."""
+
 
 def _signed(value: int, num_bits: int) -> int:
     """The two's complement number with the low ``num_bits`` bits of ``value``."""
@@ -134,6 +137,44 @@ def threshold_and_scale(rate: float) -> tuple[int, float]:
     return threshold - 2**31, 2**32 / (2**32 - threshold)
 
 
+def packed(rate: Rate) -> Tensor:
+    """A rate as compiled code takes it: a tensor, so that no value of it starts a new compilation.
+
+    It lies on the CPU whatever the model's device: whoever launches a kernel reads it without waiting.
+
+    Args:
+        rate: In [0, 1), or packed already.
+
+    Returns:
+        float64 [2], on the CPU: the numbers of `threshold_and_scale`, both exact.
+
+    Raises:
+        ValueError: If the rate is not in [0, 1).
+    """
+    if isinstance(rate, Tensor):
+        return rate
+    return torch.tensor(threshold_and_scale(rate), dtype=torch.float64, device="cpu")
+
+
+def unpacked(rate_2: Tensor | None) -> tuple[int, float]:
+    """The threshold and the scale of a packed rate; None drops nothing."""
+    if rate_2 is None:
+        return threshold_and_scale(0.0)
+    threshold, scale = rate_2.tolist()
+    return int(threshold), scale
+
+
+def key_and_rate(key: Tensor | None, rate: Rate) -> tuple[Tensor | None, Tensor | None]:
+    """The key and the packed rate, or None and None where nothing is dropped: without a key, or at 0.
+
+    Raises:
+        ValueError: If the rate is not in [0, 1).
+    """
+    rate_2 = packed(rate)
+    drops_nothing = key is None or (not isinstance(rate, Tensor) and rate == 0)
+    return (None, None) if drops_nothing else (key, rate_2)
+
+
 def check_key(name: str, key: Tensor, x: Tensor) -> None:
     """Raise a ValueError that names ``key`` if it holds no call key for each leading index of ``x``."""
     if key.shape != x.shape[:-2] or key.dtype != torch.int64:
@@ -142,13 +183,14 @@ def check_key(name: str, key: Tensor, x: Tensor) -> None:
         )
 
 
-def dropout(x: Tensor, key: Tensor, rate: float, *, impl: Implementation | None = None) -> Tensor:
+def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None = None) -> Tensor:
     """``x`` with units dropped at ``rate`` and the others scaled up; the backward pass recomputes the mask.
 
     Args:
         x: Floating point, shape [..., P, U]: positions and units.
         key: int64, shape [...]: one call key for each leading index (see the module's layout).
-        rate: Probability of being dropped, in [0, 1). May change from call to call.
+        rate: Probability of being dropped, in [0, 1), a number or `packed`. May change from call to call;
+            packed it may do so in compiled code, which is compiled once.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give equal bits.
 
     Returns:
@@ -158,25 +200,25 @@ def dropout(x: Tensor, key: Tensor, rate: float, *, impl: Implementation | None 
         ValueError: If the shapes, the key's dtype or the rate do not fit.
     """
     check_key("key", key, x)
-    threshold, scale = threshold_and_scale(rate)
+    rate_2 = packed(rate)
     if choose_implementation(x.device, impl) == "triton":
         from reptrain_kernels.counter_triton import counter_dropout
 
-        return counter_dropout(x, key, threshold, scale)
-    return _TorchDropout.apply(x, key, threshold, scale)
+        return counter_dropout(x, key, rate_2)
+    return _TorchDropout.apply(x, key, rate_2)
 
 
 class _TorchDropout(torch.autograd.Function):
     """The definition in plain torch. Linear in ``x``: its gradient is the same function of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
-        ctx.save_for_backward(key)
-        ctx.threshold, ctx.scale = threshold, scale
-        keep = random_words(key, x.shape[-2], x.shape[-1]) >= threshold
+    def forward(ctx: Any, x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
+        ctx.save_for_backward(key, rate_2)
+        threshold, scale = rate_2.unbind()
+        # As an int32, since a float64 would make floating-point numbers of the words.
+        keep = random_words(key, x.shape[-2], x.shape[-1]) >= threshold.to(torch.int32)
         return torch.where(keep, x * scale, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (key,) = ctx.saved_tensors
-        return _TorchDropout.apply(grad, key, ctx.threshold, ctx.scale), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _TorchDropout.apply(grad, *ctx.saved_tensors), None, None

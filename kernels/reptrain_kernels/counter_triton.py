@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.counter import unpacked
+
 # 32 registers on sm_80 and sm_90: eight units to a thread, so that many threads hide the loads.
 BLOCK_LINES = 4
 BLOCK_UNITS = 256
@@ -74,8 +76,8 @@ def dropout_kernel(
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def launch_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
-    """See `counter.dropout`; the threshold and the scale are `counter.threshold_and_scale` of the rate."""
+def launch_dropout(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
+    """See `counter.dropout`; the rate is packed."""
     x, key = x.contiguous(), key.contiguous()
     y = torch.empty_like(x)
     if y.numel() == 0:
@@ -92,8 +94,7 @@ def launch_dropout(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tens
         num_lines,
         num_positions,
         num_units,
-        threshold,
-        scale,
+        *unpacked(rate_2),
         BLOCK_LINES=BLOCK_LINES,
         BLOCK_UNITS=BLOCK_UNITS,
     )
@@ -106,18 +107,16 @@ counter_dropout = torch.library.custom_op(
 
 
 @counter_dropout.register_fake
-def _shape_of_result(x: Tensor, key: Tensor, threshold: int, scale: float) -> Tensor:
+def _shape_of_result(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _keep_key(ctx: Any, inputs: tuple[Tensor, Tensor, int, float], output: Tensor) -> None:
-    _, key, ctx.threshold, ctx.scale = inputs
-    ctx.save_for_backward(key)
+def _keep_key_and_rate(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (key,) = ctx.saved_tensors
-    return counter_dropout(grad, key, ctx.threshold, ctx.scale), None, None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return counter_dropout(grad, *ctx.saved_tensors), None, None
 
 
-counter_dropout.register_autograd(_backward, setup_context=_keep_key)
+counter_dropout.register_autograd(_backward, setup_context=_keep_key_and_rate)

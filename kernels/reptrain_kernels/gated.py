@@ -27,7 +27,7 @@ def activate(
     gate: Tensor | None = None,
     *,
     key: Tensor | None = None,
-    rate: float = 0.0,
+    rate: counter.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Hidden units of one projection, or of two where the activation is gated.
@@ -37,7 +37,7 @@ def activate(
         up: Floating point, shape [..., P, F]: positions and hidden units; without ``key`` any shape.
         gate: What is gated by, the shape and dtype of ``up``; None where the activation is not gated.
         key: int64, shape [...]: a call key for each leading index (see `counter`); None drops nothing.
-        rate: Probability of being dropped, in [0, 1). May change from call to call.
+        rate: Probability of being dropped, in [0, 1), a number or packed (see `counter.dropout`).
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Triton computes in fp32
             and rounds once; torch rounds at each step.
 
@@ -48,23 +48,23 @@ def activate(
         ValueError: If the arguments do not fit together.
     """
     _check(activation, up, gate, key)
-    threshold, scale = counter.threshold_and_scale(rate)
+    key, rate_2 = counter.key_and_rate(key, rate)
     if choose_implementation(up.device, impl) == "torch":
-        return activate_in_torch(activation, up, gate, key, rate)
+        return activate_in_torch(activation, up, gate, key, rate_2)
     from reptrain_kernels.gated_triton import gated_forward
 
-    return gated_forward(up, gate, key if rate else None, activation, threshold, scale)
+    return gated_forward(up, gate, key, rate_2, activation)
 
 
 def activate_in_torch(
-    activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None, rate: float
+    activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None, rate_2: Tensor | None
 ) -> Tensor:
     """The definition in plain torch."""
     if gate is None:
         h = F.relu(up) if activation == "relu" else F.gelu(up, approximate="tanh")
     else:
         h = (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * up
-    return h if key is None or rate == 0 else counter.dropout(h, key, rate, impl="torch")
+    return h if key is None or rate_2 is None else counter.dropout(h, key, rate_2, impl="torch")
 
 
 def _check(activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None) -> None:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reptrain_kernels.activation_triton import bend
+from reptrain_kernels.counter import unpacked
 from reptrain_kernels.counter_triton import is_kept, line_keys
 
 # Eight units to a thread, 16 bytes of bf16, and few registers: many threads hide the loads.
@@ -94,15 +95,15 @@ def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
 
 
 def launch_forward(
-    up: Tensor, gate: Tensor | None, key: Tensor | None, activation: str, threshold: int, scale: float
+    up: Tensor, gate: Tensor | None, key: Tensor | None, rate_2: Tensor | None, activation: str
 ) -> Tensor:
-    """See `gated.activate`; the threshold and the scale are `counter.threshold_and_scale` of the rate."""
+    """See `gated.activate`; the rate is packed, and None without keys."""
     up, gate, key = _contiguous(up, gate, key)
     h = torch.empty_like(up)
     if h.numel():
         grid, sizes = _grid_and_sizes(up, key)
         gated_kernel[grid](
-            up, gate, key, h, *sizes, threshold, scale, activation, BLOCK_LINES=BLOCK_LINES,
+            up, gate, key, h, *sizes, *unpacked(rate_2), activation, BLOCK_LINES=BLOCK_LINES,
             BLOCK_UNITS=BLOCK_UNITS,
         )  # fmt: skip
     return h
@@ -121,9 +122,8 @@ def launch_backward(
     up: Tensor,
     gate: Tensor | None,
     key: Tensor | None,
+    rate_2: Tensor | None,
     activation: str,
-    threshold: int,
-    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of up and of the gate; the last is empty without a gate."""
     grad, up, gate, key = _contiguous(grad, up, gate, key)
@@ -131,7 +131,7 @@ def launch_backward(
     if up.numel():
         grid, sizes = _grid_and_sizes(up, key)
         gated_gradient_kernel[grid](
-            grad, up, gate, key, grad_up, grad_gate, *sizes, threshold, scale, activation,
+            grad, up, gate, key, grad_up, grad_gate, *sizes, *unpacked(rate_2), activation,
             BLOCK_LINES=BLOCK_LINES, BLOCK_UNITS=BLOCK_UNITS,
         )  # fmt: skip
     return grad_up, grad_gate
@@ -147,14 +147,14 @@ def _shapes_of_backward(grad: Tensor, up: Tensor, gate: Tensor | None, *others: 
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.numbers = inputs[3:]
+    *tensors, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    up, gate, key = ctx.saved_tensors
-    grad_up, grad_gate = gated_backward(grad, up, gate, key, *ctx.numbers)
-    return grad_up, None if gate is None else grad_gate, None, None, None, None
+    up, gate, *drops = ctx.saved_tensors
+    grad_up, grad_gate = gated_backward(grad, up, gate, *drops, ctx.activation)
+    return grad_up, None if gate is None else grad_gate, None, None, None
 
 
 gated_forward.register_autograd(_backward, setup_context=_keep)

@@ -62,7 +62,7 @@ def grouped_mlp(
     *,
     activation: Activation,
     key_N: Tensor | None = None,
-    rate: float = 0.0,
+    rate: counter.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Each group's rows through its MLP.
@@ -76,7 +76,8 @@ def grouped_mlp(
         activation: Of the hidden units.
         key_N: int64, a call key of each row, whose hidden units are those of its one position (see
             `counter`); None drops nothing.
-        rate: Probability of a hidden unit's being dropped, in [0, 1). May change from call to call.
+        rate: Probability of a hidden unit's being dropped, in [0, 1), a number or packed (see
+            `counter.dropout`).
         impl: "torch" or "triton"; None: the faster one (see `choose_grouped`). Triton makes the hidden units
             where it has their two products in fp32; torch from what is stored of them.
 
@@ -104,15 +105,14 @@ def grouped_mlp(
         )
     if key_N is not None:
         counter.check_key("key_N", key_N, x_ND[:, None])
-    threshold, kept_scale = counter.threshold_and_scale(rate)
+    key_N, rate_2 = counter.key_and_rate(key_N, rate)
     chosen = choose_grouped(x_ND.device, x_ND.dtype, impl)
     if chosen == "torch":
-        return _mlp_of_products(x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate, impl)
+        return _mlp_of_products(x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate_2, impl)
     from reptrain_kernels import grouped_triton
 
-    key_N = key_N if rate else None
     return grouped_triton.grouped_mlp(
-        x_ND, gate_EFD, up_EFD, down_EDF, ends(count_E), key_N, activation, threshold, kept_scale
+        x_ND, gate_EFD, up_EFD, down_EDF, ends(count_E), key_N, rate_2, activation
     )[0]
 
 
@@ -124,7 +124,7 @@ def _mlp_of_products(
     count_E: Tensor,
     activation: Activation,
     key_N: Tensor | None,
-    rate: float,
+    rate_2: Tensor | None,
     impl: Implementation | None,
 ) -> Tensor:
     """The definition: torch's products; what lies between them goes by ``impl``."""
@@ -132,7 +132,9 @@ def _mlp_of_products(
     up_NF = grouped_mm(x_ND, up_EFD, count_E, impl="torch")
     # Each row is a position of its own call key.
     gate_N1F = None if gate_NF is None else gate_NF[:, None]
-    h_NF = activate(activation, up_NF[:, None], gate_N1F, key=key_N, rate=rate, impl=impl)[:, 0]
+    h_NF = activate(
+        activation, up_NF[:, None], gate_N1F, key=key_N, rate=rate_2 if rate_2 is not None else 0.0, impl=impl
+    )[:, 0]
     return grouped_mm(h_NF, down_EDF, count_E, impl="torch")
 
 

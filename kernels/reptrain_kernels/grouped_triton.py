@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from reptrain_kernels import grouped_kernels as kernels
+from reptrain_kernels.counter import unpacked
 from reptrain_kernels.grouped_tiles import Kernel, Tiles, grouped_tiles
 from reptrain_kernels.implementation import capability
 
@@ -138,11 +139,10 @@ def launch_mlp(
     down_EDF: Tensor,
     end_E: Tensor,
     key_N: Tensor | None,
+    rate_2: Tensor | None,
     activation: str,
-    threshold: int,
-    kept_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `grouped.grouped_mlp`.
+    """See `grouped.grouped_mlp`; the rate is packed, and None without keys.
 
     Returns:
         y_ND, h_NF, and what the backward pass bends again: up_NF, and gate_NF, which is empty without a gate.
@@ -154,7 +154,7 @@ def launch_mlp(
         gates = (None, None) if gate_EFD is None else (gate_EFD.contiguous(), gate_NF)
         launch_rows(
             kernels.hidden_kernel, _tiles("product" if gate_EFD is None else "hidden", x_ND),
-            (x_ND, gates[0], up_EFD, key_N, gates[1], up_NF, h_NF), (threshold, kept_scale), end_E,
+            (x_ND, gates[0], up_EFD, key_N, gates[1], up_NF, h_NF), unpacked(rate_2), end_E,
             x_ND.shape[1], h_NF.shape[1], ACTIVATION=activation,
         )  # fmt: skip
     return launch_product(h_NF, down_EDF, end_E), h_NF, up_NF, gate_NF
@@ -171,9 +171,8 @@ def launch_mlp_backward(
     down_EDF: Tensor,
     end_E: Tensor,
     key_N: Tensor | None,
+    rate_2: Tensor | None,
     activation: str,
-    threshold: int,
-    kept_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, gate, up and down; the gate's is empty without a gate."""
     dy_ND, x_ND, up_EFD, down_EDF = (x.contiguous() for x in (dy_ND, x_ND, up_EFD, down_EDF))
@@ -183,7 +182,7 @@ def launch_mlp_backward(
         gates = (gate_NF, dgate_NF) if gated else (None, None)
         launch_rows(
             kernels.hidden_gradient_kernel, _tiles("hidden_gradient", x_ND),
-            (dy_ND, down_EDF, gates[0], up_NF, key_N, gates[1], dup_NF), (threshold, kept_scale), end_E,
+            (dy_ND, down_EDF, gates[0], up_NF, key_N, gates[1], dup_NF), unpacked(rate_2), end_E,
             dy_ND.shape[1], h_NF.shape[1], ACTIVATION=activation,
         )  # fmt: skip
     others = (dgate_NF, gate_EFD.contiguous()) if gate_EFD is not None else (None, None)
@@ -225,17 +224,16 @@ def _shapes_of_mlp_gradients(
 
 
 def _keep_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x_ND, *weights_and_rows = inputs[:6]
-    ctx.save_for_backward(x_ND, *output[1:], *weights_and_rows)
-    ctx.numbers = inputs[6:]
+    x_ND, *others, ctx.activation = inputs
+    ctx.save_for_backward(x_ND, *output[1:], *others)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _mlp_backward(ctx: Any, dy_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     # Once only: under recomputation each look at them would compute them again.
     saved = ctx.saved_tensors
-    dx, dgate, dup, ddown = grouped_mlp_backward(dy_ND, *saved, *ctx.numbers)
-    return dx, None if saved[4] is None else dgate, dup, ddown, *(None,) * 5
+    dx, dgate, dup, ddown = grouped_mlp_backward(dy_ND, *saved, ctx.activation)
+    return dx, None if saved[4] is None else dgate, dup, ddown, *(None,) * 4
 
 
 grouped_mlp.register_autograd(_mlp_backward, setup_context=_keep_mlp)

@@ -27,12 +27,12 @@ class Drops(NamedTuple):
 
     unit_key_B: Tensor | None = None
     """int64: the call key of each row's units (see `counter`)."""
-    unit_rate: float = 0.0
-    """Probability of a unit, in [0, 1)."""
+    unit_rate: counter.Rate = 0.0
+    """Probability of a unit, in [0, 1), a number or packed (see `counter.dropout`)."""
     path_key_B: Tensor | None = None
     """int64: the call key of each row's branch, which stands for one unit at position 0."""
-    path_rate: float = 0.0
-    """Probability of a row's whole branch, in [0, 1)."""
+    path_rate: counter.Rate = 0.0
+    """Probability of a row's whole branch, in [0, 1), as the units'."""
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | 
         return _rms_norm_in_torch(x, weight_D, eps)
     from reptrain_kernels.norm_triton import norm_forward
 
-    return norm_forward(x, None, weight_D, None, None, 0, 1.0, 0, 1.0, eps)[1]
+    return norm_forward(x, None, weight_D, None, None, None, None, eps)[1]
 
 
 def join(
@@ -75,14 +75,14 @@ def join(
     Raises:
         ValueError: As `rms_norm`, or if a key or a rate does not fit.
     """
-    drops = _checked(x_BTD, branch_BTD, drops)
-    drops_nothing = drops.unit_key_B is None and drops.path_key_B is None
+    packed = _checked(x_BTD, branch_BTD, drops)
+    drops_nothing = packed.unit_key_B is None and packed.path_key_B is None
     if drops_nothing or choose_implementation(x_BTD.device, impl) == "torch":
-        return x_BTD + _drop_in_torch(branch_BTD, drops)
+        return x_BTD + _drop_in_torch(branch_BTD, packed)
     from reptrain_kernels.norm_triton import join_forward
 
     dtype = torch.promote_types(x_BTD.dtype, branch_BTD.dtype)
-    return join_forward(x_BTD, branch_BTD, *_numbers(drops), dtype)
+    return join_forward(x_BTD, branch_BTD, *packed, dtype)
 
 
 def join_and_norm(
@@ -110,24 +110,33 @@ def join_and_norm(
     Raises:
         ValueError: As `join` and `rms_norm`.
     """
-    drops = _checked(x_BTD, branch_BTD, drops)
+    packed = _checked(x_BTD, branch_BTD, drops)
     _check_weight(x_BTD, weight_D)
     if choose_implementation(x_BTD.device, impl) == "torch":
-        stream_BTD = x_BTD + _drop_in_torch(branch_BTD, drops)
+        stream_BTD = x_BTD + _drop_in_torch(branch_BTD, packed)
         return stream_BTD, _rms_norm_in_torch(stream_BTD, weight_D, eps)
     from reptrain_kernels.norm_triton import norm_forward
 
-    return norm_forward(x_BTD, branch_BTD, weight_D, *_numbers(drops), eps)[:2]
+    return norm_forward(x_BTD, branch_BTD, weight_D, *packed, eps)[:2]
 
 
-def _drop_in_torch(branch_BTD: Tensor, drops: Drops) -> Tensor:
+class _Packed(NamedTuple):
+    """`Drops` as operators take them: a key and its packed rate are both there, or neither."""
+
+    unit_key_B: Tensor | None
+    unit_rate_2: Tensor | None
+    path_key_B: Tensor | None
+    path_rate_2: Tensor | None
+
+
+def _drop_in_torch(branch_BTD: Tensor, drops: _Packed) -> Tensor:
     """The definition in plain torch."""
-    if drops.unit_key_B is not None:
-        branch_BTD = counter.dropout(branch_BTD, drops.unit_key_B, drops.unit_rate, impl="torch")
-    if drops.path_key_B is None:
+    if drops.unit_key_B is not None and drops.unit_rate_2 is not None:
+        branch_BTD = counter.dropout(branch_BTD, drops.unit_key_B, drops.unit_rate_2, impl="torch")
+    if drops.path_key_B is None or drops.path_rate_2 is None:
         return branch_BTD
     path_B11 = branch_BTD.new_ones(len(branch_BTD), 1, 1)
-    return branch_BTD * counter.dropout(path_B11, drops.path_key_B, drops.path_rate, impl="torch")
+    return branch_BTD * counter.dropout(path_B11, drops.path_key_B, drops.path_rate_2, impl="torch")
 
 
 def _rms_norm_in_torch(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -137,31 +146,23 @@ def _rms_norm_in_torch(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return (full * scale).to(x.dtype) * weight_D
 
 
-def _numbers(drops: Drops) -> tuple[Tensor | None, Tensor | None, int, float, int, float]:
-    units = counter.threshold_and_scale(drops.unit_rate)
-    return drops.unit_key_B, drops.path_key_B, *units, *counter.threshold_and_scale(drops.path_rate)
-
-
 def _check_weight(x: Tensor, weight_D: Tensor) -> None:
     if weight_D.shape != x.shape[-1:]:
         raise ValueError(f"weight_D: must have shape {tuple(x.shape[-1:])}, but got {tuple(weight_D.shape)}")
 
 
-def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> Drops:
-    """What is dropped, with a key only where the rate is above 0."""
+def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> _Packed:
+    """What is dropped, with a key only where a number as rate is above 0."""
     if branch_BTD.shape != x_BTD.shape:
         raise ValueError(
             f"branch_BTD: must have shape {tuple(x_BTD.shape)}, but got {tuple(branch_BTD.shape)}"
         )
     drops = drops or Drops()
-    unit_key_B, path_key_B = drops.unit_key_B, drops.path_key_B
-    if unit_key_B is not None:
-        counter.check_key("unit_key_B", unit_key_B, branch_BTD)
-    if path_key_B is not None:
-        counter.check_key("path_key_B", path_key_B, branch_BTD)
-    return Drops(
-        unit_key_B if drops.unit_rate else None,
-        drops.unit_rate,
-        path_key_B if drops.path_rate else None,
-        drops.path_rate,
+    if drops.unit_key_B is not None:
+        counter.check_key("unit_key_B", drops.unit_key_B, branch_BTD)
+    if drops.path_key_B is not None:
+        counter.check_key("path_key_B", drops.path_key_B, branch_BTD)
+    return _Packed(
+        *counter.key_and_rate(drops.unit_key_B, drops.unit_rate),
+        *counter.key_and_rate(drops.path_key_B, drops.path_rate),
     )

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.counter import unpacked
 from reptrain_kernels.counter_triton import is_kept, line_keys
 
 MAX_WIDTH = 8192
@@ -158,14 +159,12 @@ def launch_norm(
     branch: Tensor | None,
     weight_D: Tensor,
     unit_key_B: Tensor | None,
+    unit_rate_2: Tensor | None,
     path_key_B: Tensor | None,
-    threshold: int,
-    scale: float,
-    path_threshold: int,
-    path_scale: float,
+    path_rate_2: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `norm.join_and_norm`; thresholds and scales are `counter.threshold_and_scale` of the rates.
+    """See `norm.join_and_norm`; rates are packed.
 
     Returns:
         The stream, empty without a branch, since it would be x; the normed lines; and each line's inverse
@@ -175,7 +174,7 @@ def launch_norm(
     results = _new_results(x, branch, weight_D)
     if x.numel():
         num_lines, *sizes = _sizes(x)
-        numbers = (threshold, scale, path_threshold, path_scale, eps)
+        numbers = (*unpacked(unit_rate_2), *unpacked(path_rate_2), eps)
         join_norm_kernel[(num_lines,)](
             x, branch, weight_D, unit_key_B, path_key_B, *results, *sizes, *numbers,
             **norm_block(sizes[1], max_warps=32),
@@ -208,11 +207,9 @@ def launch_norm_gradient(
     rstd: Tensor,
     branch_dtype: torch.dtype | None,
     unit_key_B: Tensor | None,
+    unit_rate_2: Tensor | None,
     path_key_B: Tensor | None,
-    threshold: int,
-    scale: float,
-    path_threshold: int,
-    path_scale: float,
+    path_rate_2: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, in the stream's dtype, of the branch, and of the weight in fp32.
 
@@ -231,8 +228,8 @@ def launch_norm_gradient(
     partial = stream.new_empty(num_blocks, sizes[1], dtype=torch.float32)
     norm_gradient_kernel[(num_blocks,)](
         grad_stream, grad_normed, stream, weight_D, rstd, unit_key_B, path_key_B, grad_x,
-        None if branch_dtype is None else grad_branch, partial, num_lines, block_lines, *sizes, threshold,
-        scale, path_threshold, path_scale, **norm_block(sizes[1], max_warps=16),
+        None if branch_dtype is None else grad_branch, partial, num_lines, block_lines, *sizes,
+        *unpacked(unit_rate_2), *unpacked(path_rate_2), **norm_block(sizes[1], max_warps=16),
     )  # fmt: skip
     return grad_x, grad_branch, partial.sum(0)
 
@@ -261,34 +258,31 @@ def _shapes_of_norm_gradient(
 
 
 def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, branch, weight_D, unit_key_B, path_key_B, *numbers = inputs
+    x, branch, weight_D, *drops = inputs[:-1]
     stream, _, rstd = output
-    ctx.save_for_backward(x if branch is None else stream, weight_D, rstd, unit_key_B, path_key_B)
+    ctx.save_for_backward(x if branch is None else stream, weight_D, rstd, *drops)
     ctx.branch_dtype = None if branch is None else branch.dtype
-    ctx.numbers = numbers[:4]
     ctx.mark_non_differentiable(rstd)
 
 
 def _backward_of_norm(
     ctx: Any, grad_stream: Tensor, grad_normed: Tensor, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    stream, weight_D, rstd, unit_key_B, path_key_B = ctx.saved_tensors
+    stream, weight_D, rstd, *drops = ctx.saved_tensors
     has_branch = ctx.branch_dtype is not None
-    drops = unit_key_B is not None or path_key_B is not None
+    drops_some = any(x is not None for x in drops)
     grad_x, grad_branch, grad_weight = norm_backward(
         grad_stream if has_branch else None,
         grad_normed,
         stream,
         weight_D,
         rstd,
-        ctx.branch_dtype if drops else None,
-        unit_key_B,
-        path_key_B,
-        *ctx.numbers,
+        ctx.branch_dtype if drops_some else None,
+        *drops,
     )
-    if has_branch and not drops:
+    if has_branch and not drops_some:
         grad_branch = grad_x
-    return grad_x, grad_branch if has_branch else None, grad_weight.to(weight_D.dtype), *(None,) * 7
+    return grad_x, grad_branch if has_branch else None, grad_weight.to(weight_D.dtype), *(None,) * 5
 
 
 norm_forward.register_autograd(_backward_of_norm, setup_context=_keep_for_norm)
@@ -298,11 +292,9 @@ def launch_join(
     x: Tensor | None,
     branch: Tensor,
     unit_key_B: Tensor | None,
+    unit_rate_2: Tensor | None,
     path_key_B: Tensor | None,
-    threshold: int,
-    scale: float,
-    path_threshold: int,
-    path_scale: float,
+    path_rate_2: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """x and the dropped branch, or that alone, in ``dtype``."""
@@ -310,7 +302,7 @@ def launch_join(
     stream = branch.new_empty(branch.shape, dtype=dtype)
     if stream.numel():
         num_lines, *sizes = _sizes(branch)
-        numbers = (threshold, scale, path_threshold, path_scale, 0.0)
+        numbers = (*unpacked(unit_rate_2), *unpacked(path_rate_2), 0.0)
         # A warp has 256 units, which divide the widths in use.
         join_norm_kernel[(num_lines, triton.cdiv(sizes[1], 256))](
             x, branch, None, unit_key_B, path_key_B, stream, None, None, *sizes, *numbers, BLOCK_D=256,
@@ -328,14 +320,14 @@ def _shape_of_join(x: Tensor | None, branch: Tensor, *others: Any) -> Tensor:
 
 
 def _keep_for_join(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[2:4])
-    ctx.has_stream, ctx.branch_dtype, ctx.numbers = inputs[0] is not None, inputs[1].dtype, inputs[4:8]
+    ctx.save_for_backward(*inputs[2:6])
+    ctx.has_stream, ctx.branch_dtype = inputs[0] is not None, inputs[1].dtype
 
 
 def _backward_of_join(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Linear in the branch: its gradient is the same function of the gradient.
-    grad_branch = join_forward(None, grad, *ctx.saved_tensors, *ctx.numbers, ctx.branch_dtype)
-    return grad if ctx.has_stream else None, grad_branch, *(None,) * 7
+    grad_branch = join_forward(None, grad, *ctx.saved_tensors, ctx.branch_dtype)
+    return grad if ctx.has_stream else None, grad_branch, *(None,) * 5
 
 
 join_forward.register_autograd(_backward_of_join, setup_context=_keep_for_join)

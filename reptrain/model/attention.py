@@ -72,7 +72,7 @@ class CausalAttention(nn.Module):
                 dropout=self.dropout,
                 keys_PB=keys_PB,
             )
-        elif keys_PB is None or self.dropout.rate == 0:
+        elif keys_PB is None or not self.dropout.is_on:
             y_BHTN = F.scaled_dot_product_attention(
                 q_BHTN,
                 k_BKSN,

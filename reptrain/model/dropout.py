@@ -77,6 +77,9 @@ def site_keys(key_B: Tensor | None, layer: int) -> Tensor | None:
 class Dropout(nn.Module):
     """Dropout at one site, or nothing where no keys are given.
 
+    Its rate is a tensor that is no buffer: it stays on the CPU in float64 wherever the model goes, and in no
+    checkpoint (see `counter.packed`).
+
     Args:
         rate: Probability of being dropped, in [0, 1). One that changes in the course of the run is what it
             is at the beginning until `set_rates` sets it.
@@ -86,23 +89,27 @@ class Dropout(nn.Module):
     def __init__(self, rate: Scheduled | float, site: Site) -> None:
         super().__init__()
         self.schedule = rate if isinstance(rate, Scheduled) else Scheduled(value=rate)
-        self.rate = self.schedule.first
+        self.set_rate(self.schedule.first)
         self.site = site
+
+    def set_rate(self, rate: float) -> None:
+        """Drop at another rate from now on. Compiled code is compiled again if it leaves 0 or comes to it."""
+        self.rate = rate
+        self.is_on = rate > 0
+        self.rate_2 = counter.packed(rate)
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Drop units of each position; ``keys_PB`` are those of the layer's sites."""
-        key_B, rate = self.key_and_rate(keys_PB)
-        return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate)
+        key_B, rate_2 = self.key_and_rate(keys_PB)
+        return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
 
-    def key_and_rate(self, keys_PB: Tensor | None) -> tuple[Tensor | None, float]:
-        """What fused operations are given, key_B and the rate; (None, 0) where nothing is dropped."""
-        if keys_PB is None or self.rate == 0:
-            return None, 0.0
-        return keys_PB[self.site], self.rate
+    def key_and_rate(self, keys_PB: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """What fused operations are given, key_B and the packed rate; no key where nothing is dropped."""
+        return keys_PB[self.site] if keys_PB is not None and self.is_on else None, self.rate_2
 
     def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
         """Drop attention weights: the query is the position, the key the unit."""
-        return counter.dropout(x_BHTS, self.head_keys(keys_PB, x_BHTS.shape[1]), self.rate)
+        return counter.dropout(x_BHTS, self.head_keys(keys_PB, x_BHTS.shape[1]), self.rate_2)
 
     def head_keys(self, keys_PB: Tensor, num_heads: int) -> Tensor:
         """The keys of each row's heads, int64 [B, H]."""
@@ -111,9 +118,9 @@ class Dropout(nn.Module):
 
     def forward_assignments(self, x_NF: Tensor, key_N: Tensor | None) -> Tensor:
         """Drop units of tokens on their way through experts, each of which brings a key along."""
-        if key_N is None or self.rate == 0:
+        if key_N is None or not self.is_on:
             return x_NF
-        return counter.dropout(x_NF[:, None], key_N, self.rate)[:, 0]
+        return counter.dropout(x_NF[:, None], key_N, self.rate_2)[:, 0]
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
@@ -153,4 +160,4 @@ def set_rates(model: nn.Module, progress: Progress) -> None:
     """Give every site the rate that it has in the step that begins there."""
     for module in model.modules():
         if isinstance(module, Dropout) and not module.schedule.is_constant:
-            module.rate = module.schedule.at(progress)
+            module.set_rate(module.schedule.at(progress))

@@ -62,8 +62,8 @@ class Experts(nn.Module):
                 self.down,
                 count_E,
                 activation=self.activation,
-                key_N=key_N if self.dropout.rate else None,
-                rate=self.dropout.rate,
+                key_N=key_N if self.dropout.is_on else None,
+                rate=self.dropout.rate_2,
             )
         multiply = _PRODUCTS[self.backend]
         gate_NF = None if self.gate is None else multiply(x_ND, self.gate, count_E)

@@ -36,5 +36,5 @@ class MLP(nn.Module):
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Transform each position; ``keys_PB``, the layer's dropout keys, may be None: no dropout."""
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
-        key_B, rate = self.dropout.key_and_rate(keys_PB)
-        return self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate))
+        key_B, rate_2 = self.dropout.key_and_rate(keys_PB)
+        return self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))

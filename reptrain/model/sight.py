@@ -62,7 +62,6 @@ def attend(
         dropout: Of the weights.
         keys_PB: Dropout keys of the layer's sites; None drops nothing.
     """
-    drops = keys_PB is not None and dropout.rate > 0
     return attention(
         q_BHTN,
         k_BKSN,
@@ -70,6 +69,6 @@ def attend(
         scale=scale,
         bias_HR=sight.bias_HR,
         mask=sight.mask,
-        key_BH=dropout.head_keys(keys_PB, q_BHTN.shape[1]) if drops else None,
-        rate=dropout.rate if drops else 0.0,
+        key_BH=None if keys_PB is None or not dropout.is_on else dropout.head_keys(keys_PB, q_BHTN.shape[1]),
+        rate=dropout.rate_2,
     )

@@ -63,7 +63,7 @@ class T5Attention(nn.Module):
             y_BHTN = attend(
                 q_BHTN, k_BHSN, v_BHSN, bias_BHTS, scale=1.0, dropout=self.dropout, keys_PB=keys_PB
             )
-        elif keys_PB is None or self.dropout.rate == 0:
+        elif keys_PB is None or not self.dropout.is_on:
             y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHSN, v_BHSN, attn_mask=bias_BHTS, scale=1.0)
         else:
             score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() + bias_BHTS

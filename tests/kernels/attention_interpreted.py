@@ -68,9 +68,9 @@ def operator() -> dict[str, bool]:
     inputs = inputs_of(case)
     q, k, v = (x.requires_grad_() for x in inputs[:3])
     bias = inputs.bias_HR.requires_grad_()
-    numbers = (0.3, False, *counter.threshold_and_scale(0.3))
+    rest = (inputs.key_BH, counter.packed(0.3), 0.3, False)
     forward = attention_triton.attention_forward
-    torch.library.opcheck(forward, (q, k, v, bias, None, None, None, inputs.key_BH, *numbers))
+    torch.library.opcheck(forward, (q, k, v, bias, None, None, None, *rest))
 
     def model(q: torch.Tensor) -> torch.Tensor:
         return attention(

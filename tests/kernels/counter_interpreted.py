@@ -6,6 +6,7 @@ Prints "equal" as JSON.
 from __future__ import annotations
 
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from reptrain_kernels import counter, counter_triton
 
@@ -42,16 +43,18 @@ def check_strided() -> None:
 def check_operator() -> None:
     """torch.compile takes the operator whole, and its registrations agree with each other."""
     x, key = torch.randn(2, 5, 9, requires_grad=True), counter.row_keys(7, 3, torch.arange(2))
-    torch.library.opcheck(counter_triton.counter_dropout, (x, key, *counter.threshold_and_scale(0.3)))
+    torch.library.opcheck(counter_triton.counter_dropout, (x, key, counter.packed(0.3)))
 
-    def model(x: torch.Tensor) -> torch.Tensor:
-        return counter.dropout(x * 2, key, 0.3, impl="triton") + 1
+    def model(x: torch.Tensor, rate_2: torch.Tensor) -> torch.Tensor:
+        return counter.dropout(x * 2, key, rate_2, impl="triton") + 1
 
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), model(x))
-    assert torch.equal(
-        torch.autograd.grad(compiled(x).sum(), x)[0], torch.autograd.grad(model(x).sum(), x)[0]
-    )
+    compilations = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=compilations)
+    for rate_2 in map(counter.packed, (0.3, 0.6, 0.9)):
+        y, expected = compiled(x, rate_2), model(x, rate_2)
+        assert torch.equal(y, expected)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+    assert compilations.frame_count == 1
 
 
 if __name__ == "__main__":

@@ -95,9 +95,9 @@ def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[An
     """The registered operators and what to check each with."""
     from reptrain_kernels.gated_triton import gated_backward, gated_forward
 
-    numbers = (inputs.key, case.activation, *counter.threshold_and_scale(case.rate))
+    rest = (inputs.key, counter.packed(case.rate), case.activation)
     plain = (inputs.upstream, *(x.detach() for x in leaves))
-    return [(gated_forward, (*leaves, *numbers)), (gated_backward, (*plain, *numbers))]
+    return [(gated_forward, (*leaves, *rest)), (gated_backward, (*plain, *rest))]
 
 
 def masks() -> dict[str, bool]:

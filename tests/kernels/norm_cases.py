@@ -133,18 +133,17 @@ def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[An
     from reptrain_kernels.norm_triton import join_forward, norm_backward, norm_forward
 
     x, branch, weight = leaves
-    keys = (inputs.drops.unit_key_B, inputs.drops.path_key_B)
-    rates = (inputs.drops.unit_rate, inputs.drops.path_rate)
-    numbers = tuple(number for rate in rates for number in counter.threshold_and_scale(rate))
+    units = counter.key_and_rate(inputs.drops.unit_key_B, inputs.drops.unit_rate)
+    drops = (*units, *counter.key_and_rate(inputs.drops.path_key_B, inputs.drops.path_rate))
     rstd = torch.ones(x.shape[:-1])
     of_backward = (inputs.upstream, inputs.upstream, x.detach(), weight.detach(), rstd)
     return [
-        (norm_forward, (x, branch, weight, *keys, *numbers, EPS)),
-        (norm_forward, (x, None, weight, None, None, 0, 1.0, 0, 1.0, EPS)),
-        (norm_forward, (x, branch, weight, None, None, 0, 1.0, 0, 1.0, EPS)),
-        (norm_backward, (*of_backward, torch.float32, *keys, *numbers)),
-        (norm_backward, (None, *of_backward[1:], None, None, None, 0, 1.0, 0, 1.0)),
-        (join_forward, (x, branch, *keys, *numbers, torch.float32)),
+        (norm_forward, (x, branch, weight, *drops, EPS)),
+        (norm_forward, (x, None, weight, None, None, None, None, EPS)),
+        (norm_forward, (x, branch, weight, None, None, None, None, EPS)),
+        (norm_backward, (*of_backward, torch.float32, *drops)),
+        (norm_backward, (None, *of_backward[1:], None, None, None, None, None)),
+        (join_forward, (x, branch, *drops, torch.float32)),
     ]
 
 

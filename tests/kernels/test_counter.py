@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from interpreted import results_of
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from reptrain_kernels import counter
 from reptrain_kernels.bench.compilation import compile_launch, launches
-from reptrain_kernels.implementation import choose_implementation
+from reptrain_kernels.implementation import Implementation, choose_implementation
 
 MASK32, MASK64 = 2**32 - 1, 2**64 - 1
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -101,7 +102,8 @@ def test_dropout_gradient_has_the_same_mask_and_stores_none() -> None:
     grad = torch.randn_like(y)
     y.backward(grad)
     assert torch.equal(x.grad, counter.dropout(grad, keys(), 0.3))
-    assert sum(tensor.numel() for tensor in stored) == 4
+    # The keys and the two numbers of the rate.
+    assert sum(tensor.numel() for tensor in stored) == 4 + 2
 
 
 def test_dropout_passes_gradcheck_twice() -> None:
@@ -110,20 +112,28 @@ def test_dropout_passes_gradcheck_twice() -> None:
     assert torch.autograd.gradgradcheck(lambda x: counter.dropout(x, keys(2), 0.4), x)
 
 
-@pytest.mark.parametrize(("backend", "rates"), [("inductor", [0.1]), ("aot_eager", [0.1, 0.5, 0.7])])
-def test_dropout_compiled_equals_eager(backend: str, rates: list[float]) -> None:
-    def model(x: torch.Tensor, key: torch.Tensor, rate: float) -> torch.Tensor:
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
+    def model(x: torch.Tensor, key: torch.Tensor, rate: counter.Rate) -> torch.Tensor:
         key = counter.fold(counter.fold(key, 17)[:, None], torch.arange(3))
         return counter.dropout(x * 2, key, rate)
 
     # Sizes that fill no vector register, where generated code takes its side roads.
     shape = (4, 3, 13, 12)
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
-    for rate in rates:
+    compilations = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, fullgraph=True, backend=compilations)
+    for rate in (0.1, 0.5, 0.75, 0.0, 1 - 2**-40):
         x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
-        y, expected = compiled(x, keys(), rate), model(x, keys(), rate)
+        y, expected = compiled(x, keys(), counter.packed(rate)), model(x, keys(), rate)
         assert torch.equal(y, expected)
         assert torch.equal(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(expected, x, grad)[0])
+    assert compilations.frame_count == 1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1 - 2**-40])
+def test_a_packed_rate_is_exact(rate: float) -> None:
+    assert counter.unpacked(counter.packed(rate)) == counter.threshold_and_scale(rate)
+    assert counter.unpacked(None) == counter.threshold_and_scale(0.0)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
@@ -158,7 +168,7 @@ def test_dropout_kernel_compiles_without_spills(capability: int, dtype: torch.dt
 
     x = torch.empty(4, 128, 256, dtype=dtype, device="meta")
     key = torch.empty(4, dtype=torch.int64, device="meta")
-    (launch,) = launches(lambda: launch_dropout(x, key, 5, 1.1), capability=capability)
+    (launch,) = launches(lambda: launch_dropout(x, key, counter.packed(0.1)), capability=capability)
     resources = compile_launch(launch, capability=capability)
     assert resources.spill_bytes == 0
     # Enough warps to hide the loads.
@@ -190,6 +200,19 @@ def test_dropout_on_a_gpu_keeps_its_mask_when_compiled() -> None:
     x, key = torch.randn(4, 33, 130, device="cuda"), keys().cuda()
     compiled = torch.compile(lambda x, key: counter.dropout(x * 2, key, 0.4), fullgraph=True)
     assert torch.equal(compiled(x, key), counter.dropout(x * 2, key, 0.4))
+
+
+@pytest.mark.gpu
+@CUDA
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_dropout_on_a_gpu_compiled_once_takes_any_packed_rate(impl: Implementation) -> None:
+    x, key = torch.randn(4, 33, 130, device="cuda"), keys().cuda()
+    compilations = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(counter.dropout, fullgraph=True, backend=compilations)
+    for rate in (0.1, 0.5, 0.75):
+        expected = counter.dropout(x, key, rate, impl=impl)
+        assert torch.equal(compiled(x, key, counter.packed(rate), impl=impl), expected)
+    assert compilations.frame_count == 1
 
 
 @pytest.mark.gpu

@@ -108,7 +108,7 @@ def attention_launch(shape: AttentionShape) -> Callable[[], object]:
     from reptrain_kernels.attention_triton import launch_backward, launch_forward
 
     q, k, v, bias, mask, key = attention_tensors(shape, "meta")
-    rest = (bias, mask.segments_BT, mask.segments_BS, None, key, 1.0, shape.causal, 0, 1.0)
+    rest = (bias, mask.segments_BT, mask.segments_BS, None, key, None, 1.0, shape.causal)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     return lambda: (launch_forward(q, k, v, *rest), launch_backward(q, q, k, v, q, lse, *rest))
 

@@ -48,7 +48,7 @@ def _launch(shape: DropoutShape) -> Callable[[], object]:
     from reptrain_kernels.counter_triton import launch_dropout
 
     x, key = _tensors(shape, "meta")
-    return lambda: launch_dropout(x, key, *counter.threshold_and_scale(shape.rate))
+    return lambda: launch_dropout(x, key, counter.packed(shape.rate))
 
 
 def _needed(shape: DropoutShape) -> list[Work]:

@@ -65,8 +65,8 @@ def _launch(shape: GatedShape) -> Callable[[], object]:
     from reptrain_kernels.gated_triton import launch_backward, launch_forward
 
     tensors = _tensors(shape, "meta")
-    numbers = (shape.activation, *counter.threshold_and_scale(shape.rate))
-    return lambda: (launch_forward(*tensors, *numbers), launch_backward(tensors[0], *tensors, *numbers))
+    rest = (counter.packed(shape.rate), shape.activation)
+    return lambda: (launch_forward(*tensors, *rest), launch_backward(tensors[0], *tensors, *rest))
 
 
 def _needed(shape: GatedShape) -> list[Work]:

@@ -86,7 +86,7 @@ def _launch(shape: GroupedShape) -> Callable[[], object]:
     from reptrain_kernels.grouped_triton import launch_mlp, launch_mlp_backward
 
     x, gate, up, down, count, key = grouped_tensors(shape, "meta")
-    rest = (count.int(), key, shape.activation, *counter.threshold_and_scale(shape.rate))
+    rest = (count.int(), key, counter.packed(shape.rate), shape.activation)
     h = x.new_empty(shape.N, shape.F)
     bent = h if gate is not None else h.new_empty(0)
     return lambda: (

@@ -88,20 +88,22 @@ def _launch(shape: NormShape) -> Callable[[], object]:
     from reptrain_kernels.norm_triton import launch_join, launch_norm, launch_norm_gradient
 
     x, branch, weight, drops = _tensors(shape, "meta")
-    keys = (drops.unit_key_B, drops.path_key_B)
-    numbers = (*counter.threshold_and_scale(shape.units), *counter.threshold_and_scale(shape.path))
+    packed = (
+        *counter.key_and_rate(drops.unit_key_B, shape.units),
+        *counter.key_and_rate(drops.path_key_B, shape.path),
+    )
     if shape.what == "join":
         return lambda: (
-            launch_join(x, branch, *keys, *numbers, x.dtype),
-            launch_join(None, x, *keys, *numbers, branch.dtype),
+            launch_join(x, branch, *packed, x.dtype),
+            launch_join(None, x, *packed, branch.dtype),
         )
     given = None if shape.what == "norm" else branch
     grad_stream = None if given is None else x
     rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     branch_dtype = branch.dtype if shape.drops else None
     return lambda: (
-        launch_norm(x, given, weight, *keys, *numbers, EPS),
-        launch_norm_gradient(grad_stream, x, x, weight, rstd, branch_dtype, *keys, *numbers),
+        launch_norm(x, given, weight, *packed, EPS),
+        launch_norm_gradient(grad_stream, x, x, weight, rstd, branch_dtype, *packed),
     )
 
 
