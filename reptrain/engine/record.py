@@ -22,10 +22,11 @@ _SECONDS_BETWEEN_LINES = 5.0
 _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
 
 
-def print_line(text: str) -> None:
-    """A line that another process can follow at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def print_line(text: str, *, aside: bool = False) -> None:
+    """A line that another process can follow at once; ``aside``, on stderr, where stdout is for results."""
+    stream = sys.stderr if aside else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:

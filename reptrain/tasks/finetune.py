@@ -327,7 +327,8 @@ class _Tuning:
             metrics.append(record)
             print_line(
                 f"seed {seed}  step {done}/{self.plan.num_steps}  epoch {record.epoch:.2f}"
-                f"  select {record.nats_per_token:.4f} nats/token, {record.nats_per_answer:.3f} nats/answer"
+                f"  select {record.nats_per_token:.4f} nats/token, {record.nats_per_answer:.3f} nats/answer",
+                aside=True,
             )
         return self.world.on_main(lambda: best_step(metrics))
 

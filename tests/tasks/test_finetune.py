@@ -310,6 +310,13 @@ def test_diffusion_is_refused(tiny: Any, make_task: MakeTask, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_command_prints_json_and_nothing_else(trained: Trained, make_task: MakeTask, tmp_path: Path) -> None:
+    words = ["finetune", str(trained("t5")), str(make_task()), "--out", str(tmp_path / "out"), "--json"]
+    told = CliRunner().invoke(app, [*words, *SMALL], catch_exceptions=False)
+    assert json.loads(told.stdout) == json.loads(read_results(tmp_path / "out").model_dump_json())
+    assert "select" in told.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("stage", [0, 2])
