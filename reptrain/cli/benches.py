@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import NO, Out, app
+from reptrain.cli.common import NO, app
 from reptrain.errors import ReptrainError
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of the trainer are.")
@@ -21,12 +22,16 @@ def kernels(
     ] = False,
     minutes: Annotated[float, typer.Option(min=0, help="Begin no shape after so many.")] = 7.0,
     all_shapes: Annotated[bool, typer.Option("--all-shapes", help="Every shape, not a few of each.")] = False,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The table that rows are added to.",
+            show_default="kernels/bench/results/gpu.csv",
+        ),
+    ] = None,
 ) -> None:
-    """Hold each kernel against its definition on this GPU, then time it beside other implementations.
-
-    Rows are added to kernels/bench/results/gpu.csv, or to the file --out names.
-    """
+    """Hold each kernel against its definition on this GPU, then time it beside other implementations."""
     from reptrain_kernels.bench.operations import OPERATIONS
 
     if only is not None and only not in OPERATIONS:
