@@ -18,7 +18,7 @@ from reptrain_kernels import attention_backward_kernels as backward_kernels
 from reptrain_kernels import attention_kernels as kernels
 from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles, block_width
 from reptrain_kernels.counter import unpacked
-from reptrain_kernels.implementation import capability
+from reptrain_kernels.implementation import capability, matmul_precision
 
 _LOG2E = 1 / math.log(2)
 _CHUNK = 1024
@@ -29,13 +29,6 @@ _MOST_HEADS = 65535
 def _tiles(which: Pass, q_BHTN: Tensor, bias_HR: Tensor | None) -> Tiles:
     chip = capability(q_BHTN.device)
     return attention_tiles(which, q_BHTN.shape[-1], q_BHTN.element_size(), chip, bias_HR is not None)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """fp32 goes through the matrix units in three parts, unless the caller's torch allows tf32."""
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
-        return "tf32x3"
-    return "tf32"
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -106,7 +99,7 @@ def _constants(tiles: Tiles, q_BHTN: Tensor, k_BKSN: Tensor, causal: bool) -> di
         "BLOCK_S": tiles.keys,
         "EVEN_T": T % tiles.queries == 0,
         "EVEN_S": S % tiles.keys == 0,
-        "PRECISION": _precision(q_BHTN.dtype),
+        "PRECISION": matmul_precision(q_BHTN.dtype),
         "num_warps": tiles.num_warps,
         "num_stages": tiles.num_stages,
     }

@@ -14,14 +14,7 @@ from torch import Tensor
 from reptrain_kernels import grouped_kernels as kernels
 from reptrain_kernels.counter import unpacked
 from reptrain_kernels.grouped_tiles import Kernel, Tiles, grouped_tiles
-from reptrain_kernels.implementation import capability
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """fp32 goes through the matrix units in three parts, unless the caller's torch allows tf32."""
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
-        return "tf32x3"
-    return "tf32"
+from reptrain_kernels.implementation import capability, matmul_precision
 
 
 def _tiles(which: Kernel, x: Tensor) -> Tiles:
@@ -40,7 +33,7 @@ def launch_rows(
         *pointers, end_E, num_line_tiles, num_groups, num_units, num_columns, *numbers, **constants,
         BLOCK_E=triton.next_power_of_2(num_groups), BLOCK_M=tiles.lines, BLOCK_N=tiles.columns,
         BLOCK_K=tiles.depth, EVEN=num_units % tiles.depth == 0,
-        EVEN_COLUMNS=num_columns % tiles.columns == 0, PRECISION=_precision(pointers[0].dtype),
+        EVEN_COLUMNS=num_columns % tiles.columns == 0, PRECISION=matmul_precision(pointers[0].dtype),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
 
@@ -84,7 +77,7 @@ def launch_weight_gradient(dy_NO: Tensor, x_NI: Tensor, end_E: Tensor) -> Tensor
     kernels.weight_gradient_kernel[(num_tiles, len(end_E))](
         dy_NO, x_NI, dweight_EOI, end_E, num_lines, num_columns, BLOCK_M=tiles.lines, BLOCK_N=tiles.columns,
         BLOCK_K=tiles.depth, EVEN_LINES=num_lines % tiles.lines == 0,
-        EVEN_COLUMNS=num_columns % tiles.columns == 0, PRECISION=_precision(x_NI.dtype),
+        EVEN_COLUMNS=num_columns % tiles.columns == 0, PRECISION=matmul_precision(x_NI.dtype),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return dweight_EOI

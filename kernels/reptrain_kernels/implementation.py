@@ -57,6 +57,14 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def matmul_precision(dtype: torch.dtype) -> str:
+    """Triton's `input_precision` of products: fp32 goes through the matrix units in three parts, unless the
+    caller's torch allows tf32."""
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+        return "tf32x3"
+    return "tf32"
+
+
 @contextmanager
 def assume(*, impl: Implementation | None = None, capability: int = 80) -> Iterator[None]:
     """Another default for the calls inside: what a test or a benchmark needs, and nothing else.

@@ -39,14 +39,14 @@ def config_show(
     from reptrain.config import config_fingerprint, load_run_config
     from reptrain.config.load import dump_yaml
 
+    if plot is not None:
+        from reptrain.report.schedules import draw_schedules
+
+        draw_schedules(load_run_config(config, overrides or []), plot)
     if parameters:
         _show_parameters(config, overrides or [], as_json=as_json)
         return
     resolved = load_run_config(config, overrides or [])
-    if plot is not None:
-        from reptrain.report.schedules import draw_schedules
-
-        draw_schedules(resolved, plot)
     data = resolved.model_dump(mode="json")
     text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
     show(data, text, as_json=as_json)

@@ -7,14 +7,10 @@ from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
-import torch
-
-from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.model import ModelConfig
 from reptrain.config.optimizers import MuonConfig, OptimizerConfig
 from reptrain.engine.optim import is_for_muon
-from reptrain.model.decoder import Decoder
-from reptrain.model.encoder_decoder import EncoderDecoder
-from reptrain.model.init import parameter_groups
+from reptrain.model.init import meta_model, parameter_groups
 
 
 class Treatment(NamedTuple):
@@ -45,10 +41,7 @@ def treatments(model: ModelConfig, optimizer: OptimizerConfig, *, vocab_size: in
         optimizer: What trains it.
         vocab_size: Ids of the tokenizer.
     """
-    with torch.device("meta"):
-        built = (Decoder if isinstance(model, DecoderConfig) else EncoderDecoder)(
-            model, vocab_size=vocab_size
-        )
+    built = meta_model(model, vocab_size=vocab_size)
     group_of = {parameter: group for group in parameter_groups(built) for parameter in group["params"]}
     found: dict[Treatment, int] = {}
     for name, parameter in built.named_parameters():

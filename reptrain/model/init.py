@@ -40,11 +40,16 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
     return model
 
 
-def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
-    """A model on the CPU in fp32 whose weights are yet to be filled in."""
+def meta_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
+    """A model on the device "meta": its names and shapes, without the memory for them."""
     model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
     with torch.device("meta"):
-        model = model_class(config, vocab_size=vocab_size)
+        return model_class(config, vocab_size=vocab_size)
+
+
+def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
+    """A model on the CPU in fp32 whose weights are yet to be filled in."""
+    model = meta_model(config, vocab_size=vocab_size)
     model.to_empty(device="cpu")
     model.tie_head()
     for buffer in model.buffers():
@@ -54,9 +59,7 @@ def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDec
 
 def parameter_shapes(config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, without the memory for it."""
-    model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
-    with torch.device("meta"):
-        model = model_class(config, vocab_size=vocab_size)
+    model = meta_model(config, vocab_size=vocab_size)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -87,8 +87,7 @@ class Operation(NamedTuple):
     """What joins the tables of `bench.compiled` and `bench.traffic` and the timing of `bench.timed`."""
 
     name: str
-    shapes: Sequence[Any]
-    """See `Shape`."""
+    shapes: Sequence[Shape]
     launch: Callable[[Any], Callable[[], object]]
     """Of a shape: a call that would launch its forward and backward kernels, on tensors of device "meta"."""
     needed: Callable[[Any], list[Work]]

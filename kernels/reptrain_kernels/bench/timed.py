@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,8 +135,12 @@ def peak_mib(call: Callable[[], object], device: str) -> str:
 
 def rows_of(operation: Operation, shape: Any, device: str, timer: Timer, top: Ceilings) -> Iterator[Row]:
     """Forward, and forward with backward, of every way; one that fails or errs says so instead."""
-    ways = operation.ways(shape, device)
-    expected = results(ways, "torch")
+    try:
+        ways = operation.ways(shape, device)
+        expected = results(ways, "torch")
+    except Exception as error:
+        yield _row((operation.name, shape.name, "torch"), "both", said=_said(error), device=device)
+        return
     forward, backward = operation.needed(shape)
     both = Work("both", *(a + b for a, b in zip(forward[1:], backward[1:], strict=True)))
     for way, call in ways.calls.items():
@@ -156,8 +161,13 @@ def rows_of(operation: Operation, shape: Any, device: str, timer: Timer, top: Ce
                     about, "forward", timer(call, []), forward, top, peak_mib(call, device), device=device
                 )
             yield _row(about, "both", timer(step, leaves), both, top, peak_mib(step, device), device=device)
-        except (RuntimeError, TypeError, ValueError) as error:
-            yield _row(about, "both", said=f"{type(error).__name__}: {error}"[:200], device=device)
+        # Whatever a compiler or another package raises, the others are still to be timed.
+        except Exception as error:
+            yield _row(about, "both", said=_said(error), device=device)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _row(
@@ -186,6 +196,7 @@ def _row(
     return Row(*_environment(device), *about, what, *figures, said)
 
 
+@cache
 def _environment(device: str) -> tuple[str, str, str, str, str]:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -218,8 +229,9 @@ def timed(
             yield from rows_of(operation, shape, device, timer, top)
 
 
-def append(rows: Iterable[Row], path: Path = TABLE) -> None:
-    """Add rows to the table as they come, so that a killed bench keeps what it has."""
+def append(rows: Iterable[Row], path: Path = TABLE) -> list[Row]:
+    """Add rows to the table as they come, so that a killed bench keeps what it has; returns them."""
+    written = []
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:
@@ -231,6 +243,8 @@ def append(rows: Iterable[Row], path: Path = TABLE) -> None:
             file.flush()
             sys.stdout.write(text(row))
             sys.stdout.flush()
+            written.append(row)
+    return written
 
 
 def text(row: Row) -> str:
@@ -244,9 +258,7 @@ def bench(
     operations: Iterable[Operation], *, minutes: float = 7.0, all_shapes: bool = False, path: Path = TABLE
 ) -> bool:
     """Time on this machine's GPU; False where a way of ours failed or differs."""
-    found: list[Row] = []
-    rows = timed(operations, "cuda", minutes=minutes, all_shapes=all_shapes)
-    append((found.append(row) or row for row in rows), path)
+    found = append(timed(operations, "cuda", minutes=minutes, all_shapes=all_shapes), path)
     return not any(row.way == "triton" and row.said for row in found)
 
 
