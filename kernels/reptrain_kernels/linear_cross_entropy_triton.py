@@ -6,6 +6,7 @@ at a time; one program reads a row of them, and writes the loss's gradient over 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,28 @@ MAX_CHUNKS = 8
 _ALIGNED_IDS = 64
 _ROWS_OF_TILE = 128
 
+LOG2_E = tl.constexpr(math.log2(math.e))
+LEAST = tl.constexpr(-3.0e38)
+"""Of fp32, about: finite, so that differences are numbers."""
+
+
+@triton.jit
+def _part(row_ptr, at, num_ids, stride):
+    """Logits of a row in fp32 and units of log 2, so that exp2 serves; the least number where there is none,
+    which adds nothing to the row's sum."""
+    z2 = tl.load(row_ptr + at, mask=at < stride, other=0.0).to(tl.float32) * LOG2_E
+    return tl.where(at < num_ids, z2, LEAST)
+
+
+@triton.jit
+def _absorb(z2, top2, mass, total2, IS_SMOOTHED: tl.constexpr):
+    """Of each lane's logits so far: the largest, the sum of them as exponentials over that, their own sum."""
+    new_top2 = tl.maximum(top2, z2)
+    mass = mass * tl.exp2(top2 - new_top2) + tl.exp2(z2 - new_top2)
+    if IS_SMOOTHED:
+        total2 += tl.where(z2 > LEAST, z2, 0.0)
+    return new_top2, mass, total2
+
 
 @triton.jit(do_not_specialize=("label_smoothing", "z_loss"))
 def cross_entropy_kernel(
@@ -36,6 +59,7 @@ def cross_entropy_kernel(
     logit: [programs, stride], of which num_ids columns hold logits and the others nothing; the rest:
     [programs].
     """
+    IS_SMOOTHED: tl.constexpr = label_smoothing is not None
     row = tl.program_id(0)
     target = tl.load(target_ptr + row)
     row_ptr = logit_ptr + row.to(tl.int64) * stride
@@ -49,42 +73,42 @@ def cross_entropy_kernel(
             for start in range(0, stride, BLOCK_V):
                 tl.store(row_ptr + start + column, zero, mask=start + column < stride)
     else:
+        # A target that is no id loses NaN.
+        is_id = (target >= 0) & (target < num_ids)
+        of_target2 = tl.load(row_ptr + target, mask=is_id, other=float("nan")).to(tl.float32) * LOG2_E
         weight = 1.0
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + row).to(tl.float32)
-        # A target that is no id loses NaN.
-        is_id = (target >= 0) & (target < num_ids)
-        of_target = tl.load(row_ptr + target, mask=is_id, other=float("nan")).to(tl.float32)
-        top = tl.full((), -float("inf"), tl.float32)
-        mass, total = tl.zeros([BLOCK_V], dtype=tl.float32), tl.zeros([BLOCK_V], dtype=tl.float32)
-        beaten = tl.zeros([BLOCK_V], dtype=tl.int32)
-        for start in range(0, stride, BLOCK_V):
-            at = start + column
-            z = tl.load(row_ptr + at, mask=at < stride, other=0.0).to(tl.float32)
-            total += tl.where(at < num_ids, z, 0.0)
-            z = tl.where(at < num_ids, z, -float("inf"))
-            # Written so that NaN beats all.
-            beaten |= ((z < of_target) | ((z == of_target) & (at >= target)) | (at >= num_ids)).to(
-                tl.int32
-            ) ^ 1
-            new_top = tl.maximum(top, tl.max(z, 0))
-            mass = mass * tl.exp(top - new_top) + tl.exp(z - new_top)
-            top = new_top
-        lse = top + tl.log(tl.sum(mass, 0))
-        nats = lse - of_target
-        added = label_smoothing * (of_target - tl.sum(total, 0) / num_ids) + z_loss * lse * lse
+        top2 = tl.full([BLOCK_V], LEAST, tl.float32)
+        mass, total2 = tl.zeros([BLOCK_V], dtype=tl.float32), tl.zeros([BLOCK_V], dtype=tl.float32)
+        block_of_target = tl.where(is_id, target, 0).to(tl.int32) // BLOCK_V * BLOCK_V
+        for start in range(0, block_of_target, BLOCK_V):
+            z2 = _part(row_ptr, start + column, num_ids, stride)
+            top2, mass, total2 = _absorb(z2, top2, mass, total2, IS_SMOOTHED)
+        before2 = _part(row_ptr, block_of_target + column, tl.minimum(target, num_ids), stride)
+        before2 = tl.maximum(tl.max(top2, 0), tl.max(before2, 0))
+        for start in range(block_of_target, stride, BLOCK_V):
+            z2 = _part(row_ptr, start + column, num_ids, stride)
+            top2, mass, total2 = _absorb(z2, top2, mass, total2, IS_SMOOTHED)
+        largest2 = tl.max(top2, 0)
+        lse2 = largest2 + tl.log2(tl.sum(mass * tl.exp2(top2 - largest2), 0))
+        lse, nats = lse2 / LOG2_E, (lse2 - of_target2) / LOG2_E
+        loss = nats + z_loss * lse * lse
+        if IS_SMOOTHED:
+            loss += label_smoothing * (of_target2 - tl.sum(total2, 0) / num_ids) / LOG2_E
         tl.store(nats_ptr + row, nats)
-        tl.store(loss_ptr + row, weight * (nats + added))
-        tl.store(correct_ptr + row, tl.max(beaten, 0) == 0)
+        tl.store(loss_ptr + row, weight * loss)
+        # The first of the largest; and where a logit is NaN, nats are.
+        tl.store(correct_ptr + row, (of_target2 >= largest2) & (of_target2 > before2) & (nats == nats))
         if HAS_GRADIENT:
             of_share = weight * (1.0 + 2.0 * z_loss * lse)
-            of_all = weight * label_smoothing / num_ids
-            of_one = weight * (1.0 - label_smoothing)
+            of_all, of_one = 0.0, weight
+            if IS_SMOOTHED:
+                of_all, of_one = weight * label_smoothing / num_ids, weight * (1.0 - label_smoothing)
             for start in range(0, stride, BLOCK_V):
                 at = start + column
-                z = tl.load(row_ptr + at, mask=at < stride, other=0.0).to(tl.float32)
-                grad = of_share * tl.exp(z - lse) - of_all - tl.where(at == target, of_one, 0.0)
-                grad = tl.where(at < num_ids, grad, 0.0)
+                share = tl.exp2(_part(row_ptr, at, num_ids, stride) - lse2)
+                grad = of_share * share - of_all - tl.where(at == target, of_one, 0.0)
                 tl.store(row_ptr + at, grad.to(logit_ptr.dtype.element_ty), mask=at < stride)
 
 
@@ -98,7 +122,11 @@ def scale_kernel(x_ptr, factor_ptr, y_ptr, size, BLOCK: tl.constexpr):
 
 
 def row_block(num_ids: int) -> dict[str, int]:
-    """A part of a row: sixteen ids to a thread."""
+    """A part of a row: sixteen ids to a thread.
+
+    Rows of 32 thousand ids are begun three at once on a multiprocessor, and so are still in the L2 cache when
+    they are read again.
+    """
     block = min(max(triton.next_power_of_2(num_ids), _ALIGNED_IDS), 4096)
     return {"BLOCK_V": block, "num_warps": max(block // 512, 1)}
 
@@ -135,9 +163,9 @@ def launch_linear_cross_entropy(
     rows = chunk_rows(len(x_ND), num_ids, x.element_size())
     stride = triton.cdiv(num_ids, _ALIGNED_IDS) * _ALIGNED_IDS
     padded_CV = x.new_empty(rows, stride)
-    coefficients = (0.0 if number is None else number.item() for number in (label_smoothing, z_loss))
+    smoothing = None if label_smoothing is None else label_smoothing.item()
+    numbers = (num_ids, stride, smoothing, 0.0 if z_loss is None else z_loss.item())
     how = {"IGNORED": IGNORE, "HAS_GRADIENT": has_gradient, **row_block(num_ids)}
-    numbers = (num_ids, stride, *coefficients)
     for first in range(0, len(x_ND), rows):
         chunk = slice(first, first + rows)
         x_CD = x_ND[chunk]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reptrain.engine.scoring import ScoredRun
 from reptrain.errors import RunError
+from reptrain_kernels.linear_cross_entropy import Loss, Targets, cross_entropy
 
 
 class Ensemble(nn.Module):
@@ -38,14 +39,20 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, **inputs: Any) -> Tensor:
-        """Logarithm of the mean probability, fp32 logits_BTV; inputs are those of each member."""
+    def forward(self, *, targets: Targets | None = None, **inputs: Any) -> Tensor | Loss:
+        """Logarithm of the mean probability, fp32 logits_BTV, or what targets lose by it.
+
+        Args:
+            targets: One for each position.
+            inputs: Of each member.
+        """
         total_BTV: Tensor | None = None
         for member in self.members:
             log_BTV = member(**inputs).float().log_softmax(-1)
             total_BTV = log_BTV if total_BTV is None else torch.logaddexp(total_BTV, log_BTV)
         assert total_BTV is not None
-        return total_BTV - math.log(len(self.members))
+        logits_BTV = total_BTV - math.log(len(self.members))
+        return logits_BTV if targets is None else cross_entropy(logits_BTV, targets)
 
 
 def ensemble_of(runs: Sequence[ScoredRun]) -> ScoredRun:

@@ -3,7 +3,7 @@
 The loss of a step is the sum of nats over all ranks and micro-batches divided by the step's target tokens,
 never a mean of means; so micro-batches and ranks change nothing but rounding.
 
-B: rows; T: positions; V: vocabulary; L: sparse layers; S: figures of a sparse layer.
+B: rows; T: positions; L: sparse layers; S: figures of a sparse layer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
 from reptrain.batch.objectives import Objective
 from reptrain.engine.distributed import World
-from reptrain.engine.losses import added_nats, token_nats
+from reptrain.engine.losses import targets_of
 from reptrain.engine.regularize import InputNoise, Settings
 from reptrain.engine.routing import routing_records, vote
 from reptrain.model import DropoutContext, Routing
 from reptrain.runs.metrics import RoutingRecord
+from reptrain_kernels.linear_cross_entropy import Targets
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,11 @@ def train_step(
     # The digest, and how many tokens were read and predicted.
     counts = torch.zeros(3, dtype=torch.int64, device=world.device)
     figure_LS: Tensor | None = None
+    # fp16's gradients of the head are computed with the loss, and must be scaled by then.
+    loss_scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
     # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
-    scale = torch.tensor(world.world_size / loss_tokens, device=world.device)
+    scale = world.world_size / loss_tokens
+    finite = torch.ones((), device=world.device)
     for place, micro_batch in enumerate(micro_batches):
         if place:
             engine.step()  # Counts the micro-batch before; the weights change at the last one alone.
@@ -117,25 +121,18 @@ def train_step(
         dropout = DropoutContext(seed=seed, step=step, row_B=batch.row_B)
         routing = Routing(example.loss_tokens_B)
         inputs = input_noise(example.inputs, settings.input_noise, dropout)
-        logits_BTV = engine(**inputs, dropout=dropout, routing=routing)
-        local_nats = example.weighted(token_nats(logits_BTV, example.targets_BT)).sum()
-        nats += local_nats.detach().double()
-        added = added_nats(
-            logits_BTV,
-            example.targets_BT,
-            label_smoothing=settings.label_smoothing,
-            z_loss=settings.z_loss,
-        )
-        if added is not None:
-            local_nats = local_nats + example.weighted(added).sum()
+        targets = targets_of(example, settings, factor=scale * loss_scale)
+        found = engine(**inputs, dropout=dropout, routing=routing, targets=targets)
+        nats += example.weighted(found.nats).sum().double()
+        loss = found.loss / loss_scale
         if routing.loss_nats is not None:
-            local_nats = local_nats + routing.loss_nats
+            loss = loss + routing.loss_nats * scale
             figure_LS = routing.figure_LS if figure_LS is None else figure_LS + routing.figure_LS
         if place == len(micro_batches) - 1:
             nats = world.sum(nats)
-            # 0, or NaN where some rank's loss is not finite: then no rank has a finite gradient.
-            scale = scale + (0 * nats).float()
-        engine.backward(local_nats * scale, scale_wrt_gas=False)
+            # 1, or NaN where some rank's loss is not finite: then no rank has a finite gradient.
+            finite = finite + (0 * nats).float()
+        engine.backward(loss * finite, scale_wrt_gas=False)
     digest, input_tokens, target_tokens = world.sum(counts).tolist()
     norm, applied = _apply(engine)
     if figure_LS is not None:
@@ -190,13 +187,12 @@ def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, obj
     sums = torch.zeros(7, dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
         example = objective.example(micro_batch.to(world.device))
-        logits_BTV = engine(**example.inputs)
+        found = engine(**example.inputs, targets=Targets(example.targets_BT))
         is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
-        is_correct_BT = (logits_BTV.argmax(-1) == example.targets_BT) & is_scored_BT
-        nats = example.weighted(token_nats(logits_BTV, example.targets_BT)).double().sum()
+        nats = example.weighted(found.nats).double().sum()
         counted = (
             *(example.loss_tokens_B, example.text_tokens_B),
-            *(is_correct_BT, is_scored_BT, is_correct_BT & is_raw_BT, is_raw_BT),
+            *(found.is_correct, is_scored_BT, found.is_correct & is_raw_BT, is_raw_BT),
         )
         sums += torch.stack([nats, *(count.sum().double() for count in counted)])
     nats, *counts = world.sum(sums).tolist()

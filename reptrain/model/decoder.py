@@ -13,6 +13,7 @@ from reptrain.model.attention import CausalAttention
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
+from reptrain.model.head import Head
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
@@ -20,6 +21,7 @@ from reptrain.model.segments import visible
 from reptrain.model.sight import Sight, causal_sight, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
+from reptrain_kernels.linear_cross_entropy import Loss, Targets
 
 
 class Block(nn.Module):
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
             Block(config, config.stack.sparse(layer)) for layer in range(config.stack.stored)
         )
         self.norm = build_norm(config)
-        self.head = nn.Linear(config.d_model, rows, bias=False)
+        self.head = Head(config.d_model, rows)
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -117,8 +119,9 @@ class Decoder(nn.Module):
         dropout: DropoutContext | None = None,
         routing: Routing | None = None,
         cache: Cache | None = None,
-    ) -> Tensor:
-        """Logits of the token that follows each position.
+        targets: Targets | None = None,
+    ) -> Tensor | Loss:
+        """Logits of the token that follows each position, or what the targets lose by them.
 
         Args:
             tokens_BT: int64, the inputs.
@@ -131,10 +134,11 @@ class Decoder(nn.Module):
             routing: Filled with what the routers did.
             cache: Of the positions before these, to which it adds these; padding may only stand behind.
                 Needs ``is_token_BT``, and takes no segments; a prefix is given with the first positions.
+            targets: One for each position; not with a cache.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's
-            last token.
+            last token; with targets their loss.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
@@ -167,7 +171,7 @@ class Decoder(nn.Module):
         states_BTD = self.norm(x_BTD if cache is None else cache.last(x_BTD))
         if self.config.mup_base_width is not None:
             states_BTD = states_BTD / self.config.mup_ratio
-        return self.head(states_BTD)
+        return self.head(states_BTD, targets)
 
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int

@@ -15,6 +15,7 @@ from reptrain.config.model import MoEConfig, Recompute, StackShape, T5Config
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
+from reptrain.model.head import Head
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
@@ -24,6 +25,7 @@ from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, t
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
 from reptrain_kernels.attention import Mask
+from reptrain_kernels.linear_cross_entropy import Loss, Targets
 from reptrain_kernels.norm import Drops
 
 
@@ -226,7 +228,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = Stack(
             config, config.decoder, DecoderBlock, first_layer=config.num_encoder_layers, causal=True
         )
-        self.head = nn.Linear(config.d_model, rows, bias=False)
+        self.head = Head(config.d_model, rows)
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -252,8 +254,9 @@ class EncoderDecoder(nn.Module):
         segments_BT: Tensor,
         dropout: DropoutContext | None = None,
         routing: Routing | None = None,
-    ) -> Tensor:
-        """Logits of the target at each position of the decoder.
+        targets: Targets | None = None,
+    ) -> Tensor | Loss:
+        """Logits of the target at each position of the decoder, or what the targets lose by them.
 
         Args:
             source_BS: int64, read by the encoder.
@@ -262,9 +265,10 @@ class EncoderDecoder(nn.Module):
             segments_BT: Segments of ``inputs_BT``. Where one has no source, nothing is read.
             dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
             routing: Filled with what the routers did, the encoder's first.
+            targets: One for each position of the decoder.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast.
+            logits_BTV, in the dtype of the weights or of autocast; with targets their loss.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         common = {
@@ -277,7 +281,7 @@ class EncoderDecoder(nn.Module):
         x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **common)
         if routing is not None:
             routing.fill(layers + more_layers)
-        return self._score(x_BTD)
+        return self._score(x_BTD, targets)
 
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
         """What the decoder reads of the source, states_BSD, in evaluation mode."""
@@ -316,7 +320,7 @@ class EncoderDecoder(nn.Module):
         )
         return self._score(cache.last(x_BTD))
 
-    def _score(self, x_BTD: Tensor) -> Tensor:
+    def _score(self, x_BTD: Tensor, targets: Targets | None = None) -> Tensor | Loss:
         # A tied head meets an embedding of unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
-        return self.head(x_BTD * scale)
+        return self.head(x_BTD * scale, targets)

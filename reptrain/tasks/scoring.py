@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict
 
 from reptrain.config.task import TaskConfig
 from reptrain.engine.distributed import World
-from reptrain.engine.losses import token_nats
 from reptrain.generation import Sampling, Writer
 from reptrain.generation.prompts import decode_text
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.tasks.files import Row
 from reptrain.tasks.metrics import accuracy, generation_metrics, qa_metrics
 from reptrain.tasks.pairs import Encoder, Pair, SourceTarget, pack, widths_of
+from reptrain_kernels.linear_cross_entropy import Targets
 
 
 class TaskScore(BaseModel):
@@ -107,7 +107,8 @@ class Scorer:
             widths = widths_of(chosen, in_one_row=in_one_row)
             batch = pack(pairs, number_B, number_B, in_one_row=in_one_row, widths=widths)
             example = self.objective.example(batch.to(self.world.device))
-            nats_BT = token_nats(model(**example.inputs), example.targets_BT)
+            targets = Targets(example.targets_BT, wants_correct=False)
+            nats_BT = model(**example.inputs, targets=targets).nats
             nats_N[torch.from_numpy(number_B)] = nats_BT.sum(1).double().cpu()
         return np.sum(self.world.gather(nats_N.numpy()), axis=0)
 

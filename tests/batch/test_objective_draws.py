@@ -13,10 +13,12 @@ from made_batches import places
 from test_objectives import DECODER, MASK, VOCABULARY, diffusion, example_of, middle, prefix_lm, ul2
 
 from reptrain.config import RunConfig
-from reptrain.engine.losses import added_nats, token_nats
+from reptrain.engine.losses import targets_of
+from reptrain.engine.regularize import Settings
 from reptrain.engine.setup import open_data
 from reptrain.errors import ConfigError
 from reptrain.model import build_model
+from reptrain_kernels.linear_cross_entropy import Targets, cross_entropy
 
 NUM = 100_000
 
@@ -84,12 +86,16 @@ def test_fill_in_the_middle_cuts_at_its_rate_and_anywhere() -> None:
     assert chi_squared(found[upper], np.where(upper[0] == upper[1], 1, 2) / 100) < 108.0
 
 
+def nats(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits_BTV, Targets(targets_BT)).nats
+
+
 def elbo(logits_of: Callable[..., torch.Tensor], objective, window: int, rows: int) -> tuple[float, float]:
     """The mean bound in nats per token over the rows, and its standard error."""
     tokens = np.random.default_rng(0).integers(2, 600, (rows, window))
     example = example_of(objective, tokens, [window] * rows)
     with torch.no_grad():
-        nats_B = example.weighted(token_nats(logits_of(**example.inputs), example.targets_BT)).sum(1)
+        nats_B = example.weighted(nats(logits_of(**example.inputs), example.targets_BT)).sum(1)
     per_token = (nats_B / example.loss_tokens_B).double()
     return float(per_token.mean()), float(per_token.std() / rows**0.5)
 
@@ -104,7 +110,7 @@ def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
 
     def bound(objective) -> torch.Tensor:
         example = example_of(objective, tokens_below_50, [32] * 4000)
-        nats_BT = token_nats(uniform(example.inputs["tokens_BT"]), example.targets_BT)
+        nats_BT = nats(uniform(example.inputs["tokens_BT"]), example.targets_BT)
         return (example.weighted(nats_BT).sum(1) / example.loss_tokens_B).double()
 
     # With a number of masks the weight is its inverse share: every window gives log V.
@@ -118,12 +124,11 @@ def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
 def test_masked_diffusion_weighs_what_regularizers_add_as_it_does_nats() -> None:
     tokens = np.random.default_rng(0).integers(2, 50, (100, 32))
     example = example_of(diffusion(32, noise_seed=1), tokens, [32] * 100)
-    added_BT = added_nats(
-        uniform(example.inputs["tokens_BT"]), example.targets_BT, label_smoothing=0.1, z_loss=0.5
-    )
-    per_token = example.weighted(added_BT).sum(1) / example.loss_tokens_B
+    logits_BTV = uniform(example.inputs["tokens_BT"])
+    targets = targets_of(example, Settings(label_smoothing=0.1, z_loss=0.5), factor=2.0)
+    per_token = cross_entropy(logits_BTV, targets).loss / 2 / example.loss_tokens_B.sum()
     # A uniform model has nothing to smooth, and a logsumexp of log V.
-    assert torch.allclose(per_token, torch.tensor(0.5 * math.log(50) ** 2), rtol=1e-5)
+    assert float(per_token) == pytest.approx(math.log(50) + 0.5 * math.log(50) ** 2, rel=1e-5)
 
 
 def test_masked_diffusion_bounds_alike_by_either_masking() -> None:

@@ -31,6 +31,8 @@ from reptrain.engine.loop import train
 from reptrain.engine.preempt import StopRequest
 from reptrain.engine.setup import open_data, prepare
 from reptrain.errors import RunError
+from reptrain.model.head import Head
+from reptrain_kernels.linear_cross_entropy import Loss, Targets
 
 
 class StopAfter(StopRequest):
@@ -48,7 +50,7 @@ class StopAfter(StopRequest):
 def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
     """Count the steps, and plant a value that is not finite, or an endless wait, in one of them."""
     nan, hang = case.get("nan"), case.get("hang")
-    iterate, nats = Loader.iterate, step_module.token_nats
+    iterate, forward = Loader.iterate, Head.forward
     planting = False
 
     def counted(self: Loader, first_step: int = 0) -> Iterator[StepBatch]:
@@ -60,17 +62,19 @@ def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
                 time.sleep(1000)
             yield batch
 
-    def planted(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        if planting and nan[2] == "gradient" and logits_BTV.requires_grad:
-            logits_BTV.register_hook(lambda gradient: gradient * float("inf"))
-        found = nats(logits_BTV, targets_BT)
-        return found + float("inf") if planting and nan[2] == "loss" else found
+    def planted(self: Head, x_BTD: torch.Tensor, targets: Targets | None = None) -> torch.Tensor | Loss:
+        if planting and nan[2] == "gradient" and x_BTD.requires_grad:
+            x_BTD.register_hook(lambda gradient: gradient * float("inf"))
+        found = forward(self, x_BTD, targets)
+        if planting and nan[2] == "loss":
+            return found._replace(loss=found.loss + float("inf"), nats=found.nats + float("inf"))
+        return found
 
-    Loader.iterate, step_module.token_nats = counted, planted
+    Loader.iterate, Head.forward = counted, planted
     try:
         yield
     finally:
-        Loader.iterate, step_module.token_nats = iterate, nats
+        Loader.iterate, Head.forward = iterate, forward
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from reptrain.config import RunConfig
 from reptrain.engine.ensemble import Ensemble, ensemble_of
 from reptrain.engine.evaluate import evaluation_sets
 from reptrain.engine.loop import train
-from reptrain.engine.losses import token_nats
 from reptrain.engine.scoring import open_run, score_run
 from reptrain.errors import RunError
+from reptrain_kernels.linear_cross_entropy import Targets
 
 MakeConfig = Callable[..., RunConfig]
 SHORT = ("train.total_tokens=2000", "evaluate.every_fraction=1", "optimizer.lr=1e-2")
@@ -66,8 +66,9 @@ def test_nats_are_those_of_the_mean_probability(runs: Callable[[str], Path]) -> 
     with torch.no_grad():
         for batch in select.micro_batches:
             example = select.objective.example(batch)
+            asked = Targets(example.targets_BT)
             likely_KBT = torch.stack(
-                [(-token_nats(run.model(**example.inputs), example.targets_BT)).exp() for run in members]
+                [(-run.model(**example.inputs, targets=asked).nats).exp() for run in members]
             )
             nats -= float((likely_KBT.mean(0).log() * example.is_scored_BT).sum())
             tokens += int(example.is_scored_BT.sum())

@@ -15,12 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from reptrain.batch.objectives import IGNORE
 from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.engine.exchange import export_model
 from reptrain.engine.loop import train
-from reptrain.engine.losses import added_nats, token_nats
 from reptrain.engine.regularize import InputNoise
 from reptrain.engine.trained import open_trained
 from reptrain.errors import RunError
@@ -82,21 +80,6 @@ def test_late_weight_decay_changes_no_bit_before_its_start(
     expected = losses(plain)
     assert found[:5] == expected[:5]
     assert all(one != other for one, other in zip(found[5:], expected[5:], strict=True))
-
-
-def test_added_nats_are_those_of_a_smoothed_target_and_of_the_partition_function() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits_BTV = 3 * torch.randn(2, 5, 7, generator=generator)
-    targets_BT = torch.randint(7, (2, 5), generator=generator)
-    targets_BT[1, 2:] = IGNORE
-    plain = token_nats(logits_BTV, targets_BT).sum()
-    smoothed = torch.nn.functional.cross_entropy(
-        logits_BTV.flatten(0, 1), targets_BT.flatten(), label_smoothing=0.2, reduction="sum"
-    )
-    square = logits_BTV.logsumexp(-1).square()[targets_BT != IGNORE].sum()
-    both = added_nats(logits_BTV, targets_BT, label_smoothing=0.2, z_loss=0.01)
-    torch.testing.assert_close(plain + both.sum(), smoothed + 0.01 * square)
-    assert added_nats(logits_BTV, targets_BT, label_smoothing=0, z_loss=0) is None
 
 
 def context(row_B: Tensor) -> DropoutContext:

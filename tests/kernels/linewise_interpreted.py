@@ -1,7 +1,7 @@
 """Holds an operation on lines in Triton against float64, interpreted: prints what it found as JSON.
 
-Arguments: which (norm, gated, rope, linear_cross_entropy), then names of cases, of the check below or of those
-of the module of cases. A case gives its errors.
+Arguments: which (norm, gated, rope, linear_cross_entropy), then names of cases, of the check below or of
+those of the module of cases. A case gives its errors.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import interpreted
 interpreted.prepare()
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
@@ -24,6 +23,7 @@ from reptrain_kernels import (  # noqa: E402
     gated_triton,
     grouped_tiles,
     grouped_triton,
+    linear_cross_entropy_triton,
     norm_triton,
     permute_triton,
     rope_triton,
@@ -31,6 +31,7 @@ from reptrain_kernels import (  # noqa: E402
 )
 from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
+from reptrain_kernels.linear_cross_entropy import Targets  # noqa: E402
 
 # What is counted: an operation's forward pass, by its place in a module.
 OPERATIONS = {
@@ -45,6 +46,7 @@ OPERATIONS = {
     "experts": (grouped_triton, "grouped_mlp"),
     "collect": (permute_triton, "collect"),
     "launches": (grouped_triton, "launch_rows"),
+    "loss": (linear_cross_entropy_triton, "linear_cross_entropy_forward"),
 }
 VOCAB, S, T = 31, 20, 17
 RATES = {"embedding": 0.1, "attention": 0.2, "residual": 0.1, "mlp": 0.1, "path": 0.1, "expert": 0.2}
@@ -94,8 +96,9 @@ def step(config: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, t
     # Products with weights, of dense and of sparse layers, are kept in one of the models.
     model.recompute = "selective" if config.moe is not None and config.moe.shared_d_ff else "full"
     context, routing = DropoutContext(seed=1, step=2, row_B=torch.arange(1)), Routing(torch.tensor([T]))
-    logits_BTV = model(**inputs, dropout=context, routing=routing)
-    loss = F.cross_entropy(logits_BTV.flatten(0, 1), torch.arange(T) % VOCAB)
+    number = torch.tensor(0.1, dtype=torch.float64)
+    targets = Targets(torch.arange(T)[None] % VOCAB, torch.full((1, T), 1 / T), number, number)
+    loss = model(**inputs, dropout=context, routing=routing, targets=targets).loss
     loss = loss if routing.loss_nats is None else loss + routing.loss_nats / T
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}

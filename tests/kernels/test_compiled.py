@@ -33,6 +33,7 @@ QUICK = {
     "grouped": "MoE-Base dropout",
     "permute": "MoE-Base",
     "router": "MoE-Base",
+    "linear_cross_entropy": "T5-Base smoothed, z-loss",
 }
 
 

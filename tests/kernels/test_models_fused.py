@@ -32,6 +32,6 @@ CALLS["sparse_decoder"]["launches"], CALLS["sparse_t5"]["launches"] = 2 + 2, 2 *
 
 @pytest.mark.parametrize("model", CALLS)
 def test_training_step_in_triton_has_the_plain_paths_gradients(model: str, found: Any) -> None:
-    assert found[model]["calls"] == CALLS[model]
+    assert found[model]["calls"] == CALLS[model] | {"loss": 1}
     assert found[model]["loss"] < 1e-6
     assert found[model]["grad"] < 1e-5

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
-from reptrain.engine.step import token_nats
 from reptrain.model import DropoutContext, Routing, build_model
 from reptrain.sizes import activation_bytes, state_bytes
+from reptrain_kernels.linear_cross_entropy import Targets
 
 ROWS, SOURCE, TARGET, VOCAB = 2, 40, 48, 100
 ALL_SITES = dict.fromkeys(("embedding", "attention", "residual", "mlp", "expert"), 0.1)
@@ -56,7 +56,7 @@ def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recomput
     context = DropoutContext(seed=0, step=0, row_B=torch.arange(ROWS))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         routing = Routing(torch.full((ROWS,), TARGET))
-        token_nats(model(**inputs, dropout=context, routing=routing), target_BT).sum()
+        model(**inputs, dropout=context, routing=routing, targets=Targets(target_BT))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

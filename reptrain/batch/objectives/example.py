@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from reptrain import random
+from reptrain_kernels.linear_cross_entropy import IGNORE
 
 if TYPE_CHECKING:
     from reptrain.batch.collate import MicroBatch
-
-IGNORE = -100
-"""Target of a position that is not scored; the value that `torch.nn.functional.cross_entropy` ignores."""
 
 Int64s = npt.NDArray[np.int64]
 

@@ -5,6 +5,7 @@ from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION
 from reptrain_kernels.bench.operations.dropout import DROPOUT_OPERATION
 from reptrain_kernels.bench.operations.gated import GATED_OPERATION
 from reptrain_kernels.bench.operations.grouped import GROUPED_OPERATION
+from reptrain_kernels.bench.operations.linear_cross_entropy import LINEAR_CROSS_ENTROPY_OPERATION
 from reptrain_kernels.bench.operations.norm import NORM_OPERATION
 from reptrain_kernels.bench.operations.permute import PERMUTE_OPERATION
 from reptrain_kernels.bench.operations.rope import ROPE_OPERATION
@@ -21,5 +22,6 @@ OPERATIONS: dict[str, Operation] = {
         GROUPED_OPERATION,
         PERMUTE_OPERATION,
         ROUTER_OPERATION,
+        LINEAR_CROSS_ENTROPY_OPERATION,
     )
 }
