@@ -38,6 +38,12 @@ def test_loss_at_length_equals_float64_under_the_interpreter(name: str) -> None:
     assert_within(cases, name, results_of("linewise_interpreted.py", "linear_cross_entropy", name)[name])
 
 
+@pytest.mark.slow
+def test_loss_of_128_thousand_ids_takes_a_quarter_of_the_memory_of_all_logits() -> None:
+    ours, plain = (results_of("loss_memory.py", impl) for impl in ("triton", "torch"))
+    assert 0 < ours <= 0.25 * plain
+
+
 @pytest.mark.parametrize("way", ["again", "recomputed", "compiled"])
 def test_loss_in_triton_gives_the_same_bits(way: str, found: Any) -> None:
     assert found["same_bits"][way]
