@@ -147,9 +147,9 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
-        lines.append(f"  {'fused':>16}  {'weights kept':>16}  attention; by train.activation_checkpointing")
+        lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")
         for recompute, size in memory["activation_bytes"].items():
-            lines.append(f"  {_gib(size['fused']):>16}  {_gib(size['weights_kept']):>16}  {recompute}")
+            lines.append(f"  {_gib(size['fused']):>16}  {_gib(size['plain']):>16}  {recompute}")
     return lines
 
 

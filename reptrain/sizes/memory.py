@@ -47,9 +47,9 @@ class ActivationBytes(NamedTuple):
     """What the forward pass keeps for the backward pass, for the windows of one micro-batch."""
 
     fused: int
-    """Where the attention's weights are computed again in the backward pass, as fused kernels do."""
-    weights_kept: int
-    """Where they are kept: plain attention on a CPU with a bias or with dropout of its weights."""
+    """On CUDA: attention's weights are computed again in the backward pass, and logits are not kept."""
+    plain: int
+    """At most on a CPU: logits are kept, and attention's weights where they have a bias or dropout."""
 
 
 def activation_bytes(
@@ -66,7 +66,9 @@ def activation_bytes(
     each norm its input in fp32, the normalized and the scaled state, d (4 + 2 e); attention queries, output,
     keys and values, 2 (H + K) N e, and H sums in fp32; a gated MLP 4 F e, one with GELU 2 F e, with ReLU F e
     (2 F e with dropout); a sparse MLP that for each of a token's experts, and 2 d e for its way there and
-    back; the head V logarithms in fp32. Kept attention weights add H (4 + e) a pair of positions.
+    back. The fused head keeps d e and once V d e, its gradients, and while it makes these up to 512 MiB of
+    logits, or an eighth of them, which do not count; the plain one keeps V logarithms in fp32. Kept attention
+    weights add H (4 + e) a pair of positions.
     Recomputing keeps each layer's input, d e, and one whole layer; where products are kept, those too.
 
     Args:
@@ -83,7 +85,7 @@ def activation_bytes(
     """
     size, (source, target) = _BYTES[precision], shape
     norm = config.d_model * (_FULL + 2 * size)
-    fused = windows * target * (norm + _FULL * embedding_rows(config, vocab_size))
+    fused = windows * target * norm
     if isinstance(config, DecoderConfig):
         stacks = [(config.stack, target, target * target, 2, 0)]
     else:
@@ -93,7 +95,7 @@ def activation_bytes(
             (config.encoder, source, source * source, 2, 0),
             (config.decoder, target, decoder_pairs, 3, source),
         ]
-    kept = fused
+    plain = fused
     for shape_of_stack, positions, pairs, norms, read in stacks:
         layers = _layers(config, shape_of_stack, positions, norms=norms, read=read, size=size)
         weights = windows * pairs * config.num_heads * (_FULL + size)
@@ -105,8 +107,17 @@ def activation_bytes(
         if recompute == "selective":
             of_stack += sum(layer.products for layer in layers)
         fused += windows * of_stack
-        kept += windows * of_stack + times * weights
-    return ActivationBytes(fused, kept)
+        plain += windows * of_stack + times * weights
+    rows = embedding_rows(config, vocab_size)
+    return ActivationBytes(
+        fused + head_bytes(config.d_model, rows, windows * target, size=size, fused=True),
+        plain + head_bytes(config.d_model, rows, windows * target, size=size, fused=False),
+    )
+
+
+def head_bytes(width: int, rows: int, positions: int, *, size: int, fused: bool) -> int:
+    """What the head and its loss keep of its ``rows`` ids and of all positions (see `activation_bytes`)."""
+    return (positions + rows) * width * size if fused else positions * rows * _FULL
 
 
 class _Layer(NamedTuple):
