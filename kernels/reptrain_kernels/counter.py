@@ -7,7 +7,7 @@ Layout. A 64-bit key is folded word by word, each fold being the first output of
     row key         = fold(fold(fold(0, seed), step), row)
     call key        = fold(row key, site), and fold(that, head) for attention weights
     line key        = fold(call key, position)
-    word of a unit  = mix32(mix32(unit ^ low half of the line key) ^ high half of the line key)
+    word of a unit  = mix32((unit ^ low half of the line key) (high half of the line key | 1))
 
 All arithmetic is unsigned and wraps; seed, step, row, site, head and position have 64 bits, a unit
 has 32. A unit is kept where its word, read as a signed 32-bit number, is at least
@@ -122,7 +122,7 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
     line_key = fold(key[..., None], position_P)[..., None]
     unit_U = torch.arange(num_units, dtype=torch.int32, device=key.device)
     low, high = line_key.to(torch.int32), (line_key >> 32).to(torch.int32)
-    return mix32_(mix32_(unit_U ^ low).bitwise_xor_(high))
+    return mix32_((unit_U ^ low).mul_(high | 1))
 
 
 def threshold_and_scale(rate: float) -> tuple[int, float]:

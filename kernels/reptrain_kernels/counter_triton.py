@@ -43,7 +43,7 @@ def line_keys(key, position):
 def is_kept(line_key, unit, threshold):
     """Whether a unit of a line is kept: `counter.random_words` against the threshold."""
     low, high = line_key.to(tl.uint32), (line_key >> 32).to(tl.uint32)
-    word = mix32(mix32(unit.to(tl.uint32) ^ low) ^ high)
+    word = mix32((unit.to(tl.uint32) ^ low) * (high | 1))
     return word.to(tl.int32, bitcast=True) >= threshold
 
 

@@ -24,7 +24,7 @@ def scalar_mix32(x: int) -> int:
 def scalar_word(key: int, position: int, unit: int) -> int:
     """The written layout, one unit at a time, in Python's own integers."""
     line_key = counter.fold_int(key, position)
-    return scalar_mix32(scalar_mix32(unit ^ (line_key & MASK32)) ^ (line_key >> 32))
+    return scalar_mix32((unit ^ (line_key & MASK32)) * (line_key >> 32 | 1) & MASK32)
 
 
 def keys(num_rows: int = 4) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_random_words_follow_the_written_layout() -> None:
 
 def test_random_words_stay_the_same_in_all_versions() -> None:
     words = counter.random_words(counter.row_keys(3, 5, torch.tensor([7])), 2, 2)
-    golden = [0xE933C110, 0xEFD65DBD, 0xF241E5FF, 0x483D7243]
+    golden = [0x38366421, 0xC33C76BC, 0x0305069D, 0x45A60F44]
     assert [word & MASK32 for word in words.flatten().tolist()] == golden
 
 

@@ -29,7 +29,7 @@ def words_at(seed: int, step: int, row: int, site: int, head: int, position: int
     key = counter.fold(counter.fold(counter.row_keys(seed, step, torch.tensor([row])), site), head)
     line_key = counter.fold(key, position)
     low, high = line_key.to(torch.int32), (line_key >> 32).to(torch.int32)
-    return counter.mix32_(counter.mix32_(unit ^ low) ^ high)
+    return counter.mix32_((unit ^ low).mul_(high | 1))
 
 
 def bits_of(words: Tensor) -> Tensor:

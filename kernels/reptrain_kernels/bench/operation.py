@@ -38,9 +38,9 @@ RATES = {
     90: _rates("H100-SXM", 132, 1.83e9, 4096, 128, 3.35e12),
 }
 
-DROPOUT_INTEGERS = 19
-"""Integer instructions for the word of one unit (see `counter`): two rounds of three shifts, three xors and
-two products, two more xors of which one merges; then compare and select."""
+DROPOUT_INTEGERS = 12
+"""Integer instructions for the word of one unit (see `counter`): an xor, a product, three shifts, three xors
+and two products; then compare and select."""
 
 
 class Work(NamedTuple):
