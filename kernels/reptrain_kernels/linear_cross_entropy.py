@@ -68,7 +68,8 @@ def linear_cross_entropy(
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both round the logits to
             the dtype of ``x`` and go on in fp32. Triton has of the logits so many rows at a time as fill
             `linear_cross_entropy_triton.CHUNK_BYTES`, and in the forward pass computes the gradients with
-            the loss; they are multiplied in the backward pass by the loss's own.
+            the loss; they are multiplied in the backward pass by the loss's own, for which a graph can be
+            gone through once only.
 
     Raises:
         ValueError: If shapes or dtypes do not fit.

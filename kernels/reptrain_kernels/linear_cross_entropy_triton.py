@@ -113,12 +113,13 @@ def cross_entropy_kernel(
 
 
 @triton.jit
-def scale_kernel(x_ptr, factor_ptr, y_ptr, size, BLOCK: tl.constexpr):
-    """y = factor x, in fp32, where torch would round the factor to the dtype of x."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + at, mask=at < size, other=0.0).to(tl.float32)
-    y = x * tl.load(factor_ptr)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=at < size)
+def scale_kernel(x_ptr, factor_ptr, y_ptr, size, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):
+    """y = factor x, multiplied in fp32 where torch would round the factor to the dtype of x."""
+    factor = tl.load(factor_ptr)
+    if not IN_PLACE or factor != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + at, mask=at < size, other=0.0).to(tl.float32)
+        tl.store(y_ptr + at, (x * factor).to(y_ptr.dtype.element_ty), mask=at < size)
 
 
 def row_block(num_ids: int) -> dict[str, int]:
@@ -210,21 +211,38 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *(scale(kept, grad) for kept in ctx.saved_tensors), *(None,) * 5
+    return *(_scaled(kept, grad) for kept in ctx.saved_tensors), *(None,) * 5
 
 
 linear_cross_entropy_forward.register_autograd(_backward, setup_context=_keep)
 
 
-def launch_scale(x: Tensor, factor: Tensor) -> Tensor:
-    """``x`` times a number on its device, rounded once."""
-    y = torch.empty_like(x)
+def _scaled(kept: Tensor, factor: Tensor) -> Tensor:
+    """What was kept for the backward pass, times a number on its device.
+
+    In place, since the head's gradient may be larger than all else here; whoever retains the graph and goes
+    through it again is told so by autograd. A compiler knows of no such thing, and takes the operator.
+    """
+    if type(kept) is not Tensor:
+        return scale(kept, factor)
+    launch_scale(kept, factor, kept)
+    torch.autograd.graph.increment_version(kept)
+    return kept
+
+
+def launch_scale(x: Tensor, factor: Tensor, y: Tensor) -> None:
+    """y = factor x, both contiguous; y may be x, and a factor of 1 then moves nothing."""
     if x.numel():
-        scale_kernel[(triton.cdiv(x.numel(), 1024),)](x, factor, y, x.numel(), BLOCK=1024)
+        grid = (triton.cdiv(x.numel(), 1024),)
+        scale_kernel[grid](x, factor, y, x.numel(), IN_PLACE=x is y, BLOCK=1024)
+
+
+@torch.library.custom_op("reptrain_kernels::scale", mutates_args=())
+def scale(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` times an fp32 number on its device, rounded once."""
+    y = torch.empty_like(x)
+    launch_scale(x, factor, y)
     return y
-
-
-scale = torch.library.custom_op("reptrain_kernels::scale", launch_scale, mutates_args=())
 
 
 @scale.register_fake

@@ -26,10 +26,12 @@ T5_SHAPE = (
     " d_ff: 48"
 )
 T5 = ["objective.name=span_corruption", "data.document_mask=true"]
+# No ReLU: a unit at its kink may be on in one world and off in another, and from then on losses differ in the
+# fifth digit (2 of 5 seeds; none with smooth activations, within 7e-7 over all steps).
 FAMILIES = {
     "decoder": DROPOUT,
     "t5": [f"model={{{T5_SHAPE}}}", *T5, *DROPOUT],
-    "t5-tied": [f"model={{{T5_SHAPE}, tie_embeddings: true, mlp: relu}}", *T5, *DROPOUT],
+    "t5-tied": [f"model={{{T5_SHAPE}, tie_embeddings: true}}", *T5, *DROPOUT],
 }
 BF16 = {"bf16": [*DROPOUT, "train.precision=bf16"]}
 FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 64

@@ -48,7 +48,9 @@ CASES = {
     "one_position": Case(queries=1, keys=1, causal=True),
     "wide_256": Case(width=256, queries=20, keys=20, end=3, scale=0.1),
     "fp16": Case(torch.float16, causal=True, segments=True, rate=0.3, heads=1, kv_heads=1),
-    "bf16": Case(torch.bfloat16, causal=True, segments=True, rate=0.3, heads=1, kv_heads=1),
+    # Of a single row the bias's gradient may be so small a difference of large sums that the definition in
+    # bf16, too, is off by up to 8e-3.
+    "bf16": Case(torch.bfloat16, causal=True, segments=True, rate=0.3, rows=4, heads=1, kv_heads=1),
 }
 
 # More of the same, and the tiles that a GPU would run at lengths of many of them.

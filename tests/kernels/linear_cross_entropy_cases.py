@@ -149,3 +149,26 @@ def not_finite() -> dict[str, bool]:
         "nan": of_nan.nats.isnan().tolist() == [True, False] and not of_nan.is_correct[0].item(),
         "beyond": beyond.nats.isnan().item(),
     }
+
+
+def backward() -> dict[str, bool]:
+    """Whether a factor of 1 leaves gradients as they are, and a retained graph is refused a second time."""
+    case = CASES["all"]
+    inputs = inputs_of(case)
+    leaves = [x.detach().requires_grad_() for x in leaves_of(inputs)]
+
+    def grads(factor: float, **how: Any) -> tuple[Tensor, ...]:
+        loss = linear_cross_entropy(*leaves, inputs.targets, impl="triton").loss
+        return loss, torch.autograd.grad(loss, leaves, torch.tensor(factor), **how)
+
+    _, by_one = grads(1.0)
+    loss, by_two = grads(2.0, retain_graph=True)
+    try:
+        torch.autograd.grad(loss, leaves)
+        refused = False
+    except RuntimeError as error:
+        refused = "modified by an inplace operation" in str(error)
+    return {
+        "factor": all(torch.equal(2 * a, b) for a, b in zip(by_one, by_two, strict=True)),
+        "twice": refused,
+    }

@@ -86,7 +86,7 @@ def inputs_of(case: Case, device: str = "cpu") -> Inputs:
     size = (case.rows, case.positions, case.width)
     wide = (*size[:2], 2 * case.width)
     # At a rate of 0.4 the first row's path is dropped and the second's is kept.
-    key_B = counter.row_keys(3, 7, torch.arange(case.rows, device=device))
+    key_B = counter.row_keys(3, 8, torch.arange(case.rows, device=device))
     keys = [counter.fold(key_B, site) for site in (4, 12)]
     return Inputs(
         random(*wide).chunk(2, dim=-1)[0],

@@ -12,6 +12,7 @@ from interpreted import results_of
 from typer.testing import CliRunner
 
 from reptrain.cli import app
+from reptrain_kernels.bench import goals
 from reptrain_kernels.bench.operations import OPERATIONS
 from reptrain_kernels.bench.timed import Row, append
 
@@ -87,3 +88,57 @@ def test_bench_prints_modelled_times() -> None:
     lines = result.output.splitlines()
     assert lines[0].split()[:3] == ["operation", "shape", "chip"]
     assert any("T5-Base encoder" in line and "A100-80GB" in line for line in lines)
+
+
+def timed_row(operation: str, shape: str, way: str, median_us: float, **changes: str) -> Row:
+    empty = Row(*[""] * len(Row._fields))
+    row = empty._replace(operation=operation, shape=shape, way=way, what="both", median_us=str(median_us))
+    return row._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "ways", "expected"),
+    [
+        ("attention", "T5-Base encoder", {"triton": 100, "sdpa alone": 75}, {"without bias": (0.75, True)}),
+        ("attention", "T5-Base encoder of 4096", {"triton": 100, "sdpa alone": 65}, {"bias": (0.65, False)}),
+        ("attention", "T5-Base dropout encoder", {"triton": 100, "sdpa alone": 75}, {}),
+        ("attention", "Llama-1B", {"triton": 100, "sdpa alone": 75}, {}),
+        ("grouped", "MoE-Base dropout", {"triton": 100, "dense": 79}, {"dense products": (0.79, False)}),
+        ("linear_cross_entropy", "GPT-2", {"triton": 104, "torch": 100}, {"definition": (1.04, True)}),
+        ("linear_cross_entropy", "T5-Base", {"triton": 106, "torch": 100}, {"definition": (1.06, False)}),
+        (
+            "gated",
+            "T5-Base",
+            {"triton": 100, "liger": 99},
+            {"copy rate": (0.5, False), "liger": (1.01, True)},
+        ),
+        (
+            "gated",
+            "T5-Base",
+            {"triton": 100, "torch.compile": 90},
+            {"copy": (0.5, False), "compile": (1.11, False)},
+        ),
+    ],
+)
+def test_goals_are_told_from_the_rows(
+    operation: str, shape: str, ways: dict[str, float], expected: dict[str, tuple[float, bool]]
+) -> None:
+    rows = [timed_row(operation, shape, way, us, share_of_copy="0.5") for way, us in ways.items()]
+    found = goals.verdicts(rows)
+    assert len(found) == len(expected)
+    for verdict, (words, (got, is_met)) in zip(found, expected.items(), strict=True):
+        assert words in verdict.goal and verdict.is_met == is_met
+        assert verdict.got == pytest.approx(got, abs=0.005)
+
+
+def test_goals_hold_the_losss_memory_against_the_definitions() -> None:
+    shape = "128k ids 8k targets"
+    rows = [
+        timed_row("linear_cross_entropy", shape, way, 1.0, peak_mib=peak)
+        for way, peak in (("triton", "1700"), ("torch", "13000"), ("liger", "900"))
+    ]
+    time, memory = goals.verdicts(rows)
+    assert (time.is_met, memory.is_met, memory.got) == (True, True, 1700 / 13000)
+    failed = timed_row("linear_cross_entropy", shape, "triton", 1.0, said="OutOfMemoryError")
+    assert goals.verdicts([failed, *rows[1:]]) == []
+    assert goals.text([time, memory._replace(is_met=False)]).splitlines()[0].startswith("MISSED")

@@ -14,7 +14,7 @@ from linewise import assert_within, run_on_a_gpu
 from reptrain_kernels.linear_cross_entropy import IGNORE, Targets, cross_entropy, linear_cross_entropy
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CHECKS = ("same_bits", "correct", "not_finite")
+CHECKS = ("same_bits", "correct", "not_finite", "backward")
 
 
 def number(x: float) -> torch.Tensor:

@@ -60,6 +60,8 @@ def t5(model: str, H: int, rate: float = 0.0, N: int = 64, **changes: object) ->
 ATTENTION = [
     *t5("T5-Base", 12),
     *t5("T5-Base", 12, 0.1),
+    AttentionShape("T5-Base encoder of 2048", 12, 12, 64, B=4, T=2048, S=2048, E=T5_ENDS["encoder"]),
+    AttentionShape("T5-Base encoder of 4096", 12, 12, 64, B=2, T=4096, S=4096, E=T5_ENDS["encoder"]),
     *t5("T5-Large", 16, 0.1),
     *t5("T5-XL", 32, 0.1),
     *t5("T5-11B (1.0)", 128, 0.1, N=128),
@@ -274,6 +276,8 @@ ATTENTION_OPERATION = Operation(
     ways=attention_ways,
     shown=(
         "T5-Base encoder",
+        "T5-Base encoder of 2048",
+        "T5-Base encoder of 4096",
         "T5-Base dropout encoder",
         "T5-Base dropout decoder",
         "T5-11B (1.0) dropout decoder",

@@ -67,7 +67,7 @@ def _launch(shape: LossShape) -> Callable[[], object]:
     factor = torch.empty((), device="meta")
     return lambda: (
         launch_linear_cross_entropy(x_ND, head_VD, target_N, *how, True),
-        launch_scale(head_VD, factor),
+        launch_scale(head_VD, factor, head_VD),
     )
 
 
@@ -98,7 +98,7 @@ def _needed(shape: LossShape) -> list[Work]:
 
 def _moved(shape: LossShape, capability: int) -> list[list[Work]]:
     """What evaluation runs, and what training runs besides. The gradient of the head is read and written
-    again for each chunk after the first.
+    again for each chunk after the first. They are multiplied by 1, for which nothing moves.
     """
     from reptrain_kernels.linear_cross_entropy_triton import chunk_rows
 
@@ -113,7 +113,7 @@ def _moved(shape: LossShape, capability: int) -> list[list[Work]]:
     gradient = Work("gradient", memory_bytes=2 * stored, **_times(GRADIENT, logits))
     of_x = Work("x", matrix_flops=product, memory_bytes=stored + chunks * head + x)
     of_head = Work("head", matrix_flops=product, memory_bytes=stored + x + (2 * chunks - 1) * head)
-    return [forward, [gradient, of_x, of_head, Work("scale", memory_bytes=2 * (x + head))]]
+    return [forward, [gradient, of_x, of_head]]
 
 
 def _times(instructions: dict[str, int], logits: int) -> dict[str, int]:
