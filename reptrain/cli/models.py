@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from reptrain.cli.common import AsJson, Overrides, app, show
+from reptrain.errors import ConfigError
 
 VocabSize = Annotated[
     int | None,
@@ -61,6 +62,13 @@ def match(
     from reptrain.sizes import describe_match, load_subject, match_text, write_match
     from reptrain.sizes import match as solve
 
+    if out is not None and out.exists():
+        raise ConfigError(
+            "--out",
+            got=f"{out}, which is there",
+            rule="must be a new file",
+            remedy="Choose another, or remove it.",
+        )
     subject = load_subject(config, overrides or [], vocab_size=vocab_size)
     other = load_subject(to, vocab_size=vocab_size)
     found = solve(subject, other, by=by, vary=vary, tolerance=tolerance)

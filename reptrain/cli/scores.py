@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from reptrain.cli.common import AsJson, app, show
+from reptrain.errors import ConfigError
 
 
 class Set(StrEnum):
@@ -65,8 +66,9 @@ def evaluate(
         ),
     ] = None,
     prefix_tokens: Annotated[
-        int, typer.Option("--prefix-tokens", min=1, help="Of the prompt, with --memorised.")
-    ] = 32,
+        int | None,
+        typer.Option("--prefix-tokens", min=1, help="Of the prompt, with --memorised.", show_default="32"),
+    ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Also score the mean of the runs' probabilities.")
     ] = False,
@@ -106,6 +108,23 @@ def evaluate(
 
     Windows and noise are those of the run's own evaluations, and the same for all runs on a store.
     """
+    _refuse_what_goes_unused(
+        {
+            "--task": task,
+            "--lm-eval": lm_eval,
+            "--memorised": memorised,
+            "--set": sets,
+            "--objective": objectives,
+            "--store": store,
+            "--max-windows": max_windows,
+            "--noise-samples": noise_samples,
+            "--prefix-tokens": prefix_tokens,
+            "--ensemble": ensemble,
+            "--set-task": settings,
+            "--include": include,
+            "--max-examples": max_examples,
+        }
+    )
     if task is not None or lm_eval is not None:
         from reptrain.cli.task_scores import rows_on_lm_eval, rows_on_task
 
@@ -133,7 +152,7 @@ def evaluate(
                 found._asdict() | {"share": found.share}
                 for found in ask(
                     run,
-                    prefix_tokens=prefix_tokens,
+                    prefix_tokens=prefix_tokens or 32,
                     continuation_tokens=memorised,
                     max_windows=max_windows or 256,
                 )
@@ -156,6 +175,30 @@ def evaluate(
             )
         ]
     show(rows, table(rows), as_json=as_json)
+
+
+_PLAIN = "scores of windows"
+# What is scored, and what else may then be given.
+_KINDS = {
+    "--task": {"--set-task", "--max-examples"},
+    "--lm-eval": {"--include", "--max-examples"},
+    "--memorised": {"--prefix-tokens", "--store", "--max-windows"},
+    _PLAIN: {"--set", "--objective", "--store", "--max-windows", "--noise-samples", "--ensemble"},
+}
+
+
+def _refuse_what_goes_unused(given: dict[str, object]) -> None:
+    """Raise a ConfigError for an option that what is scored has no use for."""
+    options = {name for name, value in given.items() if value}
+    kind = next((kind for kind in _KINDS if kind in options), _PLAIN)
+    for option in sorted(options - _KINDS[kind] - {kind}):
+        fitting = [name for name, known in _KINDS.items() if option in known]
+        raise ConfigError(
+            option,
+            got=f"it with {kind}",
+            rule=f"goes with {' or '.join(fitting)} only" if fitting else "goes with no other kind of score",
+            remedy="Ask for one thing at a time.",
+        )
 
 
 def table(rows: list[dict[str, object]]) -> str:

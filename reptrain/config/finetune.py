@@ -55,7 +55,7 @@ class FinetuneScheduleConfig(ScheduleConfig):
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
     """Share of the training over which the rate rises linearly from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Last rate over peak rate (cosine, linear, wsd)."""
+    """Rate at the end over peak rate (cosine, linear, wsd)."""
 
 
 class FinetuneEvaluateConfig(Frozen):

@@ -102,6 +102,6 @@ class ScheduleConfig(Frozen):
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the run's tokens over which the rate rises linearly from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Last rate over peak rate (cosine, linear, wsd)."""
+    """Rate at the end over peak rate (cosine, linear, wsd)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the run's tokens in the decay (wsd only)."""

@@ -7,11 +7,27 @@ import math
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 
 
-def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The rate of the step that ends when a share ``done`` of the run's tokens is consumed.
+def step_learning_rate(
+    before: int, after: int, total: int, optimizer: OptimizerConfig, schedule: ScheduleConfig
+) -> float:
+    """The rate of a step: the schedule's in its middle, so that neither a rise from 0 nor a fall to it leaves
+    the first or the last step without one.
 
     Args:
-        done: Tokens consumed at the end of the step over tokens of the run, in (0, 1].
+        before: Tokens consumed when the step begins.
+        after: The same when it ends.
+        total: Tokens of the run.
+        optimizer: Gives the peak rate.
+        schedule: The shape.
+    """
+    return learning_rate((before + after) / (2 * total), optimizer, schedule)
+
+
+def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+    """The rate when a share ``done`` of the run's tokens is consumed.
+
+    Args:
+        done: Tokens consumed over tokens of the run, in (0, 1].
         optimizer: Gives the peak rate.
         schedule: The shape.
 

@@ -17,7 +17,7 @@ from reptrain.text import Tokenizer
 
 # What may change with the data or the budget; of all else the weights know. The shapes are compared first.
 _MAY_DIFFER = (
-    "vocab_size", "init_std", "init_scale", "rope_theta", "norm_eps", "dropout.*", "moe.capacity_factor",
+    "init_std", "init_scale", "rope_theta", "norm_eps", "dropout.*", "moe.capacity_factor",
     "moe.eval_capacity_factor", "moe.*_coefficient", "moe.jitter", "moe.bias_rate", "moe.group_windows",
     "moe.backend",
 )  # fmt: skip
@@ -74,8 +74,9 @@ def record_ancestor(ancestor: TrainedModel, config: RunConfig, folder: Path) -> 
 
 def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
     there, here = _settings(ancestor.config), _settings(model)
-    # What only one of them has is null in the other, whole sections too.
-    keys = sorted(there.keys() | here.keys())
+    # What only one of them has is null in the other, whole sections too. The vocabulary's size is null where
+    # it is the tokenizer's; shapes and tokenizers are compared by themselves.
+    keys = sorted((there.keys() | here.keys()) - {"vocab_size"})
     return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
 
 
@@ -91,15 +92,25 @@ def _settings(model: ModelConfig) -> dict[str, Any]:
 
 
 def _refuse_other_shapes(ancestor: TrainedModel, model: ModelConfig, vocab_size: int) -> None:
+    if model.family != ancestor.config.family:
+        raise ConfigError(
+            "model.family",
+            got=model.family,
+            rule=f"must be {ancestor.config.family}, as in {ancestor.path}",
+            remedy="Set it so, or leave init_from out.",
+        )
     there = parameter_shapes(ancestor.config, vocab_size=ancestor.rows)
     here = parameter_shapes(model, vocab_size=vocab_size)
     for name in here | there:
         if here.get(name) != there.get(name):
-            got, wanted = (shapes.get(name, "none") for shapes in (here, there))
+            got, wanted = (
+                f"the shape {shapes[name]}" if name in shapes else "no such parameter"
+                for shapes in (here, there)
+            )
             raise ConfigError(
                 f"model, parameter {name}",
-                got=f"shape {got}",
-                rule=f"must have the shape {wanted}, as in {ancestor.path}",
+                got=got,
+                rule=f"must have {wanted}, as in {ancestor.path}",
                 remedy="Set model as there (embedding: model.vocab_size), or leave init_from out.",
             )
 

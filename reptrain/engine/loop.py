@@ -15,7 +15,7 @@ import numpy as np
 
 from reptrain.batch.loader import StepBatch
 from reptrain.config import RunConfig
-from reptrain.config.schedule import learning_rate
+from reptrain.config.schedule import step_learning_rate
 from reptrain.engine import checkpoint
 from reptrain.engine.ancestor import open_ancestor, record_ancestor
 from reptrain.engine.checkpoint import Found, Topology, topology
@@ -269,8 +269,8 @@ def _step(
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
     tokens = int(data.plan.tokens_of(np.arange(first, first + windows)).sum())
-    done = data.plan.tokens_before(first + windows) / data.plan.total_tokens
-    rate = learning_rate(done, config.optimizer, config.schedule)
+    before, after = (data.plan.tokens_before(window) for window in (first, first + windows))
+    rate = step_learning_rate(before, after, data.plan.total_tokens, config.optimizer, config.schedule)
     set_learning_rate(training.engine.optimizer, rate)
     progress = progress_at(data.plan, data.steps, step)
     settings = Settings.at(config, progress)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reptrain.config import RunConfig
-from reptrain.config.schedule import learning_rate
+from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Scheduled
 from reptrain.errors import ConfigError
 from reptrain.plan import MixturePlan, StepPlan, plan_mixture
@@ -86,8 +86,8 @@ def _curves(
     rates = []
     for step in chosen:
         first, windows = steps.window_range(int(step))
-        done = plan.tokens_before(first + windows) / plan.total_tokens
-        rates.append(learning_rate(done, config.optimizer, config.schedule))
+        before, after = (plan.tokens_before(window) for window in (first, first + windows))
+        rates.append(step_learning_rate(before, after, plan.total_tokens, config.optimizer, config.schedule))
     curves = {"learning rate": (tokens, rates)}
     return curves | {
         name: (tokens, [scheduled.at(progress) for progress in at])

@@ -111,7 +111,8 @@ class RunFolder:
                 f"run folder {path}",
                 got="no plan.json there",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` makes run folders.",
+                remedy="Check the path; `reptrain train` makes run folders. Models that were fine-tuned or"
+                " imported are scored on tasks: --task, --lm-eval.",
             )
         return folder
 

@@ -7,7 +7,8 @@ One knob is turned, in whole steps:
 - depth: layers, both stacks of an encoder-decoder in proportion, in whole cycles of sparse or stored layers.
 - groups: stored layers, which divide the layers; of both stacks as many in proportion.
 - experts: of each sparse layer.
-- d_ff: hidden units in steps of 8; the experts' and the shared MLP's in proportion.
+- d_ff: hidden units in steps of 8; the experts' and the shared MLP's in proportion. Where all layers are
+  sparse the experts' are stepped, if they have a number of their own.
 
 Where the nearest step of another knob is not near enough, d_ff is moved too, within half and twice its value.
 """
@@ -164,7 +165,7 @@ def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
         changes = {"d_model": d_model, "num_heads": heads}
         if kv_heads is not None and kv_heads > 1:
             changes["num_kv_heads"] = heads // sharing
-        return changes | _d_ff(model, _rounded(model.d_ff * d_model / model.d_model))
+        return changes | _d_ff(model, _rounded(_hidden(model)[1] * d_model / model.d_model))
 
     return width
 
@@ -207,7 +208,8 @@ def _layers(model: ModelConfig) -> tuple[list[str], list[int], list[int | None]]
 def _fine(coarse: Subject, changes: Changes) -> Callable[[int], Changes | None]:
     """Other hidden units for a model that a knob gave."""
     _, model = trainable(coarse, "the model to change")
-    least, most = max(1, model.d_ff // (2 * _STEP)), 2 * model.d_ff // _STEP
+    _, hidden = _hidden(model)
+    least, most = max(1, hidden // (2 * _STEP)), 2 * hidden // _STEP
 
     def fine(n: int) -> Changes | None:
         return changes | _d_ff(model, _STEP * (least + n)) if least + n <= most else None
@@ -215,13 +217,23 @@ def _fine(coarse: Subject, changes: Changes) -> Callable[[int], Changes | None]:
     return fine
 
 
-def _d_ff(model: ModelConfig, d_ff: int) -> Changes:
-    """Hidden units, and those of the sparse layers in proportion."""
-    changes: Changes = {"d_ff": d_ff}
+def _hidden(model: ModelConfig) -> tuple[str, int]:
+    """The key of the hidden units that are stepped, and how many there are."""
+    stacks = [model.encoder, model.decoder] if isinstance(model, T5Config) else [model.stack]
+    is_dense_somewhere = any(stack.num_sparse < stack.num_layers for stack in stacks)
+    if is_dense_somewhere or model.moe is None or model.moe.d_ff is None:
+        return "d_ff", model.d_ff
+    return "moe.d_ff", model.moe.d_ff
+
+
+def _d_ff(model: ModelConfig, hidden: int) -> Changes:
+    """Hidden units, and those of the other MLPs of sparse layers in proportion."""
+    key, before = _hidden(model)
+    changes: Changes = {key: hidden}
     if model.moe is not None:
-        for name, old in (("d_ff", model.moe.d_ff), ("shared_d_ff", model.moe.shared_d_ff)):
-            if old:
-                changes[f"moe.{name}"] = _rounded(old * d_ff / model.d_ff)
+        for name, old in (("moe.d_ff", model.moe.d_ff), ("moe.shared_d_ff", model.moe.shared_d_ff)):
+            if old and name != key:
+                changes[name] = _rounded(old * hidden / before)
     return changes
 
 

@@ -184,7 +184,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"store {folder}",
             got=f"{path.name}: {error.strerror}",
             rule="must be a folder with a manifest",
-            remedy="Make it with `reptrain tokenize`; an interrupted one goes on with the same command.",
+            remedy="Make it with `reptrain tokenize`; an interrupted one goes on with the same command. Where"
+            " a run's store was moved, name it: --store.",
         ) from error
     except ValidationError as error:
         detail = error.errors()[0]

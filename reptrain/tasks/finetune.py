@@ -26,7 +26,7 @@ from reptrain.config.fingerprint import flatten
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
 from reptrain.config.model import ModelConfig
 from reptrain.config.quantities import Budget
-from reptrain.config.schedule import learning_rate
+from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Progress
 from reptrain.engine import checkpoint
 from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
@@ -336,7 +336,7 @@ class _Tuning:
         config, world, plan = self.config, self.world, self.plan
         first, count = plan.window_range(step)
         progress = Progress(step, first, plan.total_windows, Fraction(first, len(self.train)))
-        rate = learning_rate((first + count) / plan.total_windows, config.optimizer, config.schedule)
+        rate = step_learning_rate(first, first + count, plan.total_windows, config.optimizer, config.schedule)
         settings = Settings.at(config, progress)
         set_learning_rate(engine.optimizer, rate)
         set_weight_decay(engine.optimizer, settings.weight_decay)

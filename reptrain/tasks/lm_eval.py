@@ -48,7 +48,7 @@ def score_by_lm_eval(
         device: cpu or cuda.
 
     Raises:
-        ConfigError: If lm-eval is not installed, or knows no such task.
+        ConfigError: If lm-eval is not installed, knows no such task, or cannot load a task's data.
         ReptrainError: If the model cannot be exported.
     """
     evaluator, manager_class, model_class = _library()
@@ -66,14 +66,24 @@ def score_by_lm_eval(
         model = model_class(
             pretrained=str(exported.path), device=device, batch_size=batch_rows, dtype="float32"
         )
-        found = evaluator.simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            task_manager=manager,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            bootstrap_iters=1000,
-        )
+        try:
+            found = evaluator.simple_evaluate(
+                model=model,
+                tasks=list(tasks),
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                bootstrap_iters=1000,
+            )
+        # No network, offline mode, no such dataset or file: all are kinds of it.
+        except OSError as error:
+            raise ConfigError(
+                f"--lm-eval {','.join(tasks)}",
+                got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                rule="must be tasks whose data can be loaded",
+                remedy="Download it once where there is a network (HF_HOME is the cache), or name a folder of"
+                " tasks with files of your own by --include.",
+            ) from error
     return [score for name, figures in found["results"].items() for score in _scores(str(run), name, figures)]
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from reptrain.config.optimizers import AdamWConfig, ScheduleConfig
-from reptrain.config.schedule import learning_rate
+from reptrain.config.schedule import learning_rate, step_learning_rate
 
 OPTIMIZER = AdamWConfig(lr=2.0)
 
@@ -41,3 +41,14 @@ def test_learning_rate_inverse_sqrt_falls_with_the_root_of_tokens() -> None:
 def test_learning_rate_of_a_run_of_one_step_is_finite(name: str) -> None:
     for warmup in (0.0, 0.5, 1.0):
         assert math.isfinite(rate(1.0, name=name, warmup_fraction=warmup))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_no_step_is_without_a_rate(steps: int) -> None:
+    schedule = ScheduleConfig(name="linear", warmup_fraction=0.06, final_ratio=0.0)
+    rates = [step_learning_rate(n, n + 1, steps, OPTIMIZER, schedule) for n in range(steps)]
+    assert all(0 < found < 2 for found in rates)
+    # The middles: what the rates sum up to is what the schedule spends.
+    falling = ScheduleConfig(name="linear", warmup_fraction=0.0, final_ratio=0.0)
+    spent = [step_learning_rate(n, n + 1, steps, OPTIMIZER, falling) for n in range(steps)]
+    assert sum(spent) == pytest.approx(steps)

@@ -144,10 +144,32 @@ def test_evaluate_prints_a_table_or_json(runs: dict[str, RunFolder]) -> None:
     heading, *lines = CliRunner().invoke(get_command(app), arguments).output.splitlines()
     assert heading.startswith("run ") and "bits per byte" in heading
     assert f"{rows[0]['nats']:.4f}" in lines[0] and "ul2" in lines[1]
-    asked = [*arguments, "--memorised", "3", "--prefix-tokens", "20", "--json"]
+    of_two = ["evaluate", *names, "--max-windows", "2", "--device", "cpu"]
+    asked = [*of_two, "--memorised", "3", "--prefix-tokens", "20", "--json"]
     rows = json.loads(CliRunner().invoke(get_command(app), asked).output)
     assert [(row["set"], row["exposures"]) for row in rows] == 2 * [("train", 2), ("select", 0)]
     assert [row["share"] for row in rows] == [row["reproduced"] / 2 for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--ensemble", "--task", "t"],
+            "--ensemble: goes with scores of windows only, but got it with --task",
+        ),
+        (["--memorised", "4", "--ensemble"], "--ensemble: goes with scores of windows only"),
+        (["--memorised", "4", "--task", "t"], "--memorised: goes with no other kind of score"),
+        (["--lm-eval", "a", "--task", "t"], "--lm-eval: goes with no other kind of score"),
+        (["--lm-eval", "a", "--set", "select"], "--set: goes with scores of windows only"),
+        (["--set-task", "a=1"], "--set-task: goes with --task only, but got it with scores of windows"),
+        (["--max-examples", "3"], "--max-examples: goes with --task or --lm-eval only"),
+        (["--prefix-tokens", "3"], "--prefix-tokens: goes with --memorised only"),
+    ],
+)
+def test_evaluate_refuses_options_that_would_go_unused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(get_command(app), ["evaluate", "run", *options])
+    assert message in str(result.exception)
 
 
 def test_bits_per_byte_follow_from_nats_and_the_bytes_of_the_split(

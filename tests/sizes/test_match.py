@@ -128,3 +128,13 @@ def test_write_match_writes_a_file_that_loads_with_overrides_and_what_it_extends
     assert again.parameters == found.subject.parameters
     assert again.run is not None and again.run.seed == 5 and again.window_tokens == 64
     assert "store" not in (tmp_path / "out.yaml").read_text()
+
+
+def test_match_steps_the_hidden_units_that_there_are() -> None:
+    sparse = decoder(moe=MOE | {"every": 1, "d_ff": 160, "shared_d_ff": 80})
+    found = solved(sparse, decoder(d_ff=640), "flops", "d_ff")
+    assert found.changes.keys() == {"model.moe.d_ff", "model.moe.shared_d_ff"}
+    # Experts without a number of their own have the dense MLP's.
+    assert solved(decoder(moe=MOE | {"every": 1}), decoder(d_ff=500), "flops", "d_ff").changes.keys() == {
+        "model.d_ff"
+    }

@@ -197,7 +197,7 @@ def test_interrupted_goes_on_bit_for_bit(
 def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_path: Path) -> None:
     run, task, out = trained("t5"), make_task(), tmp_path / "out"
     # A rate at which it soon becomes worse again.
-    results = tune(run, task, out, "optimizer.lr=0.3", "schedule.name=constant", seeds=2)
+    results = tune(run, task, out, "optimizer.lr=0.1", "schedule.name=constant", seeds=2)
     assert read_results(out) == results
     parent, seed = read_parent(out), out / "seed-1"
     assert parent is not None and parent.weights == open_trained(run).fingerprint()

@@ -65,3 +65,13 @@ def test_command_and_unknown_tasks(folder: Path, trained: Callable[[str], Path])
     assert "bits_per_byte" in told.output
     with pytest.raises(ConfigError, match="must be names of lm-eval's tasks, but got no_such_task"):
         score_by_lm_eval(trained("causal"), ["small_texts", "no_such_task"], include=folder)
+
+
+def test_data_that_cannot_be_had_is_refused(folder: Path, trained: Callable[[str], Path]) -> None:
+    task = (
+        (folder / "small.yaml").read_text().replace("small_texts", "gone").replace("rows.jsonl", "gone.jsonl")
+    )
+    (folder / "gone.yaml").write_text(task)
+    for name in ("gone", "lambada_openai"):
+        with pytest.raises(ConfigError, match=f"--lm-eval {name}: must be tasks whose data can be loaded"):
+            score_by_lm_eval(trained("causal"), [name], include=folder)
