@@ -48,17 +48,19 @@ _SINGLE: dict[Pass, Tiles] = {
 }
 _HALF: dict[int, dict[Pass, dict[int, Tiles]]] = {
     80: {
-        "forward": {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)},
-        "query_gradient": {64: Tiles(128, 32, 8, 3), 128: Tiles(64, 32, 4, 2), 256: Tiles(64, 32, 8, 2)},
+        "forward": {64: Tiles(128, 32, 4, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)},
+        "query_gradient": {64: Tiles(128, 32, 4, 2), 128: Tiles(64, 32, 4, 2), 256: Tiles(64, 32, 8, 2)},
         "key_gradient": {64: Tiles(32, 128, 8, 3), 128: Tiles(16, 64, 4, 2), 256: Tiles(16, 32, 8, 2)},
     },
     90: {
         "forward": {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 2), 256: Tiles(128, 32, 8, 2)},
-        "query_gradient": {64: Tiles(128, 32, 8, 3), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
+        "query_gradient": {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 32, 8, 2), 256: Tiles(64, 32, 8, 2)},
         "key_gradient": {64: Tiles(32, 128, 8, 3), 128: Tiles(32, 128, 8, 2), 256: Tiles(16, 32, 8, 2)},
     },
 }
 _BIASED: dict[tuple[int, Pass, int], Tiles] = {
+    (80, "query_gradient", 64): Tiles(64, 32, 4, 2),
+    (90, "query_gradient", 64): Tiles(64, 32, 4, 2),
     (80, "key_gradient", 128): Tiles(32, 64, 8, 2),
     (90, "key_gradient", 128): Tiles(16, 128, 8, 2),
 }

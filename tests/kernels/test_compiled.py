@@ -122,10 +122,10 @@ def test_traffic_of_attention_is_counted_as_by_hand() -> None:
     first, rest = attention_moved(shape, 80)
     kernels = first + rest
     assert [kernel.matrix_flops for kernel in kernels] == [4 * pairs * 64, 6 * pairs * 64, 8 * pairs * 64]
-    # The keys and values of 64 positions, staged and then read by eight warps, and the queries.
-    tiles = 16 * 12 * 4 * 8
-    assert attention_tiles("forward", 64, 2, 80, True)[:3] == (128, 64, 8)
-    assert kernels[0].shared_bytes == tiles * 2 * 64 * (2 * 64 + 2 * 8 * 64 + 128)
+    # The keys and values of 32 positions, staged and then read by four warps, and the queries.
+    tiles = 16 * 12 * 4 * 16
+    assert attention_tiles("forward", 64, 2, 80, True)[:3] == (128, 32, 4)
+    assert kernels[0].shared_bytes == tiles * 2 * 64 * (2 * 32 + 2 * 4 * 32 + 128)
 
 
 @pytest.mark.parametrize("capability", RATES)
