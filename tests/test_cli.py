@@ -111,6 +111,8 @@ def test_sizes_and_match_need_no_store(tmp_path: Path) -> None:
     words = ["--to", models / "t5-1.1-large.yaml", "--vary", "width", "--out", tmp_path / "wide.yaml"]
     found = json.loads(run("match", models / "moe-base.yaml", *words, "--json").stdout)
     assert found["changes"]["model.d_model"] == {"before": 768, "after": 1280}
+    again = run("match", models / "moe-base.yaml", *words, code=2)
+    assert "--out: must be a new file" in again.stderr
     flops = json.loads(run("sizes", tmp_path / "wide.yaml", "--json").stdout)["flops"]["all_pairs"]
     assert flops["training_per_token"] == found["got"] == pytest.approx(found["wanted"], rel=0.01)
 

@@ -22,7 +22,8 @@ def block_width(head_width: int) -> int:
 
 
 def attention_tiles(which: Pass, head_width: int, num_bytes: int, capability: int, biased: bool) -> Tiles:
-    """The tiles of a kernel, found by compiling: the widest without spills (kernels/README.md).
+    """The tiles of a kernel, found by compiling: of those without spills the quickest by the model of traffic
+    (kernels/README.md).
 
     Args:
         which: The kernel.

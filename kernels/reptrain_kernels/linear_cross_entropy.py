@@ -45,6 +45,11 @@ class Targets(NamedTuple):
     """Whether torch looks for the largest logits, which takes it time. Triton always has them."""
 
 
+def coefficient(value: float) -> Tensor | None:
+    """A coefficient as `Targets` hold it; None for 0."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu") if value else None
+
+
 class Loss(NamedTuple):
     """What the targets lose."""
 

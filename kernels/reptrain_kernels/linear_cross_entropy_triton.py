@@ -156,7 +156,7 @@ def launch_linear_cross_entropy(
     num_ids, width = head_VD.shape
     x_ND, target_N = x.reshape(-1, width), target.reshape(-1).contiguous()
     weight_N = None if weight is None else weight.reshape(-1).contiguous()
-    nats, is_correct = (target.new_empty(target.shape, dtype=dtype) for dtype in (torch.float32, torch.bool))
+    nats, is_correct = _new_results(target)
     loss_N = nats.new_empty(target_N.shape)
     grad_x, grad_head_VD = _new_gradients(x, head_VD, has_gradient)
     if not len(x_ND):
@@ -185,6 +185,11 @@ def launch_linear_cross_entropy(
     return loss_N.sum(), nats, is_correct, grad_x, grad_head_VD
 
 
+def _new_results(target: Tensor) -> tuple[Tensor, Tensor]:
+    nats = target.new_empty(target.shape, dtype=torch.float32)
+    return nats, target.new_empty(target.shape, dtype=torch.bool)
+
+
 def _new_gradients(x: Tensor, head_VD: Tensor, has_gradient: bool) -> tuple[Tensor, Tensor]:
     if not has_gradient:
         return x.new_empty(0), head_VD.new_empty(0)
@@ -200,7 +205,7 @@ linear_cross_entropy_forward = torch.library.custom_op(
 def _shapes(
     x: Tensor, head_VD: Tensor, target: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    nats, is_correct = (target.new_empty(target.shape, dtype=dtype) for dtype in (torch.float32, torch.bool))
+    nats, is_correct = _new_results(target)
     return nats.new_empty(()), nats, is_correct, *_new_gradients(x, head_VD, others[-1])
 
 

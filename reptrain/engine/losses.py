@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from reptrain.batch.objectives import Example
 from reptrain.engine.regularize import Settings
-from reptrain_kernels.linear_cross_entropy import Targets
+from reptrain_kernels.linear_cross_entropy import Targets, coefficient
 
 
 def targets_of(example: Example, settings: Settings, *, factor: float) -> Targets:
@@ -25,11 +24,7 @@ def targets_of(example: Example, settings: Settings, *, factor: float) -> Target
     return Targets(
         example.targets_BT,
         weight_BT,
-        label_smoothing=_coefficient(settings.label_smoothing),
-        z_loss=_coefficient(settings.z_loss),
+        label_smoothing=coefficient(settings.label_smoothing),
+        z_loss=coefficient(settings.z_loss),
         wants_correct=False,
     )
-
-
-def _coefficient(value: float) -> Tensor | None:
-    return torch.tensor(value, dtype=torch.float64) if value else None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.linear_cross_entropy import IGNORE, Targets, linear_cross_entropy
+from reptrain_kernels.linear_cross_entropy import IGNORE, Targets, coefficient, linear_cross_entropy
 
 # Of the kernels' module while interpreted: rows in up to three chunks, each of whole fours.
 BLOCKS = {"CHUNK_BYTES": 1, "MAX_CHUNKS": 3, "_ROWS_OF_TILE": 4}
@@ -21,8 +21,8 @@ class Case(NamedTuple):
     rows: int = 11
     ignored: tuple[int, ...] = (2, 7)
     weighted: bool = False
-    label_smoothing: float | None = None
-    z_loss: float | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     dtype: torch.dtype = torch.float32
 
     @property
@@ -80,10 +80,7 @@ def inputs_of(case: Case, device: str = "cpu") -> Inputs:
     target = torch.randint(case.ids, (1, case.rows), generator=generator)
     target[:, [row for row in case.ignored if row < case.rows]] = IGNORE
     weight = random(1, case.rows).exp().to(device) if case.weighted else None
-    numbers = (
-        None if number is None else torch.tensor(number, dtype=torch.float64)
-        for number in (case.label_smoothing, case.z_loss)
-    )
+    numbers = map(coefficient, (case.label_smoothing, case.z_loss))
     return Inputs(x, head, Targets(target.to(device), weight, *numbers), torch.tensor(0.7, device=device))
 
 

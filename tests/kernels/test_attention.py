@@ -14,7 +14,6 @@ from tolerances import relative_error, tolerance
 from reptrain_kernels import counter
 from reptrain_kernels.attention import Mask, attention, offset_bias, spread_bias
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CHECKS = ["dropped_weights", "operator"]
 
 
@@ -156,7 +155,6 @@ def test_attention_in_triton_refuses_more_heads_than_a_grid_has() -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", [*CASES, *SLOW_CASES])
 def test_attention_on_a_gpu_equals_float64(name: str) -> None:
     case = (CASES | SLOW_CASES)[name]
@@ -177,7 +175,6 @@ def milliseconds(call: Any) -> float:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("positions", [512, 2048])
 def test_attention_on_a_gpu_is_faster_than_torchs_with_a_bias_spelled_out(positions: int) -> None:
     from reptrain_kernels.bench.operations.attention import ATTENTION, attention_tensors

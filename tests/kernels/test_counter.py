@@ -12,7 +12,6 @@ from reptrain_kernels.bench.compilation import compile_launch, launches
 from reptrain_kernels.implementation import Implementation, choose_implementation
 
 MASK32, MASK64 = 2**32 - 1, 2**64 - 1
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def scalar_mix32(x: int) -> int:
@@ -183,7 +182,6 @@ def test_dropout_kernel_takes_the_rate_at_run_time() -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (4, 129, 1000), (2, 4, 65, 65)])
 def test_dropout_on_a_gpu_equals_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -195,7 +193,6 @@ def test_dropout_on_a_gpu_equals_the_cpu(shape: tuple[int, ...], dtype: torch.dt
 
 
 @pytest.mark.gpu
-@CUDA
 def test_dropout_on_a_gpu_keeps_its_mask_when_compiled() -> None:
     x, key = torch.randn(4, 33, 130, device="cuda"), keys().cuda()
     compiled = torch.compile(lambda x, key: counter.dropout(x * 2, key, 0.4), fullgraph=True)
@@ -203,7 +200,6 @@ def test_dropout_on_a_gpu_keeps_its_mask_when_compiled() -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_dropout_on_a_gpu_compiled_once_takes_any_packed_rate(impl: Implementation) -> None:
     x, key = torch.randn(4, 33, 130, device="cuda"), keys().cuda()
@@ -216,7 +212,6 @@ def test_dropout_on_a_gpu_compiled_once_takes_any_packed_rate(impl: Implementati
 
 
 @pytest.mark.gpu
-@CUDA
 def test_dropout_on_a_gpu_reaches_beyond_32_bit_offsets() -> None:
     num_lines = 2**31 // 1024 + 3
     x, key = torch.ones(1, num_lines, 1024, device="cuda", dtype=torch.float16), keys(1).cuda()

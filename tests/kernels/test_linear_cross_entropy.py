@@ -11,14 +11,15 @@ import torch
 from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
 
-from reptrain_kernels.linear_cross_entropy import IGNORE, Targets, cross_entropy, linear_cross_entropy
+from reptrain_kernels.linear_cross_entropy import (
+    IGNORE,
+    Targets,
+    coefficient,
+    cross_entropy,
+    linear_cross_entropy,
+)
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CHECKS = ("same_bits", "correct", "not_finite", "backward")
-
-
-def number(x: float) -> torch.Tensor:
-    return torch.tensor(x, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_loss_follows_its_written_formula() -> None:
         lse = math.log(sum(map(math.exp, row)))
         nats.append(lse - row[t])
         loss += w * (nats[-1] + e * (row[t] - sum(row) / 3) + c * lse**2)
-    targets = Targets(torch.tensor(target), torch.tensor(weight), number(e), number(c))
+    targets = Targets(torch.tensor(target), torch.tensor(weight), coefficient(e), coefficient(c))
     found = linear_cross_entropy(torch.tensor(z, dtype=torch.float64), torch.eye(3).double(), targets)
     torch.testing.assert_close(found.nats, torch.tensor(nats, dtype=torch.float64))
     assert found.loss.item() == pytest.approx(loss)
@@ -76,20 +77,22 @@ def test_loss_of_a_smoothed_target_is_the_cross_entropy_with_it() -> None:
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), target.flatten(), label_smoothing=0.2, reduction="sum", ignore_index=IGNORE
     )
-    found = cross_entropy(logits, Targets(target, label_smoothing=number(0.2)))
+    found = cross_entropy(logits, Targets(target, label_smoothing=coefficient(0.2)))
     torch.testing.assert_close(found.loss, expected)
 
 
 def test_loss_passes_gradcheck() -> None:
     leaves = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (7, 3))]
     target = torch.tensor([1, IGNORE, 6, 0, 2])
-    targets = Targets(target, torch.rand(5, dtype=torch.float64), number(0.1), number(0.01))
+    targets = Targets(target, torch.rand(5, dtype=torch.float64), coefficient(0.1), coefficient(0.01))
     assert torch.autograd.gradcheck(lambda *x: linear_cross_entropy(*x, targets).loss, leaves)
 
 
 def test_ignored_targets_lose_nothing() -> None:
     x, head = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
-    found = linear_cross_entropy(x, head, Targets(torch.tensor([1, IGNORE, 2, IGNORE]), z_loss=number(0.1)))
+    found = linear_cross_entropy(
+        x, head, Targets(torch.tensor([1, IGNORE, 2, IGNORE]), z_loss=coefficient(0.1))
+    )
     found.loss.backward()
     assert found.nats[1::2].tolist() == [0, 0]
     assert not found.is_correct[1::2].any()
@@ -118,7 +121,6 @@ def test_loss_refuses_what_does_not_fit(change: dict[str, Any], message: str) ->
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
 def test_loss_on_a_gpu_equals_float64(name: str) -> None:
     run_on_a_gpu(cases, name)

@@ -37,8 +37,6 @@ from reptrain_kernels.implementation import assume, choose_grouped
 from reptrain_kernels.permute import Places, collect, send, sort
 from reptrain_kernels.router import route
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def assert_within(dtype: torch.dtype, errors: dict[str, Any]) -> None:
     """Every result's error is within the table; whole numbers are equal."""
@@ -326,7 +324,6 @@ def test_traffic_of_experts_is_counted_as_by_hand() -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("impl", ["triton", "torch"])
 @pytest.mark.parametrize("name", [*GROUPED, *SLOW_GROUPED])
 def test_grouped_products_on_a_gpu_equal_float64(name: str, impl: str) -> None:
@@ -340,7 +337,6 @@ def test_grouped_products_on_a_gpu_equal_float64(name: str, impl: str) -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", PERMUTED)
 def test_send_and_collect_on_a_gpu_equal_float64(name: str) -> None:
     case = PERMUTED[name]
@@ -349,7 +345,6 @@ def test_send_and_collect_on_a_gpu_equal_float64(name: str) -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", SORTED)
 def test_sort_on_a_gpu_is_torchs(name: str) -> None:
     actual = sorted_results(SORTED[name], "triton", device="cuda")
@@ -358,7 +353,6 @@ def test_sort_on_a_gpu_is_torchs(name: str) -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", ROUTED)
 def test_route_on_a_gpu_equals_float64(name: str) -> None:
     actual = routed_results(ROUTED[name], "triton", device="cuda")
@@ -367,13 +361,11 @@ def test_route_on_a_gpu_equals_float64(name: str) -> None:
 
 
 @pytest.mark.gpu
-@CUDA
 def test_route_on_a_gpu_takes_the_lowest_of_equal_experts() -> None:
     assert tied_experts("cuda") == LOWEST_FIRST
 
 
 @pytest.mark.gpu
-@CUDA
 def test_grouped_mlp_on_a_gpu_waits_for_nothing() -> None:
     """Sizes of groups stay on the device: with synchronization forbidden, forward and backward run."""
     case = SLOW_GROUPED["bf16_tiles"]

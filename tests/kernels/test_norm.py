@@ -13,8 +13,6 @@ from linewise import assert_within, run_on_a_gpu
 from reptrain_kernels import counter
 from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.fixture(scope="module")
 def found() -> Any:
@@ -111,7 +109,6 @@ def test_join_and_norm_refuse_what_does_not_fit(change: dict[str, Any], message:
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
 def test_norm_on_a_gpu_equals_float64(name: str) -> None:
     run_on_a_gpu(cases, name)

@@ -13,8 +13,6 @@ from linewise import assert_within, run_on_a_gpu
 
 from reptrain_kernels.rope import rotate
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.fixture(scope="module")
 def found() -> Any:
@@ -78,7 +76,6 @@ def test_rotate_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
 
 
 @pytest.mark.gpu
-@CUDA
 @pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
 def test_rotate_on_a_gpu_equals_float64(name: str) -> None:
     run_on_a_gpu(cases, name)

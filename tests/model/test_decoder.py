@@ -203,7 +203,6 @@ def test_decoder_learns_to_copy_a_sequence() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_decoder_on_a_gpu_has_the_logits_of_the_cpu() -> None:
     model, rows = built(dropout=ALL_SITES), torch.arange(4)
     expected = model(tokens(), dropout=context(rows))

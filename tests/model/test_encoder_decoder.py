@@ -226,7 +226,6 @@ def test_encoder_decoder_runs_in_bf16_close_to_fp32(dropout: dict[str, float]) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_encoder_decoder_on_a_gpu_has_the_logits_of_the_cpu() -> None:
     model = built(dropout=ALL_SITES)
     expected = model(**inputs(), dropout=context())

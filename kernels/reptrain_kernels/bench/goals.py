@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from operator import ge, le
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from reptrain_kernels.bench.operations import OPERATIONS
-from reptrain_kernels.bench.timed import Row
+
+if TYPE_CHECKING:
+    from reptrain_kernels.bench.timed import Row
 
 MEMORY_BOUND = ("dropout", "norm", "gated", "rope")
 NOISE = 1.02
@@ -57,14 +60,11 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
     ]
 
 
-def _at_least(goal: str, timed: _Timed, got: float | None, bound: float) -> Iterator[Verdict]:
+def _judged(
+    goal: str, timed: _Timed, got: float | None, is_met: Callable[[float, float], bool], bound: float
+) -> Iterator[Verdict]:
     if got is not None:
-        yield Verdict(f"{timed.operation}: {goal}", timed.shape.name, got, bound, got >= bound)
-
-
-def _at_most(goal: str, timed: _Timed, got: float | None, bound: float) -> Iterator[Verdict]:
-    if got is not None:
-        yield Verdict(f"{timed.operation}: {goal}", timed.shape.name, got, bound, got <= bound)
+        yield Verdict(f"{timed.operation}: {goal}", timed.shape.name, got, bound, is_met(got, bound))
 
 
 def _of_memory_bound(timed: _Timed) -> Iterator[Verdict]:
@@ -73,34 +73,34 @@ def _of_memory_bound(timed: _Timed) -> Iterator[Verdict]:
     for what in ("forward", "both"):
         row = timed.rows.get(("triton", what))
         share = None if row is None else float(row.share_of_copy)
-        yield from _at_least(f"share of the copy rate, {what}", timed, share, 0.9)
+        yield from _judged(f"share of the copy rate, {what}", timed, share, ge, 0.9)
         for other in ("liger", "torch.compile"):
             ratio = timed.ratio("triton", other, what)
-            yield from _at_most(f"time over {other}'s, {what}", timed, ratio, NOISE)
+            yield from _judged(f"time over {other}'s, {what}", timed, ratio, le, NOISE)
 
 
 def _of_attention(timed: _Timed) -> Iterator[Verdict]:
     if timed.operation == "attention" and timed.shape.E and timed.shape.T >= 512:
         goal = "share of the speed of SDPA without bias"
         if timed.shape.rate == 0 and timed.shape.dtype != torch.float32:
-            yield from _at_least(goal, timed, timed.ratio("sdpa alone", "triton"), 0.7)
+            yield from _judged(goal, timed, timed.ratio("sdpa alone", "triton"), ge, 0.7)
 
 
 def _of_experts(timed: _Timed) -> Iterator[Verdict]:
     if timed.operation == "grouped":
         ratio = timed.ratio("dense", "triton")
-        yield from _at_least("share of the speed of dense products", timed, ratio, 0.8)
+        yield from _judged("share of the speed of dense products", timed, ratio, ge, 0.8)
 
 
 def _of_loss(timed: _Timed) -> Iterator[Verdict]:
     if timed.operation != "linear_cross_entropy":
         return
-    yield from _at_most("time over the definition's", timed, timed.ratio("triton", "torch"), 1.05)
+    yield from _judged("time over the definition's", timed, timed.ratio("triton", "torch"), le, 1.05)
     ours, plain = (timed.rows.get((way, "both")) for way in ("triton", "torch"))
     is_large = timed.shape.V >= 128_000 and timed.shape.N >= 8192
     if is_large and ours is not None and plain is not None:
         share = float(ours.peak_mib) / float(plain.peak_mib)
-        yield from _at_most("memory over the definition's", timed, share, 0.25)
+        yield from _judged("memory over the definition's", timed, share, le, 0.25)
 
 
 _GOALS: tuple[Callable[[_Timed], Iterator[Verdict]], ...] = (

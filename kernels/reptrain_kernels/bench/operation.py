@@ -115,6 +115,15 @@ def compiled_way(call: Callable[[], Any]) -> Callable[[], Any]:
     return torch.compile(call, dynamic=False)
 
 
+def own_ways(call: Callable[[Any], Any]) -> dict[str, Callable[[], Any]]:
+    """Of a call that takes its ``impl``: ours, and its definition, eager and compiled."""
+    return {
+        "triton": lambda: call("triton"),
+        "torch": lambda: call("torch"),
+        "torch.compile": compiled_way(lambda: call("torch")),
+    }
+
+
 def installed(module: str) -> Any:
     """A module of another package, or None where that is not installed."""
     try:

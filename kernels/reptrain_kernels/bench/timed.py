@@ -25,6 +25,7 @@ import torch
 import triton
 from torch import Tensor
 
+from reptrain_kernels.bench import goals
 from reptrain_kernels.bench.operation import Operation, Ways, Work
 
 TABLE = Path(__file__).parents[2] / "bench" / "results" / "gpu.csv"
@@ -258,8 +259,6 @@ def bench(
     operations: Iterable[Operation], *, minutes: float = 7.0, all_shapes: bool = False, path: Path = TABLE
 ) -> bool:
     """Time on this machine's GPU, tell which goals are met; False where a way of ours failed or differs."""
-    from reptrain_kernels.bench import goals
-
     found = append(timed(operations, "cuda", minutes=minutes, all_shapes=all_shapes), path)
     sys.stdout.write(goals.text(goals.verdicts(found)))
     return not any(row.way == "triton" and row.said for row in found)

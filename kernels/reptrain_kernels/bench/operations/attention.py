@@ -22,6 +22,7 @@ from reptrain_kernels.bench.operation import (
     Work,
     compiled_way,
     element_bytes,
+    own_ways,
 )
 from reptrain_kernels.implementation import Implementation
 
@@ -235,8 +236,7 @@ def attention_ways(shape: AttentionShape, device: str) -> Ways:
             rate=shape.rate, impl=impl,
         )  # fmt: skip
 
-    calls = {"triton": lambda: call("triton"), "torch": lambda: call("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(call)
     calls["sdpa alone"] = lambda: F.scaled_dot_product_attention(
         q, k, v, is_causal=shape.causal, scale=1.0, enable_gqa=True
     )

@@ -17,9 +17,9 @@ from reptrain_kernels.bench.operation import (
     Operation,
     Ways,
     Work,
-    compiled_way,
     element_bytes,
     installed,
+    own_ways,
 )
 from reptrain_kernels.gated import Activation, activate
 
@@ -103,8 +103,7 @@ def _ways(shape: GatedShape, device: str) -> Ways:
     def call(impl: str) -> Tensor:
         return activate(shape.activation, up, gate, key=key, rate=shape.rate, impl=impl)
 
-    calls = {"triton": lambda: call("triton"), "torch": lambda: call("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(call)
     liger = installed("liger_kernel.transformers.functional")
     if liger is not None and gate is not None:
         fused = liger.liger_swiglu if shape.activation == "swiglu" else liger.liger_geglu

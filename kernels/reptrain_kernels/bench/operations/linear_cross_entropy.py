@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way, element_bytes, installed
+from reptrain_kernels.bench.operation import Operation, Ways, Work, element_bytes, installed, own_ways
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.linear_cross_entropy import Targets, linear_cross_entropy
+from reptrain_kernels.linear_cross_entropy import Targets, coefficient, linear_cross_entropy
 
 # Instructions for a logit, counted in the code for sm_80, of the pass that finds the loss and of the one that
 # writes the gradient.
@@ -52,10 +52,7 @@ def _tensors(shape: LossShape, device: str) -> tuple[Tensor, Tensor, Targets]:
     x_ND = torch.randn(shape.N, shape.D, dtype=shape.dtype, device=device)
     head_VD = (shape.D**-0.5 * torch.randn(shape.V, shape.D, device=device)).to(shape.dtype)
     target_N = torch.randint(shape.V, (shape.N,), device=device)
-    numbers = (
-        torch.tensor(number, dtype=torch.float64) if number else None
-        for number in (shape.label_smoothing, shape.z_loss)
-    )
+    numbers = map(coefficient, (shape.label_smoothing, shape.z_loss))
     return x_ND, head_VD, Targets(target_N, None, *numbers, wants_correct=False)
 
 
@@ -128,8 +125,7 @@ def _ways(shape: LossShape, device: str) -> Ways:
     def call(impl: Implementation) -> Tensor:
         return linear_cross_entropy(x_ND, head_VD, targets, impl=impl).loss
 
-    calls = {"triton": lambda: call("triton"), "torch": lambda: call("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(call)
     liger = installed("liger_kernel.transformers")
     if liger is not None:
         loss = liger.LigerFusedLinearCrossEntropyLoss(

@@ -17,9 +17,9 @@ from reptrain_kernels.bench.operation import (
     Operation,
     Ways,
     Work,
-    compiled_way,
     element_bytes,
     installed,
+    own_ways,
 )
 from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
 
@@ -169,8 +169,7 @@ def _ways(shape: NormShape, device: str) -> Ways:
             return join(x, branch, drops, impl=impl)
         return join_and_norm(x, branch, weight, EPS, drops, impl=impl)
 
-    calls = {"triton": lambda: call("triton"), "torch": lambda: call("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(call)
     liger = installed("liger_kernel.transformers.functional")
     if liger is not None and shape.what == "norm":
         calls["liger"] = lambda: liger.liger_rms_norm(x, weight, EPS, in_place=False)

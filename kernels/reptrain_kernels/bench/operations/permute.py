@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way, element_bytes
+from reptrain_kernels.bench.operation import Operation, Ways, Work, element_bytes, own_ways
 from reptrain_kernels.implementation import Implementation
 from reptrain_kernels.permute import collect, send, sort
 
@@ -94,8 +94,7 @@ def _ways(shape: PermuteShape, device: str) -> Ways:
         places, _ = sort(expert_MK, shape.E, impl=impl)
         return collect(send(x_MD, places, impl=impl), gate_MK, places, impl=impl)
 
-    calls = {"triton": lambda: both("triton"), "torch": lambda: both("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(both)
     return Ways([x_MD, gate_MK], calls)
 
 

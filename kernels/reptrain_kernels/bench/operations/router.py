@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way
+from reptrain_kernels.bench.operation import Operation, Ways, Work, own_ways
 from reptrain_kernels.implementation import Implementation
 from reptrain_kernels.router import Score, route
 
@@ -85,8 +85,7 @@ def _ways(shape: RouterShape, device: str) -> Ways:
         routed = route(logit_BTE, is_token_BT, bias_E, **shape.how, impl=impl)
         return torch.cat([routed.gate_BTK.flatten(), routed.share_BE.flatten(), routed.square_B])
 
-    calls = {"triton": lambda: call("triton"), "torch": lambda: call("torch")}
-    calls["torch.compile"] = compiled_way(calls["torch"])
+    calls = own_ways(call)
     return Ways([logit_BTE], calls)
 
 
