@@ -65,10 +65,6 @@ def test_wheel_has_every_package_and_data_file(installed: Path) -> None:
 
 
 def test_wheel_runs_the_demo_without_the_checkout(installed: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(40):
-        (text / f"{number}.txt").write_text(f"Document {number} says that {number} is a number. " * 30)
     store = tmp_path / "demo" / "store"
     run(
         installed,
