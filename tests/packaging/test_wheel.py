@@ -71,8 +71,6 @@ def test_wheel_runs_the_demo_without_the_checkout(installed: Path, tmp_path: Pat
         "demo",
         "--store-only",
         "--quick",
-        "--text",
-        str(text),
         "--out",
         str(store.parent),
         cwd=tmp_path,
