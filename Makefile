@@ -3,6 +3,7 @@
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
+# make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-faults check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-machines test-faults check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -60,6 +61,19 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest
+
+# Instruction sets of torch, oneDNN and MKL, and threads: each combination rounds differently.
+MACHINES := default:SSE41:COMPATIBLE:1 avx2:AVX2:AVX2:2 avx512:AVX512_CORE:AVX512:1
+# The rooms whose tests train or compute with models.
+TRAINING := tests/engine tests/model tests/tasks tests/generation tests/hub tests/test_demo.py
+
+test-machines: $(VENV)/.test
+	@for machine in $(MACHINES); do \
+		IFS=: read -r aten onednn mkl threads <<< "$$machine"; \
+		echo "== torch $$aten, oneDNN $$onednn, MKL $$mkl, threads $$threads"; \
+		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
+			$(BIN)/pytest -m 'not slow' $(TRAINING) --numprocesses $(JOBS) --dist loadfile || exit 1; \
+	done
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table

@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     shared = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
+from time_limits import extend
+
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
 
@@ -99,6 +101,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield sized
     if disk.is_mount():
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests the time that their fixtures may take."""
+    for item in items:
+        extend(item, float(config.getoption("timeout") or config.getini("timeout") or 0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

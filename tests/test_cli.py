@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from time_limits import START_S
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
@@ -34,7 +35,7 @@ def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 def start(command: list[str], code: int) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S)
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert code == 1 or "Traceback" not in ended.stderr, ended.stderr
     return ended

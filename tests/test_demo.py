@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from time_limits import takes_up_to
 
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import IGNORE
@@ -27,14 +28,17 @@ from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.store import open_store
 
 ROOT = Path(__file__).parents[1]
+DEMO_S = 1200
+"""For the quick demo: a minute on two quiet cores."""
 
 
 def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "reptrain", "demo", "--quick", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, env=os.environ)
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(DEMO_S)
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The quick demo's folder, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "demo"
@@ -54,6 +58,7 @@ def test_demo_trains_audits_and_answers(demo: tuple[Path, str]) -> None:
         assert f">{epochs}<" in page or f"{epochs} epochs" in page
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_demo_run_twice_reuses_what_is_sealed(demo: tuple[Path, str]) -> None:
     out, printed = demo
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".arrow", ".jsonl")}
@@ -129,13 +134,13 @@ def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3900)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_tiny_t5_learns_as_it_stands(demo: tuple[Path, str], tmp_path: Path, ranks: int) -> None:
     overrides = [f"data.store={demo[0] / 'store'}"]
     command = [sys.executable, "-m", "reptrain", "launch", TINY_T5, *overrides, "--gpus", ranks]
     command += ["--out", tmp_path / "run"]
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert RunFolder.open(tmp_path / "run").plan.step_plan().num_steps <= 300
     hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", load_run_config(TINY_T5, overrides))
@@ -156,7 +161,7 @@ def test_tiny_arms_have_the_flops_of_their_dense_model(arm: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3900)
 @pytest.mark.parametrize("arm", ARMS)
 def test_tiny_arms_learn_as_they_stand(demo: tuple[Path, str], tmp_path: Path, arm: str) -> None:
     overrides = [f"data.store={demo[0] / 'store'}"]

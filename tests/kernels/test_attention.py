@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from attention_cases import CASES, SLOW_CASES, Case, inputs_of, results
 from interpreted import results_of
+from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter
@@ -27,6 +28,7 @@ def assert_within(case: Case, errors: dict[str, float]) -> None:
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("attention_interpreted.py", *CASES, *CHECKS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from interpreted import results_of
+from time_limits import takes_up_to
 from typer.testing import CliRunner
 
 from reptrain.cli import app
@@ -18,6 +19,7 @@ from reptrain_kernels.bench.timed import Row, append
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     return results_of("bench_interpreted.py")
 

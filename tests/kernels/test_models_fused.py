@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from interpreted import results_of
+from time_limits import takes_up_to
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     return results_of("models_interpreted.py")
 

@@ -27,6 +27,7 @@ from moe_cases import (
     sorted_results,
     tied_experts,
 )
+from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter, implementation
@@ -49,6 +50,7 @@ def assert_within(dtype: torch.dtype, errors: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("moe_interpreted.py")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from time_limits import START_S
 
 from reptrain_launcher import run_process
 from reptrain_launcher.ranks import local_ranks
@@ -104,7 +105,7 @@ def test_run_process_works_outside_the_main_thread() -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(run_process(["true"]).returncode))
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=START_S)
     assert codes == [0]
 
 

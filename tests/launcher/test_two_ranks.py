@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from time_limits import START_S
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
@@ -18,6 +19,7 @@ from reptrain_launcher import launch_command, launch_environment, run_launch
 
 
 @pytest.mark.ranks
+@pytest.mark.timeout(4 * START_S)
 def test_run_launch_stops_two_ranks_with_a_checkpoint(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     settings = tiny("train.total_tokens=4000epochs", "train.zero_stage=1", "evaluate.max_windows=1")

@@ -195,8 +195,10 @@ def test_a_later_token_changes_no_earlier_one() -> None:
     changed_BTD = x_BTD.clone()
     changed_BTD[:, 4:] = changed_BTD[:, 4:].flip(2)
     before, after = layer(x_BTD, keys(), routed())[0], layer(changed_BTD, keys(), routed())[0]
-    assert torch.equal(before[:, :4], after[:, :4])
-    assert not torch.equal(before[:, 4:], after[:, 4:])
+    # Where later tokens go elsewhere, an earlier one lies in another row of its expert's product, which may
+    # change its last bit.
+    torch.testing.assert_close(after[:, :4], before[:, :4], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(after[:, 4:], before[:, 4:], atol=1e-2)
 
 
 def test_padding_gives_zeros_and_changes_nothing() -> None:

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from time_limits import START_S
 
 from reptrain.config import RunConfig, load_run_config
 from reptrain.errors import ResumeError, RunError
@@ -160,7 +161,7 @@ def test_lock_of_a_process_that_died_is_free(tmp_path):
         "import os, sys; from pathlib import Path; from reptrain.runs import RunFolder\n"
         "lock = RunFolder.open(Path(sys.argv[1])).lock(); lock.__enter__(); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=START_S)
     assert done.returncode == -9
     with folder.lock():
         pass
@@ -171,7 +172,9 @@ def test_environment_names_versions_without_importing_them():
         "import json, sys; from reptrain.runs.environment import collect\n"
         "print(json.dumps([collect({'device': 'cpu'}), 'torch' in sys.modules]))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=START_S, check=True
+    )
     environment, imported = json.loads(out.stdout)
     assert not imported
     assert environment["packages"].keys() >= {"torch", "numpy"}
