@@ -4,6 +4,8 @@
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
+# make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
+# make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -17,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-machines test-faults check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -74,6 +76,15 @@ test-machines: $(VENV)/.test
 		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
 			$(BIN)/pytest -m 'not slow' $(TRAINING) --numprocesses $(JOBS) --dist loadfile || exit 1; \
 	done
+
+RECORD ?= runs/golden.json
+TOLERANCE ?= 0
+
+golden: $(VENV)/.test
+	$(BIN)/python -m tests.golden.record $(RECORD)
+
+golden-check: $(VENV)/.test
+	$(BIN)/python -m tests.golden.record $(RECORD) --check --loss-tolerance $(TOLERANCE)
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
