@@ -84,6 +84,7 @@ def unigram_entropy(store: Path, split: str) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, str], tmp_path: Path) -> None:
     store = demo[0] / "store"
     overrides = [
@@ -120,6 +121,7 @@ def hold_half_a_nat_under_the_unigram_entropy(out: Path, config: RunConfig) -> N
     assert audit(out).exact
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> None:
     overrides = [
         *(f"data.store={demo[0] / 'store'}", "data.unique_tokens=2**17", "objective.input_tokens=32"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from time_limits import takes_up_to
 
 from reptrain_kernels.attention_tiles import attention_tiles
 from reptrain_kernels.bench.compilation import CHIPS, resident_blocks
@@ -38,6 +39,7 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def rows() -> list[Row]:
     """One shape of each operation, compiled for A100 and H100."""
     return [*compile_entries(entry for entry in entries() if entry.shape == QUICK[entry.operation])]
