@@ -78,10 +78,12 @@ class MoEConfig(Frozen):
     """What a step adds to the selection score of an expert that got less than its share, and takes from
     one that got more (Wang et al. 2024); 0 balances by the loss alone."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
-    """An expert takes at most this times its even share of a routing group, in the order of the tokens;
-    null: all that come."""
+    """An expert takes at most this times tokens / num_experts of a routing group, in the order of the
+    tokens, whatever top_k is; null: all that come."""
     eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
     """The same in evaluation; null: as in training."""
+    min_capacity: NonNegative = 4
+    """With a capacity factor an expert takes at least so many of a routing group."""
     group_windows: Positive = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"
