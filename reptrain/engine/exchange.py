@@ -18,7 +18,7 @@ from reptrain.engine.checkpoint import Manifest, Topology
 from reptrain.engine.state import WEIGHT, Piece
 from reptrain.engine.state_files import write_pieces
 from reptrain.engine.trained import MODEL_FILE, ImportedModel, TrainedModel, open_trained
-from reptrain.errors import RunError
+from reptrain.errors import RunError, check_choice
 from reptrain.files import write_atomically
 from reptrain.hub import ModelFolder, model_settings, save_model
 from reptrain.hub.tokenizer_files import SpecialIds, write_tokenizer
@@ -80,6 +80,7 @@ def export_model(
     Raises:
         ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is in use.
     """
+    check_choice("dtype", dtype, ("fp32", "bf16", "fp16"))
     trained = open_trained(run, step, average=average)
     _refuse_bidirectional(trained)
     settings = model_settings(trained.config, rows=trained.rows)
