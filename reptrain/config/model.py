@@ -51,7 +51,8 @@ class MoEConfig(Frozen):
 
     What is computed over many tokens (the losses, the capacity) is computed over routing groups, so that the
     micro-batch and the number of ranks change nothing. Switch is `top_k: 1`, `capacity_factor: 1.25` and
-    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff.
+    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff. The losses
+    of the sparse layers are added up; others average them (docs/decisions/sparse-layers.md).
     """
 
     num_experts: Annotated[Count, Field(ge=2)]
