@@ -6,6 +6,8 @@ the message alone and exits with code 2; bugs keep their traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ReptrainError(ValueError):
     """Base of all errors that a user can mend.
@@ -32,6 +34,24 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
 
 class ConfigError(ReptrainError):
     """A configuration that cannot be run."""
+
+
+def check_choice(what: str, got: object, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of the choices; the types say so, but Python does not hold them.
+
+    Args:
+        what: The name of the argument.
+        got: The value given.
+        choices: The words that it may be.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    known = list(choices)
+    if got not in known:
+        raise ConfigError(
+            what, got=repr(got), rule=f"must be one of {', '.join(known)}", remedy="Choose one of these."
+        )
 
 
 class TextError(ReptrainError):

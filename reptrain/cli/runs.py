@@ -48,7 +48,7 @@ def config_show(
         return
     resolved = load_run_config(config, overrides or [])
     data = resolved.model_dump(mode="json")
-    text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
+    text = f"{dump_yaml(data)}# config fingerprint: {config_fingerprint(resolved)}"
     show(data, text, as_json=as_json)
 
 

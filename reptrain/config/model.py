@@ -51,7 +51,8 @@ class MoEConfig(Frozen):
 
     What is computed over many tokens (the losses, the capacity) is computed over routing groups, so that the
     micro-batch and the number of ranks change nothing. Switch is `top_k: 1`, `capacity_factor: 1.25` and
-    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff.
+    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff. The losses
+    of the sparse layers are added up; others average them (docs/decisions/sparse-layers.md).
     """
 
     num_experts: Annotated[Count, Field(ge=2)]
@@ -78,10 +79,12 @@ class MoEConfig(Frozen):
     """What a step adds to the selection score of an expert that got less than its share, and takes from
     one that got more (Wang et al. 2024); 0 balances by the loss alone."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
-    """An expert takes at most this times its even share of a routing group, in the order of the tokens;
-    null: all that come."""
+    """An expert takes at most this times tokens / num_experts of a routing group, in the order of the
+    tokens, whatever top_k is; null: all that come."""
     eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
     """The same in evaluation; null: as in training."""
+    min_capacity: NonNegative = 4
+    """With a capacity factor an expert takes at least so many of a routing group."""
     group_windows: Positive = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"

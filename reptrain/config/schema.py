@@ -58,7 +58,8 @@ class DataConfig(Frozen):
     subset_seed: Seed = 0
     """Keys the order of documents. Subsets of one seed are nested; `seed` does not change them."""
     document_mask: bool = False
-    """Whether attention stays within a document where a window holds several."""
+    """Whether attention stays within a document where a window holds several. A decoder's positions then
+    start anew in each document."""
 
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
@@ -141,7 +142,8 @@ class EvaluateConfig(Frozen):
     every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the run between two evaluations; the start and the end are always evaluated."""
     max_windows: Positive = 64
-    """Windows scored of each set: select, report, and the probe of training windows."""
+    """Windows scored of each set: select, report, and the probe of training windows. They are drawn once by
+    a fixed key, without replacement."""
     noise_samples: Positive = 1
     """How often each of these windows is scored, under other noise each time."""
     patience: Positive | None = None

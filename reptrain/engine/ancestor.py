@@ -18,8 +18,8 @@ from reptrain.text import Tokenizer
 # What may change with the data or the budget; of all else the weights know. The shapes are compared first.
 _MAY_DIFFER = (
     "init_std", "init_scale", "rope_theta", "norm_eps", "dropout.*", "moe.capacity_factor",
-    "moe.eval_capacity_factor", "moe.*_coefficient", "moe.jitter", "moe.bias_rate", "moe.group_windows",
-    "moe.backend",
+    "moe.eval_capacity_factor", "moe.min_capacity", "moe.*_coefficient", "moe.jitter", "moe.bias_rate",
+    "moe.group_windows", "moe.backend",
 )  # fmt: skip
 
 

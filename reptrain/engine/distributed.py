@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reptrain.engine.host_memory import keep_freed_memory
-from reptrain.errors import ConfigError, RunError
+from reptrain.errors import ConfigError, RunError, check_choice
 from reptrain.runs.environment import collect
 from reptrain_kernels.implementation import choose_grouped, choose_implementation
 
@@ -119,8 +119,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to train on.
 
     Raises:
-        ConfigError: If a GPU is asked for and there is none.
+        ConfigError: If a GPU is asked for and there is none, or another word is given.
     """
+    check_choice("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device",

@@ -11,6 +11,7 @@ import numpy as np
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
+from reptrain.batch.objectives.example import Int64s
 from reptrain.config.objectives import CausalConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
@@ -55,10 +56,11 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """For each source a probe of its training subset and its two held-out sets.
 
-    Held-out windows depend on the store alone, never on the run's seed, so that arms compare. The probe is
-    spread evenly over the subset. What an objective draws for the n-th window of a set is a function of the
-    store and of n: the sets of a source, and all arms, are scored under equal noise. Sets are named probe,
-    select and report; in a mixture the source's name follows, as in select/books.
+    The windows of a set are a sample without replacement, drawn by a fixed key: they depend on the set's
+    size, the window and `evaluate.max_windows`, never on the run's seed, so that arms compare. What an
+    objective draws for the n-th window of a set is a function of the store and of n: the sets of a source,
+    and all arms, are scored under equal noise. Sets are named probe, select and report; in a mixture the
+    source's name follows, as in select/books.
 
     Args:
         config: The run.
@@ -104,13 +106,22 @@ def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
     )
 
 
+def sampled_windows(plan: EpochPlan, max_windows: int) -> Int64s:
+    """Indices of the windows that are scored, int64 [N], within the first pass of a plan.
+
+    The plan's order is a keyed permutation, so that indices at equal distances are a sample of the windows.
+    """
+    count = min(max_windows, plan.windows_per_epoch)
+    return np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count
+
+
 def _rank_share(
     subset: Subset, objective: Objective, *, config: RunConfig, world: World, micro_batch_windows: int
 ) -> list[MicroBatch]:
     samples = 1 if isinstance(config.objective, CausalConfig) else config.evaluate.noise_samples
     plan = _in_order(subset, config.window_tokens, samples)
-    count = min(config.evaluate.max_windows, plan.windows_per_epoch)
-    chosen = np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count
+    chosen = sampled_windows(plan, config.evaluate.max_windows)
+    count = chosen.size
     chosen = (chosen + np.arange(samples)[:, None] * plan.windows_per_epoch).ravel()
     rows_MB = rank_rows(
         chosen.size, rank=world.rank, world_size=world.world_size, micro_batch_windows=micro_batch_windows

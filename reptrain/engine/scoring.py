@@ -15,7 +15,7 @@ from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, Pref
 from reptrain.engine.distributed import World, choose_device
 from reptrain.engine.evaluate import SETS, evaluation_sets
 from reptrain.engine.trained import open_trained
-from reptrain.errors import ConfigError, StoreError
+from reptrain.errors import ConfigError, StoreError, check_choice
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import Subset
 from reptrain.runs.folder import RunFolder
@@ -179,8 +179,10 @@ def score_run(
         noise_samples: As evaluate.noise_samples; None takes the run's.
 
     Raises:
-        ConfigError: If an objective cannot be run.
+        ConfigError: If a set is unknown or an objective cannot be run.
     """
+    for name in sets:
+        check_choice("set", name, SETS)
     given = {"max_windows": max_windows, "noise_samples": noise_samples}
     changed = {key: value for key, value in given.items() if value is not None}
     configs = [with_objective(run.config, text) for text in objectives] or [run.config]

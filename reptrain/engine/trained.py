@@ -38,7 +38,7 @@ from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.distributed import World
 from reptrain.engine.state import WEIGHT, Piece
 from reptrain.engine.state_files import read_pieces
-from reptrain.errors import ReptrainError, RunError, TokenizerError
+from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
 from reptrain.hub import ModelFolder
 from reptrain.hub.folder import CONFIG
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
@@ -314,8 +314,10 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, Manifest]:
         manifest = Manifest.read(place)
         problems = (expected.problem(place / name) for name, expected in manifest.files.items())
         problem = next((text for text in problems if text), None)
+    except ResumeError:
+        raise
     except (OSError, ValueError) as error:
-        problem = "of another version" if isinstance(error, ValidationError) else str(error)
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     if problem is not None:
         kept = ", ".join(sorted(found.name for found in folder.glob("step-*")))
         raise _wrong(place, problem, f"must be a whole checkpoint (there are {kept or 'none'})")

@@ -9,6 +9,7 @@ from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig
 from reptrain.errors import HubError
 from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
 from reptrain.hub.parts import Part
+from reptrain.hub.router_losses import mixtral_factor, published
 
 _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -138,7 +139,7 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
     return _write_common(config, moe.d_ff or config.d_ff) | {
         "num_local_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k,
-        "router_aux_loss_coef": moe.balance_coefficient,
+        "router_aux_loss_coef": published(moe.balance_coefficient, mixtral_factor(config)),
         "router_jitter_noise": moe.jitter,
         "sliding_window": None,
     }
@@ -149,11 +150,13 @@ def _read_mixtral(settings: Settings) -> ModelConfig:
         num_experts=number(settings, "num_local_experts"),
         top_k=number(settings, "num_experts_per_tok", 2),
         normalize=True,
-        balance_coefficient=number(settings, "router_aux_loss_coef", 0.001),
         z_coefficient=0.0,
         jitter=number(settings, "router_jitter_noise", 0.0),
     )
-    return _read_common(settings, moe)
+    config = _read_common(settings, moe)
+    balance = number(settings, "router_aux_loss_coef", 0.001)
+    ours = {"balance_coefficient": balance / mixtral_factor(config)}
+    return config.model_copy(update={"moe": MoEConfig.model_validate(moe.model_dump() | ours)})
 
 
 _IGNORED = ("rotary_emb.inv_freq",)

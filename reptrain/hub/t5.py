@@ -9,6 +9,7 @@ from reptrain.config.model import ModelConfig, MoEConfig, StackShape, T5Config
 from reptrain.errors import HubError
 from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
 from reptrain.hub.parts import Part
+from reptrain.hub.router_losses import published, switch_factor
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 _COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
@@ -149,8 +150,8 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
         "router_bias": False,
         "router_dtype": "float32",
         "router_jitter_noise": moe.jitter,
-        "router_aux_loss_coef": moe.balance_coefficient,
-        "router_z_loss_coef": moe.z_coefficient,
+        "router_aux_loss_coef": published(moe.balance_coefficient, switch_factor(config)),
+        "router_z_loss_coef": published(moe.z_coefficient, switch_factor(config)),
         "num_sparse_encoder_layers": config.encoder.num_sparse,
         "num_sparse_decoder_layers": config.decoder.num_sparse,
     }
@@ -184,15 +185,15 @@ def _read_switch(settings: Settings) -> ModelConfig:
             num_experts=number(settings, "num_experts"),
             top_k=1,
             every=every,
-            balance_coefficient=number(settings, "router_aux_loss_coef", 0.001),
-            z_coefficient=number(settings, "router_z_loss_coef", 0.001),
             jitter=number(settings, "router_jitter_noise", 0.01),
         )
         tied = settings.get("tie_word_embeddings") is not False
         config = _read_common(settings, mlp="relu", tied=tied, moe=moe)
         shapes = {"encoder": config.encoder, "decoder": config.decoder}
         if all(theirs[n] == [i for i in range(layers[n]) if shapes[n].sparse(i)] for n in shapes):
-            return config
+            names = {"balance_coefficient": "router_aux_loss_coef", "z_coefficient": "router_z_loss_coef"}
+            ours = {key: number(settings, name, 0.001) / switch_factor(config) for key, name in names.items()}
+            return config.model_copy(update={"moe": MoEConfig.model_validate(moe.model_dump() | ours)})
     raise HubError(
         "num_sparse_encoder_layers in config.json",
         got=f"sparse layers {theirs['encoder']} of the encoder and {theirs['decoder']} of the decoder",

@@ -77,7 +77,9 @@ def write_tokenizer(
     library.save(str(path / "tokenizer.json"))
     if tokenizer.file_name != "tokenizer.json":
         (path / tokenizer.file_name).write_bytes(tokenizer.model_bytes)
-    named = {"eos_token": special.ends[0], "pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
+    # A decoder starts from our padding, which must not be masked.
+    pad = tokenizer.pad_id if is_encoder_decoder else special.ends[0]
+    named = {"eos_token": special.ends[0], "pad_token": pad, "unk_token": tokenizer.unk_id}
     if not is_encoder_decoder and special.start is not None:
         named["bos_token"] = special.start
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -17,7 +17,7 @@ from reptrain.model.head import Head
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
-from reptrain.model.segments import visible
+from reptrain.model.segments import positions_in_segment, visible
 from reptrain.model.sight import Sight, causal_sight, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
@@ -126,7 +126,8 @@ class Decoder(nn.Module):
         Args:
             tokens_BT: int64, the inputs.
             segments_BT: int64, the number of each position's document, 0 for padding: a position attends
-                within its own. None: to all before it.
+                within its own, and positions are counted from the document's start. None: to all before it,
+                counted from the row's start.
             prefix_B: int64, so many of a row's first positions are read by all positions, those before them
                 too; as many as the row has make attention bidirectional. None: none.
             is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
@@ -148,7 +149,8 @@ class Decoder(nn.Module):
             visible_B1TT = causal_sight(tokens_BT, segments_BT, prefix_B)
         else:
             visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
-        position_BT, num_positions = None, tokens_BT.shape[1]
+        position_BT = None if segments_BT is None else positions_in_segment(segments_BT)
+        num_positions = tokens_BT.shape[1]
         if cache is not None:
             position_BT, visible_B1TT = cache.advance(is_token_BT, prefix_B)
             num_positions = cache.num_columns
@@ -179,7 +181,6 @@ class Decoder(nn.Module):
         """Embeddings, and the rotation of each position; None stands for 0 ... num_positions - 1."""
         x_BTD = self.embedding(tokens_BT)
         if self.position_embedding is not None:
-            # The place in the window, in a later document of it too, as the published models have it.
             place_PD = self.position_embedding.weight[:num_positions]
             return x_BTD + (place_PD if position_BT is None else place_PD[position_BT]), None
         whole = rotation(num_positions, self.config.head_dim, self.config.rope_theta, tokens_BT.device)

@@ -21,6 +21,21 @@ def same_segment(reading_BT: Tensor, read_BS: Tensor) -> Tensor:
     return reading_BT[:, :, None] == read_BS[:, None, :]
 
 
+def positions_in_segment(segments_BT: Tensor) -> Tensor:
+    """How many positions of a row's same segment stand before each position, int64 [B, T].
+
+    A segment need not be one stretch: a decoder reads the inputs of several documents, then their targets.
+
+    >>> positions_in_segment(torch.tensor([[1, 1, 2, 2, 1, 0]])).tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
+    order_BT = segments_BT.argsort(dim=1, stable=True)
+    sorted_BT = segments_BT.gather(1, order_BT)
+    column_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    rank_BT = column_T - torch.searchsorted(sorted_BT, sorted_BT)
+    return torch.empty_like(rank_BT).scatter_(1, order_BT, rank_BT)
+
+
 def visible(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None) -> Tensor | None:
     """Which positions each position of a decoder reads, bool [B, 1, T, T]; None: itself and those before it.
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from reptrain.config import config_fingerprint
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import RunError
 from reptrain.plan import Stream, Subset
 from reptrain.runs.audit_report import AuditReport
@@ -154,6 +155,8 @@ def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream
         if value != asked[key]:
             recount.problem(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")
     made, found = folder.plan.config_fingerprint, config_fingerprint(folder.config)
+    if folder.plan.numerics_version != NUMERICS_VERSION:
+        return
     # Another release may have other settings, and so other fingerprints.
     if made != found and folder.environment.get("packages", {}).get("reptrain") == version("reptrain"):
         recount.problem(f"config.yaml has the fingerprint {found}, where plan.json has {made}: it was edited")

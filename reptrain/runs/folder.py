@@ -17,13 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import ConfigError, ResumeError, RunError
 from reptrain.files import remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
-from reptrain.runs.run_plan import RunPlan
+from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -139,8 +140,9 @@ class RunFolder:
         """The run's plan.
 
         Raises:
-            RunError: If plan.json is missing or wrong.
+            RunError: If plan.json is missing, wrong, or in a newer format.
         """
+        _refuse_newer_format(self._plan_file)
         return _read(RunPlan, self._plan_file, "Restore the file, or train again in a new folder.")
 
     @property
@@ -222,6 +224,7 @@ class RunFolder:
         return self.path / "plan.json"
 
     def _refuse_another(self, config: RunConfig, plan: RunPlan) -> None:
+        self._refuse_other_numerics()
         differing = differing_keys(self.config, config)
         if not differing:
             # Settings before fingerprints: they say better what is another.
@@ -235,11 +238,22 @@ class RunFolder:
                 remedy="Undo the change, or choose another --out.",
             )
 
+    def _refuse_other_numerics(self) -> None:
+        found = self.plan.numerics_version
+        if found != NUMERICS_VERSION:
+            raise ResumeError(
+                f"run folder {self.path}",
+                got=f"numerics_version {found}",
+                rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
+                remedy="The same configuration now computes something else (docs/decisions/versions.md):"
+                f" resume with {_writer(self.environment)}, or choose another --out.",
+            )
+
     def _write(self, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]) -> None:
         self.tensorboard.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         settings = dump_yaml(config.model_dump(mode="json"))
-        header = f"# Resolved by reptrain. Fingerprint of the mathematics: {config_fingerprint(config)}\n"
+        header = f"# Resolved by reptrain. Config fingerprint: {config_fingerprint(config)}\n"
         write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))
         write_atomically(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
@@ -259,6 +273,29 @@ def refuse_to_resume(path: Path) -> None:
             got="a checkpoint there, and --no-resume",
             rule="must be new",
             remedy="Leave --no-resume out to go on, or choose another --out.",
+        )
+
+
+def _writer(environment: Mapping[str, Any]) -> str:
+    """The version that last wrote to a run folder, as its environment.json names it."""
+    release = environment.get("packages", {}).get("reptrain")
+    commit = environment.get("commit")
+    named = f"reptrain {release}" if release else "the version of reptrain that started it"
+    return f"{named} (commit {commit})" if commit else named
+
+
+def _refuse_newer_format(plan_file: Path) -> None:
+    try:
+        found = json.loads(plan_file.read_bytes()).get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        # Reading the plan itself says better what is wrong.
+        return
+    if isinstance(found, int) and found > RUN_FORMAT:
+        raise RunError(
+            f"run folder {plan_file.parent}",
+            got=f"format {found}",
+            rule=f"must have a format from 1 to {RUN_FORMAT}",
+            remedy="Use the version of reptrain that wrote it, or a later one.",
         )
 
 

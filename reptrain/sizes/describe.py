@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import Recompute, T5Config
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
@@ -39,6 +39,7 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
     """
     if precision is None:
         precision = subject.run.train.precision if subject.run else "fp32"
+    check_choice("precision", precision, get_args(Precision))
     count, shape = subject.parameters, subject.shape
     return {
         "family": subject.model.family,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from reptrain.config.fingerprint import fingerprint
-from reptrain.errors import StoreError, TokenizerError
+from reptrain.errors import StoreError, TokenizerError, check_choice
 from reptrain.files import write_atomically
 from reptrain.store.clusters import Clustered, decide_near
 from reptrain.store.encode import Encoded, EncodeTask, StoredTokenizer, encode_job, kept_documents
@@ -114,10 +114,12 @@ def tokenize(
         progress: Called after each step.
 
     Raises:
+        ConfigError: If ``dedup`` is unknown.
         TextError: If a source cannot be read, naming the file and line.
         TokenizerError: If the model cannot be loaded or trained, or has no EOS.
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
+    check_choice("dedup", dedup, get_args(Dedup))
     _check_numbers(held_out_fraction, processes, passages)
     given = _load_tokenizer(tokenizer, eos)
     options = Options(

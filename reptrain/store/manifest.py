@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,9 @@ from reptrain.files import write_atomically
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
 FORMAT = "reptrain-store-2"
+"""Format of a store. `reptrain-store-1` is refused."""
+
+_FORMAT_NAME = re.compile(r"reptrain-store-(\d{1,9})")
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
@@ -174,11 +179,13 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a sealed store.
 
     Raises:
-        StoreError: If there is none, or it is not one of this format.
+        StoreError: If there is none, it is in another format, or it is damaged.
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        _refuse_other_format(folder, content)
+        return Manifest.model_validate_json(content)
     except OSError as error:
         raise StoreError(
             f"store {folder}",
@@ -193,5 +200,23 @@ def read_manifest(folder: Path) -> Manifest:
             f"store {folder}",
             got=f"{'.'.join(map(str, detail['loc'])) or path.name}: {detail['msg']}",
             rule=f"must have a manifest of the format {FORMAT}",
-            remedy="Make the store anew with `reptrain tokenize`.",
+            remedy="Rebuild the store with `reptrain tokenize`.",
         ) from error
+
+
+def _refuse_other_format(folder: Path, content: bytes) -> None:
+    try:
+        found = json.loads(content).get("format")
+    except (ValueError, AttributeError):
+        # Validation names what is wrong.
+        return
+    match = _FORMAT_NAME.fullmatch(found) if isinstance(found, str) else None
+    if match is not None and found != FORMAT:
+        newer = int(match[1]) > int(FORMAT.rpartition("-")[2])
+        read_by = "a later version of reptrain" if newer else "the version of reptrain that wrote it"
+        raise StoreError(
+            f"store {folder}",
+            got=found,
+            rule=f"must have the format {FORMAT}",
+            remedy=f"Read it with {read_by}, or rebuild the store with `reptrain tokenize`.",
+        )

@@ -13,11 +13,13 @@ from reptrain.config import RunConfig, fingerprint
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
-from reptrain.study.folder import is_run_of, run_path
+from reptrain.study.folder import difference, is_run_of, run_path
 from reptrain.study.grid import Arm, arms
 from reptrain.study.schema import StudyConfig
 
-RowState = Literal["waiting", "created", "running", "done", "failed", "preempted", "other config"]
+RowState = Literal[
+    "waiting", "created", "running", "done", "failed", "preempted", "other config", "other numerics"
+]
 SetName = Literal["probe", "select", "report"]
 
 
@@ -48,7 +50,8 @@ class ArmRow(FrozenRecord):
         arm: Its name.
         values: The value of each axis by dotted key.
         seed: Of the run.
-        state: Of the run; ``other config`` where its folder holds another configuration: nothing is read.
+        state: Of the run. ``other config``: its folder holds another configuration; ``other numerics``: a
+            run of another `numerics_version`. Nothing is read from either.
         reason: Why it failed or was preempted.
         unique_tokens: U.
         epochs: Planned passes over the subset.
@@ -121,8 +124,9 @@ def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
     fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
     if folder is None:
         return ArmRow(**fields, state="waiting")
-    if not is_run_of(arm, folder):
-        return ArmRow(**fields, state="other config")
+    differs = difference(arm, folder)
+    if differs is not None:
+        return ArmRow(**fields, state=differs)
     status = folder.status()
     fields |= {"state": status.state, "reason": status.reason}
     fields |= _planned(arm, unique_tokens={s.name: s.unique_tokens for s in folder.plan.sources})

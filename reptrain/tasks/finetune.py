@@ -2,7 +2,7 @@
 
 OUT/
   config.yaml      settings          parent.json       the model, its step, and its weights' fingerprint
-  data.json        the files' sums   environment.json  versions, machine
+  data.json        checksums, versions environment.json  versions, machine
   results.json     figures of every seed, and their means with intervals
   seed-N/          a trained model as `reptrain import` makes one, with the best and the last checkpoint,
                    metrics.jsonl, result.json, and texts.jsonl: what the best wrote
@@ -25,6 +25,7 @@ from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.fingerprint import flatten
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
 from reptrain.config.model import ModelConfig
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.quantities import Budget
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Progress
@@ -141,20 +142,25 @@ class _Data(Frozen):
     """`data.json`."""
 
     files: dict[str, str]
+    """SHA-256 of each file of the task."""
+    numerics_version: int = 1
+    """`NUMERICS_VERSION` of the version that started the fine-tuning."""
 
 
 def _enter(
     out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows, environment: dict[str, Any]
 ) -> None:
     """Make the folder, or refuse one of another fine-tuning by name."""
-    data = _Data(files=rows.files)
+    data = _Data(files=rows.files, numerics_version=NUMERICS_VERSION)
     if (out / "config.yaml").exists():
         before = validate(FinetuneConfig, read_yaml(out / "config.yaml"))
         there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (before, config))
         known = read_parent(out)
         there |= {"parent's weights": known.weights if known else None}
         here |= {"parent's weights": parent.weights}
-        there |= {"files": validate(_Data, json.loads((out / "data.json").read_text())).files}
+        known_data = validate(_Data, json.loads((out / "data.json").read_text()))
+        _refuse_other_numerics(out, known_data.numerics_version)
+        there |= {"files": known_data.files}
         here |= {"files": data.files}
         for key in sorted(there.keys() | here.keys()):
             if key not in _MAY_DIFFER and there.get(key) != here.get(key):
@@ -178,6 +184,17 @@ def _enter(
     parent.write(out)
     # Last: where it is, all is.
     write_atomically(out / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+
+
+def _refuse_other_numerics(out: Path, found: int) -> None:
+    if found != NUMERICS_VERSION:
+        raise ResumeError(
+            f"fine-tuning {out}",
+            got=f"numerics_version {found}",
+            rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
+            remedy="The same settings now compute something else (docs/decisions/versions.md): choose another"
+            " --out, or use the version of reptrain that started it (environment.json).",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from typer.main import get_command
 from reptrain.batch.collate import noise_places
 from reptrain.batch.objectives import build_objective
 from reptrain.cli import app
-from reptrain.config import RunConfig
-from reptrain.engine.evaluate import evaluation_sets
+from reptrain.config import Budget, RunConfig
+from reptrain.engine.evaluate import evaluation_sets, sampled_windows
 from reptrain.engine.loop import train
 from reptrain.engine.memorisation import exposures, memorised
 from reptrain.engine.scoring import ScoredRun, open_run, score_run
 from reptrain.engine.setup import open_data
 from reptrain.errors import ConfigError, StoreError
+from reptrain.plan import plan_epochs
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 from reptrain.store import tokenize
@@ -183,6 +185,22 @@ def test_bits_per_byte_follow_from_nats_and_the_bytes_of_the_split(
     assert score.bits_per_byte == pytest.approx(
         score.nats / math.log(2) * split.num_tokens / split.text_bytes
     )
+
+
+@pytest.mark.parametrize("max_windows", [8, 64, 1000])
+def test_windows_of_a_set_are_drawn_without_replacement(max_windows: int) -> None:
+    plan = plan_epochs(
+        unique_tokens=32 * 300 + 5, window_tokens=32, budget=Budget(epochs=Fraction(1)),
+        order="same", cut="fixed", seed=0,
+    )  # fmt: skip
+    start_N = np.sort(plan.locate(sampled_windows(plan, max_windows)).start)
+    assert len(np.unique(start_N)) == min(max_windows, 301)
+    if max_windows < 301:
+        # Drawn, not spread evenly: some stand next to each other, some far apart.
+        gaps = np.diff(start_N) * max_windows / (32 * 301)
+        assert gaps.min() < 0.5 and gaps.max() > 1.5
+    else:
+        assert start_N.tolist() == list(range(0, 32 * 301, 32))
 
 
 def test_sets_of_a_source_are_scored_under_equal_noise_and_samples_under_other(

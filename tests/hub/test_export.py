@@ -109,6 +109,31 @@ def test_exported_model_gives_our_logits_in_transformers(
         assert sum(parameter.numel() for parameter in theirs.parameters()) == stored
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt"])
+def test_exported_decoder_reads_its_start_token_without_a_mask(
+    kind: str, untrained: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers' own `generate` takes any other padding in a prompt for masked."""
+    run = untrained(*RUNS[kind])
+    export_model(run, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        # Far from uniform, and with an attention that tells one position from none.
+        for name, parameter in theirs.named_parameters():
+            parameter.mul_(1 if "norm" in name or "ln_" in name else 5)
+    start = open_trained(run).special_ids(open_trained(run).tokenizer(None)).start
+    assert start == theirs.generation_config.bos_token_id == 0
+    prompt = torch.tensor([[start, 7, start, 9], [start] * 4, [start, 7, 1, 9]])
+    more = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = theirs.generate(prompt, **more)
+    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **more)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(torch.stack(found.logits), torch.stack(expected.logits))
+    pieces = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert pieces.pad_token_id == theirs.generation_config.pad_token_id == pieces.eos_token_id != start
+    assert theirs.config.pad_token_id is None
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)

@@ -96,6 +96,35 @@ def test_create_or_open_refuses_another_subset(tmp_path, other):
         opened(tmp_path, **other)
 
 
+def rewrite_plan(folder, **changes) -> None:
+    """Write plan.json again with other values; None removes a key."""
+    path = folder.path / "plan.json"
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+@pytest.mark.parametrize("state", ["preempted", "done"])
+@pytest.mark.parametrize(("found", "named"), [(None, 1), (99, 99)])
+def test_create_or_open_refuses_other_numerics_by_name(tmp_path, state, found, named):
+    folder = opened(tmp_path, environment={"packages": {"reptrain": "0.0.1"}, "commit": "abc"})
+    folder.set_status(state)
+    # A run of before the first numerics_version has none.
+    rewrite_plan(folder, numerics_version=found, format=None if found is None else 2)
+    before = files_of(folder.path)
+    with pytest.raises(ResumeError, match=f"but got numerics_version {named}") as error:
+        opened(tmp_path)
+    assert "resume with reptrain 0.0.1 (commit abc)" in str(error.value)
+    assert files_of(folder.path) == before
+    assert RunFolder.open(folder.path).plan.numerics_version == named
+
+
+def test_plan_of_a_newer_format_is_refused(tmp_path):
+    folder = opened(tmp_path)
+    rewrite_plan(folder, format=3, something="new")
+    with pytest.raises(RunError, match=r"must have a format from 1 to 2, but got format 3\. Use the version"):
+        opened(tmp_path)
+
+
 def test_create_or_open_follows_a_store_that_moved(tmp_path):
     opened(tmp_path)
     config = configured()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from run_folders import write_run
+from run_folders import FakeStore, write_run
 
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.collect import Curve
 from reptrain.study.folder import run_path
+from reptrain.study.runner import is_done
 from reptrain.study.verdict import settings
 from reptrain.study.words import label, plain
 
@@ -81,6 +83,20 @@ def test_collect_reads_nothing_from_a_run_of_another_configuration(tmp_path: Pat
     row = collect(STUDY, tmp_path)[0]
     assert (row.state, row.best_select_nats) == ("other config", None)
     assert study_status(STUDY, tmp_path)[0].state == "other config"
+
+
+def test_collect_and_runner_take_a_run_of_other_numerics_for_another(tmp_path: Path) -> None:
+    arm = arms(STUDY)[0]
+    run = run_path(tmp_path, arm.name)
+    write_run(arm.config, run)
+    stores = {source.store: FakeStore() for source in arm.config.sources.values()}
+    assert is_done(arm, run, stores)
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps(plan | {"numerics_version": plan["numerics_version"] - 1}))
+    assert not is_done(arm, run, stores)
+    row = collect(STUDY, tmp_path)[0]
+    assert (row.state, row.best_select_nats) == ("other numerics", None)
+    assert study_status(STUDY, tmp_path)[0].state == "other numerics"
 
 
 def test_collect_tells_why_a_run_failed(tmp_path: Path) -> None:

@@ -245,6 +245,11 @@ def test_other_settings_and_other_folders_are_refused(
         tune(run, task, out, "epochs=1", "optimizer.lr=1e-3")
     with pytest.raises(ResumeError, match="parent's weights"):
         tune(trained("prefix"), task, out, "epochs=1")
+    data = json.loads((out / "data.json").read_text())
+    (out / "data.json").write_text(json.dumps({"files": data["files"]}))
+    with pytest.raises(ResumeError, match="but got numerics_version 1"):
+        tune(run, task, out, "epochs=1")
+    (out / "data.json").write_text(json.dumps(data))
     (task / "train.jsonl").write_text((task / "train.jsonl").read_text().replace("sys", "sis"))
     with pytest.raises(ResumeError, match="files"):
         tune(run, task, out, "epochs=1")
