@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
-from reptrain.sizes import activation_bytes, state_bytes
+from reptrain.sizes import activation_bytes, count_parameters, state_bytes
 from reptrain.sizes.memory import head_bytes
 from reptrain_kernels.linear_cross_entropy import Targets
 
@@ -164,3 +169,53 @@ def test_state_bytes_are_what_deepspeed_was_measured_to_keep() -> None:
 
 def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:
     assert state_bytes(10, stage=0, world_size=1, precision="bf16") is None
+
+
+TRAIN = """
+import re, sys
+from pathlib import Path
+import deepspeed
+from reptrain.config import load_run_config
+from reptrain.engine.loop import train
+train(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak_bytes(config: RunConfig, folder: Path) -> int:
+    """The most memory that a process had which trained, evaluated and saved."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml"), str(folder / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout.split()[-1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_state_and_activation_bytes_are_what_a_run_adds_to_its_process(tmp_path: Path, tiny: Any) -> None:
+    # Four steps with two saves: memory that comes with the second step or save counts.
+    settings = [
+        *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
+        *("train.total_tokens=128", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
+        *("checkpoint.every_fraction=0.5", "model.num_heads=8", "model.tie_embeddings=true"),
+    ]
+
+    def measured(width: int, layers: int) -> tuple[int, int]:
+        config = tiny(
+            *settings, f"model.d_model={width}", f"model.num_layers={layers}", f"model.d_ff={4 * width}"
+        )
+        state = state_bytes(
+            count_parameters(config.model, 512).total, stage=0, world_size=1, precision="fp32"
+        )
+        kept = activation_bytes(
+            config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
+        )
+        assert state is not None
+        return peak_bytes(config, tmp_path / f"{width}-{layers}"), state + kept.plain
+
+    process, _ = measured(16, 1)
+    for width, layers in ((512, 4), (768, 5)):
+        peak, estimated = measured(width, layers)
+        assert peak - process == pytest.approx(estimated, rel=0.1), (width, layers)
