@@ -193,10 +193,10 @@ def _settle(
         new, at = new[~drawn[new]], at[~drawn[new]]
         draw[new], drawn[new] = low[at], True
         stratum[new] = strata.of(job[at], index[at])
-    # Of equal texts only the first takes part in a cluster; each other one is a root without a fate of its own.
+    # Of equal texts only the first takes part in a cluster; the others are roots of their own.
     alone = np.concatenate([np.zeros(0, np.bool_), *(fate != DUPLICATE for fate in fates)])
     units = np.flatnonzero(drawn & alone)
-    counts = np.bincount(stratum[units], minlength=strata.count)
+    counts = np.bincount(stratum[units], minlength=strata.num_strata)
     thresholds = find_thresholds(counts, [(draw[units], stratum[units])], held_out_fraction)
     for job, index, _, _ in sweep(tables):
         document = first[job] + index

@@ -14,7 +14,6 @@ from reptrain.store.manifest import MANIFEST, SPLITS, Manifest, Options
 from reptrain.store.sources import SourceFile
 from reptrain.store.work import LOCK, WORK
 
-
 _FEW_DOCUMENTS = 20
 _FEW_TOKENS = 4096
 

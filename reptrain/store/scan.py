@@ -142,9 +142,9 @@ def _thresholds(
             is_first = _first_of_equal(high, low) == np.arange(len(low))
             yield low[is_first], strata.of(job[is_first], index[is_first])
 
-    counts = np.zeros(strata.count, np.int64)
+    counts = np.zeros(strata.num_strata, np.int64)
     for _, stratum in distinct():
-        counts += np.bincount(stratum, minlength=strata.count)
+        counts += np.bincount(stratum, minlength=strata.num_strata)
     return find_thresholds(counts, distinct(), held_out_fraction)
 
 

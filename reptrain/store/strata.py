@@ -1,8 +1,8 @@
 """Held-out documents by stratum: a source, a file of many documents, or a folder of texts.
 
 A document is held out where its content hash lies below a threshold. In a large stratum the threshold is the
-held-out fraction itself, so that equal texts fall on the same side in every store of equal fraction. In a small
-one chance would decide how much of it is held out: there the threshold is the hash that holds out its share.
+held-out fraction itself, so that equal texts fall on the same side in every store of equal fraction. In a
+small one chance would decide how much is held out: there the threshold is the hash that gives its share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UInt64s = npt.NDArray[np.uint64]
 class Strata(NamedTuple):
     """Which stratum each document of each job belongs to."""
 
-    count: int
+    num_strata: int
     ends: tuple[Int64s, ...]
     """Of each job, the number of documents up to the end of each slice."""
     numbers: tuple[Int64s, ...]
@@ -104,7 +104,7 @@ def find_thresholds(
 ) -> Thresholds:
     """The thresholds of each stratum.
 
-    What rounding takes from one small stratum the next one gets, so that the shares of all together are right.
+    Rounding is carried from one small stratum to the next, so that the share of all together is right.
 
     Args:
         counts: int64 [strata], distinct documents (or clusters of near-duplicates) of each stratum.

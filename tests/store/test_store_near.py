@@ -22,8 +22,8 @@ from reptrain.store.jobs import plan_jobs
 from reptrain.store.manifest import Dedup
 from reptrain.store.near import SignatureWriter, sign
 from reptrain.store.scan import KEPT, NEAR_DUPLICATE, Scan, ScanTask, decide, scan_job
-from reptrain.store.strata import find_strata
 from reptrain.store.sources import expand_sources
+from reptrain.store.strata import find_strata
 from reptrain.store.work import Work
 from reptrain.text import stdlib_documents
 from reptrain.text.documents import Fields
@@ -164,7 +164,7 @@ def cluster(texts: Sequence[str], jobs: int, near: NearSettings, folder: Path) -
             for text in part:
                 writer.add(text)
             writer.close()
-    scans = [Scan(len(part), 0, ()) for part in parts]
+    scans = [Scan(len(part), 0, (), (len(part),)) for part in parts]
     distinct = np.ones(len(texts), np.bool_)
     return find_clusters(work, scans, near, distinct, lambda *_: None).tolist()
 

@@ -62,7 +62,7 @@ def test_tokenize_holds_out_as_much_of_each_language(tmp_path: Path, form: str) 
 @pytest.mark.parametrize("dedup", ["none", "group", "minhash"])
 def test_tokenize_holds_out_the_same_texts_for_any_order_of_the_sources(tmp_path: Path, dedup: str) -> None:
     paths = [write_rows(tmp_path / f"{name}.jsonl", texts_of(name, 90)) for name in LANGUAGES]
-    options = {"vocab_size": 200, "num_sentinels": 0, "held_out_fraction": 0.1, "dedup": dedup}
+    options = {"vocab_size": 100, "num_sentinels": 0, "held_out_fraction": 0.1, "dedup": dedup}
     there = tokenize(paths, tmp_path / "a", **options)  # type: ignore[arg-type]
     here = tokenize(paths[::-1], tmp_path / "b", **options, processes=2)  # type: ignore[arg-type]
     count = [[manifest.splits[name].documents for name in ("select", "report")] for manifest in (there, here)]
@@ -77,7 +77,7 @@ def test_tokenize_of_a_large_source_holds_out_by_the_content_alone(tmp_path: Pat
     for name, part in (("one", texts[:2000]), ("two", texts[1000:])):
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"id": text, "text": text}) + "\n" for text in part))
-        tokenize([path], tmp_path / name, vocab_size=100, num_sentinels=0, held_out_fraction=0.1)
+        tokenize([path], tmp_path / name, vocab_size=40, num_sentinels=0, held_out_fraction=0.1)
         split = open_store(tmp_path / name).split("select")
         ids.append({split.document_id(index) for index in range(split.num_documents)})
     shared = set(texts[1000:2000])
@@ -107,7 +107,7 @@ def test_find_thresholds_hold_out_the_share_of_all_and_of_each(
 
 def test_store_show_warns_of_splits_with_few_documents(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "de.jsonl", texts_of("de", 100))
-    tokenize([path], tmp_path / "s", vocab_size=100, num_sentinels=0)
+    tokenize([path], tmp_path / "s", vocab_size=40, num_sentinels=0)
     (warning,) = describe(open_store(tmp_path / "s"))["warnings"]
     assert "select (3 documents" in warning and "report (3 documents" in warning
     assert f"WARNING: {warning}" in describe_text(open_store(tmp_path / "s"))
@@ -115,10 +115,10 @@ def test_store_show_warns_of_splits_with_few_documents(tmp_path: Path) -> None:
 
 def test_a_sealed_store_of_the_split_before_is_read_and_used(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "de.jsonl", texts_of("de", 100))
-    tokenize([path], tmp_path / "s", vocab_size=100, num_sentinels=0)
+    tokenize([path], tmp_path / "s", vocab_size=40, num_sentinels=0)
     manifest = tmp_path / "s" / "manifest.json"
     data = json.loads(manifest.read_text())
     assert data["options"].pop("split_version") == 2
     manifest.write_text(json.dumps(data))
-    again = tokenize([path], tmp_path / "s", vocab_size=100, num_sentinels=0)
+    again = tokenize([path], tmp_path / "s", vocab_size=40, num_sentinels=0)
     assert again.options.split_version == 1
