@@ -29,8 +29,8 @@ from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 
 _HASHED_AT_START_BYTES = 1 << 28
-# 32 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
-_BUCKET_ELEMENTS = 1 << 23
+# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
+_BUCKET_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)

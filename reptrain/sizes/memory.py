@@ -19,7 +19,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
 
     Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
     keeps an fp32 copy of the weights beside the moments, in an fp32 run too, and its buckets come on top: up
-    to a few GiB, which grow with a model of less than 5e8 parameters. At stage 0 the bucket is 32 MiB.
+    to a few GiB, which grow with a model of less than 5e8 parameters. At stage 0 the bucket is 16 MiB.
 
     Args:
         num_parameters: All of the model's, idle ones too.

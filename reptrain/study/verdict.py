@@ -187,7 +187,10 @@ def _doubts(ranked: Sequence[Setting]) -> list[str]:
     """Which differences cannot be judged, and why."""
     fewest = min(len(setting.rows) for setting in ranked)
     if fewest == 1:
-        return ["Not judged: some settings have one seed only, so that a difference may be chance."]
+        which = (
+            "each setting has" if all(len(setting.rows) == 1 for setting in ranked) else "some settings have"
+        )
+        return [f"Not judged: {which} one seed only, so a difference may be chance."]
     if fewest < _FEWEST_SEEDS:
         return [f"Not judged: {fewest} seeds a setting are too few; a difference may be chance."]
     best, *others = _named(ranked)

@@ -195,27 +195,25 @@ def peak_bytes(config: RunConfig, folder: Path) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_state_and_activation_bytes_are_what_a_run_adds_to_its_process(tmp_path: Path, tiny: Any) -> None:
-    # Four steps with two saves: memory that comes with the second step or save counts.
+    # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.
     settings = [
         *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
-        *("train.total_tokens=128", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
-        *("checkpoint.every_fraction=0.5", "model.num_heads=8", "model.tie_embeddings=true"),
+        *("train.total_tokens=96", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
+        *("checkpoint.every_fraction=1", "model.num_heads=8", "model.d_model=512", "model.d_ff=2048"),
     ]
 
-    def measured(width: int, layers: int) -> tuple[int, int]:
-        config = tiny(
-            *settings, f"model.d_model={width}", f"model.num_layers={layers}", f"model.d_ff={4 * width}"
-        )
-        state = state_bytes(
-            count_parameters(config.model, 512).total, stage=0, world_size=1, precision="fp32"
-        )
+    def measured(layers: int) -> tuple[int, int]:
+        config = tiny(*settings, f"model.num_layers={layers}")
+        num_parameters = count_parameters(config.model, 512).total
+        state = state_bytes(num_parameters, stage=0, world_size=1, precision="fp32")
         kept = activation_bytes(
             config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
         )
         assert state is not None
-        return peak_bytes(config, tmp_path / f"{width}-{layers}"), state + kept.plain
+        return peak_bytes(config, tmp_path / str(layers)), state + kept.plain
 
-    process, _ = measured(16, 1)
-    for width, layers in ((512, 4), (768, 5)):
-        peak, estimated = measured(width, layers)
-        assert peak - process == pytest.approx(estimated, rel=0.1), (width, layers)
+    # Against a small model, so that what the process itself needs does not count.
+    process, small = measured(1)
+    for layers in (6, 10):
+        peak, estimated = measured(layers)
+        assert peak - process == pytest.approx(estimated - small, rel=0.1), layers
