@@ -17,7 +17,7 @@ from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
-from reptrain.sizes import activation_bytes, count_parameters, state_bytes
+from reptrain.sizes import activation_bytes, count_parameters, retained_bytes, state_bytes
 from reptrain.sizes.memory import head_bytes
 from reptrain_kernels.linear_cross_entropy import Targets
 
@@ -194,7 +194,7 @@ def peak_bytes(config: RunConfig, folder: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
-def test_state_and_activation_bytes_are_what_a_run_adds_to_its_process(tmp_path: Path, tiny: Any) -> None:
+def test_bytes_of_a_run_lie_between_its_state_and_what_is_retained(tmp_path: Path, tiny: Any) -> None:
     # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.
     settings = [
         *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
@@ -202,7 +202,7 @@ def test_state_and_activation_bytes_are_what_a_run_adds_to_its_process(tmp_path:
         *("checkpoint.every_fraction=1", "model.num_heads=8", "model.d_model=512", "model.d_ff=2048"),
     ]
 
-    def measured(layers: int) -> tuple[int, int]:
+    def measured(layers: int) -> tuple[int, int, int]:
         config = tiny(*settings, f"model.num_layers={layers}")
         num_parameters = count_parameters(config.model, 512).total
         state = state_bytes(num_parameters, stage=0, world_size=1, precision="fp32")
@@ -210,10 +210,13 @@ def test_state_and_activation_bytes_are_what_a_run_adds_to_its_process(tmp_path:
             config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
         )
         assert state is not None
-        return peak_bytes(config, tmp_path / str(layers)), state + kept.plain
+        peak = peak_bytes(config, tmp_path / str(layers))
+        return peak, state + kept.plain, retained_bytes(num_parameters)
 
     # Against a small model, so that what the process itself needs does not count.
-    process, small = measured(1)
-    for layers in (6, 10):
-        peak, estimated = measured(layers)
-        assert peak - process == pytest.approx(estimated - small, rel=0.1), layers
+    process, small, small_retained = measured(1)
+    for layers in (5, 9):
+        peak, needed, retained = measured(layers)
+        least, most = needed - small, needed - small + retained - small_retained
+        # How much is retained depends on the C library.
+        assert 0.95 * least <= peak - process <= 1.05 * most, layers
