@@ -13,9 +13,10 @@ import typer
 from reptrain.files import write_atomically
 from reptrain.progress import stage_progress, study_progress
 from reptrain.report import build_report
-from reptrain.store import tokenize
+from reptrain.store import split_warnings, tokenize
 from reptrain.study import StudyConfig, StudyResult, collect, demo_study, run_study, verdict
 from reptrain.study.audits import audit_runs
+from reptrain.study.cautions import cautions
 from reptrain.text import read_documents, stdlib_documents
 
 _QUICK_DOCUMENTS = 1500
@@ -49,8 +50,10 @@ def run_demo(out: Path, *, text: Sequence[Path], quick: bool, store_only: bool =
     store = out / "store"
     with stage_progress() as progress:
         sources = [_in_pieces(path, out) for path in text] or [_write_stdlib(out, quick)]
-        tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
+        manifest = tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
     if store_only:
+        for warning in split_warnings(manifest):
+            typer.echo(f"WARNING: {warning}", err=True)
         typer.echo(f"store: {store}")
         return 0
     study = demo_study([f"data.store={store}", *(_QUICK if quick else [])])
@@ -76,7 +79,10 @@ def tell(study: StudyConfig, out: Path) -> bool:
     page = build_report(study, out)
     for arm, report in reports.items():
         typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
-    typer.echo(verdict(collect(study, out)))
+    rows = collect(study, out)
+    typer.echo(verdict(rows))
+    for caution in cautions(study, rows):
+        typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in reports.values())
 

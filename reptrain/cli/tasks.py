@@ -23,7 +23,7 @@ def finetune(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", metavar="DIR", help="Another fine-tuning on the task: tell the difference."
+            "--against", metavar="DIR", help="Another fine-tuning on the task: print the difference."
         ),
     ] = None,
     step: Step = None,
@@ -58,15 +58,10 @@ def finetune(
             for which, figures in gained.items()
         }
         for which, figures in gained.items():
-            text += f"\n{which} checkpoint, less that of {against}"
+            text += f"\n{which} checkpoint, difference from {against}"
             for name, interval in figures.items():
-                beyond = (
-                    ""
-                    if interval.low is None
-                    else ", zero outside"
-                    if interval.excludes_zero
-                    else ", zero inside"
-                )
-                text += f"\n  {name}: {interval}{beyond}"
+                judged = {None: "", True: ", excludes zero", False: ", includes zero"}
+                method = f", {interval.method} t" if interval.method else ""
+                text += f"\n  {name}: {interval}{judged[interval.excludes_zero]}{method}"
     if is_main:
         show(data, text, as_json=as_json)

@@ -8,6 +8,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
@@ -23,6 +25,7 @@ from reptrain.store import Store
 from reptrain.text import Tokenizer
 
 SETS = ("probe", "select", "report")
+_CALIBRATION_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,21 @@ class EvaluationSet:
     name: str
     micro_batches: Sequence[MicroBatch]
     objective: Objective
-    bytes_per_token: float
-    """Of the split that it is of: UTF-8, before tokenization."""
+    byte_length_V: Tensor
+    """float64: UTF-8 bytes that each id stands for, before tokenization."""
 
     def score(self, engine: Any, *, world: World) -> Score:
         """Sum over all ranks, in evaluation mode; training mode is restored."""
         was_training = engine.training
         engine.eval()
         try:
-            return score(engine, self.micro_batches, world=world, objective=self.objective)
+            return score(
+                engine,
+                self.micro_batches,
+                world=world,
+                objective=self.objective,
+                byte_length_V=self.byte_length_V,
+            )
         finally:
             engine.train(was_training)
 
@@ -73,17 +82,32 @@ def evaluation_sets(
     sets = []
     for source, (store, subset) in sources.items():
         objective = build_objective(_fresh(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16))
+        # The probe's text is not counted: the training split may be far larger.
+        lengths = {name: byte_lengths(store, tokenizer, name) for name in ("select", "report")}
+        lengths["probe"] = lengths["select"]
         for name in SETS:
             part = subset if name == "probe" else Subset.open(store, split=name)
             if part is None or name not in only:
                 continue
-            split = store.split("train" if name == "probe" else name)
             micro_batches = _rank_share(
                 part, objective, config=config, world=world, micro_batch_windows=micro_batch_windows
             )
-            name = name if len(sources) == 1 else f"{name}/{source}"
-            sets.append(EvaluationSet(name, micro_batches, objective, split.text_bytes / split.num_tokens))
+            kind, name = name, name if len(sources) == 1 else f"{name}/{source}"
+            sets.append(EvaluationSet(name, micro_batches, objective, lengths[kind]))
     return sets
+
+
+def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
+    """UTF-8 bytes of text that each id stands for in a split, float64 [vocab_size].
+
+    Those of the tokenizer's pieces, times what the text has more than its pieces: normalization and unknown
+    characters lose bytes. The factor is that of the whole split, or of the first shards of a very large one.
+    """
+    length_V = tokenizer.byte_lengths()
+    tokens, text_bytes = store.split(split).leading_shards(_CALIBRATION_TOKENS)
+    counts_V = sum(np.bincount(part, minlength=len(length_V)) for part in tokens)
+    in_pieces = int((counts_V * length_V).sum())
+    return torch.from_numpy(length_V * (text_bytes / in_pieces if in_pieces else 1.0))
 
 
 def _fresh(config: RunConfig) -> RunConfig:

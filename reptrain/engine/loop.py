@@ -329,9 +329,7 @@ def _evaluate(training: Training, recorder: Recorder | None, world: World, step:
             score = evaluation_set.score(training.engine, world=world)
             found[evaluation_set.name] = score.nats_per_token
             if recorder:
-                recorder.score(
-                    step, epoch, evaluation_set.name, score, evaluation_set.bytes_per_token, weights
-                )
+                recorder.score(step, epoch, evaluation_set.name, score, weights)
         return found
 
     nats = score_all("own")

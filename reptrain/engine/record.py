@@ -173,7 +173,6 @@ class Recorder:
         epoch: float,
         name: str,
         score: Score,
-        bytes_per_token: float,
         weights: Literal["own", "average"] = "own",
     ) -> None:
         """Record the score of a set after ``step`` steps, by the run's own weights or by their average."""
@@ -184,7 +183,7 @@ class Recorder:
             set=name,
             weights=weights,
             nats=score.nats_per_token,
-            bits_per_byte=score.bits_per_byte(bytes_per_token),
+            bits_per_byte=score.bits_per_byte,
             accuracy=score.correct / max(score.tokens, 1),
             scored_tokens=score.tokens,
             raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),

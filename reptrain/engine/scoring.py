@@ -220,13 +220,13 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
         micro_batch_windows=run.rows,
         only={*sets, "probe"},
     )
-    scores = {of.name: (of, of.score(run.model, world=run.world)) for of in found}
+    scores = {of.name: of.score(run.model, world=run.world) for of in found}
     rows = []
-    for name, (of, score) in scores.items():
+    for name, score in scores.items():
         kind, slash, source = name.partition("/")
         if kind not in sets:
             continue
-        _, probe = scores.get(f"probe{slash}{source}", (None, None))
+        probe = scores.get(f"probe{slash}{source}")
         gap = score.nats_per_token - probe.nats_per_token if probe and kind != "probe" else None
         rows.append(
             SetScore(
@@ -235,7 +235,7 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
                 objective=config.objective.name,
                 set=name,
                 nats=score.nats_per_token,
-                bits_per_byte=score.bits_per_byte(of.bytes_per_token),
+                bits_per_byte=score.bits_per_byte,
                 gap_nats=gap,
                 accuracy=score.correct / max(score.tokens, 1),
                 scored_tokens=score.tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 
 _HASHED_AT_START_BYTES = 1 << 28
+# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
+_BUCKET_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,10 @@ def build_engine(
             micro_steps=micro_steps,
         ),
     )
+    if config.train.zero_stage == 0:
+        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, is a
+        # second copy of all gradients of most models.
+        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET_ELEMENTS)
     if config.train.compile == "model":
         engine.compile()
     return engine

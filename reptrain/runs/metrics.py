@@ -78,7 +78,7 @@ class ValidRecord(FrozenRecord):
     nats: float
     """Nats per scored token; for diffusion the bound per token of the windows."""
     bits_per_byte: float
-    """Bits per byte of the text that the nats tell, at the bytes per token of its split."""
+    """Bits per UTF-8 byte of the scored text."""
     accuracy: float
     """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
     scored_tokens: Whole

@@ -11,7 +11,7 @@ from reptrain.errors import ConfigError, check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
-from reptrain.sizes.memory import activation_bytes, state_bytes
+from reptrain.sizes.memory import activation_bytes, retained_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject
 
@@ -90,6 +90,7 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["state_bytes"] = {
         f"stage_{stage}": _state(count, stage, world_size, groups, precision) for stage in range(4)
     }
+    memory["cpu_retained_bytes"] = retained_bytes(count.total)
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -146,6 +147,10 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
     for stage, size in memory["state_bytes"].items():
         shown = "no training here" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
+    retained = _gib(memory["cpu_retained_bytes"])
+    lines.append(
+        f"  {retained:>16}  at most beside it on a CPU at ZeRO 0: freed gradients that are not reused"
+    )
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

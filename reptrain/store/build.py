@@ -31,6 +31,7 @@ from reptrain.store.near import check_near
 from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
 from reptrain.store.sources import SourceFile, expand_sources, fetch_sources
+from reptrain.store.strata import SPLIT_VERSION, find_strata
 from reptrain.store.work import Work, finish, open_work
 from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
@@ -101,7 +102,8 @@ def tokenize(
         dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
             too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
         near: How near-duplicates are found; None takes the defaults.
-        held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`.
+        held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`: of
+            each source, file of many documents, or folder of .txt files (see `reptrain.store.strata`).
         passages: Cut documents into passages of at most so many tokens, EOS of each included, so that a small
             subset holds many; those of a document stay on one side of the held-out split. None does not.
         processes: Worker processes.
@@ -126,6 +128,7 @@ def tokenize(
         dedup=dedup,
         near=_near(near, dedup),
         held_out_fraction=held_out_fraction,
+        split_version=SPLIT_VERSION,
         passages=passages,
         tokenizer=given.fingerprint if given else None,
         **_of_training(given, vocab_size=vocab_size, num_sentinels=num_sentinels),
@@ -240,13 +243,15 @@ def _scan(plan: Plan, work: Work) -> list[Scan]:
 
 def _decide(plan: Plan, work: Work, scans: Sequence[Scan]) -> Clustered:
     options = plan.options
-    fates = decide(work, scans, dedup=options.dedup, held_out_fraction=options.held_out_fraction)
+    strata = find_strata(plan.jobs, [scan.slice_documents for scan in scans])
+    fates = decide(work, scans, strata, dedup=options.dedup, held_out_fraction=options.held_out_fraction)
     if options.near is None:
         return Clustered(fates, clusters=0, largest=0)
     return decide_near(
         work,
         scans,
         options.near,
+        strata,
         dedup=options.dedup,
         held_out_fraction=options.held_out_fraction,
         progress=lambda done, total: plan.progress("find near-duplicates", done, total),

@@ -52,6 +52,8 @@ class Options(Frozen):
     dedup: Dedup
     near: NearSettings | None = None
     held_out_fraction: float
+    split_version: int = 1
+    """How held-out documents are drawn: 1 by content hash alone, 2 with quotas for small strata."""
     passages: int | None = None
     tokenizer: str | None
     vocab_size: int | None

@@ -52,6 +52,21 @@ class Split:
                 parts.append(self._reader(shard).lengths(low, high - low))
         return np.concatenate(parts)
 
+    def leading_shards(self, num_tokens: int) -> tuple[list[TokenArray], int]:
+        """The tokens of the first shards, until these hold ``num_tokens``, and the UTF-8 bytes of their text.
+
+        Returns:
+            Arrays uint16 or uint32, memory-mapped, and a number of bytes before tokenization.
+        """
+        arrays: list[TokenArray] = []
+        text_bytes = 0
+        for number, shard in enumerate(self._shards):
+            if sum(map(len, arrays)) >= num_tokens:
+                break
+            arrays += self._reader(number).tokens
+            text_bytes += shard.text_bytes
+        return arrays, text_bytes
+
     def read(self, doc_D: npt.ArrayLike, offset_D: npt.ArrayLike, length_D: npt.ArrayLike) -> TokenArray:
         """Pieces of documents, concatenated.
 

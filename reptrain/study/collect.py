@@ -60,7 +60,8 @@ class ArmRow(FrozenRecord):
         probe: Curve on the fixed probe of training windows.
         select: Curve on the held-out text that choices are made by.
         report: Curve on the held-out text that is told.
-        best_select_nats: The lowest loss on `select`...
+        start_nats: Loss before the first step, on the set that best_report_nats is of.
+        best_select_nats: The lowest loss on `select` after training began...
         best_tokens: ... the tokens consumed when it was reached...
         best_report_nats: ... and the loss on `report` at that evaluation...
         best_bits_per_byte: ... also for a byte of its text; of `select` where `report` was not scored.
@@ -86,6 +87,7 @@ class ArmRow(FrozenRecord):
     probe: Curve = Curve()
     select: Curve = Curve()
     report: Curve = Curve()
+    start_nats: float | None = None
     best_select_nats: float | None = None
     best_tokens: int | None = None
     best_report_nats: float | None = None
@@ -180,13 +182,18 @@ def _curve(scores: Sequence[ValidRecord]) -> Curve:
 
 
 def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:
-    """The evaluation that early stopping on `select` would keep, and what `report` says there."""
-    selected = [record for record in select if math.isfinite(record.nats)]
+    """The evaluation that early stopping on `select` would keep, and the loss on `report` there.
+
+    The untrained model (or the one that a run began with) is never the best: it is not a result of the run.
+    """
+    start = next((record.nats for record in report or select if record.step == 0), None)
+    selected = [record for record in select if record.step > 0 and math.isfinite(record.nats)]
     if not selected:
-        return {}
+        return {"start_nats": start}
     best = min(selected, key=lambda record: record.nats)
     told = next((record for record in report if record.step == best.step), None)
     return {
+        "start_nats": start,
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,
         "best_report_nats": told.nats if told else None,

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from reptrain.errors import RunError
 from reptrain.files import write_atomically
 from reptrain.runs.files import FrozenRecord, JsonLines
-from reptrain.tasks.intervals import Interval, difference_interval, mean_interval
+from reptrain.tasks.intervals import Interval, mean_interval, paired_interval
 from reptrain.tasks.scoring import TaskScore
 
 RESULTS_FILE = "results.json"
@@ -113,10 +113,10 @@ class Results(FrozenRecord):
     mean: dict[str, dict[str, Interval]]
     """Of the best and the last checkpoint: each figure's mean over the seeds, with its 95 % interval."""
 
-    def figures(self, which: str) -> dict[str, list[float]]:
+    def figures(self, which: str) -> dict[str, dict[int, float]]:
         """Each figure of the best or the last checkpoint, by seed."""
-        scores = [getattr(seed, which).report.figures for seed in self.seeds]
-        return {name: [score[name] for score in scores] for name in scores[0]}
+        scores = {seed.seed: getattr(seed, which).report.figures for seed in self.seeds}
+        return {name: {seed: score[name] for seed, score in scores.items()} for name in self.mean[which]}
 
     def write(self, folder: Path) -> None:
         """Put it into a folder."""
@@ -169,7 +169,9 @@ def read_results(folder: Path) -> Results:
 
 
 def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]:
-    """What one fine-tuning has more than another: differences of means, with Welch's 95 % interval.
+    """How much better one fine-tuning is than another: mean differences with 95 % intervals.
+
+    Seeds that both have are paired: they share the order of the examples and the dropout masks.
 
     Raises:
         RunError: If they are of other tasks, or were told of other examples.
@@ -188,5 +190,5 @@ def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]
     found: dict[str, dict[str, Interval]] = {}
     for which in CHOICES:
         here, there = results.figures(which), others.figures(which)
-        found[which] = {name: difference_interval(here[name], there[name]) for name in here}
+        found[which] = {name: paired_interval(here[name], there[name]) for name in here}
     return found

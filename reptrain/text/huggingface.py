@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
 # A noncharacter of Unicode, replaced where a text has it, so that what it begins cannot be spelled.
+_BYTES = frozenset(ByteLevel.alphabet())
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _MARK = "\U0010fffe"
 
 
@@ -57,6 +60,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if unk in hidden:
             _check_bytes(unk, ids)
             data["model"]["unk_token"] = None
+        self._is_byte_level = set(ByteLevel.alphabet()) <= ids.keys()
         self._tokenizer = _build(data, hidden, ids)
 
     @property
@@ -72,6 +76,17 @@ class HuggingFaceTokenizer(Tokenizer):
     def piece(self, index: int) -> str:
         """The piece as it stands in the vocabulary."""
         return str(self._tokenizer.id_to_token(index) or "").removeprefix(_MARK)
+
+    def _piece_bytes(self, index: int) -> int:
+        piece = self.piece(index)
+        if index in self._hidden:
+            return 0
+        if self._is_byte_level and _BYTES.issuperset(piece):
+            # Each character stands for one byte.
+            return len(piece)
+        if _BYTE_PIECE.fullmatch(piece):
+            return 1
+        return len(piece.removeprefix("##").replace("▁", " ").encode())
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         # Text by text: a batch would start a thread for each core, in every worker process.

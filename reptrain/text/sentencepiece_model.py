@@ -59,6 +59,13 @@ class SentencePieceTokenizer(Tokenizer):
         """The piece as it stands in the vocabulary, ``▁`` for a space."""
         return str(self._processor.id_to_piece(index))
 
+    def _piece_bytes(self, index: int) -> int:
+        if self._processor.is_control(index) or self._processor.is_unused(index):
+            return 0
+        if self._processor.is_byte(index):
+            return 1
+        return len(self.piece(index).replace("▁", " ").encode())
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
         return ids

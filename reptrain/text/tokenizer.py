@@ -135,6 +135,22 @@ class Tokenizer(ABC):
     def piece(self, index: int) -> str:
         """The piece as it stands in the vocabulary."""
 
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes that each id stands for, int64 [vocab_size].
+
+        Special pieces stand for none, unknown text for 3: what a vocabulary lacks is mostly rare characters
+        of scripts that take 3 bytes each.
+        """
+        lengths = np.array([self._piece_bytes(index) for index in range(self.vocab_size)], np.int64)
+        lengths[[index for index in (self.eos_id, self.pad_id, *self.sentinel_ids) if index >= 0]] = 0
+        if self.unk_id >= 0:
+            lengths[self.unk_id] = 3
+        return lengths
+
+    @abstractmethod
+    def _piece_bytes(self, index: int) -> int:
+        """UTF-8 bytes that a piece stands for; 0 for one that leaves no trace in a text."""
+
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, which is not too long, on one thread."""

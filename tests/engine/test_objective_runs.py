@@ -176,12 +176,11 @@ def test_evaluate_refuses_options_that_would_go_unused(options: list[str], messa
     assert message in str(result.exception)
 
 
-def test_bits_per_byte_follow_from_nats_and_the_bytes_of_the_split(
-    opened: Callable[[str], ScoredRun],
-) -> None:
+def test_bits_per_byte_of_a_whole_split_follow_from_its_bytes(opened: Callable[[str], ScoredRun]) -> None:
     run = opened("causal")
-    (score,) = score_run(run, sets=["select"])
+    (score,) = score_run(run, sets=["select"], max_windows=10**6)
     split = run.sources["data"][0].split("select")
+    assert score.scored_tokens == split.num_tokens
     assert score.bits_per_byte == pytest.approx(
         score.nats / math.log(2) * split.num_tokens / split.text_bytes
     )
@@ -201,6 +200,26 @@ def test_windows_of_a_set_are_drawn_without_replacement(max_windows: int) -> Non
         assert gaps.min() < 0.5 and gaps.max() > 1.5
     else:
         assert start_N.tolist() == list(range(0, 32 * 301, 32))
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked_diffusion"])
+def test_bits_per_byte_are_of_the_bytes_of_the_scored_windows(
+    opened: Callable[[str], ScoredRun], objective: str
+) -> None:
+    run = opened(objective)
+    (found,) = evaluation_sets(
+        run.config, run.sources, run.tokenizer, world=run.world, micro_batch_windows=12, only=["select"]
+    )
+    score = found.score(run.model, world=run.world)
+    num_bytes = sum(
+        len(run.tokenizer.decode(row[:length]).encode())
+        for batch in found.micro_batches
+        for row, length in zip(batch.tokens_BL.tolist(), batch.length_B.tolist(), strict=True)
+    )
+    assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / num_bytes, rel=2e-3)
+    split = run.sources["data"][0].split("select")
+    of_mean = score.loss_tokens * split.text_bytes / split.num_tokens
+    assert abs(of_mean / num_bytes - 1) > 0.004, "the windows must differ from their split for this test"
 
 
 def test_sets_of_a_source_are_scored_under_equal_noise_and_samples_under_other(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
-from reptrain.sizes import activation_bytes, state_bytes
+from reptrain.sizes import activation_bytes, count_parameters, retained_bytes, state_bytes
 from reptrain.sizes.memory import head_bytes
 from reptrain_kernels.linear_cross_entropy import Targets
 
@@ -164,3 +169,54 @@ def test_state_bytes_are_what_deepspeed_was_measured_to_keep() -> None:
 
 def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:
     assert state_bytes(10, stage=0, world_size=1, precision="bf16") is None
+
+
+TRAIN = """
+import re, sys
+from pathlib import Path
+import deepspeed
+from reptrain.config import load_run_config
+from reptrain.engine.loop import train
+train(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak_bytes(config: RunConfig, folder: Path) -> int:
+    """The most memory that a process had which trained, evaluated and saved."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml"), str(folder / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout.split()[-1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_bytes_of_a_run_lie_between_its_state_and_what_is_retained(tmp_path: Path, tiny: Any) -> None:
+    # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.
+    settings = [
+        *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
+        *("train.total_tokens=96", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
+        *("checkpoint.every_fraction=1", "model.num_heads=8", "model.d_model=512", "model.d_ff=2048"),
+    ]
+
+    def measured(layers: int) -> tuple[int, int, int]:
+        config = tiny(*settings, f"model.num_layers={layers}")
+        num_parameters = count_parameters(config.model, 512).total
+        state = state_bytes(num_parameters, stage=0, world_size=1, precision="fp32")
+        kept = activation_bytes(
+            config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
+        )
+        assert state is not None
+        peak = peak_bytes(config, tmp_path / str(layers))
+        return peak, state + kept.plain, retained_bytes(num_parameters)
+
+    # Against a small model, so that what the process itself needs does not count.
+    process, small, small_retained = measured(1)
+    for layers in (5, 9):
+        peak, needed, retained = measured(layers)
+        least, most = needed - small, needed - small + retained - small_retained
+        # How much is retained depends on the C library.
+        assert 0.95 * least <= peak - process <= 1.05 * most, layers
