@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from reptrain.errors import ReptrainError
+from reptrain_launcher.rank_environment import shown_rank
 
 app = typer.Typer(
     name="reptrain",
@@ -64,8 +64,8 @@ def main() -> None:
 
 
 def _refuse(message: object) -> NoReturn:
-    rank = os.environ.get("RANK", "0")
-    typer.echo(f"error: {message}" if rank == "0" else f"rank {rank}: error: {message}", err=True)
+    rank = shown_rank()
+    typer.echo(f"error: {message}" if rank is None else f"rank {rank}: error: {message}", err=True)
     sys.exit(WRONG_INPUT)
 
 
