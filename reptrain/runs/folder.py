@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.errors import ConfigError, ResumeError, RunError
-from reptrain.files import remove_unfinished, write_atomically
+from reptrain.files import parse_json, read_small, remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.ledger import Ledger
@@ -152,7 +152,7 @@ class RunFolder:
         """
         path = self.path / "environment.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            found: dict[str, Any] = parse_json(read_small(path)) if path.exists() else {}
         except ValueError as error:
             raise RunError(
                 str(path),
@@ -281,7 +281,7 @@ def _now() -> str:
 
 def _read(model: type[Model], path: Path, remedy: str) -> Model:
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_small(path))
     except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
         raise RunError(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from reptrain.errors import RunError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.runs.files import FrozenRecord
 
 _FILE = "parent.json"
@@ -41,7 +41,7 @@ def read_parent(folder: Path) -> Parent | None:
     if not path.exists():
         return None
     try:
-        return Parent.model_validate_json(path.read_bytes())
+        return Parent.model_validate_json(read_small(path))
     except ValidationError as error:
         raise RunError(
             str(path),

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from reptrain.config.base import Frozen
+from reptrain.config.base import FileName, Frozen
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -101,7 +101,7 @@ class SourceCount(Frozen):
 class Shard(Frozen):
     """One Arrow IPC file."""
 
-    file: str
+    file: FileName
     sha256: str
     bytes: int
     documents: int
@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_small(path))
     except OSError as error:
         raise StoreError(
             f"store {folder}",

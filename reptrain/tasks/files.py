@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from reptrain import random
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.config.task import TaskConfig, TaskLimits
 from reptrain.errors import ConfigError, TextError
+from reptrain.files import parse_json
 
 TASK_FILE = "task.yaml"
 _KEY = re.compile(r"\{(\w+)\}")
@@ -185,7 +185,7 @@ class _Files:
     def _row(self, place: str, line: str) -> Row:
         task = self._task
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict):
                 raise TypeError(f"a JSON {type(record).__name__}")
             read, target = (
