@@ -49,7 +49,7 @@ class _UniqueKeyLoader(Loader):  # type: ignore[misc]
             # The constructors of numbers and dates trust that the text is one.
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"a value that is no {shorten(kind, 80)}", node.start_mark
+                None, None, f"a value that is not of type {shorten(kind, 80)}", node.start_mark
             ) from error
         if isinstance(value, str) and "\0" in value:
             raise yaml.constructor.ConstructorError(
