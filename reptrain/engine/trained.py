@@ -275,7 +275,7 @@ class _FolderModel(TrainedModel):
             path,
             self._folder.config,
             step=None,
-            window_tokens=self._folder.settings.get("max_position_embeddings"),
+            window_tokens=self._folder.window_tokens,
         )
 
     def fingerprint(self) -> str:

@@ -86,6 +86,23 @@ class ModelFolder:
             ) from error
         return cls(path, settings, known[name], config)
 
+    @property
+    def window_tokens(self) -> int | None:
+        """Positions that the model is meant for, as its config.json has it; None where it says nothing.
+
+        Raises:
+            HubError: If it is no number of positions.
+        """
+        found = self.settings.get("max_position_embeddings")
+        if found is not None and (type(found) is not int or not 0 < found < 2**31):
+            raise HubError(
+                f"max_position_embeddings in {self.path / CONFIG}",
+                got=repr(found),
+                rule="must be a positive integer below 2**31",
+                remedy="Restore the file.",
+            )
+        return found
+
     def special_ids(self) -> SpecialIds:
         """What begins and ends a text, as its config.json has it."""
         settings = self.settings
@@ -96,10 +113,10 @@ class ModelFolder:
             start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
         ids = self.config.vocab_size or 0
         for index in (*ends, *([] if start is None else [start])):
-            if not isinstance(index, int) or not 0 <= index < ids:
+            if type(index) is not int or not 0 <= index < ids:
                 raise HubError(
                     f"a special id in {self.path / CONFIG}",
-                    got=index,
+                    got=repr(index),
                     rule=f"must be from 0 to {ids - 1}, as there are {ids} ids",
                     remedy="Restore the file.",
                 )

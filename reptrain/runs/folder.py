@@ -10,23 +10,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import filelock
-from pydantic import BaseModel, ValidationError
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.errors import ConfigError, ResumeError, RunError
 from reptrain.files import parse_json, read_small, remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.run_plan import RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class RunStatus(FrozenRecord):
@@ -141,7 +139,9 @@ class RunFolder:
         Raises:
             RunError: If plan.json is missing or wrong.
         """
-        return _read(RunPlan, self._plan_file, "Restore the file, or train again in a new folder.")
+        return read_record(
+            RunPlan, self._plan_file, remedy="Restore the file, or train again in a new folder."
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -152,8 +152,10 @@ class RunFolder:
         """
         path = self.path / "environment.json"
         try:
-            found: dict[str, Any] = parse_json(read_small(path)) if path.exists() else {}
-        except ValueError as error:
+            found = parse_json(read_small(path)) if path.exists() else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__}")
+        except (OSError, ValueError) as error:
             raise RunError(
                 str(path),
                 got=f"no JSON ({error})",
@@ -170,7 +172,9 @@ class RunFolder:
         """
         path = self.path / "status.json"
         remedy = "Remove the file; the next start writes it anew."
-        return _read(RunStatus, path, remedy) if path.exists() else _status("created", None, None)
+        if not path.exists():
+            return _status("created", None, None)
+        return read_record(RunStatus, path, remedy=remedy)
 
     def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
         """Write where the run stands, atomically.
@@ -277,16 +281,3 @@ def _status(state: State, reason: str | None, step: int | None) -> RunStatus:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _read(model: type[Model], path: Path, remedy: str) -> Model:
-    try:
-        return model.model_validate_json(read_small(path))
-    except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise RunError(
-            str(path),
-            got=reason,
-            rule="must be a whole record of the run",
-            remedy=remedy,
-        ) from error

@@ -158,7 +158,15 @@ class _Files:
         return fitting
 
     def _matching(self, pattern: str) -> list[Path]:
-        found = sorted(self._folder.glob(pattern))
+        try:
+            found = sorted(self._folder.glob(pattern))
+        except (NotImplementedError, OSError, ValueError) as error:
+            raise TextError(
+                f"task {self._task.name}",
+                got=f"the pattern {pattern!r}",
+                rule="must have patterns below its folder",
+                remedy="Set the task's data to the folder of its files.",
+            ) from error
         if not found:
             raise TextError(
                 f"task {self._task.name}",
