@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _UNFINISHED = ".part"
 
@@ -26,6 +28,38 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
     with replacing(path) as file:
         for piece in pieces:
             file.write(piece.encode() if isinstance(piece, str) else piece)
+
+
+def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
+    """The bytes of a file that is read whole.
+
+    Args:
+        path: The file.
+        most_bytes: A larger one, or a device without an end, is refused before it fills the memory.
+
+    Raises:
+        OSError: If it cannot be read or is larger; EFBIG then.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, of which every fault is a ValueError.
+
+    Args:
+        text: The text, or its bytes in UTF-8.
+
+    Raises:
+        ValueError: If it is no JSON, is nested too deeply, or is not UTF-8.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 @contextmanager

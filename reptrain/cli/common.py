@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reptrain.errors import ReptrainError
+from reptrain.errors import ConfigError, ReptrainError, shorten
+from reptrain_launcher.rank_environment import shown_rank
 
 app = typer.Typer(
     name="reptrain",
@@ -50,6 +50,7 @@ def _common(local_rank: Annotated[int | None, typer.Option("--local_rank", hidde
 def main() -> None:
     """Run a command; an error that the user can mend is one line and exit code 2."""
     try:
+        _check_arguments(sys.argv[1:])
         app()
     except ReptrainError as error:
         _refuse(error)
@@ -60,12 +61,24 @@ def main() -> None:
             )
         if error.filename is None:
             raise
-        _refuse(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
+        _refuse(f"{shorten(str(error.filename), 300)}: {error.strerror}. Check the path and its permissions.")
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """No path has this character; a caller within Python may pass it all the same."""
+    for argument in arguments:
+        if "\0" in argument:
+            raise ConfigError(
+                "argument",
+                got=repr(argument),
+                rule="must not contain the character NUL",
+                remedy="Leave it out.",
+            )
 
 
 def _refuse(message: object) -> NoReturn:
-    rank = os.environ.get("RANK", "0")
-    typer.echo(f"error: {message}" if rank == "0" else f"rank {rank}: error: {message}", err=True)
+    rank = shown_rank()
+    typer.echo(f"error: {message}" if rank is None else f"rank {rank}: error: {message}", err=True)
     sys.exit(WRONG_INPUT)
 
 

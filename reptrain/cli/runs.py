@@ -88,6 +88,10 @@ def train(
     # Read when torch is loaded. Threads that spin while they wait make a CPU run that shares its cores with
     # one other busy process three times slower, and gain nothing where it has the cores to itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
+
+    # Before torch is loaded, which takes seconds.
+    read_rank_environment()
     from reptrain.config import load_run_config
     from reptrain.engine.loop import train as run
     from reptrain.engine.preempt import StopRequest
@@ -109,7 +113,7 @@ def train(
         stop.ignore()
     else:
         stop.let_go()
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_rank():
         why = f" ({result.reason})" if result.reason else ""
         typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)

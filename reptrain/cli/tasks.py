@@ -37,6 +37,9 @@ def finetune(
     """
     # As in `train`.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
+
+    read_rank_environment()
     from reptrain.tasks.finetune import finetune as tune
     from reptrain.tasks.finetune import load_finetune
     from reptrain.tasks.records import against as differ
@@ -45,7 +48,7 @@ def finetune(
     config = load_finetune(task, overrides or [])
     others = read_results(against) if against is not None else None
     done = tune(run, config, out, seeds=seeds, step=step, tokenizer=tokenizer)
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = is_main_rank()
     if done.results is None:
         if is_main:
             typer.echo(f"stopped ({done.reason}): the same command goes on")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reptrain.config.base import Frozen, Positive, Seed
+from reptrain.config.base import BatchRows, Frozen, Seed
 from reptrain.config.model import DropoutConfig, ModelConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.scheduled import Rate, Scheduled
@@ -41,9 +41,9 @@ class FinetuneModelConfig(Frozen):
 class FinetuneTrainConfig(TrainConfig):
     """In what steps, with what precision, and where."""
 
-    batch_windows: Positive = 32
+    batch_windows: BatchRows = 32
     """Examples of one optimizer step, over all ranks and micro-batches."""
-    micro_batch_windows: Positive | None = None
+    micro_batch_windows: BatchRows | None = None
     """Examples of one forward pass on one rank; null: the rank's whole share. Does not change results."""
 
 
@@ -61,9 +61,9 @@ class FinetuneScheduleConfig(ScheduleConfig):
 class FinetuneEvaluateConfig(Frozen):
     """Scoring on the way."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the training between two looks at the examples that choose the best checkpoint."""
-    batch_examples: Positive = 32
+    batch_examples: BatchRows = 32
     """Examples of one forward pass without gradients; changes nothing."""
 
 
@@ -78,7 +78,7 @@ class FinetuneConfig(Frozen):
     weights: Literal["trained", "fresh"] = "trained"
     """Begin with the parent's weights, or with weights drawn by the seed: the twin that shows what
     pre-training is worth."""
-    epochs: Positive = 3
+    epochs: BatchRows = 3
     """How often each example is seen."""
     limits: TaskLimits = TaskLimits()
     """How much of the task is used."""

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from reptrain.config.limits import Loader, check_limits
 from reptrain.config.schema import RunConfig
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, shorten
+from reptrain.files import read_small
 
+_MOST_FILES, _MOST_KEY_PARTS = 20, 20
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would keep the last and drop the first silently."""
+class _UniqueKeyLoader(Loader):  # type: ignore[misc]
+    """Refuses duplicate keys, of which YAML would keep the last, and values that cannot be what they say."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
+                    None,
+                    None,
+                    "a merge key (<<): write its settings out, or use extends",
+                    key_node.start_mark,
                 )
-        return super().construct_mapping(node, deep)
+            key = self.construct_object(key_node, deep=True)
+            # What is not hashable is refused below, by name.
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shorten(repr(key), 80)} stands twice", key_node.start_mark
+                )
+            seen |= {key} if isinstance(key, Hashable) else set()
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # The constructors of numbers and dates trust that the text is one.
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value that is not of type {shorten(kind, 80)}", node.start_mark
+            ) from error
+        if isinstance(value, str) and "\0" in value:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a text with the character NUL", node.start_mark
+            )
+        return value
 
 
 def parse_yaml(text: str) -> Any:
-    """`yaml.safe_load` with duplicate keys refused."""
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    """`yaml.safe_load` with duplicate keys, merge keys and what is beyond `check_limits` refused.
+
+    Raises:
+        yaml.YAMLError: If it is none of these.
+    """
+    try:
+        check_limits(text)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except UnicodeEncodeError as error:
+        raise yaml.YAMLError("half of a surrogate pair, which is no character") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -41,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = parse_yaml(read_small(path).decode("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"config {path}",
@@ -52,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Mend the named place."
+            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Fix the YAML there."
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(
@@ -77,6 +114,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     place = path.resolve()
+    if len(above) == _MOST_FILES:
+        raise ConfigError(
+            f"extends of {above[-1]}",
+            got=f"{_MOST_FILES + 1} files",
+            rule=f"must lead through at most {_MOST_FILES} files",
+            remedy="Write the settings out.",
+        )
     if place in above:
         raise ConfigError(
             f"extends of {above[-1]}",
@@ -121,7 +165,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     result = dict(data)
     for text in overrides:
         key, separator, value = text.partition("=")
-        if not separator or not all(key.split(".")):
+        if not separator or not all(key.split(".")) or key.count(".") >= _MOST_KEY_PARTS:
             raise ConfigError(
                 "override",
                 got=repr(text),

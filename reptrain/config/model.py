@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from reptrain.config.base import Frozen, NonNegative, Positive
+from reptrain.config.base import BatchRows, Frozen, Layers, NonNegative, Positive, Rows, Width
 from reptrain.config.quantities import Count
 from reptrain.config.scheduled import NONE, Rate
 
@@ -41,6 +41,8 @@ class DropoutConfig(Frozen):
     """Of a row's whole branch before it is added to the residual stream (DropPath)."""
 
 
+# In all layers together.
+_MOST_EXPERTS = 2**20
 # torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.
 _GROUPED_MULTIPLE = 8
 _NOT_GROUPED = f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
@@ -55,15 +57,15 @@ class MoEConfig(Frozen):
     of the sparse layers are added up; others average them (docs/decisions/sparse-layers.md).
     """
 
-    num_experts: Annotated[Count, Field(ge=2)]
+    num_experts: Annotated[Count, Field(ge=2, le=2**15)]
     """Experts of a sparse layer."""
     top_k: Positive = 2
     """Experts of a token."""
     every: Positive = 1
     """The last of each so many layers is sparse, the others are dense."""
-    d_ff: Positive | None = None
+    d_ff: Width | None = None
     """Hidden units of an expert; null: as many as the dense MLP's."""
-    shared_d_ff: NonNegative = 0
+    shared_d_ff: Annotated[Count, Field(ge=0, le=2**24)] = 0
     """Hidden units of an MLP that all tokens pass beside their experts; 0: none."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Of the router's logits: how much of a token an expert gets."""
@@ -85,7 +87,7 @@ class MoEConfig(Frozen):
     """The same in evaluation; null: as in training."""
     min_capacity: NonNegative = 4
     """With a capacity factor an expert takes at least so many of a routing group."""
-    group_windows: Positive = 1
+    group_windows: BatchRows = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"
     """How the experts are multiplied: all in one call (by torch, on A100 by our own kernels), by MegaBlocks
@@ -120,6 +122,8 @@ def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig 
     if stored is not None and (stored > num_layers or num_layers % stored):
         raise ValueError(f"{name} must divide the {num_layers} layers; {stored} does not")
     kept = stored or num_layers
+    if moe is not None and kept // moe.every * moe.num_experts > _MOST_EXPERTS:
+        raise ValueError(f"moe.num_experts times the sparse layers must be at most {_MOST_EXPERTS}")
     if moe is not None and (moe.every > kept or (stored is not None and kept % moe.every)):
         rule = "divide" if stored is not None else "be at most"
         raise ValueError(f"moe.every must {rule} the {kept} layers of the stack; {moe.every} was given")
@@ -158,17 +162,17 @@ class DecoderConfig(Frozen):
 
     family: Literal["decoder"] = "decoder"
     """decoder: this family."""
-    d_model: Positive = 128
+    d_model: Width = 128
     """Width of the residual stream."""
-    num_layers: Positive = 4
+    num_layers: Layers = 4
     """Blocks of attention and MLP."""
-    num_stored_layers: Positive | None = None
+    num_stored_layers: Layers | None = None
     """Blocks that have weights of their own, run in cycles (parameter sharing); null: all."""
-    num_heads: Positive = 4
+    num_heads: Width = 4
     """Query heads; the head's width is d_model / num_heads, and even."""
-    num_kv_heads: Positive | None = None
+    num_kv_heads: Width | None = None
     """Key and value heads (grouped queries); null: as many as num_heads."""
-    d_ff: Positive = 384
+    d_ff: Width = 384
     """Hidden units of the MLP."""
     mlp: Activation = "swiglu"
     """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
@@ -176,11 +180,11 @@ class DecoderConfig(Frozen):
     """Before attention and MLP, and before the head."""
     positions: Literal["rope", "learned"] = "rope"
     """Queries and keys rotated by position, or an embedding of the place in the window beside the token's."""
-    max_positions: Positive | None = None
+    max_positions: Rows | None = None
     """Rows of the learned positions, which a window must not exceed; null for rope."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm. The head has none."""
-    vocab_size: Positive | None = None
+    vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     tie_embeddings: bool = False
     """Use the embedding as the output head."""
@@ -260,31 +264,31 @@ class T5Config(Frozen):
 
     family: Literal["t5"]
     """t5: this family."""
-    d_model: Positive = 512
+    d_model: Width = 512
     """Width of the residual stream."""
-    num_encoder_layers: Positive = 8
+    num_encoder_layers: Layers = 8
     """Blocks of the encoder."""
-    num_decoder_layers: Positive = 8
+    num_decoder_layers: Layers = 8
     """Blocks of the decoder."""
-    num_stored_encoder_layers: Positive | None = None
+    num_stored_encoder_layers: Layers | None = None
     """Blocks of the encoder that have weights of their own, run in cycles (parameter sharing); null: all."""
-    num_stored_decoder_layers: Positive | None = None
+    num_stored_decoder_layers: Layers | None = None
     """The same of the decoder."""
-    num_heads: Positive = 6
+    num_heads: Width = 6
     """Heads of every attention."""
-    head_dim: Positive = 64
+    head_dim: Width = 64
     """Width of a head; num_heads x head_dim need not be d_model."""
-    d_ff: Positive = 1024
+    d_ff: Width = 1024
     """Hidden units of the MLP."""
     mlp: Literal["geglu", "relu"] = "geglu"
     """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
     tie_embeddings: bool = False
     """Use the embedding as the output head, as in 1.0."""
-    vocab_size: Positive | None = None
+    vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
-    relative_buckets: Annotated[Count, Field(ge=4, multiple_of=4)] = 32
+    relative_buckets: Annotated[Count, Field(ge=4, le=2**20, multiple_of=4)] = 32
     """Buckets of the distance between positions; the encoder spends half on each direction."""
-    relative_max_distance: Annotated[Count, Field(gt=0)] = 128
+    relative_max_distance: Annotated[Count, Field(gt=0, lt=2**31)] = 128
     """From this distance on, all positions share the last bucket."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""

@@ -15,6 +15,19 @@ _POWER = re.compile(r"(\d+)\s*(?:\*\*|\^)\s*(\d+)")
 _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
 _PARTS = re.compile(r"(.+?)\s*(inputs|targets)")
 _LARGEST = 2**62
+_LONGEST_TEXT, _LARGEST_EXPONENT = 64, 30
+
+
+def parse_fraction(text: str) -> Fraction:
+    """A number such as ``2.5``, ``7/3`` or ``1e6``, exactly.
+
+    Raises:
+        ValueError: If it is none, or one of so many digits that it would take long to read.
+    """
+    exponent = re.search("[eE][+-]?([0-9]*)", text)
+    if len(text) > _LONGEST_TEXT or (exponent and int(exponent[1] or 0) > _LARGEST_EXPONENT):
+        raise ValueError("must be a number of at most 30 digits")
+    return Fraction(text)
 
 
 def parse_count(value: Any) -> Any:
@@ -31,6 +44,8 @@ def parse_count(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip().replace("_", "").replace(",", "")
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError("must be below 2**62")
     if match := _POWER.fullmatch(text):
         base, exponent = int(match[1]), int(match[2])
         if base > 1 and exponent > 62:
@@ -119,11 +134,11 @@ class Budget:
             raise ValueError("must be a number of tokens or of epochs, such as 2**20 or 64epochs")
         if isinstance(value, str) and (match := _EPOCHS.fullmatch(value.strip())):
             try:
-                epochs = Fraction(match[1])
+                epochs = parse_fraction(match[1])
             except (ValueError, ZeroDivisionError):
                 raise ValueError("must name a number of epochs, such as 64epochs or 2.5epochs") from None
-            if epochs <= 0:
-                raise ValueError("must be more than 0 epochs")
+            if not 0 < epochs < _LARGEST:
+                raise ValueError("must be more than 0 epochs, and fewer than 2**62")
             return cls(epochs=epochs)
         unit = "tokens"
         if isinstance(value, str) and (match := _PARTS.fullmatch(value.strip())):

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reptrain.config.base import Frozen, Positive, Seed
+from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from reptrain.config.quantities import Budget
+from reptrain.config.quantities import Budget, Count
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -48,7 +48,7 @@ class DataConfig(Frozen):
     """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
     unique_tokens: Positive | None = None
     """U, the size of the subset in tokens; null takes every training token of the store."""
-    window_tokens: Positive | None = None
+    window_tokens: Rows | None = None
     """L, the raw tokens of a window: the unit of shuffling. Null: 256; 512 under ul2; under span corruption
     as many as fill objective.input_tokens."""
     order: Order = "reshuffle"
@@ -84,9 +84,9 @@ class TrainConfig(Frozen):
     """Tokens to consume, repeats counted (2**20, 1e9), epochs over the subset (64epochs), or what the
     objective makes of them (2**20inputs, 2**20targets). Null: one epoch; in a mixture each source has its
     own."""
-    batch_windows: Positive = 16
+    batch_windows: BatchRows = 16
     """Windows of one optimizer step, over all ranks and micro-batches."""
-    micro_batch_windows: Positive | None = None
+    micro_batch_windows: BatchRows | None = None
     """Windows of one forward pass on one rank; null: the rank's whole share. Does not change results."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 accumulates and reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
@@ -105,7 +105,7 @@ class TrainConfig(Frozen):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
     audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
-    rank_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """How long a rank may be silent before the others end with an error that names it."""
 
 
@@ -139,12 +139,12 @@ class AverageConfig(Frozen):
 class EvaluateConfig(Frozen):
     """Scoring on sealed sets and on a fixed probe of training windows, without dropout."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the run between two evaluations; the start and the end are always evaluated."""
-    max_windows: Positive = 64
+    max_windows: BatchRows = 64
     """Windows scored of each set: select, report, and the probe of training windows. They are drawn once by
     a fixed key, without replacement."""
-    noise_samples: Positive = 1
+    noise_samples: Annotated[Count, Field(gt=0, le=1000)] = 1
     """How often each of these windows is scored, under other noise each time."""
     patience: Positive | None = None
     """End the run early after so many evaluations without a better loss on select; null: never."""
@@ -153,18 +153,18 @@ class EvaluateConfig(Frozen):
 class CheckpointConfig(Frozen):
     """What is kept to go on from."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
     """Share of the run between two checkpoints; the last step is always kept."""
     keep_last: Positive = 2
     """How many of the newest checkpoints stay."""
-    keep_every_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between two checkpoints that stay for good, beside the newest; null: none do."""
 
 
 class RunConfig(Frozen):
     """One training run. `reptrain config show CONFIG` prints it with every default filled in."""
 
-    name: str | None = None
+    name: FileName | None = None
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
     """Keys the epoch order, the initial weights and every dropout mask."""

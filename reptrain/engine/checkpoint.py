@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reptrain.config.base import FileName
 from reptrain.engine import state
 from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
@@ -81,9 +82,9 @@ class Manifest(BaseModel):
     """Steps that are in the average of the weights."""
     parameters: dict[str, list[int]]
     """Name to shape."""
-    files: dict[str, FileSum]
+    files: dict[FileName, FileSum]
     """Of every rank."""
-    records: dict[str, FileSum]
+    records: dict[FileName, FileSum]
     """Copies of the run's ledger and metrics."""
 
     def text(self) -> str:

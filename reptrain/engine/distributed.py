@@ -21,6 +21,7 @@ from reptrain.engine.host_memory import keep_freed_memory
 from reptrain.errors import ConfigError, RunError, check_choice
 from reptrain.runs.environment import collect
 from reptrain_kernels.implementation import choose_grouped, choose_implementation
+from reptrain_launcher.rank_environment import local_device_index, read_rank_environment
 
 Shared = TypeVar("Shared")
 
@@ -120,6 +121,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
     Raises:
         ConfigError: If a GPU is asked for and there is none, or another word is given.
+        LaunchError: If a launcher's variables are wrong, or there are fewer GPUs than ranks.
     """
     check_choice("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -131,7 +133,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place = read_rank_environment()
+    index = local_device_index(place.local_rank if place else 0, torch.cuda.device_count())
+    return torch.device("cuda", index)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -173,7 +177,8 @@ def _free_port() -> int:
 @contextmanager
 def _rank_variables() -> Iterator[None]:
     """What a launcher sets, or that this is the only rank: without it DeepSpeed looks for mpi4py."""
-    if "RANK" in os.environ:
+    if read_rank_environment() is not None:
+        os.environ.setdefault("LOCAL_RANK", "0")
         yield
         return
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -203,6 +208,7 @@ def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
         timeout_s: How long to wait for a rank that does not come.
 
     Raises:
+        LaunchError: If the launcher's variables are wrong.
         RunError: If not all ranks came.
     """
     if not dist.is_initialized():
@@ -211,7 +217,8 @@ def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
         with _rank_variables():
             _init(device, timeout_s)
         atexit.register(_leave)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = read_rank_environment()
+    local_rank = place.local_rank if place else 0
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
@@ -226,8 +233,9 @@ _met: dict[str, dist.Store] = {}
 def _meet(backend: str, timeout_s: float) -> None:
     """Wait for all ranks, and keep the store through which they find each other."""
     timeout = timedelta(seconds=timeout_s)
-    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    place = read_rank_environment()
+    assert place is not None
+    rank, world_size, host, port = place.rank, place.world_size, place.master_addr, place.master_port
     # torchrun's agent has a store already.
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     missing = [0]

@@ -43,7 +43,7 @@ from reptrain.hub import ModelFolder
 from reptrain.hub.folder import CONFIG
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
-from reptrain.model.init import empty_model
+from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import open_store
 from reptrain.text import Tokenizer
@@ -111,6 +111,14 @@ class TrainedModel(ABC):
             ReptrainError: If they are not whole.
         """
 
+    @abstractmethod
+    def check(self) -> None:
+        """Hold what the files say of their weights against the model, before there is memory for it.
+
+        Raises:
+            ReptrainError: If they have other shapes.
+        """
+
     @property
     def reading(self) -> Reading:
         """How it reads a prompt."""
@@ -130,6 +138,7 @@ class TrainedModel(ABC):
         Args:
             config: What is built, where it differs in what has no weights; None: `config`.
         """
+        self.check()
         model = empty_model(_by_torch(config or self.config), vocab_size=self.rows)
         self.fill(model)
         return model.eval()
@@ -178,7 +187,9 @@ class _Checkpointed(TrainedModel):
     def __init__(
         self, path: Path, config: ModelConfig, place: Path, manifest: Manifest, window_tokens: int | None
     ) -> None:
-        rows = manifest.parameters["embedding.weight"][0]
+        rows = manifest.parameters.get("embedding.weight", [0])[0]
+        if rows < 1:
+            raise _wrong(place, f"an embedding of {rows} rows", "must have one")
         config = config.model_copy(update={"vocab_size": rows})
         super().__init__(path, config, step=manifest.step, window_tokens=window_tokens)
         self._place, self._manifest = place, manifest
@@ -189,6 +200,17 @@ class _Checkpointed(TrainedModel):
         if self.kind != WEIGHT:
             text += f" {self.kind}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def check(self) -> None:
+        shapes = parameter_shapes(self.config, vocab_size=self.rows)
+        for name in sorted(shapes.keys() | self._manifest.parameters.keys()):
+            here, there = shapes.get(name), self._manifest.parameters.get(name)
+            if here is None or there is None or list(here) != there:
+                raise _wrong(
+                    self.path,
+                    f"{name} of shape {there} in {self._place.name}",
+                    f"must hold the weights of its configuration, of shape {here and list(here)}",
+                )
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Read the weights and the routers' votes; see `TrainedModel.fill`."""
@@ -253,7 +275,7 @@ class _FolderModel(TrainedModel):
             path,
             self._folder.config,
             step=None,
-            window_tokens=self._folder.settings.get("max_position_embeddings"),
+            window_tokens=self._folder.window_tokens,
         )
 
     def fingerprint(self) -> str:
@@ -269,6 +291,10 @@ class _FolderModel(TrainedModel):
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return self._folder.special_ids()
+
+    def check(self) -> None:
+        self._folder.check_names()
+        self._folder.check(parameter_shapes(self.config, vocab_size=self.rows))
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         self._folder.load(dict(model.named_parameters()))

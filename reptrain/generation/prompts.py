@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from reptrain.errors import TextError
+from reptrain.files import parse_json, read_small
 from reptrain.text import Tokenizer
 
 _SENTINEL = re.compile(r"(<extra_id_\d+>)")
@@ -56,8 +56,8 @@ def read_prompts(path: Path) -> list[str]:
         TextError: If it cannot be read, or holds none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
+        lines = [line for line in read_small(path).decode("utf-8").split("\n") if line.strip()]
+        prompts = [parse_json(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise _wrong(path, reason) from error

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reptrain.config.base import check_name
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
-from reptrain.files import write_atomically
+from reptrain.files import parse_json, read_small, write_atomically
 from reptrain.hub.architecture import Architecture
 from reptrain.hub.gpt2 import GPT2
 from reptrain.hub.llama import LLAMA, MIXTRAL
@@ -30,6 +31,9 @@ ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
 CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
+# Of safetensors. float64 would be rounded, and an integer is no weight.
+_READABLE = ("F32", "BF16", "F16")
+_MOST_MISSING = 1000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -82,6 +86,23 @@ class ModelFolder:
             ) from error
         return cls(path, settings, known[name], config)
 
+    @property
+    def window_tokens(self) -> int | None:
+        """Positions that the model is meant for, as its config.json has it; None where it says nothing.
+
+        Raises:
+            HubError: If it is no number of positions.
+        """
+        found = self.settings.get("max_position_embeddings")
+        if found is not None and (type(found) is not int or not 0 < found < 2**31):
+            raise HubError(
+                f"max_position_embeddings in {self.path / CONFIG}",
+                got=repr(found),
+                rule="must be a positive integer below 2**31",
+                remedy="Restore the file.",
+            )
+        return found
+
     def special_ids(self) -> SpecialIds:
         """What begins and ends a text, as its config.json has it."""
         settings = self.settings
@@ -92,10 +113,10 @@ class ModelFolder:
             start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
         ids = self.config.vocab_size or 0
         for index in (*ends, *([] if start is None else [start])):
-            if not isinstance(index, int) or not 0 <= index < ids:
+            if type(index) is not int or not 0 <= index < ids:
                 raise HubError(
                     f"a special id in {self.path / CONFIG}",
-                    got=index,
+                    got=repr(index),
                     rule=f"must be from 0 to {ids - 1}, as there are {ids} ids",
                     remedy="Restore the file.",
                 )
@@ -117,7 +138,7 @@ class ModelFolder:
                     rule="must map the name of each tensor to its file",
                     remedy="Restore the file.",
                 )
-            names = sorted({str(name) for name in weight_map.values()})
+            names = sorted({self._file_name(name) for name in weight_map.values()})
         else:
             names = ["model.safetensors"]
         found: dict[str, Path] = {}
@@ -125,6 +146,17 @@ class ModelFolder:
             with _open(self.path / name) as file:
                 found |= dict.fromkeys(file.keys(), self.path / name)
         return found
+
+    def _file_name(self, name: object) -> str:
+        try:
+            return check_name(name) if isinstance(name, str) else check_name("")
+        except ValueError as error:
+            raise HubError(
+                f"weight_map in {self.path / _INDEX}",
+                got=repr(name),
+                rule="must name files of its own folder",
+                remedy="Restore the file.",
+            ) from error
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Fill our parameters.
@@ -142,7 +174,10 @@ class ModelFolder:
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for part in parts:
                 source = part.theirs if part.theirs in self.files else self.architecture.embedding
-                take_apart(part, opened[self.files[source]].get_tensor(source), weights)
+                tensor = opened[self.files[source]].get_tensor(source)
+                if not bool(torch.isfinite(tensor).all()):
+                    raise self._wrong(f"NaN or infinity in {source}", "must hold finite weights")
+                take_apart(part, tensor, weights)
             self._check_copies(opened, parts)
 
     def check(self, shapes: Mapping[str, Iterable[int]]) -> list[Part]:
@@ -157,23 +192,44 @@ class ModelFolder:
         Raises:
             HubError: See `load`.
         """
-        architecture = self.architecture
-        parts = list(architecture.parts(self.config))
-        wanted = {part.theirs: shape_of(part, shapes) for part in parts}
-        missing = sorted(wanted.keys() - self.files.keys())
-        if missing == [_HEAD] and architecture.repeats_embedding(self.settings):
-            missing, _ = [], wanted.pop(_HEAD)
-        if missing:
-            raise self._wrong(f"no tensor {_named(missing)}", "must hold every tensor of the model")
+        parts = self.check_names()
+        wanted = {part.theirs: shape_of(part, shapes) for part in parts if part.theirs in self.files}
         extra = [name for name in sorted(self.files.keys() - wanted.keys()) if not self._is_known(name)]
         if extra:
             raise self._wrong(f"the tensor {_named(extra)}", "must hold no tensor that the model has not")
         with ExitStack() as stack:
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for name, shape in wanted.items():
-                found = tuple(opened[self.files[name]].get_slice(name).get_shape())
+                view = opened[self.files[name]].get_slice(name)
+                found = tuple(view.get_shape())
                 if found != shape:
                     raise self._wrong(f"{name} of shape {found}", f"must hold it in the shape {shape}")
+                if view.get_dtype() not in _READABLE:
+                    raise self._wrong(
+                        f"{name} of dtype {view.get_dtype()}", f"must hold it as {', '.join(_READABLE)}"
+                    )
+        return parts
+
+    def check_names(self) -> list[Part]:
+        """The tensors that the model is made of, each of which the folder has.
+
+        Costs little however large a model config.json claims.
+
+        Raises:
+            HubError: If one is missing.
+        """
+        parts: list[Part] = []
+        missing: list[str] = []
+        for part in self.architecture.parts(self.config):
+            parts.append(part)
+            if part.theirs not in self.files:
+                missing.append(part.theirs)
+            if len(missing) > _MOST_MISSING:
+                break
+        if missing == [_HEAD] and self.architecture.repeats_embedding(self.settings):
+            missing = []
+        if missing:
+            raise self._wrong(f"no tensor {_named(missing)}", "must hold every tensor of the model")
         return parts
 
     def _is_known(self, name: str) -> bool:
@@ -211,7 +267,7 @@ def _named(names: list[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_small(path))
     except (OSError, ValueError) as error:
         raise HubError(
             str(path),

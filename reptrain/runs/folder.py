@@ -10,24 +10,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import filelock
-from pydantic import BaseModel, ValidationError
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import ConfigError, ResumeError, RunError
-from reptrain.files import remove_unfinished, write_atomically
+from reptrain.files import parse_json, read_small, remove_unfinished, write_atomically
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class RunStatus(FrozenRecord):
@@ -143,7 +141,9 @@ class RunFolder:
             RunError: If plan.json is missing, wrong, or in a newer format.
         """
         _refuse_newer_format(self._plan_file)
-        return _read(RunPlan, self._plan_file, "Restore the file, or train again in a new folder.")
+        return read_record(
+            RunPlan, self._plan_file, remedy="Restore the file, or train again in a new folder."
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -154,8 +154,10 @@ class RunFolder:
         """
         path = self.path / "environment.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
+            found = parse_json(read_small(path)) if path.exists() else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__}")
+        except (OSError, ValueError) as error:
             raise RunError(
                 str(path),
                 got=f"no JSON ({error})",
@@ -172,7 +174,9 @@ class RunFolder:
         """
         path = self.path / "status.json"
         remedy = "Remove the file; the next start writes it anew."
-        return _read(RunStatus, path, remedy) if path.exists() else _status("created", None, None)
+        if not path.exists():
+            return _status("created", None, None)
+        return read_record(RunStatus, path, remedy=remedy)
 
     def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
         """Write where the run stands, atomically.
@@ -286,7 +290,7 @@ def _writer(environment: Mapping[str, Any]) -> str:
 
 def _refuse_newer_format(plan_file: Path) -> None:
     try:
-        found = json.loads(plan_file.read_bytes()).get("format", 1)
+        found = parse_json(read_small(plan_file)).get("format", 1)
     except (OSError, ValueError, AttributeError):
         # Reading the plan itself says better what is wrong.
         return
@@ -314,16 +318,3 @@ def _status(state: State, reason: str | None, step: int | None) -> RunStatus:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _read(model: type[Model], path: Path, remedy: str) -> Model:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise RunError(
-            str(path),
-            got=reason,
-            rule="must be a whole record of the run",
-            remedy=remedy,
-        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from reptrain.config.base import Frozen
+from reptrain.config.base import FileName, Frozen
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
-from reptrain.files import write_atomically
+from reptrain.files import parse_json, read_small, write_atomically
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -108,7 +107,7 @@ class SourceCount(Frozen):
 class Shard(Frozen):
     """One Arrow IPC file."""
 
-    file: str
+    file: FileName
     sha256: str
     bytes: int
     documents: int
@@ -185,7 +184,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_small(path)
         _refuse_other_format(folder, content)
         return Manifest.model_validate_json(content)
     except OSError as error:
@@ -208,7 +207,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _refuse_other_format(folder: Path, content: bytes) -> None:
     try:
-        found = json.loads(content).get("format")
+        found = parse_json(content).get("format")
     except (ValueError, AttributeError):
         # Validation names what is wrong.
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from reptrain.config.base import check_name
 from reptrain.errors import TextError
+from reptrain.files import parse_json
 from reptrain.store.remote import RemoteFile, Wanted, copy_name, fetch, is_url, list_remote, local_path
 from reptrain.text.documents import SUFFIXES, file_bytes, no_bytes, source_name, suffix_of, unknown_kind
 
@@ -175,7 +176,8 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
 
 def _data_files(source: str, folder: str, read: Callable[[str], bytes]) -> list[str]:
     try:
-        return [str(item["filename"]) for item in json.loads(read(f"{folder}state.json"))["_data_files"]]
+        data_files = parse_json(read(f"{folder}state.json"))["_data_files"]
+        return [check_name(str(item["filename"])) for item in data_files]
     except (ValueError, KeyError, TypeError) as error:
         raise TextError(
             f"source {source}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reptrain.config import RunConfig, fingerprint
+from reptrain.errors import RunError
+from reptrain.files import parse_json, read_small
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
@@ -205,10 +206,17 @@ def _audited(path: Path) -> dict[str, Any]:
     """What the audit stored beside the run, if there is one."""
     if not path.exists():
         return {}
-    audit = json.loads(path.read_text(encoding="utf-8"))
-    exposures = {int(times): tokens for times, tokens in audit["exposures"].items()}
-    return {
-        "audit_exact": audit["exact"],
-        "audit_as_planned": audit.get("as_planned", audit["exact"]),
-        "exposures": exposures,
-    }
+    try:
+        audit = parse_json(read_small(path))
+        return {
+            "audit_exact": audit["exact"],
+            "audit_as_planned": audit.get("as_planned", audit["exact"]),
+            "exposures": {int(times): tokens for times, tokens in audit["exposures"].items()},
+        }
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise RunError(
+            str(path),
+            got=error,
+            rule="must be the report of an audit",
+            remedy="Remove the file; `reptrain study run` writes it again.",
+        ) from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reptrain.config.base import Frozen, Seed
+from reptrain.config.base import FileName, Frozen, Seed
 from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
@@ -37,7 +37,7 @@ Axis = Annotated[list[Any], Field(min_length=1)]
 class StudyConfig(Frozen):
     """A grid of runs that answers one question."""
 
-    name: str
+    name: FileName
     """Title of the study; by default the file's name."""
     question: str = ""
     """What the study asks, in one sentence."""

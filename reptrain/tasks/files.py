@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from reptrain import random
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.config.task import TaskConfig, TaskLimits
 from reptrain.errors import ConfigError, TextError
+from reptrain.files import parse_json
 
 TASK_FILE = "task.yaml"
 _KEY = re.compile(r"\{(\w+)\}")
@@ -158,7 +158,15 @@ class _Files:
         return fitting
 
     def _matching(self, pattern: str) -> list[Path]:
-        found = sorted(self._folder.glob(pattern))
+        try:
+            found = sorted(self._folder.glob(pattern))
+        except (NotImplementedError, OSError, ValueError) as error:
+            raise TextError(
+                f"task {self._task.name}",
+                got=f"the pattern {pattern!r}",
+                rule="must have patterns below its folder",
+                remedy="Set the task's data to the folder of its files.",
+            ) from error
         if not found:
             raise TextError(
                 f"task {self._task.name}",
@@ -185,7 +193,7 @@ class _Files:
     def _row(self, place: str, line: str) -> Row:
         task = self._task
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict):
                 raise TypeError(f"a JSON {type(record).__name__}")
             read, target = (

@@ -44,6 +44,7 @@ from reptrain.generation.decoding import without_capacity
 from reptrain.model import build_model
 from reptrain.model.dropout import set_rates
 from reptrain.plan import EpochPlan, StepPlan, plan_epochs, rank_rows
+from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.tasks.files import TaskRows, read_rows, read_task
 from reptrain.tasks.pairs import Encoder, Pair, pack, widths_of
@@ -158,7 +159,7 @@ def _enter(
         known = read_parent(out)
         there |= {"parent's weights": known.weights if known else None}
         here |= {"parent's weights": parent.weights}
-        known_data = validate(_Data, json.loads((out / "data.json").read_text()))
+        known_data = read_record(_Data, out / "data.json", remedy="Choose another --out.")
         _refuse_other_numerics(out, known_data.numerics_version)
         there |= {"files": known_data.files}
         here |= {"files": data.files}
@@ -461,4 +462,5 @@ class _Tuning:
 
 def _read_result(folder: Path) -> SeedResult | None:
     path = folder / "result.json"
-    return SeedResult.model_validate_json(path.read_bytes()) if path.exists() else None
+    remedy = "Remove the file; the same command writes it again."
+    return read_record(SeedResult, path, remedy=remedy) if path.exists() else None

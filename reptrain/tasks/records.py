@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.tasks.intervals import Interval, mean_interval, paired_interval
 from reptrain.tasks.scoring import TaskScore
@@ -158,7 +158,7 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS_FILE
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_small(path))
     except (OSError, ValidationError) as error:
         raise RunError(
             str(path),

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from reptrain.errors import TokenizerError
+from reptrain.files import parse_json
 from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
@@ -98,12 +99,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 def _parse(model_bytes: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(model_bytes)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(model_bytes)
+    except ValueError as error:
         raise _not_one("no JSON") from error
-    model = data.get("model")
+    model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not model.get("vocab"):
-        keys = ", ".join(list(data)[:8]) or "no keys"
+        keys = (", ".join(list(data)[:8]) if isinstance(data, dict) else "no object") or "no keys"
         raise _not_one(f"JSON with {keys}" if not isinstance(model, dict) else "a model without vocabulary")
     data["added_tokens"] = data.get("added_tokens") or []
     data["truncation"] = data["padding"] = data["post_processor"] = None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from reptrain.errors import TextError
+from reptrain.files import parse_json
 from reptrain.text.base import Document, Fields, Slice, dump_metadata, make_document, not_utf8, suffix_of
 
 _BOM = b"\xef\xbb\xbf"
@@ -107,10 +107,10 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
         return f"{part.origin}:{_line_number(part, index)}"
 
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line)
     except UnicodeDecodeError as error:
         raise not_utf8(place(), error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TextError(
             f"source {place()}",
             got=_shorten(line),

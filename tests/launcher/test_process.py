@@ -147,6 +147,12 @@ def test_local_ranks_are_the_children_of_deepspeeds_starter(tmp_path: Path) -> N
     assert sorted(local_ranks(10, tmp_path)) == [12, 13]
 
 
+def test_local_ranks_are_the_children_of_the_starter_itself(tmp_path: Path) -> None:
+    write_process(tmp_path, 10, 1, "python", "-u", "-m", "deepspeed.launcher.launch")
+    write_process(tmp_path, 11, 10, "python", "-m", "reptrain", "train")
+    assert local_ranks(10, tmp_path) == [11]
+
+
 def test_local_ranks_is_the_launcher_before_there_are_any(tmp_path: Path) -> None:
     write_process(tmp_path, 10, 1, "python", "-m", "deepspeed.launcher.runner")
     assert local_ranks(10, tmp_path) == [10]
