@@ -10,13 +10,15 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from reptrain.config.scalars import PlainDumper, PlainLoader, find_truth_as_number
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError
+from reptrain.reading import ReadError, decode
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(PlainLoader):
     """Refuses a key that stands twice: YAML would keep the last and drop the first silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -30,7 +32,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """`yaml.safe_load` with duplicate keys refused."""
+    """The value of a YAML text; scalars as `reptrain.config.scalars` reads them, duplicate keys refused."""
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
@@ -41,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = parse_yaml(decode(path.read_bytes()))
     except OSError as error:
         raise ConfigError(
             f"config {path}",
@@ -49,7 +51,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             rule="must be a readable file",
             remedy="Check the path.",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ReadError as error:
+        raise ConfigError(f"config {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Mend the named place."
@@ -131,8 +135,12 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             parsed = parse_yaml(value)
         except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None)
             raise ConfigError(
-                f"override {key}", got=repr(value), rule="must be a YAML value", remedy="Quote it."
+                f"override {key}",
+                got=f"{value!r} ({reason})" if reason else repr(value),
+                rule="must be a YAML value",
+                remedy="Quote a text, for the shell too: 'key=\"no\"'.",
             ) from error
         set_dotted(result, key, parsed)
     return result
@@ -167,11 +175,16 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         ConfigError: Naming the dotted key, the value got, the rule and the remedy.
     """
     try:
-        return model.model_validate(dict(data))
+        found = model.model_validate(dict(data))
     except ValidationError as error:
         # An unknown key is most often the cause of a "missing" one: name it first.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise _explain(model, dict(details[0])) from error
+    if (place := find_truth_as_number(data, found)) is not None:
+        raise ConfigError(
+            ".".join(place), got="true or false", rule="must be a number", remedy="Write the number."
+        )
+    return found
 
 
 def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
@@ -195,6 +208,9 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
             rule=f"must be one of {detail['ctx']['expected_tags']}",
             remedy="See `reptrain config schema` for what each takes.",
         )
+    if detail["type"] == "string_type" and isinstance(got, bool | int | float):
+        shown = str(got).lower()
+        return ConfigError(key, got=shown, rule="must be a text", remedy=f'Quote it: "{shown}".')
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(got) if not isinstance(got, Mapping) else "this combination"
     rule = message[:1].lower() + message[1:]
@@ -250,4 +266,4 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text that keeps the order of the keys."""
-    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(data), Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
