@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel
@@ -31,7 +31,8 @@ _AMBIGUOUS = "!ambiguous"
 class PlainLoader(yaml.SafeLoader):
     """A safe loader that reads plain scalars as this module says."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+PlainLoader.yaml_implicit_resolvers = {}
 
 
 def _refuse(loader: PlainLoader, node: yaml.Node) -> NoReturn:
@@ -49,10 +50,16 @@ def _refuse(loader: PlainLoader, node: yaml.Node) -> NoReturn:
     raise yaml.constructor.ConstructorError(None, None, f"{got}; {told}", node.start_mark)
 
 
+def _refuse_tag(loader: PlainLoader, node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"the tag {node.tag} is not used here; write a text, a number or a list", node.start_mark
+    )
+
+
 def _truth(loader: PlainLoader, node: yaml.ScalarNode) -> bool:
     if not _TRUTH.fullmatch(node.value):
         _wrong(node, "true or false")
-    return node.value.lower() == "true"
+    return bool(node.value.lower() == "true")
 
 
 def _integer(loader: PlainLoader, node: yaml.ScalarNode) -> int:
@@ -94,7 +101,7 @@ PlainLoader.add_constructor(f"{_TAG}bool", _truth)
 PlainLoader.add_constructor(f"{_TAG}int", _integer)
 PlainLoader.add_constructor(f"{_TAG}float", _number)
 for _name in ("timestamp", "binary", "omap", "pairs", "set"):
-    PlainLoader.add_constructor(f"{_TAG}{_name}", PlainLoader.construct_undefined)
+    PlainLoader.add_constructor(f"{_TAG}{_name}", _refuse_tag)
 
 
 class PlainDumper(yaml.SafeDumper):

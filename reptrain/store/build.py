@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.files import write_atomically
+from reptrain.reading import escape_name, is_unicode
 from reptrain.store.clusters import Clustered, decide_near
 from reptrain.store.encode import Encoded, EncodeTask, StoredTokenizer, encode_job, kept_documents
 from reptrain.store.fields import check_fields, parse_tags
@@ -119,6 +120,13 @@ def tokenize(
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
     _check_numbers(held_out_fraction, processes, passages)
+    if not is_unicode(str(out)):
+        raise StoreError(
+            f"store {escape_name(str(out))}",
+            got="bytes that are not UTF-8",
+            rule="must have a path in UTF-8",
+            remedy="Choose another --out.",
+        )
     given = _load_tokenizer(tokenizer, eos)
     options = Options(
         dedup=dedup,

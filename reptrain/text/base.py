@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptrain.errors import TextError
-from reptrain.reading import ReadError, is_unicode
+from reptrain.reading import ReadError, escape_name, is_unicode
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow")
 COLUMNAR = (".parquet", ".arrow")
@@ -74,7 +75,7 @@ class Slice(NamedTuple):
     @property
     def origin(self) -> str:
         """The file's name in messages: its URL, if it was fetched from one."""
-        return self.url or str(self.path)
+        return self.url or escape_name(str(self.path))
 
 
 def suffix_of(path: Path | str) -> str | None:
@@ -85,7 +86,17 @@ def suffix_of(path: Path | str) -> str | None:
 
 def source_name(path: Path) -> str:
     """The default name of a source: the file's or folder's name without a supported suffix."""
-    return path.name[: -len(suffix_of(path) or "")] if suffix_of(path) else path.name
+    return escape_name(path.name[: -len(suffix_of(path) or "")] if suffix_of(path) else path.name)
+
+
+@contextmanager
+def arrow_path(path: Path) -> Iterator[str]:
+    """A path that pyarrow opens: it takes no names with bytes that are not UTF-8."""
+    if is_unicode(str(path)):
+        yield str(path)
+        return
+    with path.open("rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def make_document(

@@ -10,7 +10,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from reptrain.reading import ReadError, decode, parse_object
-from reptrain.text.base import Document, Fields, Slice, dump_metadata, make_document, suffix_of, unfit
+from reptrain.text.base import (
+    Document,
+    Fields,
+    Slice,
+    arrow_path,
+    dump_metadata,
+    make_document,
+    suffix_of,
+    unfit,
+)
 
 _CHUNK_BYTES = 1 << 20
 
@@ -78,7 +87,7 @@ def _lines(part: Slice) -> Iterator[bytes]:
         with gzip.open(part.path, "rb") as packed:
             yield from packed
     elif suffix == ".jsonl.zst":
-        with pa.input_stream(str(part.path), compression="zstd") as stream:
+        with arrow_path(part.path) as path, pa.input_stream(path, compression="zstd") as stream:
             yield from io.BufferedReader(stream, _CHUNK_BYTES)
     else:
         with part.path.open("rb") as file:

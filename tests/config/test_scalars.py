@@ -64,7 +64,7 @@ def test_parse_yaml_reads_plain_scalars_as_both_versions_do(text: str, value: ob
         ("9" * 5000, "is not a whole number of fewer digits"),
         ("!!bool no", "'no' is not true or false"),
         ("!!float x", "'x' is not a number"),
-        ("!!timestamp x", "could not determine a constructor"),
+        ("!!timestamp x", "the tag .*timestamp is not used here"),
     ],
 )
 def test_parse_yaml_refuses_what_readers_take_differently(text: str, words: str) -> None:
@@ -88,7 +88,7 @@ def test_dump_yaml_gives_back_numbers(values: list[Any]) -> None:
     ("override", "words"),
     [
         ("train.zero_stage=true", "train.zero_stage: must be a number, but got true or false"),
-        ("optimizer.lr=false", "optimizer.lr: must be a number"),
+        ("optimizer.lr=true", "optimizer.lr: must be a number"),
         ("train.batch_windows=12:30", "train.batch_windows: .*but got '12:30'"),
         ("name=true", 'name: must be a text, but got true. Quote it: "true"'),
         ("train.compile=no", "override train.compile: .*write false"),
