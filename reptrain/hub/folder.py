@@ -25,9 +25,11 @@ from reptrain.hub.llama import LLAMA, MIXTRAL
 from reptrain.hub.parts import Part, join, shape_of, take_apart
 from reptrain.hub.t5 import SWITCH, T5
 from reptrain.hub.tokenizer_files import SpecialIds
+from reptrain.reading import ReadError, decode, parse_json
 
 ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,9 +85,11 @@ class ModelFolder:
         return cls(path, settings, known[name], config)
 
     def special_ids(self) -> SpecialIds:
-        """What begins and ends a text, as its config.json has it."""
+        """What begins and ends a text, as its config.json has it, or its generation_config.json."""
         settings = self.settings
         end = settings.get("eos_token_id")
+        if end is None and (self.path / _GENERATION).exists():
+            end = _read_json(self.path / _GENERATION).get("eos_token_id")
         ends = end if isinstance(end, list) else [] if end is None else [end]
         start = settings.get("bos_token_id")
         if isinstance(self.config, T5Config):
@@ -211,11 +215,11 @@ def _named(names: list[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = parse_json(decode(path.read_bytes()))
+    except (OSError, ReadError) as error:
         raise HubError(
             str(path),
-            got=getattr(error, "strerror", None) or f"no JSON ({error})",
+            got=getattr(error, "strerror", None) or f"no JSON ({getattr(error, 'got', error)})",
             rule="must be a readable JSON object",
             remedy="Check the path: a Hugging Face folder has a config.json and .safetensors files.",
         ) from error

@@ -12,6 +12,7 @@ from reptrain.config.base import Frozen
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
 from reptrain.files import write_atomically
+from reptrain.text.ends import NamedEnd
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -152,6 +153,11 @@ class Manifest(Frozen):
     sources: tuple[SourceCount, ...]
     inputs: tuple[Input, ...]
     splits: dict[SplitName, SplitInfo]
+
+    @property
+    def end(self) -> NamedEnd:
+        """What ends every document."""
+        return NamedEnd(self.eos_id, None, MANIFEST)
 
 
 def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -> str:

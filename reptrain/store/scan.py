@@ -19,6 +19,7 @@ from reptrain.store.jobs import Job
 from reptrain.store.manifest import SPLITS, Dedup, NearSettings
 from reptrain.store.near import SignatureWriter
 from reptrain.store.work import Work, write_array
+from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 
 # What becomes of a document; a kept one has KEPT plus the index of its split.
@@ -38,17 +39,42 @@ class ScanTask(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What pass 1 found in a job: documents, UTF-8 bytes of their texts, line ends in each slice."""
+    """What pass 1 found in a job: documents, UTF-8 bytes of their texts, line ends in each slice, and a
+    digest of all documents, by which pass 2 knows that it reads the same.
+    """
 
     documents: int
     text_bytes: int
     newlines: tuple[int, ...]
+    digest: str
 
     @classmethod
     def read(cls, path: Path) -> Scan:
         """Read a finished job's record."""
-        documents, text_bytes, newlines = json.loads(path.read_text())
-        return cls(documents, text_bytes, tuple(newlines))
+        documents, text_bytes, newlines, digest = json.loads(path.read_text())
+        return cls(documents, text_bytes, tuple(newlines), digest)
+
+
+class DocumentDigest:
+    """A digest of documents one after another: their texts, ids and metadata."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16, person=b"reptrain.docs")
+
+    def add(self, document: Document, content: bytes) -> None:
+        """Take in a document.
+
+        Args:
+            document: The document.
+            content: Its text as UTF-8.
+        """
+        beside = json.dumps([len(content), document.id, document.source, document.metadata])
+        self._digest.update(beside.encode())
+        self._digest.update(content)
+
+    def hexdigest(self) -> str:
+        """Of what was taken in."""
+        return self._digest.hexdigest()
 
 
 def scan_job(task: ScanTask) -> Scan:
@@ -60,12 +86,14 @@ def scan_job(task: ScanTask) -> Scan:
     """
     digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
+    read = DocumentDigest()
     with ExitStack() as stack:
         signer = stack.enter_context(_signer(task)) if task.near else None
         for part in task.job.slices:
             for document in read_slice(part, task.fields):
+                content = document.text.encode()
+                read.add(document, content)
                 if document.text.strip():
-                    content = document.text.encode()
                     digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
                     indices.append(documents)
                     text_bytes += len(content)
@@ -76,7 +104,7 @@ def scan_job(task: ScanTask) -> Scan:
             signer.close()
     write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
-    scan = Scan(documents, text_bytes, newlines)
+    scan = Scan(documents, text_bytes, newlines, read.hexdigest())
     write_atomically(task.work.scan(task.job.index), json.dumps(scan))
     return scan
 

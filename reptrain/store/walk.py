@@ -126,11 +126,10 @@ def _folders(folder: _Entry) -> Iterator[tuple[_Entry, list[os.DirEntry[str]]]]:
 
 
 def _sorted(files: Iterable[_Entry]) -> dict[str, Path]:
-    """The files by name; of two names of one file its own, then the first."""
+    """The files by name; of two names of one file its own, then the shallowest, then the first."""
     by_real: dict[str, _Entry] = {}
     for file in files:
-        other = by_real.get(file.real)
-        if other is None or (file.is_linked, file.name) < (other.is_linked, other.name):
+        if file.real not in by_real or _rank(file) < _rank(by_real[file.real]):
             by_real[file.real] = file
     found: dict[str, Path] = {}
     for file in sorted(by_real.values(), key=lambda file: file.name):
@@ -138,6 +137,10 @@ def _sorted(files: Iterable[_Entry]) -> dict[str, Path]:
             raise _refused(file.path, f"two files that are called {file.name}", "must have names that differ")
         found[file.name] = file.path
     return found
+
+
+def _rank(file: _Entry) -> tuple[bool, int, str]:
+    return file.is_linked, file.name.count("/"), file.name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

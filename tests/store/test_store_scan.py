@@ -47,7 +47,7 @@ def test_decide_keeps_the_first_of_equal_hashes(
         for number, job in enumerate(jobs):
             rows = sorted((*document, index) for index, document in enumerate(job) if document)
             write_array(work.hashes(number), np.array(rows, np.uint64).reshape(-1, 3).T.copy())
-        scans = [Scan(len(job), 0, ()) for job in jobs]
+        scans = [Scan(len(job), 0, (), "") for job in jobs]
         counts = decide(work, scans, dedup="exact", held_out_fraction=0.5)
         found = np.concatenate([np.load(work.fates(number)) for number in range(len(jobs))])
     assert found.tolist() == expected
