@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.processors import TemplateProcessing
 
 from reptrain.errors import TokenizerError
+from reptrain.reading import decode
 from reptrain.text import Tokenizer
 from reptrain.text.ends import find_end
 
@@ -104,7 +105,7 @@ def write_tokenizer(
 
 def _library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     if tokenizer.file_name == "tokenizer.json":
-        return tokenizers.Tokenizer.from_str(tokenizer.model_bytes.decode())
+        return tokenizers.Tokenizer.from_str(decode(tokenizer.model_bytes))
     return _from_sentencepiece(tokenizer.model_bytes)
 
 

@@ -96,8 +96,9 @@ class Tokenizer(ABC):
                 rule="must be a readable file",
                 remedy="Check the path.",
             ) from error
+        end = find_end(path.parent) if eos is None else eos
         try:
-            return _kind_of(model_bytes)(model_bytes, find_end(path.parent) if eos is None else eos)
+            return _kind_of(model_bytes)(model_bytes, end)
         except TokenizerError as error:
             raise TokenizerError(
                 f"tokenizer {path}", got=error.got, rule=error.rule, remedy=error.remedy
