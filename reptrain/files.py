@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 _UNFINISHED = ".part"
 
@@ -45,21 +44,6 @@ def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
     return content
-
-
-def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, of which every fault is a ValueError.
-
-    Args:
-        text: The text, or its bytes in UTF-8.
-
-    Raises:
-        ValueError: If it is no JSON, is nested too deeply, or is not UTF-8.
-    """
-    try:
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 @contextmanager

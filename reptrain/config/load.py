@@ -10,16 +10,18 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
-from reptrain.config.limits import Loader, check_limits
+from reptrain.config.limits import check_limits
+from reptrain.config.scalars import PlainDumper, PlainLoader, find_truth_as_number
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError, shorten
 from reptrain.files import read_small
+from reptrain.reading import ReadError, decode
 
 _MOST_FILES, _MOST_KEY_PARTS = 20, 20
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _UniqueKeyLoader(Loader):  # type: ignore[misc]
+class _UniqueKeyLoader(PlainLoader):
     """Refuses duplicate keys, of which YAML would keep the last, and values that cannot be what they say."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -59,10 +61,10 @@ class _UniqueKeyLoader(Loader):  # type: ignore[misc]
 
 
 def parse_yaml(text: str) -> Any:
-    """`yaml.safe_load` with duplicate keys, merge keys and what is beyond `check_limits` refused.
+    """The value of a YAML text; scalars as `reptrain.config.scalars` reads them.
 
     Raises:
-        yaml.YAMLError: If it is none of these.
+        yaml.YAMLError: If it is no YAML, has a duplicate or a merge key, or is beyond `check_limits`.
     """
     try:
         check_limits(text)
@@ -78,7 +80,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        data = parse_yaml(read_small(path).decode("utf-8"))
+        data = parse_yaml(decode(read_small(path)))
     except OSError as error:
         raise ConfigError(
             f"config {path}",
@@ -86,7 +88,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             rule="must be a readable file",
             remedy="Check the path.",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ReadError as error:
+        raise ConfigError(f"config {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Fix the YAML there."
@@ -175,8 +179,12 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             parsed = parse_yaml(value)
         except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None)
             raise ConfigError(
-                f"override {key}", got=repr(value), rule="must be a YAML value", remedy="Quote it."
+                f"override {key}",
+                got=f"{value!r} ({reason})" if reason else repr(value),
+                rule="must be a YAML value",
+                remedy="Quote a text, for the shell too: 'key=\"no\"'.",
             ) from error
         set_dotted(result, key, parsed)
     return result
@@ -211,11 +219,16 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         ConfigError: Naming the dotted key, the value got, the rule and the remedy.
     """
     try:
-        return model.model_validate(dict(data))
+        found = model.model_validate(dict(data))
     except ValidationError as error:
         # An unknown key is most often the cause of a "missing" one: name it first.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise _explain(model, dict(details[0])) from error
+    if (place := find_truth_as_number(data, found)) is not None:
+        raise ConfigError(
+            ".".join(place), got="true or false", rule="must be a number", remedy="Write the number."
+        )
+    return found
 
 
 def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
@@ -239,6 +252,9 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
             rule=f"must be one of {detail['ctx']['expected_tags']}",
             remedy="See `reptrain config schema` for what each takes.",
         )
+    if detail["type"] == "string_type" and isinstance(got, bool | int | float):
+        shown = str(got).lower()
+        return ConfigError(key, got=shown, rule="must be a text", remedy=f'Quote it: "{shown}".')
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(got) if not isinstance(got, Mapping) else "this combination"
     rule = message[:1].lower() + message[1:]
@@ -294,4 +310,4 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text that keeps the order of the keys."""
-    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(data), Dumper=PlainDumper, sort_keys=False, allow_unicode=True)

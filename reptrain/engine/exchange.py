@@ -162,7 +162,7 @@ def import_model(source: Path, out: Path) -> Exchanged:
     trained = open_trained(source)
     model = trained.load()
     tokenizer = trained.own_tokenizer()
-    special = opened.special_ids()
+    special = opened.special_ids() if tokenizer is None else trained.special_ids(tokenizer)
     with _whole_folder(out) as folder:
         described = ImportedModel(
             model=opened.config,

@@ -47,6 +47,7 @@ from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import open_store
 from reptrain.text import Tokenizer
+from reptrain.text.ends import NamedEnd, find_end
 
 _ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
@@ -103,6 +104,10 @@ class TrainedModel(ABC):
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         """What begins and ends a text."""
 
+    def named_end(self) -> NamedEnd | None:
+        """The end of a text that its folder names; None where another file of its tokenizer is to tell it."""
+        return None
+
     @abstractmethod
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Read the weights into a model of `config`, on the CPU in fp32.
@@ -153,7 +158,7 @@ class TrainedModel(ABC):
             TokenizerError: If there is none, or one of more ids than the embedding has rows.
         """
         try:
-            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path)
+            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path, self.named_end())
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
@@ -249,6 +254,10 @@ class _RunModel(_Checkpointed):
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return special_ids(tokenizer)
 
+    def named_end(self) -> NamedEnd | None:
+        path = Path(next(iter(self._run.sources.values())).store)
+        return find_end(path) if path.is_dir() else None
+
 
 class _Imported(_Checkpointed):
     def __init__(self, path: Path, imported: ImportedModel, place: Path, manifest: Manifest) -> None:
@@ -266,6 +275,9 @@ class _Imported(_Checkpointed):
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return self._special
+
+    def named_end(self) -> NamedEnd | None:
+        return find_end(self.path)
 
 
 class _FolderModel(TrainedModel):
@@ -290,7 +302,14 @@ class _FolderModel(TrainedModel):
         return read_tokenizer(self.path)
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
-        return self._folder.special_ids()
+        special = self._folder.special_ids()
+        if special.ends or tokenizer.eos_id < 0 or self.named_end() is None:
+            return special
+        # Its tokenizer_config.json alone names it.
+        return special._replace(ends=(tokenizer.eos_id,))
+
+    def named_end(self) -> NamedEnd | None:
+        return find_end(self.path)
 
     def check(self) -> None:
         self._folder.check_names()

@@ -19,16 +19,18 @@ from torch import Tensor
 from reptrain.config.base import check_name
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
-from reptrain.files import parse_json, read_small, write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.hub.architecture import Architecture
 from reptrain.hub.gpt2 import GPT2
 from reptrain.hub.llama import LLAMA, MIXTRAL
 from reptrain.hub.parts import Part, join, shape_of, take_apart
 from reptrain.hub.t5 import SWITCH, T5
 from reptrain.hub.tokenizer_files import SpecialIds
+from reptrain.reading import ReadError, parse_json
 
 ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 # Of safetensors. float64 would be rounded, and an integer is no weight.
@@ -104,9 +106,11 @@ class ModelFolder:
         return found
 
     def special_ids(self) -> SpecialIds:
-        """What begins and ends a text, as its config.json has it."""
+        """What begins and ends a text, as its config.json has it, or its generation_config.json."""
         settings = self.settings
         end = settings.get("eos_token_id")
+        if end is None and (self.path / _GENERATION).exists():
+            end = _read_json(self.path / _GENERATION).get("eos_token_id")
         ends = end if isinstance(end, list) else [] if end is None else [end]
         start = settings.get("bos_token_id")
         if isinstance(self.config, T5Config):
@@ -268,10 +272,10 @@ def _named(names: list[str]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_small(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ReadError) as error:
         raise HubError(
             str(path),
-            got=getattr(error, "strerror", None) or f"no JSON ({error})",
+            got=getattr(error, "strerror", None) or f"no JSON ({getattr(error, 'got', error)})",
             rule="must be a readable JSON object",
             remedy="Check the path: a Hugging Face folder has a config.json and .safetensors files.",
         ) from error

@@ -18,7 +18,8 @@ from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import ConfigError, ResumeError, RunError
-from reptrain.files import parse_json, read_small, remove_unfinished, write_atomically
+from reptrain.files import read_small, remove_unfinished, write_atomically
+from reptrain.reading import parse_json
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger

@@ -10,8 +10,16 @@ from typing import NamedTuple, TypeVar, get_args
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError, TokenizerError, check_choice
 from reptrain.files import write_atomically
+from reptrain.reading import escape_name, is_unicode
 from reptrain.store.clusters import Clustered, decide_near
-from reptrain.store.encode import Encoded, EncodeTask, StoredTokenizer, encode_job, kept_documents
+from reptrain.store.encode import (
+    Encoded,
+    EncodeTask,
+    StoredTokenizer,
+    changed,
+    encode_job,
+    kept_documents,
+)
 from reptrain.store.fields import check_fields, parse_tags
 from reptrain.store.guard import as_store_errors, check_same, check_splits, locked
 from reptrain.store.jobs import Job, file_sha256, number_lines, plan_jobs
@@ -32,10 +40,11 @@ from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
 from reptrain.store.sources import SourceFile, expand_sources, fetch_sources
 from reptrain.store.strata import SPLIT_VERSION, find_strata
-from reptrain.store.work import Work, finish, open_work
+from reptrain.store.work import Work, discard, finish, hold_inputs, open_work
 from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
+from reptrain.text.ends import NamedEnd
 
 Progress = Callable[[str, int, int], None]
 """Told of each step: the stage's name, bytes of the sources done, bytes in all."""
@@ -65,7 +74,9 @@ class Plan(NamedTuple):
     def fingerprint(self) -> str:
         """Of the options and of the files by place, size and time of change: what may go on after a kill."""
         files = [file.identity for file in self.files]
-        return fingerprint({"format": FORMAT, "files": files, "options": self.options.model_dump()})
+        end = None if self.tokenizer is None else self.tokenizer.eos_id
+        options = self.options.model_dump()
+        return fingerprint({"format": FORMAT, "files": files, "options": options, "end": end})
 
 
 def tokenize(
@@ -123,6 +134,13 @@ def tokenize(
     """
     check_choice("dedup", dedup, get_args(Dedup))
     _check_numbers(held_out_fraction, processes, passages)
+    if not is_unicode(str(out)):
+        raise StoreError(
+            f"store {escape_name(str(out))}",
+            got="bytes that are not UTF-8",
+            rule="must have a path in UTF-8",
+            remedy="Choose another --out.",
+        )
     given = _load_tokenizer(tokenizer, eos)
     options = Options(
         dedup=dedup,
@@ -183,6 +201,13 @@ def _open_or_build(plan: Plan, out: Path) -> Manifest:
                 return _build(plan, out)
     manifest = read_manifest(out)
     check_same(out, manifest, plan.options, plan.files)
+    if plan.tokenizer is not None and plan.tokenizer.eos_id != manifest.eos_id:
+        raise StoreError(
+            f"store {out}",
+            got=f"EOS {plan.tokenizer.eos_id} where {MANIFEST} says {manifest.eos_id}",
+            rule="must be made with the end of a document that the tokenizer has",
+            remedy="Choose another --out, or delete the folder.",
+        )
     hashed = _hash_inputs(plan, [file for file in plan.files if file.url is None])
     sealed = [item for item in manifest.inputs if item.url is None]
     versions = [(file.url, file.version) for file in plan.files if file.url is not None]
@@ -204,15 +229,19 @@ def _build(plan: Plan, out: Path) -> Manifest:
     plan = plan._replace(files=files)
     plan = plan._replace(jobs=plan_jobs(files, plan.fields))
     inputs = _hash_inputs(plan, files)
+    hold_inputs(work, [item.sha256 for item in inputs])
     scans = _scan(plan, work)
     options = plan.options
     decided = _decide(plan, work, scans)
     check_splits(decided.fates[KEPT:], options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
-    stored = StoredTokenizer(tokenizer.file_name, tokenizer.fingerprint, options.eos)
+    stored = StoredTokenizer(
+        tokenizer.file_name, tokenizer.fingerprint, NamedEnd(tokenizer.eos_id, None, MANIFEST)
+    )
     tasks = [EncodeTask(job, plan.fields, work, stored, options.passages) for job in jobs]
     encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
+    _check_unchanged(plan, files, inputs, work)
     manifest = assemble(options, plan.fields, tokenizer, inputs, decided, encoded, work)
     check_splits([info.documents for info in manifest.splits.values()], options.held_out_fraction)
     write_manifest(out, manifest)
@@ -230,6 +259,18 @@ def _hash_inputs(plan: Plan, files: Sequence[SourceFile]) -> list[Input]:
         Input(name=file.label, bytes=file.size, sha256=hashes[file], url=file.url, version=file.version)
         for file in files
     ]
+
+
+def _check_unchanged(plan: Plan, files: Sequence[SourceFile], inputs: Sequence[Input], work: Work) -> None:
+    """Hash all files again, so that the manifest's hashes are those of what was read.
+
+    Raises:
+        StoreError: If one has changed since the first time; what was made of it is removed.
+    """
+    for file, before, after in zip(files, inputs, _hash_inputs(plan, files), strict=True):
+        if before.sha256 != after.sha256:
+            discard(work)
+            raise changed(file.url or escape_name(str(file.path)), "other content than before")
 
 
 def _hash_file(file: SourceFile) -> str:

@@ -12,7 +12,9 @@ from pydantic import Field, ValidationError
 from reptrain.config.base import FileName, Frozen
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
-from reptrain.files import parse_json, read_small, write_atomically
+from reptrain.files import read_small, write_atomically
+from reptrain.reading import parse_json
+from reptrain.text.ends import NamedEnd
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -158,6 +160,11 @@ class Manifest(Frozen):
     sources: tuple[SourceCount, ...]
     inputs: tuple[Input, ...]
     splits: dict[SplitName, SplitInfo]
+
+    @property
+    def end(self) -> NamedEnd:
+        """What ends every document."""
+        return NamedEnd(self.eos_id, None, MANIFEST)
 
 
 def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -> str:

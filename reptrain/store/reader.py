@@ -158,7 +158,7 @@ class Store:
         Raises:
             TokenizerError: If the file in the store's folder is another one.
         """
-        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.options.eos)
+        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.end)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise TokenizerError(
                 f"tokenizer {self.path / self.manifest.tokenizer_file}",

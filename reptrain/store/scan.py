@@ -20,6 +20,7 @@ from reptrain.store.manifest import SPLITS, Dedup, NearSettings
 from reptrain.store.near import SignatureWriter
 from reptrain.store.strata import Strata, Thresholds, find_thresholds
 from reptrain.store.work import Work, write_array
+from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 
 # What becomes of a document; a kept one has KEPT plus the index of its split.
@@ -39,19 +40,47 @@ class ScanTask(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of pass 1 for a job: documents, UTF-8 bytes of their texts, line ends in each slice."""
+    """Result of pass 1 for a job: documents, UTF-8 bytes of their texts, line ends in each slice, and a
+    digest of all documents, by which pass 2 knows that it reads the same.
+    """
 
     documents: int
     text_bytes: int
     newlines: tuple[int, ...]
     slice_documents: tuple[int, ...]
     """Documents in each slice."""
+    digest: str
 
     @classmethod
     def read(cls, path: Path) -> Scan:
         """Read a finished job's record."""
-        documents, text_bytes, newlines, slice_documents = json.loads(path.read_text())
-        return cls(documents, text_bytes, tuple(newlines), tuple(slice_documents))
+        documents, text_bytes, newlines, slice_documents, digest = json.loads(path.read_text())
+        return cls(documents, text_bytes, tuple(newlines), tuple(slice_documents), digest)
+
+
+class DocumentDigest:
+    """A digest of documents one after another: their texts and metadata.
+
+    Not of their ids, which have line numbers that pass 1 does not know yet.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16, person=b"reptrain.docs")
+
+    def add(self, document: Document, content: bytes) -> None:
+        """Take in a document.
+
+        Args:
+            document: The document.
+            content: Its text as UTF-8.
+        """
+        beside = json.dumps([len(content), document.source, document.metadata])
+        self._digest.update(beside.encode())
+        self._digest.update(content)
+
+    def hexdigest(self) -> str:
+        """Of what was taken in."""
+        return self._digest.hexdigest()
 
 
 def scan_job(task: ScanTask) -> Scan:
@@ -64,12 +93,14 @@ def scan_job(task: ScanTask) -> Scan:
     digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
     ends = [0]
+    read = DocumentDigest()
     with ExitStack() as stack:
         signer = stack.enter_context(_signer(task)) if task.near else None
         for part in task.job.slices:
             for document in read_slice(part, task.fields):
+                content = document.text.encode()
+                read.add(document, content)
                 if document.text.strip():
-                    content = document.text.encode()
                     digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
                     indices.append(documents)
                     text_bytes += len(content)
@@ -81,7 +112,7 @@ def scan_job(task: ScanTask) -> Scan:
             signer.close()
     write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
-    scan = Scan(documents, text_bytes, newlines, tuple(np.diff(ends).tolist()))
+    scan = Scan(documents, text_bytes, newlines, tuple(np.diff(ends).tolist()), read.hexdigest())
     write_atomically(task.work.scan(task.job.index), json.dumps(scan))
     return scan
 

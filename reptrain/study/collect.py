@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 
 from reptrain.config import RunConfig, fingerprint
 from reptrain.errors import RunError
-from reptrain.files import parse_json, read_small
+from reptrain.files import read_small
+from reptrain.reading import parse_json
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord

@@ -117,7 +117,8 @@ def test_missing_store_is_named() -> None:
     ("content", "words"),
     [
         (b"a: [1", "UTF-8 YAML"),
-        (b"\xff\xfe", "UTF-8 YAML"),
+        (b"\xff\xfe", "must be UTF-8, but got UTF-16"),
+        (b"a: no", "got no, which YAML 1.1 reads as false.* line 1"),
         (b"- 1", "mapping"),
         (b"", "mapping"),
         (b"seed: 1\nseed: 2", "'seed' stands twice"),

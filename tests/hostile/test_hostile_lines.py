@@ -9,8 +9,9 @@ import pytest
 
 from reptrain.config.task import TaskConfig, TaskLimits
 from reptrain.errors import ReptrainError, TextError
-from reptrain.files import parse_json, read_small
+from reptrain.files import read_small
 from reptrain.generation import read_prompts
+from reptrain.reading import parse_json
 from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent
 from reptrain.store import tokenize

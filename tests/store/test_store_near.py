@@ -164,7 +164,7 @@ def cluster(texts: Sequence[str], jobs: int, near: NearSettings, folder: Path) -
             for text in part:
                 writer.add(text)
             writer.close()
-    scans = [Scan(len(part), 0, (), (len(part),)) for part in parts]
+    scans = [Scan(len(part), 0, (), (len(part),), "") for part in parts]
     distinct = np.ones(len(texts), np.bool_)
     return find_clusters(work, scans, near, distinct, lambda *_: None).tolist()
 

@@ -50,7 +50,7 @@ def test_decide_keeps_the_first_of_equal_hashes(
             write_array(work.hashes(number), np.array(rows, np.uint64).reshape(-1, 3).T.copy())
         # As in a large stratum.
         patch.setattr("reptrain.store.strata._LARGE_HELD_OUT", 0)
-        scans = [Scan(len(job), 0, (), (len(job),)) for job in jobs]
+        scans = [Scan(len(job), 0, (), (len(job),), "") for job in jobs]
         strata = Strata(
             1, tuple(np.array([len(job)]) for job in jobs), tuple(np.zeros(1, np.int64) for _ in jobs)
         )
