@@ -148,9 +148,7 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         shown = "no training here" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
     retained = _gib(memory["cpu_retained_bytes"])
-    lines.append(
-        f"  {retained:>16}  at most beside it on a CPU at ZeRO 0: freed gradients that are not reused"
-    )
+    lines.append(f"  {retained:>16}  more at most on a CPU at ZeRO 0: freed gradients, not reused")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

@@ -1,4 +1,4 @@
-"""Held-out documents by stratum: a source, a file of many documents, or a folder of texts.
+"""Held-out documents by stratum: a source, a file (or its numbered shards), or a folder of texts.
 
 A document is held out where its content hash lies below a threshold. In a large stratum the threshold is the
 held-out fraction itself, so that equal texts fall on the same side in every store of equal fraction. In a
@@ -7,6 +7,7 @@ small one chance would decide how much is held out: there the threshold is the h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -66,9 +67,11 @@ def find_strata(jobs: Sequence[Job], documents: Sequence[Sequence[int]]) -> Stra
 
 
 def _file_or_folder(part: Slice) -> tuple[str, ...]:
-    # A .txt file is one document: its folder says more of what it is.
-    is_text = part.name.lower().endswith(".txt")
-    return (part.source, str(PurePosixPath(part.name).parent) if is_text and "/" in part.name else part.name)
+    path = PurePosixPath(part.name)
+    # A .txt file is one document: its folder says more of what it is. Files whose names differ in numbers
+    # alone, such as data-00000-of-00002.arrow, are shards of one text.
+    name = "" if path.name.lower().endswith(".txt") else re.sub(r"\d+", "#", path.name)
+    return (part.source, str(path.parent), name)
 
 
 def _source(part: Slice) -> tuple[str, ...]:

@@ -188,11 +188,13 @@ def peak_bytes(config: RunConfig, folder: Path) -> int:
     (folder / "config.yaml").write_text(config.model_dump_json())
     command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml"), str(folder / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=380, env=environment)
     assert ended.returncode == 0, ended.stderr
     return int(ended.stdout.split()[-1]) * 1024
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_bytes_of_a_run_lie_between_its_state_and_what_is_retained(tmp_path: Path, tiny: Any) -> None:
     # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.

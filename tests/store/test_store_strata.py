@@ -84,6 +84,19 @@ def test_tokenize_of_a_large_source_holds_out_by_the_content_alone(tmp_path: Pat
     assert ids[0] & shared == ids[1] & shared != set()
 
 
+def test_tokenize_takes_numbered_shards_for_one_text(tmp_path: Path) -> None:
+    texts = texts_of("zh", 60)
+    options = {"vocab_size": 40, "num_sentinels": 0, "held_out_fraction": 0.2}
+    write_rows(tmp_path / "whole" / "zh.jsonl", texts)
+    for number in range(6):
+        write_rows(tmp_path / "parts" / f"zh-0{number}-of-06.jsonl", texts[10 * number : 10 * number + 10])
+    whole, parts = (
+        tokenize([tmp_path / name], tmp_path / f"{name}-store", **options)  # type: ignore[arg-type]
+        for name in ("whole", "parts")
+    )
+    assert whole.fingerprint == parts.fingerprint
+
+
 @given(
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=20),
     fraction=st.sampled_from([0.02, 0.05, 0.2, 0.5]),
