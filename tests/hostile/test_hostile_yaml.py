@@ -33,8 +33,8 @@ BOMBS = {
     "braces": "{a: " * 5_000,
     "questions": "? " * 5_000,
     "keys": "{" + ", ".join(f"k{i}: {i}" for i in range(20_000)) + "}",
-    "fewer keys": BASE + "\n".join(f"k{i}: {i}" for i in range(9_000)),
-    "sources": "data: {sources: [" + "x, " * 9_000 + "]}",
+    "fewer keys": BASE + "\n".join(f"k{i}: {i}" for i in range(4_000)),
+    "sources": "data: {sources: [" + "x, " * 4_000 + "]}",
     "large": BASE + "seed: " + "x" * 2**20,
     "digits": BASE + "seed: " + "9" * 5_000,
 }
