@@ -64,7 +64,7 @@ def test_config_schema_is_json_schema() -> None:
 def test_unknown_key_is_one_line_and_exit_code_2(config_file: Path) -> None:
     ended = run("config", "show", config_file, "train.zero_stag=1", code=2)
     assert ended.stderr == (
-        "error: train.zero_stag: must be a known key, but got 'zero_stag'. Did you mean zero_stage?\n"
+        "error: train.zero_stag: must be a known key, but got 'zero_stag'. Did you mean train.zero_stage?\n"
     )
 
 

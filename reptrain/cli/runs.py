@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -63,11 +63,19 @@ def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> No
 
 
 @config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of a run's configuration."""
+def config_schema(
+    of: Annotated[
+        Literal["run", "finetune", "task", "study"], typer.Argument(help="Which kind of file or settings.")
+    ] = "run",
+) -> None:
+    """Print the JSON Schema of a configuration: a run's, a fine-tuning's, a task's or a study's."""
     from reptrain.config import RunConfig
+    from reptrain.config.finetune import FinetuneConfig
+    from reptrain.config.task import TaskConfig
+    from reptrain.study.schema import StudyConfig
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    known = {"run": RunConfig, "finetune": FinetuneConfig, "task": TaskConfig, "study": StudyConfig}
+    typer.echo(json.dumps(known[of].model_json_schema(), indent=2))
 
 
 @app.command()

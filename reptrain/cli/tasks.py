@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import PREEMPTED, AsJson, Overrides, app, show
+from reptrain.cli.common import PREEMPTED, AsJson, app, show
 from reptrain.cli.trained import Step, TokenizerFile
 
 
@@ -18,7 +18,13 @@ def finetune(
     run: Annotated[Path, typer.Argument(help="A run, an imported model, or a Hugging Face folder.")],
     task: Annotated[Path, typer.Argument(help="A folder with a task.yaml, or such a file.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings, such as epochs=2 or task.data=FOLDER; `config schema finetune` lists them.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many fine-tunings, from `seed` on.")] = 1,
     against: Annotated[
         Path | None,

@@ -123,7 +123,7 @@ def finetune(
         if stop is None:
             stop = held.enter_context(stop_requests())
         world = join(device, timeout_s=config.train.rank_timeout_seconds)
-        parent = Parent(path=str(trained.path), step=trained.step, weights=trained.fingerprint())
+        parent = Parent(path=str(trained.path.resolve()), step=trained.step, weights=trained.fingerprint())
         world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train.precision)))
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
         found = []
@@ -177,7 +177,9 @@ def _enter(
     write_atomically(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     parent.write(out)
     # Last: where it is, all is.
-    write_atomically(out / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+    settings = config.model_dump(mode="json")
+    settings["task"]["data"] = str(Path(settings["task"]["data"]).absolute())
+    write_atomically(out / "config.yaml", dump_yaml(settings))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,13 @@ def test_overrides_do_not_change_what_they_are_given() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean total_tokens?"]),
+        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean train.total_tokens?"]),
+        ("lr=1", ["lr", "Did you mean optimizer.lr?"]),
+        ("train.lr=1", ["train.lr", "Did you mean optimizer.lr?"]),
+        ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
+        ("d_modl=64", ["Did you mean model.d_model?"]),
+        ("learning_rate=1", ["Did you mean optimizer.lr?"]),
+        ("xyzzy=1", ["Known here: average, checkpoint, data"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
         ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean mlp?"]),
         ("train.total_tokens=many", ["train.total_tokens", "2**20 or 64epochs", "many"]),
