@@ -37,7 +37,11 @@ def tokenize(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        count_option("--vocab-size", help="Pieces of the tokenizer to train.", show_default="2048"),
+        count_option(
+            "--vocab-size",
+            help="Pieces of the tokenizer to train.",
+            show_default="2048, or as near as the text allows",
+        ),
     ] = None,
     num_sentinels: Annotated[
         int | None,

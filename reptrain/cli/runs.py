@@ -69,12 +69,19 @@ def config_schema(
     ] = "run",
 ) -> None:
     """Print the JSON Schema of a configuration: a run's, a fine-tuning's, a task's or a study's."""
+    from pydantic import BaseModel
+
     from reptrain.config import RunConfig
     from reptrain.config.finetune import FinetuneConfig
     from reptrain.config.task import TaskConfig
     from reptrain.study.schema import StudyConfig
 
-    known = {"run": RunConfig, "finetune": FinetuneConfig, "task": TaskConfig, "study": StudyConfig}
+    known: dict[str, type[BaseModel]] = {
+        "run": RunConfig,
+        "finetune": FinetuneConfig,
+        "task": TaskConfig,
+        "study": StudyConfig,
+    }
     typer.echo(json.dumps(known[of].model_json_schema(), indent=2))
 
 
@@ -99,6 +106,7 @@ def train(
     from reptrain.config import load_run_config
     from reptrain.engine.loop import train as run
     from reptrain.engine.preempt import StopRequest
+    from reptrain.engine.summary import closing_text
     from reptrain.runs.folder import refuse_to_resume
 
     resolved = load_run_config(config, overrides or [])
@@ -120,6 +128,10 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         why = f" ({result.reason})" if result.reason else ""
         typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")
+        if result.state == "preempted":
+            typer.echo("The same command resumes from its checkpoint.")
+        else:
+            typer.echo(closing_text(result.run))
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
 
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
-from pydantic.json_schema import SkipJsonSchema
 
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError
@@ -226,24 +225,26 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
 
 
 def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseModel]]) -> str:
-    """What an unknown key most likely stands for: a key beside it, or one elsewhere of the same name."""
+    """What an unknown key most likely stands for: a key of the same name elsewhere, or one spelled alike."""
     *above, leaf = path
     beside = sorted({name for parent in parents for name in parent.model_fields})
     keys = sorted(dict.fromkeys(dotted_keys(model)), key=lambda key: key.count("."))
     wanted = _NAMES_ELSEWHERE.get(leaf, leaf)
-    same_name = [key for key in keys if key.rpartition(".")[2] == wanted]
-    near = [".".join([*above, name]) for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=0.5)]
-    found = same_name[:_MOST_SUGGESTED] or near
+    found = [key for key in keys if key.rpartition(".")[2] == wanted][:_MOST_SUGGESTED]
     if not found:
-        leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
-        found = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+        here = {name: ".".join([*above, name]) for name in beside}
+        elsewhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        for named, cutoff in ((here, 0.75), (elsewhere, 0.75), (here, 0.5)):
+            if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
+                found = [named[near[0]]]
+                break
     return f"Did you mean {' or '.join(found)}?" if found else f"Known here: {', '.join(beside)}."
 
 
 def dotted_keys(model: type[BaseModel]) -> Iterator[str]:
     """Every key of a configuration that its schema shows; an entry of a mapping of models is NAME."""
     for name, field in model.model_fields.items():
-        if any(isinstance(extra, SkipJsonSchema) for extra in field.metadata):
+        if any(type(extra).__name__ == "SkipJsonSchema" for extra in field.metadata):
             continue
         yield name
         is_mapping = get_origin(field.annotation) is dict

@@ -172,5 +172,5 @@ class Budget:
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {
             "anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}],
-            "description": "Tokens (2**20, 1e9, 100M), epochs (64epochs, 2.5epochs), 2**20inputs, 2**20targets.",
+            "description": "Tokens (2**20, 1e9, 100M), epochs (2.5epochs), 2**20inputs, 2**20targets.",
         }

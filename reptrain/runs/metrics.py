@@ -52,9 +52,9 @@ class TrainRecord(FrozenRecord):
     grad_norm: float
     """L2 norm of the whole gradient before clipping."""
     step_ms: float
-    """Wall-clock time of the step."""
+    """Wall-clock time of the step, from the request for its batch to the updated weights."""
     tokens_per_s: float
-    """Tokens of the step by its time, all devices together."""
+    """Tokens of the step over its time, all devices together (see `reptrain.runs.pace`)."""
     tokens_per_s_per_device: float
     """The same for one device."""
     routing: list[RoutingRecord] | None = None

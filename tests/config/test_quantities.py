@@ -32,7 +32,23 @@ def test_parse_count_reads_what_people_write(text: object, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "two", "2**", "2**99999999999", "1e99999999", "inf", "nan", "4e18k", "1.5", "0.0001k", "64Ki", "5m", "3x", "k"]
+    "text",
+    [
+        "",
+        "two",
+        "2**",
+        "2**99999999999",
+        "1e99999999",
+        "inf",
+        "nan",
+        "4e18k",
+        "1.5",
+        "0.0001k",
+        "64Ki",
+        "5m",
+        "3x",
+        "k",
+    ],
 )
 def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
     with pytest.raises(ValueError):
