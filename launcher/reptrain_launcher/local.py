@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from reptrain_launcher.hostfile import read_hostfile
 from reptrain_launcher.process import run_process
 from reptrain_launcher.ranks import local_ranks
 
+# DeepSpeed logs every exit code but 0 as an error, that of a clean stop too; `run_launch` reports the others.
+_LOG_LEVEL = "--log_level=critical"
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -48,7 +51,7 @@ def launch_command(
     """
     hosts = None if hostfile is None else read_hostfile(hostfile)
     _check_gpus(gpus, device=device, hosts=hosts)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level=warning"]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", _LOG_LEVEL]
     if hosts is not None:
         command.append(f"--hostfile={hostfile}")
         if not {*hosts} <= {"localhost", "127.0.0.1", socket.gethostname()}:
@@ -102,7 +105,23 @@ def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
         The exit code: that of a rank that failed or was stopped; 128 + N where signal N killed the launcher.
     """
     ended = run_process(command, env={**os.environ, **environment}, targets=local_ranks)
-    return ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    code = ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    if (message := exit_message(code)) is not None:
+        sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def exit_message(code: int) -> str | None:
+    """What an exit code of the launcher says where no rank can say it: that a signal killed one.
+
+    Args:
+        code: 128 + N where signal N killed the launcher, 256 - N where it killed a rank.
+    """
+    if code <= 128:
+        return None
+    number, who = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
+    cause = " Often the memory was exhausted: look into the system's log." if number == signal.SIGKILL else ""
+    return f"{who} was killed by signal {number}.{cause} The same command resumes from the newest checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:

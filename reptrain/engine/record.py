@@ -17,6 +17,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.pace import Pace, pace_text, tokens_per_s
+from reptrain.runs.spikes import WINDOW_STEPS, SpikeWatch
 from reptrain.terminal import StepDisplay
 
 _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
@@ -69,9 +70,12 @@ class Recorder:
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
         """Tokens consumed by steps that were applied."""
-        before = folder.metrics.last_train()
-        self._input_tokens = before.input_tokens if before else 0
-        self._target_tokens = before.target_tokens if before else 0
+        recent = folder.metrics.last_train(WINDOW_STEPS)
+        self._input_tokens = recent[-1].input_tokens if recent else 0
+        self._target_tokens = recent[-1].target_tokens if recent else 0
+        self._spikes = SpikeWatch()
+        for record in recent:
+            self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm)
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +127,9 @@ class Recorder:
                 self._board.add_scalar(f"routing/{layer.layer}/{name}", getattr(layer, name), self.tokens)
         for name, epoch in self._epochs_of_sources(record.step).items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
+        for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            self._say(f"WARNING: step {step}: {found}")
+            self._folder.note("spike", found, step=step)
         self._show(record, self._pace.add(tokens, seconds))
 
     def skipped(self, step: int, found: str) -> None:

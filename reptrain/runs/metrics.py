@@ -112,7 +112,10 @@ class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
         """
         return (record for record in super().records() if kind is None or record.kind == kind)
 
-    def last_train(self) -> TrainRecord | None:
-        """The record of the last step that was applied."""
-        kept = deque(self.records("train"), maxlen=1)
-        return kept[0] if kept else None
+    def last_train(self, steps: int) -> list[TrainRecord]:
+        """The records of the last steps that were applied, the newest last.
+
+        Args:
+            steps: How many at most.
+        """
+        return list(deque(self.records("train"), maxlen=steps))
