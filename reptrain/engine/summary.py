@@ -15,9 +15,11 @@ from reptrain.config.objectives import MaskedDiffusionConfig
 from reptrain.config.schema import TrainConfig
 from reptrain.engine.distributed import World
 from reptrain.engine.setup import Data
+from reptrain.plan.stream import unique_tokens_setting
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.pace import pace_text, tokens_per_s
+from reptrain.runs.run_plan import SourcePlan
 from reptrain.sizes import count_parameters
 
 _SMALL_SHARE = Fraction(1, 4)
@@ -41,29 +43,16 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
     """
     facts: Facts = []
     warnings = []
-    for (name, store), source in zip(data.stores.items(), data.run_plan.sources, strict=True):
+    for name, source in zip(data.stores, data.run_plan.sources, strict=True):
         prefix = f"{name}: " if data.run_plan.is_mixture else ""
-        there, epochs = store.split("train").num_tokens, Fraction(source.epochs)
-        part = (
-            f"{source.unique_tokens:,} of {there:,} training tokens ({_share(source.unique_tokens, there)})"
-        )
-        facts += [
-            ("store", f"{prefix}{store.path.resolve()}"),
-            ("subset", prefix + part),
-            (
-                "epochs",
-                f"{prefix}{float(epochs):.6g} over the subset, order {source.order}, cut {source.cut}",
-            ),
-        ]
-        read = source.unique_tokens * min(Fraction(1), epochs)
+        there = data.stores[name].split("train").num_tokens
+        facts += _source_facts(source, prefix, there)
+        read = source.unique_tokens * min(Fraction(1), Fraction(source.epochs))
         if read < _SMALL_SHARE * there:
-            setting = config.store_setting(name).removesuffix("store") + "unique_tokens"
-            whole = source.unique_tokens == there
-            remedy = "It ends within the first epoch." if whole else f"{setting}=null takes all of them."
-            share = _share(read, there)
-            warnings.append(
-                f"WARNING: {prefix}the run reads {share} of the store's training tokens. {remedy}"
-            )
+            whole = f"{unique_tokens_setting(config, name)}=null takes all of them."
+            remedy = "It ends within its first epoch." if source.unique_tokens == there else whole
+            share = f"{_share(read, there)} of the store's training tokens"
+            warnings.append(f"WARNING: {prefix}the run reads {share}. {remedy}")
     micro = config.micro_batch_windows(world.world_size)
     facts += [
         ("model", _model(config, data.tokenizer.vocab_size)),
@@ -77,6 +66,16 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
         ("output", str(out)),
     ]
     return "\n".join(["training", facts_text(facts), *warnings])
+
+
+def _source_facts(source: SourcePlan, prefix: str, there: int) -> Facts:
+    part = f"{source.unique_tokens:,} of {there:,} training tokens ({_share(source.unique_tokens, there)})"
+    epochs = f"{float(Fraction(source.epochs)):.6g} over the subset, order {source.order}, cut {source.cut}"
+    return [
+        ("store", f"{prefix}{source.store}"),
+        ("subset", f"{prefix}{part}"),
+        ("epochs", f"{prefix}{epochs}"),
+    ]
 
 
 def machine_facts(train: TrainConfig, world: World) -> Facts:
