@@ -129,7 +129,7 @@ def train(
         why = f" ({result.reason})" if result.reason else ""
         typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")
         if result.state == "preempted":
-            typer.echo("The same command resumes from its checkpoint.")
+            typer.echo("The same command resumes the run.")
         else:
             typer.echo(closing_text(result.run))
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
