@@ -18,6 +18,8 @@ from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import IGNORE
 from reptrain.config import RunConfig
 from reptrain.config.load import load_run_config
+from reptrain.config.quantities import Budget
+from reptrain.demo import _for_small as demo_settings
 from reptrain.demo import _in_pieces
 from reptrain.engine.loop import train
 from reptrain.engine.setup import open_data
@@ -26,6 +28,8 @@ from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.store import open_store
+from reptrain.study import arms, demo_study
+from reptrain.study.preflight import check_arms
 
 ROOT = Path(__file__).parents[1]
 DEMO_S = 1200
@@ -174,3 +178,20 @@ def test_tiny_arms_learn_as_they_stand(demo: tuple[Path, str], tmp_path: Path, a
     layers = last.routing or []
     assert len(layers) == {"decoder-moe": 2, "t5-moe": 4}.get(arm, 0)
     assert all(layer.unused == 0 for layer in layers)
+
+
+def test_demo_takes_smaller_subsets_of_a_small_store(
+    store_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_store(store_path).split("train").num_tokens
+    assert demo_settings(store_path, quick=True) == [] and capsys.readouterr().out == ""
+    monkeypatch.setattr("reptrain.demo._LARGEST_SUBSET", 2 * there)
+    found = arms(demo_study([f"data.store={store_path}", *demo_settings(store_path, quick=False)]))
+    subsets = [arm.config.data.unique_tokens or 0 for arm in found]
+    assert there / 2 < subsets[0] <= there and f"{there:,} training tokens" in capsys.readouterr().out
+    epochs = [
+        (arm.config.train.total_tokens or Budget(tokens=1)).epochs_over(n)
+        for arm, n in zip(found, subsets, strict=True)
+    ]
+    assert epochs == [4, 16, 64]
+    check_arms(found)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from reptrain_launcher.hostfile import read_hostfile, written_for_deepspeed
 from reptrain_launcher.process import run_process
 from reptrain_launcher.ranks import local_ranks
 
+# DeepSpeed logs every exit code but 0 as an error, that of a clean stop too; `run_launch` reports the others.
+_LOG_LEVEL = "--log_level=critical"
 Device = Literal["auto", "cpu", "cuda"]
 _NAMES_A_GPU = re.compile(r"\s*([0-9]|GPU-|MIG-)")
 
@@ -62,7 +65,7 @@ def launch_command(
     else:
         if device != "cpu":
             _check_hosts_use_visible(hosts, gpus)
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level=warning"]
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", _LOG_LEVEL]
         command.append(f"--hostfile={written_for_deepspeed(hostfile, hosts)}")
         if len(hosts) == 1:
             # DeepSpeed would start the ranks of a single host here, whatever its name.
@@ -82,7 +85,7 @@ def _local_command(num_ranks: int | None, *, device: Device, master_port: int | 
     shown: Sequence[int | str] = range(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [*shown]}).encode()).decode()
     return [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level=warning"),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", _LOG_LEVEL),
         f"--world_info={world}",
         "--master_addr=127.0.0.1",
         f"--master_port={_free_port() if master_port is None else master_port}",
@@ -125,7 +128,23 @@ def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
         The exit code: that of a rank that failed or was stopped; 128 + N where signal N killed the launcher.
     """
     ended = run_process(command, env={**os.environ, **environment}, targets=local_ranks)
-    return ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    code = ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    if (message := exit_message(code)) is not None:
+        sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def exit_message(code: int) -> str | None:
+    """What an exit code of the launcher says where no rank can say it: that a signal killed one.
+
+    Args:
+        code: 128 + N where signal N killed the launcher, 256 - N where it killed a rank.
+    """
+    if code <= 128:
+        return None
+    number, who = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
+    cause = " Often the memory was exhausted: look into the system's log." if number == signal.SIGKILL else ""
+    return f"{who} was killed by signal {number}.{cause} The same command resumes from the newest checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:

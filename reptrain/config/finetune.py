@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from reptrain.config.base import BatchRows, Frozen, Seed
+from reptrain.config.base import BatchRows, Frozen, Positive, Seed
 from reptrain.config.model import DropoutConfig, ModelConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
+from reptrain.config.quantities import Budget
 from reptrain.config.scheduled import Rate, Scheduled
 from reptrain.config.schema import RegularizeConfig, TrainConfig
 from reptrain.config.task import TaskConfig, TaskLimits
@@ -41,6 +43,10 @@ class FinetuneModelConfig(Frozen):
 class FinetuneTrainConfig(TrainConfig):
     """In what steps, with what precision, and where."""
 
+    # Settings of runs, null or fixed in a fine-tuning: old folders name them, the schema does not.
+    total_tokens: SkipJsonSchema[Budget | None] = None
+    expert_parallel_size: SkipJsonSchema[Positive] = 1
+    on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
     batch_windows: BatchRows = 32
     """Examples of one optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None

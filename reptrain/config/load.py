@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
@@ -19,6 +19,31 @@ from reptrain.reading import ReadError, decode
 
 _MOST_FILES, _MOST_KEY_PARTS = 20, 20
 Model = TypeVar("Model", bound=BaseModel)
+
+_MOST_SUGGESTED = 3
+# What other trainers call some keys.
+_NAMES_ELSEWHERE = {
+    "learning_rate": "lr",
+    "max_lr": "lr",
+    "batch_size": "batch_windows",
+    "micro_batch_size": "micro_batch_windows",
+    "epochs": "total_tokens",
+    "num_epochs": "total_tokens",
+    "max_tokens": "total_tokens",
+    "seq_len": "window_tokens",
+    "seq_length": "window_tokens",
+    "block_size": "window_tokens",
+    "context_length": "window_tokens",
+    "hidden_size": "d_model",
+    "n_embd": "d_model",
+    "n_layer": "num_layers",
+    "n_layers": "num_layers",
+    "num_hidden_layers": "num_layers",
+    "n_head": "num_heads",
+    "num_attention_heads": "num_heads",
+    "dtype": "precision",
+    "warmup": "warmup_fraction",
+}
 
 
 class _UniqueKeyLoader(PlainLoader):
@@ -236,9 +261,7 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
     key = ".".join(path) or "config"
     got = detail["input"]
     if detail["type"] == "extra_forbidden":
-        known = sorted({name for parent in parents for name in parent.model_fields})
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+        remedy = _suggest(model, path, parents)
         return ConfigError(key, got=repr(path[-1]), rule="must be a known key", remedy=remedy)
     if detail["type"] == "missing":
         return ConfigError(
@@ -259,6 +282,34 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
     shown = repr(got) if not isinstance(got, Mapping) else "this combination"
     rule = message[:1].lower() + message[1:]
     return ConfigError(key, got=shown, rule=rule, remedy="See `reptrain config schema` for what is allowed.")
+
+
+def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseModel]]) -> str:
+    """What an unknown key most likely stands for: a key of the same name elsewhere, or one spelled alike."""
+    *above, leaf = path
+    beside = sorted({name for parent in parents for name in parent.model_fields})
+    keys = sorted(dict.fromkeys(dotted_keys(model)), key=lambda key: key.count("."))
+    wanted = _NAMES_ELSEWHERE.get(leaf, leaf)
+    found = [key for key in keys if key.rpartition(".")[2] == wanted][:_MOST_SUGGESTED]
+    if not found:
+        here = {name: ".".join([*above, name]) for name in beside}
+        elsewhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        for named, cutoff in ((here, 0.75), (elsewhere, 0.75), (here, 0.5)):
+            if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
+                found = [named[near[0]]]
+                break
+    return f"Did you mean {' or '.join(found)}?" if found else f"Known here: {', '.join(beside)}."
+
+
+def dotted_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every key of a configuration that its schema shows; an entry of a mapping of models is NAME."""
+    for name, field in model.model_fields.items():
+        if any(type(extra).__name__ == "SkipJsonSchema" for extra in field.metadata):
+            continue
+        yield name
+        is_mapping = get_origin(field.annotation) is dict
+        for _, below in _models_in(field.annotation):
+            yield from (f"{name}{'.NAME' * is_mapping}.{key}" for key in dotted_keys(below))
 
 
 def _resolve(model: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:

@@ -23,7 +23,7 @@ from reptrain.config.quantities import parse_count, parse_fraction
 
 Unit = Literal["share", "epochs", "steps", "tokens"]
 
-_WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?)\s*(?P<unit>%|epochs?|steps?|tokens?)?")
+_WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?[kKMBGT]?)\s*(?P<unit>%|epochs?|steps?|tokens?)?")
 _UNITS: dict[str, Unit] = {"%": "share", "epoch": "epochs", "step": "steps", "token": "tokens"}
 
 

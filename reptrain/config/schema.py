@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -43,7 +44,8 @@ class DataConfig(Frozen):
     """Which tokens, how often, in which order."""
 
     store: str | None = None
-    """Folder of the token store (`reptrain tokenize` makes one). Either this or `sources`."""
+    """Folder of the token store (`reptrain tokenize` makes one), from the working directory; the run records
+    it as an absolute path. Either this or `sources`."""
     sources: dict[SourceName, SourceConfig] = Field(default_factory=dict)
     """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
     unique_tokens: Positive | None = None
@@ -191,6 +193,20 @@ class RunConfig(Frozen):
     """When and on how much to score."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save and how many to keep."""
+
+    def with_absolute_stores(self) -> Self:
+        """The same run with the absolute path of each store, which holds from any working directory."""
+        data = self.data
+        given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
+        given["sources"] = {
+            name: source.model_copy(update={"store": str(Path(source.store).absolute())})
+            for name, source in data.sources.items()
+        }
+        return self.model_copy(update={"data": data.model_copy(update=given)})
+
+    def store_setting(self, name: str) -> str:
+        """The dotted key that names the store of a source."""
+        return "data.store" if self.data.store is not None else f"data.sources.{name}.store"
 
     @property
     def sources(self) -> dict[str, SourceConfig]:

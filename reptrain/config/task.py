@@ -21,7 +21,8 @@ class TaskConfig(Frozen):
     """What is told beside nats. qa: exact match and F1 by SQuAD's rules; generation: BLEU, chrF and ROUGE-L;
     classification: accuracy."""
     data: str | None = None
-    """Folder of the files; null: that of task.yaml."""
+    """Folder of the files, from the folder of task.yaml, or in an override from the working directory; null:
+    that of task.yaml."""
     train: Files = ("train.jsonl",)
     """Files to train on; patterns such as train-*.jsonl.gz are allowed."""
     report: Files = ("validation.jsonl",)
@@ -71,7 +72,8 @@ class TaskLimits(Frozen):
     off."""
     train_examples: Positive | None = None
     """How many to train on, the same ones for every seed; null: all that are not kept apart."""
-    select_examples: Positive = 256
-    """How many choose the best checkpoint, at least: groups are not divided."""
+    select_examples: Positive | None = None
+    """How many choose the best checkpoint, at least: groups are not divided. Null: 256, or a fifth of the
+    rows to train on where that is less."""
     report_examples: Positive | None = None
     """How many are told of; null: all."""

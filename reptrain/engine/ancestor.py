@@ -59,7 +59,7 @@ def record_ancestor(ancestor: TrainedModel, config: RunConfig, folder: Path) -> 
     """
     changed = _differing(ancestor, config.model)
     parent = Parent(
-        path=str(ancestor.path), step=ancestor.step, weights=ancestor.fingerprint(), changed=changed
+        path=str(ancestor.path.resolve()), step=ancestor.step, weights=ancestor.fingerprint(), changed=changed
     )
     before = read_parent(folder)
     if before is not None and before.weights != parent.weights:

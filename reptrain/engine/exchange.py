@@ -171,7 +171,7 @@ def import_model(source: Path, out: Path) -> Exchanged:
             window_tokens=trained.window_tokens,
         )
         write_model(folder, described, tokenizer, model)
-        Parent(path=str(source), step=None, weights=trained.fingerprint()).write(folder)
+        Parent(path=str(source.resolve()), step=None, weights=trained.fingerprint()).write(folder)
     return _done(out, source, opened.architecture.model_type, trained)
 
 

@@ -85,7 +85,8 @@ def open_run(
     config = folder.config
     sources: dict[str, tuple[Store, Subset | None]] = {}
     for source in folder.plan.sources:
-        store = open_store((stores or {}).get(source.name, Path(source.store)))
+        option = f"--store {source.name}=FOLDER" if folder.plan.is_mixture else "--store FOLDER"
+        store = open_store((stores or {}).get(source.name, Path(source.store)), named_by=option)
         own = store.fingerprint == source.store_fingerprint
         subset = None
         if own:

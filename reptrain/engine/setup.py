@@ -81,7 +81,8 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
         StoreError: If one cannot be used, or they have different tokenizers.
     """
     paths = {name: Path(source.store) for name, source in config.sources.items()}
-    opened = {path: _intact(path) for path in dict.fromkeys(paths.values())}
+    keys = {path: f"{config.store_setting(name)}=FOLDER" for name, path in paths.items()}
+    opened = {path: _intact(path, key) for path, key in keys.items()}
     first, *others = opened.values()
     for other in others:
         if other.manifest.tokenizer != first.manifest.tokenizer:
@@ -96,9 +97,9 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
     return {name: opened[path] for name, path in paths.items()}
 
 
-def _intact(path: Path) -> Store:
-    """The store, hashed again where that takes a moment; of a larger one the audit tells."""
-    store = open_store(path)
+def _intact(path: Path, named_by: str) -> Store:
+    """The store, hashed again where that takes a moment; a larger one is left to the audit."""
+    store = open_store(path, named_by=named_by)
     if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
         return store
     report = verify(path)

@@ -12,7 +12,7 @@ from reptrain.sizes import peak_flops, train_flops_per_window
 
 @dataclass(frozen=True)
 class Throughput:
-    """Turns a step's tokens and seconds into rates.
+    """What a run's speed is held against; `reptrain.runs.pace` defines the speed.
 
     Args:
         flops_per_token: Training FLOPs of a raw token (see `train_flops_per_window`).
@@ -23,10 +23,6 @@ class Throughput:
     flops_per_token: float
     world_size: int
     device_peak: float | None
-
-    def tokens_per_s_per_device(self, tokens: int, seconds: float) -> float:
-        """Tokens of the step over its seconds and devices."""
-        return tokens / seconds / self.world_size
 
     def mfu(self, tokens_per_s_per_device: float) -> float | None:
         """Model FLOPs utilisation in [0, 1]; recomputed activations do not count."""

@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationError
 
-from reptrain.config import RunConfig
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
@@ -228,9 +227,12 @@ class _Checkpointed(TrainedModel):
 
 
 class _RunModel(_Checkpointed):
-    def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest, *, average: bool) -> None:
+    def __init__(
+        self, path: Path, folder: RunFolder, place: Path, manifest: Manifest, *, average: bool
+    ) -> None:
+        run = folder.config
         super().__init__(path, run.model, place, manifest, run.window_tokens)
-        self._run = run
+        self._folder, self._run = folder, run
         if average:
             if run.average is None:
                 raise _no_average(path, "keeps no average")
@@ -249,7 +251,8 @@ class _RunModel(_Checkpointed):
         return super().reading
 
     def own_tokenizer(self) -> Tokenizer:
-        return open_store(Path(next(iter(self._run.sources.values())).store)).tokenizer()
+        # The plan has the store's absolute path.
+        return open_store(Path(self._folder.plan.sources[0].store)).tokenizer()
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return special_ids(tokenizer)
@@ -343,7 +346,7 @@ def open_trained(path: Path, step: int | None = None, *, average: bool = False) 
         imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
         return _Imported(path, imported, *_checkpoint(path, step))
     if (path / "plan.json").exists():
-        return _RunModel(path, RunFolder.open(path).config, *_checkpoint(path, step), average=average)
+        return _RunModel(path, RunFolder.open(path), *_checkpoint(path, step), average=average)
     raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG} there", "must be the folder of a model")
 
 

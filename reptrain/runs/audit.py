@@ -55,7 +55,8 @@ def audit(
     if exposures is not None:
         check_target(exposures)
     plan = folder.plan
-    stores = {name: open_store(path) for name, path in _places(plan, store).items()}
+    option = "--store NAME=FOLDER" if plan.is_mixture else "--store FOLDER"
+    stores = {name: open_store(path, named_by=option) for name, path in _places(plan, store).items()}
     stream = Stream([_subset(plan, source, stores[source.name]) for source in plan.sources])
     recount = Recount(plan, stores, stream)
     if verify_store:

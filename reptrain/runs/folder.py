@@ -257,7 +257,7 @@ class RunFolder:
     def _write(self, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]) -> None:
         self.tensorboard.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        settings = dump_yaml(config.model_dump(mode="json"))
+        settings = dump_yaml(config.with_absolute_stores().model_dump(mode="json"))
         header = f"# Resolved by reptrain. Config fingerprint: {config_fingerprint(config)}\n"
         write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_args
 
@@ -45,6 +46,7 @@ from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
 from reptrain.text.ends import NamedEnd
+from reptrain.text.training import DEFAULT_VOCAB_SIZE
 
 Progress = Callable[[str, int, int], None]
 """Told of each step: the stage's name, bytes of the sources done, bytes in all."""
@@ -63,6 +65,8 @@ class Plan(NamedTuple):
     tokenizer: Tokenizer | None
     workers: Workers
     progress: Progress
+    fit_vocab: bool = False
+    """Whether the vocabulary's size is a default, which may be changed to fit the text."""
 
     @property
     def fields(self) -> Fields:
@@ -108,7 +112,7 @@ def tokenize(
         out: The store's folder, new or of an earlier call.
         tokenizer: A SentencePiece model or a tokenizer.json, told apart by content; None trains a unigram
             model on the training text.
-        vocab_size: Pieces of the model to train; None: 2048.
+        vocab_size: Pieces of the model to train; None: 2048, or as near as the text allows.
         num_sentinels: Of them reserved for span corruption; None: 32.
         dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
             too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
@@ -158,7 +162,15 @@ def tokenize(
     )
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
-        plan = Plan(files, [], options, given, workers, progress or _silent)
+        plan = Plan(
+            files,
+            [],
+            options,
+            given,
+            workers,
+            progress or _silent,
+            fit_vocab=given is None and vocab_size is None,
+        )
         check_fields(plan.fields, _places(files))
         manifest = _open_or_build(plan, out)
         finish(out)
@@ -171,7 +183,7 @@ def _of_training(
     """The settings of a tokenizer to be trained; a given one has its own."""
     settings = {"vocab_size": vocab_size, "num_sentinels": num_sentinels}
     if given is None:
-        defaults = {"vocab_size": 2048, "num_sentinels": 32}
+        defaults = {"vocab_size": DEFAULT_VOCAB_SIZE, "num_sentinels": 32}
         return {name: defaults[name] if value is None else value for name, value in settings.items()}
     for name, value in settings.items():
         if value is not None:
@@ -331,21 +343,33 @@ def _make_tokenizer(plan: Plan, jobs: Sequence[Job], work: Work, *, text_bytes: 
     plan.progress("train tokenizer", 0, text_bytes)
     options = plan.options
     assert options.vocab_size is not None and options.num_sentinels is not None
-    texts = _training_texts(plan, jobs, work, share=min(1.0, _TRAINING_BYTES / text_bytes))
+    share = min(1.0, _TRAINING_BYTES / text_bytes)
     tokenizer = train_tokenizer(
-        texts, path, vocab_size=options.vocab_size, num_sentinels=options.num_sentinels
+        _TrainingTexts(plan, jobs, work, share),
+        path,
+        vocab_size=options.vocab_size,
+        num_sentinels=options.num_sentinels,
+        fit=plan.fit_vocab,
     )
     plan.progress("train tokenizer", text_bytes, text_bytes)
     return tokenizer
 
 
-def _training_texts(plan: Plan, jobs: Sequence[Job], work: Work, *, share: float) -> Iterator[str]:
-    """The training documents, or a share of them chosen by their content."""
-    limit = int(share * 2**64)
-    for job in jobs:
-        for split, document in kept_documents(job, plan.fields, work):
-            if split == "train" and (share == 1.0 or _draw(document.text) < limit):
-                yield document.text
+@dataclass(frozen=True)
+class _TrainingTexts:
+    """The training documents, or a share of them chosen by their content; each pass reads them again."""
+
+    plan: Plan
+    jobs: Sequence[Job]
+    work: Work
+    share: float
+
+    def __iter__(self) -> Iterator[str]:
+        limit = int(self.share * 2**64)
+        for job in self.jobs:
+            for split, document in kept_documents(job, self.plan.fields, self.work):
+                if split == "train" and (self.share == 1.0 or _draw(document.text) < limit):
+                    yield document.text
 
 
 def _draw(text: str) -> int:

@@ -183,8 +183,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, named_by: str | None = None) -> Manifest:
     """The manifest of a sealed store.
+
+    Args:
+        folder: The store.
+        named_by: As in `open_store`.
 
     Raises:
         StoreError: If there is none, it is in another format, or it is damaged.
@@ -195,12 +199,15 @@ def read_manifest(folder: Path) -> Manifest:
         _refuse_other_format(folder, content)
         return Manifest.model_validate_json(content)
     except OSError as error:
+        elsewhere = (
+            "" if named_by is None else f" If the store is elsewhere, name its folder with {named_by}."
+        )
         raise StoreError(
-            f"store {folder}",
+            f"store {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),
             got=f"{path.name}: {error.strerror}",
             rule="must be a folder with a manifest",
-            remedy="Make it with `reptrain tokenize`; an interrupted one goes on with the same command. Where"
-            " a run's store was moved, name it: --store.",
+            remedy="Make it with `reptrain tokenize`; an interrupted one resumes with the same command."
+            + elsewhere,
         ) from error
     except ValidationError as error:
         detail = error.errors()[0]

@@ -185,14 +185,19 @@ class Store:
         )
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, *, named_by: str | None = None) -> Store:
     """Open a sealed store: reads the manifest and the sizes of the files, not the data.
+
+    Args:
+        path: Its folder.
+        named_by: What names the folder in the caller's command, for the message where there is no store:
+            ``data.store`` or ``--store``.
 
     Raises:
         StoreError: If it is not sealed, or a file is missing or of another size.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, named_by=named_by)
     for info in manifest.splits.values():
         for shard in info.shards:
             _check_size(path / shard.file, shard.bytes)

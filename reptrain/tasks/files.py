@@ -23,6 +23,7 @@ from reptrain.reading import Number, ReadError, decode, is_unicode, json_type, p
 TASK_FILE = "task.yaml"
 # What SQuAD keeps of an answer.
 _SPAN = {"text", "answer_start", "answer_end", "answer_id"}
+_SELECT_EXAMPLES = 256
 _KEY = re.compile(r"\{(\w+)\}")
 
 
@@ -48,7 +49,11 @@ def read_task(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: If there is no such file, or a value is no YAML.
     """
     file = path / TASK_FILE if path.is_dir() else path
-    data = apply_overrides(read_config(file), overrides)
+    data = read_config(file)
+    if isinstance(data.get("data"), str):
+        # As `extends`: what a file names lies beside it, what an override names in the working directory.
+        data["data"] = str(file.parent / data["data"])
+    data = apply_overrides(data, overrides)
     return {"name": file.parent.name if file.name == TASK_FILE else file.stem, "data": str(file.parent)} | {
         key: value for key, value in data.items() if value is not None or key == "answers"
     }
@@ -97,16 +102,13 @@ def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) ->
     files = _Files(task, fits)
     train = _scattered(files.rows(task.train))
     if task.select is None:
-        train, select = _keep_apart(train, limits.select_examples)
+        least = limits.select_examples or min(_SELECT_EXAMPLES, max(1, len(train) // 5))
+        train, select = _keep_apart(train, least)
     else:
-        select = _scattered(files.rows(task.select))[: limits.select_examples]
+        least = limits.select_examples or _SELECT_EXAMPLES
+        select = _scattered(files.rows(task.select))[:least]
     if not train or not select:
-        raise ConfigError(
-            "limits.select_examples",
-            got=f"{limits.select_examples}, which leaves {len(train)} rows to train on",
-            rule="must leave rows to train on",
-            remedy="Lower it, or name files under select in the task.",
-        )
+        raise _too_few(task, least, len(train) + len(select))
     if limits.train_examples is not None and limits.train_examples > len(train):
         raise ConfigError(
             "limits.train_examples",
@@ -116,6 +118,16 @@ def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) ->
         )
     report = _scattered(files.rows(task.report))[: limits.report_examples]
     return TaskRows(train[: limits.train_examples], select, report, files.hashes, files.left_out)
+
+
+def _too_few(task: TaskConfig, least: int, rows: int) -> ConfigError:
+    in_groups = "" if task.group is None else f" in whole groups of one {task.group!r} each"
+    return ConfigError(
+        "limits.select_examples",
+        got=f"{least}, kept apart{in_groups}, of {rows} rows in all",
+        rule="must leave rows to train on and rows to choose by",
+        remedy="Lower it, name files under select in the task, or give more rows.",
+    )
 
 
 def read_report(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> list[Row]:

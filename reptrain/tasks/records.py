@@ -36,7 +36,10 @@ class StepRecord(FrozenRecord):
     grad_norm: float | None
     """L2 norm of the whole gradient before clipping."""
     step_ms: float
-    """Wall-clock time."""
+    """Wall-clock time, from the request for the batch to the updated weights."""
+    tokens_per_s: float | None = None
+    """Tokens of inputs and targets over that time, all devices together (see `reptrain.runs.pace`); None in
+    older records."""
 
 
 class SelectRecord(FrozenRecord):

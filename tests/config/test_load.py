@@ -80,10 +80,16 @@ def test_overrides_do_not_change_what_they_are_given() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean total_tokens?"]),
+        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean train.total_tokens?"]),
+        ("lr=1", ["lr", "Did you mean optimizer.lr?"]),
+        ("train.lr=1", ["train.lr", "Did you mean optimizer.lr?"]),
+        ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
+        ("d_modl=64", ["Did you mean model.d_model?"]),
+        ("learning_rate=1", ["Did you mean optimizer.lr?"]),
+        ("xyzzy=1", ["Known here: average, checkpoint, data"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
-        ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean mlp?"]),
-        ("train.total_tokens=many", ["train.total_tokens", "2**20 or 64epochs", "many"]),
+        ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
+        ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
         ("data.unique_tokens=0", ["data.unique_tokens", "greater than 0", "0"]),
         ("model.num_heads=3", ["d_model must be num_heads times an even head width", "128 / 3"]),
         ("model.num_kv_heads=3", ["num_kv_heads must divide num_heads"]),
@@ -287,7 +293,10 @@ def test_sources_come_in_the_order_of_their_names() -> None:
             {"data": {"sources": {"b": {"store": "b"}}}, "train": {"total_tokens": 9}},
             "set total_tokens for each",
         ),
-        ({"data": {"sources": {"b": {"stor": "b"}}}}, r"data\.sources\.b\.stor.*Did you mean store"),
+        (
+            {"data": {"sources": {"b": {"stor": "b"}}}},
+            r"data\.sources\.b\.stor.*Did you mean data\.sources\.b\.store",
+        ),
         ({"data": {"store": "a"}, "objective": {"name": "ul3"}}, r"objective\.name: must be one of 'causal'"),
         (
             {"data": {"store": "a"}, "model": {"family": "t5"}, "objective": {"name": "masked_diffusion"}},

@@ -82,7 +82,7 @@ def test_every_objective_consumes_the_same_tokens(runs: dict[str, RunFolder], na
 
 @pytest.mark.parametrize("name", RUNS)
 def test_inputs_and_targets_are_counted(runs: dict[str, RunFolder], name: str) -> None:
-    last, config = runs[name].metrics.last_train(), runs[name].config
+    (last,), config = runs[name].metrics.last_train(1), runs[name].config
     assert last is not None and last.tokens == 820
     if name == "causal":
         assert (last.input_tokens, last.target_tokens) == (0, 820)

@@ -17,6 +17,7 @@ import pytest
 from reptrain.errors import LaunchError
 from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
 from reptrain_launcher.devices import count_gpus, visible_gpus
+from reptrain_launcher.local import exit_message
 
 CONFIG = Path("a config.yaml")
 
@@ -244,3 +245,12 @@ def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
     assert run_launch([sys.executable, "-c", code], {"CODE": "3"}) == 3
     kill = "import os; os.kill(os.getpid(), 9)"
     assert run_launch([sys.executable, "-c", kill], {}) == 128 + signal.SIGKILL
+
+
+def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFixture[str]) -> None:
+    # DeepSpeed's launcher ends with the negative code of the rank.
+    for code, words in ((-9, "a rank was killed by signal 9. Often the memory"), (3, ""), (2, ""), (1, "")):
+        assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}) == code % 256
+        printed = capfd.readouterr().err
+        assert words in printed and bool(printed) == bool(words)
+    assert exit_message(137) is not None and "the launcher" in str(exit_message(137))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from time_limits import START_S
 
-from reptrain.config import RunConfig, load_run_config
+from reptrain.config import RunConfig, config_fingerprint, load_run_config
 from reptrain.errors import ResumeError, RunError
 from reptrain.plan import EpochPlan, Stream
 from reptrain.runs import RunFolder, RunPlan
@@ -61,7 +62,11 @@ def test_run_plan_is_what_the_config_asks_for(tmp_path):
 def test_create_or_open_makes_a_folder_that_tells_the_run(tmp_path):
     folder = opened(tmp_path, environment={"python": "3.11"})
     again = RunFolder.open(folder.path)
-    assert again.config == configured() == load_run_config(folder.path / "config.yaml")
+    # The store's path is absolute there, and not part of the fingerprint.
+    written = configured().with_absolute_stores()
+    assert Path(written.data.store).is_absolute() and written != configured()
+    assert again.config == written == load_run_config(folder.path / "config.yaml")
+    assert config_fingerprint(written) == config_fingerprint(configured())
     assert again.plan == planned(configured(), tmp_path)
     assert again.plan.config_fingerprint in (folder.path / "config.yaml").read_text()
     assert again.environment == {"python": "3.11"}

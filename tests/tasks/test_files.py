@@ -31,6 +31,27 @@ def test_rows_that_choose_share_no_group_with_those_trained_on(make_task: MakeTa
     assert rows == read_rows(task, TaskLimits(select_examples=5))
 
 
+@pytest.mark.parametrize(("rows", "chosen"), [(2, 1), (72, 14), (1279, 255), (1281, 256), (2000, 256)])
+def test_by_default_few_rows_leave_most_to_train_on(make_task: MakeTask, rows: int, chosen: int) -> None:
+    folder = make_task()
+    write_rows(folder / "train.jsonl", [{"input": f"row {n}", "target": "yes"} for n in range(rows)])
+    found = read_rows(load_task(folder), TaskLimits())
+    assert (len(found.select), len(found.train)) == (chosen, rows - chosen)
+
+
+def test_a_folder_in_a_tasks_file_is_beside_it_and_in_an_override_in_the_working_directory(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_task()
+    (folder.parent / "tasks").mkdir(exist_ok=True)
+    file = folder.parent / "tasks" / "mine.yaml"
+    file.write_text(f"kind: qa\ndata: ../{folder.name}\n")
+    assert len(read_rows(load_task(file), TaskLimits()).report) > 0
+    monkeypatch.chdir(folder.parent)
+    assert load_task(file, [f"data={folder.name}"]).data == folder.name
+    assert len(read_rows(load_task(file, [f"data={folder.name}"]), TaskLimits()).report) > 0
+
+
 def test_fewer_rows_are_the_first_of_more(make_task: MakeTask) -> None:
     task = load_task(make_task())
     some = read_rows(task, TaskLimits(select_examples=5, train_examples=4, report_examples=3))

@@ -259,7 +259,7 @@ def test_other_settings_and_other_folders_are_refused(
         ("train.total_tokens=3epochs", "set epochs instead"),
         ("train.zero_stage=3", "zero_stage 0 to 2"),
         ("train.precision=bf16", "needs train.zero_stage 1 or 2"),
-        ("model.dropout.residul=0", "Did you mean residual"),
+        ("model.dropout.residul=0", r"Did you mean model\.dropout\.residual"),
     ):
         with pytest.raises(ConfigError, match=words):
             load_finetune(task, [override])
