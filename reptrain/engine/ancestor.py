@@ -17,7 +17,8 @@ from reptrain.text import Tokenizer
 
 # What may change with the data or the budget; of all else the weights know. The shapes are compared first.
 _MAY_DIFFER = (
-    "init_std", "init_scale", "rope_theta", "norm_eps", "dropout.*", "moe.capacity_factor",
+    "init_std", "init_scale", "rope_theta", "rope_scaling", "rope_scaling.*",
+    "sliding_window", "norm_eps", "dropout.*", "moe.capacity_factor",
     "moe.eval_capacity_factor", "moe.*_coefficient", "moe.jitter", "moe.bias_rate", "moe.group_windows",
     "moe.backend",
 )  # fmt: skip
@@ -83,7 +84,13 @@ def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[An
 def _settings(model: ModelConfig) -> dict[str, Any]:
     """A model's settings by dotted key, where null stands for another with that other's value."""
     if isinstance(model, DecoderConfig):
-        filled = {"num_kv_heads": model.kv_heads, "num_stored_layers": model.stack.stored}
+        filled: dict[str, Any] = {
+            "num_kv_heads": model.kv_heads,
+            "num_stored_layers": model.stack.stored,
+            "head_dim": model.head_width,
+            "attention_bias": model.attention_biases,
+            "mlp_bias": model.has_mlp_bias,
+        }
     else:
         filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
     if model.moe is not None:

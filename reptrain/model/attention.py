@@ -30,11 +30,13 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=config.bias)
-        self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
-        self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
-        self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=config.bias)
+        self.head_dim = config.head_width
+        width, kv_width = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
+        biased = config.attention_biases
+        self.query = nn.Linear(config.d_model, width, bias=biased != "none")
+        self.key = nn.Linear(config.d_model, kv_width, bias=biased != "none")
+        self.value = nn.Linear(config.d_model, kv_width, bias=biased != "none")
+        self.output = nn.Linear(width, config.d_model, bias=biased == "all")
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(

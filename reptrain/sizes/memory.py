@@ -132,8 +132,8 @@ def _layers(
     config: ModelConfig, shape: StackShape, positions: int, *, norms: int, read: int, size: int
 ) -> list[_Layer]:
     """The layers of a stack; ``read`` positions of the encoder give keys and values too."""
-    heads, width = config.num_heads, config.num_heads * config.head_dim
-    kv_width = config.kv_heads * config.head_dim if isinstance(config, DecoderConfig) else width
+    heads, width = config.num_heads, config.num_heads * config.head_width
+    kv_width = config.kv_heads * config.head_width if isinstance(config, DecoderConfig) else width
     attentions = 2 if read else 1
     attention = attentions * (2 * width * size + heads * _FULL) + 2 * kv_width * size
     crossed = read * 2 * kv_width * size

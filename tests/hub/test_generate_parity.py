@@ -21,7 +21,7 @@ from reptrain.text import stdlib_documents, train_tokenizer
 
 NEW = 20
 # Transformers 5.24 fails to generate where T5's decoder is deeper than its encoder.
-LAYERS = {kind: {"num_decoder_layers": 2} for kind in ("t5-1.0", "t5-1.1")}
+LAYERS = {kind: {"num_decoder_layers": 2} for kind in MADE if "t5" in kind}
 PROMPTS = [[5, 9, 33, 60, 2, 7], [40], [11, 12, 13, 14, 15, 16, 17, 18, 19]]
 
 
