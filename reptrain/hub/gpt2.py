@@ -146,6 +146,9 @@ _KEYS = Keys(
             "predict_special_tokens",
             "reorder_and_upcast_attn",
             "n_ctx",
+            "classifier_dropout",
+            "hidden_dropout",
+            "summary_last_dropout",
             "is_decoder",
         )
     ),

@@ -131,7 +131,7 @@ def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> N
 
 
 KINDS: dict[str, tuple[Any, str]] = {
-    "num_attention_heads": (0, "another kind"),
+    "num_attention_heads": (0, "num_heads=0"),
     "num_key_value_heads": ("two", "num_key_value_heads|num_kv_heads|another kind"),
     "model_type": (["llama"], "model_type"),
     "rope_parameters": ([1], "another kind"),
