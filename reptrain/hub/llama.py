@@ -284,9 +284,11 @@ _COMMON: dict[str, Any] = {
     "partial_rotary_factor": None,
     "original_max_position_embeddings": None,
 }
-_FIXED = {"is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False}
+_FIXED = {"is_encoder_decoder": False}
 # Dropout, the length of training texts, and slices of a product that is the same whole.
-_FREE = frozenset(("attention_dropout", "max_position_embeddings", "pretraining_tp", "is_llama_config"))
+_FREE = frozenset(
+    ("attention_dropout", "max_position_embeddings", "pretraining_tp", "is_decoder", "is_llama_config")
+)
 
 
 LLAMA = Architecture(

@@ -16,8 +16,8 @@ from reptrain.runs import RunFolder
 Make = Callable[..., RunConfig]
 
 T5 = (
-    "model={family: t5, d_model: 32, num_encoder_layers: 2, num_decoder_layers: 2, num_heads: 2, head_dim: 16,"
-    " d_ff: 64, mlp: swiglu, relative_bias_per_layer: true}"
+    "model={family: t5, d_model: 32, num_encoder_layers: 2, num_decoder_layers: 2, num_heads: 2,"
+    " head_dim: 16, d_ff: 64, mlp: swiglu, relative_bias_per_layer: true}"
 )
 OPTIONS = {
     "decoder": (
