@@ -45,7 +45,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a matrix of a layer, or such matrices of many experts."""
-    return ".blocks." in f".{name}" and parameter.ndim > 1
+    # A layer's table of position biases is looked up: no product has it as a matrix.
+    return ".blocks." in f".{name}" and parameter.ndim > 1 and "relative_bias" not in name
 
 
 def _muon(model: nn.Module, groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:

@@ -169,7 +169,7 @@ class ModelFolder:
         Raises:
             HubError: See `load`.
         """
-        parts = self._parts()
+        architecture, parts = self.architecture, self._parts()
         wanted = {part.theirs: shape_of(part, shapes) for part in parts}
         missing = sorted(name for name in wanted if self._source(name) not in self.tensors)
         if missing:
@@ -179,6 +179,7 @@ class ModelFolder:
             raise self._wrong(
                 f"the tensor {_named([self.tensors[name] for name in extra])}",
                 "must hold no tensor that the model has not",
+                f"Save the model as {architecture.class_name}: no other head is read.",
             )
         with ExitStack() as stack:
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}

@@ -14,9 +14,11 @@ from reptrain.config.load import validate
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.rope import LinearRope, Llama3Rope
 from reptrain.engine.ancestor import _settings
+from reptrain.engine.optim import is_for_muon
 from reptrain.engine.record import stated_attention
 from reptrain.errors import ConfigError
-from reptrain.model import DropoutContext, Routing, build_model
+from reptrain.model import Decoder, DropoutContext, Routing, build_model
+from reptrain.model.init import parameter_groups
 from reptrain.model.rope import rotation
 from reptrain.model.segments import visible
 from reptrain.model.sight import attention_implementation
@@ -117,6 +119,12 @@ def test_sliding_window_hides_positions_that_are_too_far(case: str, dropout: dic
     torch.testing.assert_close(found_attention(config, **inputs), plain_attention(config, seen_TT))
 
 
+def test_models_under_a_sliding_window_compute_on_other_devices_too() -> None:
+    with torch.device("meta"):
+        model = Decoder(decoder(sliding_window=4), vocab_size=VOCAB)
+    assert model(tokens().to("meta")).shape == (3, 14, VOCAB)
+
+
 def test_sliding_window_as_long_as_the_row_changes_nothing() -> None:
     logits = [
         build_model(decoder(sliding_window=window), vocab_size=VOCAB, seed=3)(tokens())
@@ -207,6 +215,17 @@ def test_position_biases_by_layer_are_each_layers_own() -> None:
         assert not torch.allclose(model(**inputs), before)
         with torch.no_grad():
             table.weight.copy_(kept)
+
+
+def test_position_biases_by_layer_are_treated_as_those_of_a_stack() -> None:
+    """No weight decay, no Muon, and the same spread of initial values."""
+    model = build_model(t5(relative_bias_per_layer=True, d_model=256), vocab_size=VOCAB, seed=3)
+    tables = {name: p for name, p in model.named_parameters() if "relative_bias" in name}
+    decayed = {id(p) for group in parameter_groups(model) if group["decays"] for p in group["params"]}
+    assert len(tables) == 5
+    for name, table in tables.items():
+        assert id(table) not in decayed and not is_for_muon(name, table)
+        assert table.std().item() == pytest.approx(256**-0.5, rel=0.4)
 
 
 def test_one_table_in_all_layers_is_a_stacks_table() -> None:

@@ -110,6 +110,17 @@ def test_activation_bytes_of_t5_hold_between_fused_and_plain_attention(changes: 
     assert 0.95 * with_logits(config) < kept_bytes(config) < 1.05 * estimate(config).plain
 
 
+def test_activation_bytes_on_cuda_count_weights_that_a_sliding_window_keeps() -> None:
+    dropped, windowed = {"dropout": {"attention": 0.1}}, {"sliding_window": TARGET - 1}
+    plain, drops, window, both = (
+        estimate(DecoderConfig.model_validate(DECODER | changes))
+        for changes in ({}, dropped, windowed, dropped | windowed)
+    )
+    assert plain.fused == drops.fused == window.fused
+    # Weights in fp32 and as they were dropped, of 2 layers with 4 heads.
+    assert both.fused - plain.fused == 2 * 4 * ROWS * TARGET * TARGET * 8
+
+
 @pytest.mark.parametrize("family", [DECODER, T5], ids=["decoder", "t5"])
 def test_activation_bytes_when_recomputed_are_the_inputs_and_one_layer(family: dict[str, Any]) -> None:
     layers = [name for name in family if name.startswith("num_") and name.endswith("layers")]
