@@ -77,7 +77,11 @@ def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[An
     there, here = _settings(ancestor.config), _settings(model)
     # What only one of them has is null in the other, whole sections too. The vocabulary's size is null where
     # it is the tokenizer's; shapes and tokenizers are compared by themselves.
-    keys = sorted((there.keys() | here.keys()) - {"vocab_size"})
+    given = dict(flatten(model.model_dump(mode="json")))
+    # What was set comes before what follows from it.
+    keys = sorted(
+        (there.keys() | here.keys()) - {"vocab_size"}, key=lambda key: (given.get(key) is None, key)
+    )
     return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
 
 
