@@ -200,7 +200,7 @@ class DecoderConfig(Frozen):
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
-    """Scaling of the rotary frequencies (type linear or llama3); null: none."""
+    """Scaling of the rotary frequencies (name: linear or llama3); null: none."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     init_std: Annotated[float, Field(gt=0)] = 0.02

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from reptrain.config.base import Frozen, Positive
 
@@ -16,7 +16,7 @@ class LinearRope(Frozen):
         2023.
     """
 
-    type: Literal["linear"]
+    name: Literal["linear"]
     """linear: this scaling."""
     factor: Annotated[float, Field(gt=0)]
     """Divides every frequency."""
@@ -28,7 +28,7 @@ class Llama3Rope(Frozen):
     Source: Grattafiori et al., "The Llama 3 herd of models", 2024; the formula is that of its published code.
     """
 
-    type: Literal["llama3"]
+    name: Literal["llama3"]
     """llama3: this scaling."""
     factor: Annotated[float, Field(gt=0)]
     """Divides the low frequencies."""
@@ -49,5 +49,7 @@ class Llama3Rope(Frozen):
         return self
 
 
-RopeScaling = Annotated[LinearRope | Llama3Rope, Field(discriminator="type")]
-"""A scaling of the rotary frequencies, chosen by its type."""
+RopeScaling = Annotated[
+    Annotated[LinearRope, Tag("linear")] | Annotated[Llama3Rope, Tag("llama3")], Discriminator("name")
+]
+"""A scaling of the rotary frequencies, chosen by its name."""

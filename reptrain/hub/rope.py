@@ -44,12 +44,12 @@ def read_rope(settings: Settings, *, theta: float = _THETA) -> dict[str, Any]:
         "rope_theta": 1.0 * (rope.get("rope_theta") or settings.get("rope_theta") or theta)
     }
     if kind == "linear":
-        found["rope_scaling"] = {"type": kind, "factor": _number(rope, place, "factor")}
+        found["rope_scaling"] = {"name": kind, "factor": _number(rope, place, "factor")}
     elif kind == "llama3":
         longest = settings.get("original_max_position_embeddings")
         longest = longest or rope.get("original_max_position_embeddings")
         found["rope_scaling"] = {
-            "type": kind,
+            "name": kind,
             "factor": _number(rope, place, "factor"),
             "low_freq_factor": _number(rope, place, "low_freq_factor"),
             "high_freq_factor": _number(rope, place, "high_freq_factor"),
@@ -76,9 +76,9 @@ def write_rope(config: DecoderConfig) -> dict[str, Any]:
     """The keys of a config.json, for transformers 4 and 5."""
     scaling, kind = config.rope_scaling, {"rope_type": "default"}
     if isinstance(scaling, Llama3Rope):
-        kind = scaling.model_dump(exclude={"type", "original_max_positions"})
+        kind = scaling.model_dump(exclude={"name", "original_max_positions"})
         kind |= {"rope_type": "llama3", "original_max_position_embeddings": scaling.original_max_positions}
     elif scaling is not None:
-        kind = {"rope_type": scaling.type, "factor": scaling.factor}
+        kind = {"rope_type": scaling.name, "factor": scaling.factor}
     settings = {"rope_theta": config.rope_theta, "rope_parameters": kind | {"rope_theta": config.rope_theta}}
     return settings if scaling is None else settings | {"rope_scaling": kind}

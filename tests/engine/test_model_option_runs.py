@@ -22,7 +22,7 @@ T5 = (
 OPTIONS = {
     "decoder": (
         "model.head_dim=24", "model.attention_bias=qkv", "model.mlp_bias=true", "model.sliding_window=9",
-        "model.rope_scaling={type: llama3, factor: 8, original_max_positions: 16}",
+        "model.rope_scaling={name: llama3, factor: 8, original_max_positions: 16}",
         "data.document_mask=true", "model.dropout.attention=0.1",
     ),
     "t5": ("objective.name=span_corruption", T5, "train.activation_checkpointing=true"),

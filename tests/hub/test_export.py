@@ -79,9 +79,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "qwen2 window": ("model.attention_bias=qkv", "model.sliding_window=5"),
     "mixtral window": ("model.moe={num_experts: 4, top_k: 2}", "model.sliding_window=5"),
     "llama3 rope": (
-        "model.rope_scaling={type: llama3, factor: 4, original_max_positions: 16}", "model.rope_theta=500",
+        "model.rope_scaling={name: llama3, factor: 4, original_max_positions: 16}", "model.rope_theta=500",
     ),
-    "linear rope": ("model.rope_scaling={type: linear, factor: 2.5}",),
+    "linear rope": ("model.rope_scaling={name: linear, factor: 2.5}",),
     "t5 silu": (*T5, "model.mlp=swiglu"),
     "t5 gelu": (*T5, "model.mlp=gelu", "model.tie_embeddings=true"),
     "umt5": (*T5, "model.relative_bias_per_layer=true"),

@@ -20,7 +20,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "sparse": {"moe": MOE},
     "shared": {"num_layers": 4, "num_stored_layers": 2, "tie_embeddings": True},
     "window": {"sliding_window": 6, "head_dim": 12, "attention_bias": "qkv"},
-    "scaled": {"rope_scaling": {"type": "linear", "factor": 3.0}},
+    "scaled": {"rope_scaling": {"name": "linear", "factor": 3.0}},
     "gpt": {"norm": "layernorm", "positions": "learned", "max_positions": 64, "mlp": "gelu", "bias": True},
 }
 T5: dict[str, Any] = {

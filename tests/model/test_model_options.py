@@ -34,7 +34,7 @@ T5: dict[str, Any] = {
     "num_decoder_layers": 3,
 }  # fmt: skip
 MOE = {"num_experts": 4}
-LLAMA3 = {"type": "llama3", "factor": 8.0, "original_max_positions": 64}
+LLAMA3 = {"name": "llama3", "factor": 8.0, "original_max_positions": 64}
 
 
 def decoder(**changes: Any) -> DecoderConfig:
@@ -137,7 +137,7 @@ def test_sliding_window_as_long_as_the_row_changes_nothing() -> None:
 def test_scaled_rope_follows_its_formula() -> None:
     theta, width = 500.0, 16
     frequency = [theta ** (-i / width) for i in range(0, width, 2)]
-    linear = rotation(5, width, theta, CPU, LinearRope(type="linear", factor=2.5))
+    linear = rotation(5, width, theta, CPU, LinearRope(name="linear", factor=2.5))
     expected = torch.tensor([[math.cos(p * f / 2.5) for f in frequency] for p in range(5)])
     torch.testing.assert_close(linear.cos_TM, expected)
 
@@ -266,8 +266,13 @@ def test_defaults_that_are_spelled_out_are_the_same_model_for_init_from() -> Non
         ({"mlp_bias": True, "moe": MOE}, "mlp_bias must be false with moe"),
         ({"sliding_window": 0}, "greater than 0"),
         ({"attention_bias": "kv"}, "none|qkv|all"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "linear"),
-        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        (
+            {"rope_scaling": {"name": "yarn", "factor": 2}},
+            r"^model\.rope_scaling\.name: .*'linear', 'llama3'",
+        ),
+        ({"rope_scaling": {"factor": 2}}, r"^model\.rope_scaling\.name: must be set"),
+        ({"rope_scaling": {"name": "linear"}}, r"^model\.rope_scaling\.factor: must be set"),
+        ({"rope_scaling": {"name": "linear", "factr": 2.0}}, "Did you mean factor"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "high_freq_factor must be above"),
         (
             {"positions": "learned", "max_positions": 64, "rope_scaling": LLAMA3},
