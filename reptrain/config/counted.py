@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from reptrain.config.base import Frozen, Layers, Rows, Width
-from reptrain.config.model import Activation, StackShape
+from reptrain.config.model import Activation, AttentionBias, StackShape
 from reptrain.config.quantities import Count
 
 
@@ -81,6 +81,21 @@ class CountedConfig(Frozen):
     def kv_heads(self) -> int:
         """Key and value heads with the default filled in."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim
+
+    @property
+    def attention_biases(self) -> AttentionBias:
+        """Which projections of an attention have biases."""
+        return "all" if self.bias else "none"
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """Whether the MLP has biases."""
+        return self.bias
 
     @property
     def max_positions(self) -> int | None:

@@ -267,6 +267,10 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
         return ConfigError(
             key, got="nothing", rule="must be set", remedy=f"Add it to the file or pass {key}=VALUE."
         )
+    if detail["type"] == "union_tag_not_found":
+        return ConfigError(
+            f"{key}.name", got="nothing", rule="must be set", remedy="See `reptrain config schema` for names."
+        )
     if detail["type"] == "union_tag_invalid":
         tag = "family" if key == "model" else "name"
         return ConfigError(

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from reptrain.config.base import BatchRows, Frozen, Layers, NonNegative, Positive, Rows, Width
 from reptrain.config.quantities import Count
+from reptrain.config.rope import RopeScaling
 from reptrain.config.scheduled import NONE, Rate
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu"]
@@ -18,6 +19,10 @@ def is_gated(activation: Activation) -> bool:
     """Whether the MLP has a third matrix, of the gate."""
     return activation in ("swiglu", "geglu")
 
+
+AttentionBias = Literal["none", "qkv", "all"]
+"""Which projections of an attention have biases: none, those of queries, keys and values, or these and the
+output's."""
 
 Recompute = Literal["none", "selective", "full"]
 """What of a layer's activations is computed again in the backward pass: nothing, what lies between products
@@ -169,7 +174,9 @@ class DecoderConfig(Frozen):
     num_stored_layers: Layers | None = None
     """Blocks that have weights of their own, run in cycles (parameter sharing); null: all."""
     num_heads: Width = 4
-    """Query heads; the head's width is d_model / num_heads, and even."""
+    """Query heads."""
+    head_dim: Width | None = None
+    """Width of a head, even; null: d_model / num_heads."""
     num_kv_heads: Width | None = None
     """Key and value heads (grouped queries); null: as many as num_heads."""
     d_ff: Width = 384
@@ -184,12 +191,23 @@ class DecoderConfig(Frozen):
     """Rows of the learned positions, which a window must not exceed; null for rope."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm. The head has none."""
+    attention_bias: AttentionBias | None = None
+    """Biases in attention: none, of queries, keys and values (qkv, as in Qwen2), or of the output too (all);
+    null: all or none, as bias says."""
+    mlp_bias: bool | None = None
+    """Biases in the MLP; null: as bias says."""
+    sliding_window: Positive | None = None
+    """A position attends only to positions fewer than this many places away, itself among them (Mistral);
+    null: to all that the objective lets it see. On CUDA, runs with longer windows use torch's attention with
+    a mask instead of the fused kernel."""
     vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     tie_embeddings: bool = False
     """Use the embedding as the output head."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary frequencies (name: linear or llama3); null: none."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
@@ -217,6 +235,10 @@ class DecoderConfig(Frozen):
             )
         if self.bias and self.moe is not None:
             raise ValueError("bias must be false with moe: experts have none; set model.bias=false")
+        if self.mlp_bias and self.moe is not None:
+            raise ValueError("mlp_bias must be false with moe: experts have none; set model.mlp_bias=false")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError(f"rope_scaling must be null where positions is {self.positions}")
         if self.mup_base_width is not None and self.moe is not None:
             raise ValueError("mup_base_width must be null with moe: no rule for routers is known here")
         return self
@@ -233,7 +255,9 @@ class DecoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even; {self.head_dim} is not")
+        if self.head_dim is None and (self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2):
             raise ValueError(
                 f"d_model must be num_heads times an even head width;"
                 f" {self.d_model} / {self.num_heads} is not even"
@@ -250,9 +274,19 @@ class DecoderConfig(Frozen):
         return self.num_kv_heads or self.num_heads
 
     @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.num_heads
+    def head_width(self) -> int:
+        """Width of a head with the default filled in."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def attention_biases(self) -> AttentionBias:
+        """`attention_bias` with the default filled in."""
+        return self.attention_bias or ("all" if self.bias else "none")
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """`mlp_bias` with the default filled in."""
+        return self.bias if self.mlp_bias is None else self.mlp_bias
 
 
 class T5Config(Frozen):
@@ -280,8 +314,9 @@ class T5Config(Frozen):
     """Width of a head; num_heads x head_dim need not be d_model."""
     d_ff: Width = 1024
     """Hidden units of the MLP."""
-    mlp: Literal["geglu", "relu"] = "geglu"
-    """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
+    mlp: Activation = "geglu"
+    """Of the hidden units: gated by GELU (geglu, as in 1.1) or SiLU (swiglu), or plain ReLU (relu, as in 1.0)
+    or GELU (gelu). GELU is its tanh form."""
     tie_embeddings: bool = False
     """Use the embedding as the output head, as in 1.0."""
     vocab_size: Rows | None = None
@@ -290,6 +325,8 @@ class T5Config(Frozen):
     """Buckets of the distance between positions; the encoder spends half on each direction."""
     relative_max_distance: Annotated[Count, Field(gt=0, lt=2**31)] = 128
     """From this distance on, all positions share the last bucket."""
+    relative_bias_per_layer: bool = False
+    """A table of position biases in each layer (umT5), instead of one table for each stack."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""
     init_scale: Annotated[float, Field(gt=0)] = 1.0
@@ -306,6 +343,11 @@ class T5Config(Frozen):
             stored = getattr(self, f"num_stored_{part}_layers")
             _check_stack(f"num_stored_{part}_layers", shape.num_layers, stored, self.moe)
         return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim
 
     @property
     def encoder(self) -> StackShape:

@@ -20,7 +20,7 @@ from torch import Tensor
 from reptrain.engine.host_memory import keep_freed_memory
 from reptrain.errors import ConfigError, RunError, check_choice
 from reptrain.runs.environment import collect
-from reptrain_kernels.implementation import choose_grouped, choose_implementation
+from reptrain_kernels.implementation import Implementation, choose_grouped, choose_implementation
 from reptrain_launcher.rank_environment import local_device_index, read_rank_environment
 
 Shared = TypeVar("Shared")
@@ -102,13 +102,20 @@ def _portable(error: Exception) -> Exception:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def describe(world: World, precision: str) -> dict[str, Any]:
-    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run."""
+def describe(world: World, precision: str, attention: Implementation) -> dict[str, Any]:
+    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run.
+
+    Args:
+        world: The ranks.
+        precision: Of the run.
+        attention: The implementation of attention that the model runs.
+    """
     devices = {
         "device": str(world.device),
         "world_size": world.world_size,
         "precision": precision,
         "kernels": choose_implementation(world.device),
+        "attention_kernels": attention,
         "expert_kernels": choose_grouped(world.device, _DTYPES[precision]),
     }
     if world.device.type == "cuda":

@@ -32,7 +32,7 @@ from reptrain.engine.distributed import (
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.patience import Patience, select_losses
 from reptrain.engine.preempt import StopRequest, stop_requests
-from reptrain.engine.record import Recorder, StepPlace, print_line
+from reptrain.engine.record import Recorder, StepPlace, print_line, stated_attention
 from reptrain.engine.regularize import Settings, set_weight_decay
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
@@ -134,7 +134,9 @@ def _enter_folder(
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
 
     def enter() -> None:
-        folder = RunFolder.create_or_open(out, config, data.run_plan, describe(world, config.train.precision))
+        attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
+        here = describe(world, config.train.precision, attention)
+        folder = RunFolder.create_or_open(out, config, data.run_plan, here)
         held.enter_context(folder.lock())
         if ancestor is not None:
             record_ancestor(ancestor, config, folder.path)

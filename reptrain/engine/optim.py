@@ -65,7 +65,8 @@ def optimizer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a matrix of a layer, or such matrices of many experts."""
-    return ".blocks." in f".{name}" and parameter.ndim > 1
+    # A layer's table of position biases is looked up: no product has it as a matrix.
+    return ".blocks." in f".{name}" and parameter.ndim > 1 and "relative_bias" not in name
 
 
 def _muon_groups(model: nn.Module, groups: list[dict[str, Any]], config: MuonConfig) -> list[dict[str, Any]]:

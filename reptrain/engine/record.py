@@ -8,10 +8,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from reptrain.config.model import ModelConfig
 from reptrain.engine.step import Score, StepResult
 from reptrain.engine.throughput import Throughput
+from reptrain.model.sight import attention_implementation
 from reptrain.plan import MixturePlan
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
@@ -19,6 +22,7 @@ from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.pace import Pace, pace_text, tokens_per_s
 from reptrain.runs.spikes import WINDOW_STEPS, SpikeWatch
 from reptrain.terminal import StepDisplay
+from reptrain_kernels.implementation import Implementation, choose_implementation
 
 _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
 
@@ -28,6 +32,26 @@ def print_line(text: str, *, aside: bool = False) -> None:
     stream = sys.stderr if aside else sys.stdout
     stream.write(text + "\n")
     stream.flush()
+
+
+def stated_attention(model: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
+    """Which implementation of attention a run uses, with a warning where it is not that of its other kernels.
+
+    Args:
+        model: The model.
+        device: Where it runs.
+        num_positions: Positions of its longest window.
+    """
+    attention = attention_implementation(model, device, num_positions)
+    others = choose_implementation(device)
+    if attention != others:
+        print_line(
+            f"WARNING: model.sliding_window {model.sliding_window} is shorter than the window's"
+            f" {num_positions} positions, and the {others} attention kernel has no sliding window."
+            " Attention runs in torch with a mask, which is slower.",
+            aside=True,
+        )
+    return attention
 
 
 def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:

@@ -36,7 +36,21 @@ def positions_in_segment(segments_BT: Tensor) -> Tensor:
     return torch.empty_like(rank_BT).scatter_(1, order_BT, rank_BT)
 
 
-def visible(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None) -> Tensor | None:
+def near(query_T: Tensor, key_S: Tensor, window: int) -> Tensor:
+    """Whether two positions are fewer than ``window`` places apart, bool [..., T, S].
+
+    Example:
+        Queries [2, 3], keys [0, 1, 2] and a window of 2 give [[False, True, True], [False, False, True]].
+    """
+    return (query_T[..., None] - key_S).abs() < window
+
+
+def visible(
+    tokens_BT: Tensor,
+    segments_BT: Tensor | None,
+    prefix_B: Tensor | None,
+    sliding_window: int | None = None,
+) -> Tensor | None:
     """Which positions each position of a decoder reads, bool [B, 1, T, T]; None: itself and those before it.
 
     Example:
@@ -47,8 +61,11 @@ def visible(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | No
         tokens_BT: Gives T.
         segments_BT: A position reads its own segment only; None: any.
         prefix_B: int64, so many of a row's first positions are read by those before them too; None: none.
+        sliding_window: A position reads only those fewer than this many places away; None: any.
     """
-    if segments_BT is None and prefix_B is None:
+    if sliding_window is not None and sliding_window >= tokens_BT.shape[1]:
+        sliding_window = None
+    if segments_BT is None and prefix_B is None and sliding_window is None:
         return None
     column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     visible_BTT = (column_T <= column_T[:, None])[None]
@@ -56,4 +73,6 @@ def visible(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | No
         visible_BTT = visible_BTT | (column_T < prefix_B[:, None, None])
     if segments_BT is not None:
         visible_BTT = visible_BTT & same_segment(segments_BT, segments_BT)
+    if sliding_window is not None:
+        visible_BTT = visible_BTT & near(column_T, column_T, sliding_window)
     return visible_BTT[:, None]

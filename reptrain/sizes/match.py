@@ -159,7 +159,7 @@ def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
     kv_heads = model.num_kv_heads if isinstance(model, DecoderConfig) else None
     # One head of keys and values stays one.
     sharing = model.num_heads // kv_heads if kv_heads is not None and kv_heads > 1 else 1
-    step = model.head_dim * sharing if model.num_heads * model.head_dim == model.d_model else _STEP
+    step = model.head_width * sharing if model.num_heads * model.head_width == model.d_model else _STEP
     if model.moe is not None:
         step = math.lcm(step, _STEP)
 

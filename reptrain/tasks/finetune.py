@@ -34,7 +34,7 @@ from reptrain.engine import checkpoint
 from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.preempt import StopRequest, stop_requests
-from reptrain.engine.record import print_line
+from reptrain.engine.record import print_line, stated_attention
 from reptrain.engine.regularize import InputNoise, Settings, set_weight_decay
 from reptrain.engine.setup import build_engine
 from reptrain.engine.step import train_step
@@ -132,7 +132,13 @@ def finetune(
             stop = held.enter_context(stop_requests())
         world = join(device, timeout_s=config.train.rank_timeout_seconds)
         parent = Parent(path=str(trained.path.resolve()), step=trained.step, weights=trained.fingerprint())
-        world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train.precision)))
+        longest = config.limits.input_tokens + config.limits.target_tokens
+
+        def enter() -> None:
+            attention = stated_attention(trained.config, world.device, longest)
+            _enter(out, config, parent, rows, describe(world, config.train.precision, attention))
+
+        world.on_main(enter)
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
         found = []
         for seed in range(config.seed, config.seed + seeds):

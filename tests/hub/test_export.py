@@ -71,6 +71,20 @@ RUNS: dict[str, tuple[str, ...]] = {
         "model.norm=layernorm", "model.positions=learned", "model.max_positions=64", "model.mlp=gelu",
         "model.bias=true",
     ),
+    "gelu": ("model.mlp=geglu",),
+    "biases": ("model.bias=true", "model.head_dim=10"),
+    "mlp biases": ("model.mlp_bias=true",),
+    "mistral": ("model.sliding_window=5", "model.num_kv_heads=1"),
+    "qwen2": ("model.attention_bias=qkv",),
+    "qwen2 window": ("model.attention_bias=qkv", "model.sliding_window=5"),
+    "mixtral window": ("model.moe={num_experts: 4, top_k: 2}", "model.sliding_window=5"),
+    "llama3 rope": (
+        "model.rope_scaling={name: llama3, factor: 4, original_max_positions: 16}", "model.rope_theta=500",
+    ),
+    "linear rope": ("model.rope_scaling={name: linear, factor: 2.5}",),
+    "t5 silu": (*T5, "model.mlp=swiglu"),
+    "t5 gelu": (*T5, "model.mlp=gelu", "model.tie_embeddings=true"),
+    "umt5": (*T5, "model.relative_bias_per_layer=true"),
     "t5-1.1": T5,
     "t5-1.0": (*T5, "model.mlp=relu", "model.tie_embeddings=true"),
     "switch": (
@@ -155,7 +169,16 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "every": (("model.moe={num_experts: 4, every: 2}",), "moe.every"),
     "switch top-k": ((*T5, "model.mlp=relu", "model.moe={num_experts: 4}"), "moe.top_k"),
     "switch gated": ((*T5, "model.moe={num_experts: 4, top_k: 1}"), "model.mlp"),
-    "geglu": (("model.mlp=geglu",), "model.mlp"),
+    "gelu": (("model.mlp=gelu",), "model.mlp"),
+    "window and biases": (("model.sliding_window=5", "model.attention_bias=all"), "model.attention_bias"),
+    "biases of queries and of the MLP": (
+        ("model.attention_bias=qkv", "model.mlp_bias=true"), "model.mlp_bias",
+    ),
+    "window of gpt": (
+        ("model.norm=layernorm", "model.positions=learned", "model.max_positions=64", "model.mlp=gelu",
+         "model.bias=true", "model.sliding_window=5"), "model.sliding_window",
+    ),
+    "sparse biases": (("model.moe={num_experts: 4}", "model.attention_bias=qkv"), "model.attention_bias"),
     "layernorm": (("model.norm=layernorm",), "model.norm"),
     "mup": (("model.mup_base_width=16",), "model.mup_base_width"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: no pa
 
 from their_models import MADE, close, make, ours_from, rows, save
 
-ENCODER_DECODERS = [kind for kind in MADE if kind.startswith(("t5", "switch"))]
+ENCODER_DECODERS = [kind for kind in MADE if kind.startswith(("t5", "mt5", "umt5", "switch"))]
 DECODERS = [kind for kind in MADE if kind not in ENCODER_DECODERS]
 
 

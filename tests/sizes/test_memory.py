@@ -25,6 +25,7 @@ ROWS, SOURCE, TARGET, VOCAB = 2, 40, 48, 100
 ALL_SITES = dict.fromkeys(("embedding", "attention", "residual", "mlp", "expert"), 0.1)
 MOE = {"num_experts": 4, "top_k": 2, "shared_d_ff": 32, "backend": "loop"}
 GPT = {"mlp": "gelu", "norm": "layernorm", "bias": True, "positions": "learned", "max_positions": 64}
+LLAMA_LIKE = {"head_dim": 24, "attention_bias": "all", "mlp_bias": True}
 DECODER = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_ff": 160}
 T5 = {
     "family": "t5",
@@ -86,8 +87,8 @@ def with_logits(
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}],
-    ids=["llama", "gpt", "relu", "moe", "shared"],
+    [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}, LLAMA_LIKE],
+    ids=["llama", "gpt", "relu", "moe", "shared", "options"],
 )
 def test_activation_bytes_of_a_decoder_are_what_torch_keeps(changes: dict[str, Any], bf16: bool) -> None:
     config = DecoderConfig.model_validate(DECODER | changes)
@@ -99,10 +100,30 @@ def test_activation_bytes_with_kept_weights_are_what_torch_keeps_under_dropout_o
     assert estimate(config).plain == pytest.approx(kept_bytes(config), rel=0.06)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp": "relu"}, {"moe": MOE}, {"dropout": ALL_SITES}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mlp": "relu"},
+        {"moe": MOE},
+        {"dropout": ALL_SITES},
+        {"mlp": "swiglu", "relative_bias_per_layer": True},
+    ],
+)
 def test_activation_bytes_of_t5_hold_between_fused_and_plain_attention(changes: dict[str, Any]) -> None:
     config = T5Config.model_validate(T5 | changes)
     assert 0.95 * with_logits(config) < kept_bytes(config) < 1.05 * estimate(config).plain
+
+
+def test_activation_bytes_on_cuda_count_weights_that_a_sliding_window_keeps() -> None:
+    dropped, windowed = {"dropout": {"attention": 0.1}}, {"sliding_window": TARGET - 1}
+    plain, drops, window, both = (
+        estimate(DecoderConfig.model_validate(DECODER | changes))
+        for changes in ({}, dropped, windowed, dropped | windowed)
+    )
+    assert plain.fused == drops.fused == window.fused
+    # Weights in fp32 and as they were dropped, of 2 layers with 4 heads.
+    assert both.fused - plain.fused == 2 * 4 * ROWS * TARGET * TARGET * 8
 
 
 @pytest.mark.parametrize("family", [DECODER, T5], ids=["decoder", "t5"])
