@@ -29,6 +29,8 @@ _NOT_MATHEMATICS = (
     "checkpoint",
 )
 
+_PRECISION = "train.precision"
+
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value by its dotted key."""
@@ -47,6 +49,9 @@ def mathematics(config: RunConfig) -> dict[str, Any]:
 
 def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(flatten(settings))
+    # Where nothing chose another precision, `auto` is fp32: a run folder holds the one that was used.
+    if flat.get(_PRECISION) == "auto":
+        flat[_PRECISION] = "fp32"
     return {
         key: value
         for key, value in flat.items()
@@ -65,7 +70,10 @@ def config_fingerprint(config: RunConfig) -> str:
 
     So a version with new settings goes on with the runs of an older one, if their defaults change nothing.
     """
-    return fingerprint(_of_mathematics(config.model_dump(mode="json", exclude_defaults=True)))
+    changed = _of_mathematics(config.model_dump(mode="json", exclude_defaults=True))
+    if changed.get(_PRECISION) == "fp32":
+        del changed[_PRECISION]
+    return fingerprint(changed)
 
 
 def differing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:

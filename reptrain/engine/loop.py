@@ -22,7 +22,6 @@ from reptrain.engine.checkpoint import Found, Topology, topology
 from reptrain.engine.distributed import (
     World,
     check_expert_parallel,
-    check_precision,
     choose_device,
     describe,
     join,
@@ -30,6 +29,7 @@ from reptrain.engine.distributed import (
 )
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.patience import Patience, select_losses
+from reptrain.engine.precision import check_precision, precision_text
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line
 from reptrain.engine.regularize import Settings, set_weight_decay
@@ -75,6 +75,7 @@ def train(
         RunError: If the loss or the gradient is no longer finite, or another process trains in ``out``.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     if config.model.moe is not None and config.model.moe.backend == "megablocks":
         require_megablocks()
@@ -89,6 +90,7 @@ def train(
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` for a process that has joined its ranks."""
     check_expert_parallel(config.train.expert_parallel_size, world)
+    config = config.on_device(world.device.type)
     with ExitStack() as held:
         ancestor = open_ancestor(config, out, data.tokenizer)
         folder = _enter_folder(config, out, data, world, held, ancestor)
@@ -131,7 +133,7 @@ def _enter_folder(
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
 
     def enter() -> None:
-        folder = RunFolder.create_or_open(out, config, data.run_plan, describe(world, config.train.precision))
+        folder = RunFolder.create_or_open(out, config, data.run_plan, describe(world, config.train))
         held.enter_context(folder.lock())
         if ancestor is not None:
             record_ancestor(ancestor, config, folder.path)
@@ -150,6 +152,8 @@ def _run(
     ancestor: TrainedModel | None,
 ) -> _Ending:
     """Train to the end, until asked to stop, or until patience is over."""
+    if world.is_main:
+        print_line(f"precision: {precision_text(config.train, world.device)}")
     training = prepare(config, data, world, ancestor)
     training.engine.register_forward_pre_hook(lambda *_: pulse())
     done = _resume(folder, training, world)

@@ -30,5 +30,6 @@ def report_path(out: Path) -> Path:
 
 
 def is_run_of(arm: Arm, folder: RunFolder) -> bool:
-    """Whether a run folder holds this arm: the same mathematics, on whatever store."""
-    return folder.plan.config_fingerprint == config_fingerprint(arm.config)
+    """Whether a run folder holds this arm: the same mathematics, on whatever store and device."""
+    possible = {config_fingerprint(arm.config.on_device(device)) for device in ("cpu", "cuda")}
+    return folder.plan.config_fingerprint in possible

@@ -29,8 +29,9 @@ from reptrain.config.quantities import Budget
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Progress
 from reptrain.engine import checkpoint
-from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
+from reptrain.engine.distributed import World, choose_device, describe, join
 from reptrain.engine.optim import set_learning_rate
+from reptrain.engine.precision import check_precision
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import print_line
 from reptrain.engine.regularize import InputNoise, Settings, set_weight_decay
@@ -114,6 +115,7 @@ def finetune(
         RunError: If the loss or the gradient is no longer finite.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     trained = open_trained(run, step)
     pieces = trained.tokenizer(tokenizer)
@@ -124,7 +126,7 @@ def finetune(
             stop = held.enter_context(stop_requests())
         world = join(device, timeout_s=config.train.rank_timeout_seconds)
         parent = Parent(path=str(trained.path), step=trained.step, weights=trained.fingerprint())
-        world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train.precision)))
+        world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train)))
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
         found = []
         for seed in range(config.seed, config.seed + seeds):
