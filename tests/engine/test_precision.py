@@ -48,7 +48,12 @@ def test_fingerprint_counts_auto_as_fp32_and_not_as_bf16(tiny: MakeConfig) -> No
         ([], GPU, "bf16, fp32 matrix products in TF32", "bf16"),
         (["train.tf32=false"], GPU, "bf16, fp32 matrix products in full fp32", "bf16"),
         (["train.precision=fp32"], GPU, "fp32, fp32 matrix products in TF32", "tf32"),
-        (["train.precision=fp32", "train.tf32=false"], GPU, "fp32, fp32 matrix products in full fp32", "fp32"),
+        (
+            ["train.precision=fp32", "train.tf32=false"],
+            GPU,
+            "fp32, fp32 matrix products in full fp32",
+            "fp32",
+        ),
         ([], CPU, "fp32", "fp32"),
     ],
 )
@@ -61,9 +66,7 @@ def test_precision_text_shows_precision_and_tf32(
 
 
 @pytest.mark.parametrize(("tf32", "expected"), [("true", "high"), ("false", "highest")])
-def test_allow_tf32_switches_the_products_of_a_gpu_alone(
-    tiny: MakeConfig, tf32: str, expected: str
-) -> None:
+def test_allow_tf32_switches_the_products_of_a_gpu_alone(tiny: MakeConfig, tf32: str, expected: str) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
