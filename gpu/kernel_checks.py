@@ -1,7 +1,7 @@
 """Each kernel at one bf16 shape of a model: against float64, into poisoned memory, twice.
 
-The reference is the definition in torch on the same rounded inputs, in float64. New memory is filled with NaN,
-and both runs must give the same bits.
+The reference is the definition in torch on the same rounded inputs, in float64. New memory is filled with
+NaN, and both runs must give the same bits.
 """
 
 from __future__ import annotations

@@ -56,11 +56,6 @@ script() {
     part "$name" "$limit" ${INTERPRET:-} "$PYTHON" "gpu/$file" --seconds $((within * 8 / 10)) $REHEARSE
 }
 
-install() {
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-        --disable-pip-version-check --target "$SITE" .gpu/wheels/*.whl
-}
-
 machine() {
     date -u
     nvidia-smi || true
@@ -68,7 +63,8 @@ machine() {
     "$PYTHON" -m pip list --disable-pip-version-check 2>/dev/null || true
 }
 
-part "packages" 60 install
+part "packages" 60 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --disable-pip-version-check --target "$SITE" .gpu/wheels/*.whl
 machine >"$OUT/machine.txt" 2>&1
 part "cache" 30 "$PYTHON" gpu/use_cache.py
 INTERPRET=""

@@ -68,7 +68,7 @@ def mend_bf16() -> None:
 
 
 def mend_scalars() -> None:
-    """Triton 3.6's interpreter keeps numbers as arrays of one element, which numpy 2.4 does not take as int."""
+    """Triton 3.6's interpreter keeps numbers as arrays of one element, which numpy 2.4 refuses as int."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -145,8 +145,8 @@ def use_tensor_cores() -> None:
     """Multiply fp32 as `tf32x3` does on tensor cores, not in full fp32 (docs/decisions/tf32x3.md).
 
     An operand is split into its nearest TF32 number and the rest, of which the units read 11 bits and cut off
-    what follows. The product of two rests is left out. Eight products at a time are added to the sum, which is
-    cut off to fp32.
+    what follows. The product of two rests is left out. Eight products at a time are added to the sum, which
+    is cut off to fp32.
     """
     import numpy as np
     import triton.language as tl
