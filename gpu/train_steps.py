@@ -43,8 +43,8 @@ def plain_loss(config: Any, device: str) -> float:
     return found.nats_per_token
 
 
-def peak(device: str, config: Any) -> float | None:
-    """FLOP/s that the data sheet gives for the run's products."""
+def rates_of(device: str, config: Any) -> Any:
+    """What turns tokens and seconds into rates."""
     import torch
 
     from reptrain.engine.throughput import throughput_of
@@ -69,7 +69,7 @@ def measure(run: TimedRun, asked: Arguments) -> dict[str, Any]:
         seconds.append(spent)
     steady = seconds[min(WARM_UP, len(seconds) - 1) :]
     median = statistics.median(steady)
-    throughput = peak(asked.device, config)
+    throughput = rates_of(asked.device, config)
     tokens = run.batch_windows * config.window_tokens
     rate = throughput.tokens_per_s_per_device(tokens, median)
     figures = {
