@@ -1,6 +1,6 @@
 """Other trainers' steps at the same shapes: Hugging Face's T5 and Llama, the latter with Liger's kernels.
 
-Weights and AdamW's state in bf16 weights with fused AdamW: less work than ours, which keeps fp32 weights too.
+Weights and AdamW's state are in bf16, with fused AdamW: less work than ours, which keeps fp32 weights too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def t5(asked: Arguments, rows: int) -> Callable[[], Any]:
         vocab_size=32128, d_model=32 if small else 768, d_kv=64, d_ff=64 if small else 2048,
         num_layers=1 if small else 12, num_decoder_layers=1 if small else 12, num_heads=2 if small else 12,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config).to(asked.device, torch.bfloat16)
     inputs = torch.randint(3, 32000, (rows, 16 if small else 512), device=asked.device)

@@ -63,8 +63,9 @@ machine() {
     "$PYTHON" -m pip list --disable-pip-version-check 2>/dev/null || true
 }
 
-part "packages" 60 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-    --disable-pip-version-check --target "$SITE" .gpu/wheels/*.whl
+# WHEELS=none: this Python has all packages.
+[ "${WHEELS:-}" = none ] || part "packages" 60 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile \
+    --no-cache-dir --upgrade --disable-pip-version-check --target "$SITE" .gpu/wheels/*.whl
 machine >"$OUT/machine.txt" 2>&1
 part "cache" 30 "$PYTHON" gpu/use_cache.py
 INTERPRET=""

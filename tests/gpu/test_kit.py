@@ -93,3 +93,15 @@ def test_rows_are_appended_and_known_afterwards(tmp_path: Path, monkeypatch: pyt
     rows.add("tiles begun", "b")
     rows.add("bench", "c")
     assert rows.done_before("tiles") == {"a", "b"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not (rows.KIT / "wheels").exists(), reason="needs make gpu-kit")
+def test_rehearsal_passes_in_every_part(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "JOBS": "2"}
+    # The kit's wheels are for the Python of the other machine: this one has its own packages.
+    environment["WHEELS"] = "none"
+    done = subprocess.run([KIT / "run.sh", "--rehearse"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (tmp_path / "out" / "log.txt").read_text()[-5000:]
+    assert len(list((tmp_path / "out").iterdir())) <= 8
