@@ -1,6 +1,9 @@
 # make demo    set up .venv, then the main job on real text, ending in runs/demo/report.html
 # make test    set up .venv with the test extras, then the tests (CPU, minutes)
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
+# make test-triton  the kernels on the oldest Triton that setup.cfg promises, compiled and interpreted
+# make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
+# make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
@@ -19,7 +22,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults test-triton \
+	gpu-kit gpu-goldens check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -89,9 +93,28 @@ golden-check: $(VENV)/.test
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
 
+# Beside the pinned one, which .venv has: first on Python's path, all else is shared.
+OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
+
+.triton/$(OLDEST_TRITON)/.done: $(VENV)/.test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) \
+		triton==$(OLDEST_TRITON)
+	@touch $@
+
+test-triton: .triton/$(OLDEST_TRITON)/.done
+	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(BIN)/pytest tests/kernels -m 'not slow and not gpu' \
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' --numprocesses $(JOBS) --dist loadfile
+
+gpu-kit: .triton/$(OLDEST_TRITON)/.done
+	$(BIN)/python gpu/kit.py --triton .triton/$(OLDEST_TRITON)
+
+gpu-goldens: $(VENV)/.test
+	$(BIN)/python gpu/goldens.py --write
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,7 +12,7 @@ from reptrain.config.model import DropoutConfig, ModelConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.scheduled import Rate, Scheduled
-from reptrain.config.schema import RegularizeConfig, TrainConfig
+from reptrain.config.schema import LOW_PRECISIONS, RegularizeConfig, TrainConfig
 from reptrain.config.task import TaskConfig, TaskLimits
 
 _TENTH = Scheduled(value=0.1)
@@ -101,6 +101,11 @@ class FinetuneConfig(Frozen):
     evaluate: FinetuneEvaluateConfig = FinetuneEvaluateConfig()
     """When to look at the examples that choose."""
 
+    def on_device(self, device_type: str) -> Self:
+        """These settings with `train.precision: auto` replaced by the precision of a device."""
+        train = self.train.with_precision(device_type, self.optimizer)
+        return self.model_copy(update={"train": train})
+
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
         train, optimizer = self.train, self.optimizer
@@ -110,7 +115,7 @@ class FinetuneConfig(Frozen):
             raise ValueError("train.on_nonfinite must be stop in a fine-tuning")
         if train.zero_stage == 3 or train.expert_parallel_size > 1:
             raise ValueError("a fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
-        if train.precision != "fp32" and train.zero_stage == 0:
+        if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
             raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
         if optimizer.name != "adamw" and train.zero_stage > 0:
             raise ValueError(f"optimizer.name {optimizer.name} needs train.zero_stage 0")

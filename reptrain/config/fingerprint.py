@@ -31,6 +31,8 @@ _NOT_MATHEMATICS = (
     "checkpoint",
 )
 
+_PRECISION = "train.precision"
+
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value by its dotted key."""
@@ -86,6 +88,9 @@ def mathematics(config: RunConfig) -> dict[str, Any]:
 
 def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(flatten(settings))
+    # Where nothing chose another precision, `auto` is fp32: a run folder holds the one that was used.
+    if flat.get(_PRECISION) == "auto":
+        flat[_PRECISION] = "fp32"
     return {
         key: value
         for key, value in flat.items()
@@ -106,6 +111,8 @@ def config_fingerprint(config: RunConfig) -> str:
     runs. Hence a changed default needs a new `NUMERICS_VERSION`.
     """
     given = _of_mathematics(config.model_dump(mode="json", exclude_defaults=True))
+    if given.get(_PRECISION) == "fp32":
+        del given[_PRECISION]
     return fingerprint({"numerics_version": NUMERICS_VERSION} | given | auto_values(config))
 
 

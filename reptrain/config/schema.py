@@ -20,6 +20,7 @@ SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_lengt
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
+LOW_PRECISIONS = ("bf16", "fp16")
 
 
 class SourceConfig(Frozen):
@@ -90,8 +91,12 @@ class TrainConfig(Frozen):
     """Windows of one optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None
     """Windows of one forward pass on one rank; null: the rank's whole share. Does not change results."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 accumulates and reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU with AdamW, and then zero_stage 1 at least; fp32 elsewhere. bf16 accumulates and
+    reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
+    tf32: bool = True
+    """On a GPU, whether matrix products of fp32 tensors may use TF32: ten bits of the mantissa, several times
+    as fast. A CPU has none."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded (1: optimizer states, 2: and gradients, 3: and parameters)."""
     expert_parallel_size: Positive = 1
@@ -109,6 +114,19 @@ class TrainConfig(Frozen):
     audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
     rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """How long a rank may be silent before the others end with an error that names it."""
+
+    def with_precision(self, device_type: str, optimizer: OptimizerConfig) -> Self:
+        """These settings with `auto` replaced by the precision of a device.
+
+        Args:
+            device_type: "cuda" or "cpu".
+            optimizer: Those that look at whole matrices need ZeRO stage 0, which has no bf16.
+        """
+        if self.precision != "auto":
+            return self
+        if device_type != "cuda" or optimizer.name != "adamw":
+            return self.model_copy(update={"precision": "fp32"})
+        return self.model_copy(update={"precision": "bf16", "zero_stage": max(1, self.zero_stage)})
 
 
 class RegularizeConfig(Frozen):
@@ -253,10 +271,15 @@ class RunConfig(Frozen):
         share = -(-self.train.batch_windows // (world_size * group)) * group
         return min(self.train.micro_batch_windows or share, share)
 
+    def on_device(self, device_type: str) -> Self:
+        """The run with `train.precision: auto` replaced by the precision of a device, "cuda" or "cpu"."""
+        train = self.train.with_precision(device_type, self.optimizer)
+        return self.model_copy(update={"train": train})
+
     @model_validator(mode="after")
     def _low_precision_needs_zero(self) -> Self:
         precision = self.train.precision
-        if precision != "fp32" and self.train.zero_stage == 0:
+        if precision in LOW_PRECISIONS and self.train.zero_stage == 0:
             # In fp16 it also makes a step of its own before the first, with weight decay.
             raise ValueError(
                 f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"

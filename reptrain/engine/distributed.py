@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptrain.config.schema import TrainConfig
 from reptrain.engine.host_memory import keep_freed_memory
+from reptrain.engine.precision import precision_text
 from reptrain.errors import ConfigError, RunError, check_choice
 from reptrain.runs.environment import collect
 from reptrain_kernels.implementation import Implementation, choose_grouped, choose_implementation
@@ -102,21 +104,22 @@ def _portable(error: Exception) -> Exception:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def describe(world: World, precision: str, attention: Implementation) -> dict[str, Any]:
+def describe(world: World, train: TrainConfig, attention: Implementation) -> dict[str, Any]:
     """Where a run is made, for environment.json: versions, machine, devices, and which kernels run.
 
     Args:
         world: The ranks.
-        precision: Of the run.
+        train: Of the run.
         attention: The implementation of attention that the model runs.
     """
     devices = {
         "device": str(world.device),
         "world_size": world.world_size,
-        "precision": precision,
+        "precision": train.precision,
+        "products": precision_text(train, world.device),
         "kernels": choose_implementation(world.device),
         "attention_kernels": attention,
-        "expert_kernels": choose_grouped(world.device, _DTYPES[precision]),
+        "expert_kernels": choose_grouped(world.device, _DTYPES[train.precision]),
     }
     if world.device.type == "cuda":
         devices["gpu"] = torch.cuda.get_device_name(world.device)
@@ -143,21 +146,6 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     place = read_rank_environment()
     index = local_device_index(place.local_rank if place else 0, torch.cuda.device_count())
     return torch.device("cuda", index)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what a device cannot do.
-
-    Raises:
-        ConfigError: For fp16 on a CPU.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "train.precision",
-            got="fp16 on a CPU",
-            rule="must be fp32 or bf16 where there is no GPU",
-            remedy="Set train.precision=fp32.",
-        )
 
 
 def check_expert_parallel(size: int, world: World) -> None:
@@ -237,12 +225,26 @@ def meeting_store() -> dist.Store | None:
 _met: dict[str, dist.Store] = {}
 
 
-def _meet(backend: str, timeout_s: float) -> None:
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _use_loopback(host: str) -> None:
+    """Let NCCL and gloo meet through the loopback interface where all ranks run on this machine.
+
+    NCCL looks for another interface first and gives up where there is none, one rank or many.
+    """
+    if host in _LOOPBACK and Path("/sys/class/net/lo").exists():
+        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+
+
+def _meet(device: torch.device, backend: str, timeout_s: float) -> None:
     """Wait for all ranks, and keep the store through which they find each other."""
     timeout = timedelta(seconds=timeout_s)
     place = read_rank_environment()
     assert place is not None
     rank, world_size, host, port = place.rank, place.world_size, place.master_addr, place.master_port
+    _use_loopback(host)
     # torchrun's agent has a store already.
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     missing = [0]
@@ -273,7 +275,15 @@ def _meet(backend: str, timeout_s: float) -> None:
         )
     _met["store"] = store
     # The watch over the ranks comes first: this ends what it does not see.
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=2 * timeout)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=2 * timeout,
+        # Without it NCCL guesses the GPU from the rank, and warns or hangs where the guess is wrong.
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> list[int]:
@@ -300,7 +310,7 @@ def _init(device: torch.device, timeout_s: float) -> None:
     else:
         torch.cuda.set_device(device)
         backend = "nccl"
-    _meet(backend, timeout_s)
+    _meet(device, backend, timeout_s)
     # Takes the group that is there.
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 

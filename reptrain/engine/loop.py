@@ -23,7 +23,6 @@ from reptrain.engine.checkpoint import Found, Topology, topology
 from reptrain.engine.distributed import (
     World,
     check_expert_parallel,
-    check_precision,
     choose_device,
     describe,
     join,
@@ -31,6 +30,7 @@ from reptrain.engine.distributed import (
 )
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.patience import Patience, select_losses
+from reptrain.engine.precision import check_precision
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import Recorder, StepPlace, print_line, stated_attention
 from reptrain.engine.regularize import Settings, set_weight_decay
@@ -78,6 +78,7 @@ def train(
         RunError: If the loss or the gradient is no longer finite, or another process trains in ``out``.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     if config.model.moe is not None and config.model.moe.backend == "megablocks":
         require_megablocks()
@@ -92,6 +93,7 @@ def train(
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` for a process that has joined its ranks."""
     check_expert_parallel(config.train.expert_parallel_size, world)
+    config = config.on_device(world.device.type)
     with ExitStack() as held:
         ancestor = open_ancestor(config, out, data.tokenizer)
         folder = _enter_folder(config, out, data, world, held, ancestor)
@@ -135,7 +137,7 @@ def _enter_folder(
 
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
-        here = describe(world, config.train.precision, attention)
+        here = describe(world, config.train, attention)
         folder = RunFolder.create_or_open(out, config, data.run_plan, here)
         held.enter_context(folder.lock())
         if ancestor is not None:

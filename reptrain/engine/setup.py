@@ -15,6 +15,7 @@ from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
+from reptrain.engine.precision import allow_tf32
 from reptrain.engine.regularize import InputNoise
 from reptrain.engine.trained import TrainedModel
 from reptrain.engine.zero import deepspeed_config
@@ -140,6 +141,7 @@ def build_engine(
     """Put the model on its device under DeepSpeed."""
     import deepspeed
 
+    allow_tf32(config.train, world.device)
     micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
     if config.train.expert_parallel_size > 1:
         from reptrain.engine.expert_parallel import spread_experts

@@ -14,6 +14,7 @@ from reptrain.config import RunConfig
 from reptrain.config.objectives import MaskedDiffusionConfig
 from reptrain.config.schema import TrainConfig
 from reptrain.engine.distributed import World
+from reptrain.engine.precision import precision_text
 from reptrain.engine.setup import Data
 from reptrain.plan.stream import unique_tokens_setting
 from reptrain.runs.folder import RunFolder
@@ -92,7 +93,8 @@ def machine_facts(train: TrainConfig, world: World) -> Facts:
         device = f"CPU, {threads} thread{'s' * (threads > 1)}" + " a rank" * (world.world_size > 1)
     ranks = f"{world.world_size} x {device}" if world.world_size > 1 else device
     compiled = "" if train.compile == "none" else f", torch.compile of each {train.compile}"
-    return [("device", ranks), ("precision", f"{train.precision}, ZeRO {train.zero_stage}{compiled}")]
+    precision = f"{precision_text(train, world.device)}, ZeRO {train.zero_stage}{compiled}"
+    return [("device", ranks), ("precision", precision)]
 
 
 def _model(config: RunConfig, vocab_size: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from reptrain.config.schema import RunConfig
+from reptrain.engine.precision import product_precision
 from reptrain.sizes import peak_flops, train_flops_per_window
 
 
@@ -38,5 +39,5 @@ def throughput_of(config: RunConfig, *, vocab_size: int, world_size: int, device
     return Throughput(
         flops_per_token=flops_per_window / config.window_tokens,
         world_size=world_size,
-        device_peak=peak_flops(name, config.train.precision),
+        device_peak=peak_flops(name, product_precision(config.train, device)),
     )

@@ -35,10 +35,10 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
     Args:
         subject: The model.
         world_size: GPUs that share the state.
-        precision: Of weights and activations; None: the run's.
+        precision: Of weights and activations; None: the run's on a GPU.
     """
     if precision is None:
-        precision = subject.run.train.precision if subject.run else "fp32"
+        precision = _precision_on_gpu(subject)
     check_choice("precision", precision, get_args(Precision))
     count, shape = subject.parameters, subject.shape
     return {
@@ -53,6 +53,11 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
         "flops": _flops(subject),
         "memory": _memory(subject, count, world_size, precision),
     }
+
+
+def _precision_on_gpu(subject: Subject) -> Precision:
+    chosen = subject.run.on_device("cuda").train.precision if subject.run else "fp32"
+    return "fp32" if chosen == "auto" else chosen
 
 
 def _flops(subject: Subject) -> dict[str, dict[str, float]]:

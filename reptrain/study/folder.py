@@ -32,7 +32,7 @@ def report_path(out: Path) -> Path:
 
 
 def is_run_of(arm: Arm, folder: RunFolder) -> bool:
-    """Whether a run folder holds this arm: the same numerics version and settings, on whatever store."""
+    """Whether a run folder holds this arm: equal numerics version and settings, on any store and device."""
     return difference(arm, folder) is None
 
 
@@ -40,4 +40,5 @@ def difference(arm: Arm, folder: RunFolder) -> Literal["other numerics", "other 
     """How the run in a folder differs from an arm; None if it is a run of the arm."""
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return "other numerics"
-    return None if folder.plan.config_fingerprint == config_fingerprint(arm.config) else "other config"
+    possible = {config_fingerprint(arm.config.on_device(device)) for device in ("cpu", "cuda")}
+    return None if folder.plan.config_fingerprint in possible else "other config"

@@ -31,8 +31,9 @@ from reptrain.config.quantities import Budget
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Progress
 from reptrain.engine import checkpoint
-from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
+from reptrain.engine.distributed import World, choose_device, describe, join
 from reptrain.engine.optim import set_learning_rate
+from reptrain.engine.precision import check_precision
 from reptrain.engine.preempt import StopRequest, stop_requests
 from reptrain.engine.record import print_line, stated_attention
 from reptrain.engine.regularize import InputNoise, Settings, set_weight_decay
@@ -122,6 +123,7 @@ def finetune(
         RunError: If the loss or the gradient is no longer finite.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     trained = open_trained(run, step)
     pieces = trained.tokenizer(tokenizer)
@@ -136,7 +138,7 @@ def finetune(
 
         def enter() -> None:
             attention = stated_attention(trained.config, world.device, longest)
-            _enter(out, config, parent, rows, describe(world, config.train.precision, attention))
+            _enter(out, config, parent, rows, describe(world, config.train, attention))
 
         world.on_main(enter)
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
