@@ -28,7 +28,7 @@ TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
 
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path: FakeStore())
+    monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path, *, named_by: FakeStore())
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
 
 
