@@ -1,8 +1,14 @@
 # make demo    set up .venv, then the main job on real text, ending in runs/demo/report.html
 # make test    set up .venv with the test extras, then the tests (CPU, minutes)
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
+# make test-triton  the kernels on the oldest Triton that setup.cfg promises, compiled and interpreted
+# make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
+# make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
+# make test-machines  the tests that train, as older and other processors compute (x86 only)
+# make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
+# make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -16,7 +22,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-faults check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults test-triton \
+	gpu-kit gpu-goldens check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -61,12 +68,53 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(BIN)/pytest
 
+# Instruction sets of torch, oneDNN and MKL, and threads: each combination rounds differently.
+MACHINES := default:SSE41:COMPATIBLE:1 avx2:AVX2:AVX2:2 avx512:AVX512_CORE:AVX512:1
+# The rooms whose tests train or compute with models.
+TRAINING := tests/engine tests/model tests/tasks tests/generation tests/hub tests/test_demo.py
+
+test-machines: $(VENV)/.test
+	@for machine in $(MACHINES); do \
+		IFS=: read -r aten onednn mkl threads <<< "$$machine"; \
+		echo "== torch $$aten, oneDNN $$onednn, MKL $$mkl, threads $$threads"; \
+		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
+			$(BIN)/pytest -m 'not slow' $(TRAINING) --numprocesses $(JOBS) --dist loadfile || exit 1; \
+	done
+
+RECORD ?= runs/golden.json
+TOLERANCE ?= 0
+
+golden: $(VENV)/.test
+	$(BIN)/python -m tests.golden.record $(RECORD)
+
+golden-check: $(VENV)/.test
+	$(BIN)/python -m tests.golden.record $(RECORD) --check --loss-tolerance $(TOLERANCE)
+
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
+
+# Beside the pinned one, which .venv has: first on Python's path, all else is shared.
+OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
+
+.triton/$(OLDEST_TRITON)/.done: $(VENV)/.test
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) \
+		triton==$(OLDEST_TRITON)
+	@touch $@
+
+test-triton: .triton/$(OLDEST_TRITON)/.done
+	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(BIN)/pytest tests/kernels -m 'not slow and not gpu' \
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' --numprocesses $(JOBS) --dist loadfile
+
+gpu-kit: .triton/$(OLDEST_TRITON)/.done
+	$(BIN)/python gpu/kit.py --triton .triton/$(OLDEST_TRITON)
+
+gpu-goldens: $(VENV)/.test
+	$(BIN)/python gpu/goldens.py --write
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,13 +13,15 @@ import typer
 from reptrain.files import write_atomically
 from reptrain.progress import stage_progress, study_progress
 from reptrain.report import build_report
-from reptrain.store import tokenize
+from reptrain.store import open_store, split_warnings, tokenize
 from reptrain.study import StudyConfig, StudyResult, collect, demo_study, run_study, verdict
 from reptrain.study.audits import audit_runs
+from reptrain.study.cautions import cautions
 from reptrain.text import read_documents, stdlib_documents
 
 _QUICK_DOCUMENTS = 1500
 _PIECE_CHARACTERS = 1000
+_LARGEST_SUBSET, _QUICK_SUBSET = 2**18, 2**13
 _QUICK = [
     "train.total_tokens=2**15",
     "axes.data.unique_tokens=[2**13, 2**11, 2**9]",
@@ -49,12 +51,27 @@ def run_demo(out: Path, *, text: Sequence[Path], quick: bool, store_only: bool =
     store = out / "store"
     with stage_progress() as progress:
         sources = [_in_pieces(path, out) for path in text] or [_write_stdlib(out, quick)]
-        tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
+        manifest = tokenize(sources, store, processes=os.cpu_count() or 1, progress=progress)
     if store_only:
+        for warning in split_warnings(manifest):
+            typer.echo(f"WARNING: {warning}", err=True)
         typer.echo(f"store: {store}")
         return 0
-    study = demo_study([f"data.store={store}", *(_QUICK if quick else [])])
+    study = demo_study([f"data.store={store}", *(_QUICK if quick else []), *_for_small(store, quick)])
     return carry_out(study, out)
+
+
+def _for_small(store: Path, quick: bool) -> list[str]:
+    """Settings for a store smaller than the largest subset: the same epochs over smaller ones."""
+    there = open_store(store).split("train").num_tokens
+    if there >= (_QUICK_SUBSET if quick else _LARGEST_SUBSET):
+        return []
+    largest = 1 << (there.bit_length() - 1)
+    subsets = [largest, largest >> 2, largest >> 4]
+    typer.echo(
+        f"The store holds {there:,} training tokens: the subsets are {', '.join(f'{n:,}' for n in subsets)}."
+    )
+    return [f"train.total_tokens={4 * largest}", f"axes.data.unique_tokens={subsets}"]
 
 
 def carry_out(study: StudyConfig, out: Path, *, launch: Sequence[str] | None = None) -> int:
@@ -76,7 +93,10 @@ def tell(study: StudyConfig, out: Path) -> bool:
     page = build_report(study, out)
     for arm, report in reports.items():
         typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
-    typer.echo(verdict(collect(study, out)))
+    rows = collect(study, out)
+    typer.echo(verdict(rows))
+    for caution in cautions(study, rows):
+        typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in reports.values())
 

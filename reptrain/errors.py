@@ -6,6 +6,27 @@ the message alone and exits with code 2; bugs keep their traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+_LONGEST_MESSAGE = 500
+_SHORTEST_PART = 100
+
+
+def shorten(text: str, length: int) -> str:
+    """A text of at most so many characters, cut in the middle; what no terminal prints is escaped.
+
+    >>> shorten("abcdefghij", 5)
+    'ab…ij'
+    >>> shorten("a\\tb", 5)
+    'a\\\\tb'
+    """
+    if len(text) > length:
+        tail = (length - 1) // 2
+        text = f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class ReptrainError(ValueError):
     """Base of all errors that a user can mend.
@@ -19,11 +40,24 @@ class ReptrainError(ValueError):
 
     def __init__(self, what: str, *, got: object, rule: str, remedy: str) -> None:
         self.what, self.got, self.rule, self.remedy = what, got, rule, remedy
-        super().__init__(f"{what}: {rule}, but got {got}. {remedy}")
+        super().__init__(_message(what, rule, str(got), remedy))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from the main rank to the others.
         return _rebuild, (type(self), self.what, str(self.got), self.rule, self.remedy)
+
+
+def _message(what: str, rule: str, got: str, remedy: str) -> str:
+    """The parts as one line; where they are too long, what the input says is cut before our own words."""
+    parts = {"what": what, "rule": rule, "got": got, "remedy": remedy}
+    excess = sum(map(len, parts.values())) + len(": , but got . ") - _LONGEST_MESSAGE
+    for name in ("got", "what", "remedy", "rule"):
+        length = len(parts[name])
+        if excess > 0:
+            length = min(length, max(_SHORTEST_PART, length - excess))
+            excess -= len(parts[name]) - length
+        parts[name] = shorten(parts[name], length)
+    return "{what}: {rule}, but got {got}. {remedy}".format(**parts)
 
 
 def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: str) -> ReptrainError:
@@ -32,6 +66,24 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
 
 class ConfigError(ReptrainError):
     """A configuration that cannot be run."""
+
+
+def check_choice(what: str, got: object, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of the choices; the types say so, but Python does not hold them.
+
+    Args:
+        what: The name of the argument.
+        got: The value given.
+        choices: The words that it may be.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    known = list(choices)
+    if got not in known:
+        raise ConfigError(
+            what, got=repr(got), rule=f"must be one of {', '.join(known)}", remedy="Choose one of these."
+        )
 
 
 class TextError(ReptrainError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,23 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
     with replacing(path) as file:
         for piece in pieces:
             file.write(piece.encode() if isinstance(piece, str) else piece)
+
+
+def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
+    """The bytes of a file that is read whole.
+
+    Args:
+        path: The file.
+        most_bytes: A larger one, or a device without an end, is refused before it fills the memory.
+
+    Raises:
+        OSError: If it cannot be read or is larger; EFBIG then.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
+    return content
 
 
 @contextmanager

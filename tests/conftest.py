@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -20,8 +20,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     shared = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
-from reptrain.config import RunConfig
-from reptrain.config.load import apply_overrides, validate
+from time_limits import extend
+
+if TYPE_CHECKING:
+    from reptrain.config import RunConfig
 
 # An example that meets a busy machine, or an import, may take longer than hypothesis' 200 ms.
 hypothesis.settings.register_profile("reptrain", deadline=None)
@@ -35,7 +37,7 @@ TINY: dict[str, Any] = {
     "evaluate": {"every_fraction": 0.5, "max_windows": 8},
 }
 
-MakeConfig = Callable[..., RunConfig]
+MakeConfig = Callable[..., "RunConfig"]
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +64,9 @@ def store_path(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def tiny(store_path: Path) -> MakeConfig:
     """Makes the configuration of a run of seconds; takes dotted overrides."""
+    # Kernels are tested where torch, Triton and pytest are the only packages: no import of reptrain above.
+    from reptrain.config import RunConfig
+    from reptrain.config.load import apply_overrides, validate
 
     def make(*overrides: str) -> RunConfig:
         return validate(
@@ -99,6 +104,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield sized
     if disk.is_mount():
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests the time that their fixtures may take."""
+    for item in items:
+        extend(item, float(config.getoption("timeout") or config.getini("timeout") or 0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from time_limits import takes_up_to
 
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import IGNORE
 from reptrain.config import RunConfig
 from reptrain.config.load import load_run_config
+from reptrain.config.quantities import Budget
+from reptrain.demo import _for_small as demo_settings
 from reptrain.demo import _in_pieces
 from reptrain.engine.loop import train
 from reptrain.engine.setup import open_data
@@ -25,16 +28,21 @@ from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.store import open_store
+from reptrain.study import arms, demo_study
+from reptrain.study.preflight import check_arms
 
 ROOT = Path(__file__).parents[1]
+DEMO_S = 1200
+"""For the quick demo: a minute on two quiet cores."""
 
 
 def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "reptrain", "demo", "--quick", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, env=os.environ)
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(DEMO_S)
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The quick demo's folder, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "demo"
@@ -54,6 +62,7 @@ def test_demo_trains_audits_and_answers(demo: tuple[Path, str]) -> None:
         assert f">{epochs}<" in page or f"{epochs} epochs" in page
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_demo_run_twice_reuses_what_is_sealed(demo: tuple[Path, str]) -> None:
     out, printed = demo
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".arrow", ".jsonl")}
@@ -79,6 +88,7 @@ def unigram_entropy(store: Path, split: str) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, str], tmp_path: Path) -> None:
     store = demo[0] / "store"
     overrides = [
@@ -115,6 +125,7 @@ def hold_half_a_nat_under_the_unigram_entropy(out: Path, config: RunConfig) -> N
     assert audit(out).exact
 
 
+@pytest.mark.timeout(DEMO_S)
 def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> None:
     overrides = [
         *(f"data.store={demo[0] / 'store'}", "data.unique_tokens=2**17", "objective.input_tokens=32"),
@@ -129,13 +140,13 @@ def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3900)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_tiny_t5_learns_as_it_stands(demo: tuple[Path, str], tmp_path: Path, ranks: int) -> None:
     overrides = [f"data.store={demo[0] / 'store'}"]
     command = [sys.executable, "-m", "reptrain", "launch", TINY_T5, *overrides, "--gpus", ranks]
     command += ["--out", tmp_path / "run"]
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert RunFolder.open(tmp_path / "run").plan.step_plan().num_steps <= 300
     hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", load_run_config(TINY_T5, overrides))
@@ -156,7 +167,7 @@ def test_tiny_arms_have_the_flops_of_their_dense_model(arm: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3900)
 @pytest.mark.parametrize("arm", ARMS)
 def test_tiny_arms_learn_as_they_stand(demo: tuple[Path, str], tmp_path: Path, arm: str) -> None:
     overrides = [f"data.store={demo[0] / 'store'}"]
@@ -167,3 +178,20 @@ def test_tiny_arms_learn_as_they_stand(demo: tuple[Path, str], tmp_path: Path, a
     layers = last.routing or []
     assert len(layers) == {"decoder-moe": 2, "t5-moe": 4}.get(arm, 0)
     assert all(layer.unused == 0 for layer in layers)
+
+
+def test_demo_takes_smaller_subsets_of_a_small_store(
+    store_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_store(store_path).split("train").num_tokens
+    assert demo_settings(store_path, quick=True) == [] and capsys.readouterr().out == ""
+    monkeypatch.setattr("reptrain.demo._LARGEST_SUBSET", 2 * there)
+    found = arms(demo_study([f"data.store={store_path}", *demo_settings(store_path, quick=False)]))
+    subsets = [arm.config.data.unique_tokens or 0 for arm in found]
+    assert there / 2 < subsets[0] <= there and f"{there:,} training tokens" in capsys.readouterr().out
+    epochs = [
+        (arm.config.train.total_tokens or Budget(tokens=1)).epochs_over(n)
+        for arm, n in zip(found, subsets, strict=True)
+    ]
+    assert epochs == [4, 16, 64]
+    check_arms(found)

@@ -27,7 +27,7 @@ def test_setup_cfg_lists_every_package() -> None:
     assert listed == on_disk
 
 
-@pytest.mark.parametrize("folder", ["kernels", "launcher", "tests"])
+@pytest.mark.parametrize("folder", ["kernels", "launcher", "gpu", "tests"])
 def test_folders_with_common_names_are_no_packages(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
 

@@ -8,8 +8,6 @@ import triton.language as tl
 from reptrain_kernels.attention_kernels import (
     AT_RUN_TIME,
     NO_SEGMENT,
-    as_column,
-    as_line,
     load_numbers,
     load_tile,
     near_tiles,
@@ -50,11 +48,12 @@ def _query_gradient_tiles(
         j = n0 + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         v = load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        segment_j = load_numbers(segment_j_ptr, j, num_keys, NO_SEGMENT)
+        segment_j = None
+        if segment_i is not None:
+            segment_j = load_numbers(segment_j_ptr, j, num_keys, NO_SEGMENT)
         score = scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], as_column(segment_i),
-            as_line(segment_j), as_column(prefix_i), bias, tl.where(count < first, before, after), scale2,
-            num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(q, k.T, input_precision=PRECISION), i, j, segment_i, segment_j, prefix_i, bias,
+            tl.where(count < first, before, after), scale2, num_keys, False, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[:, None])
         grad_weight = tl.dot(grad_y, v.T, input_precision=PRECISION)
@@ -163,13 +162,16 @@ def _key_gradient_tiles(
         grad_y = load_tile(grad_y_ptr, g_stride, i, num_queries, N, BLOCK_N, EVEN_T)
         lse = tl.load(lse_ptr + i, mask=i < num_queries, other=float("inf"))
         delta = tl.load(delta_ptr + i, mask=i < num_queries, other=0.0)
-        segment_i = load_numbers(segment_i_ptr, i, num_queries, NO_SEGMENT)
-        prefix_i = load_numbers(prefix_ptr, i, num_queries, 0)
+        segment_i = None
+        if segment_j is not None:
+            segment_i = load_numbers(segment_i_ptr, i, num_queries, NO_SEGMENT)
+        prefix_i = None
+        if prefix_ptr is not None:
+            prefix_i = load_numbers(prefix_ptr, i, num_queries, 0)
         # Queries rise, so offsets fall: the keys come after the queries of the first tiles.
         score = scores(
-            tl.dot(k, q.T, input_precision=PRECISION), i[None, :], j[:, None], as_line(segment_i),
-            as_column(segment_j), as_line(prefix_i), bias, tl.where(count < first, after, before), scale2,
-            num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(k, q.T, input_precision=PRECISION), i, j, segment_i, segment_j, prefix_i, bias,
+            tl.where(count < first, after, before), scale2, num_keys, True, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         weight = tl.exp2(score - lse[None, :])
         grad_weight = tl.dot(v, grad_y.T, input_precision=PRECISION)

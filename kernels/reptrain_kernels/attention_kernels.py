@@ -49,27 +49,8 @@ def store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N
 
 @triton.jit
 def load_numbers(ptr, position, num_positions, other: tl.constexpr):
-    """int32 by position, or None."""
-    if ptr is None:
-        return None
-    else:
-        return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
-
-
-@triton.jit
-def as_column(x):
-    if x is None:
-        return None
-    else:
-        return x[:, None]
-
-
-@triton.jit
-def as_line(x):
-    if x is None:
-        return None
-    else:
-        return x[None, :]
+    """int32 by position."""
+    return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
 
 
 @triton.jit
@@ -102,23 +83,35 @@ def _look_up(ptr, index):
 
 
 @triton.jit
+def outer(of_queries, of_keys, KEYS_FIRST: tl.constexpr):
+    """Two vectors shaped so that they broadcast to a tile, queries by keys or keys by queries."""
+    if KEYS_FIRST:
+        return of_queries[None, :], of_keys[:, None]
+    else:
+        return of_queries[:, None], of_keys[None, :]
+
+
+@triton.jit
 def scores(
     product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, num_keys,
-    NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, -inf where a query may not see. i and j broadcast against each other."""
+    """Scores of a tile, -inf where a query may not see. The other arguments are vectors."""
+    query, key = outer(i, j, KEYS_FIRST)
     score = product * scale2
     if bias_ptr is not None:
-        score += _look_up(bias_ptr, j - i) if NEAR else far
+        score += _look_up(bias_ptr, key - query) if NEAR else far
     if CAUSAL:
         if prefix_i is not None:
-            score = tl.where((j <= i) | (j < prefix_i), score, float("-inf"))
+            prefix, _ = outer(prefix_i, j, KEYS_FIRST)
+            score = tl.where((key <= query) | (key < prefix), score, float("-inf"))
         elif NEAR:
-            score = tl.where(j <= i, score, float("-inf"))
+            score = tl.where(key <= query, score, float("-inf"))
     if segment_i is not None:
-        score = tl.where(segment_i == segment_j, score, float("-inf"))
+        of_query, of_key = outer(segment_i, segment_j, KEYS_FIRST)
+        score = tl.where(of_query == of_key, score, float("-inf"))
     elif not EVEN:
-        score = tl.where(j < num_keys, score, float("-inf"))
+        score = tl.where(key < num_keys, score, float("-inf"))
     return score
 
 
@@ -209,11 +202,12 @@ def _forward_tiles(
         j = tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, k_stride, j, num_keys, N, BLOCK_N, EVEN_S)
         v = load_tile(v_ptr, v_stride, j, num_keys, N, BLOCK_N, EVEN_S)
-        segment_j = load_numbers(segment_j_ptr, j, num_keys, NO_SEGMENT)
+        segment_j = None
+        if segment_i is not None:
+            segment_j = load_numbers(segment_j_ptr, j, num_keys, NO_SEGMENT)
         score = scores(
-            tl.dot(q, k.T, input_precision=PRECISION), i[:, None], j[None, :], as_column(segment_i),
-            as_line(segment_j), as_column(prefix_i), bias, tl.where(count < first, before, after), scale2,
-            num_keys, NEAR, CAUSAL, EVEN_S,
+            tl.dot(q, k.T, input_precision=PRECISION), i, j, segment_i, segment_j, prefix_i, bias,
+            tl.where(count < first, before, after), scale2, num_keys, False, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, 1))
         # Where a query has seen nothing yet its peak is -inf, and -inf less -inf would be NaN.

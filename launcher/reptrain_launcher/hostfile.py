@@ -2,58 +2,140 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
-from reptrain.errors import LaunchError
+from platformdirs import user_cache_path
 
-_LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)\s*(#.*)?")
+from reptrain.errors import LaunchError
+from reptrain.files import write_atomically
+
+_HOST = re.compile(
+    r"([A-Za-z0-9_][A-Za-z0-9_.-]*@)?([A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,7})"
+)
+_SETTING = re.compile(r"(slots|max[_-]slots)=([0-9]{1,4})")
+_LARGEST_BYTES = 2**20
+_LARGEST_SLOTS = 1024
+_REMEDY = "Write one host a line, such as: node-0 slots=8"
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Ranks by host, in the order of the file. Blank lines and lines that begin with ``#`` say nothing.
+    """Ranks by host, in the order of the file.
+
+    Blank lines and text after ``#`` are ignored, as is Open MPI's ``max_slots=N`` (or ``max-slots``).
 
     Raises:
         LaunchError: If the file cannot be read, names no host, or a line is wrong: names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(
-            f"hostfile {path}",
-            got=getattr(error, "strerror", None) or error,
-            rule="must be a readable text file",
-            remedy="Check the path.",
-        ) from error
     hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            host, slots = _parse(line.strip(), where=f"hostfile {path}, line {number}")
-            if host in hosts:
-                raise LaunchError(
-                    f"hostfile {path}, line {number}",
-                    got=f"{host} again",
-                    rule="must name each host once",
-                    remedy="Write the sum of its slots on one line.",
-                )
-            hosts[host] = slots
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"hostfile {path}, line {number}"
+        host, slots = _parse(words, where=where)
+        if host in hosts:
+            raise LaunchError(
+                where,
+                got=f"{host} again",
+                rule="must name each host once",
+                remedy="Write the sum of its slots on one line.",
+            )
+        hosts[host] = slots
     if not hosts:
         raise LaunchError(
-            f"hostfile {path}",
-            got="no host",
-            rule="must name at least one host",
-            remedy="Write lines such as: node-0 slots=8",
+            f"hostfile {path}", got="no host", rule="must name at least one host", remedy=f"{_REMEDY}."
         )
     return hosts
 
 
-def _parse(line: str, *, where: str) -> tuple[str, int]:
-    match = _LINE.fullmatch(line)
-    if match is None or int(match["slots"]) < 1:
+def written_for_deepspeed(path: Path, hosts: dict[str, int]) -> Path:
+    """The path of a file that DeepSpeed reads as these hosts: the given one, or a copy in plain form.
+
+    DeepSpeed takes a byte order mark for a part of a name, and knows one order of the settings.
+
+    Args:
+        path: The hostfile.
+        hosts: What `read_hostfile` returned for it.
+    """
+    plain = [f"{host} slots={slots}" for host, slots in hosts.items()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    if [line for line in lines if line and not line.startswith("#")] == plain:
+        return path
+    content = "".join(line + "\n" for line in plain)
+    folder = user_cache_path("reptrain") / "hostfiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.txt"
+    write_atomically(copy, content)
+    return copy
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(
+            f"hostfile {path}",
+            got=getattr(error, "strerror", None) or error,
+            rule="must be a readable text file in UTF-8",
+            remedy="Check the path.",
+        ) from error
+    if len(content) > _LARGEST_BYTES:
+        raise LaunchError(
+            f"hostfile {path}",
+            got="a larger file",
+            rule=f"must have at most {_LARGEST_BYTES} bytes",
+            remedy="Check the path.",
+        )
+    return text
+
+
+def _parse(words: list[str], *, where: str) -> tuple[str, int]:
+    """
+    >>> _parse(["a", "slots=4", "max_slots=8"], where="hosts, line 1")
+    ('a', 4)
+    """
+    host, *rest = words
+    if "[" in host:
         raise LaunchError(
             where,
-            got=repr(line),
-            rule="must be HOST slots=N with N of at least 1",
-            remedy="For example: node-0 slots=8",
+            got=repr(host),
+            rule="must name one host, not a range",
+            remedy="Expand it, for example with `scontrol show hostnames`.",
         )
-    return match["host"], int(match["slots"])
+    settings = dict[str, int]()
+    for word in rest:
+        match = _SETTING.fullmatch(word)
+        if match is None or match[1].replace("-", "_") in settings:
+            raise _wrong(where, words)
+        settings[match[1].replace("-", "_")] = int(match[2])
+    if not _HOST.fullmatch(host):
+        raise _wrong(where, words)
+    if "slots" not in settings:
+        raise LaunchError(
+            where,
+            got=repr(" ".join(words)),
+            rule="must say slots=N after the host",
+            remedy=f"{_REMEDY}. A PBS node file has a line for each slot: write their number.",
+        )
+    slots = settings["slots"]
+    if not 1 <= slots <= min(settings.get("max_slots", _LARGEST_SLOTS), _LARGEST_SLOTS):
+        raise LaunchError(
+            where,
+            got=f"slots={slots}",
+            rule=f"must have slots from 1 to max_slots, or {_LARGEST_SLOTS} without",
+            remedy="Write how many GPUs of the host to use.",
+        )
+    return host, slots
+
+
+def _wrong(where: str, words: list[str]) -> LaunchError:
+    return LaunchError(
+        where,
+        got=repr(" ".join(words)),
+        rule="must be HOST slots=N with N of at least 1",
+        remedy=f"{_REMEDY}.",
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import re
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,12 +15,15 @@ from pathlib import Path
 from typing import Literal
 
 from reptrain.errors import LaunchError
-from reptrain_launcher.devices import count_gpus
-from reptrain_launcher.hostfile import read_hostfile
+from reptrain_launcher.devices import visible_gpus
+from reptrain_launcher.hostfile import read_hostfile, written_for_deepspeed
 from reptrain_launcher.process import run_process
 from reptrain_launcher.ranks import local_ranks
 
+# DeepSpeed logs every exit code but 0 as an error, that of a clean stop too; `run_launch` reports the others.
+_LOG_LEVEL = "--log_level=critical"
 Device = Literal["auto", "cpu", "cuda"]
+_NAMES_A_GPU = re.compile(r"\s*([0-9]|GPU-|MIG-)")
 
 
 def launch_command(
@@ -32,6 +39,10 @@ def launch_command(
 ) -> list[str]:
     """The command that starts the ranks, each of them ``python -m reptrain train CONFIG``.
 
+    On this machine the ranks get the first of the GPUs that CUDA_VISIBLE_DEVICES shows, by the names that
+    it has for them. DeepSpeed's own runner would drop the variable and count from GPU 0, so its per-node
+    launcher is called directly.
+
     Args:
         config: The run's YAML file.
         gpus: Ranks on each host; None: one for each GPU, or each slot of the hostfile.
@@ -40,33 +51,45 @@ def launch_command(
         overrides: ``key=value`` texts for the run.
         out: The run folder.
         max_minutes: Minutes from a rank's start after which all stop with a checkpoint.
-        master_port: Where the ranks meet; None: a free port here, or DeepSpeed's own with a hostfile.
+        master_port: Where the ranks meet; None: a free port here, or DeepSpeed's own with other hosts.
 
     Raises:
-        LaunchError: If there are not as many GPUs, the number is missing where there is none, or the
-            hostfile is wrong.
+        LaunchError: If there are not as many GPUs, the number is missing where there is none, the
+            hostfile is wrong, or CUDA_VISIBLE_DEVICES cannot be obeyed on its hosts.
     """
     hosts = None if hostfile is None else read_hostfile(hostfile)
     _check_gpus(gpus, device=device, hosts=hosts)
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level=warning"]
-    if hosts is not None:
-        command.append(f"--hostfile={hostfile}")
-        if not {*hosts} <= {"localhost", "127.0.0.1", socket.gethostname()}:
-            # With one host in the file DeepSpeed would start the ranks here, whatever its name.
-            command.append("--force_multi")
+    if hostfile is None or hosts is None or _is_local(hosts):
+        num_ranks = gpus if gpus is not None or hosts is None else next(iter(hosts.values()))
+        command = _local_command(num_ranks, device=device, master_port=master_port)
     else:
-        # A hostfile that stands at DeepSpeed's own place must not turn a local run into another.
-        command.append(f"--hostfile={os.devnull}")
-    if gpus is not None:
-        command.append(f"--num_accelerators={gpus}")
-    if master_port is None and hostfile is None:
-        master_port = _free_port()
-    if master_port is not None:
-        command.append(f"--master_port={master_port}")
+        if device != "cpu":
+            _check_hosts_use_visible(hosts, gpus)
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", _LOG_LEVEL]
+        command.append(f"--hostfile={written_for_deepspeed(hostfile, hosts)}")
+        if len(hosts) == 1:
+            # DeepSpeed would start the ranks of a single host here, whatever its name.
+            command.append("--force_multi")
+        if gpus is not None:
+            command.append(f"--num_accelerators={gpus}")
+        if master_port is not None:
+            command.append(f"--master_port={master_port}")
     command += ["--no_local_rank", "--module", "reptrain", "train", str(config), *overrides]
     if max_minutes is not None:
         command.append(f"--max-minutes={max_minutes:g}")
     return [*command, "--out", str(out)] if out is not None else command
+
+
+def _local_command(num_ranks: int | None, *, device: Device, master_port: int | None) -> list[str]:
+    """DeepSpeed's per-node launcher with the devices of the ranks, one each."""
+    shown: Sequence[int | str] = range(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*shown]}).encode()).decode()
+    return [
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", _LOG_LEVEL),
+        f"--world_info={world}",
+        "--master_addr=127.0.0.1",
+        f"--master_port={_free_port() if master_port is None else master_port}",
+    ]
 
 
 def launch_environment(
@@ -82,9 +105,12 @@ def launch_environment(
     # Two ninjas in turn make DeepSpeed compile its operators anew each time: this Python's own comes first.
     folder = str(Path(sys.executable).parent)
     environment = {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
-    if device == "cpu" or (hostfile is None and _on_cpu(device)):
+    hosts = None if hostfile is None else read_hostfile(hostfile)
+    here = hosts is None or _is_local(hosts)
+    if device == "cpu" or (here and _on_cpu(device)):
         cores = len(os.sched_getaffinity(0))
-        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (gpus or 1))))
+        ranks = gpus or max((hosts or {"": 1}).values())
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
     return environment
 
@@ -102,40 +128,89 @@ def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
         The exit code: that of a rank that failed or was stopped; 128 + N where signal N killed the launcher.
     """
     ended = run_process(command, env={**os.environ, **environment}, targets=local_ranks)
-    return ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    code = ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
+    if (message := exit_message(code)) is not None:
+        sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def exit_message(code: int) -> str | None:
+    """What an exit code of the launcher says where no rank can say it: that a signal killed one.
+
+    Args:
+        code: 128 + N where signal N killed the launcher, 256 - N where it killed a rank.
+    """
+    if code <= 128:
+        return None
+    number, who = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
+    cause = " Often the memory was exhausted: look into the system's log." if number == signal.SIGKILL else ""
+    return f"{who} was killed by signal {number}.{cause} The same command resumes from the newest checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:
-    return device == "cpu" or (device == "auto" and count_gpus() == 0)
+    return device == "cpu" or (device == "auto" and not visible_gpus())
+
+
+def _own_names() -> set[str]:
+    return {"localhost", "127.0.0.1", socket.gethostname()}
+
+
+def _is_local(hosts: Mapping[str, int]) -> bool:
+    return len(hosts) == 1 and set(hosts) <= _own_names()
 
 
 def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | None) -> None:
     if gpus is not None and gpus < 1:
         raise LaunchError("--gpus", got=gpus, rule="must be at least 1", remedy="Leave it out for all GPUs.")
-    if hosts is not None:
-        small = {host: slots for host, slots in hosts.items() if slots < (gpus or 1)}
-        if small:
-            host, slots = next(iter(small.items()))
+    for host, slots in (hosts or {}).items():
+        if slots < (gpus or 1):
             raise LaunchError(
                 "--gpus",
                 got=gpus,
                 rule=f"must be at most the {slots} slots of {host}",
-                remedy="Lower it, or mend the hostfile.",
+                remedy="Lower it, or fix the hostfile.",
             )
-    elif _on_cpu(device):
-        if gpus is None:
+    if hosts is not None and not _is_local(hosts):
+        return
+    wanted = gpus if gpus is not None or hosts is None else next(iter(hosts.values()))
+    if _on_cpu(device):
+        if wanted is None:
             raise LaunchError(
                 "--gpus",
                 got="nothing",
-                rule="must say how many ranks to start where no GPU tells it",
+                rule=f"must give the number of ranks where there is no GPU{_listed()}",
                 remedy="Pass --gpus 2 for two ranks on the CPU.",
             )
-    elif gpus is not None and gpus > count_gpus():
+    elif not visible_gpus() or (wanted is not None and wanted > len(visible_gpus())):
         raise LaunchError(
-            "--gpus",
-            got=gpus,
-            rule=f"must be at most the {count_gpus()} GPUs here",
-            remedy="Lower it, or pass --hostfile.",
+            "--gpus" if gpus is not None or hosts is None else "slots",
+            got="nothing" if wanted is None else wanted,
+            rule=f"must be at most the number of GPUs here, {len(visible_gpus())}{_listed()}",
+            remedy="Lower it, show more GPUs in CUDA_VISIBLE_DEVICES, or pass --hostfile.",
+        )
+
+
+def _listed() -> str:
+    """What hides GPUs, for a message."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if value is None else f" (CUDA_VISIBLE_DEVICES is {value[:60]!r})"
+
+
+def _check_hosts_use_visible(hosts: Mapping[str, int], gpus: int | None) -> None:
+    """DeepSpeed starts the ranks of other hosts on GPUs 0 to N-1: refuse where the variable names others."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return
+    # An empty list hides the GPUs of this machine, which the hosts need not include.
+    if not _own_names() & hosts.keys() and not _NAMES_A_GPU.match(value):
+        return
+    largest = gpus or max(hosts.values())
+    if not {str(index) for index in range(largest)} <= {entry.strip() for entry in value.split(",")}:
+        raise LaunchError(
+            "CUDA_VISIBLE_DEVICES",
+            got=repr(value[:60]),
+            rule=f"must hold 0 to {largest - 1} with --hostfile: a host's ranks get its first GPUs",
+            remedy="Unset it if the hosts' first GPUs are yours, or start the ranks with srun or torchrun.",
         )
 
 

@@ -15,11 +15,12 @@ def local_ranks(launcher: int, proc: Path = Path("/proc")) -> list[int]:
     DeepSpeed's launcher hands up. Signalled itself, it would end at once and hand up another.
 
     Args:
-        launcher: Process id of ``deepspeed.launcher.runner``.
+        launcher: Process id of ``deepspeed.launcher.launch``, or of ``deepspeed.launcher.runner`` above it.
         proc: The folder of processes.
     """
     below = _children(proc)
-    starters = [pid for pid in _descendants(launcher, below) if _STARTER in _command(proc, pid)]
+    started = [launcher, *_descendants(launcher, below)]
+    starters = [pid for pid in started if _STARTER in _command(proc, pid)]
     ranks = [rank for starter in starters for rank in below[starter]]
     return ranks or [launcher]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, app, show, store_app
+from reptrain.cli.common import DONE, NO, AsJson, app, count_option, show, store_app
 
 
 @app.command()
@@ -37,12 +37,19 @@ def tokenize(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab-size", help="Pieces of the tokenizer to train.", show_default="2048"),
+        count_option(
+            "--vocab-size",
+            help="Pieces of the tokenizer to train.",
+            show_default="2048, or as near as the text allows",
+        ),
     ] = None,
     num_sentinels: Annotated[
         int | None,
-        typer.Option(
-            "--num-sentinels", help="Of them, those kept for spans that are hidden.", show_default="32"
+        count_option(
+            "--num-sentinels",
+            least=0,
+            help="Of them, those kept for spans that are hidden.",
+            show_default="32",
         ),
     ] = None,
     dedup: Annotated[
@@ -67,9 +74,8 @@ def tokenize(
     ] = None,
     passages: Annotated[
         int | None,
-        typer.Option(
+        count_option(
             "--passages",
-            metavar="N",
             help="Cut documents into passages of at most N tokens, EOS of each included.",
         ),
     ] = None,
@@ -148,7 +154,11 @@ def store_verify(
         float | None,
         typer.Option(
             "--max-overlap",
-            help="Share of a held-out split's distinct 13-grams of tokens that may also stand in train.",
+            help="Largest share, 0 to 1, of a held-out split's distinct 13-grams of tokens that may also"
+            " occur in train.",
+            min=0.0,
+            max=1.0,
+            show_default="0.25",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -7,19 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import AsJson, Overrides, app, show
+from reptrain.cli.common import AsJson, app, count_option, show
 from reptrain.errors import ConfigError
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as model.num_layers=8."),
+]
 VocabSize = Annotated[
     int | None,
-    typer.Option("--vocab-size", min=1, help="Ids of the tokenizer, where neither model nor store tells."),
+    count_option("--vocab-size", help="Ids of the tokenizer, where neither model nor store tells."),
 ]
 
 
 @app.command()
 def sizes(
     config: Annotated[Path, typer.Argument(help="A run's YAML file, or one with a model alone.")],
-    overrides: Overrides = None,
+    overrides: Settings = None,
     world_size: Annotated[
         int, typer.Option("--world-size", min=1, help="GPUs that share the state under ZeRO.")
     ] = 1,
@@ -42,7 +46,7 @@ def sizes(
 def match(
     config: Annotated[Path, typer.Argument(help="What changes: a run's YAML file, or a model's alone.")],
     to: Annotated[Path, typer.Option("--to", help="The YAML file of what it is matched to.")],
-    overrides: Overrides = None,
+    overrides: Settings = None,
     by: Annotated[
         Literal["total-params", "active-params", "flops"],
         typer.Option("--by", help="What is to be equal; flops are those of training, for a raw token."),

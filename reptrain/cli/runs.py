@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,7 +48,7 @@ def config_show(
         return
     resolved = load_run_config(config, overrides or [])
     data = resolved.model_dump(mode="json")
-    text = f"{dump_yaml(data)}# fingerprint of the mathematics: {config_fingerprint(resolved)}"
+    text = f"{dump_yaml(data)}# config fingerprint: {config_fingerprint(resolved)}"
     show(data, text, as_json=as_json)
 
 
@@ -63,11 +63,26 @@ def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> No
 
 
 @config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of a run's configuration."""
-    from reptrain.config import RunConfig
+def config_schema(
+    of: Annotated[
+        Literal["run", "finetune", "task", "study"], typer.Argument(help="Which kind of file or settings.")
+    ] = "run",
+) -> None:
+    """Print the JSON Schema of a configuration: a run's, a fine-tuning's, a task's or a study's."""
+    from pydantic import BaseModel
 
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+    from reptrain.config import RunConfig
+    from reptrain.config.finetune import FinetuneConfig
+    from reptrain.config.task import TaskConfig
+    from reptrain.study.schema import StudyConfig
+
+    known: dict[str, type[BaseModel]] = {
+        "run": RunConfig,
+        "finetune": FinetuneConfig,
+        "task": TaskConfig,
+        "study": StudyConfig,
+    }
+    typer.echo(json.dumps(known[of].model_json_schema(), indent=2))
 
 
 @app.command()
@@ -88,9 +103,14 @@ def train(
     # Read when torch is loaded. Threads that spin while they wait make a CPU run that shares its cores with
     # one other busy process three times slower, and gain nothing where it has the cores to itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
+
+    # Before torch is loaded, which takes seconds.
+    read_rank_environment()
     from reptrain.config import load_run_config
     from reptrain.engine.loop import train as run
     from reptrain.engine.preempt import StopRequest
+    from reptrain.engine.summary import closing_text
     from reptrain.runs.folder import refuse_to_resume
 
     resolved = load_run_config(config, overrides or [])
@@ -109,9 +129,13 @@ def train(
         stop.ignore()
     else:
         stop.let_go()
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_rank():
         why = f" ({result.reason})" if result.reason else ""
         typer.echo(f"{result.state}{why}: {result.steps} steps in {result.run}")
+        if result.state == "preempted":
+            typer.echo("The same command resumes the run.")
+        else:
+            typer.echo(closing_text(result.run))
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import AsJson, app, show
+from reptrain.cli.common import AsJson, app, count_option, show
 from reptrain.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ def evaluate(
         int | None, typer.Option("--step", help="Whose checkpoint.", show_default="the newest")
     ] = None,
     max_windows: Annotated[
-        int | None, typer.Option("--max-windows", min=1, help="Of each set.", show_default="the run's")
+        int | None, count_option("--max-windows", help="Of each set.", show_default="the run's")
     ] = None,
     noise_samples: Annotated[
         int | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, Out, Overrides, app, show, study_app
+from reptrain.cli.common import DONE, NO, AsJson, app, show, study_app
 
 
 @app.command()
@@ -17,7 +17,10 @@ def demo(
         typer.Option("--text", help="Your own files or folders, instead of Python's docs."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Its folder; runs/demo, or runs/demo-quick, if left out.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the demo.", show_default="runs/demo, or runs/demo-quick"
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Less text and a thirty-second of the training: under a minute.")
@@ -36,8 +39,19 @@ def demo(
 @study_app.command("run")
 def study_run(
     study: Annotated[Path, typer.Argument(help="A study's YAML file.")],
-    overrides: Overrides = None,
-    out: Out = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings of the study (seeds=[0,1]), or of every run (train.total_tokens=64epochs).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the study.", show_default="runs/NAME, of the study's name"
+        ),
+    ] = None,
 ) -> None:
     """Run every arm that is not done yet, audit the runs, write the report and tell the answer."""
     from reptrain.demo import carry_out

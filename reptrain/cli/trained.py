@@ -37,7 +37,7 @@ def export_command(
     average: Average = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a Hugging Face folder: T5, Switch, Llama, Mixtral or GPT-2 of transformers.
+    """Write a model as a Hugging Face folder: T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2.
 
     Shared layers become copies. What transformers has no model for is refused by name.
     """

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from reptrain.config.quantities import Count
 
-Positive = Annotated[Count, Field(gt=0)]
-NonNegative = Annotated[Count, Field(ge=0)]
+Positive = Annotated[Count, Field(gt=0, lt=2**62)]
+NonNegative = Annotated[Count, Field(ge=0, lt=2**62)]
+# Ten times and more what any published model has: what is beyond cannot be built, or takes hours to lay out.
+Layers = Annotated[Count, Field(gt=0, le=4096)]
+Width = Annotated[Count, Field(gt=0, le=2**24)]
+Rows = Annotated[Count, Field(gt=0, lt=2**31)]
+# What a rank holds of one batch in memory.
+BatchRows = Annotated[Count, Field(gt=0, le=2**24)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[Count, Field(ge=0, lt=2**63)]
+
+
+def check_name(name: str) -> str:
+    """A text that names one file or folder, which lies in the folder where it is looked for.
+
+    Raises:
+        ValueError: If it is empty, leads elsewhere, or is none that a file system takes.
+    """
+    if not name or name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+        raise ValueError("must be one printable name of at most 200 bytes, without /")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(check_name)]
 
 
 class Frozen(BaseModel):

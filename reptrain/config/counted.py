@@ -6,21 +6,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reptrain.config.base import Frozen, Positive
-from reptrain.config.model import Activation, StackShape
+from reptrain.config.base import Frozen, Layers, Rows, Width
+from reptrain.config.model import Activation, AttentionBias, StackShape
 from reptrain.config.quantities import Count
 
 
 class ImageConfig(Frozen):
     """The input of a vision transformer: square patches of a square image, and a token for the whole."""
 
-    image_pixels: Positive = 224
+    image_pixels: Width = 224
     """Pixels of a side of the image."""
-    patch_pixels: Positive
+    patch_pixels: Width
     """Pixels of a side of a patch; it divides the image's."""
-    num_channels: Positive = 3
+    num_channels: Width = 3
     """Colours."""
-    num_classes: Positive = 1000
+    num_classes: Rows = 1000
     """Of the head, which reads the token for the whole alone."""
 
     @model_validator(mode="after")
@@ -42,29 +42,29 @@ class CountedConfig(Frozen):
 
     family: Literal["counted"]
     """counted: this family."""
-    d_model: Positive
+    d_model: Width
     """Width of the residual stream."""
-    num_layers: Positive
+    num_layers: Layers
     """Blocks of attention and MLP."""
-    num_heads: Positive
+    num_heads: Width
     """Query heads."""
-    head_dim: Positive
+    head_dim: Width
     """Width of a head; num_heads x head_dim need not be d_model."""
-    num_kv_heads: Positive | None = None
+    num_kv_heads: Width | None = None
     """Key and value heads; null: as many as num_heads."""
-    d_ff: Positive
+    d_ff: Width
     """Hidden units of the MLP."""
     mlp: Activation
     """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
     norm: Literal["rmsnorm", "layernorm"]
     """Whether a norm has offsets, where there are biases."""
-    block_norms: Annotated[Count, Field(ge=0)] = 2
+    block_norms: Annotated[Count, Field(ge=0, le=16)] = 2
     """Norms of a block; 0 counts none, nor the last."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm."""
     relative_positions: bool = False
     """A projection of the distances in each block (Dai et al., "Transformer-XL", 2019)."""
-    vocab_size: Positive | None = None
+    vocab_size: Rows | None = None
     """Rows of the embedding; null where there is an image."""
     tie_embeddings: bool = True
     """Use the embedding as the output head."""
@@ -81,6 +81,21 @@ class CountedConfig(Frozen):
     def kv_heads(self) -> int:
         """Key and value heads with the default filled in."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim
+
+    @property
+    def attention_biases(self) -> AttentionBias:
+        """Which projections of an attention have biases."""
+        return "all" if self.bias else "none"
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """Whether the MLP has biases."""
+        return self.bias
 
     @property
     def max_positions(self) -> int | None:

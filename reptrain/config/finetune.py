@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from reptrain.config.base import Frozen, Positive, Seed
+from reptrain.config.base import BatchRows, Frozen, Positive, Seed
 from reptrain.config.model import DropoutConfig, ModelConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
+from reptrain.config.quantities import Budget
 from reptrain.config.scheduled import Rate, Scheduled
-from reptrain.config.schema import RegularizeConfig, TrainConfig
+from reptrain.config.schema import LOW_PRECISIONS, RegularizeConfig, TrainConfig
 from reptrain.config.task import TaskConfig, TaskLimits
 
 _TENTH = Scheduled(value=0.1)
@@ -41,9 +43,13 @@ class FinetuneModelConfig(Frozen):
 class FinetuneTrainConfig(TrainConfig):
     """In what steps, with what precision, and where."""
 
-    batch_windows: Positive = 32
+    # Settings of runs, null or fixed in a fine-tuning: old folders name them, the schema does not.
+    total_tokens: SkipJsonSchema[Budget | None] = None
+    expert_parallel_size: SkipJsonSchema[Positive] = 1
+    on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
+    batch_windows: BatchRows = 32
     """Examples of one optimizer step, over all ranks and micro-batches."""
-    micro_batch_windows: Positive | None = None
+    micro_batch_windows: BatchRows | None = None
     """Examples of one forward pass on one rank; null: the rank's whole share. Does not change results."""
 
 
@@ -61,9 +67,9 @@ class FinetuneScheduleConfig(ScheduleConfig):
 class FinetuneEvaluateConfig(Frozen):
     """Scoring on the way."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the training between two looks at the examples that choose the best checkpoint."""
-    batch_examples: Positive = 32
+    batch_examples: BatchRows = 32
     """Examples of one forward pass without gradients; changes nothing."""
 
 
@@ -78,7 +84,7 @@ class FinetuneConfig(Frozen):
     weights: Literal["trained", "fresh"] = "trained"
     """Begin with the parent's weights, or with weights drawn by the seed: the twin that shows what
     pre-training is worth."""
-    epochs: Positive = 3
+    epochs: BatchRows = 3
     """How often each example is seen."""
     limits: TaskLimits = TaskLimits()
     """How much of the task is used."""
@@ -95,6 +101,11 @@ class FinetuneConfig(Frozen):
     evaluate: FinetuneEvaluateConfig = FinetuneEvaluateConfig()
     """When to look at the examples that choose."""
 
+    def on_device(self, device_type: str) -> Self:
+        """These settings with `train.precision: auto` replaced by the precision of a device."""
+        train = self.train.with_precision(device_type, self.optimizer)
+        return self.model_copy(update={"train": train})
+
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
         train, optimizer = self.train, self.optimizer
@@ -104,7 +115,7 @@ class FinetuneConfig(Frozen):
             raise ValueError("train.on_nonfinite must be stop in a fine-tuning")
         if train.zero_stage == 3 or train.expert_parallel_size > 1:
             raise ValueError("a fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
-        if train.precision != "fp32" and train.zero_stage == 0:
+        if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
             raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
         if optimizer.name != "adamw" and train.zero_stage > 0:
             raise ValueError(f"optimizer.name {optimizer.name} needs train.zero_stage 0")

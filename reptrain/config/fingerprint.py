@@ -1,4 +1,4 @@
-"""What of a configuration changes the mathematics of a run, and its fingerprint."""
+"""The settings that change what a run computes, and the config fingerprint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from reptrain.config.schema import RunConfig
+from reptrain.config.model import DecoderConfig, MoEConfig, T5Config
+from reptrain.config.numerics import NUMERICS_VERSION
+from reptrain.config.schema import ONE_EPOCH, RunConfig
 
-# The same run by another road: these may differ on resume. The store is held by its own fingerprint.
+# Settings that do not change the results: these may differ on resume. The store has its own fingerprint.
 _NOT_MATHEMATICS = (
     "name",
     "data.store",
@@ -29,6 +31,8 @@ _NOT_MATHEMATICS = (
     "checkpoint",
 )
 
+_PRECISION = "train.precision"
+
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value by its dotted key."""
@@ -40,13 +44,53 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value
 
 
+def auto_values(config: RunConfig) -> dict[str, Any]:
+    """The settings whose null is derived from other settings, with the value that a run uses.
+
+    >>> from reptrain.config.load import validate
+    >>> auto_values(validate(RunConfig, {"data": {"store": "a"}}))["data.window_tokens"]
+    256
+
+    Returns:
+        Values by dotted key, for null and given settings alike. What null takes from the store (all of its
+        tokens, the tokenizer's vocabulary) is not among them: the store has its own fingerprint.
+    """
+    values: dict[str, Any] = {"data.window_tokens": config.window_tokens}
+    if config.data.store is not None:
+        values["train.total_tokens"] = str(config.train.total_tokens or ONE_EPOCH)
+    for name, source in config.sources.items():
+        if config.data.sources:
+            given = {"order": source.order, "cut": source.cut, "subset_seed": source.subset_seed}
+            values |= {f"data.sources.{name}.{key}": value for key, value in given.items()}
+    return values | {f"model.{key}": value for key, value in _auto_values_of_model(config.model).items()}
+
+
+def _auto_values_of_model(model: DecoderConfig | T5Config) -> dict[str, Any]:
+    if isinstance(model, DecoderConfig):
+        values: dict[str, Any] = {"num_kv_heads": model.kv_heads, "num_stored_layers": model.stack.stored}
+    else:
+        stored = {"encoder": model.encoder.stored, "decoder": model.decoder.stored}
+        values = {f"num_stored_{name}_layers": layers for name, layers in stored.items()}
+    moe: MoEConfig | None = model.moe
+    if moe is not None:
+        values |= {
+            "moe.d_ff": moe.d_ff or model.d_ff,
+            "moe.normalize": moe.normalizes,
+            "moe.eval_capacity_factor": moe.eval_capacity_factor or moe.capacity_factor,
+        }
+    return values
+
+
 def mathematics(config: RunConfig) -> dict[str, Any]:
-    """The settings that change the mathematics, by dotted key."""
-    return _of_mathematics(config.model_dump(mode="json"))
+    """The settings that change what a run computes, by dotted key, with nulls replaced by `auto_values`."""
+    return _of_mathematics(config.model_dump(mode="json")) | auto_values(config)
 
 
 def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(flatten(settings))
+    # Where nothing chose another precision, `auto` is fp32: a run folder holds the one that was used.
+    if flat.get(_PRECISION) == "auto":
+        flat[_PRECISION] = "fp32"
     return {
         key: value
         for key, value in flat.items()
@@ -61,15 +105,19 @@ def fingerprint(data: Any) -> str:
 
 
 def config_fingerprint(config: RunConfig) -> str:
-    """Fingerprint of the settings that change the mathematics and are not the default.
+    """Fingerprint of `NUMERICS_VERSION` and of the settings that change what a run computes.
 
-    So a version with new settings goes on with the runs of an older one, if their defaults change nothing.
+    Settings at their default are left out, so that a release with new settings still recognizes earlier
+    runs. Hence a changed default needs a new `NUMERICS_VERSION`.
     """
-    return fingerprint(_of_mathematics(config.model_dump(mode="json", exclude_defaults=True)))
+    given = _of_mathematics(config.model_dump(mode="json", exclude_defaults=True))
+    if given.get(_PRECISION) == "fp32":
+        del given[_PRECISION]
+    return fingerprint({"numerics_version": NUMERICS_VERSION} | given | auto_values(config))
 
 
 def differing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Dotted keys that change the mathematics and differ: (key, old value, new value)."""
+    """Dotted keys that change what a run computes and differ: (key, old value, new value)."""
     before, after = mathematics(old), mathematics(new)
     keys = sorted(before.keys() | after.keys())
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]

@@ -3,35 +3,99 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from reptrain.config.limits import check_limits
+from reptrain.config.scalars import PlainDumper, PlainLoader, find_truth_as_number
 from reptrain.config.schema import RunConfig
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, shorten
+from reptrain.files import read_small
+from reptrain.reading import ReadError, decode
 
+_MOST_FILES, _MOST_KEY_PARTS = 20, 20
 Model = TypeVar("Model", bound=BaseModel)
 
+_MOST_SUGGESTED = 3
+# What other trainers call some keys.
+_NAMES_ELSEWHERE = {
+    "learning_rate": "lr",
+    "max_lr": "lr",
+    "batch_size": "batch_windows",
+    "micro_batch_size": "micro_batch_windows",
+    "epochs": "total_tokens",
+    "num_epochs": "total_tokens",
+    "max_tokens": "total_tokens",
+    "seq_len": "window_tokens",
+    "seq_length": "window_tokens",
+    "block_size": "window_tokens",
+    "context_length": "window_tokens",
+    "hidden_size": "d_model",
+    "n_embd": "d_model",
+    "n_layer": "num_layers",
+    "n_layers": "num_layers",
+    "num_hidden_layers": "num_layers",
+    "n_head": "num_heads",
+    "num_attention_heads": "num_heads",
+    "dtype": "precision",
+    "warmup": "warmup_fraction",
+}
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would keep the last and drop the first silently."""
+
+class _UniqueKeyLoader(PlainLoader):
+    """Refuses duplicate keys, of which YAML would keep the last, and values that cannot be what they say."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
+                    None,
+                    None,
+                    "a merge key (<<): write its settings out, or use extends",
+                    key_node.start_mark,
                 )
-        return super().construct_mapping(node, deep)
+            key = self.construct_object(key_node, deep=True)
+            # What is not hashable is refused below, by name.
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shorten(repr(key), 80)} stands twice", key_node.start_mark
+                )
+            seen |= {key} if isinstance(key, Hashable) else set()
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # The constructors of numbers and dates trust that the text is one.
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value that is not of type {shorten(kind, 80)}", node.start_mark
+            ) from error
+        if isinstance(value, str) and "\0" in value:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a text with the character NUL", node.start_mark
+            )
+        return value
 
 
 def parse_yaml(text: str) -> Any:
-    """`yaml.safe_load` with duplicate keys refused."""
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    """The value of a YAML text; scalars as `reptrain.config.scalars` reads them.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, has a duplicate or a merge key, or is beyond `check_limits`.
+    """
+    try:
+        check_limits(text)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except UnicodeEncodeError as error:
+        raise yaml.YAMLError("half of a surrogate pair, which is no character") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -41,7 +105,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = parse_yaml(decode(read_small(path)))
     except OSError as error:
         raise ConfigError(
             f"config {path}",
@@ -49,10 +113,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
             rule="must be a readable file",
             remedy="Check the path.",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ReadError as error:
+        raise ConfigError(f"config {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Mend the named place."
+            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Fix the YAML there."
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(
@@ -77,6 +143,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     place = path.resolve()
+    if len(above) == _MOST_FILES:
+        raise ConfigError(
+            f"extends of {above[-1]}",
+            got=f"{_MOST_FILES + 1} files",
+            rule=f"must lead through at most {_MOST_FILES} files",
+            remedy="Write the settings out.",
+        )
     if place in above:
         raise ConfigError(
             f"extends of {above[-1]}",
@@ -121,7 +194,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     result = dict(data)
     for text in overrides:
         key, separator, value = text.partition("=")
-        if not separator or not all(key.split(".")):
+        if not separator or not all(key.split(".")) or key.count(".") >= _MOST_KEY_PARTS:
             raise ConfigError(
                 "override",
                 got=repr(text),
@@ -131,8 +204,12 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             parsed = parse_yaml(value)
         except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None)
             raise ConfigError(
-                f"override {key}", got=repr(value), rule="must be a YAML value", remedy="Quote it."
+                f"override {key}",
+                got=f"{value!r} ({reason})" if reason else repr(value),
+                rule="must be a YAML value",
+                remedy="Quote a text, for the shell too: 'key=\"no\"'.",
             ) from error
         set_dotted(result, key, parsed)
     return result
@@ -167,11 +244,16 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         ConfigError: Naming the dotted key, the value got, the rule and the remedy.
     """
     try:
-        return model.model_validate(dict(data))
+        found = model.model_validate(dict(data))
     except ValidationError as error:
         # An unknown key is most often the cause of a "missing" one: name it first.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise _explain(model, dict(details[0])) from error
+    if (place := find_truth_as_number(data, found)) is not None:
+        raise ConfigError(
+            ".".join(place), got="true or false", rule="must be a number", remedy="Write the number."
+        )
+    return found
 
 
 def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
@@ -179,13 +261,15 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
     key = ".".join(path) or "config"
     got = detail["input"]
     if detail["type"] == "extra_forbidden":
-        known = sorted({name for parent in parents for name in parent.model_fields})
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+        remedy = _suggest(model, path, parents)
         return ConfigError(key, got=repr(path[-1]), rule="must be a known key", remedy=remedy)
     if detail["type"] == "missing":
         return ConfigError(
             key, got="nothing", rule="must be set", remedy=f"Add it to the file or pass {key}=VALUE."
+        )
+    if detail["type"] == "union_tag_not_found":
+        return ConfigError(
+            f"{key}.name", got="nothing", rule="must be set", remedy="See `reptrain config schema` for names."
         )
     if detail["type"] == "union_tag_invalid":
         tag = "family" if key == "model" else "name"
@@ -195,10 +279,41 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
             rule=f"must be one of {detail['ctx']['expected_tags']}",
             remedy="See `reptrain config schema` for what each takes.",
         )
+    if detail["type"] == "string_type" and isinstance(got, bool | int | float):
+        shown = str(got).lower()
+        return ConfigError(key, got=shown, rule="must be a text", remedy=f'Quote it: "{shown}".')
     message = detail["msg"].removeprefix("Value error, ")
     shown = repr(got) if not isinstance(got, Mapping) else "this combination"
     rule = message[:1].lower() + message[1:]
     return ConfigError(key, got=shown, rule=rule, remedy="See `reptrain config schema` for what is allowed.")
+
+
+def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseModel]]) -> str:
+    """What an unknown key most likely stands for: a key of the same name elsewhere, or one spelled alike."""
+    *above, leaf = path
+    beside = sorted({name for parent in parents for name in parent.model_fields})
+    keys = sorted(dict.fromkeys(dotted_keys(model)), key=lambda key: key.count("."))
+    wanted = _NAMES_ELSEWHERE.get(leaf, leaf)
+    found = [key for key in keys if key.rpartition(".")[2] == wanted][:_MOST_SUGGESTED]
+    if not found:
+        here = {name: ".".join([*above, name]) for name in beside}
+        elsewhere = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        for named, cutoff in ((here, 0.75), (elsewhere, 0.75), (here, 0.5)):
+            if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
+                found = [named[near[0]]]
+                break
+    return f"Did you mean {' or '.join(found)}?" if found else f"Known here: {', '.join(beside)}."
+
+
+def dotted_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every key of a configuration that its schema shows; an entry of a mapping of models is NAME."""
+    for name, field in model.model_fields.items():
+        if any(type(extra).__name__ == "SkipJsonSchema" for extra in field.metadata):
+            continue
+        yield name
+        is_mapping = get_origin(field.annotation) is dict
+        for _, below in _models_in(field.annotation):
+            yield from (f"{name}{'.NAME' * is_mapping}.{key}" for key in dotted_keys(below))
 
 
 def _resolve(model: type[BaseModel], location: Sequence[str]) -> tuple[list[str], list[type[BaseModel]]]:
@@ -250,4 +365,4 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text that keeps the order of the keys."""
-    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(data), Dumper=PlainDumper, sort_keys=False, allow_unicode=True)

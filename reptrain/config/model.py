@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from reptrain.config.base import Frozen, NonNegative, Positive
+from reptrain.config.base import BatchRows, Frozen, Layers, NonNegative, Positive, Rows, Width
 from reptrain.config.quantities import Count
+from reptrain.config.rope import RopeScaling
 from reptrain.config.scheduled import NONE, Rate
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu"]
@@ -18,6 +19,10 @@ def is_gated(activation: Activation) -> bool:
     """Whether the MLP has a third matrix, of the gate."""
     return activation in ("swiglu", "geglu")
 
+
+AttentionBias = Literal["none", "qkv", "all"]
+"""Which projections of an attention have biases: none, those of queries, keys and values, or these and the
+output's."""
 
 Recompute = Literal["none", "selective", "full"]
 """What of a layer's activations is computed again in the backward pass: nothing, what lies between products
@@ -41,6 +46,8 @@ class DropoutConfig(Frozen):
     """Of a row's whole branch before it is added to the residual stream (DropPath)."""
 
 
+# In all layers together.
+_MOST_EXPERTS = 2**20
 # torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.
 _GROUPED_MULTIPLE = 8
 _NOT_GROUPED = f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
@@ -51,18 +58,19 @@ class MoEConfig(Frozen):
 
     What is computed over many tokens (the losses, the capacity) is computed over routing groups, so that the
     micro-batch and the number of ranks change nothing. Switch is `top_k: 1`, `capacity_factor: 1.25` and
-    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff.
+    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff. The losses
+    of the sparse layers are added up; others average them (docs/decisions/sparse-layers.md).
     """
 
-    num_experts: Annotated[Count, Field(ge=2)]
+    num_experts: Annotated[Count, Field(ge=2, le=2**15)]
     """Experts of a sparse layer."""
     top_k: Positive = 2
     """Experts of a token."""
     every: Positive = 1
     """The last of each so many layers is sparse, the others are dense."""
-    d_ff: Positive | None = None
+    d_ff: Width | None = None
     """Hidden units of an expert; null: as many as the dense MLP's."""
-    shared_d_ff: NonNegative = 0
+    shared_d_ff: Annotated[Count, Field(ge=0, le=2**24)] = 0
     """Hidden units of an MLP that all tokens pass beside their experts; 0: none."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Of the router's logits: how much of a token an expert gets."""
@@ -78,11 +86,13 @@ class MoEConfig(Frozen):
     """What a step adds to the selection score of an expert that got less than its share, and takes from
     one that got more (Wang et al. 2024); 0 balances by the loss alone."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
-    """An expert takes at most this times its even share of a routing group, in the order of the tokens;
-    null: all that come."""
+    """An expert takes at most this times tokens / num_experts of a routing group, in the order of the
+    tokens, whatever top_k is; null: all that come."""
     eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
     """The same in evaluation; null: as in training."""
-    group_windows: Positive = 1
+    min_capacity: NonNegative = 4
+    """With a capacity factor an expert takes at least so many of a routing group."""
+    group_windows: BatchRows = 1
     """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"
     """How the experts are multiplied: all in one call (by torch, on A100 by our own kernels), by MegaBlocks
@@ -117,6 +127,8 @@ def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig 
     if stored is not None and (stored > num_layers or num_layers % stored):
         raise ValueError(f"{name} must divide the {num_layers} layers; {stored} does not")
     kept = stored or num_layers
+    if moe is not None and kept // moe.every * moe.num_experts > _MOST_EXPERTS:
+        raise ValueError(f"moe.num_experts times the sparse layers must be at most {_MOST_EXPERTS}")
     if moe is not None and (moe.every > kept or (stored is not None and kept % moe.every)):
         rule = "divide" if stored is not None else "be at most"
         raise ValueError(f"moe.every must {rule} the {kept} layers of the stack; {moe.every} was given")
@@ -155,17 +167,19 @@ class DecoderConfig(Frozen):
 
     family: Literal["decoder"] = "decoder"
     """decoder: this family."""
-    d_model: Positive = 128
+    d_model: Width = 128
     """Width of the residual stream."""
-    num_layers: Positive = 4
+    num_layers: Layers = 4
     """Blocks of attention and MLP."""
-    num_stored_layers: Positive | None = None
+    num_stored_layers: Layers | None = None
     """Blocks that have weights of their own, run in cycles (parameter sharing); null: all."""
-    num_heads: Positive = 4
-    """Query heads; the head's width is d_model / num_heads, and even."""
-    num_kv_heads: Positive | None = None
+    num_heads: Width = 4
+    """Query heads."""
+    head_dim: Width | None = None
+    """Width of a head, even; null: d_model / num_heads."""
+    num_kv_heads: Width | None = None
     """Key and value heads (grouped queries); null: as many as num_heads."""
-    d_ff: Positive = 384
+    d_ff: Width = 384
     """Hidden units of the MLP."""
     mlp: Activation = "swiglu"
     """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
@@ -173,16 +187,27 @@ class DecoderConfig(Frozen):
     """Before attention and MLP, and before the head."""
     positions: Literal["rope", "learned"] = "rope"
     """Queries and keys rotated by position, or an embedding of the place in the window beside the token's."""
-    max_positions: Positive | None = None
+    max_positions: Rows | None = None
     """Rows of the learned positions, which a window must not exceed; null for rope."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm. The head has none."""
-    vocab_size: Positive | None = None
+    attention_bias: AttentionBias | None = None
+    """Biases in attention: none, of queries, keys and values (qkv, as in Qwen2), or of the output too (all);
+    null: all or none, as bias says."""
+    mlp_bias: bool | None = None
+    """Biases in the MLP; null: as bias says."""
+    sliding_window: Positive | None = None
+    """A position attends only to positions fewer than this many places away, itself among them (Mistral);
+    null: to all that the objective lets it see. On CUDA, runs with longer windows use torch's attention with
+    a mask instead of the fused kernel."""
+    vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     tie_embeddings: bool = False
     """Use the embedding as the output head."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary frequencies (name: linear or llama3); null: none."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm, to the variance in LayerNorm."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
@@ -210,6 +235,10 @@ class DecoderConfig(Frozen):
             )
         if self.bias and self.moe is not None:
             raise ValueError("bias must be false with moe: experts have none; set model.bias=false")
+        if self.mlp_bias and self.moe is not None:
+            raise ValueError("mlp_bias must be false with moe: experts have none; set model.mlp_bias=false")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError(f"rope_scaling must be null where positions is {self.positions}")
         if self.mup_base_width is not None and self.moe is not None:
             raise ValueError("mup_base_width must be null with moe: no rule for routers is known here")
         return self
@@ -226,7 +255,9 @@ class DecoderConfig(Frozen):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim must be even; {self.head_dim} is not")
+        if self.head_dim is None and (self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2):
             raise ValueError(
                 f"d_model must be num_heads times an even head width;"
                 f" {self.d_model} / {self.num_heads} is not even"
@@ -243,9 +274,19 @@ class DecoderConfig(Frozen):
         return self.num_kv_heads or self.num_heads
 
     @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.num_heads
+    def head_width(self) -> int:
+        """Width of a head with the default filled in."""
+        return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def attention_biases(self) -> AttentionBias:
+        """`attention_bias` with the default filled in."""
+        return self.attention_bias or ("all" if self.bias else "none")
+
+    @property
+    def has_mlp_bias(self) -> bool:
+        """`mlp_bias` with the default filled in."""
+        return self.bias if self.mlp_bias is None else self.mlp_bias
 
 
 class T5Config(Frozen):
@@ -257,32 +298,35 @@ class T5Config(Frozen):
 
     family: Literal["t5"]
     """t5: this family."""
-    d_model: Positive = 512
+    d_model: Width = 512
     """Width of the residual stream."""
-    num_encoder_layers: Positive = 8
+    num_encoder_layers: Layers = 8
     """Blocks of the encoder."""
-    num_decoder_layers: Positive = 8
+    num_decoder_layers: Layers = 8
     """Blocks of the decoder."""
-    num_stored_encoder_layers: Positive | None = None
+    num_stored_encoder_layers: Layers | None = None
     """Blocks of the encoder that have weights of their own, run in cycles (parameter sharing); null: all."""
-    num_stored_decoder_layers: Positive | None = None
+    num_stored_decoder_layers: Layers | None = None
     """The same of the decoder."""
-    num_heads: Positive = 6
+    num_heads: Width = 6
     """Heads of every attention."""
-    head_dim: Positive = 64
+    head_dim: Width = 64
     """Width of a head; num_heads x head_dim need not be d_model."""
-    d_ff: Positive = 1024
+    d_ff: Width = 1024
     """Hidden units of the MLP."""
-    mlp: Literal["geglu", "relu"] = "geglu"
-    """Gated by GELU (tanh form), as in 1.1, or plain ReLU, as in 1.0."""
+    mlp: Activation = "geglu"
+    """Of the hidden units: gated by GELU (geglu, as in 1.1) or SiLU (swiglu), or plain ReLU (relu, as in 1.0)
+    or GELU (gelu). GELU is its tanh form."""
     tie_embeddings: bool = False
     """Use the embedding as the output head, as in 1.0."""
-    vocab_size: Positive | None = None
+    vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
-    relative_buckets: Annotated[Count, Field(ge=4, multiple_of=4)] = 32
+    relative_buckets: Annotated[Count, Field(ge=4, le=2**20, multiple_of=4)] = 32
     """Buckets of the distance between positions; the encoder spends half on each direction."""
-    relative_max_distance: Annotated[Count, Field(gt=0)] = 128
+    relative_max_distance: Annotated[Count, Field(gt=0, lt=2**31)] = 128
     """From this distance on, all positions share the last bucket."""
+    relative_bias_per_layer: bool = False
+    """A table of position biases in each layer (umT5), instead of one table for each stack."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""
     init_scale: Annotated[float, Field(gt=0)] = 1.0
@@ -299,6 +343,11 @@ class T5Config(Frozen):
             stored = getattr(self, f"num_stored_{part}_layers")
             _check_stack(f"num_stored_{part}_layers", shape.num_layers, stored, self.moe)
         return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim
 
     @property
     def encoder(self) -> StackShape:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from reptrain.config.base import Frozen
+from reptrain.config.base import Frozen, Positive
 from reptrain.config.scheduled import NONE, Coefficient, Scheduled
 
 _Rate = Annotated[float, Field(gt=0)]
@@ -29,15 +29,18 @@ class AdamWConfig(Frozen):
     weight_decay: Coefficient = Scheduled(value=0.1)
     """Decoupled weight decay, times the learning rate, on matrices only; it may change in the course of the
     run."""
+    mup_scales_decay: bool = False
+    """Under model.mup_base_width: let the decay of the layers' matrices fall with their learning rate as the
+    width grows. False: what a step decays does not depend on the width."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest L2 norm of the whole gradient; 0 does not clip."""
 
 
 class AdafactorConfig(Frozen):
-    """Adafactor (Shazeer & Stern 2018), torch's: second moments by rows and columns, updates in units of the
-    weights' size.
+    """Adafactor (Shazeer & Stern 2018) with T5X's defaults: second moments by rows and columns, updates in
+    units of the weights' size.
 
-    Its own rate is the smaller of lr and 1 / sqrt(step): with schedule.name constant and no warm-up
+    The rate of a step is the smaller of lr and 1 / sqrt(step): with schedule.name constant and no warm-up
     that is T5's recipe. It needs ZeRO stage 0.
     """
 
@@ -48,7 +51,11 @@ class AdafactorConfig(Frozen):
     decay_exponent: Annotated[float, Field(ge=0)] = 0.8
     """The second moment keeps 1 - step ** -exponent of itself."""
     clip_threshold: Annotated[float, Field(ge=1)] = 1.0
-    """Largest root mean square of a parameter's update before the rate."""
+    """Largest root mean square of a matrix's update before the rate."""
+    min_dim_to_factor: Positive = 128
+    """A matrix with a side shorter than this keeps its second moment whole."""
+    beta1: _Decay = 0.0
+    """Decay of the momentum of the updates; 0 keeps none."""
     weight_decay: Coefficient = NONE
     """Decoupled weight decay, times the learning rate, on matrices only."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 0.0
@@ -64,6 +71,10 @@ class MuonConfig(Frozen):
     """The optimizer."""
     lr: _Rate = 0.02
     """Peak learning rate of the matrices."""
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    """The size of a matrix's orthogonal update: sqrt(max(1, rows / columns)) (Jordan et al.), or
+    0.2 sqrt(max(rows, columns)), about that of AdamW's updates (Liu et al. 2025, "Muon is scalable for LLM
+    training"), for rates and decay as AdamW takes them."""
     momentum: _Decay = 0.95
     """What the momentum keeps of itself at each step."""
     adam_lr: _Rate = 1e-3

@@ -1,4 +1,4 @@
-"""Numbers as people write them: ``2**20``, ``1e9``, ``64epochs``, ``2**30targets``."""
+"""Numbers as people write them: ``2**20``, ``1e9``, ``100M``, ``64epochs``, ``2**30targets``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,31 @@ from pydantic_core import core_schema
 
 _POWER = re.compile(r"(\d+)\s*(?:\*\*|\^)\s*(\d+)")
 _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
-_PARTS = re.compile(r"(.+?)\s*(inputs|targets)")
+_PARTS = re.compile(r"(.+?)\s*(tokens|inputs|targets)")
+_SUFFIXED = re.compile(r"(.*[0-9.])\s*([A-Za-z]+)")
+_SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _LARGEST = 2**62
+_LONGEST_TEXT, _LARGEST_EXPONENT = 64, 30
+_BUDGETS = "must be a number of tokens or of epochs, such as 2**20, 100M or 64epochs"
+_EXAMPLES = "must be a whole number such as 1048576, 2**20, 1e9, 64k or 1.5B"
+
+
+def parse_fraction(text: str) -> Fraction:
+    """A number such as ``2.5``, ``7/3`` or ``1e6``, exactly.
+
+    Raises:
+        ValueError: If it is none, or one of so many digits that it would take long to read.
+    """
+    exponent = re.search("[eE][+-]?([0-9]*)", text)
+    if len(text) > _LONGEST_TEXT or (exponent and int(exponent[1] or 0) > _LARGEST_EXPONENT):
+        raise ValueError("must be a number of at most 30 digits")
+    return Fraction(text)
 
 
 def parse_count(value: Any) -> Any:
-    """A whole number from ``1048576``, ``2**20``, ``2^20``, ``1e9`` or ``1_000_000``.
+    """A whole number from ``1048576``, ``2**20``, ``2^20``, ``1e9``, ``1_000_000``, ``64k`` or ``1.5B``.
+
+    Suffixes are decimal: k (or K) is 10**3, M 10**6, B (or G) 10**9, T 10**12.
 
     Returns:
         The integer, or the value itself where it is no text, so that pydantic judges it.
@@ -31,28 +50,41 @@ def parse_count(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip().replace("_", "").replace(",", "")
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError("must be below 2**62")
     if match := _POWER.fullmatch(text):
         base, exponent = int(match[1]), int(match[2])
         if base > 1 and exponent > 62:
             raise ValueError("must be below 2**62")
         number = Fraction(base**exponent)
     else:
-        try:
-            decimal = Decimal(text)
-        except InvalidOperation:
-            raise ValueError("must be a whole number such as 1048576, 2**20 or 1e9") from None
-        if not decimal.is_finite() or abs(decimal.adjusted()) > 30:
-            raise ValueError("must be below 2**62")
-        number = Fraction(decimal)
+        number = _decimal(text)
     if number.denominator != 1:
-        raise ValueError("must be a whole number such as 1048576, 2**20 or 1e9")
+        raise ValueError(_EXAMPLES)
     if number >= _LARGEST:
         raise ValueError("must be below 2**62")
     return int(number)
 
 
+def _decimal(text: str) -> Fraction:
+    """The number in a text such as ``1e9``, ``-3`` or ``1.5B``."""
+    factor = 1
+    if match := _SUFFIXED.fullmatch(text):
+        text, suffix = match[1], match[2]
+        if suffix not in _SUFFIXES:
+            raise ValueError(f"{_EXAMPLES}; suffixes are the decimal {', '.join(_SUFFIXES)}, not {suffix}")
+        factor = _SUFFIXES[suffix]
+    try:
+        decimal = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(_EXAMPLES) from None
+    if not decimal.is_finite() or abs(decimal.adjusted()) > 30:
+        raise ValueError("must be below 2**62")
+    return Fraction(decimal) * factor
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Strict()]
-"""An integer that may be written as ``2**20`` or ``1e9``."""
+"""An integer that may be written as ``2**20``, ``1e9`` or ``64k``."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ class Budget:
     """How long to train: a number of raw tokens, of epochs over the subset, or of the tokens that the
     objective makes inputs or targets of them.
 
-    Exactly one of the four is set. Written ``2**20`` (raw tokens), ``64epochs``, ``2.5epochs``,
+    Exactly one of the four is set. Written ``2**20`` or ``100M`` (raw tokens), ``64epochs``, ``2.5epochs``,
     ``7/3epochs``, ``2**20inputs`` or ``2**20targets``.
     """
 
@@ -116,14 +148,14 @@ class Budget:
         if isinstance(value, Budget):
             return value
         if isinstance(value, bool):
-            raise ValueError("must be a number of tokens or of epochs, such as 2**20 or 64epochs")
+            raise ValueError(_BUDGETS)
         if isinstance(value, str) and (match := _EPOCHS.fullmatch(value.strip())):
             try:
-                epochs = Fraction(match[1])
+                epochs = parse_fraction(match[1])
             except (ValueError, ZeroDivisionError):
                 raise ValueError("must name a number of epochs, such as 64epochs or 2.5epochs") from None
-            if epochs <= 0:
-                raise ValueError("must be more than 0 epochs")
+            if not 0 < epochs < _LARGEST:
+                raise ValueError("must be more than 0 epochs, and fewer than 2**62")
             return cls(epochs=epochs)
         unit = "tokens"
         if isinstance(value, str) and (match := _PARTS.fullmatch(value.strip())):
@@ -133,7 +165,7 @@ class Budget:
         except ValueError:
             count = None
         if not isinstance(count, int):
-            raise ValueError("must be a number of tokens or of epochs, such as 2**20 or 64epochs")
+            raise ValueError(_BUDGETS)
         if count <= 0:
             raise ValueError(f"must be more than 0 {unit}")
         if unit == "tokens":
@@ -155,5 +187,5 @@ class Budget:
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {
             "anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}],
-            "description": "Tokens (2**20, 1e9), epochs (64epochs, 2.5epochs), 2**20inputs or 2**20targets.",
+            "description": "Tokens (2**20, 1e9, 100M), epochs (2.5epochs), 2**20inputs, 2**20targets.",
         }

@@ -19,11 +19,11 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from reptrain.config.base import Frozen
-from reptrain.config.quantities import parse_count
+from reptrain.config.quantities import parse_count, parse_fraction
 
 Unit = Literal["share", "epochs", "steps", "tokens"]
 
-_WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?)\s*(?P<unit>%|epochs?|steps?|tokens?)?")
+_WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?[kKMBGT]?)\s*(?P<unit>%|epochs?|steps?|tokens?)?")
 _UNITS: dict[str, Unit] = {"%": "share", "epoch": "epochs", "step": "steps", "token": "tokens"}
 
 
@@ -77,7 +77,7 @@ class Moment:
             amount = Fraction(parse_count(match["number"]))
         else:
             try:
-                amount = Fraction(match["number"]) / (100 if unit == "share" else 1)
+                amount = parse_fraction(match["number"]) / (100 if unit == "share" else 1)
             except (ValueError, ZeroDivisionError):
                 raise ValueError(f"must begin with a number, unlike {value}") from None
         if amount < 0 or (unit == "share" and amount > 1):

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reptrain.config.base import Frozen, Positive, Seed
+from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from reptrain.config.quantities import Budget
+from reptrain.config.quantities import Budget, Count
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
 Cut = Literal["fixed", "shifted"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
+LOW_PRECISIONS = ("bf16", "fp16")
 
 
 class SourceConfig(Frozen):
@@ -43,12 +45,13 @@ class DataConfig(Frozen):
     """Which tokens, how often, in which order."""
 
     store: str | None = None
-    """Folder of the token store (`reptrain tokenize` makes one). Either this or `sources`."""
+    """Folder of the token store (`reptrain tokenize` makes one), from the working directory; the run records
+    it as an absolute path. Either this or `sources`."""
     sources: dict[SourceName, SourceConfig] = Field(default_factory=dict)
     """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
     unique_tokens: Positive | None = None
     """U, the size of the subset in tokens; null takes every training token of the store."""
-    window_tokens: Positive | None = None
+    window_tokens: Rows | None = None
     """L, the raw tokens of a window: the unit of shuffling. Null: 256; 512 under ul2; under span corruption
     as many as fill objective.input_tokens."""
     order: Order = "reshuffle"
@@ -58,7 +61,8 @@ class DataConfig(Frozen):
     subset_seed: Seed = 0
     """Keys the order of documents. Subsets of one seed are nested; `seed` does not change them."""
     document_mask: bool = False
-    """Whether attention stays within a document where a window holds several."""
+    """Whether attention stays within a document where a window holds several. A decoder's positions then
+    start anew in each document."""
 
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
@@ -83,12 +87,16 @@ class TrainConfig(Frozen):
     """Tokens to consume, repeats counted (2**20, 1e9), epochs over the subset (64epochs), or what the
     objective makes of them (2**20inputs, 2**20targets). Null: one epoch; in a mixture each source has its
     own."""
-    batch_windows: Positive = 16
+    batch_windows: BatchRows = 16
     """Windows of one optimizer step, over all ranks and micro-batches."""
-    micro_batch_windows: Positive | None = None
+    micro_batch_windows: BatchRows | None = None
     """Windows of one forward pass on one rank; null: the rank's whole share. Does not change results."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 accumulates and reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU with AdamW, and then zero_stage 1 at least; fp32 elsewhere. bf16 accumulates and
+    reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
+    tf32: bool = True
+    """On a GPU, whether matrix products of fp32 tensors may use TF32: ten bits of the mantissa, several times
+    as fast. A CPU has none."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded (1: optimizer states, 2: and gradients, 3: and parameters)."""
     expert_parallel_size: Positive = 1
@@ -104,8 +112,21 @@ class TrainConfig(Frozen):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
     audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
-    rank_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """How long a rank may be silent before the others end with an error that names it."""
+
+    def with_precision(self, device_type: str, optimizer: OptimizerConfig) -> Self:
+        """These settings with `auto` replaced by the precision of a device.
+
+        Args:
+            device_type: "cuda" or "cpu".
+            optimizer: Those that look at whole matrices need ZeRO stage 0, which has no bf16.
+        """
+        if self.precision != "auto":
+            return self
+        if device_type != "cuda" or optimizer.name != "adamw":
+            return self.model_copy(update={"precision": "fp32"})
+        return self.model_copy(update={"precision": "bf16", "zero_stage": max(1, self.zero_stage)})
 
 
 class RegularizeConfig(Frozen):
@@ -138,11 +159,12 @@ class AverageConfig(Frozen):
 class EvaluateConfig(Frozen):
     """Scoring on sealed sets and on a fixed probe of training windows, without dropout."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the run between two evaluations; the start and the end are always evaluated."""
-    max_windows: Positive = 64
-    """Windows scored of each set: select, report, and the probe of training windows."""
-    noise_samples: Positive = 1
+    max_windows: BatchRows = 64
+    """Windows scored of each set: select, report, and the probe of training windows. They are drawn once by
+    a fixed key, without replacement."""
+    noise_samples: Annotated[Count, Field(gt=0, le=1000)] = 1
     """How often each of these windows is scored, under other noise each time."""
     patience: Positive | None = None
     """End the run early after so many evaluations without a better loss on select; null: never."""
@@ -151,18 +173,18 @@ class EvaluateConfig(Frozen):
 class CheckpointConfig(Frozen):
     """What is kept to go on from."""
 
-    every_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
     """Share of the run between two checkpoints; the last step is always kept."""
     keep_last: Positive = 2
     """How many of the newest checkpoints stay."""
-    keep_every_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between two checkpoints that stay for good, beside the newest; null: none do."""
 
 
 class RunConfig(Frozen):
     """One training run. `reptrain config show CONFIG` prints it with every default filled in."""
 
-    name: str | None = None
+    name: FileName | None = None
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
     """Keys the epoch order, the initial weights and every dropout mask."""
@@ -189,6 +211,20 @@ class RunConfig(Frozen):
     """When and on how much to score."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save and how many to keep."""
+
+    def with_absolute_stores(self) -> Self:
+        """The same run with the absolute path of each store, which holds from any working directory."""
+        data = self.data
+        given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
+        given["sources"] = {
+            name: source.model_copy(update={"store": str(Path(source.store).absolute())})
+            for name, source in data.sources.items()
+        }
+        return self.model_copy(update={"data": data.model_copy(update=given)})
+
+    def store_setting(self, name: str) -> str:
+        """The dotted key that names the store of a source."""
+        return "data.store" if self.data.store is not None else f"data.sources.{name}.store"
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -235,10 +271,15 @@ class RunConfig(Frozen):
         share = -(-self.train.batch_windows // (world_size * group)) * group
         return min(self.train.micro_batch_windows or share, share)
 
+    def on_device(self, device_type: str) -> Self:
+        """The run with `train.precision: auto` replaced by the precision of a device, "cuda" or "cpu"."""
+        train = self.train.with_precision(device_type, self.optimizer)
+        return self.model_copy(update={"train": train})
+
     @model_validator(mode="after")
     def _low_precision_needs_zero(self) -> Self:
         precision = self.train.precision
-        if precision != "fp32" and self.train.zero_stage == 0:
+        if precision in LOW_PRECISIONS and self.train.zero_stage == 0:
             # In fp16 it also makes a step of its own before the first, with weight decay.
             raise ValueError(
                 f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"

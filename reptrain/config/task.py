@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from reptrain.config.base import Frozen, Positive
+from reptrain.config.base import FileName, Frozen, Positive, Width
+from reptrain.config.quantities import Count
 
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -14,13 +15,14 @@ Files = Annotated[tuple[str, ...], Field(min_length=1)]
 class TaskConfig(Frozen):
     """`task.yaml`: a task of texts to texts. Each line of its files is a JSON object."""
 
-    name: str
+    name: FileName
     """The task's."""
     kind: Literal["qa", "generation", "classification"]
     """What is told beside nats. qa: exact match and F1 by SQuAD's rules; generation: BLEU, chrF and ROUGE-L;
     classification: accuracy."""
     data: str | None = None
-    """Folder of the files; null: that of task.yaml."""
+    """Folder of the files, from the folder of task.yaml, or in an override from the working directory; null:
+    that of task.yaml."""
     train: Files = ("train.jsonl",)
     """Files to train on; patterns such as train-*.jsonl.gz are allowed."""
     report: Files = ("validation.jsonl",)
@@ -61,16 +63,17 @@ class TaskConfig(Frozen):
 class TaskLimits(Frozen):
     """How much of a task is used."""
 
-    input_tokens: Annotated[Positive, Field(ge=2)] = 512
+    input_tokens: Annotated[Count, Field(ge=2, le=2**20)] = 512
     """Longest input, with what begins and ends it."""
     long_inputs: Literal["cut", "leave_out"] = "cut"
     """What becomes of a longer one: its end is cut off, or the example is left out, everywhere."""
-    target_tokens: Positive = 128
+    target_tokens: Width = 128
     """Longest target, with what ends it, and longest text that is written; of a longer target the end is cut
     off."""
     train_examples: Positive | None = None
     """How many to train on, the same ones for every seed; null: all that are not kept apart."""
-    select_examples: Positive = 256
-    """How many choose the best checkpoint, at least: groups are not divided."""
+    select_examples: Positive | None = None
+    """How many choose the best checkpoint, at least: groups are not divided. Null: 256, or a fifth of the
+    rows to train on where that is less."""
     report_examples: Positive | None = None
     """How many are told of; null: all."""

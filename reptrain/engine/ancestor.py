@@ -17,9 +17,9 @@ from reptrain.text import Tokenizer
 
 # What may change with the data or the budget; of all else the weights know. The shapes are compared first.
 _MAY_DIFFER = (
-    "init_std", "init_scale", "rope_theta", "norm_eps", "dropout.*", "moe.capacity_factor",
-    "moe.eval_capacity_factor", "moe.*_coefficient", "moe.jitter", "moe.bias_rate", "moe.group_windows",
-    "moe.backend",
+    "init_std", "init_scale", "rope_theta", "rope_scaling", "rope_scaling.*", "sliding_window", "norm_eps",
+    "dropout.*", "moe.capacity_factor", "moe.eval_capacity_factor", "moe.min_capacity", "moe.*_coefficient",
+    "moe.jitter", "moe.bias_rate", "moe.group_windows", "moe.backend",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def record_ancestor(ancestor: TrainedModel, config: RunConfig, folder: Path) -> 
     """
     changed = _differing(ancestor, config.model)
     parent = Parent(
-        path=str(ancestor.path), step=ancestor.step, weights=ancestor.fingerprint(), changed=changed
+        path=str(ancestor.path.resolve()), step=ancestor.step, weights=ancestor.fingerprint(), changed=changed
     )
     before = read_parent(folder)
     if before is not None and before.weights != parent.weights:
@@ -76,14 +76,24 @@ def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[An
     there, here = _settings(ancestor.config), _settings(model)
     # What only one of them has is null in the other, whole sections too. The vocabulary's size is null where
     # it is the tokenizer's; shapes and tokenizers are compared by themselves.
-    keys = sorted((there.keys() | here.keys()) - {"vocab_size"})
+    given = dict(flatten(model.model_dump(mode="json")))
+    # What was set comes before what follows from it.
+    keys = sorted(
+        (there.keys() | here.keys()) - {"vocab_size"}, key=lambda key: (given.get(key) is None, key)
+    )
     return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
 
 
 def _settings(model: ModelConfig) -> dict[str, Any]:
     """A model's settings by dotted key, where null stands for another with that other's value."""
     if isinstance(model, DecoderConfig):
-        filled = {"num_kv_heads": model.kv_heads, "num_stored_layers": model.stack.stored}
+        filled: dict[str, Any] = {
+            "num_kv_heads": model.kv_heads,
+            "num_stored_layers": model.stack.stored,
+            "head_dim": model.head_width,
+            "attention_bias": model.attention_biases,
+            "mlp_bias": model.has_mlp_bias,
+        }
     else:
         filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
     if model.moe is not None:

@@ -13,6 +13,7 @@ docs/decisions/checkpoints.md says why they are not DeepSpeed's.
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reptrain.config.base import FileName
 from reptrain.engine import state
 from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
@@ -30,6 +32,8 @@ from reptrain.errors import ResumeError, RunError
 from reptrain.files import flush_folder, replacing, write_atomically
 from reptrain.runs.files import JsonLines
 
+CHECKPOINT_FORMAT = 2
+"""Format of a checkpoint's files. Format 1 is refused."""
 _MANIFEST = "manifest.json"
 _LATEST = "latest"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -64,7 +68,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 2
+    format: int = CHECKPOINT_FORMAT
     step: int
     """Steps of the run completed."""
     optimizer_steps: int
@@ -78,9 +82,9 @@ class Manifest(BaseModel):
     """Steps that are in the average of the weights."""
     parameters: dict[str, list[int]]
     """Name to shape."""
-    files: dict[str, FileSum]
+    files: dict[FileName, FileSum]
     """Of every rank."""
-    records: dict[str, FileSum]
+    records: dict[FileName, FileSum]
     """Copies of the run's ledger and metrics."""
 
     def text(self) -> str:
@@ -94,11 +98,22 @@ class Manifest(BaseModel):
 
         Raises:
             ValueError: If it is not as it was written.
+            ResumeError: If it is in another format.
             OSError: If there is none.
         """
         body, _, checksum = (folder / _MANIFEST).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
         if sha256(body.encode()).hexdigest() != checksum:
             raise ValueError(f"{_MANIFEST} does not match its checksum")
+        found = json.loads(body).get("format")
+        if found != CHECKPOINT_FORMAT:
+            later = isinstance(found, int) and found > CHECKPOINT_FORMAT
+            reader = "a later version of reptrain" if later else "the version of reptrain that wrote it"
+            raise ResumeError(
+                f"checkpoint {folder}",
+                got=f"format {found}",
+                rule=f"must have format {CHECKPOINT_FORMAT}",
+                remedy=f"Use {reader}.",
+            )
         return cls.model_validate_json(body)
 
 
@@ -237,7 +252,7 @@ def find(folder: Path, *, world: World) -> Found:
         world: The ranks; every one calls this.
 
     Raises:
-        ResumeError: If there are checkpoints and none is whole.
+        ResumeError: If there are checkpoints and none is whole, or one is in another format.
     """
     candidates, damaged = world.on_main(lambda: _candidates(folder))
     for path in candidates:
@@ -281,8 +296,11 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
 def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
     try:
         manifest = Manifest.read(path)
-    except ValidationError:
-        return None, f"{_MANIFEST} is of another version"
+    except ResumeError:
+        # Not damaged: passing over it would cut the run back.
+        raise
+    except ValidationError as error:
+        return None, f"{_MANIFEST}: {error.errors()[0]['msg']}"
     except OSError as error:
         return None, f"{_MANIFEST}: {error.strerror}"
     except ValueError as error:

@@ -17,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reptrain.config.schema import TrainConfig
 from reptrain.engine.host_memory import keep_freed_memory
-from reptrain.errors import ConfigError, RunError
+from reptrain.engine.precision import precision_text
+from reptrain.errors import ConfigError, RunError, check_choice
 from reptrain.runs.environment import collect
-from reptrain_kernels.implementation import choose_grouped, choose_implementation
+from reptrain_kernels.implementation import Implementation, choose_grouped, choose_implementation
+from reptrain_launcher.rank_environment import local_device_index, read_rank_environment
 
 Shared = TypeVar("Shared")
 
@@ -101,14 +104,22 @@ def _portable(error: Exception) -> Exception:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def describe(world: World, precision: str) -> dict[str, Any]:
-    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run."""
+def describe(world: World, train: TrainConfig, attention: Implementation) -> dict[str, Any]:
+    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run.
+
+    Args:
+        world: The ranks.
+        train: Of the run.
+        attention: The implementation of attention that the model runs.
+    """
     devices = {
         "device": str(world.device),
         "world_size": world.world_size,
-        "precision": precision,
+        "precision": train.precision,
+        "products": precision_text(train, world.device),
         "kernels": choose_implementation(world.device),
-        "expert_kernels": choose_grouped(world.device, _DTYPES[precision]),
+        "attention_kernels": attention,
+        "expert_kernels": choose_grouped(world.device, _DTYPES[train.precision]),
     }
     if world.device.type == "cuda":
         devices["gpu"] = torch.cuda.get_device_name(world.device)
@@ -119,8 +130,10 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device to train on.
 
     Raises:
-        ConfigError: If a GPU is asked for and there is none.
+        ConfigError: If a GPU is asked for and there is none, or another word is given.
+        LaunchError: If a launcher's variables are wrong, or there are fewer GPUs than ranks.
     """
+    check_choice("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device",
@@ -130,22 +143,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what a device cannot do.
-
-    Raises:
-        ConfigError: For fp16 on a CPU.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "train.precision",
-            got="fp16 on a CPU",
-            rule="must be fp32 or bf16 where there is no GPU",
-            remedy="Set train.precision=fp32.",
-        )
+    place = read_rank_environment()
+    index = local_device_index(place.local_rank if place else 0, torch.cuda.device_count())
+    return torch.device("cuda", index)
 
 
 def check_expert_parallel(size: int, world: World) -> None:
@@ -172,7 +172,8 @@ def _free_port() -> int:
 @contextmanager
 def _rank_variables() -> Iterator[None]:
     """What a launcher sets, or that this is the only rank: without it DeepSpeed looks for mpi4py."""
-    if "RANK" in os.environ:
+    if read_rank_environment() is not None:
+        os.environ.setdefault("LOCAL_RANK", "0")
         yield
         return
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -202,6 +203,7 @@ def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
         timeout_s: How long to wait for a rank that does not come.
 
     Raises:
+        LaunchError: If the launcher's variables are wrong.
         RunError: If not all ranks came.
     """
     if not dist.is_initialized():
@@ -210,7 +212,8 @@ def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
         with _rank_variables():
             _init(device, timeout_s)
         atexit.register(_leave)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = read_rank_environment()
+    local_rank = place.local_rank if place else 0
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
@@ -222,11 +225,26 @@ def meeting_store() -> dist.Store | None:
 _met: dict[str, dist.Store] = {}
 
 
-def _meet(backend: str, timeout_s: float) -> None:
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _use_loopback(host: str) -> None:
+    """Let NCCL and gloo meet through the loopback interface where all ranks run on this machine.
+
+    NCCL looks for another interface first and gives up where there is none, one rank or many.
+    """
+    if host in _LOOPBACK and Path("/sys/class/net/lo").exists():
+        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+
+
+def _meet(device: torch.device, backend: str, timeout_s: float) -> None:
     """Wait for all ranks, and keep the store through which they find each other."""
     timeout = timedelta(seconds=timeout_s)
-    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    place = read_rank_environment()
+    assert place is not None
+    rank, world_size, host, port = place.rank, place.world_size, place.master_addr, place.master_port
+    _use_loopback(host)
     # torchrun's agent has a store already.
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     missing = [0]
@@ -257,7 +275,15 @@ def _meet(backend: str, timeout_s: float) -> None:
         )
     _met["store"] = store
     # The watch over the ranks comes first: this ends what it does not see.
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=2 * timeout)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=2 * timeout,
+        # Without it NCCL guesses the GPU from the rank, and warns or hangs where the guess is wrong.
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> list[int]:
@@ -284,7 +310,7 @@ def _init(device: torch.device, timeout_s: float) -> None:
     else:
         torch.cuda.set_device(device)
         backend = "nccl"
-    _meet(backend, timeout_s)
+    _meet(device, backend, timeout_s)
     # Takes the group that is there.
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 

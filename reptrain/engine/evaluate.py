@@ -8,9 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
+from reptrain.batch.objectives.example import Int64s
 from reptrain.config.objectives import CausalConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
@@ -22,6 +25,7 @@ from reptrain.store import Store
 from reptrain.text import Tokenizer
 
 SETS = ("probe", "select", "report")
+_CALIBRATION_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,21 @@ class EvaluationSet:
     name: str
     micro_batches: Sequence[MicroBatch]
     objective: Objective
-    bytes_per_token: float
-    """Of the split that it is of: UTF-8, before tokenization."""
+    byte_length_V: Tensor
+    """float64: UTF-8 bytes that each id stands for, before tokenization."""
 
     def score(self, engine: Any, *, world: World) -> Score:
         """Sum over all ranks, in evaluation mode; training mode is restored."""
         was_training = engine.training
         engine.eval()
         try:
-            return score(engine, self.micro_batches, world=world, objective=self.objective)
+            return score(
+                engine,
+                self.micro_batches,
+                world=world,
+                objective=self.objective,
+                byte_length_V=self.byte_length_V,
+            )
         finally:
             engine.train(was_training)
 
@@ -55,10 +65,11 @@ def evaluation_sets(
 ) -> list[EvaluationSet]:
     """For each source a probe of its training subset and its two held-out sets.
 
-    Held-out windows depend on the store alone, never on the run's seed, so that arms compare. The probe is
-    spread evenly over the subset. What an objective draws for the n-th window of a set is a function of the
-    store and of n: the sets of a source, and all arms, are scored under equal noise. Sets are named probe,
-    select and report; in a mixture the source's name follows, as in select/books.
+    The windows of a set are a sample without replacement, drawn by a fixed key: they depend on the set's
+    size, the window and `evaluate.max_windows`, never on the run's seed, so that arms compare. What an
+    objective draws for the n-th window of a set is a function of the store and of n: the sets of a source,
+    and all arms, are scored under equal noise. Sets are named probe, select and report; in a mixture the
+    source's name follows, as in select/books.
 
     Args:
         config: The run.
@@ -71,17 +82,32 @@ def evaluation_sets(
     sets = []
     for source, (store, subset) in sources.items():
         objective = build_objective(_fresh(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16))
+        # The probe's text is not counted: the training split may be far larger.
+        lengths = {name: byte_lengths(store, tokenizer, name) for name in ("select", "report")}
+        lengths["probe"] = lengths["select"]
         for name in SETS:
             part = subset if name == "probe" else Subset.open(store, split=name)
             if part is None or name not in only:
                 continue
-            split = store.split("train" if name == "probe" else name)
             micro_batches = _rank_share(
                 part, objective, config=config, world=world, micro_batch_windows=micro_batch_windows
             )
-            name = name if len(sources) == 1 else f"{name}/{source}"
-            sets.append(EvaluationSet(name, micro_batches, objective, split.text_bytes / split.num_tokens))
+            kind, name = name, name if len(sources) == 1 else f"{name}/{source}"
+            sets.append(EvaluationSet(name, micro_batches, objective, lengths[kind]))
     return sets
+
+
+def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
+    """UTF-8 bytes of text that each id stands for in a split, float64 [vocab_size].
+
+    Those of the tokenizer's pieces, times what the text has more than its pieces: normalization and unknown
+    characters lose bytes. The factor is that of the whole split, or of the first shards of a very large one.
+    """
+    length_V = tokenizer.byte_lengths()
+    tokens, text_bytes = store.split(split).leading_shards(_CALIBRATION_TOKENS)
+    counts_V = sum(np.bincount(part, minlength=len(length_V)) for part in tokens)
+    in_pieces = int((counts_V * length_V).sum())
+    return torch.from_numpy(length_V * (text_bytes / in_pieces if in_pieces else 1.0))
 
 
 def _fresh(config: RunConfig) -> RunConfig:
@@ -104,13 +130,22 @@ def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
     )
 
 
+def sampled_windows(plan: EpochPlan, max_windows: int) -> Int64s:
+    """Indices of the windows that are scored, int64 [N], within the first pass of a plan.
+
+    The plan's order is a keyed permutation, so that indices at equal distances are a sample of the windows.
+    """
+    count = min(max_windows, plan.windows_per_epoch)
+    return np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count
+
+
 def _rank_share(
     subset: Subset, objective: Objective, *, config: RunConfig, world: World, micro_batch_windows: int
 ) -> list[MicroBatch]:
     samples = 1 if isinstance(config.objective, CausalConfig) else config.evaluate.noise_samples
     plan = _in_order(subset, config.window_tokens, samples)
-    count = min(config.evaluate.max_windows, plan.windows_per_epoch)
-    chosen = np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count
+    chosen = sampled_windows(plan, config.evaluate.max_windows)
+    count = chosen.size
     chosen = (chosen + np.arange(samples)[:, None] * plan.windows_per_epoch).ravel()
     rows_MB = rank_rows(
         chosen.size, rank=world.rank, world_size=world.world_size, micro_batch_windows=micro_batch_windows

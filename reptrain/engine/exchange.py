@@ -18,7 +18,7 @@ from reptrain.engine.checkpoint import Manifest, Topology
 from reptrain.engine.state import WEIGHT, Piece
 from reptrain.engine.state_files import write_pieces
 from reptrain.engine.trained import MODEL_FILE, ImportedModel, TrainedModel, open_trained
-from reptrain.errors import RunError
+from reptrain.errors import RunError, check_choice
 from reptrain.files import write_atomically
 from reptrain.hub import ModelFolder, model_settings, save_model
 from reptrain.hub.tokenizer_files import SpecialIds, write_tokenizer
@@ -80,23 +80,24 @@ def export_model(
     Raises:
         ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is in use.
     """
+    check_choice("dtype", dtype, ("fp32", "bf16", "fp16"))
     trained = open_trained(run, step, average=average)
     _refuse_bidirectional(trained)
     settings = model_settings(trained.config, rows=trained.rows)
     pieces = trained.tokenizer(tokenizer)
     special = trained.special_ids(pieces)
-    ids = _special_settings(trained.config, special, pieces.pad_id)
+    ids, pad = _special_settings(trained.config, special, pieces.pad_id)
     with _whole_folder(out) as folder:
         write_tokenizer(
             pieces, folder, special=special, is_encoder_decoder=isinstance(trained.config, T5Config)
         )
-        write_atomically(folder / "generation_config.json", json.dumps(ids, indent=2) + "\n")
+        write_atomically(folder / "generation_config.json", json.dumps(ids | pad, indent=2) + "\n")
         weights = dict(trained.load().named_parameters())
         save_model(
             folder,
             trained.config,
             weights,
-            settings | ids | _lengths(trained),
+            settings | ids | (pad if trained.config.family == "t5" else {}) | _lengths(trained),
             max_shard_bytes=max_shard_bytes,
             dtype=dtype,
         )
@@ -119,14 +120,21 @@ def _done(path: Path, source: Path, model_type: str, trained: TrainedModel) -> E
     return Exchanged(path, source, model_type, total, trained.step)
 
 
-def _special_settings(config: ModelConfig, special: SpecialIds, pad_id: int) -> dict[str, Any]:
-    ends = list(special.ends)
-    ids: dict[str, Any] = {
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": pad_id if pad_id >= 0 else special.start,
-    }
-    name = "decoder_start_token_id" if isinstance(config, T5Config) else "bos_token_id"
-    return ids | {name: special.start}
+def _special_settings(
+    config: ModelConfig, special: SpecialIds, pad_id: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ids that begin and end a text, and the padding, as transformers names them.
+
+    A decoder is padded with what ends a text, as GPT-2 is, and only when it generates: without an
+    attention mask, transformers masks padding of any other id in the prompt, which would hide our start
+    token, and it does not train the embedding of the padding that config.json names.
+    """
+    end = special.ends[0] if special.ends else None
+    ids: dict[str, Any] = {"eos_token_id": end if len(special.ends) == 1 else list(special.ends) or None}
+    if isinstance(config, T5Config):
+        pad = pad_id if pad_id >= 0 else special.start
+        return ids | {"decoder_start_token_id": special.start}, {"pad_token_id": pad}
+    return ids | {"bos_token_id": special.start}, {"pad_token_id": end}
 
 
 def _lengths(trained: TrainedModel) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def import_model(source: Path, out: Path) -> Exchanged:
     trained = open_trained(source)
     model = trained.load()
     tokenizer = trained.own_tokenizer()
-    special = opened.special_ids()
+    special = opened.special_ids() if tokenizer is None else trained.special_ids(tokenizer)
     with _whole_folder(out) as folder:
         described = ImportedModel(
             model=opened.config,
@@ -163,7 +171,7 @@ def import_model(source: Path, out: Path) -> Exchanged:
             window_tokens=trained.window_tokens,
         )
         write_model(folder, described, tokenizer, model)
-        Parent(path=str(source), step=None, weights=trained.fingerprint()).write(folder)
+        Parent(path=str(source.resolve()), step=None, weights=trained.fingerprint()).write(folder)
     return _done(out, source, opened.architecture.model_type, trained)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,6 @@ from reptrain.engine.checkpoint import Found, Topology, topology
 from reptrain.engine.distributed import (
     World,
     check_expert_parallel,
-    check_precision,
     choose_device,
     describe,
     join,
@@ -30,11 +30,13 @@ from reptrain.engine.distributed import (
 )
 from reptrain.engine.optim import set_learning_rate
 from reptrain.engine.patience import Patience, select_losses
+from reptrain.engine.precision import check_precision
 from reptrain.engine.preempt import StopRequest, stop_requests
-from reptrain.engine.record import Recorder, StepPlace, print_line
+from reptrain.engine.record import Recorder, StepPlace, print_line, stated_attention
 from reptrain.engine.regularize import Settings, set_weight_decay
 from reptrain.engine.setup import Data, Training, open_data, prepare
 from reptrain.engine.step import train_step
+from reptrain.engine.summary import run_header
 from reptrain.engine.throughput import throughput_of
 from reptrain.engine.trained import TrainedModel
 from reptrain.engine.watch import watching
@@ -43,6 +45,7 @@ from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.plan.progress import progress_at
 from reptrain.runs.folder import RunFolder
+from reptrain.terminal import StepDisplay
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def train(
         RunError: If the loss or the gradient is no longer finite, or another process trains in ``out``.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     if config.model.moe is not None and config.model.moe.backend == "megablocks":
         require_megablocks()
@@ -89,6 +93,7 @@ def train(
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` for a process that has joined its ranks."""
     check_expert_parallel(config.train.expert_parallel_size, world)
+    config = config.on_device(world.device.type)
     with ExitStack() as held:
         ancestor = open_ancestor(config, out, data.tokenizer)
         folder = _enter_folder(config, out, data, world, held, ancestor)
@@ -131,7 +136,9 @@ def _enter_folder(
     """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
 
     def enter() -> None:
-        folder = RunFolder.create_or_open(out, config, data.run_plan, describe(world, config.train.precision))
+        attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
+        here = describe(world, config.train, attention)
+        folder = RunFolder.create_or_open(out, config, data.run_plan, here)
         held.enter_context(folder.lock())
         if ancestor is not None:
             record_ancestor(ancestor, config, folder.path)
@@ -150,17 +157,21 @@ def _run(
     ancestor: TrainedModel | None,
 ) -> _Ending:
     """Train to the end, until asked to stop, or until patience is over."""
+    if world.is_main:
+        print_line(run_header(config, folder.path, data, world))
     training = prepare(config, data, world, ancestor)
     training.engine.register_forward_pre_hook(lambda *_: pulse())
     done = _resume(folder, training, world)
     patience = _patience(config, folder, training, world)
     marks = _Marks.of(config, data.steps.num_steps)
-    with _recorder(config, folder, data, world, done) as recorder:
+    with ExitStack() as held:
+        recorder = _recorder(config, folder, data, world, done, held)
         reason = stop.reason(world)
         if done == 0 and not reason:
             patience.add(_evaluate(training, recorder, world, done))
+        began = time.perf_counter()
         for batch in training.loader.iterate(done) if not (reason or patience.is_over) else ():
-            _step(config, training, recorder, world, batch)
+            _step(config, training, recorder, world, batch, waited_s=time.perf_counter() - began)
             done = batch.step + 1
             reason = stop.reason(world)
             if done in marks.evaluate:
@@ -180,6 +191,7 @@ def _run(
                 )
             if reason or patience.is_over:
                 break
+            began = time.perf_counter()
     if done == data.steps.num_steps:
         return _Ending(done, "done", None)
     return _Ending(done, "done", str(patience)) if patience.is_over else _Ending(done, "preempted", reason)
@@ -248,24 +260,42 @@ def _cut_back(folder: RunFolder, found: Found, here: Topology) -> None:
 
 
 def _recorder(
-    config: RunConfig, folder: RunFolder, data: Data, world: World, first_step: int
-) -> AbstractContextManager[Recorder | None]:
-    """The main rank's recorder; None on the others."""
+    config: RunConfig, folder: RunFolder, data: Data, world: World, first_step: int, held: ExitStack
+) -> Recorder | None:
+    """The main rank's recorder with its progress bar, until ``held`` is left; None on the others."""
     if not world.is_main:
-        return nullcontext()
+        return None
     throughput = throughput_of(
         config, vocab_size=data.tokenizer.vocab_size, world_size=world.world_size, device=world.device
     )
     consumed = min(first_step * data.steps.batch_windows, data.plan.total_windows)
     not_applied = sum(record.tokens for record in folder.ledger.records() if not record.applied)
     before = data.plan.tokens_before(consumed) - not_applied
-    return Recorder(folder, data.plan, throughput, num_steps=data.steps.num_steps, tokens_before=before)
+    steps = data.steps.num_steps
+    display = held.enter_context(StepDisplay(sys.stdout, total=steps, done=first_step))
+    recorder = Recorder(folder, data.plan, throughput, num_steps=steps, tokens_before=before, display=display)
+    return held.enter_context(recorder)
 
 
 def _step(
-    config: RunConfig, training: Training, recorder: Recorder | None, world: World, batch: StepBatch
+    config: RunConfig,
+    training: Training,
+    recorder: Recorder | None,
+    world: World,
+    batch: StepBatch,
+    *,
+    waited_s: float,
 ) -> None:
-    """One step; fp16 tries it again after an overflow. Else a value that is not finite ends or skips it."""
+    """One step; fp16 tries it again after an overflow. Else a value that is not finite ends or skips it.
+
+    Args:
+        config: The run.
+        training: Its parts.
+        recorder: Of the main rank.
+        world: The ranks.
+        batch: Of the step.
+        waited_s: Seconds that the step waited for its batch.
+    """
     data, step = training.data, batch.step
     first, windows = data.steps.window_range(step)
     tokens = int(data.plan.tokens_of(np.arange(first, first + windows)).sum())
@@ -289,7 +319,7 @@ def _step(
             settings=settings,
             input_noise=training.input_noise,
         )
-        seconds = time.perf_counter() - began
+        seconds, waited_s = waited_s + time.perf_counter() - began, 0.0
         if recorder:
             recorder.step(StepPlace(step, first, windows, tokens), result, lr=rate, seconds=seconds)
         if result.applied and _is_finite(result.grad_norm):
@@ -329,9 +359,7 @@ def _evaluate(training: Training, recorder: Recorder | None, world: World, step:
             score = evaluation_set.score(training.engine, world=world)
             found[evaluation_set.name] = score.nats_per_token
             if recorder:
-                recorder.score(
-                    step, epoch, evaluation_set.name, score, evaluation_set.bytes_per_token, weights
-                )
+                recorder.score(step, epoch, evaluation_set.name, score, weights)
         return found
 
     nats = score_all("own")

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from reptrain.config.model import ModelConfig
 from reptrain.engine.step import Score, StepResult
 from reptrain.engine.throughput import Throughput
+from reptrain.model.sight import attention_implementation
 from reptrain.plan import MixturePlan
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.metrics import TrainRecord, ValidRecord
+from reptrain.runs.pace import Pace, pace_text, tokens_per_s
+from reptrain.runs.spikes import WINDOW_STEPS, SpikeWatch
+from reptrain.terminal import StepDisplay
+from reptrain_kernels.implementation import Implementation, choose_implementation
 
-_SECONDS_BETWEEN_LINES = 5.0
 _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
 
 
@@ -27,6 +32,26 @@ def print_line(text: str, *, aside: bool = False) -> None:
     stream = sys.stderr if aside else sys.stdout
     stream.write(text + "\n")
     stream.flush()
+
+
+def stated_attention(model: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
+    """Which implementation of attention a run uses, with a warning where it is not that of its other kernels.
+
+    Args:
+        model: The model.
+        device: Where it runs.
+        num_positions: Positions of its longest window.
+    """
+    attention = attention_implementation(model, device, num_positions)
+    others = choose_implementation(device)
+    if attention != others:
+        print_line(
+            f"WARNING: model.sliding_window {model.sliding_window} is shorter than the window's"
+            f" {num_positions} positions, and the {others} attention kernel has no sliding window."
+            " Attention runs in torch with a mask, which is slower.",
+            aside=True,
+        )
+    return attention
 
 
 def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:
@@ -55,6 +80,7 @@ class Recorder:
         *,
         num_steps: int,
         tokens_before: int,
+        display: StepDisplay,
         say: Callable[[str], None] = print_line,
     ) -> None:
         self._folder = folder
@@ -63,15 +89,17 @@ class Recorder:
         self._names = [source.name for source in folder.plan.sources]
         self._throughput = throughput
         self._num_steps = num_steps
-        self._say = say
-        self._last_line = 0.0
+        self._say, self._display, self._pace = say, display, Pace()
         threading.excepthook = _leave_to_the_caller
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
         """Tokens consumed by steps that were applied."""
-        before = folder.metrics.last_train()
-        self._input_tokens = before.input_tokens if before else 0
-        self._target_tokens = before.target_tokens if before else 0
+        recent = folder.metrics.last_train(WINDOW_STEPS)
+        self._input_tokens = recent[-1].input_tokens if recent else 0
+        self._target_tokens = recent[-1].target_tokens if recent else 0
+        self._spikes = SpikeWatch()
+        for record in recent:
+            self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +128,7 @@ class Recorder:
         self.tokens += tokens
         self._input_tokens += result.input_tokens
         self._target_tokens += result.target_tokens
-        rate = self._throughput.tokens_per_s_per_device(tokens, seconds)
+        rate = tokens_per_s(tokens, seconds)
         record = TrainRecord(
             step=step,
             tokens=self.tokens,
@@ -111,8 +139,8 @@ class Recorder:
             lr=lr,
             grad_norm=result.grad_norm,
             step_ms=1000 * seconds,
-            tokens_per_s=tokens / seconds,
-            tokens_per_s_per_device=rate,
+            tokens_per_s=rate,
+            tokens_per_s_per_device=rate / self._throughput.world_size,
             routing=result.routing,
         )
         self._folder.metrics.append(record)
@@ -123,7 +151,10 @@ class Recorder:
                 self._board.add_scalar(f"routing/{layer.layer}/{name}", getattr(layer, name), self.tokens)
         for name, epoch in self._epochs_of_sources(record.step).items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
-        self._tell(record)
+        for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            self._say(f"WARNING: step {step}: {found}")
+            self._folder.note("spike", found, step=step)
+        self._show(record, self._pace.add(tokens, seconds))
 
     def skipped(self, step: int, found: str) -> None:
         """Tell of a step that was not applied."""
@@ -147,19 +178,16 @@ class Recorder:
         epochs = self._plan.epochs_before(first + windows)
         return {name: float(epoch) for name, epoch in zip(self._names, epochs, strict=True)}
 
-    def _tell(self, record: TrainRecord) -> None:
-        now = time.monotonic()
-        done = record.step + 1
-        if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._num_steps:
-            return
-        self._last_line = now
+    def _show(self, record: TrainRecord, rate: float) -> None:
         epochs = [f"{name} {epoch:.2f}" for name, epoch in self._epochs_of_sources(record.step).items()]
         by_source = f" ({', '.join(epochs)})" if epochs else ""
-        mfu = self._throughput.mfu(record.tokens_per_s_per_device)
-        self._say(
-            f"step {done}/{self._num_steps}  epoch {record.epoch:.2f}{by_source}"
-            f"  loss {record.loss_nats:.4f} nats  lr {record.lr:.2e}"
-            f"  {record.tokens_per_s_per_device:,.0f} tokens/s/device" + (f"  MFU {mfu:.1%}" if mfu else "")
+        devices = self._throughput.world_size
+        mfu = self._throughput.mfu(rate / devices)
+        self._display.step(
+            record.step + 1,
+            f"epoch {record.epoch:.2f}{by_source}  loss {record.loss_nats:.4f} nats"
+            f"  {pace_text(rate, devices)}",
+            f"  lr {record.lr:.2e}" + (f"  MFU {mfu:.1%}" if mfu else ""),
         )
 
     def sync(self) -> None:
@@ -173,7 +201,6 @@ class Recorder:
         epoch: float,
         name: str,
         score: Score,
-        bytes_per_token: float,
         weights: Literal["own", "average"] = "own",
     ) -> None:
         """Record the score of a set after ``step`` steps, by the run's own weights or by their average."""
@@ -184,7 +211,7 @@ class Recorder:
             set=name,
             weights=weights,
             nats=score.nats_per_token,
-            bits_per_byte=score.bits_per_byte(bytes_per_token),
+            bits_per_byte=score.bits_per_byte,
             accuracy=score.correct / max(score.tokens, 1),
             scored_tokens=score.tokens,
             raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),

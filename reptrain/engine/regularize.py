@@ -48,7 +48,7 @@ def set_weight_decay(optimizer: Any, weight_decay: float) -> None:
     """Give the groups that decay the weight decay of a step."""
     for group in optimizer.param_groups:
         if group["decays"]:
-            group["weight_decay"] = weight_decay
+            group["weight_decay"] = weight_decay * group.get("decay_ratio", 1.0)
 
 
 @dataclass(frozen=True)

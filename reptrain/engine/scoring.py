@@ -15,7 +15,7 @@ from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, Pref
 from reptrain.engine.distributed import World, choose_device
 from reptrain.engine.evaluate import SETS, evaluation_sets
 from reptrain.engine.trained import open_trained
-from reptrain.errors import ConfigError, StoreError
+from reptrain.errors import ConfigError, StoreError, check_choice
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import Subset
 from reptrain.runs.folder import RunFolder
@@ -85,7 +85,8 @@ def open_run(
     config = folder.config
     sources: dict[str, tuple[Store, Subset | None]] = {}
     for source in folder.plan.sources:
-        store = open_store((stores or {}).get(source.name, Path(source.store)))
+        option = f"--store {source.name}=FOLDER" if folder.plan.is_mixture else "--store FOLDER"
+        store = open_store((stores or {}).get(source.name, Path(source.store)), named_by=option)
         own = store.fingerprint == source.store_fingerprint
         subset = None
         if own:
@@ -179,8 +180,10 @@ def score_run(
         noise_samples: As evaluate.noise_samples; None takes the run's.
 
     Raises:
-        ConfigError: If an objective cannot be run.
+        ConfigError: If a set is unknown or an objective cannot be run.
     """
+    for name in sets:
+        check_choice("set", name, SETS)
     given = {"max_windows": max_windows, "noise_samples": noise_samples}
     changed = {key: value for key, value in given.items() if value is not None}
     configs = [with_objective(run.config, text) for text in objectives] or [run.config]
@@ -218,13 +221,13 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
         micro_batch_windows=run.rows,
         only={*sets, "probe"},
     )
-    scores = {of.name: (of, of.score(run.model, world=run.world)) for of in found}
+    scores = {of.name: of.score(run.model, world=run.world) for of in found}
     rows = []
-    for name, (of, score) in scores.items():
+    for name, score in scores.items():
         kind, slash, source = name.partition("/")
         if kind not in sets:
             continue
-        _, probe = scores.get(f"probe{slash}{source}", (None, None))
+        probe = scores.get(f"probe{slash}{source}")
         gap = score.nats_per_token - probe.nats_per_token if probe and kind != "probe" else None
         rows.append(
             SetScore(
@@ -233,7 +236,7 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
                 objective=config.objective.name,
                 set=name,
                 nats=score.nats_per_token,
-                bits_per_byte=score.bits_per_byte(of.bytes_per_token),
+                bits_per_byte=score.bits_per_byte,
                 gap_nats=gap,
                 accuracy=score.correct / max(score.tokens, 1),
                 scored_tokens=score.tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reptrain.engine.average import WeightAverage
 from reptrain.engine.distributed import World
 from reptrain.engine.evaluate import EvaluationSet, evaluation_sets
 from reptrain.engine.optim import build_optimizer
+from reptrain.engine.precision import allow_tf32
 from reptrain.engine.regularize import InputNoise
 from reptrain.engine.trained import TrainedModel
 from reptrain.engine.zero import deepspeed_config
@@ -28,6 +30,8 @@ from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 
 _HASHED_AT_START_BYTES = 1 << 28
+# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
+_BUCKET_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
         StoreError: If one cannot be used, or they have different tokenizers.
     """
     paths = {name: Path(source.store) for name, source in config.sources.items()}
-    opened = {path: _intact(path) for path in dict.fromkeys(paths.values())}
+    keys = {path: f"{config.store_setting(name)}=FOLDER" for name, path in paths.items()}
+    opened = {path: _intact(path, key) for path, key in keys.items()}
     first, *others = opened.values()
     for other in others:
         if other.manifest.tokenizer != first.manifest.tokenizer:
@@ -93,9 +98,9 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
     return {name: opened[path] for name, path in paths.items()}
 
 
-def _intact(path: Path) -> Store:
-    """The store, hashed again where that takes a moment; of a larger one the audit tells."""
-    store = open_store(path)
+def _intact(path: Path, named_by: str) -> Store:
+    """The store, hashed again where that takes a moment; a larger one is left to the audit."""
+    store = open_store(path, named_by=named_by)
     if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
         return store
     report = verify(path)
@@ -136,6 +141,7 @@ def build_engine(
     """Put the model on its device under DeepSpeed."""
     import deepspeed
 
+    allow_tf32(config.train, world.device)
     micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
     if config.train.expert_parallel_size > 1:
         from reptrain.engine.expert_parallel import spread_experts
@@ -155,6 +161,10 @@ def build_engine(
             micro_steps=micro_steps,
         ),
     )
+    if config.train.zero_stage == 0:
+        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, is a
+        # second copy of all gradients of most models.
+        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET_ELEMENTS)
     if config.train.compile == "model":
         engine.compile()
     return engine

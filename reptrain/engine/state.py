@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reptrain.engine.adafactor import Adafactor
+
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # What fp16's dynamic loss scaling counts from step to step.
@@ -107,12 +109,10 @@ def _fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor, *, use_muo
     zeros = torch.zeros_like(parameter, requires_grad=False)
     if use_muon:
         return {"momentum_buffer": zeros}
+    if isinstance(optimizer, Adafactor):
+        return optimizer.fresh_state(parameter)
     step = {"step": torch.zeros((), dtype=torch.float32)}
-    if not isinstance(optimizer, torch.optim.Adafactor):
-        return step | {kind: zeros.clone() for kind in MOMENTS}
-    if parameter.ndim < 2:
-        return step | {"variance": zeros}
-    return step | {"row_var": zeros[..., :1].clone(), "col_var": zeros[..., :1, :].clone()}
+    return step | {kind: zeros.clone() for kind in MOMENTS}
 
 
 def _flat_partitions(engine: Any) -> Iterator[Piece]:

@@ -55,8 +55,8 @@ class Score:
     nats: float
     loss_tokens: int
     """What the nats are divided by: `tokens`, or more where the nats are a bound for more."""
-    text_tokens: int
-    """Tokens of the text that the nats tell."""
+    text_bytes: float
+    """UTF-8 bytes of the text that the nats tell; sentinels and EOS have none."""
     correct: int
     tokens: int
     """Tokens scored."""
@@ -70,9 +70,10 @@ class Score:
         """The loss."""
         return self.nats / self.loss_tokens
 
-    def bits_per_byte(self, bytes_per_token: float) -> float:
-        """The same for a byte of the text that the nats tell; sentinels cost, and are no text."""
-        return self.nats / math.log(2) / (self.text_tokens * bytes_per_token)
+    @property
+    def bits_per_byte(self) -> float:
+        """The same in bits for a byte of the text; NaN where there is no text."""
+        return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 def train_step(
@@ -175,7 +176,14 @@ def _plain_grad_norm(engine: Any) -> float | None:
 
 
 @torch.no_grad()
-def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, objective: Objective) -> Score:
+def score(
+    engine: Any,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    world: World,
+    objective: Objective,
+    byte_length_V: Tensor,
+) -> Score:
     """Sum nats and right guesses over all ranks' windows, without dropout.
 
     Args:
@@ -183,17 +191,21 @@ def score(engine: Any, micro_batches: Sequence[MicroBatch], *, world: World, obj
         micro_batches: This rank's windows; as many on every rank, since ZeRO-3 gathers weights together.
         world: The ranks.
         objective: Makes examples of windows.
+        byte_length_V: float64, UTF-8 bytes that each id stands for.
     """
+    byte_length_V = byte_length_V.to(world.device)
     sums = torch.zeros(7, dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
-        example = objective.example(micro_batch.to(world.device))
+        batch = micro_batch.to(world.device)
+        example = objective.example(batch)
         found = engine(**example.inputs, targets=Targets(example.targets_BT))
         is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
         nats = example.weighted(found.nats).double().sum()
+        text_bytes = example.text_bytes(batch, byte_length_V)
         counted = (
-            *(example.loss_tokens_B, example.text_tokens_B),
+            example.loss_tokens_B,
             *(found.is_correct, is_scored_BT, found.is_correct & is_raw_BT, is_raw_BT),
         )
-        sums += torch.stack([nats, *(count.sum().double() for count in counted)])
-    nats, *counts = world.sum(sums).tolist()
-    return Score(nats, *map(int, counts))
+        sums += torch.stack([nats, text_bytes, *(count.sum().double() for count in counted)])
+    nats, text_bytes, loss_tokens, *counts = world.sum(sums).tolist()
+    return Score(nats, int(loss_tokens), text_bytes, *map(int, counts))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from reptrain.config.schema import RunConfig
+from reptrain.engine.precision import product_precision
 from reptrain.sizes import peak_flops, train_flops_per_window
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Turns a step's tokens and seconds into rates.
+    """What a run's speed is held against; `reptrain.runs.pace` defines the speed.
 
     Args:
         flops_per_token: Training FLOPs of a raw token (see `train_flops_per_window`).
@@ -23,10 +24,6 @@ class Throughput:
     flops_per_token: float
     world_size: int
     device_peak: float | None
-
-    def tokens_per_s_per_device(self, tokens: int, seconds: float) -> float:
-        """Tokens of the step over its seconds and devices."""
-        return tokens / seconds / self.world_size
 
     def mfu(self, tokens_per_s_per_device: float) -> float | None:
         """Model FLOPs utilisation in [0, 1]; recomputed activations do not count."""
@@ -42,5 +39,5 @@ def throughput_of(config: RunConfig, *, vocab_size: int, world_size: int, device
     return Throughput(
         flops_per_token=flops_per_window / config.window_tokens,
         world_size=world_size,
-        device_peak=peak_flops(name, config.train.precision),
+        device_peak=peak_flops(name, product_precision(config.train, device)),
     )

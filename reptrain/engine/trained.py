@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationError
 
-from reptrain.config import RunConfig
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
@@ -38,15 +37,16 @@ from reptrain.engine.checkpoint import Manifest
 from reptrain.engine.distributed import World
 from reptrain.engine.state import WEIGHT, Piece
 from reptrain.engine.state_files import read_pieces
-from reptrain.errors import ReptrainError, RunError, TokenizerError
+from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
 from reptrain.hub import ModelFolder
 from reptrain.hub.folder import CONFIG
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
-from reptrain.model.init import empty_model
+from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import open_store
 from reptrain.text import Tokenizer
+from reptrain.text.ends import NamedEnd, find_end
 
 _ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
@@ -103,12 +103,24 @@ class TrainedModel(ABC):
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         """What begins and ends a text."""
 
+    def named_end(self) -> NamedEnd | None:
+        """The end of a text that its folder names; None where another file of its tokenizer is to tell it."""
+        return None
+
     @abstractmethod
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Read the weights into a model of `config`, on the CPU in fp32.
 
         Raises:
             ReptrainError: If they are not whole.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Hold what the files say of their weights against the model, before there is memory for it.
+
+        Raises:
+            ReptrainError: If they have other shapes.
         """
 
     @property
@@ -130,6 +142,7 @@ class TrainedModel(ABC):
         Args:
             config: What is built, where it differs in what has no weights; None: `config`.
         """
+        self.check()
         model = empty_model(_by_torch(config or self.config), vocab_size=self.rows)
         self.fill(model)
         return model.eval()
@@ -144,7 +157,7 @@ class TrainedModel(ABC):
             TokenizerError: If there is none, or one of more ids than the embedding has rows.
         """
         try:
-            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path)
+            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path, self.named_end())
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
@@ -178,7 +191,9 @@ class _Checkpointed(TrainedModel):
     def __init__(
         self, path: Path, config: ModelConfig, place: Path, manifest: Manifest, window_tokens: int | None
     ) -> None:
-        rows = manifest.parameters["embedding.weight"][0]
+        rows = manifest.parameters.get("embedding.weight", [0])[0]
+        if rows < 1:
+            raise _wrong(place, f"an embedding of {rows} rows", "must have one")
         config = config.model_copy(update={"vocab_size": rows})
         super().__init__(path, config, step=manifest.step, window_tokens=window_tokens)
         self._place, self._manifest = place, manifest
@@ -189,6 +204,17 @@ class _Checkpointed(TrainedModel):
         if self.kind != WEIGHT:
             text += f" {self.kind}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def check(self) -> None:
+        shapes = parameter_shapes(self.config, vocab_size=self.rows)
+        for name in sorted(shapes.keys() | self._manifest.parameters.keys()):
+            here, there = shapes.get(name), self._manifest.parameters.get(name)
+            if here is None or there is None or list(here) != there:
+                raise _wrong(
+                    self.path,
+                    f"{name} of shape {there} in {self._place.name}",
+                    f"must hold the weights of its configuration, of shape {here and list(here)}",
+                )
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Read the weights and the routers' votes; see `TrainedModel.fill`."""
@@ -201,9 +227,12 @@ class _Checkpointed(TrainedModel):
 
 
 class _RunModel(_Checkpointed):
-    def __init__(self, path: Path, run: RunConfig, place: Path, manifest: Manifest, *, average: bool) -> None:
+    def __init__(
+        self, path: Path, folder: RunFolder, place: Path, manifest: Manifest, *, average: bool
+    ) -> None:
+        run = folder.config
         super().__init__(path, run.model, place, manifest, run.window_tokens)
-        self._run = run
+        self._folder, self._run = folder, run
         if average:
             if run.average is None:
                 raise _no_average(path, "keeps no average")
@@ -222,10 +251,15 @@ class _RunModel(_Checkpointed):
         return super().reading
 
     def own_tokenizer(self) -> Tokenizer:
-        return open_store(Path(next(iter(self._run.sources.values())).store)).tokenizer()
+        # The plan has the store's absolute path.
+        return open_store(Path(self._folder.plan.sources[0].store)).tokenizer()
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return special_ids(tokenizer)
+
+    def named_end(self) -> NamedEnd | None:
+        path = Path(next(iter(self._run.sources.values())).store)
+        return find_end(path) if path.is_dir() else None
 
 
 class _Imported(_Checkpointed):
@@ -245,6 +279,9 @@ class _Imported(_Checkpointed):
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return self._special
 
+    def named_end(self) -> NamedEnd | None:
+        return find_end(self.path)
+
 
 class _FolderModel(TrainedModel):
     def __init__(self, path: Path) -> None:
@@ -253,7 +290,7 @@ class _FolderModel(TrainedModel):
             path,
             self._folder.config,
             step=None,
-            window_tokens=self._folder.settings.get("max_position_embeddings"),
+            window_tokens=self._folder.window_tokens,
         )
 
     def fingerprint(self) -> str:
@@ -268,7 +305,18 @@ class _FolderModel(TrainedModel):
         return read_tokenizer(self.path)
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
-        return self._folder.special_ids()
+        special = self._folder.special_ids()
+        if special.ends or tokenizer.eos_id < 0 or self.named_end() is None:
+            return special
+        # Its tokenizer_config.json alone names it.
+        return special._replace(ends=(tokenizer.eos_id,))
+
+    def named_end(self) -> NamedEnd | None:
+        return find_end(self.path)
+
+    def check(self) -> None:
+        self._folder.check_names()
+        self._folder.check(parameter_shapes(self.config, vocab_size=self.rows))
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         self._folder.load(dict(model.named_parameters()))
@@ -298,7 +346,7 @@ def open_trained(path: Path, step: int | None = None, *, average: bool = False) 
         imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
         return _Imported(path, imported, *_checkpoint(path, step))
     if (path / "plan.json").exists():
-        return _RunModel(path, RunFolder.open(path).config, *_checkpoint(path, step), average=average)
+        return _RunModel(path, RunFolder.open(path), *_checkpoint(path, step), average=average)
     raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG} there", "must be the folder of a model")
 
 
@@ -314,8 +362,10 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, Manifest]:
         manifest = Manifest.read(place)
         problems = (expected.problem(place / name) for name, expected in manifest.files.items())
         problem = next((text for text in problems if text), None)
+    except ResumeError:
+        raise
     except (OSError, ValueError) as error:
-        problem = "of another version" if isinstance(error, ValidationError) else str(error)
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     if problem is not None:
         kept = ", ".join(sorted(found.name for found in folder.glob("step-*")))
         raise _wrong(place, problem, f"must be a whole checkpoint (there are {kept or 'none'})")

@@ -8,9 +8,9 @@ from math import prod
 from typing import NamedTuple
 
 from reptrain.config.model import ModelConfig
-from reptrain.config.optimizers import MuonConfig, OptimizerConfig
-from reptrain.engine.optim import is_for_muon
-from reptrain.model.init import meta_model, parameter_groups
+from reptrain.config.optimizers import OptimizerConfig
+from reptrain.engine.optim import optimizer_groups
+from reptrain.model.init import meta_model
 
 
 class Treatment(NamedTuple):
@@ -42,14 +42,14 @@ def treatments(model: ModelConfig, optimizer: OptimizerConfig, *, vocab_size: in
         vocab_size: Ids of the tokenizer.
     """
     built = meta_model(model, vocab_size=vocab_size)
-    group_of = {parameter: group for group in parameter_groups(built) for parameter in group["params"]}
+    groups = optimizer_groups(built, optimizer)
+    group_of = {parameter: group for group in groups for parameter in group["params"]}
     found: dict[Treatment, int] = {}
     for name, parameter in built.named_parameters():
         group = group_of[parameter]
-        decay = optimizer.weight_decay.first if group["decays"] else 0.0
-        how, rate = optimizer.name, optimizer.lr * group.get("lr_ratio", 1.0)
-        if isinstance(optimizer, MuonConfig) and not is_for_muon(name, parameter):
-            how, rate = "adamw", optimizer.adam_lr
+        decay = optimizer.weight_decay.first * group.get("decay_ratio", 1.0) if group["decays"] else 0.0
+        how = optimizer.name if group.get("use_muon", True) else "adamw"
+        rate = optimizer.lr * group.get("lr_ratio", 1.0)
         layers = re.sub(r"\.\d+\.", ".*.", name)
         treatment = Treatment(layers, 0, tuple(parameter.shape), how, rate, decay)
         found[treatment] = found.get(treatment, 0) + 1

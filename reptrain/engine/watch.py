@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from reptrain.engine.distributed import World
 from reptrain.errors import RunError
+from reptrain_launcher.rank_environment import shown_rank
 
 _BEAT_S = 1.0
 # After a collective broke, a rank that is silent for so many beats is the one that broke it.
@@ -243,7 +244,7 @@ def _stack(frame: FrameType | None) -> list[tuple[str, int]]:
 
 def end_process(error: RunError) -> None:
     """End at once with the exit code of a user's error: the main thread cannot be called back."""
-    rank = os.environ.get("RANK", "0")
+    rank = shown_rank() or "0"
     with suppress(OSError):
         os.write(2, f"rank {rank}: error: {error}\n".encode())
     os._exit(2)

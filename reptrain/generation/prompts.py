@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from reptrain.errors import TextError
+from reptrain.files import read_small
+from reptrain.reading import ReadError, decode, is_unicode, json_type, parse_object, split_lines
 from reptrain.text import Tokenizer
 
 _SENTINEL = re.compile(r"(<extra_id_\d+>)")
@@ -56,20 +57,42 @@ def read_prompts(path: Path) -> list[str]:
         TextError: If it cannot be read, or holds none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise _wrong(path, reason) from error
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise _wrong(path, "no prompts" if not prompts else "a prompt that is no text")
-    return prompts
+        lines = split_lines(decode(read_small(path)))
+    except OSError as error:
+        raise _wrong(str(path), error.strerror or str(error)) from error
+    except ReadError as error:
+        raise _unreadable(str(path), error) from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise _wrong(str(path), "no prompts")
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt(f"{path}:{number}", line) for number, line in numbered]
 
 
-def _wrong(path: Path, got: str) -> TextError:
+def _prompt(place: str, line: str) -> str:
+    try:
+        record = parse_object(line)
+    except ReadError as error:
+        raise _unreadable(place, error) from error
+    if "prompt" not in record:
+        raise _wrong(place, ", ".join(sorted(record)) or "no keys")
+    prompt = record["prompt"]
+    if not isinstance(prompt, str):
+        raise _wrong(place, f"{json_type(prompt)} under 'prompt'")
+    if not is_unicode(prompt):
+        raise _wrong(place, "half of a surrogate pair")
+    return prompt
+
+
+def _unreadable(place: str, cause: ReadError) -> TextError:
+    return TextError(f"prompts {place}", got=cause.got, rule=cause.rule, remedy=cause.remedy)
+
+
+def _wrong(place: str, got: str) -> TextError:
     return TextError(
-        f"prompts {path}",
+        f"prompts {place}",
         got=got,
-        rule='must hold a prompt a line, or in a .jsonl {"prompt": "..."}',
-        remedy="Mend the file.",
+        rule='must hold one prompt on each line, or in a .jsonl {"prompt": "..."}',
+        remedy="Fix the file.",
     )

@@ -1,4 +1,4 @@
-"""Hugging Face folders: T5, Switch, Llama and Mixtral, in and out. Knows no runs."""
+"""Hugging Face folders: the T5, Llama and GPT-2 families, in and out. Knows no runs."""
 
 from reptrain.hub.folder import ModelFolder, model_settings, save_model
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import Activation, ModelConfig
 from reptrain.errors import HubError
+from reptrain.hub.keys import Keys
 from reptrain.hub.parts import Part
 
 Settings = Mapping[str, Any]
@@ -29,9 +30,15 @@ class Architecture:
     read: Callable[[Settings], ModelConfig]
     """The model of settings; refuses by name what we cannot build."""
     parts: Callable[[ModelConfig], Iterable[Part]]
-    """The tensors of a model but for a tied head."""
+    """The tensors of a model but for a tied head, as they are written."""
+    keys: Keys
+    """The keys of its config.json; `read` is given what `keys.complete` makes of one."""
     embedding: str
     """Name of the tensor that a tied head and other copies repeat."""
+    prefix: str = ""
+    """Of the names of the base class inside of the class with a head."""
+    other_parts: Callable[[ModelConfig], Iterable[Part]] | None = None
+    """The same tensors in another layout that folders may have."""
     copies: frozenset[str] = frozenset()
     """Names under which folders may repeat the embedding."""
     ignored: tuple[str, ...] = ()
@@ -56,22 +63,32 @@ def check_writable(rules: Mapping[str, tuple[bool, object, str]]) -> None:
             )
 
 
-def check_readable(settings: Settings, wanted: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse settings whose value is none that we can build.
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast")
+"""Names of transformers for GELU in its tanh form."""
+SILU = ("silu", "swish")
+"""Names of transformers for SiLU."""
+
+
+def activation(settings: Settings, key: str, ours: Mapping[tuple[str, ...], Activation]) -> Activation:
+    """The activation that a key names.
 
     Args:
         settings: The config.json.
-        wanted: By key the values that are ours; None among them: the key may be missing.
+        key: The key.
+        ours: By names of transformers, which they are here.
+
+    Raises:
+        HubError: If it is none of them.
     """
-    for key, values in wanted.items():
-        got = settings.get(key)
-        if got not in values:
-            raise HubError(
-                f"{key} in config.json",
-                got=got,
-                rule=f"must be {' or '.join(str(value) for value in values)}",
-                remedy="reptrain has no such model.",
-            )
+    for names, name in ours.items():
+        if settings.get(key) in names:
+            return name
+    raise HubError(
+        f"{key} in config.json",
+        got=settings.get(key),
+        rule=f"must be {' or '.join(name for names in ours for name in names)}",
+        remedy="reptrain has no such model.",
+    )
 
 
 def number(settings: Settings, key: str, default: Any = None) -> Any:

@@ -16,20 +16,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reptrain.config.base import check_name
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.hub.architecture import Architecture
 from reptrain.hub.gpt2 import GPT2
-from reptrain.hub.llama import LLAMA, MIXTRAL
+from reptrain.hub.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
+from reptrain.hub.names import HEAD, full_names, refuse_other_weights
 from reptrain.hub.parts import Part, join, shape_of, take_apart
-from reptrain.hub.t5 import SWITCH, T5
+from reptrain.hub.t5 import MT5, SWITCH, T5, UMT5
 from reptrain.hub.tokenizer_files import SpecialIds
+from reptrain.reading import ReadError, parse_json
 
-ARCHITECTURES = (T5, SWITCH, GPT2, LLAMA, MIXTRAL)
+# The first that fits a model of ours is the one that it is written as.
+ARCHITECTURES = (T5, MT5, UMT5, SWITCH, GPT2, MIXTRAL, QWEN2, MISTRAL, LLAMA)
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_HEAD = "lm_head.weight"
+# Of safetensors. float64 would be rounded, and an integer is no weight.
+_READABLE = ("F32", "BF16", "F16")
+_MOST_MISSING = 1000
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,6 +70,7 @@ class ModelFolder:
                 remedy="reptrain has no other model that transformers has.",
             )
         try:
+            settings = known[name].keys.complete(settings)
             config = known[name].read(settings)
         except HubError:
             raise
@@ -82,20 +91,39 @@ class ModelFolder:
             ) from error
         return cls(path, settings, known[name], config)
 
+    @property
+    def window_tokens(self) -> int | None:
+        """Positions that the model is meant for, as its config.json has it; None where it says nothing.
+
+        Raises:
+            HubError: If it is no number of positions.
+        """
+        found = self.settings.get("max_position_embeddings")
+        if found is not None and (type(found) is not int or not 0 < found < 2**31):
+            raise HubError(
+                f"max_position_embeddings in {self.path / CONFIG}",
+                got=repr(found),
+                rule="must be a positive integer below 2**31",
+                remedy="Restore the file.",
+            )
+        return found
+
     def special_ids(self) -> SpecialIds:
-        """What begins and ends a text, as its config.json has it."""
+        """What begins and ends a text, as its config.json has it, or its generation_config.json."""
         settings = self.settings
         end = settings.get("eos_token_id")
+        if end is None and (self.path / _GENERATION).exists():
+            end = _read_json(self.path / _GENERATION).get("eos_token_id")
         ends = end if isinstance(end, list) else [] if end is None else [end]
         start = settings.get("bos_token_id")
         if isinstance(self.config, T5Config):
             start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
         ids = self.config.vocab_size or 0
         for index in (*ends, *([] if start is None else [start])):
-            if not isinstance(index, int) or not 0 <= index < ids:
+            if type(index) is not int or not 0 <= index < ids:
                 raise HubError(
                     f"a special id in {self.path / CONFIG}",
-                    got=index,
+                    got=repr(index),
                     rule=f"must be from 0 to {ids - 1}, as there are {ids} ids",
                     remedy="Restore the file.",
                 )
@@ -108,7 +136,10 @@ class ModelFolder:
         Raises:
             HubError: If there is none, one is named that is not there, or one cannot be read.
         """
-        if (self.path / _INDEX).exists():
+        # As transformers does, which writes one or the other and may leave an old index behind.
+        if (self.path / _SINGLE).exists():
+            names = [_SINGLE]
+        elif (self.path / _INDEX).exists():
             weight_map = _read_json(self.path / _INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise HubError(
@@ -117,14 +148,31 @@ class ModelFolder:
                     rule="must map the name of each tensor to its file",
                     remedy="Restore the file.",
                 )
-            names = sorted({str(name) for name in weight_map.values()})
+            names = sorted({self._file_name(name) for name in weight_map.values()})
         else:
-            names = ["model.safetensors"]
+            names = []
+            refuse_other_weights(self.path, _SINGLE)
         found: dict[str, Path] = {}
         for name in names:
             with _open(self.path / name) as file:
                 found |= dict.fromkeys(file.keys(), self.path / name)
         return found
+
+    def _file_name(self, name: object) -> str:
+        try:
+            return check_name(name) if isinstance(name, str) else check_name("")
+        except ValueError as error:
+            raise HubError(
+                f"weight_map in {self.path / _INDEX}",
+                got=repr(name),
+                rule="must name files of its own folder",
+                remedy="Restore the file.",
+            ) from error
+
+    @cached_property
+    def tensors(self) -> dict[str, str]:
+        """The name in the files of each tensor, by the name that it has in the class with a head."""
+        return full_names(self.files, self.architecture.prefix)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Fill our parameters.
@@ -141,8 +189,11 @@ class ModelFolder:
         with ExitStack() as stack, torch.no_grad():
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for part in parts:
-                source = part.theirs if part.theirs in self.files else self.architecture.embedding
-                take_apart(part, opened[self.files[source]].get_tensor(source), weights)
+                stored = self.tensors[self._source(part.theirs)]
+                tensor = opened[self.files[stored]].get_tensor(stored)
+                if not bool(torch.isfinite(tensor).all()):
+                    raise self._wrong(f"NaN or infinity in {stored}", "must hold finite weights")
+                take_apart(part, tensor, weights)
             self._check_copies(opened, parts)
 
     def check(self, shapes: Mapping[str, Iterable[int]]) -> list[Part]:
@@ -157,51 +208,110 @@ class ModelFolder:
         Raises:
             HubError: See `load`.
         """
-        architecture = self.architecture
-        parts = list(architecture.parts(self.config))
+        architecture, parts = self.architecture, self.check_names()
         wanted = {part.theirs: shape_of(part, shapes) for part in parts}
-        missing = sorted(wanted.keys() - self.files.keys())
-        if missing == [_HEAD] and architecture.repeats_embedding(self.settings):
-            missing, _ = [], wanted.pop(_HEAD)
-        if missing:
-            raise self._wrong(f"no tensor {_named(missing)}", "must hold every tensor of the model")
-        extra = [name for name in sorted(self.files.keys() - wanted.keys()) if not self._is_known(name)]
+        extra = [name for name in sorted(self.tensors.keys() - wanted.keys()) if not self._is_known(name)]
         if extra:
-            raise self._wrong(f"the tensor {_named(extra)}", "must hold no tensor that the model has not")
+            raise self._wrong(
+                f"the tensor {_named([self.tensors[name] for name in extra])}",
+                "must hold no tensor that the model has not",
+                f"Save the model as {architecture.class_name}: no other head is read.",
+            )
         with ExitStack() as stack:
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for name, shape in wanted.items():
-                found = tuple(opened[self.files[name]].get_slice(name).get_shape())
+                stored = self.tensors[self._source(name)]
+                view = opened[self.files[stored]].get_slice(stored)
+                found = tuple(view.get_shape())
                 if found != shape:
-                    raise self._wrong(f"{name} of shape {found}", f"must hold it in the shape {shape}")
+                    raise self._wrong(f"{stored} of shape {found}", f"must hold it in the shape {shape}")
+                if view.get_dtype() not in _READABLE:
+                    raise self._wrong(
+                        f"{stored} of dtype {view.get_dtype()}", f"must hold it as {', '.join(_READABLE)}"
+                    )
         return parts
+
+    def check_names(self) -> list[Part]:
+        """The tensors that the model is made of, each of which the folder has.
+
+        Costs little, however large a model config.json claims.
+
+        Raises:
+            HubError: If one is missing.
+        """
+        layouts = [self.architecture.parts, self.architecture.other_parts]
+        held = [self._held(parts(self.config)) for parts in layouts if parts is not None]
+        parts, missing = min(held, key=lambda one: len(one[1]))
+        if missing:
+            raise self._lacks(sorted(missing))
+        return parts
+
+    def _held(self, layout: Iterable[Part]) -> tuple[list[Part], list[str]]:
+        """The tensors of a layout, and the names of those that the folder lacks, up to a limit."""
+        parts: list[Part] = []
+        missing: list[str] = []
+        for part in layout:
+            parts.append(part)
+            if self._source(part.theirs) not in self.tensors:
+                missing.append(part.theirs)
+                if len(missing) > _MOST_MISSING:
+                    break
+        return parts, missing
+
+    def _source(self, name: str) -> str:
+        """The tensor that a tensor of the model is read from: itself, or one that is tied to it."""
+        architecture, embedding = self.architecture, self.architecture.embedding
+        if name in self.tensors or name not in (embedding, HEAD):
+            return name
+        is_tied = self.config.tie_embeddings or architecture.repeats_embedding(self.settings)
+        if name == HEAD and not is_tied:
+            return name
+        others = (embedding, *sorted(architecture.copies), *((HEAD,) if is_tied else ()))
+        return next((other for other in others if other in self.tensors), name)
+
+    def _lacks(self, missing: list[str]) -> HubError:
+        """The error for missing tensors; the usual reasons are named."""
+        held, whole = self.architecture.class_name, "must hold every tensor of the model"
+        got = f"no tensor {_named(missing)}"
+        if missing == [HEAD]:
+            return self._wrong(
+                f"{got}: a base model without its output head, whose embeddings are not tied",
+                whole,
+                f"Save the model with its head, as {held}; transformers' base classes leave it out.",
+            )
+        if any(name.startswith("encoder.") for name in self.tensors) and not any(
+            name.startswith("decoder.") for name in self.tensors
+        ):
+            return self._wrong(f"{got}: an encoder alone", whole, f"Save the whole model, as {held}.")
+        return self._wrong(got, whole)
 
     def _is_known(self, name: str) -> bool:
         architecture = self.architecture
-        return name == _HEAD or name in architecture.copies or name.endswith(architecture.ignored or "\0")
+        return name == HEAD or name in architecture.copies or name.endswith(architecture.ignored or "\0")
 
     def _check_copies(self, opened: Mapping[Path, Any], parts: Iterable[Part]) -> None:
         """A tensor that repeats the embedding must do so."""
-        embedding = self.architecture.embedding
+        embedding = self._source(self.architecture.embedding)
         own_head = any(part.ours == ("head.weight",) for part in parts)
-        for name in sorted(({*self.architecture.copies} | {_HEAD}) & self.files.keys()):
-            if name == _HEAD and own_head:
+        for name in sorted(({*self.architecture.copies} | {HEAD}) & self.tensors.keys()):
+            if name == HEAD and own_head:
                 continue
-            one, other = (opened[self.files[key]].get_tensor(key) for key in (embedding, name))
+            keys = (self.tensors[embedding], self.tensors[name])
+            one, other = (opened[self.files[key]].get_tensor(key) for key in keys)
             if not torch.equal(one, other):
                 raise self._wrong(
                     f"other values in {name} than in {embedding}",
                     "must tie them, as its tie_word_embeddings says"
-                    if name == _HEAD
+                    if name == HEAD
                     else "must have one embedding for encoder and decoder",
                 )
 
-    def _wrong(self, got: str, rule: str) -> HubError:
+    def _wrong(self, got: str, rule: str, remedy: str | None = None) -> HubError:
         return HubError(
             f"Hugging Face folder {self.path}",
             got=got,
             rule=rule,
-            remedy="Restore its files, or write it anew from the model that it should hold.",
+            remedy=remedy or "Restore its files, or write it again from the model that it should hold.",
         )
 
 
@@ -211,11 +321,11 @@ def _named(names: list[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = parse_json(read_small(path))
+    except (OSError, ReadError) as error:
         raise HubError(
             str(path),
-            got=getattr(error, "strerror", None) or f"no JSON ({error})",
+            got=getattr(error, "strerror", None) or f"no JSON ({getattr(error, 'got', error)})",
             rule="must be a readable JSON object",
             remedy="Check the path: a Hugging Face folder has a config.json and .safetensors files.",
         ) from error
@@ -230,7 +340,7 @@ def _open(path: Path) -> Any:
             str(path),
             got=getattr(error, "strerror", None) or str(error),
             rule="must be a readable safetensors file",
-            remedy="Restore the file. Folders with .bin files alone are not read: save it with safetensors.",
+            remedy="Restore the file.",
         ) from error
 
 

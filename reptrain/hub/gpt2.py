@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from reptrain.config.model import DecoderConfig, ModelConfig
-from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
+from reptrain.hub.architecture import TANH_GELU, Architecture, Settings, activation, check_writable, number
+from reptrain.hub.keys import REQUIRED, Keys
 from reptrain.hub.parts import Part
 
 _NORMS = {"ln_1": "attention_norm", "ln_2": "mlp_norm"}
@@ -45,6 +46,22 @@ def _write(config: ModelConfig) -> dict[str, Any]:
             "norm": (config.norm == "layernorm", config.norm, "must be layernorm, as in GPT-2"),
             "mlp": (config.mlp == "gelu", config.mlp, "must be gelu, as in GPT-2"),
             "bias": (config.bias, config.bias, "must be true, as in GPT-2"),
+            "attention_bias": (
+                config.attention_biases == "all",
+                config.attention_bias,
+                "must be all or null, as in GPT-2",
+            ),
+            "mlp_bias": (config.has_mlp_bias, config.mlp_bias, "must be true or null, as in GPT-2"),
+            "head_dim": (
+                config.head_width * config.num_heads == config.d_model,
+                config.head_dim,
+                "must be d_model / num_heads, as in GPT-2",
+            ),
+            "sliding_window": (
+                config.sliding_window is None,
+                config.sliding_window,
+                "must be null: GPT-2 has no sliding window",
+            ),
             "moe": (config.moe is None, "sparse layers", "must be null: GPT-2 has none"),
             "mup_base_width": (
                 config.mup_ratio == 1,
@@ -76,15 +93,6 @@ def _write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read(settings: Settings) -> ModelConfig:
-    check_readable(
-        settings,
-        {
-            "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-            "scale_attn_weights": (True, None),
-            "scale_attn_by_inverse_layer_idx": (False, None),
-            "add_cross_attention": (False, None),
-        },
-    )
     width = number(settings, "n_embd")
     return DecoderConfig.model_validate(
         {
@@ -92,7 +100,7 @@ def _read(settings: Settings) -> ModelConfig:
             "num_layers": number(settings, "n_layer"),
             "num_heads": number(settings, "n_head"),
             "d_ff": number(settings, "n_inner", 4 * width),
-            "mlp": "gelu",
+            "mlp": activation(settings, "activation_function", {TANH_GELU: "gelu"}),
             "norm": "layernorm",
             "positions": "learned",
             "max_positions": number(settings, "n_positions"),
@@ -105,7 +113,56 @@ def _read(settings: Settings) -> ModelConfig:
     )
 
 
+_KEYS = Keys(
+    read={
+        "vocab_size": REQUIRED,
+        "n_positions": REQUIRED,
+        "n_embd": REQUIRED,
+        "n_layer": REQUIRED,
+        "n_head": REQUIRED,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+    },
+    fixed={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "is_encoder_decoder": False,
+    },
+    # Of dropout, of heads for classes, of precision, and an older name of n_positions.
+    free=frozenset(
+        (
+            "attn_pdrop",
+            "embd_pdrop",
+            "resid_pdrop",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+            "predict_special_tokens",
+            "reorder_and_upcast_attn",
+            "n_ctx",
+            "classifier_dropout",
+            "hidden_dropout",
+            "summary_last_dropout",
+            "is_decoder",
+        )
+    ),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+)
+
 GPT2 = Architecture(
+    keys=_KEYS,
+    prefix="transformer.",
     model_type="gpt2",
     class_name="GPT2LMHeadModel",
     fits=lambda config: isinstance(config, DecoderConfig) and config.positions == "learned",

@@ -18,11 +18,13 @@ class Part(NamedTuple):
     theirs: str
     """Its name there."""
     ours: tuple[str, ...]
-    """Names of parameters that lie one behind the other along its first dimension."""
+    """Names of parameters that lie one behind the other along ``dim``."""
     expert: int | None = None
     """Which expert's share of them; None: all of them."""
     transposed: bool = False
     """Whether it lies there as input by output."""
+    dim: int = 0
+    """The dimension along which several parameters lie."""
 
 
 def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]:
@@ -33,14 +35,15 @@ def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]
         shapes: Those of our parameters.
     """
     held = [tuple(shapes[name])[0 if part.expert is None else 1 :] for name in part.ours]
-    shape = (sum(one[0] for one in held), *held[0][1:])
+    joined = sum(one[part.dim] for one in held)
+    shape = (*held[0][: part.dim], joined, *held[0][part.dim + 1 :])
     return shape[::-1] if part.transposed else shape
 
 
 def join(part: Part, weights: Mapping[str, Tensor]) -> Tensor:
     """The tensor for a folder, from our parameters."""
     held = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
-    tensor = torch.cat(held) if len(held) > 1 else held[0]
+    tensor = torch.cat(held, part.dim) if len(held) > 1 else held[0]
     return (tensor.T if part.transposed else tensor).contiguous()
 
 
@@ -48,5 +51,6 @@ def take_apart(part: Part, tensor: Tensor, weights: Mapping[str, Tensor]) -> Non
     """Write a folder's tensor into our parameters."""
     targets = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
     whole = tensor.T if part.transposed else tensor
-    for target, found in zip(targets, whole.split([len(target) for target in targets]), strict=True):
+    sizes = [target.shape[part.dim] for target in targets]
+    for target, found in zip(targets, whole.split(sizes, part.dim), strict=True):
         target.copy_(found)

@@ -1,14 +1,25 @@
-"""T5 1.0 and 1.1, and Switch, as transformers has them."""
+"""T5 1.0 and 1.1, mT5, umT5 and Switch, as transformers has them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from reptrain.config.model import ModelConfig, MoEConfig, StackShape, T5Config
+from reptrain.config.model import Activation, ModelConfig, MoEConfig, StackShape, T5Config, is_gated
 from reptrain.errors import HubError
-from reptrain.hub.architecture import Architecture, Settings, check_readable, check_writable, number
+from reptrain.hub.architecture import (
+    SILU,
+    TANH_GELU,
+    Architecture,
+    Settings,
+    activation,
+    check_writable,
+    number,
+)
+from reptrain.hub.keys import REQUIRED, Keys
 from reptrain.hub.parts import Part
+from reptrain.hub.router_losses import published, switch_factor
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 _COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
@@ -30,11 +41,14 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
 
 
 def _stack(config: T5Config, name: str, shape: StackShape) -> Iterator[Part]:
-    bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield Part(bias, (f"{name}.relative_bias.table.weight",))
+    bias = "layer.0.SelfAttention.relative_attention_bias.weight"
+    if not config.relative_bias_per_layer:
+        yield Part(f"{name}.block.0.{bias}", (f"{name}.relative_bias.table.weight",))
     for layer in range(shape.num_layers):
         # A layer that runs with another's weights gets a copy of them.
         ours, theirs = f"{name}.blocks.{layer % shape.stored}", f"{name}.block.{layer}.layer"
+        if config.relative_bias_per_layer:
+            yield Part(f"{name}.block.{layer}.{bias}", (f"{ours}.relative_bias.table.weight",))
         branches = [("attention", "SelfAttention")]
         branches += [("cross_attention", "EncDecAttention")] if name == "decoder" else []
         for place, (branch, attention) in enumerate(branches):
@@ -49,7 +63,7 @@ def _stack(config: T5Config, name: str, shape: StackShape) -> Iterator[Part]:
 
 
 def _mlp(config: T5Config, ours: str, theirs: str, sparse: MoEConfig | None) -> Iterator[Part]:
-    if config.mlp == "geglu":
+    if is_gated(config.mlp):
         names = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
     else:
         names = {"up": "wi", "down": "wo"}
@@ -82,7 +96,16 @@ def _write_common(config: T5Config) -> dict[str, Any]:
     }
 
 
-def _read_common(settings: Settings, *, mlp: str, tied: bool, moe: MoEConfig | None) -> T5Config:
+def _read_common(
+    settings: Settings, *, mlp: Activation, tied: bool, moe: MoEConfig | None = None, per_layer: bool = False
+) -> T5Config:
+    if settings.get("is_encoder_decoder") is False:
+        raise HubError(
+            "is_encoder_decoder in config.json",
+            got="false: an encoder alone",
+            rule="must be true",
+            remedy="reptrain has no model that is an encoder alone. Save the whole model.",
+        )
     layers = number(settings, "num_layers")
     return T5Config.model_validate(
         {
@@ -96,24 +119,55 @@ def _read_common(settings: Settings, *, mlp: str, tied: bool, moe: MoEConfig | N
             "mlp": mlp,
             "tie_embeddings": tied,
             "vocab_size": number(settings, "vocab_size"),
-            "relative_buckets": number(settings, "relative_attention_num_buckets", 32),
-            "relative_max_distance": number(settings, "relative_attention_max_distance", 128),
-            "norm_eps": number(settings, "layer_norm_epsilon", 1e-6),
+            "relative_buckets": number(settings, "relative_attention_num_buckets"),
+            "relative_max_distance": number(settings, "relative_attention_max_distance"),
+            "relative_bias_per_layer": per_layer,
+            "norm_eps": number(settings, "layer_norm_epsilon"),
             "moe": moe,
         }
     )
 
 
+_PROJ = {"relu": "relu", "gelu": "gelu_new", "geglu": "gated-gelu", "swiglu": "gated-silu"}
+"""`feed_forward_proj` by our activation."""
+
+
 def _write_t5(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, T5Config)
-    gated = config.mlp == "geglu"
-    return _write_common(config) | {"feed_forward_proj": "gated-gelu" if gated else "relu"}
+    return _write_common(config) | {
+        "feed_forward_proj": _PROJ[config.mlp],
+        "dense_act_fn": {"swiglu": "silu", "relu": "relu"}.get(config.mlp, "gelu_new"),
+        "is_gated_act": is_gated(config.mlp),
+        # What transformers 5 reads; 4 goes by tie_word_embeddings.
+        "scale_decoder_outputs": config.tie_embeddings,
+    }
 
 
 def _read_t5(settings: Settings) -> ModelConfig:
-    check_readable(settings, {"feed_forward_proj": ("relu", "gated-gelu", None)})
-    mlp = "geglu" if settings.get("feed_forward_proj") == "gated-gelu" else "relu"
-    return _read_common(settings, mlp=mlp, tied=_scales(settings), moe=None)
+    return _read_common(settings, mlp=_mlp_of(settings), tied=_scales(settings))
+
+
+def _read_mt5(settings: Settings) -> ModelConfig:
+    # transformers scales the output of no mT5, which published ones have a head of their own for.
+    return _read_common(settings, mlp=_mlp_of(settings), tied=False)
+
+
+def _read_umt5(settings: Settings) -> ModelConfig:
+    return _read_common(settings, mlp=_mlp_of(settings), tied=_scales(settings), per_layer=True)
+
+
+def _mlp_of(settings: Settings) -> Activation:
+    """The activation: `dense_act_fn` and `is_gated_act` go before `feed_forward_proj`, as in transformers."""
+    proj = number(settings, "feed_forward_proj")
+    gated, key = settings.get("is_gated_act"), "dense_act_fn"
+    gated = proj.startswith("gated-") if gated is None else bool(gated)
+    if settings.get(key) is None:
+        # Of "gated-gelu" transformers takes GELU's tanh form, of "gelu" the exact one.
+        settings = {"feed_forward_proj": "gelu_new" if proj == "gated-gelu" else proj.removeprefix("gated-")}
+        key = "feed_forward_proj"
+    if gated:
+        return activation(settings, key, {TANH_GELU: "geglu", SILU: "swiglu"})
+    return activation(settings, key, {("relu",): "relu", TANH_GELU: "gelu"})
 
 
 def _scales(settings: Settings) -> bool:
@@ -121,7 +175,8 @@ def _scales(settings: Settings) -> bool:
 
     Transformers 5 writes `tie_word_embeddings: true` for every T5, and keeps this apart.
     """
-    return bool(settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings") is not False))
+    scales = settings.get("scale_decoder_outputs")
+    return settings.get("tie_word_embeddings") is not False if scales is None else bool(scales)
 
 
 def _write_switch(config: ModelConfig) -> dict[str, Any]:
@@ -130,6 +185,11 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
     check_writable(
         {
             "mlp": (config.mlp == "relu", config.mlp, "must be relu: Switch there has no gated MLP"),
+            "relative_bias_per_layer": (
+                not config.relative_bias_per_layer,
+                True,
+                "must be false: Switch has one table for each stack",
+            ),
             "moe.top_k": (moe.top_k == 1, moe.top_k, "must be 1, as in Switch"),
             "moe.score": (moe.score == "softmax", moe.score, "must be softmax, as in Switch"),
             "moe.normalize": (not moe.normalizes, True, "must be false, as in Switch"),
@@ -149,8 +209,8 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
         "router_bias": False,
         "router_dtype": "float32",
         "router_jitter_noise": moe.jitter,
-        "router_aux_loss_coef": moe.balance_coefficient,
-        "router_z_loss_coef": moe.z_coefficient,
+        "router_aux_loss_coef": published(moe.balance_coefficient, switch_factor(config)),
+        "router_z_loss_coef": published(moe.z_coefficient, switch_factor(config)),
         "num_sparse_encoder_layers": config.encoder.num_sparse,
         "num_sparse_decoder_layers": config.decoder.num_sparse,
     }
@@ -172,10 +232,6 @@ def _sparse_layers(settings: Settings, stack: str, num_layers: int) -> list[int]
 
 
 def _read_switch(settings: Settings) -> ModelConfig:
-    check_readable(
-        settings,
-        {"dense_act_fn": ("relu", None), "router_bias": (False, None), "router_dtype": ("float32", None)},
-    )
     layers = {"encoder": number(settings, "num_layers")}
     layers["decoder"] = number(settings, "num_decoder_layers", layers["encoder"])
     theirs = {name: _sparse_layers(settings, name, count) for name, count in layers.items()}
@@ -184,15 +240,15 @@ def _read_switch(settings: Settings) -> ModelConfig:
             num_experts=number(settings, "num_experts"),
             top_k=1,
             every=every,
-            balance_coefficient=number(settings, "router_aux_loss_coef", 0.001),
-            z_coefficient=number(settings, "router_z_loss_coef", 0.001),
             jitter=number(settings, "router_jitter_noise", 0.01),
         )
         tied = settings.get("tie_word_embeddings") is not False
         config = _read_common(settings, mlp="relu", tied=tied, moe=moe)
         shapes = {"encoder": config.encoder, "decoder": config.decoder}
         if all(theirs[n] == [i for i in range(layers[n]) if shapes[n].sparse(i)] for n in shapes):
-            return config
+            names = {"balance_coefficient": "router_aux_loss_coef", "z_coefficient": "router_z_loss_coef"}
+            ours = {key: number(settings, name, 0.001) / switch_factor(config) for key, name in names.items()}
+            return config.model_copy(update={"moe": MoEConfig.model_validate(moe.model_dump() | ours)})
     raise HubError(
         "num_sparse_encoder_layers in config.json",
         got=f"sparse layers {theirs['encoder']} of the encoder and {theirs['decoder']} of the decoder",
@@ -201,17 +257,77 @@ def _read_switch(settings: Settings) -> ModelConfig:
     )
 
 
+_COMMON: dict[str, Any] = {
+    "vocab_size": REQUIRED,
+    "d_model": REQUIRED,
+    "num_layers": REQUIRED,
+    "num_heads": REQUIRED,
+    "d_ff": REQUIRED,
+    "d_kv": REQUIRED,
+    "num_decoder_layers": None,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "is_encoder_decoder": True,
+    "tie_word_embeddings": None,
+}
+_ACTIVATION = {"dense_act_fn": None, "is_gated_act": None, "scale_decoder_outputs": None}
+_FIXED = {"is_decoder": False, "add_cross_attention": False}
+# Dropout, initial weights, heads for classes, and the length of training texts.
+_FREE = frozenset(("dropout_rate", "classifier_dropout", "initializer_factor", "n_positions"))
+_ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+_T5_ALIASES = _ALIASES | {"head_dim": "d_kv"}
+
+
+def _ties(settings: Settings) -> bool:
+    return settings.get("tie_word_embeddings") is not False
+
+
 T5 = Architecture(
     model_type="t5",
     class_name="T5ForConditionalGeneration",
-    fits=lambda config: isinstance(config, T5Config) and config.moe is None,
+    fits=lambda config: (
+        isinstance(config, T5Config) and config.moe is None and not config.relative_bias_per_layer
+    ),
     write=_write_t5,
     read=_read_t5,
     parts=_parts,
+    keys=Keys(
+        read=_COMMON | _ACTIVATION | {"feed_forward_proj": "relu"},
+        fixed=_FIXED,
+        free=_FREE,
+        aliases=_T5_ALIASES,
+    ),
     embedding="shared.weight",
     copies=_COPIES,
     ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
-    repeats_embedding=lambda settings: settings.get("tie_word_embeddings") is not False,
+    repeats_embedding=_ties,
+)
+MT5 = replace(
+    T5,
+    model_type="mt5",
+    class_name="MT5ForConditionalGeneration",
+    # The same model as a T5, as which it is written.
+    fits=lambda config: False,
+    read=_read_mt5,
+    keys=replace(T5.keys, read=T5.keys.read | {"feed_forward_proj": "gated-gelu"}),
+    # Ties the head to the embedding where the file has none, whatever tie_word_embeddings says.
+    repeats_embedding=lambda settings: True,
+)
+UMT5 = replace(
+    T5,
+    model_type="umt5",
+    class_name="UMT5ForConditionalGeneration",
+    fits=lambda config: (
+        isinstance(config, T5Config) and config.moe is None and config.relative_bias_per_layer
+    ),
+    read=_read_umt5,
+    keys=replace(
+        T5.keys,
+        read=T5.keys.read | {"feed_forward_proj": "gated-gelu"},
+        # Of the trainer that the published ones come from: nothing in transformers reads it.
+        free=_FREE | {"scalable_attention"},
+    ),
 )
 SWITCH = Architecture(
     model_type="switch_transformers",
@@ -220,6 +336,36 @@ SWITCH = Architecture(
     write=_write_switch,
     read=_read_switch,
     parts=_parts,
+    keys=Keys(
+        read=_COMMON
+        | {
+            "num_decoder_layers": 12,
+            "tie_word_embeddings": True,
+            "num_experts": REQUIRED,
+            "num_sparse_encoder_layers": 3,
+            "num_sparse_decoder_layers": 3,
+            "encoder_sparse_step": None,
+            "decoder_sparse_step": None,
+            "router_aux_loss_coef": 0.001,
+            "router_z_loss_coef": 0.001,
+            "router_jitter_noise": 0.01,
+        },
+        fixed=_FIXED
+        | {
+            "dense_act_fn": "relu",
+            "router_bias": False,
+            "router_dtype": "float32",
+            # Of the library that the published ones come from; transformers has these values built in.
+            "feed_forward_proj": "relu",
+            "is_gated_act": False,
+            "num_selected_experts": 1,
+            "router_type": "tokens_masked",
+            "batch_prioritized_routing": False,
+        },
+        # A capacity drops tokens of long sequences in transformers; we drop none in evaluation.
+        free=_FREE | {"expert_capacity", "router_ignore_padding_tokens", "add_router_probs"},
+        aliases=_ALIASES,
+    ),
     embedding="shared.weight",
     copies=_COPIES,
 )

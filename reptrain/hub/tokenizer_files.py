@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers.processors import TemplateProcessing
 
 from reptrain.errors import TokenizerError
+from reptrain.reading import decode
 from reptrain.text import Tokenizer
+from reptrain.text.ends import find_end
 
 _SPACE = "\u2581"
 _NAMES = ("tokenizer.model", "spiece.model", "tokenizer.json")
@@ -45,12 +48,23 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer in a folder; None where there is none.
 
     Of several files the one with the most ids: T5's spiece.model lacks the sentinels that its tokenizer.json
-    has.
+    has. A model file that is no SentencePiece model, such as one of tiktoken, is passed over with a note
+    where there is a tokenizer.json.
 
     Raises:
         TokenizerError: If a file is none.
     """
-    found = [Tokenizer.load(path / name) for name in _NAMES if (path / name).exists()]
+    end = find_end(path)
+    found: list[Tokenizer] = []
+    for name in _NAMES:
+        if not (path / name).exists():
+            continue
+        try:
+            found.append(Tokenizer.load(path / name, end))
+        except TokenizerError as error:
+            if name == "tokenizer.json" or not (path / "tokenizer.json").exists():
+                raise
+            sys.stderr.write(f"note: {path / name} is passed over for tokenizer.json: got {error.got}\n")
     return max(found, key=lambda tokenizer: tokenizer.vocab_size, default=None)
 
 
@@ -69,7 +83,9 @@ def write_tokenizer(
         TokenizerError: If it is a SentencePiece model of a kind that tokenizer.json cannot hold.
     """
     library = _library(tokenizer)
-    added = special.ends[0] if is_encoder_decoder else special.start
+    added = special.start
+    if is_encoder_decoder:
+        added = special.ends[0] if special.ends else None
     if added is not None:
         piece = tokenizer.piece(added)
         template = [f"$A {piece}", piece] if is_encoder_decoder else [f"{piece} $A", piece]
@@ -77,7 +93,10 @@ def write_tokenizer(
     library.save(str(path / "tokenizer.json"))
     if tokenizer.file_name != "tokenizer.json":
         (path / tokenizer.file_name).write_bytes(tokenizer.model_bytes)
-    named = {"eos_token": special.ends[0], "pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
+    end = special.ends[0] if special.ends else -1
+    # A decoder starts from our padding, which must not be masked.
+    pad = tokenizer.pad_id if is_encoder_decoder else end
+    named = {"eos_token": end, "pad_token": pad, "unk_token": tokenizer.unk_id}
     if not is_encoder_decoder and special.start is not None:
         named["bos_token"] = special.start
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -88,7 +107,7 @@ def write_tokenizer(
 
 def _library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     if tokenizer.file_name == "tokenizer.json":
-        return tokenizers.Tokenizer.from_str(tokenizer.model_bytes.decode())
+        return tokenizers.Tokenizer.from_str(decode(tokenizer.model_bytes))
     return _from_sentencepiece(tokenizer.model_bytes)
 
 

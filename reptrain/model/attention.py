@@ -30,11 +30,13 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.query = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=config.bias)
-        self.key = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
-        self.value = nn.Linear(config.d_model, config.kv_heads * config.head_dim, bias=config.bias)
-        self.output = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=config.bias)
+        self.head_dim, self.group = config.head_width, config.num_heads // config.kv_heads
+        width, kv_width = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
+        biased = config.attention_biases
+        self.query = nn.Linear(config.d_model, width, bias=biased != "none")
+        self.key = nn.Linear(config.d_model, kv_width, bias=biased != "none")
+        self.value = nn.Linear(config.d_model, kv_width, bias=biased != "none")
+        self.output = nn.Linear(width, config.d_model, bias=biased == "all")
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(
@@ -73,6 +75,9 @@ class CausalAttention(nn.Module):
                 keys_PB=keys_PB,
             )
         elif keys_PB is None or not self.dropout.is_on:
+            if visible_B1TS is not None and q_BHTN.device.type != "cpu":
+                # With fewer heads of keys and a mask, torch on CUDA has no kernel that keeps no weights.
+                k_BKSN, v_BKSN = self._for_each_query_head(k_BKSN), self._for_each_query_head(v_BKSN)
             y_BHTN = F.scaled_dot_product_attention(
                 q_BHTN,
                 k_BKSN,
@@ -85,6 +90,9 @@ class CausalAttention(nn.Module):
             y_BHTN = self._attend_with_dropout(q_BHTN, k_BKSN, v_BKSN, visible_B1TS, keys_PB)
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
 
+    def _for_each_query_head(self, x_BKSN: Tensor) -> Tensor:
+        return x_BKSN.repeat_interleave(self.group, dim=1)
+
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim))
 
@@ -92,9 +100,7 @@ class CausalAttention(nn.Module):
         self, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, visible_B1TS: Tensor | None, keys_PB: Tensor
     ) -> Tensor:
         """Attention with its weights spelled out, so that the counter can drop them."""
-        group = q_BHTN.shape[1] // k_BKSN.shape[1]
-        k_BHSN = k_BKSN.repeat_interleave(group, dim=1)
-        v_BHSN = v_BKSN.repeat_interleave(group, dim=1)
+        k_BHSN, v_BHSN = self._for_each_query_head(k_BKSN), self._for_each_query_head(v_BKSN)
         score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() * self.head_dim**-0.5
         if visible_B1TS is None:
             visible_B1TS = torch.ones_like(score_BHTS[:1, :1], dtype=torch.bool).tril()

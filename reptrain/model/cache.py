@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from reptrain.model.segments import near
+
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -34,13 +36,17 @@ class Cache:
         self._last_B = self.length_B
         self.layers = [LayerCache(self) for _ in range(num_layers)]
 
-    def advance(self, is_token_BT: Tensor, prefix_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def advance(
+        self, is_token_BT: Tensor, prefix_B: Tensor | None = None, sliding_window: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Make room for new positions.
 
         Args:
             is_token_BT: bool, False behind a row's tokens.
             prefix_B: int64, so many of a row's first positions are read by those before them too; they come
                 all at once.
+            sliding_window: A position reads only those fewer than this many places away; None: any. The cache
+                keeps the others too.
 
         Returns:
             position_BT, and visible_B1TP: a position reads itself and those before it.
@@ -56,6 +62,8 @@ class Cache:
         visible_BTP = column_P <= self.position_BT[..., None]
         if prefix_B is not None:
             visible_BTP = visible_BTP | (column_P < prefix_B[:, None, None])
+        if sliding_window is not None:
+            visible_BTP = visible_BTP & near(self.position_BT, column_P, sliding_window)
         return self.position_BT, visible_BTP[:, None]
 
     def last(self, x_BTD: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from reptrain.model.head import Head
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
-from reptrain.model.segments import visible
-from reptrain.model.sight import Sight, causal_sight, is_fused
+from reptrain.model.segments import positions_in_segment, visible
+from reptrain.model.sight import Sight, causal_sight, hides, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 from reptrain_kernels.linear_cross_entropy import Loss, Targets
@@ -45,7 +45,7 @@ class Block(nn.Module):
             config.d_model,
             config.d_ff,
             activation=config.mlp,
-            bias=config.bias,
+            bias=config.has_mlp_bias,
             sparse=sparse,
             dropout=rates.mlp,
             expert_dropout=rates.expert,
@@ -126,7 +126,8 @@ class Decoder(nn.Module):
         Args:
             tokens_BT: int64, the inputs.
             segments_BT: int64, the number of each position's document, 0 for padding: a position attends
-                within its own. None: to all before it.
+                within its own, and positions are counted from the document's start. None: to all before it,
+                counted from the row's start.
             prefix_B: int64, so many of a row's first positions are read by all positions, those before them
                 too; as many as the row has make attention bidirectional. None: none.
             is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
@@ -144,13 +145,16 @@ class Decoder(nn.Module):
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
         visible_B1TT: Tensor | Sight | None
-        if cache is None and is_fused(tokens_BT.device):
+        window = self.config.sliding_window
+        # The fused kernel knows no sliding window: one that hides something is given as a mask.
+        if cache is None and is_fused(tokens_BT.device) and not hides(window, tokens_BT.shape[1]):
             visible_B1TT = causal_sight(tokens_BT, segments_BT, prefix_B)
         else:
-            visible_B1TT = visible(tokens_BT, segments_BT, prefix_B)
-        position_BT, num_positions = None, tokens_BT.shape[1]
+            visible_B1TT = visible(tokens_BT, segments_BT, prefix_B, window)
+        position_BT = None if segments_BT is None else positions_in_segment(segments_BT)
+        num_positions = tokens_BT.shape[1]
         if cache is not None:
-            position_BT, visible_B1TT = cache.advance(is_token_BT, prefix_B)
+            position_BT, visible_B1TT = cache.advance(is_token_BT, prefix_B, window)
             num_positions = cache.num_columns
         x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
         x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
@@ -179,10 +183,12 @@ class Decoder(nn.Module):
         """Embeddings, and the rotation of each position; None stands for 0 ... num_positions - 1."""
         x_BTD = self.embedding(tokens_BT)
         if self.position_embedding is not None:
-            # The place in the window, in a later document of it too, as the published models have it.
             place_PD = self.position_embedding.weight[:num_positions]
             return x_BTD + (place_PD if position_BT is None else place_PD[position_BT]), None
-        whole = rotation(num_positions, self.config.head_dim, self.config.rope_theta, tokens_BT.device)
+        config = self.config
+        whole = rotation(
+            num_positions, config.head_width, config.rope_theta, tokens_BT.device, config.rope_scaling
+        )
         if position_BT is None:
             return x_BTD, whole
         return x_BTD, Rotation(whole.cos_TM[position_BT], whole.sin_TM[position_BT])

@@ -17,7 +17,7 @@ from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.head import Head
 from reptrain.model.norm import RMSNorm
-from reptrain.model.relative_bias import RelativeBias
+from reptrain.model.relative_bias import Places, RelativeBias
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
 from reptrain.model.sight import Sight, is_fused
@@ -56,11 +56,15 @@ class EncoderBlock(nn.Module):
     Args:
         config: The model.
         sparse: How the MLP is sparse; None where it is dense.
+        causal: Whether its self-attention is.
     """
 
-    def __init__(self, config: T5Config, sparse: MoEConfig | None) -> None:
+    def __init__(self, config: T5Config, sparse: MoEConfig | None, *, causal: bool) -> None:
         super().__init__()
         rates = config.dropout
+        self.relative_bias = None
+        if config.relative_bias_per_layer:
+            self.relative_bias = RelativeBias(config, bidirectional=not causal)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = T5Attention(config, Site.ATTENTION_WEIGHTS)
         self.attention_dropout = BranchDropout(
@@ -78,7 +82,7 @@ class EncoderBlock(nn.Module):
         self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight | Places
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
         mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
@@ -87,11 +91,14 @@ class EncoderBlock(nn.Module):
     def mix(
         self,
         x_BTD: Tensor,
-        bias_BHTT: Tensor | Sight,
+        bias_BHTT: Tensor | Sight | Places,
         keys_PB: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """The branch of the layer's self-attention."""
+        """The branch of the layer's self-attention; it is given places where it has a bias of its own."""
+        if isinstance(bias_BHTT, Places):
+            assert self.relative_bias is not None
+            bias_BHTT = self.relative_bias.at(bias_BHTT)
         normed_BTD = self.attention_norm(x_BTD)
         return self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB, cache)
 
@@ -107,8 +114,8 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(EncoderBlock):
     """As the encoder's, and between its two parts it reads the encoder's states."""
 
-    def __init__(self, config: T5Config, sparse: MoEConfig | None) -> None:
-        super().__init__(config, sparse)
+    def __init__(self, config: T5Config, sparse: MoEConfig | None, *, causal: bool) -> None:
+        super().__init__(config, sparse, causal=causal)
         self.cross_norm = RMSNorm(config.d_model, config.norm_eps)
         self.cross_attention = T5Attention(config, Site.CROSS_WEIGHTS)
         self.cross_dropout = BranchDropout(
@@ -120,7 +127,7 @@ class DecoderBlock(EncoderBlock):
         x_BTD: Tensor,
         keys_PB: Tensor | None,
         routed: RoutedTokens,
-        bias_BHTT: Tensor | Sight,
+        bias_BHTT: Tensor | Sight | Places,
         source: Source,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
@@ -163,9 +170,13 @@ class Stack(nn.Module):
         self.shape = shape
         self.first_layer = first_layer
         self.causal = causal
-        self.relative_bias = RelativeBias(config, bidirectional=not causal)
+        self.relative_bias = None
+        if not config.relative_bias_per_layer:
+            self.relative_bias = RelativeBias(config, bidirectional=not causal)
         self.embedding_dropout = Dropout(config.dropout.embedding, Site.EMBEDDING)
-        self.blocks = nn.ModuleList(block(config, shape.sparse(layer)) for layer in range(shape.stored))
+        self.blocks = nn.ModuleList(
+            block(config, shape.sparse(layer), causal=causal) for layer in range(shape.stored)
+        )
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.output_dropout = Dropout(config.dropout.residual, Site.STACK_OUTPUT)
 
@@ -180,12 +191,10 @@ class Stack(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, list[LayerRouting]]:
         """All layers (see `run_layers`); the decoder is given its source."""
-        if cache is None:
-            bias_BHTT = self.relative_bias.within(segments_BT, causal=self.causal)
-        else:
-            position_BT, visible_B1TP = cache.advance(segments_BT > 0)
-            bias_BHTP = self.relative_bias.between(position_BT, cache.num_columns)
-            bias_BHTT = torch.where(visible_B1TP, bias_BHTP, -torch.inf)
+        places = Places(segments_BT, self.causal)
+        if cache is not None:
+            places = Places(segments_BT, self.causal, *cache.advance(segments_BT > 0))
+        bias_BHTT = places if self.relative_bias is None else self.relative_bias.at(places)
         # What belongs to no layer is keyed as the first one's.
         keys_PB = site_keys(key_B, self.first_layer)
         x_BTD, layers = run_layers(

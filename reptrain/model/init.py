@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any, overload
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
+from reptrain.errors import ConfigError
 from reptrain.model.decoder import Decoder
 from reptrain.model.encoder_decoder import EncoderDecoder
+from reptrain.sizes import count_parameters
 
 _T5_ROUTER_STD = 0.02
 # Projections into the residual stream, which sums 2 x num_layers of them.
@@ -48,13 +51,30 @@ def meta_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDeco
 
 
 def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
-    """A model on the CPU in fp32 whose weights are yet to be filled in."""
+    """A model on the CPU in fp32 whose weights are yet to be filled in.
+
+    Raises:
+        ConfigError: If this machine has less memory than the weights alone take.
+    """
+    _check_memory(config, vocab_size)
     model = meta_model(config, vocab_size=vocab_size)
     model.to_empty(device="cpu")
     model.tie_head()
     for buffer in model.buffers():
         buffer.zero_()
     return model
+
+
+def _check_memory(config: ModelConfig, vocab_size: int) -> None:
+    num_bytes = 4 * count_parameters(config, vocab_size).total
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > here:
+        raise ConfigError(
+            "model",
+            got=f"one of {num_bytes / 1e9:,.0f} GB in fp32",
+            rule=f"must fit into the {here / 1e9:,.0f} GB of memory of this machine",
+            remedy="Make it smaller; `reptrain sizes` counts it without building it.",
+        )
 
 
 def parameter_shapes(config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ Source:
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,21 @@ class Buckets:
         return bucket_R + (offset_R > 0) * self.per_direction if self.bidirectional else bucket_R
 
 
+class Places(NamedTuple):
+    """Which positions of a stack attend to which: what a table of biases is applied to."""
+
+    segments_BT: Tensor
+    """A position attends within its own segment."""
+    causal: bool
+    """And of it only to itself and what is before."""
+    position_BT: Tensor | None = None
+    """With a cache: where the new positions lie in it."""
+    visible_B1TP: Tensor | None = None
+    """With a cache: which of its positions each new one attends to."""
+
+
 class RelativeBias(nn.Module):
-    """The table of a stack, shared by the self-attention of all its layers.
+    """A table of biases, shared by the self-attention of all layers of a stack, or of one layer.
 
     Args:
         config: The model.
@@ -85,6 +99,13 @@ class RelativeBias(nn.Module):
         offset_R = torch.arange(1 - num_positions, num_positions, device=device)
         bias_HR = self.table(self.buckets(offset_R)).T
         return bias_HR.unfold(1, num_positions, 1).flip(1)
+
+    def at(self, places: Places) -> Tensor | Sight:
+        """What positions add to each other's scores (see `within`)."""
+        if places.position_BT is None or places.visible_B1TP is None:
+            return self.within(places.segments_BT, causal=places.causal)
+        bias_BHTP = self.between(places.position_BT, places.visible_B1TP.shape[-1])
+        return torch.where(places.visible_B1TP, bias_BHTP, -torch.inf)
 
     def within(self, segments_BT: Tensor, *, causal: bool) -> Tensor | Sight:
         """What a stack's positions add to each other's scores, bias_BHTT with -inf where one may not read.

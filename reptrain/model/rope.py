@@ -8,10 +8,13 @@ Source:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from reptrain.config.rope import LinearRope, RopeScaling
 
 
 class Rotation(NamedTuple):
@@ -21,7 +24,13 @@ class Rotation(NamedTuple):
     sin_TM: Tensor
 
 
-def rotation(num_positions: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
+def rotation(
+    num_positions: int,
+    head_dim: int,
+    theta: float,
+    device: torch.device,
+    scaling: RopeScaling | None = None,
+) -> Rotation:
     """The rotation of positions 0 ... num_positions - 1.
 
     Computed where it is used: a buffer would be rounded when the model is cast to bf16.
@@ -31,8 +40,22 @@ def rotation(num_positions: int, head_dim: int, theta: float, device: torch.devi
         head_dim: N, even.
         theta: Base of the frequencies.
         device: Of the result.
+        scaling: Of the frequencies; None: none.
     """
     exponent_M = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     position_T = torch.arange(num_positions, dtype=torch.float32, device=device)
-    angle_TM = torch.outer(position_T, theta**-exponent_M)
+    frequency_M = theta**-exponent_M
+    if scaling is not None:
+        frequency_M = _scaled(frequency_M, scaling)
+    angle_TM = torch.outer(position_T, frequency_M)
     return Rotation(angle_TM.cos(), angle_TM.sin())
+
+
+def _scaled(frequency_M: Tensor, scaling: RopeScaling) -> Tensor:
+    """Scale frequencies, in radians per position (see `reptrain.config.rope`)."""
+    stretched_M = frequency_M / scaling.factor
+    if isinstance(scaling, LinearRope):
+        return stretched_M
+    turns_M = scaling.original_max_positions * frequency_M / (2 * math.pi)
+    kept_M = (turns_M - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return torch.lerp(stretched_M, frequency_M, kept_M.clamp(0, 1))

@@ -58,6 +58,25 @@ def by_group(x_B: Tensor, group_windows: int) -> Tensor:
     return padded.unflatten(0, (-1, group_windows)).sum(1)
 
 
+def expert_capacity(tokens_G: Tensor, num_experts: int, factor: float, minimum: int) -> Tensor:
+    """How many assignments an expert takes of each routing group, int64 [G].
+
+    >>> expert_capacity(torch.tensor([4096, 20, 28]), 16, 1.25, 1).tolist()
+    [320, 2, 2]
+
+    Args:
+        tokens_G: int64, tokens of each group.
+        num_experts: E.
+        factor: 1 lets an expert take its even share of the tokens, each counted once whatever top_k is.
+        minimum: An expert takes at least so many.
+
+    Source:
+        Fedus et al., "Switch transformers", 2021, equation 3; rounded to the nearest, halves to even, with a
+        minimum, as in flaxformer's `MoeLayer`.
+    """
+    return (factor * tokens_G.double() / num_experts).round().long().clamp(min=minimum)
+
+
 class Router(nn.Module):
     """Scores each token for each expert in fp32, and chooses the best.
 
@@ -119,13 +138,14 @@ class Router(nn.Module):
         return 1 + self.config.jitter * 2.0**-31 * word_BTD.float()
 
     def _has_room(self, expert_BTK: Tensor, is_token_BT: Tensor, factor: float) -> Tensor:
-        """Whether an expert still has room, bool [B, T, K], its group's tokens coming in their order.
+        """Whether an expert still has room for an assignment, bool [B, T, K].
 
-        So a token never loses its place to a later one, which in a decoder it must not know of.
+        A group's tokens take their places in order, so that none loses its place to a later one, which a
+        decoder must not know of.
         """
-        experts, top_k = self.config.num_experts, self.config.top_k
+        experts = self.config.num_experts
         tokens_G = by_group(is_token_BT.sum(1), self.config.group_windows)
-        capacity_G = (tokens_G.double() * top_k * factor / experts).ceil().long()
+        capacity_G = expert_capacity(tokens_G, experts, factor, self.config.min_capacity)
         group_B11 = torch.arange(len(expert_BTK), device=expert_BTK.device)[:, None, None]
         group_B11 = group_B11 // self.config.group_windows
         # Padding goes to a bin of its own, behind all others.

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.model.dropout import Dropout
 from reptrain_kernels.attention import Mask, attention
-from reptrain_kernels.implementation import choose_implementation
+from reptrain_kernels.implementation import Implementation, choose_implementation
 
 
 class Sight(NamedTuple):
@@ -27,6 +28,24 @@ class Sight(NamedTuple):
 def is_fused(device: torch.device) -> bool:
     """Whether models on the device attend by the fused operation."""
     return choose_implementation(device) == "triton"
+
+
+def hides(sliding_window: int | None, num_positions: int) -> bool:
+    """Whether a sliding window hides any of ``num_positions`` positions from another."""
+    return sliding_window is not None and sliding_window < num_positions
+
+
+def attention_implementation(config: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
+    """Which implementation of attention a model runs: the fused kernel knows no sliding window.
+
+    Args:
+        config: The model.
+        device: Where it runs.
+        num_positions: Positions of its longest window.
+    """
+    if isinstance(config, DecoderConfig) and hides(config.sliding_window, num_positions):
+        return "torch"
+    return choose_implementation(device)
 
 
 def causal_sight(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None) -> Sight:

@@ -35,7 +35,7 @@ def machines(rows: Sequence[ArmRow], out: Path) -> list[Machine]:
     """The different environments of the runs: most often one."""
     found: list[Machine] = []
     for row in rows:
-        if row.state in ("waiting", "other config"):
+        if row.state in ("waiting", "other config", "other numerics"):
             continue
         facts = environment_facts(RunFolder.open(run_path(out, row.arm)).environment)
         same = [machine for machine in found if machine.facts == facts]

@@ -17,6 +17,7 @@ from reptrain.report.figures import arm_figure, exposures_figure, held_out_figur
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLOURS
 from reptrain.report.table import ArmLine, arm_lines
+from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.folder import config_path, report_path, run_path
 from reptrain.study.grid import arms
@@ -67,6 +68,7 @@ def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
         study=study,
         style=(room / "report.css").read_text(encoding="utf-8"),
         answer=verdict(rows),
+        cautions=cautions(study, rows),
         lines=lines,
         several_seeds=len({row.seed for row in rows}) > 1,
         overview=held_out_figure(rows) if _scored(rows) else "",

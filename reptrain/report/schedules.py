@@ -13,7 +13,7 @@ from reptrain.config.scheduled import Scheduled
 from reptrain.errors import ConfigError
 from reptrain.plan import MixturePlan, StepPlan, plan_mixture
 from reptrain.plan.progress import progress_at
-from reptrain.store import open_store
+from reptrain.store import Store, open_store
 
 _KINDS = (".png", ".svg", ".pdf")
 _MOST_STEPS = 1000
@@ -71,9 +71,13 @@ def draw_schedules(config: RunConfig, path: Path) -> None:
 def _unique_tokens(config: RunConfig) -> dict[str, int]:
     """Each source's subset: as it is set, or all training tokens of its store."""
     return {
-        name: source.unique_tokens or open_store(Path(source.store)).split("train").num_tokens
+        name: source.unique_tokens or _store(config, name).split("train").num_tokens
         for name, source in config.sources.items()
     }
+
+
+def _store(config: RunConfig, name: str) -> Store:
+    return open_store(Path(config.sources[name].store), named_by=f"{config.store_setting(name)}=FOLDER")
 
 
 def _curves(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reptrain.report.figures import held_out_curve
 from reptrain.report.svg import NUM_COLOURS
 from reptrain.study.collect import ArmRow
-from reptrain.study.verdict import held_out
+from reptrain.study.verdict import held_out, settings, winner
 from reptrain.study.words import label, plain
 
 _UNKNOWN = "–"
@@ -24,7 +24,7 @@ class ArmLine:
         state: ``done`` or what else it is.
         reason: Why it is not done, where that is known.
         cells: (heading, value) pairs, the same headings in every line.
-        is_best: It has the lowest held-out loss of the arms that are done.
+        is_best: It is of the setting with the lowest held-out loss (see `reptrain.study.verdict.winner`).
     """
 
     label: str
@@ -38,26 +38,26 @@ class ArmLine:
 def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
     """The table's lines in the order of the arms."""
     several = len({row.seed for row in rows}) > 1
-    losses = {row.arm: held_out(row) for row in rows if row.best_select_nats is not None}
-    done = [row.arm for row in rows if row.state == "done" and row.arm in losses]
-    best = min(done, key=losses.__getitem__, default=None)
+    best = winner(settings(rows))
+    best_arms = {row.arm for row in best.rows} if best else set()
     return [
         ArmLine(
             label=label(row, seeds=several),
             colour=index % NUM_COLOURS + 1,
             state=row.state,
             reason=row.reason or "",
-            cells=_cells(row, losses.get(row.arm)),
-            is_best=row.arm == best and len(done) > 1,
+            cells=_cells(row),
+            is_best=row.arm in best_arms,
         )
         for index, row in enumerate(rows)
     ]
 
 
-def _cells(row: ArmRow, best: float | None) -> tuple[tuple[str, str], ...]:
+def _cells(row: ArmRow) -> tuple[tuple[str, str], ...]:
     epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
     return (
-        ("best held-out", _nats(best)),
+        ("before training", _nats(row.start_nats)),
+        ("selected held-out", _nats(held_out(row) if row.best_select_nats is not None else None)),
         ("bits/byte", _nats(row.best_bits_per_byte)),
         ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
         ("final held-out", _nats(held_out_curve(row).last)),

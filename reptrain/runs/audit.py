@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from reptrain.config import config_fingerprint
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import RunError
 from reptrain.plan import Stream, Subset
 from reptrain.runs.audit_report import AuditReport
@@ -54,7 +55,8 @@ def audit(
     if exposures is not None:
         check_target(exposures)
     plan = folder.plan
-    stores = {name: open_store(path) for name, path in _places(plan, store).items()}
+    option = "--store NAME=FOLDER" if plan.is_mixture else "--store FOLDER"
+    stores = {name: open_store(path, named_by=option) for name, path in _places(plan, store).items()}
     stream = Stream([_subset(plan, source, stores[source.name]) for source in plan.sources])
     recount = Recount(plan, stores, stream)
     if verify_store:
@@ -154,6 +156,8 @@ def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream
         if value != asked[key]:
             recount.problem(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")
     made, found = folder.plan.config_fingerprint, config_fingerprint(folder.config)
+    if folder.plan.numerics_version != NUMERICS_VERSION:
+        return
     # Another release may have other settings, and so other fingerprints.
     if made != found and folder.environment.get("packages", {}).get("reptrain") == version("reptrain"):
         recount.problem(f"config.yaml has the fingerprint {found}, where plan.json has {made}: it was edited")

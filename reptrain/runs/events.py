@@ -14,9 +14,10 @@ from reptrain.runs.ledger import Whole
 class EventRecord(FrozenRecord):
     """One thing that happened."""
 
-    event: Literal["started", "resumed", "damaged", "skipped", "preempted", "failed", "done"]
+    event: Literal["started", "resumed", "damaged", "skipped", "spike", "preempted", "failed", "done"]
     """What it was. damaged: a checkpoint was passed over, or records were
-    restored; skipped: a step was not applied."""
+    restored; skipped: a step was not applied; spike: its
+    loss or gradient norm was far above its history."""
     step: Whole
     """Steps completed then."""
     detail: str

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
+from reptrain.files import read_small
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -19,6 +20,30 @@ class FrozenRecord(BaseModel):
     """Base of what is written to a run folder. A float that is not finite is kept as text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+def read_record(model: type[Record], path: Path, *, remedy: str) -> Record:
+    """The record that a file holds.
+
+    Args:
+        model: Its class.
+        path: The file.
+        remedy: What to do where it is missing or damaged.
+
+    Raises:
+        RunError: If it cannot be read, or is no such record.
+    """
+    try:
+        return model.model_validate_json(read_small(path))
+    except (OSError, ValidationError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason: object = f"{where}: {first['msg']}" if where else first["msg"]
+        else:
+            reason = error.strerror or error
+        rule = "must be a whole record of the run"
+        raise RunError(str(path), got=reason, rule=rule, remedy=remedy) from error
 
 
 class JsonLines(Generic[Record]):

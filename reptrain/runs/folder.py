@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import filelock
-from pydantic import BaseModel, ValidationError
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import ConfigError, ResumeError, RunError
-from reptrain.files import remove_unfinished, write_atomically
+from reptrain.files import read_small, remove_unfinished, write_atomically
+from reptrain.reading import parse_json
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
-from reptrain.runs.run_plan import RunPlan
+from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class RunStatus(FrozenRecord):
@@ -139,9 +139,12 @@ class RunFolder:
         """The run's plan.
 
         Raises:
-            RunError: If plan.json is missing or wrong.
+            RunError: If plan.json is missing, wrong, or in a newer format.
         """
-        return _read(RunPlan, self._plan_file, "Restore the file, or train again in a new folder.")
+        _refuse_newer_format(self._plan_file)
+        return read_record(
+            RunPlan, self._plan_file, remedy="Restore the file, or train again in a new folder."
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -152,8 +155,10 @@ class RunFolder:
         """
         path = self.path / "environment.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
+            found = parse_json(read_small(path)) if path.exists() else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__}")
+        except (OSError, ValueError) as error:
             raise RunError(
                 str(path),
                 got=f"no JSON ({error})",
@@ -170,7 +175,9 @@ class RunFolder:
         """
         path = self.path / "status.json"
         remedy = "Remove the file; the next start writes it anew."
-        return _read(RunStatus, path, remedy) if path.exists() else _status("created", None, None)
+        if not path.exists():
+            return _status("created", None, None)
+        return read_record(RunStatus, path, remedy=remedy)
 
     def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
         """Write where the run stands, atomically.
@@ -222,6 +229,7 @@ class RunFolder:
         return self.path / "plan.json"
 
     def _refuse_another(self, config: RunConfig, plan: RunPlan) -> None:
+        self._refuse_other_numerics()
         differing = differing_keys(self.config, config)
         if not differing:
             # Settings before fingerprints: they say better what is another.
@@ -235,11 +243,22 @@ class RunFolder:
                 remedy="Undo the change, or choose another --out.",
             )
 
+    def _refuse_other_numerics(self) -> None:
+        found = self.plan.numerics_version
+        if found != NUMERICS_VERSION:
+            raise ResumeError(
+                f"run folder {self.path}",
+                got=f"numerics_version {found}",
+                rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
+                remedy="The same configuration now computes something else (docs/decisions/versions.md):"
+                f" resume with {_writer(self.environment)}, or choose another --out.",
+            )
+
     def _write(self, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]) -> None:
         self.tensorboard.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        settings = dump_yaml(config.model_dump(mode="json"))
-        header = f"# Resolved by reptrain. Fingerprint of the mathematics: {config_fingerprint(config)}\n"
+        settings = dump_yaml(config.with_absolute_stores().model_dump(mode="json"))
+        header = f"# Resolved by reptrain. Config fingerprint: {config_fingerprint(config)}\n"
         write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))
         write_atomically(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
@@ -262,6 +281,29 @@ def refuse_to_resume(path: Path) -> None:
         )
 
 
+def _writer(environment: Mapping[str, Any]) -> str:
+    """The version that last wrote to a run folder, as its environment.json names it."""
+    release = environment.get("packages", {}).get("reptrain")
+    commit = environment.get("commit")
+    named = f"reptrain {release}" if release else "the version of reptrain that started it"
+    return f"{named} (commit {commit})" if commit else named
+
+
+def _refuse_newer_format(plan_file: Path) -> None:
+    try:
+        found = parse_json(read_small(plan_file)).get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        # Reading the plan itself says better what is wrong.
+        return
+    if isinstance(found, int) and found > RUN_FORMAT:
+        raise RunError(
+            f"run folder {plan_file.parent}",
+            got=f"format {found}",
+            rule=f"must have a format from 1 to {RUN_FORMAT}",
+            remedy="Use the version of reptrain that wrote it, or a later one.",
+        )
+
+
 def _with_earlier(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     earlier: list[Any] = old.pop("earlier", [])
     if old and old != new:
@@ -277,16 +319,3 @@ def _status(state: State, reason: str | None, step: int | None) -> RunStatus:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _read(model: type[Model], path: Path, remedy: str) -> Model:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise RunError(
-            str(path),
-            got=reason,
-            rule="must be a whole record of the run",
-            remedy=remedy,
-        ) from error

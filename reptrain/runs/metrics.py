@@ -52,9 +52,9 @@ class TrainRecord(FrozenRecord):
     grad_norm: float
     """L2 norm of the whole gradient before clipping."""
     step_ms: float
-    """Wall-clock time of the step."""
+    """Wall-clock time of the step, from the request for its batch to the updated weights."""
     tokens_per_s: float
-    """Tokens of the step by its time, all devices together."""
+    """Tokens of the step over its time, all devices together (see `reptrain.runs.pace`)."""
     tokens_per_s_per_device: float
     """The same for one device."""
     routing: list[RoutingRecord] | None = None
@@ -78,7 +78,7 @@ class ValidRecord(FrozenRecord):
     nats: float
     """Nats per scored token; for diffusion the bound per token of the windows."""
     bits_per_byte: float
-    """Bits per byte of the text that the nats tell, at the bytes per token of its split."""
+    """Bits per UTF-8 byte of the scored text."""
     accuracy: float
     """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
     scored_tokens: Whole
@@ -112,7 +112,10 @@ class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
         """
         return (record for record in super().records() if kind is None or record.kind == kind)
 
-    def last_train(self) -> TrainRecord | None:
-        """The record of the last step that was applied."""
-        kept = deque(self.records("train"), maxlen=1)
-        return kept[0] if kept else None
+    def last_train(self, steps: int) -> list[TrainRecord]:
+        """The records of the last steps that were applied, the newest last.
+
+        Args:
+            steps: How many at most.
+        """
+        return list(deque(self.records("train"), maxlen=steps))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from reptrain.errors import RunError
 from reptrain.files import write_atomically
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.files import FrozenRecord, read_record
 
 _FILE = "parent.json"
 
@@ -40,12 +39,4 @@ def read_parent(folder: Path) -> Parent | None:
     path = folder / _FILE
     if not path.exists():
         return None
-    try:
-        return Parent.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise RunError(
-            str(path),
-            got=error.errors()[0]["msg"],
-            rule="must be a whole record of the parent",
-            remedy="Restore the file, or begin again in a new folder.",
-        ) from error
+    return read_record(Parent, path, remedy="Restore the file, or begin again in a new folder.")

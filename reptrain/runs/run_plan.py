@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reptrain.config import RunConfig, config_fingerprint
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.files import FrozenRecord
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 
 Order = Literal["reshuffle", "same", "mixed"]
+RUN_FORMAT = 2
+"""Format of a run folder's files. Format 1 had neither `format` nor `numerics_version` in plan.json; it is
+read."""
 
 
 class SourcePlan(FrozenRecord):
@@ -48,10 +52,14 @@ class SourcePlan(FrozenRecord):
 class RunPlan(FrozenRecord):
     """`plan.json`."""
 
+    format: int = 1
+    """`RUN_FORMAT` of the version that wrote the folder."""
+    numerics_version: int = 1
+    """`NUMERICS_VERSION` of the version that started the run."""
     sources: tuple[SourcePlan, ...]
     """One for each store, in the order of the configuration."""
     config_fingerprint: str
-    """Of the settings that change the mathematics."""
+    """Of the numerics version and the settings that change what a run computes."""
     window_tokens: int
     """L, the tokens of a window."""
     total_windows: int
@@ -93,6 +101,8 @@ class RunPlan(FrozenRecord):
             for (name, source), plan in zip(config.sources.items(), mixture.plans, strict=True)
         ]
         return cls(
+            format=RUN_FORMAT,
+            numerics_version=NUMERICS_VERSION,
             sources=tuple(sources),
             config_fingerprint=config_fingerprint(config),
             window_tokens=mixture.window_tokens,
@@ -138,10 +148,10 @@ class RunPlan(FrozenRecord):
     def facts(self) -> dict[str, Any]:
         """What makes the run by key, such as `order` or, in a mixture, `books.order`.
 
-        Where the stores lie is not among it, nor the fingerprint of the configuration, which a later
-        release may form otherwise.
+        The stores' paths, the versions and the config fingerprint are left out: a later release may compute
+        the fingerprint differently.
         """
-        facts = self.model_dump(exclude={"sources", "config_fingerprint"})
+        facts = self.model_dump(exclude={"format", "numerics_version", "sources", "config_fingerprint"})
         for source in self.sources:
             prefix = f"{source.name}." if self.is_mixture else ""
             found = source.model_dump(exclude={"store"} if self.is_mixture else {"store", "total_windows"})

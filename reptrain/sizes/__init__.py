@@ -9,7 +9,7 @@ from reptrain.sizes.flops import (
     train_flops_per_window,
 )
 from reptrain.sizes.match import Match, match
-from reptrain.sizes.memory import activation_bytes, state_bytes
+from reptrain.sizes.memory import activation_bytes, retained_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
 from reptrain.sizes.subject import Subject, load_subject
 
@@ -29,6 +29,7 @@ __all__ = [
     "match_text",
     "peak_flops",
     "published_flops_per_token",
+    "retained_bytes",
     "sizes_text",
     "state_bytes",
     "train_flops_per_window",

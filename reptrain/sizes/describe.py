@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import Recompute, T5Config
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
-from reptrain.sizes.memory import activation_bytes, state_bytes
+from reptrain.sizes.memory import activation_bytes, retained_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject
 
@@ -35,10 +35,11 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
     Args:
         subject: The model.
         world_size: GPUs that share the state.
-        precision: Of weights and activations; None: the run's.
+        precision: Of weights and activations; None: the run's on a GPU.
     """
     if precision is None:
-        precision = subject.run.train.precision if subject.run else "fp32"
+        precision = _precision_on_gpu(subject)
+    check_choice("precision", precision, get_args(Precision))
     count, shape = subject.parameters, subject.shape
     return {
         "family": subject.model.family,
@@ -52,6 +53,11 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
         "flops": _flops(subject),
         "memory": _memory(subject, count, world_size, precision),
     }
+
+
+def _precision_on_gpu(subject: Subject) -> Precision:
+    chosen = subject.run.on_device("cuda").train.precision if subject.run else "fp32"
+    return "fp32" if chosen == "auto" else chosen
 
 
 def _flops(subject: Subject) -> dict[str, dict[str, float]]:
@@ -89,6 +95,7 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["state_bytes"] = {
         f"stage_{stage}": _state(count, stage, world_size, groups, precision) for stage in range(4)
     }
+    memory["cpu_retained_bytes"] = retained_bytes(count.total)
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -145,6 +152,8 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
     for stage, size in memory["state_bytes"].items():
         shown = "no training here" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
+    retained = _gib(memory["cpu_retained_bytes"])
+    lines.append(f"  {retained:>16}  more at most on a CPU at ZeRO 0: freed gradients, not reused")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

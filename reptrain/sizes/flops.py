@@ -27,7 +27,7 @@ class ForwardFlops(NamedTuple):
     scores: int
     """Of the attention's scores and their use of the values, over all pairs of positions."""
     causal_scores: int
-    """The same over the pairs of which one may see the other, as a fused causal kernel computes."""
+    """The same over the pairs of which one may see the other, within model.sliding_window too."""
 
     @property
     def total(self) -> int:
@@ -66,8 +66,12 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
         cross, decoder = target * source, config.num_decoder_layers
         pairs, visible = encoder + decoder * (full + cross), encoder + decoder * (causal + cross)
     else:
+        if isinstance(config, DecoderConfig) and config.sliding_window is not None:
+            # The first positions of the window see fewer.
+            hidden = max(0, target - config.sliding_window)
+            causal -= hidden * (hidden + 1) // 2
         pairs, visible = config.num_layers * full, config.num_layers * causal
-    of_pair = 4 * config.num_heads * config.head_dim
+    of_pair = 4 * config.num_heads * config.head_width
     return ForwardFlops(2 * products, of_pair * pairs, of_pair * visible)
 
 
@@ -109,7 +113,7 @@ def published_flops_per_token(
 
     Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B.
     """
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * window_tokens
+    attention = 12 * config.num_layers * config.num_heads * config.head_width * window_tokens
     return 6 * count_parameters(config, vocab_size).run + attention
 
 

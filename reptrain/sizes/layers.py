@@ -47,9 +47,11 @@ def stack_counts(config: CountableConfig) -> list[StackCount]:
     """The stacks of a model without embeddings and last norms: one, or the encoder's and the decoder's."""
     if not isinstance(config, T5Config):
         return [_stack(config, config.stack, _decoder_rest(config))]
-    projection = config.d_model * config.num_heads * config.head_dim
-    encoder = LayerCount(4 * projection + 2 * config.d_model, 0, 4 * projection)
-    decoder = LayerCount(8 * projection + 3 * config.d_model, 0, 6 * projection, 2 * projection)
+    projection = config.d_model * config.num_heads * config.head_width
+    # Biases of positions are looked up: parameters without products.
+    table = config.relative_buckets * config.num_heads if config.relative_bias_per_layer else 0
+    encoder = LayerCount(4 * projection + 2 * config.d_model + table, 0, 4 * projection)
+    decoder = LayerCount(8 * projection + 3 * config.d_model + table, 0, 6 * projection, 2 * projection)
     return [_stack(config, config.encoder, encoder), _stack(config, config.decoder, decoder)]
 
 
@@ -68,7 +70,7 @@ def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
     matrices, width = 3 if is_gated(config.mlp) else 2, config.d_model
     if sparse is None:
         products = matrices * width * config.d_ff
-        has_bias = not isinstance(config, T5Config) and config.bias
+        has_bias = not isinstance(config, T5Config) and config.has_mlp_bias
         biases = (matrices - 1) * config.d_ff + width if has_bias else 0
         return LayerCount(products + biases, 0, products)
     expert = matrices * width * (sparse.d_ff or config.d_ff)
@@ -80,14 +82,16 @@ def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
 def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
     """Attention and norms of a layer."""
     width, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
-    products = 2 * width * config.head_dim * (heads + kv_heads)
-    biases = config.head_dim * (heads + 2 * kv_heads) + width if config.bias else 0
+    products = 2 * width * config.head_width * (heads + kv_heads)
+    biases = {"none": 0, "qkv": config.head_width * (heads + 2 * kv_heads)}
+    biases["all"] = biases["qkv"] + width
     num_norms, distances = 2, 0
     if isinstance(config, CountedConfig):
         num_norms = config.block_norms
         # Multiplies the table of distances, which no token meets: parameters without products.
-        distances = width * config.head_dim * heads if config.relative_positions else 0
-    return LayerCount(products + biases + num_norms * norm_parameters(config) + distances, 0, products)
+        distances = width * config.head_width * heads if config.relative_positions else 0
+    parameters = products + biases[config.attention_biases] + num_norms * norm_parameters(config) + distances
+    return LayerCount(parameters, 0, products)
 
 
 def norm_parameters(config: DecoderConfig | CountedConfig) -> int:

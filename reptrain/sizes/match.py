@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from reptrain.config.load import set_dotted
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, check_choice
 from reptrain.sizes.subject import Subject, subject_of, trainable
 
 By = Literal["total-params", "active-params", "flops"]
@@ -52,7 +52,12 @@ class Match:
 
 
 def quantity(subject: Subject, by: By) -> float:
-    """What is matched: parameters, or training FLOPs of a raw token of the window."""
+    """What is matched: parameters, or training FLOPs of a raw token of the window.
+
+    Raises:
+        ConfigError: If ``by`` is none of `By`.
+    """
+    check_choice("match by", by, get_args(By))
     if by == "flops":
         return 3 * subject.forward.total / subject.window_tokens
     return subject.parameters.total if by == "total-params" else subject.parameters.active
@@ -69,8 +74,9 @@ def match(subject: Subject, other: Subject, *, by: By, vary: Vary, tolerance: fl
         tolerance: How near is near enough, relative to what is wanted.
 
     Raises:
-        ConfigError: If the model lacks the knob, or nothing comes near enough.
+        ConfigError: If ``by`` or ``vary`` is unknown, the model lacks the knob, or nothing comes near enough.
     """
+    check_choice("match vary", vary, get_args(Vary))
     _, model = trainable(subject, "the model to change")
     wanted = quantity(other, by)
     with_changes = _Trial(subject, wanted, by)
@@ -153,7 +159,7 @@ def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
     kv_heads = model.num_kv_heads if isinstance(model, DecoderConfig) else None
     # One head of keys and values stays one.
     sharing = model.num_heads // kv_heads if kv_heads is not None and kv_heads > 1 else 1
-    step = model.head_dim * sharing if model.num_heads * model.head_dim == model.d_model else _STEP
+    step = model.head_width * sharing if model.num_heads * model.head_width == model.d_model else _STEP
     if model.moe is not None:
         step = math.lcm(step, _STEP)
 

@@ -102,7 +102,8 @@ def _embedding(config: CountableConfig, vocab_size: int) -> int:
 def _around_the_layers(config: CountableConfig) -> int:
     """Last norms and positions."""
     if isinstance(config, T5Config):
-        return 2 * config.d_model + 2 * config.relative_buckets * config.num_heads
+        tables = 0 if config.relative_bias_per_layer else 2 * config.relative_buckets * config.num_heads
+        return 2 * config.d_model + tables
     counts_norms = not isinstance(config, CountedConfig) or config.block_norms > 0
     last_norm = norm_parameters(config) if counts_norms else 0
     return last_norm + (config.max_positions or 0) * config.d_model

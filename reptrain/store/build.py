@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from reptrain.config.fingerprint import fingerprint
-from reptrain.errors import StoreError, TokenizerError
+from reptrain.errors import StoreError, TokenizerError, check_choice
 from reptrain.files import write_atomically
+from reptrain.reading import escape_name, is_unicode
 from reptrain.store.clusters import Clustered, decide_near
-from reptrain.store.encode import Encoded, EncodeTask, StoredTokenizer, encode_job, kept_documents
+from reptrain.store.encode import (
+    Encoded,
+    EncodeTask,
+    StoredTokenizer,
+    changed,
+    encode_job,
+    kept_documents,
+)
 from reptrain.store.fields import check_fields, parse_tags
 from reptrain.store.guard import as_store_errors, check_same, check_splits, locked
 from reptrain.store.jobs import Job, file_sha256, number_lines, plan_jobs
@@ -31,10 +40,13 @@ from reptrain.store.near import check_near
 from reptrain.store.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.store.seal import assemble
 from reptrain.store.sources import SourceFile, expand_sources, fetch_sources
-from reptrain.store.work import Work, finish, open_work
+from reptrain.store.strata import SPLIT_VERSION, find_strata
+from reptrain.store.work import Work, discard, finish, hold_inputs, open_work
 from reptrain.store.workers import Workers
 from reptrain.text import Tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
+from reptrain.text.ends import NamedEnd
+from reptrain.text.training import DEFAULT_VOCAB_SIZE
 
 Progress = Callable[[str, int, int], None]
 """Told of each step: the stage's name, bytes of the sources done, bytes in all."""
@@ -53,6 +65,8 @@ class Plan(NamedTuple):
     tokenizer: Tokenizer | None
     workers: Workers
     progress: Progress
+    fit_vocab: bool = False
+    """Whether the vocabulary's size is a default, which may be changed to fit the text."""
 
     @property
     def fields(self) -> Fields:
@@ -64,7 +78,9 @@ class Plan(NamedTuple):
     def fingerprint(self) -> str:
         """Of the options and of the files by place, size and time of change: what may go on after a kill."""
         files = [file.identity for file in self.files]
-        return fingerprint({"format": FORMAT, "files": files, "options": self.options.model_dump()})
+        end = None if self.tokenizer is None else self.tokenizer.eos_id
+        options = self.options.model_dump()
+        return fingerprint({"format": FORMAT, "files": files, "options": options, "end": end})
 
 
 def tokenize(
@@ -96,12 +112,13 @@ def tokenize(
         out: The store's folder, new or of an earlier call.
         tokenizer: A SentencePiece model or a tokenizer.json, told apart by content; None trains a unigram
             model on the training text.
-        vocab_size: Pieces of the model to train; None: 2048.
+        vocab_size: Pieces of the model to train; None: 2048, or as near as the text allows.
         num_sentinels: Of them reserved for span corruption; None: 32.
         dedup: `exact` keeps the first of documents with equal text, `minhash` the first of near-duplicates
             too. `group` keeps near-duplicates, each cluster of them whole on one side of the held-out split.
         near: How near-duplicates are found; None takes the defaults.
-        held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`.
+        held_out_fraction: Share of the documents that is sealed off, half as `select`, half as `report`: of
+            each source, file of many documents, or folder of .txt files (see `reptrain.store.strata`).
         passages: Cut documents into passages of at most so many tokens, EOS of each included, so that a small
             subset holds many; those of a document stay on one side of the held-out split. None does not.
         processes: Worker processes.
@@ -114,16 +131,26 @@ def tokenize(
         progress: Called after each step.
 
     Raises:
+        ConfigError: If ``dedup`` is unknown.
         TextError: If a source cannot be read, naming the file and line.
         TokenizerError: If the model cannot be loaded or trained, or has no EOS.
         StoreError: If nothing remains for a split, the disk is full, or ``out`` holds something else.
     """
+    check_choice("dedup", dedup, get_args(Dedup))
     _check_numbers(held_out_fraction, processes, passages)
+    if not is_unicode(str(out)):
+        raise StoreError(
+            f"store {escape_name(str(out))}",
+            got="bytes that are not UTF-8",
+            rule="must have a path in UTF-8",
+            remedy="Choose another --out.",
+        )
     given = _load_tokenizer(tokenizer, eos)
     options = Options(
         dedup=dedup,
         near=_near(near, dedup),
         held_out_fraction=held_out_fraction,
+        split_version=SPLIT_VERSION,
         passages=passages,
         tokenizer=given.fingerprint if given else None,
         **_of_training(given, vocab_size=vocab_size, num_sentinels=num_sentinels),
@@ -135,7 +162,15 @@ def tokenize(
     )
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)
-        plan = Plan(files, [], options, given, workers, progress or _silent)
+        plan = Plan(
+            files,
+            [],
+            options,
+            given,
+            workers,
+            progress or _silent,
+            fit_vocab=given is None and vocab_size is None,
+        )
         check_fields(plan.fields, _places(files))
         manifest = _open_or_build(plan, out)
         finish(out)
@@ -148,7 +183,7 @@ def _of_training(
     """The settings of a tokenizer to be trained; a given one has its own."""
     settings = {"vocab_size": vocab_size, "num_sentinels": num_sentinels}
     if given is None:
-        defaults = {"vocab_size": 2048, "num_sentinels": 32}
+        defaults = {"vocab_size": DEFAULT_VOCAB_SIZE, "num_sentinels": 32}
         return {name: defaults[name] if value is None else value for name, value in settings.items()}
     for name, value in settings.items():
         if value is not None:
@@ -178,6 +213,13 @@ def _open_or_build(plan: Plan, out: Path) -> Manifest:
                 return _build(plan, out)
     manifest = read_manifest(out)
     check_same(out, manifest, plan.options, plan.files)
+    if plan.tokenizer is not None and plan.tokenizer.eos_id != manifest.eos_id:
+        raise StoreError(
+            f"store {out}",
+            got=f"EOS {plan.tokenizer.eos_id} where {MANIFEST} says {manifest.eos_id}",
+            rule="must be made with the end of a document that the tokenizer has",
+            remedy="Choose another --out, or delete the folder.",
+        )
     hashed = _hash_inputs(plan, [file for file in plan.files if file.url is None])
     sealed = [item for item in manifest.inputs if item.url is None]
     versions = [(file.url, file.version) for file in plan.files if file.url is not None]
@@ -199,15 +241,19 @@ def _build(plan: Plan, out: Path) -> Manifest:
     plan = plan._replace(files=files)
     plan = plan._replace(jobs=plan_jobs(files, plan.fields))
     inputs = _hash_inputs(plan, files)
+    hold_inputs(work, [item.sha256 for item in inputs])
     scans = _scan(plan, work)
     options = plan.options
     decided = _decide(plan, work, scans)
     check_splits(decided.fates[KEPT:], options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
-    stored = StoredTokenizer(tokenizer.file_name, tokenizer.fingerprint, options.eos)
+    stored = StoredTokenizer(
+        tokenizer.file_name, tokenizer.fingerprint, NamedEnd(tokenizer.eos_id, None, MANIFEST)
+    )
     tasks = [EncodeTask(job, plan.fields, work, stored, options.passages) for job in jobs]
     encoded = _go_on(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
+    _check_unchanged(plan, files, inputs, work)
     manifest = assemble(options, plan.fields, tokenizer, inputs, decided, encoded, work)
     check_splits([info.documents for info in manifest.splits.values()], options.held_out_fraction)
     write_manifest(out, manifest)
@@ -227,6 +273,18 @@ def _hash_inputs(plan: Plan, files: Sequence[SourceFile]) -> list[Input]:
     ]
 
 
+def _check_unchanged(plan: Plan, files: Sequence[SourceFile], inputs: Sequence[Input], work: Work) -> None:
+    """Hash all files again, so that the manifest's hashes are those of what was read.
+
+    Raises:
+        StoreError: If one has changed since the first time; what was made of it is removed.
+    """
+    for file, before, after in zip(files, inputs, _hash_inputs(plan, files), strict=True):
+        if before.sha256 != after.sha256:
+            discard(work)
+            raise changed(file.url or escape_name(str(file.path)), "other content than before")
+
+
 def _hash_file(file: SourceFile) -> str:
     return file_sha256(file.path)
 
@@ -238,13 +296,15 @@ def _scan(plan: Plan, work: Work) -> list[Scan]:
 
 def _decide(plan: Plan, work: Work, scans: Sequence[Scan]) -> Clustered:
     options = plan.options
-    fates = decide(work, scans, dedup=options.dedup, held_out_fraction=options.held_out_fraction)
+    strata = find_strata(plan.jobs, [scan.slice_documents for scan in scans])
+    fates = decide(work, scans, strata, dedup=options.dedup, held_out_fraction=options.held_out_fraction)
     if options.near is None:
         return Clustered(fates, clusters=0, largest=0)
     return decide_near(
         work,
         scans,
         options.near,
+        strata,
         dedup=options.dedup,
         held_out_fraction=options.held_out_fraction,
         progress=lambda done, total: plan.progress("find near-duplicates", done, total),
@@ -283,21 +343,33 @@ def _make_tokenizer(plan: Plan, jobs: Sequence[Job], work: Work, *, text_bytes: 
     plan.progress("train tokenizer", 0, text_bytes)
     options = plan.options
     assert options.vocab_size is not None and options.num_sentinels is not None
-    texts = _training_texts(plan, jobs, work, share=min(1.0, _TRAINING_BYTES / text_bytes))
+    share = min(1.0, _TRAINING_BYTES / text_bytes)
     tokenizer = train_tokenizer(
-        texts, path, vocab_size=options.vocab_size, num_sentinels=options.num_sentinels
+        _TrainingTexts(plan, jobs, work, share),
+        path,
+        vocab_size=options.vocab_size,
+        num_sentinels=options.num_sentinels,
+        fit=plan.fit_vocab,
     )
     plan.progress("train tokenizer", text_bytes, text_bytes)
     return tokenizer
 
 
-def _training_texts(plan: Plan, jobs: Sequence[Job], work: Work, *, share: float) -> Iterator[str]:
-    """The training documents, or a share of them chosen by their content."""
-    limit = int(share * 2**64)
-    for job in jobs:
-        for split, document in kept_documents(job, plan.fields, work):
-            if split == "train" and (share == 1.0 or _draw(document.text) < limit):
-                yield document.text
+@dataclass(frozen=True)
+class _TrainingTexts:
+    """The training documents, or a share of them chosen by their content; each pass reads them again."""
+
+    plan: Plan
+    jobs: Sequence[Job]
+    work: Work
+    share: float
+
+    def __iter__(self) -> Iterator[str]:
+        limit = int(self.share * 2**64)
+        for job in self.jobs:
+            for split, document in kept_documents(job, self.plan.fields, self.work):
+                if split == "train" and (self.share == 1.0 or _draw(document.text) < limit):
+                    yield document.text
 
 
 def _draw(text: str) -> int:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from reptrain.store.manifest import SPLITS, Dedup, NearSettings
 from reptrain.store.near import open_bands, open_signatures
-from reptrain.store.scan import DUPLICATE, KEPT, NEAR_DUPLICATE, Scan, between, split_of, sweep
+from reptrain.store.scan import DUPLICATE, KEPT, NEAR_DUPLICATE, Scan, between, sweep
+from reptrain.store.strata import Strata, find_thresholds
 from reptrain.store.work import Work
 
 # Documents that share a band are compared with so many neighbours at most: a large loose group stays cheap.
@@ -35,20 +36,22 @@ def decide_near(
     work: Work,
     scans: Sequence[Scan],
     settings: NearSettings,
+    strata: Strata,
     *,
     dedup: Dedup,
     held_out_fraction: float,
     progress: Callable[[int, int], None],
 ) -> Clustered:
-    """Change the fates that `decide` wrote: each cluster of near-duplicates stands on one side.
+    """Change the fates that `decide` wrote: each cluster of near-duplicates is on one side.
 
-    With ``minhash`` only the first document of a cluster, by (job, index), stays. The split of a cluster
-    hangs on the smallest content hash in it, whatever the order of the sources.
+    With ``minhash`` only the first document of a cluster, by (job, index), stays. A cluster is drawn by the
+    smallest content hash in it, and belongs to the stratum of that document.
 
     Args:
         work: With the hashes, signatures, bands and fates of every job.
         scans: The records of the jobs.
         settings: Of the near-duplicates.
+        strata: As `decide` had it.
         dedup: `minhash` or `group`.
         held_out_fraction: As `decide` had it.
         progress: Told the bands done and all bands.
@@ -58,7 +61,7 @@ def decide_near(
         [np.zeros(0, np.bool_), *(np.load(work.fates(job)) >= KEPT for job in range(len(scans)))]
     )
     root = find_clusters(work, scans, settings, distinct, progress)
-    _settle(work, first, root, dedup, held_out_fraction)
+    _settle(work, first, root, strata, dedup, held_out_fraction)
     sizes = np.bincount(root[distinct], minlength=1)
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
     for job in range(len(scans)):
@@ -174,19 +177,31 @@ def _alike(
     return alike
 
 
-def _settle(work: Work, first: Int64s, root: Int64s, dedup: Dedup, held_out_fraction: float) -> None:
-    """Give each cluster one split, that of its smallest content hash, and drop near-duplicates."""
+def _settle(
+    work: Work, first: Int64s, root: Int64s, strata: Strata, dedup: Dedup, held_out_fraction: float
+) -> None:
+    """Give each cluster one split, by its smallest content hash, and drop near-duplicates."""
     jobs = range(len(first) - 1)
+    tables = [np.load(work.hashes(number), mmap_mode="r") for number in jobs]
     fates = [np.load(work.fates(job), mmap_mode="r+") for job in jobs]
     draw, drawn = np.zeros(len(root), np.uint64), np.zeros(len(root), np.bool_)
-    for job, index, _, low in sweep([np.load(work.hashes(number), mmap_mode="r") for number in jobs]):
-        # In the order of the hashes: the first that a cluster meets is its smallest.
+    stratum = np.zeros(len(root), np.int64)
+    for job, index, _, low in sweep(tables):
+        # In the order of the hashes: the first document met of a cluster has its smallest.
+        cluster = root[first[job] + index]
+        new, at = np.unique(cluster, return_index=True)
+        new, at = new[~drawn[new]], at[~drawn[new]]
+        draw[new], drawn[new] = low[at], True
+        stratum[new] = strata.of(job[at], index[at])
+    # Of equal texts only the first takes part in a cluster; the others are roots of their own.
+    alone = np.concatenate([np.zeros(0, np.bool_), *(fate != DUPLICATE for fate in fates)])
+    units = np.flatnonzero(drawn & alone)
+    counts = np.bincount(stratum[units], minlength=strata.num_strata)
+    thresholds = find_thresholds(counts, [(draw[units], stratum[units])], held_out_fraction)
+    for job, index, _, _ in sweep(tables):
         document = first[job] + index
         cluster = root[document]
-        new, at = np.unique(cluster, return_index=True)
-        fresh = ~drawn[new]
-        draw[new[fresh]], drawn[new] = low[at[fresh]], True
-        decided = KEPT + split_of(draw[cluster], held_out_fraction)
+        decided = KEPT + thresholds.split_of(draw[cluster], stratum[cluster])
         if dedup == "minhash":
             decided[cluster != document] = NEAR_DUPLICATE
         for number in np.unique(job):

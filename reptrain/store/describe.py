@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reptrain.store.guard import split_warnings
 from reptrain.store.manifest import Manifest
 from reptrain.store.reader import Store
 
@@ -36,6 +37,7 @@ def describe(store: Store) -> dict[str, Any]:
         "sources": [source.model_dump() for source in manifest.sources],
         "inputs": [item.model_dump() for item in manifest.inputs],
         "options": manifest.options.model_dump(),
+        "warnings": split_warnings(manifest),
     }
 
 
@@ -86,4 +88,5 @@ def describe_text(store: Store) -> str:
         f"{item.name:<12} {item.documents:>12,} {item.tokens:>16,}  {_tags(item.tags)}".rstrip()
         for item in manifest.sources
     ]
+    lines += [f"WARNING: {text}" for text in split_warnings(manifest)]
     return "\n".join(lines)

@@ -18,22 +18,23 @@ from reptrain.errors import StoreError
 from reptrain.files import write_atomically
 from reptrain.store.jobs import Job
 from reptrain.store.manifest import SPLITS, Shard, SplitName
-from reptrain.store.scan import KEPT
+from reptrain.store.scan import KEPT, DocumentDigest, Scan
 from reptrain.store.shards import ShardWriter
 from reptrain.store.work import Work
 from reptrain.text import Document, Tokenizer
 from reptrain.text.documents import Fields, read_slice
+from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import TokenArray
 
 _ENCODE_CHARACTERS = 1 << 20
 
 
 class StoredTokenizer(NamedTuple):
-    """The tokenizer of a store in the making: its file, its fingerprint and the EOS that was asked for."""
+    """The tokenizer of a store in the making: its file, its fingerprint and what ends a document."""
 
     file: str
     fingerprint: str
-    eos: str | None = None
+    end: NamedEnd | None = None
 
 
 class EncodeTask(NamedTuple):
@@ -77,21 +78,35 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
     """The documents of a job that stay, in order.
 
     Raises:
-        StoreError: If the source is not what pass 1 read.
+        StoreError: If the source is not what pass 1 read; after the last document.
     """
     # Bytes, not a list: one byte a document.
     fates = np.load(work.fates(job.index)).tobytes()
     documents = (document for part in job.slices for document in read_slice(part, fields))
+    read = DocumentDigest()
     for document, fate in itertools.zip_longest(documents, fates):
         if document is None or fate is None:
-            raise StoreError(
-                f"source {job.slices[0].origin}",
-                got="another number of documents",
-                rule="must stay the same while it is tokenized",
-                remedy="Start the command again.",
-            )
+            raise changed(_named(job), "another number of documents")
+        read.add(document, document.text.encode())
         if fate >= KEPT:
             yield KeptDocument(SPLITS[fate - KEPT], document)
+    if read.hexdigest() != Scan.read(work.scan(job.index)).digest:
+        raise changed(_named(job), "other documents than before")
+
+
+def _named(job: Job) -> str:
+    names = list(dict.fromkeys(part.origin for part in job.slices))
+    return names[0] + (f" or one of {len(names) - 1} files after it" if len(names) > 1 else "")
+
+
+def changed(source: str, got: str) -> StoreError:
+    """The error of a source that changes while it is tokenized."""
+    return StoreError(
+        f"source {source}",
+        got=got,
+        rule="must stay the same while it is tokenized",
+        remedy="Run the command again when nothing writes there.",
+    )
 
 
 def encode_job(task: EncodeTask) -> Encoded:
@@ -175,6 +190,6 @@ def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(folder: Path, stored: StoredTokenizer) -> Tokenizer:
     """The tokenizer, loaded once in each worker; the fingerprint keeps a replaced file from being missed."""
-    tokenizer = Tokenizer.load(folder / stored.file, stored.eos)
+    tokenizer = Tokenizer.load(folder / stored.file, stored.end)
     assert tokenizer.fingerprint == stored.fingerprint
     return tokenizer

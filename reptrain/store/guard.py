@@ -14,6 +14,9 @@ from reptrain.store.manifest import MANIFEST, SPLITS, Manifest, Options
 from reptrain.store.sources import SourceFile
 from reptrain.store.work import LOCK, WORK
 
+_FEW_DOCUMENTS = 20
+_FEW_TOKENS = 4096
+
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
@@ -97,6 +100,21 @@ def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
             )
 
 
+def split_warnings(manifest: Manifest) -> list[str]:
+    """What makes held-out losses of a store uncertain: splits of few documents or tokens."""
+    few = [
+        f"{name} ({info.documents:,} documents, {info.tokens:,} tokens)"
+        for name, info in manifest.splits.items()
+        if name != "train" and (info.documents < _FEW_DOCUMENTS or info.tokens < _FEW_TOKENS)
+    ]
+    if not few:
+        return []
+    return [
+        f"held-out text is small: {', '.join(few)}. Losses on it depend on which documents these are."
+        " Give more text, or raise the held-out fraction (--held-out)."
+    ]
+
+
 def check_same(out: Path, manifest: Manifest, options: Options, files: Sequence[SourceFile]) -> None:
     """Refuse to take a sealed store for one of other options or sources.
 
@@ -106,8 +124,9 @@ def check_same(out: Path, manifest: Manifest, options: Options, files: Sequence[
     # A server may tell no size.
     sizes = [file.size or item.bytes for file, item in zip(files, manifest.inputs, strict=False)]
     sizes += [file.size for file in files[len(sizes) :]]
+    # A sealed store keeps the split that it was made with.
     asked = {
-        **options.model_dump(),
+        **options.model_dump(exclude={"split_version"}),
         "sources": [(file.label, size) for file, size in zip(files, sizes, strict=True)],
     }
     sealed = {

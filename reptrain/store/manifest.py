@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from reptrain.config.base import Frozen
+from reptrain.config.base import FileName, Frozen
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
+from reptrain.reading import parse_json
+from reptrain.text.ends import NamedEnd
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
 FORMAT = "reptrain-store-2"
+"""Format of a store. `reptrain-store-1` is refused."""
+
+_FORMAT_NAME = re.compile(r"reptrain-store-(\d{1,9})")
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
@@ -47,6 +53,8 @@ class Options(Frozen):
     dedup: Dedup
     near: NearSettings | None = None
     held_out_fraction: float
+    split_version: int = 1
+    """How held-out documents are drawn: 1 by content hash alone, 2 with quotas for small strata."""
     passages: int | None = None
     tokenizer: str | None
     vocab_size: int | None
@@ -101,7 +109,7 @@ class SourceCount(Frozen):
 class Shard(Frozen):
     """One Arrow IPC file."""
 
-    file: str
+    file: FileName
     sha256: str
     bytes: int
     documents: int
@@ -153,6 +161,11 @@ class Manifest(Frozen):
     inputs: tuple[Input, ...]
     splits: dict[SplitName, SplitInfo]
 
+    @property
+    def end(self) -> NamedEnd:
+        """What ends every document."""
+        return NamedEnd(self.eos_id, None, MANIFEST)
+
 
 def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -> str:
     """The fingerprint of a store's content.
@@ -170,22 +183,31 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, *, named_by: str | None = None) -> Manifest:
     """The manifest of a sealed store.
 
+    Args:
+        folder: The store.
+        named_by: As in `open_store`.
+
     Raises:
-        StoreError: If there is none, or it is not one of this format.
+        StoreError: If there is none, it is in another format, or it is damaged.
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = read_small(path)
+        _refuse_other_format(folder, content)
+        return Manifest.model_validate_json(content)
     except OSError as error:
+        elsewhere = (
+            "" if named_by is None else f" If the store is elsewhere, name its folder with {named_by}."
+        )
         raise StoreError(
-            f"store {folder}",
+            f"store {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),
             got=f"{path.name}: {error.strerror}",
             rule="must be a folder with a manifest",
-            remedy="Make it with `reptrain tokenize`; an interrupted one goes on with the same command. Where"
-            " a run's store was moved, name it: --store.",
+            remedy="Make it with `reptrain tokenize`; an interrupted one resumes with the same command."
+            + elsewhere,
         ) from error
     except ValidationError as error:
         detail = error.errors()[0]
@@ -193,5 +215,23 @@ def read_manifest(folder: Path) -> Manifest:
             f"store {folder}",
             got=f"{'.'.join(map(str, detail['loc'])) or path.name}: {detail['msg']}",
             rule=f"must have a manifest of the format {FORMAT}",
-            remedy="Make the store anew with `reptrain tokenize`.",
+            remedy="Rebuild the store with `reptrain tokenize`.",
         ) from error
+
+
+def _refuse_other_format(folder: Path, content: bytes) -> None:
+    try:
+        found = parse_json(content).get("format")
+    except (ValueError, AttributeError):
+        # Validation names what is wrong.
+        return
+    match = _FORMAT_NAME.fullmatch(found) if isinstance(found, str) else None
+    if match is not None and found != FORMAT:
+        newer = int(match[1]) > int(FORMAT.rpartition("-")[2])
+        read_by = "a later version of reptrain" if newer else "the version of reptrain that wrote it"
+        raise StoreError(
+            f"store {folder}",
+            got=found,
+            rule=f"must have the format {FORMAT}",
+            remedy=f"Read it with {read_by}, or rebuild the store with `reptrain tokenize`.",
+        )

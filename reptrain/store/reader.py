@@ -52,6 +52,21 @@ class Split:
                 parts.append(self._reader(shard).lengths(low, high - low))
         return np.concatenate(parts)
 
+    def leading_shards(self, num_tokens: int) -> tuple[list[TokenArray], int]:
+        """The tokens of the first shards, until these hold ``num_tokens``, and the UTF-8 bytes of their text.
+
+        Returns:
+            Arrays uint16 or uint32, memory-mapped, and a number of bytes before tokenization.
+        """
+        arrays: list[TokenArray] = []
+        text_bytes = 0
+        for number, shard in enumerate(self._shards):
+            if sum(map(len, arrays)) >= num_tokens:
+                break
+            arrays += self._reader(number).tokens
+            text_bytes += shard.text_bytes
+        return arrays, text_bytes
+
     def read(self, doc_D: npt.ArrayLike, offset_D: npt.ArrayLike, length_D: npt.ArrayLike) -> TokenArray:
         """Pieces of documents, concatenated.
 
@@ -143,7 +158,7 @@ class Store:
         Raises:
             TokenizerError: If the file in the store's folder is another one.
         """
-        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.options.eos)
+        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.end)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise TokenizerError(
                 f"tokenizer {self.path / self.manifest.tokenizer_file}",
@@ -170,14 +185,19 @@ class Store:
         )
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: Path, *, named_by: str | None = None) -> Store:
     """Open a sealed store: reads the manifest and the sizes of the files, not the data.
+
+    Args:
+        path: Its folder.
+        named_by: What names the folder in the caller's command, for the message where there is no store:
+            ``data.store`` or ``--store``.
 
     Raises:
         StoreError: If it is not sealed, or a file is missing or of another size.
     """
     path = Path(path)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, named_by=named_by)
     for info in manifest.splits.values():
         for shard in info.shards:
             _check_size(path / shard.file, shard.bytes)

@@ -18,7 +18,9 @@ from reptrain.files import write_atomically
 from reptrain.store.jobs import Job
 from reptrain.store.manifest import SPLITS, Dedup, NearSettings
 from reptrain.store.near import SignatureWriter
+from reptrain.store.strata import Strata, Thresholds, find_thresholds
 from reptrain.store.work import Work, write_array
+from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 
 # What becomes of a document; a kept one has KEPT plus the index of its split.
@@ -38,17 +40,47 @@ class ScanTask(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What pass 1 found in a job: documents, UTF-8 bytes of their texts, line ends in each slice."""
+    """Result of pass 1 for a job: documents, UTF-8 bytes of their texts, line ends in each slice, and a
+    digest of all documents, by which pass 2 knows that it reads the same.
+    """
 
     documents: int
     text_bytes: int
     newlines: tuple[int, ...]
+    slice_documents: tuple[int, ...]
+    """Documents in each slice."""
+    digest: str
 
     @classmethod
     def read(cls, path: Path) -> Scan:
         """Read a finished job's record."""
-        documents, text_bytes, newlines = json.loads(path.read_text())
-        return cls(documents, text_bytes, tuple(newlines))
+        documents, text_bytes, newlines, slice_documents, digest = json.loads(path.read_text())
+        return cls(documents, text_bytes, tuple(newlines), tuple(slice_documents), digest)
+
+
+class DocumentDigest:
+    """A digest of documents one after another: their texts and metadata.
+
+    Not of their ids, which have line numbers that pass 1 does not know yet.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16, person=b"reptrain.docs")
+
+    def add(self, document: Document, content: bytes) -> None:
+        """Take in a document.
+
+        Args:
+            document: The document.
+            content: Its text as UTF-8.
+        """
+        beside = json.dumps([len(content), document.source, document.metadata])
+        self._digest.update(beside.encode())
+        self._digest.update(content)
+
+    def hexdigest(self) -> str:
+        """Of what was taken in."""
+        return self._digest.hexdigest()
 
 
 def scan_job(task: ScanTask) -> Scan:
@@ -60,23 +92,27 @@ def scan_job(task: ScanTask) -> Scan:
     """
     digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
+    ends = [0]
+    read = DocumentDigest()
     with ExitStack() as stack:
         signer = stack.enter_context(_signer(task)) if task.near else None
         for part in task.job.slices:
             for document in read_slice(part, task.fields):
+                content = document.text.encode()
+                read.add(document, content)
                 if document.text.strip():
-                    content = document.text.encode()
                     digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
                     indices.append(documents)
                     text_bytes += len(content)
                 if signer:
                     signer.add(document.text)
                 documents += 1
+            ends.append(documents)
         if signer:
             signer.close()
     write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
-    scan = Scan(documents, text_bytes, newlines)
+    scan = Scan(documents, text_bytes, newlines, tuple(np.diff(ends).tolist()), read.hexdigest())
     write_atomically(task.work.scan(task.job.index), json.dumps(scan))
     return scan
 
@@ -98,23 +134,25 @@ def _newlines(path: Path, start: int, stop: int) -> int:
 
 
 def decide(
-    work: Work, scans: Sequence[Scan], *, dedup: Dedup, held_out_fraction: float
+    work: Work, scans: Sequence[Scan], strata: Strata, *, dedup: Dedup, held_out_fraction: float
 ) -> npt.NDArray[np.int64]:
     """Write the fate of every document, uint8 [documents] for each job.
 
-    Of documents with equal text the first stays, by (job, index). The split hangs on the text alone, so
-    that equal texts never stand on both sides. Memory is bounded: the hashes are taken range by range.
+    Of documents with equal text the first stays, by (job, index). The split is drawn by the content hash
+    (see `reptrain.store.strata`), so that equal texts are never on both sides. Memory is bounded: the hashes
+    are read range by range.
 
     Returns:
         Documents by fate, int64 [KEPT + number of splits].
     """
     tables = [np.load(work.hashes(index), mmap_mode="r") for index in range(len(scans))]
     fates = [_allocate(work.fates(index), scan.documents) for index, scan in enumerate(scans)]
+    thresholds = _thresholds(tables, strata, held_out_fraction)
     for job, index, high, low in sweep(tables):
-        decided = (KEPT + split_of(low, held_out_fraction)).astype(np.uint8)
+        first = _first_of_equal(high, low)
+        decided = (KEPT + thresholds.split_of(low, strata.of(job, index)[first])).astype(np.uint8)
         if dedup != "none":
-            again = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
-            decided[1:][again] = DUPLICATE
+            decided[first != np.arange(len(first))] = DUPLICATE
         for number in np.unique(job):
             mine = job == number
             fates[number][index[mine]] = decided[mine]
@@ -123,6 +161,30 @@ def decide(
         counts += np.bincount(fate, minlength=len(counts))
         fate.flush()
     return counts
+
+
+def _thresholds(
+    tables: Sequence[npt.NDArray[np.uint64]], strata: Strata, held_out_fraction: float
+) -> Thresholds:
+    """Those of the distinct texts of each stratum: two passes over the hashes."""
+
+    def distinct() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+        for job, index, high, low in sweep(tables):
+            is_first = _first_of_equal(high, low) == np.arange(len(low))
+            yield low[is_first], strata.of(job[is_first], index[is_first])
+
+    counts = np.zeros(strata.num_strata, np.int64)
+    for _, stratum in distinct():
+        counts += np.bincount(stratum, minlength=strata.num_strata)
+    return find_thresholds(counts, distinct(), held_out_fraction)
+
+
+def _first_of_equal(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """For sorted hashes the place of the first that is equal, int64 of the same shape."""
+    place = np.arange(len(low))
+    place[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])] = 0
+    first: npt.NDArray[np.int64] = np.maximum.accumulate(place)
+    return first
 
 
 def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
@@ -160,11 +222,3 @@ def between(table: npt.NDArray[np.uint64], low: int, high: int) -> npt.NDArray[n
     first = int(np.searchsorted(table[0], np.uint64(low)))
     last = int(np.searchsorted(table[0], np.uint64(high - 1), side="right"))
     return table[:, first:last]
-
-
-def split_of(hash_: npt.NDArray[np.uint64], held_out_fraction: float) -> npt.NDArray[np.int64]:
-    """Index into SPLITS: the lowest hashes are held out, half as `select`, half as `report`."""
-    held_out = int(held_out_fraction * 2**64)
-    is_select = hash_ < np.uint64(held_out // 2)
-    is_train = hash_ >= np.uint64(held_out)
-    return np.where(is_train, 0, np.where(is_select, 1, 2))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import glob
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from reptrain.errors import TextError
+from reptrain.reading import escape_name
 from reptrain.store.remote import RemoteFile, Wanted, copy_name, fetch, is_url, list_remote, local_path
+from reptrain.store.saved import DICT, STATE, check_splits, is_cache, saved_files
+from reptrain.store.walk import files_below, files_matching, has_magic, split_glob
 from reptrain.text.documents import SUFFIXES, file_bytes, no_bytes, source_name, suffix_of, unknown_kind
 
-_COMPANIONS = ("readme", "license", "_success", "_metadata", "_common_metadata", "dataset_info")
+# Files that describe the data, by their names without suffix.
+_READMES = ("readme", "license", "licence")
+_COMPANIONS = (*_READMES, "copying", "notice", "changelog", "citation", "authors")
+_MARKERS = ("_success", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json")
 _MOST_NAMED = 5
 
 
@@ -38,13 +42,14 @@ class SourceFile(NamedTuple):
         """What changes when the file may have changed."""
         if self.url is not None:
             return [self.url, self.size, self.version]
-        return [str(self.path.resolve()), self.size, self.path.stat().st_mtime_ns]
+        return [escape_name(str(self.path.resolve())), self.size, self.path.stat().st_mtime_ns]
 
 
 def expand_sources(sources: Sequence[str | Path]) -> list[SourceFile]:
     """The files of all sources, in order; a folder or glob stands for its text files, sorted.
 
-    A folder that the `datasets` library saved stands for the files that its state.json lists.
+    A folder that the `datasets` library saved stands for the files that its state.json lists. Links are
+    followed. Names hold no bytes that are not UTF-8: those are escaped.
 
     Raises:
         TextError: If a file is missing, empty or of another kind, a folder holds none or others too, a glob
@@ -60,33 +65,30 @@ def _expand(source: str) -> Iterator[SourceFile]:
         return
     path = Path(source)
     if path.is_dir():
-        names = [item.relative_to(path).as_posix() for item in path.rglob("*") if item.is_file()]
-        yield from _below(path, source, names)
-    elif glob.has_magic(source) and not path.exists():
-        fixed = list(_fixed(path.parts))
-        folder, pattern = Path(*fixed), "/".join(path.parts[len(fixed) :])
-        # A closing ** means folders alone to pathlib before Python 3.13.
-        found = folder.glob(pattern + "/*" if pattern.endswith("**") else pattern)
-        names = [item.relative_to(folder).as_posix() for item in found if item.is_file()]
-        if not names:
+        yield from _below(path, source, files_below(path))
+    elif has_magic(source) and not path.exists():
+        glob = split_glob(source)
+        files = files_matching(glob)
+        if not files:
             raise _no_match(source)
-        yield from _below(folder, source, names)
+        yield from _below(glob.folder, source, files)
     else:
-        yield SourceFile(path, path.name, path.name, source_name(path), file_bytes(path))
+        size, name = file_bytes(path), escape_name(path.name)
+        yield SourceFile(path, name, name, escape_name(source_name(path)), size)
 
 
-def _below(folder: Path, source: str, names: Sequence[str]) -> Iterator[SourceFile]:
-    label = folder.resolve().name
-    for name in select(source, names, lambda inner: (folder / inner).read_bytes()):
-        path = folder / name
-        yield SourceFile(path, name, f"{label}/{name}", label, file_bytes(path))
+def _below(folder: Path, source: str, files: Mapping[str, Path]) -> Iterator[SourceFile]:
+    label = escape_name(folder.resolve().name)
+    for name in select(escape_name(source), list(files), lambda inner: files[inner].read_bytes()):
+        yield SourceFile(files[name], name, f"{label}/{name}", label, file_bytes(files[name]))
 
 
 def _remote(url: str) -> Iterator[SourceFile]:
     listing = list_remote(url)
     names = list(listing.files)
     if listing.folder is not None:
-        names = select(listing.url, names, listing.read)
+        shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        names = select(listing.url, shown, listing.read)
     for name in names:
         remote = listing.files[name]
         if suffix_of(name) is None:
@@ -136,26 +138,31 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
 
     Args:
         source: The folder, for messages.
-        names: Relative paths of all files in it.
+        names: Relative paths of all files in it, but for hidden ones.
         read: Gives a file's content.
 
     Raises:
-        TextError: If there are none, or files of a kind that cannot be read beside them.
+        TextError: If there are none, or files of a kind that cannot be read beside them, or a saved dataset
+            whose state changes its rows.
     """
-    shown = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-    saved = {name[: -len("state.json")] for name in shown if PurePosixPath(name).name == "state.json"}
-    listed = [folder + name for folder in sorted(saved) for name in _data_files(source, folder, read)]
-    others = [
-        name
-        for name in shown
-        if _folder(name) not in saved and not (saved and PurePosixPath(name).name == "dataset_dict.json")
+    shown = sorted(names)
+    saved = sorted({_folder(name) for name in shown if PurePosixPath(name).name == STATE})
+    listed = [
+        file
+        for folder in saved
+        for file in saved_files(
+            source,
+            folder,
+            [name for name in shown if _folder(name) == folder and not _is_companion(name)],
+            read,
+        )
     ]
-    unknown = [
-        name
-        for name in others
-        if suffix_of(name) is None and not PurePosixPath(name).name.lower().startswith(_COMPANIONS)
-    ]
-    chosen = listed + [name for name in others if suffix_of(name) is not None]
+    for name in shown:
+        if saved and PurePosixPath(name).name == DICT:
+            check_splits(source, _folder(name), saved, read)
+    others = [name for name in shown if _folder(name) not in saved and not _is_companion(name)]
+    unknown = [name for name in others if not _is_data(name)]
+    chosen = listed + [name for name in others if _is_data(name)]
     if not chosen:
         raise TextError(
             f"source {source}",
@@ -173,29 +180,21 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
     return chosen
 
 
-def _data_files(source: str, folder: str, read: Callable[[str], bytes]) -> list[str]:
-    try:
-        return [str(item["filename"]) for item in json.loads(read(f"{folder}state.json"))["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TextError(
-            f"source {source}",
-            got=f"a {folder}state.json without _data_files",
-            rule="must be a folder that the datasets library saved",
-            remedy="Save it again with save_to_disk, or name its data files.",
-        ) from error
+def _is_data(name: str) -> bool:
+    return suffix_of(name) is not None and not (name.endswith(".arrow") and is_cache(name))
+
+
+def _is_companion(name: str) -> bool:
+    """Whether a file describes the data: README and LICENSE, as .txt too, and what other programs leave."""
+    base = PurePosixPath(name).name.lower()
+    stem, _, suffix = base.partition(".")
+    is_data = suffix_of(base) is not None and not (suffix == "txt" and stem in _READMES)
+    return base in (*_MARKERS, DICT) or (stem in _COMPANIONS and not is_data)
 
 
 def _folder(name: str) -> str:
     head, slash, _ = name.rpartition("/")
     return head + slash
-
-
-def _fixed(parts: Sequence[str]) -> Iterator[str]:
-    """The parts of a pattern before the first that is one."""
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
 
 
 def _some(names: Sequence[str]) -> str:
@@ -208,5 +207,5 @@ def _no_match(source: str) -> TextError:
         f"source {source}",
         got="none",
         rule="must match a file",
-        remedy="Check the pattern; ** stands for any folders below.",
+        remedy="Check the pattern: ** is any folders below, and [[] a bracket that is part of a name.",
     )

@@ -121,7 +121,7 @@ def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
 
 def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
     try:
-        tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.options.eos)
+        tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.end)
     except ReptrainError as error:
         return [str(error)]
     sealed = (manifest.tokenizer, manifest.vocab_size, manifest.eos_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,28 @@ def _clear(out: Path) -> None:
     for path in [*out.glob("*.arrow"), *out.glob("tokenizer.*"), *(out / WORK).iterdir()]:
         if path.name != LOCK and not path.is_dir():
             path.unlink()
+
+
+def hold_inputs(work: Work, hashes: Sequence[str]) -> None:
+    """Begin anew where a killed call read other content than the files have now.
+
+    Args:
+        work: The work in progress.
+        hashes: SHA-256 of each file as it is now.
+    """
+    path = work.folder / "inputs.json"
+    content = json.dumps(hashes)
+    if path.exists() and path.read_text() != content:
+        discard(work)
+    if not path.exists():
+        write_atomically(path, content)
+
+
+def discard(work: Work) -> None:
+    """Remove what was made of sources that have changed; fetched files stay."""
+    plan = (work.folder / "plan.json").read_text()
+    _clear(work.out)
+    write_atomically(work.folder / "plan.json", plan)
 
 
 def finish(out: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Self, TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any, Self, TypeVar
 
 from reptrain.errors import StoreError
 
@@ -68,9 +72,30 @@ class Workers:
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Spawned, not forked: the caller may hold threads and locks.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(self._processes, _Context(), initializer=_start_worker)
         return self._pool
+
+
+class _Process(SpawnProcess):
+    """A spawned process that does not run the caller's `__main__` again.
+
+    Spawning imports that module in the child, so that functions defined there can be called. The workers
+    call functions of reptrain alone, while a script without `if __name__ == "__main__"` would start itself
+    anew in each worker, and one read from standard input cannot be imported.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 def _start_worker() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reptrain.config import RunConfig, fingerprint
+from reptrain.errors import RunError
+from reptrain.files import read_small
+from reptrain.reading import parse_json
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
-from reptrain.study.folder import is_run_of, run_path
+from reptrain.study.folder import difference, is_run_of, run_path
 from reptrain.study.grid import Arm, arms
 from reptrain.study.schema import StudyConfig
 
-RowState = Literal["waiting", "created", "running", "done", "failed", "preempted", "other config"]
+RowState = Literal[
+    "waiting", "created", "running", "done", "failed", "preempted", "other config", "other numerics"
+]
 SetName = Literal["probe", "select", "report"]
 
 
@@ -48,7 +52,8 @@ class ArmRow(FrozenRecord):
         arm: Its name.
         values: The value of each axis by dotted key.
         seed: Of the run.
-        state: Of the run; ``other config`` where its folder holds another configuration: nothing is read.
+        state: Of the run. ``other config``: its folder holds another configuration; ``other numerics``: a
+            run of another `numerics_version`. Nothing is read from either.
         reason: Why it failed or was preempted.
         unique_tokens: U.
         epochs: Planned passes over the subset.
@@ -57,7 +62,8 @@ class ArmRow(FrozenRecord):
         probe: Curve on the fixed probe of training windows.
         select: Curve on the held-out text that choices are made by.
         report: Curve on the held-out text that is told.
-        best_select_nats: The lowest loss on `select`...
+        start_nats: Loss before the first step, on the set that best_report_nats is of.
+        best_select_nats: The lowest loss on `select` after training began...
         best_tokens: ... the tokens consumed when it was reached...
         best_report_nats: ... and the loss on `report` at that evaluation...
         best_bits_per_byte: ... also for a byte of its text; of `select` where `report` was not scored.
@@ -83,6 +89,7 @@ class ArmRow(FrozenRecord):
     probe: Curve = Curve()
     select: Curve = Curve()
     report: Curve = Curve()
+    start_nats: float | None = None
     best_select_nats: float | None = None
     best_tokens: int | None = None
     best_report_nats: float | None = None
@@ -121,8 +128,9 @@ def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
     fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
     if folder is None:
         return ArmRow(**fields, state="waiting")
-    if not is_run_of(arm, folder):
-        return ArmRow(**fields, state="other config")
+    differs = difference(arm, folder)
+    if differs is not None:
+        return ArmRow(**fields, state=differs)
     status = folder.status()
     fields |= {"state": status.state, "reason": status.reason}
     fields |= _planned(arm, unique_tokens={s.name: s.unique_tokens for s in folder.plan.sources})
@@ -176,13 +184,18 @@ def _curve(scores: Sequence[ValidRecord]) -> Curve:
 
 
 def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:
-    """The evaluation that early stopping on `select` would keep, and what `report` says there."""
-    selected = [record for record in select if math.isfinite(record.nats)]
+    """The evaluation that early stopping on `select` would keep, and the loss on `report` there.
+
+    The untrained model (or the one that a run began with) is never the best: it is not a result of the run.
+    """
+    start = next((record.nats for record in report or select if record.step == 0), None)
+    selected = [record for record in select if record.step > 0 and math.isfinite(record.nats)]
     if not selected:
-        return {}
+        return {"start_nats": start}
     best = min(selected, key=lambda record: record.nats)
     told = next((record for record in report if record.step == best.step), None)
     return {
+        "start_nats": start,
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,
         "best_report_nats": told.nats if told else None,
@@ -194,10 +207,17 @@ def _audited(path: Path) -> dict[str, Any]:
     """What the audit stored beside the run, if there is one."""
     if not path.exists():
         return {}
-    audit = json.loads(path.read_text(encoding="utf-8"))
-    exposures = {int(times): tokens for times, tokens in audit["exposures"].items()}
-    return {
-        "audit_exact": audit["exact"],
-        "audit_as_planned": audit.get("as_planned", audit["exact"]),
-        "exposures": exposures,
-    }
+    try:
+        audit = parse_json(read_small(path))
+        return {
+            "audit_exact": audit["exact"],
+            "audit_as_planned": audit.get("as_planned", audit["exact"]),
+            "exposures": {int(times): tokens for times, tokens in audit["exposures"].items()},
+        }
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise RunError(
+            str(path),
+            got=error,
+            rule="must be the report of an audit",
+            remedy="Remove the file; `reptrain study run` writes it again.",
+        ) from error

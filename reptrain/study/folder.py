@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from reptrain.config import config_fingerprint
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.runs.folder import RunFolder
 from reptrain.study.grid import Arm
 
@@ -30,5 +32,13 @@ def report_path(out: Path) -> Path:
 
 
 def is_run_of(arm: Arm, folder: RunFolder) -> bool:
-    """Whether a run folder holds this arm: the same mathematics, on whatever store."""
-    return folder.plan.config_fingerprint == config_fingerprint(arm.config)
+    """Whether a run folder holds this arm: equal numerics version and settings, on any store and device."""
+    return difference(arm, folder) is None
+
+
+def difference(arm: Arm, folder: RunFolder) -> Literal["other numerics", "other config"] | None:
+    """How the run in a folder differs from an arm; None if it is a run of the arm."""
+    if folder.plan.numerics_version != NUMERICS_VERSION:
+        return "other numerics"
+    possible = {config_fingerprint(arm.config.on_device(device)) for device in ("cpu", "cuda")}
+    return None if folder.plan.config_fingerprint in possible else "other config"

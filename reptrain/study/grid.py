@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from reptrain.config import RunConfig, fingerprint
 from reptrain.config.load import set_dotted, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.study.schema import StudyConfig
+
+_MOST_ARMS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ def arms(study: StudyConfig) -> list[Arm]:
     Raises:
         StudyError: If an arm's configuration is wrong, or two arms are the same.
     """
+    num_arms = math.prod(map(len, study.axes.values())) * max(1, len(study.seeds))
+    if num_arms > _MOST_ARMS:
+        raise StudyError(
+            f"study {study.name}",
+            got=f"{num_arms} arms" if num_arms < 10**12 else "10**12 arms or more",
+            rule=f"must have at most {_MOST_ARMS}",
+            remedy="Leave out values of an axis, or seeds.",
+        )
     points = itertools.product(*study.axes.values())
     seeds: list[int | None] = [*study.seeds] or [None]
     found = [_arm(study, point, seed) for point, seed in itertools.product(points, seeds)]

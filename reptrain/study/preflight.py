@@ -44,9 +44,10 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     stores: dict[str, Store] = {}
     for arm in arms:
         try:
-            for source in arm.config.sources.values():
+            for name, source in arm.config.sources.items():
                 if source.store not in stores:
-                    stores[source.store] = open_store(Path(source.store))
+                    setting = f"{arm.config.store_setting(name)}=FOLDER"
+                    stores[source.store] = open_store(Path(source.store), named_by=setting)
             _check_arm(arm, stores)
         except StudyError:
             raise

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from reptrain.config.base import Frozen, Seed
-from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, validate
+from reptrain.config.base import FileName, Frozen, Seed
+from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, set_dotted, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
 
@@ -31,17 +32,19 @@ def flatten(value: Any) -> Any:
     return flat
 
 
+_STORE_KEY = re.compile(r"data\.(sources\.[^.]+\.)?store")
+
 Axis = Annotated[list[Any], Field(min_length=1)]
 
 
 class StudyConfig(Frozen):
     """A grid of runs that answers one question."""
 
-    name: str
+    name: FileName
     """Title of the study; by default the file's name."""
     question: str = ""
     """What the study asks, in one sentence."""
-    base: dict[str, Any]
+    base: Annotated[dict[str, Any], WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
     """The configuration that all arms share: in the file a path relative to it, or the mapping itself."""
     set: Annotated[dict[str, Any], BeforeValidator(flatten)] = Field(default_factory=dict)
     """Dotted keys that differ from the base in every arm."""
@@ -109,7 +112,20 @@ def demo_study(overrides: Sequence[str] = ()) -> StudyConfig:
 def save_study(study: StudyConfig, out: Path) -> None:
     """Write ``out/study.yaml``, from which `open_study` rebuilds the study without its source file."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "study.yaml", dump_yaml(study.model_dump(mode="json")))
+    data = study.model_dump(mode="json")
+    # Absolute, so that the study can be opened from any working directory. Axes stay: they name the arms.
+    data["set"] = {
+        key: _absolute(value) if _STORE_KEY.fullmatch(key) else value for key, value in data["set"].items()
+    }
+    flat = flatten(data["base"])
+    for key, value in flat.items():
+        if _STORE_KEY.fullmatch(key):
+            set_dotted(data["base"], key, _absolute(value))
+    write_atomically(out / "study.yaml", dump_yaml(data))
+
+
+def _absolute(store: Any) -> Any:
+    return str(Path(store).absolute()) if isinstance(store, str) else store
 
 
 def open_study(out: Path) -> StudyConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.study.collect import RowState
-from reptrain.study.folder import is_run_of, run_path
+from reptrain.study.folder import difference, run_path
 from reptrain.study.grid import Arm, arms
 from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig
@@ -45,8 +45,9 @@ def _status(arm: Arm, run: Path) -> ArmStatus:
     if not (run / "plan.json").exists():
         return ArmStatus(arm=arm.name, state="waiting")
     folder = RunFolder.open(run)
-    if not is_run_of(arm, folder):
-        return ArmStatus(arm=arm.name, state="other config")
+    differs = difference(arm, folder)
+    if differs is not None:
+        return ArmStatus(arm=arm.name, state=differs)
     status, progress = folder.status(), read_progress(run)
     return ArmStatus(
         arm=arm.name,

@@ -1,8 +1,9 @@
-"""The answer of a study in one sentence, computed from its table."""
+"""The answer of a study in a few sentences, computed from the figures that its table shows."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ from dataclasses import dataclass
 from reptrain.study.collect import ArmRow
 from reptrain.study.words import label, plain
 
-# A rise of the held-out loss after its best that is worth a word, in nats per token.
-_TELLING_RISE = 0.05
+# A change of the held-out loss between two evaluations that is worth a word, in nats per token.
+_NOTABLE = 0.05
+# Losses are shown with two decimals.
+_EQUAL = 0.005
 # With more settings than this, those between the second and the last go unnamed.
 _MOST_NAMED = 4
+# Fewer seeds give no idea of the spread.
+_FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -28,69 +33,123 @@ class Setting:
         return label(self.rows[0])
 
     @property
+    def losses(self) -> list[float]:
+        """Held-out loss where early stopping keeps the model, by seed, nats per token."""
+        return [held_out(row) for row in self.rows]
+
+    @property
     def loss(self) -> float:
-        """Held-out loss where early stopping keeps the model: mean over seeds, nats per token."""
-        return statistics.fmean(held_out(row) for row in self.rows)
+        """Their mean."""
+        return statistics.fmean(self.losses)
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the same over seeds; None for one seed."""
-        return statistics.stdev(map(held_out, self.rows)) if len(self.rows) > 1 else None
+        """Their standard deviation; None for one seed."""
+        return statistics.stdev(self.losses) if len(self.rows) > 1 else None
+
+    @property
+    def start(self) -> float | None:
+        """Held-out loss before training, likewise; None where it is not known."""
+        starts = [row.start_nats for row in self.rows if row.start_nats is not None]
+        return statistics.fmean(starts) if starts else None
+
+    @property
+    def improved(self) -> bool:
+        """Whether training made the held-out loss lower at all."""
+        return self.start is None or not self.loss >= self.start
 
     @property
     def last(self) -> float:
-        """Held-out loss at the end of training, likewise."""
+        """Held-out loss at the end of training, likewise; NaN where a run diverged."""
         return statistics.fmean(_last(row) for row in self.rows)
 
     @property
     def best_epoch(self) -> float:
-        """Epochs consumed at the best evaluation, likewise."""
+        """Epochs consumed at the selected evaluation, likewise."""
         return statistics.fmean((row.best_tokens or 0) / (row.unique_tokens or 1) for row in self.rows)
 
 
 def held_out(row: ArmRow) -> float:
     """Loss on `report` at the best evaluation on `select`, or on `select` where `report` was not scored."""
     best = row.best_report_nats if row.best_report_nats is not None else row.best_select_nats
-    assert best is not None
-    return best
+    return math.nan if best is None else best
 
 
 def _last(row: ArmRow) -> float:
     last = row.report.last if row.report.last is not None else row.select.last
-    assert last is not None
-    return last
+    return math.nan if last is None else last
 
 
 def settings(rows: Sequence[ArmRow]) -> list[Setting]:
-    """Finished runs grouped by setting, the best first."""
+    """Finished runs with a finite loss, grouped by setting, the best first."""
     groups: dict[str, list[ArmRow]] = {}
     for row in rows:
-        if row.state == "done" and row.best_select_nats is not None:
+        if row.state == "done" and math.isfinite(held_out(row)):
             groups.setdefault(json.dumps(row.values, sort_keys=True), []).append(row)
     return sorted((Setting(tuple(group)) for group in groups.values()), key=lambda setting: setting.loss)
 
 
+def comparable(ranked: Sequence[Setting]) -> bool:
+    """Whether their losses are of one measure."""
+    return len({row.measure for setting in ranked for row in setting.rows}) <= 1
+
+
+def winner(ranked: Sequence[Setting]) -> Setting | None:
+    """The setting with the lowest loss; None where there is no other, two are equal, or none improved."""
+    if len(ranked) < 2 or not comparable(ranked) or not ranked[0].improved:
+        return None
+    return ranked[0] if ranked[1].loss - ranked[0].loss >= _EQUAL else None
+
+
 def verdict(rows: Sequence[ArmRow]) -> str:
-    """One sentence: the best setting, and what each other costs on held-out text."""
+    """The best setting, what each other costs on held-out text, and what cannot be judged."""
     ranked = settings(rows)
-    num_done = sum(len(setting.rows) for setting in ranked)
-    if not ranked:
+    done = [row for row in rows if row.state == "done"]
+    if not done:
         return f"None of the {len(rows)} arms is done yet."
-    prefix = "" if num_done == len(rows) else f"{num_done} of {len(rows)} arms are done: "
-    if len({row.measure for setting in ranked for row in setting.rows}) > 1:
-        return prefix + _unranked(ranked)
+    missing = f"{len(done)} of {len(rows)} arms are done: " if len(done) < len(rows) else ""
+    lost = [label(row, seeds=_has_seeds(rows)) for row in done if not math.isfinite(held_out(row))]
+    if not ranked:
+        return _capital(f"{missing}no arm has a finite held-out loss after training.")
+    sentences = [_comparison(ranked, missing)]
+    if lost:
+        sentences.append(f"No finite held-out loss after training: {', '.join(lost)}.")
+    if len(ranked) > 1 and comparable(ranked):
+        sentences += _doubts(ranked)
+    return " ".join(sentences)
+
+
+def _comparison(ranked: Sequence[Setting], missing: str) -> str:
+    if not comparable(ranked):
+        return missing + _unranked(ranked)
+    if not any(setting.improved for setting in ranked):
+        return _capital(missing + _none_improved(ranked))
     best, others = ranked[0], ranked[1:]
     budgets = {row.total_tokens for setting in ranked for row in setting.rows}
     if len(budgets) == 1 and (tokens := budgets.pop()) is not None:
-        prefix += f"for the same {tokens:,} tokens of training, " if others else ""
-    sentence = f"{prefix}{best.label} reached {best.loss:.2f} nats per token on held-out text"
-    sentence += _over_seeds(best) + _rise(best, best)
-    named = others if len(ranked) <= _MOST_NAMED else [others[0], others[-1]]
-    for setting in named:
-        worst = " (the worst)" if len(named) < len(others) and setting is others[-1] else ""
-        sentence += f"; {setting.label}{worst} cost {setting.loss - best.loss:.2f} more"
-        sentence += _over_seeds(setting) + _rise(setting, best)
-    return sentence[0].upper() + sentence[1:] + "."
+        missing += f"for the same {tokens:,} tokens of training, " if others else ""
+    sentence = f"{missing}{best.label} reached {best.loss:.2f} nats per token on held-out text"
+    sentence += _over_seeds(best) + _course(best, best)
+    for setting in _named(ranked)[1:]:
+        worst = " (the worst)" if len(ranked) > _MOST_NAMED and setting is others[-1] else ""
+        more = setting.loss - best.loss
+        cost = f"cost {more:.2f} more" if more >= _EQUAL else "reached the same to two decimals"
+        sentence += f"; {setting.label}{worst} {cost}{_over_seeds(setting)}{_course(setting, best)}"
+    return _capital(sentence) + "."
+
+
+def _named(ranked: Sequence[Setting]) -> list[Setting]:
+    return [*ranked] if len(ranked) <= _MOST_NAMED else [ranked[0], ranked[1], ranked[-1]]
+
+
+def _none_improved(ranked: Sequence[Setting]) -> str:
+    losses = "; ".join(
+        f"{setting.label} {setting.start:.2f} before training, {setting.loss:.2f} after" for setting in ranked
+    )
+    return (
+        "training improved nothing: no setting has a lower held-out loss than before its first step."
+        f" In nats per token: {losses}. Train longer, on more text, or with another learning rate."
+    )
 
 
 def _unranked(found: Sequence[Setting]) -> str:
@@ -107,11 +166,43 @@ def _over_seeds(setting: Setting) -> str:
     return f" (mean of {len(setting.rows)} seeds, standard deviation {setting.spread:.2f})"
 
 
-def _rise(setting: Setting, best: Setting) -> str:
-    """Where overfitting began, and what training on to the end cost, if it did."""
-    if setting.last - setting.loss < _TELLING_RISE:
+def _course(setting: Setting, best: Setting) -> str:
+    """Where the selected evaluation differs from the end of training, or from the start too little."""
+    if not setting.improved:
+        return f", no better than before training ({setting.start:.2f})"
+    if not math.isfinite(setting.last):
+        return ", and diverged by the end"
+    change = setting.last - setting.loss
+    if -_EQUAL < change < _NOTABLE:
         return ""
-    after = f" at best, after {plain(round(setting.best_epoch, 1))} epochs,"
+    at = f"after {plain(round(setting.best_epoch, 1))} epochs,"
+    if change < 0:
+        return f" where the selection split is lowest, {at} and {setting.last:.2f} at the end"
     if setting is best:
-        return f"{after} and rose to {setting.last:.2f} by the end"
-    return f"{after} and {setting.last - best.loss:.2f} more at the end"
+        return f" at best, {at} and rose to {setting.last:.2f} by the end"
+    return f" at best, {at} and {setting.last - best.loss:.2f} more at the end"
+
+
+def _doubts(ranked: Sequence[Setting]) -> list[str]:
+    """Which differences cannot be judged, and why."""
+    fewest = min(len(setting.rows) for setting in ranked)
+    if fewest == 1:
+        which = (
+            "each setting has" if all(len(setting.rows) == 1 for setting in ranked) else "some settings have"
+        )
+        return [f"Not judged: {which} one seed only, so a difference may be chance."]
+    if fewest < _FEWEST_SEEDS:
+        return [f"Not judged: {fewest} seeds a setting are too few; a difference may be chance."]
+    best, *others = _named(ranked)
+    mixed = [setting.label for setting in others if min(setting.losses) <= max(best.losses)]
+    if not mixed:
+        return []
+    return [f"Not judged: the losses of the seeds of {best.label} overlap with those of {', '.join(mixed)}."]
+
+
+def _has_seeds(rows: Sequence[ArmRow]) -> bool:
+    return len({row.seed for row in rows}) > 1
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,12 @@ from reptrain import random
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.config.task import TaskConfig, TaskLimits
 from reptrain.errors import ConfigError, TextError
+from reptrain.reading import Number, ReadError, decode, is_unicode, json_type, parse_object, split_lines
 
 TASK_FILE = "task.yaml"
+# What SQuAD keeps of an answer.
+_SPAN = {"text", "answer_start", "answer_end", "answer_id"}
+_SELECT_EXAMPLES = 256
 _KEY = re.compile(r"\{(\w+)\}")
 
 
@@ -45,7 +49,11 @@ def read_task(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: If there is no such file, or a value is no YAML.
     """
     file = path / TASK_FILE if path.is_dir() else path
-    data = apply_overrides(read_config(file), overrides)
+    data = read_config(file)
+    if isinstance(data.get("data"), str):
+        # As `extends`: what a file names lies beside it, what an override names in the working directory.
+        data["data"] = str(file.parent / data["data"])
+    data = apply_overrides(data, overrides)
     return {"name": file.parent.name if file.name == TASK_FILE else file.stem, "data": str(file.parent)} | {
         key: value for key, value in data.items() if value is not None or key == "answers"
     }
@@ -94,16 +102,13 @@ def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) ->
     files = _Files(task, fits)
     train = _scattered(files.rows(task.train))
     if task.select is None:
-        train, select = _keep_apart(train, limits.select_examples)
+        least = limits.select_examples or min(_SELECT_EXAMPLES, max(1, len(train) // 5))
+        train, select = _keep_apart(train, least)
     else:
-        select = _scattered(files.rows(task.select))[: limits.select_examples]
+        least = limits.select_examples or _SELECT_EXAMPLES
+        select = _scattered(files.rows(task.select))[:least]
     if not train or not select:
-        raise ConfigError(
-            "limits.select_examples",
-            got=f"{limits.select_examples}, which leaves {len(train)} rows to train on",
-            rule="must leave rows to train on",
-            remedy="Lower it, or name files under select in the task.",
-        )
+        raise _too_few(task, least, len(train) + len(select))
     if limits.train_examples is not None and limits.train_examples > len(train):
         raise ConfigError(
             "limits.train_examples",
@@ -113,6 +118,16 @@ def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) ->
         )
     report = _scattered(files.rows(task.report))[: limits.report_examples]
     return TaskRows(train[: limits.train_examples], select, report, files.hashes, files.left_out)
+
+
+def _too_few(task: TaskConfig, least: int, rows: int) -> ConfigError:
+    in_groups = "" if task.group is None else f" in whole groups of one {task.group!r} each"
+    return ConfigError(
+        "limits.select_examples",
+        got=f"{least}, kept apart{in_groups}, of {rows} rows in all",
+        rule="must leave rows to train on and rows to choose by",
+        remedy="Lower it, name files under select in the task, or give more rows.",
+    )
 
 
 def read_report(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> list[Row]:
@@ -158,7 +173,15 @@ class _Files:
         return fitting
 
     def _matching(self, pattern: str) -> list[Path]:
-        found = sorted(self._folder.glob(pattern))
+        try:
+            found = sorted(self._folder.glob(pattern))
+        except (NotImplementedError, OSError, ValueError) as error:
+            raise TextError(
+                f"task {self._task.name}",
+                got=f"the pattern {pattern!r}",
+                rule="must have patterns below its folder",
+                remedy="Set the task's data to the folder of its files.",
+            ) from error
         if not found:
             raise TextError(
                 f"task {self._task.name}",
@@ -172,39 +195,89 @@ class _Files:
         try:
             data = path.read_bytes()
             self.hashes[path.name] = hashlib.sha256(data).hexdigest()
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+            text = decode(gzip.decompress(data) if path.suffix == ".gz" else data)
+        except (OSError, EOFError, zlib.error) as error:
             raise TextError(
-                f"file {path}", got=error, rule="must be UTF-8, plain or gzip", remedy="Mend it."
+                f"file {path}", got=error, rule="must be readable, plain or gzip", remedy="Restore the file."
             ) from error
-        # A text may hold other separators of lines.
-        for number, line in enumerate(text.split("\n"), start=1):
+        except ReadError as error:
+            raise TextError(f"file {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
+        for number, line in enumerate(split_lines(text), start=1):
             if line.strip():
                 yield self._row(f"{path}, line {number}", line)
 
     def _row(self, place: str, line: str) -> Row:
         task = self._task
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise TypeError(f"a JSON {type(record).__name__}")
-            read, target = (
-                _KEY.sub(lambda key: str(record[key[1]]), form) for form in (task.input, task.target)
-            )
-            given = record.get(task.answers) if task.answers is not None else None
-            answers = (target,) if given is None else tuple(str(answer) for answer in given)
-            if not answers or isinstance(given, str):
-                raise TypeError(f"{given!r} under {task.answers!r}")
-            group = str(record[task.group]) if task.group is not None else None
-        except (ValueError, KeyError, TypeError) as error:
-            got = f"no {error}" if isinstance(error, KeyError) else error
-            raise _wrong_row(place, got, "a JSON object with the keys that the task names") from error
+            record = parse_object(line, numbers_as_text=True)
+        except ReadError as error:
+            raise TextError(place, got=error.got, rule=error.rule, remedy=error.remedy) from error
+        read, target = (
+            _KEY.sub(lambda key: _text_under(place, record, key[1]), form)
+            for form in (task.input, task.target)
+        )
         if not target.strip():
-            raise _wrong_row(place, "an empty target", "a target")
+            raise _wrong_row(place, "an empty target", "hold a target")
         if task.labels is not None and target not in task.labels:
-            raise _wrong_row(place, f"the target {target!r}", f"one of the task's labels {task.labels}")
+            raise _wrong_row(place, f"the target {target!r}", f"hold one of the task's labels {task.labels}")
+        given = None if task.answers is None else record.get(task.answers)
+        answers = (target,) if given is None else _answers(place, given, str(task.answers))
+        group = None if task.group is None else _text_under(place, record, task.group)
         return Row(read, target, answers, group)
 
 
+def _text_under(place: str, record: Mapping[str, Any], key: str) -> str:
+    """The text or number under a key.
+
+    Raises:
+        TextError: If there is none.
+    """
+    if key not in record:
+        keys = ", ".join(sorted(record)) or "no keys"
+        raise _wrong_row(place, f"no {key!r} but {keys}", "have the keys that the task names")
+    return _text(place, record[key], key)
+
+
+def _text(place: str, value: object, key: str) -> str:
+    """A value as a text; nothing but a text or a number is one.
+
+    Raises:
+        TextError: If it is something else.
+    """
+    if not isinstance(value, str):
+        raise _wrong_row(place, f"{json_type(value)} under {key!r}", "hold a text or a number there")
+    if not is_unicode(value):
+        raise _wrong_row(place, f"half of a surrogate pair under {key!r}", "hold valid Unicode")
+    # Not a Number, so that rows compare and print as texts.
+    return str.__str__(value) if isinstance(value, Number) else value
+
+
+def _answers(place: str, given: object, key: str) -> tuple[str, ...]:
+    """The answers of a row: a list of them, or SQuAD's forms.
+
+    ["alpha", "beta"], {"text": ["alpha", "beta"], "answer_start": [0, 9]} and
+    [{"text": "alpha", "answer_start": 0}, {"text": "beta", "answer_start": 9}]  ->  ("alpha", "beta")
+
+    Raises:
+        TextError: If it is of another form, or holds no answer.
+    """
+    values = given
+    if isinstance(values, dict) and values.keys() <= _SPAN:
+        values = values.get("text")
+        values = [values] if isinstance(values, str) else values
+    if not isinstance(values, list) or not values:
+        got = "no answer" if values == [] else json_type(given)
+        raise _wrong_row(
+            place,
+            f"{got} under {key!r}",
+            'hold a list of answers there, or {"text": [...], "answer_start": [...]}',
+        )
+    spans = [
+        value["text"] if isinstance(value, dict) and "text" in value and value.keys() <= _SPAN else value
+        for value in values
+    ]
+    return tuple(_text(place, value, key) for value in spans)
+
+
 def _wrong_row(place: str, got: object, rule: str) -> TextError:
-    return TextError(place, got=got, rule=f"must hold {rule}", remedy="Mend the line, or the task's file.")
+    return TextError(place, got=got, rule=f"must {rule}", remedy="Fix the line, or the task's file.")

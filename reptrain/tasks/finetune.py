@@ -2,7 +2,7 @@
 
 OUT/
   config.yaml      settings          parent.json       the model, its step, and its weights' fingerprint
-  data.json        the files' sums   environment.json  versions, machine
+  data.json        checksums, versions environment.json  versions, machine
   results.json     figures of every seed, and their means with intervals
   seed-N/          a trained model as `reptrain import` makes one, with the best and the last checkpoint,
                    metrics.jsonl, result.json, and texts.jsonl: what the best wrote
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,17 +26,20 @@ from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.fingerprint import flatten
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
 from reptrain.config.model import ModelConfig
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.quantities import Budget
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Progress
 from reptrain.engine import checkpoint
-from reptrain.engine.distributed import World, check_precision, choose_device, describe, join
+from reptrain.engine.distributed import World, choose_device, describe, join
 from reptrain.engine.optim import set_learning_rate
+from reptrain.engine.precision import check_precision
 from reptrain.engine.preempt import StopRequest, stop_requests
-from reptrain.engine.record import print_line
+from reptrain.engine.record import print_line, stated_attention
 from reptrain.engine.regularize import InputNoise, Settings, set_weight_decay
 from reptrain.engine.setup import build_engine
 from reptrain.engine.step import train_step
+from reptrain.engine.summary import facts_text, machine_facts
 from reptrain.engine.trained import MODEL_FILE, ImportedModel, TrainedModel, open_trained
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import write_atomically
@@ -43,7 +47,11 @@ from reptrain.generation.decoding import without_capacity
 from reptrain.model import build_model
 from reptrain.model.dropout import set_rates
 from reptrain.plan import EpochPlan, StepPlan, plan_epochs, rank_rows
+from reptrain.runs.files import read_record
+from reptrain.runs.pace import tokens_per_s
 from reptrain.runs.parent import Parent, read_parent
+from reptrain.sizes import count_parameters
+from reptrain.tasks.console import TuningConsole
 from reptrain.tasks.files import TaskRows, read_rows, read_task
 from reptrain.tasks.pairs import Encoder, Pair, pack, widths_of
 from reptrain.tasks.records import (
@@ -57,6 +65,7 @@ from reptrain.tasks.records import (
     task_metrics,
 )
 from reptrain.tasks.scoring import Scorer
+from reptrain.terminal import StepDisplay
 from reptrain.text import Tokenizer
 
 # The same fine-tuning by another road.
@@ -114,6 +123,7 @@ def finetune(
         RunError: If the loss or the gradient is no longer finite.
     """
     device = choose_device(config.train.device)
+    config = config.on_device(device.type)
     check_precision(config.train.precision, device)
     trained = open_trained(run, step)
     pieces = trained.tokenizer(tokenizer)
@@ -123,8 +133,14 @@ def finetune(
         if stop is None:
             stop = held.enter_context(stop_requests())
         world = join(device, timeout_s=config.train.rank_timeout_seconds)
-        parent = Parent(path=str(trained.path), step=trained.step, weights=trained.fingerprint())
-        world.on_main(lambda: _enter(out, config, parent, rows, describe(world, config.train.precision)))
+        parent = Parent(path=str(trained.path.resolve()), step=trained.step, weights=trained.fingerprint())
+        longest = config.limits.input_tokens + config.limits.target_tokens
+
+        def enter() -> None:
+            attention = stated_attention(trained.config, world.device, longest)
+            _enter(out, config, parent, rows, describe(world, config.train, attention))
+
+        world.on_main(enter)
         tuning = _Tuning.of(config, trained, pieces, encoder, rows, world)
         found = []
         for seed in range(config.seed, config.seed + seeds):
@@ -141,20 +157,25 @@ class _Data(Frozen):
     """`data.json`."""
 
     files: dict[str, str]
+    """SHA-256 of each file of the task."""
+    numerics_version: int = 1
+    """`NUMERICS_VERSION` of the version that started the fine-tuning."""
 
 
 def _enter(
     out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows, environment: dict[str, Any]
 ) -> None:
     """Make the folder, or refuse one of another fine-tuning by name."""
-    data = _Data(files=rows.files)
+    data = _Data(files=rows.files, numerics_version=NUMERICS_VERSION)
     if (out / "config.yaml").exists():
         before = validate(FinetuneConfig, read_yaml(out / "config.yaml"))
         there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (before, config))
         known = read_parent(out)
         there |= {"parent's weights": known.weights if known else None}
         here |= {"parent's weights": parent.weights}
-        there |= {"files": validate(_Data, json.loads((out / "data.json").read_text())).files}
+        known_data = read_record(_Data, out / "data.json", remedy="Choose another --out.")
+        _refuse_other_numerics(out, known_data.numerics_version)
+        there |= {"files": known_data.files}
         here |= {"files": data.files}
         for key in sorted(there.keys() | here.keys()):
             if key not in _MAY_DIFFER and there.get(key) != here.get(key):
@@ -177,7 +198,20 @@ def _enter(
     write_atomically(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     parent.write(out)
     # Last: where it is, all is.
-    write_atomically(out / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+    settings = config.model_dump(mode="json")
+    settings["task"]["data"] = str(Path(settings["task"]["data"]).absolute())
+    write_atomically(out / "config.yaml", dump_yaml(settings))
+
+
+def _refuse_other_numerics(out: Path, found: int) -> None:
+    if found != NUMERICS_VERSION:
+        raise ResumeError(
+            f"fine-tuning {out}",
+            got=f"numerics_version {found}",
+            rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
+            remedy="The same settings now compute something else (docs/decisions/versions.md): choose another"
+            " --out, or use the version of reptrain that started it (environment.json).",
+        )
 
 
 @dataclass(frozen=True)
@@ -289,28 +323,69 @@ class _Tuning:
         marks = {-(-part * plan.num_steps // looks) for part in range(1, looks + 1)}
         noise, order = InputNoise.of(config, self.tokenizer), self.order(seed)
         reason = None
-        while done < plan.num_steps and reason is None:
-            record = self._step(engine, order, noise, seed, done)
-            done += 1
-            reason = stop.reason(world)
-            best = None
-            if world.is_main:
-                metrics.append(record)
-            if done in marks:
-                best = self._look(engine, metrics, seed, done)
-            if best == done or done == plan.num_steps or reason is not None:
-                best = world.on_main(lambda: best_step(metrics))
-                checkpoint.save(
-                    engine,
-                    checkpoints,
-                    done,
-                    world=world,
-                    records=[metrics.path],
-                    keep_last=1,
-                    keep=() if best is None else (best,),
-                )
+        with ExitStack() as held:
+            console = self._console(folder, seed, done, metrics, held)
+            while done < plan.num_steps and reason is None:
+                record = self._step(engine, order, noise, seed, done)
+                done += 1
+                reason = stop.reason(world)
+                best = None
+                if world.is_main:
+                    metrics.append(record)
+                if console is not None:
+                    console.step(record)
+                if done in marks:
+                    best = self._look(engine, metrics, seed, done)
+                if best == done or done == plan.num_steps or reason is not None:
+                    best = world.on_main(lambda: best_step(metrics))
+                    checkpoint.save(
+                        engine,
+                        checkpoints,
+                        done,
+                        world=world,
+                        records=[metrics.path],
+                        keep_last=1,
+                        keep=() if best is None else (best,),
+                    )
         engine.destroy()
         return reason if done < plan.num_steps else None
+
+    def _console(
+        self, folder: Path, seed: int, done: int, metrics: Any, held: ExitStack
+    ) -> TuningConsole | None:
+        """The main rank's console with its progress bar, until ``held`` is left; None on the others."""
+        if not self.world.is_main:
+            return None
+        steps = self.plan.num_steps
+        display = StepDisplay(sys.stderr, total=steps, done=done, label=f"seed {seed}")
+        before = [record for record in metrics.records() if isinstance(record, StepRecord)]
+        console = TuningConsole(
+            folder, held.enter_context(display), devices=self.world.world_size, before=before
+        )
+        if seed == self.config.seed or done:
+            print_line(self.header(folder.parent), aside=True)
+        return console
+
+    def header(self, out: Path) -> str:
+        """What is about to be tuned on what."""
+        config, plan = self.config, self.plan
+        count = count_parameters(self.model, self.trained.rows)
+        at = "" if self.trained.step is None else f" at step {self.trained.step}"
+        sizes = [
+            f"{len(part):,} to {use}" for part, use in ((self.train, "train on"), (self.select, "choose by"))
+        ]
+        micro = config.micro_batch_windows(self.model, self.world.world_size)
+        facts = [
+            ("model", f"{self.trained.path}{at}, {config.weights} weights, {count.total:,} parameters"),
+            ("task", f"{config.task.name} ({config.task.kind}) in {config.task.data}"),
+            ("examples", f"{', '.join(sizes)}, {len(self.rows.report):,} to report"),
+            ("epochs", str(config.epochs)),
+            ("steps", f"{plan.num_steps:,} for each seed"),
+            ("batch", f"{config.train.batch_windows} examples, {micro} at a time"),
+            *machine_facts(config.train, self.world),
+            ("output", str(out)),
+        ]
+        return f"fine-tuning\n{facts_text(facts)}"
 
     def _look(self, engine: Any, metrics: Any, seed: int, done: int) -> int | None:
         """Score the examples that choose; returns the best step so far."""
@@ -343,7 +418,7 @@ class _Tuning:
         set_rates(engine.module, progress)
         began = time.perf_counter()
         while True:
-            micro_batches, target_tokens = self._batch(order, first, count)
+            micro_batches, tokens, target_tokens = self._batch(order, first, count)
             result = train_step(
                 engine,
                 micro_batches,
@@ -366,19 +441,21 @@ class _Tuning:
                 rule="loss and gradient must be finite",
                 remedy="Lower optimizer.lr, and choose another --out.",
             )
+        seconds = time.perf_counter() - began
         return StepRecord(
             step=step,
+            tokens_per_s=tokens_per_s(tokens, seconds),
             epoch=(first + count) / len(self.train),
             examples=count,
             target_tokens=target_tokens,
             loss_nats=result.loss_nats,
             lr=rate,
             grad_norm=result.grad_norm,
-            step_ms=1000 * (time.perf_counter() - began),
+            step_ms=1000 * seconds,
         )
 
-    def _batch(self, order: EpochPlan, first: int, count: int) -> tuple[list[Any], int]:
-        """This rank's micro-batches of a step, and the target tokens of all."""
+    def _batch(self, order: EpochPlan, first: int, count: int) -> tuple[list[Any], int, int]:
+        """This rank's micro-batches of a step, and of all ranks the tokens, and the target tokens."""
         number_N = order.locate(range(first, first + count)).start
         chosen = [self.train[number] for number in number_N]
         # The step's longest gives the width, so that the micro-batch changes nothing.
@@ -395,7 +472,8 @@ class _Tuning:
             number_B = number_N.take(row_B, mode="clip")
             number_B[row_B >= count] = -1
             micro_batches.append(pack(self.train, number_B, row_B, in_one_row=in_one_row, widths=widths))
-        return micro_batches, sum(len(pair.target) for pair in chosen)
+        target_tokens = sum(len(pair.target) for pair in chosen)
+        return micro_batches, target_tokens + sum(len(pair.source) for pair in chosen), target_tokens
 
     def _judge(self, folder: Path, seed: int) -> SeedResult:
         """The best and the last checkpoint on the rows that are told of."""
@@ -444,4 +522,5 @@ class _Tuning:
 
 def _read_result(folder: Path) -> SeedResult | None:
     path = folder / "result.json"
-    return SeedResult.model_validate_json(path.read_bytes()) if path.exists() else None
+    remedy = "Remove the file; the same command writes it again."
+    return read_record(SeedResult, path, remedy=remedy) if path.exists() else None

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.runs.files import FrozenRecord, JsonLines
-from reptrain.tasks.intervals import Interval, difference_interval, mean_interval
+from reptrain.tasks.intervals import Interval, mean_interval, paired_interval
 from reptrain.tasks.scoring import TaskScore
 
 RESULTS_FILE = "results.json"
@@ -36,7 +36,10 @@ class StepRecord(FrozenRecord):
     grad_norm: float | None
     """L2 norm of the whole gradient before clipping."""
     step_ms: float
-    """Wall-clock time."""
+    """Wall-clock time, from the request for the batch to the updated weights."""
+    tokens_per_s: float | None = None
+    """Tokens of inputs and targets over that time, all devices together (see `reptrain.runs.pace`); None in
+    older records."""
 
 
 class SelectRecord(FrozenRecord):
@@ -113,10 +116,10 @@ class Results(FrozenRecord):
     mean: dict[str, dict[str, Interval]]
     """Of the best and the last checkpoint: each figure's mean over the seeds, with its 95 % interval."""
 
-    def figures(self, which: str) -> dict[str, list[float]]:
+    def figures(self, which: str) -> dict[str, dict[int, float]]:
         """Each figure of the best or the last checkpoint, by seed."""
-        scores = [getattr(seed, which).report.figures for seed in self.seeds]
-        return {name: [score[name] for score in scores] for name in scores[0]}
+        scores = {seed.seed: getattr(seed, which).report.figures for seed in self.seeds}
+        return {name: {seed: score[name] for seed, score in scores.items()} for name in self.mean[which]}
 
     def write(self, folder: Path) -> None:
         """Put it into a folder."""
@@ -158,7 +161,7 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS_FILE
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_small(path))
     except (OSError, ValidationError) as error:
         raise RunError(
             str(path),
@@ -169,7 +172,9 @@ def read_results(folder: Path) -> Results:
 
 
 def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]:
-    """What one fine-tuning has more than another: differences of means, with Welch's 95 % interval.
+    """How much better one fine-tuning is than another: mean differences with 95 % intervals.
+
+    Seeds that both have are paired: they share the order of the examples and the dropout masks.
 
     Raises:
         RunError: If they are of other tasks, or were told of other examples.
@@ -188,5 +193,5 @@ def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]
     found: dict[str, dict[str, Interval]] = {}
     for which in CHOICES:
         here, there = results.figures(which), others.figures(which)
-        found[which] = {name: difference_interval(here[name], there[name]) for name in here}
+        found[which] = {name: paired_interval(here[name], there[name]) for name in here}
     return found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptrain.errors import TextError
+from reptrain.reading import ReadError, escape_name, is_unicode
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow")
 COLUMNAR = (".parquet", ".arrow")
@@ -73,7 +75,7 @@ class Slice(NamedTuple):
     @property
     def origin(self) -> str:
         """The file's name in messages: its URL, if it was fetched from one."""
-        return self.url or str(self.path)
+        return self.url or escape_name(str(self.path))
 
 
 def suffix_of(path: Path | str) -> str | None:
@@ -84,7 +86,17 @@ def suffix_of(path: Path | str) -> str | None:
 
 def source_name(path: Path) -> str:
     """The default name of a source: the file's or folder's name without a supported suffix."""
-    return path.name[: -len(suffix_of(path) or "")] if suffix_of(path) else path.name
+    return escape_name(path.name[: -len(suffix_of(path) or "")] if suffix_of(path) else path.name)
+
+
+@contextmanager
+def arrow_path(path: Path) -> Iterator[str]:
+    """A path that pyarrow opens: it takes no names with bytes that are not UTF-8."""
+    if is_unicode(str(path)):
+        yield str(path)
+        return
+    with path.open("rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def make_document(
@@ -110,25 +122,23 @@ def make_document(
     if not isinstance(text, str):
         raise _no_text(place(), fields.text, record, text)
     given = look_up(record, fields.id)
-    if not (_is_unicode(text) and _is_unicode(str(given))):
+    if isinstance(given, (bool, bytes, list, Mapping)):
+        raise TextError(
+            f"source {place()}",
+            got=f"{type(given).__name__} under {fields.id!r}",
+            rule="must have a text or a number as its id",
+            remedy="Name another field with --id-field.",
+        )
+    if not (is_unicode(text) and is_unicode(str(given))):
         raise TextError(
             f"source {place()}",
             got="half of a surrogate pair",
             rule="must hold valid Unicode",
-            remedy="Write the file anew as UTF-8.",
+            remedy="Write the file again as UTF-8.",
         )
     name = f"{part.name}:{line()}" if given is None or given != given else str(given)
     kept = {key: value for key in fields.metadata if (value := look_up(record, key)) is not None}
     return Document(name, part.source, text, dump_metadata(kept | fields.tags_of(part.source), place))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether there is no half of a surrogate pair in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def look_up(record: Mapping[str, Any], name: str) -> Any:
@@ -195,6 +205,11 @@ def unreadable(origin: str, error: Exception) -> TextError:
     """The error of a file that cannot be read."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else error
     return TextError(f"source {origin}", got=reason, rule="must be a readable file", remedy="Check the file.")
+
+
+def unfit(place: str, cause: ReadError) -> TextError:
+    """The error of bytes or a line that cannot be read."""
+    return TextError(f"source {place}", got=cause.got, rule=cause.rule, remedy=cause.remedy)
 
 
 def not_utf8(place: str, error: UnicodeDecodeError) -> TextError:

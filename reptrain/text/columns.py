@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reptrain.errors import TextError
-from reptrain.text.base import Document, Fields, Slice, make_document, not_utf8, suffix_of, unreadable
+from reptrain.text.base import (
+    Document,
+    Fields,
+    Slice,
+    arrow_path,
+    make_document,
+    not_utf8,
+    suffix_of,
+    unreadable,
+)
 
 _BATCH_BYTES = 1 << 24
 _MOST_ROWS = 4096
@@ -94,10 +103,10 @@ def _records(batch: pa.RecordBatch, part: Slice, row: int) -> list[dict[str, Any
 
 def _describe(path: Path) -> tuple[pa.Schema, list[Block] | None]:
     if suffix_of(path) == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with arrow_path(path) as place, pq.ParquetFile(place) as file:
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             return file.schema_arrow, [Block(group.num_rows, group.total_byte_size) for group in groups]
-    with pa.memory_map(str(path)) as source:
+    with arrow_path(path) as place, pa.memory_map(place) as source:
         if source.read(len(_ARROW_FILE)) == _ARROW_FILE:
             reader = pa.ipc.open_file(source)
             rows = [reader.get_batch(index).num_rows for index in range(reader.num_record_batches)]
@@ -180,7 +189,10 @@ def _batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
 
 def _parquet_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
     # Buffered reads take a page at a time; pre-buffering would hold whole row groups.
-    with pq.ParquetFile(part.path, pre_buffer=False, buffer_size=1 << 20) as file:
+    with (
+        arrow_path(part.path) as path,
+        pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file,
+    ):
         columns = _columns(file.schema_arrow, part.origin, fields)
         for group in range(*(part.blocks or (0, file.num_row_groups))):
             about = file.metadata.row_group(group)
@@ -189,7 +201,7 @@ def _parquet_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(part.path)) as source:
+    with arrow_path(part.path) as path, pa.memory_map(path) as source:
         is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
         source.seek(0)
         schema = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source).schema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from reptrain.errors import TextError
+from reptrain.reading import escape_name
 from reptrain.text.base import (
     COLUMNAR,
     SUFFIXES,
@@ -42,21 +44,40 @@ __all__ = [
 ]
 
 
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
 def file_bytes(path: Path) -> int:
     """The size of a readable text file of a supported kind.
 
     Raises:
         TextError: If the file is missing, empty or of another kind.
     """
-    if suffix_of(path) is None:
-        raise unknown_kind(str(path))
+    origin = escape_name(str(path))
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise unreadable(str(path), error) from error
-    if size == 0:
-        raise no_bytes(str(path))
-    return size
+        state = path.stat()
+    except (OSError, ValueError) as error:
+        if suffix_of(path) is None:
+            raise unknown_kind(origin) from error
+        raise unreadable(origin, error) from error
+    if not stat.S_ISREG(state.st_mode):
+        raise TextError(
+            f"source {origin}",
+            got=next((kind for is_kind, kind in _KINDS if is_kind(state.st_mode)), "another kind of entry"),
+            rule="must be a file",
+            remedy="Write its content to a file.",
+        )
+    if suffix_of(path) is None:
+        raise unknown_kind(origin)
+    if state.st_size == 0:
+        raise no_bytes(origin)
+    return state.st_size
 
 
 def read_documents(
@@ -74,14 +95,17 @@ def read_documents(
         TextError: If the file is missing, empty, not UTF-8, or a line does not hold a text.
     """
     size = file_bytes(path)
-    whole = Slice(path, path.name, source or source_name(path), 0, size)
+    whole = Slice(path, escape_name(path.name), source or source_name(path), 0, size)
     found = False
     for document in read_slice(whole, Fields(text_field, id_field)):
         found = True
         yield document
     if not found:
         raise TextError(
-            f"source {path}", got="blank lines only", rule="must hold documents", remedy="Leave the file out."
+            f"source {whole.origin}",
+            got="blank lines only",
+            rule="must hold documents",
+            remedy="Leave the file out.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,14 @@ import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from reptrain.errors import TokenizerError
+from reptrain.reading import parse_json
+from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
 # A noncharacter of Unicode, replaced where a text has it, so that what it begins cannot be spelled.
+_BYTES = frozenset(ByteLevel.alphabet())
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _MARK = "\U0010fffe"
 
 
@@ -28,7 +33,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         model_bytes: The file's content.
-        eos: The piece that ends a document; None looks for one of the usual names.
+        eos: The piece that ends a document, or what a file says of it; None looks for one of the usual names.
 
     Raises:
         TokenizerError: If it is not a tokenizer.json, has no such piece, or several usual ones.
@@ -36,13 +41,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     file_name = "tokenizer.json"
 
-    def __init__(self, model_bytes: bytes, eos: str | None = None) -> None:
+    def __init__(self, model_bytes: bytes, eos: str | NamedEnd | None = None) -> None:
         super().__init__(model_bytes)
         data = _parse(model_bytes)
         ids = _ids(data)
         added = {str(token["content"]) for token in data["added_tokens"]}
         special = {str(token["content"]) for token in data["added_tokens"] if token.get("special")}
-        eos = _choose_eos(ids, added, special) if eos is None else _check_eos(eos, added)
+        eos = _eos(eos, ids, added, special)
         pad = next((name for name in _PAD if name in ids), None)
         sentinels = [name for name in _sentinels(ids) if name in ids]
         unk = _unk(data, ids)
@@ -57,6 +62,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if unk in hidden:
             _check_bytes(unk, ids)
             data["model"]["unk_token"] = None
+        self._is_byte_level = set(ByteLevel.alphabet()) <= ids.keys()
         self._tokenizer = _build(data, hidden, ids)
 
     @property
@@ -73,6 +79,17 @@ class HuggingFaceTokenizer(Tokenizer):
         """The piece as it stands in the vocabulary."""
         return str(self._tokenizer.id_to_token(index) or "").removeprefix(_MARK)
 
+    def _piece_bytes(self, index: int) -> int:
+        piece = self.piece(index)
+        if index in self._hidden:
+            return 0
+        if self._is_byte_level and _BYTES.issuperset(piece):
+            # Each character stands for one byte.
+            return len(piece)
+        if _BYTE_PIECE.fullmatch(piece):
+            return 1
+        return len(piece.removeprefix("##").replace("▁", " ").encode())
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         # Text by text: a batch would start a thread for each core, in every worker process.
         return [
@@ -83,12 +100,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 def _parse(model_bytes: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(model_bytes)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(model_bytes)
+    except ValueError as error:
         raise _not_one("no JSON") from error
-    model = data.get("model")
+    model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not model.get("vocab"):
-        keys = ", ".join(list(data)[:8]) or "no keys"
+        keys = (", ".join(list(data)[:8]) if isinstance(data, dict) else "no object") or "no keys"
         raise _not_one(f"JSON with {keys}" if not isinstance(model, dict) else "a model without vocabulary")
     data["added_tokens"] = data.get("added_tokens") or []
     data["truncation"] = data["padding"] = data["post_processor"] = None
@@ -106,6 +123,18 @@ def _ids(data: Mapping[str, Any]) -> dict[str, int]:
         raise _not_one("a vocabulary of another form") from error
 
 
+def _eos(
+    asked: str | NamedEnd | None, ids: Mapping[str, int], added: set[str], special: set[str]
+) -> str | None:
+    if asked is None:
+        return _choose_eos(ids, added, special)
+    if isinstance(asked, str):
+        return _check_eos(asked, added)
+    names = {asked.piece} if asked.id is None else {name for name in ids if ids[name] == asked.id}
+    # A piece that texts need, such as a line end, cannot be hidden from them.
+    return next((name for name in names if name in ids and (name in added or name in EOS_NAMES)), None)
+
+
 def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> str | None:
     for pieces in (special, added, set(ids)):
         found = [name for name in EOS_NAMES if name in pieces and name in ids]
@@ -114,7 +143,7 @@ def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> s
                 "tokenizer",
                 got=f"{' and '.join(found)}",
                 rule="must have one end-of-sentence piece",
-                remedy="Choose with --eos.",
+                remedy="Choose with --eos, or by the eos_token_id of a config.json beside it.",
             )
         if found:
             return found[0]
@@ -166,9 +195,13 @@ def _build(data: dict[str, Any], hidden: set[str], ids: Mapping[str, int]) -> to
     model = data["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {name(piece): index for piece, index in model["vocab"].items()}
+        if model.get("merges"):
+            model["merges"] = _without(model["merges"], hidden, model.get("continuing_subword_prefix") or "")
     else:
         model["vocab"] = [[name(piece), score] for piece, score in model["vocab"]]
     for token in data["added_tokens"]:
+        # A normalizer may drop the mark of a name.
+        token["normalized"] = token.get("normalized", False) and token["content"] not in hidden
         token["content"] = name(token["content"])
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
@@ -184,6 +217,19 @@ def _build(data: dict[str, Any], hidden: set[str], ids: Mapping[str, int]) -> to
                 remedy="Save it again with the tokenizers library.",
             )
     return tokenizer
+
+
+def _without(merges: Sequence[Any], hidden: set[str], prefix: str) -> list[Any]:
+    """The merges but for those that make a hidden piece or take one."""
+
+    def is_kept(merge: Any) -> bool:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        return hidden.isdisjoint((left, right, left + right.removeprefix(prefix)))
+
+    try:
+        return [merge for merge in merges if is_kept(merge)]
+    except (TypeError, ValueError) as error:
+        raise _not_one("merges of another form") from error
 
 
 def _not_one(got: str) -> TokenizerError:

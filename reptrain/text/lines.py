@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from reptrain.errors import TextError
-from reptrain.text.base import Document, Fields, Slice, dump_metadata, make_document, not_utf8, suffix_of
+from reptrain.reading import ReadError, decode, parse_object
+from reptrain.text.base import (
+    Document,
+    Fields,
+    Slice,
+    arrow_path,
+    dump_metadata,
+    make_document,
+    suffix_of,
+    unfit,
+)
 
-_BOM = b"\xef\xbb\xbf"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -21,13 +28,12 @@ def read_text(part: Slice, fields: Fields) -> Document:
     """A whole .txt file as one document.
 
     Raises:
-        TextError: If it is not UTF-8.
+        TextError: If it is no text in UTF-8.
     """
-    content = part.path.read_bytes().removeprefix(_BOM)
     try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise not_utf8(part.origin, error) from error
+        text = decode(part.path.read_bytes())
+    except ReadError as error:
+        raise unfit(part.origin, error) from error
     tags = dump_metadata(fields.tags_of(part.source), lambda: part.origin)
     return Document(part.name, part.source, text, tags)
 
@@ -39,8 +45,9 @@ def read_lines(part: Slice, fields: Fields) -> Iterator[Document]:
         TextError: If a line holds no text, naming it.
     """
     for index, line in enumerate(_lines(part)):
-        if line.strip():
-            yield _parse_line(part, index, line, fields)
+        document = _parse_line(part, index, line, fields)
+        if document is not None:
+            yield document
 
 
 def cut_lines(path: Path, size: int, slice_bytes: int) -> list[tuple[int, int]]:
@@ -78,15 +85,14 @@ def _lines(part: Slice) -> Iterator[bytes]:
     suffix = suffix_of(part.path)
     if suffix == ".jsonl.gz":
         with gzip.open(part.path, "rb") as packed:
-            yield from _without_bom(packed)
+            yield from packed
     elif suffix == ".jsonl.zst":
-        with pa.input_stream(str(part.path), compression="zstd") as stream:
-            yield from _without_bom(io.BufferedReader(stream, _CHUNK_BYTES))
+        with arrow_path(part.path) as path, pa.input_stream(path, compression="zstd") as stream:
+            yield from io.BufferedReader(stream, _CHUNK_BYTES)
     else:
         with part.path.open("rb") as file:
             file.seek(part.start)
-            lines = _until(file, part.stop - part.start)
-            yield from _without_bom(lines) if part.start == 0 else lines
+            yield from _until(file, part.stop - part.start)
 
 
 def _until(lines: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
@@ -97,33 +103,18 @@ def _until(lines: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
         yield line
 
 
-def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
-    for index, line in enumerate(lines):
-        yield line.removeprefix(_BOM) if index == 0 else line
-
-
-def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Document:
+def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Document | None:
     def place() -> str:
         return f"{part.origin}:{_line_number(part, index)}"
 
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise not_utf8(place(), error) from error
-    except (ValueError, RecursionError) as error:
-        raise TextError(
-            f"source {place()}",
-            got=_shorten(line),
-            rule="must be a JSON object",
-            remedy="Write one object a line.",
-        ) from error
-    if not isinstance(record, dict):
-        raise TextError(
-            f"source {place()}",
-            got=type(record).__name__,
-            rule=f"must be a JSON object with a text under {fields.text!r}",
-            remedy="Write one object a line.",
-        )
+        # Joined files have byte order marks before other lines than the first.
+        text = decode(line)
+        if not text.strip():
+            return None
+        record = parse_object(text.rstrip("\r\n"))
+    except ReadError as error:
+        raise unfit(place(), error) from error
     return make_document(part, fields, place, lambda: _name(part, index), record)
 
 
@@ -137,8 +128,3 @@ def _line_number(part: Slice, index: int) -> int:
     if first is None:
         first = 1 + count_newlines(part.path, 0, part.start)
     return first + index
-
-
-def _shorten(line: bytes) -> str:
-    text = line.decode("utf-8", errors="replace").strip()
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

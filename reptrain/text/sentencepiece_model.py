@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
 from reptrain.errors import TokenizerError
+from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 
@@ -17,8 +18,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         model_bytes: The serialized model.
-        eos: The control piece that ends a document; None takes the model's own, or one of a
-            usual name.
+        eos: The control piece that ends a document, or what a file says of it; None takes the model's own, or
+            one of a usual name.
 
     Raises:
         TokenizerError: If the bytes are no SentencePiece model, or ``eos`` is not a control piece of it.
@@ -26,7 +27,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     file_name = "tokenizer.model"
 
-    def __init__(self, model_bytes: bytes, eos: str | None = None) -> None:
+    def __init__(self, model_bytes: bytes, eos: str | NamedEnd | None = None) -> None:
         super().__init__(model_bytes)
         if not model_bytes:
             raise _not_a_model("0 bytes")
@@ -36,8 +37,8 @@ class SentencePieceTokenizer(Tokenizer):
             raise _not_a_model(f"{len(model_bytes)} other bytes") from error
         self.pad_id = int(self._processor.pad_id())
         self.unk_id = int(self._processor.unk_id())
-        self.eos_id = self._own_eos() if eos is None else self._control(eos)
-        if eos is not None and self.eos_id < 0:
+        self.eos_id = self._own_eos() if eos is None else self._end(eos)
+        if isinstance(eos, str) and self.eos_id < 0:
             raise TokenizerError(
                 "tokenizer",
                 got=repr(eos),
@@ -59,6 +60,13 @@ class SentencePieceTokenizer(Tokenizer):
         """The piece as it stands in the vocabulary, ``▁`` for a space."""
         return str(self._processor.id_to_piece(index))
 
+    def _piece_bytes(self, index: int) -> int:
+        if self._processor.is_control(index) or self._processor.is_unused(index):
+            return 0
+        if self._processor.is_byte(index):
+            return 1
+        return len(self.piece(index).replace("▁", " ").encode())
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
         return ids
@@ -68,6 +76,17 @@ class SentencePieceTokenizer(Tokenizer):
         if (declared := int(self._processor.eos_id())) >= 0:
             return declared
         return next((index for name in EOS_NAMES if (index := self._control(name)) >= 0), -1)
+
+    def _end(self, end: str | NamedEnd) -> int:
+        if isinstance(end, str):
+            return self._control(end)
+        if end.piece is not None:
+            return self._control(end.piece)
+        index = -1 if end.id is None else end.id
+        if not 0 <= index < self.vocab_size:
+            return -1
+        is_own = index == int(self._processor.eos_id())
+        return index if is_own or self._processor.is_control(index) else -1
 
     def _control(self, piece: str) -> int:
         """The id of a control piece; -1 where it is none. Other pieces can be spelled by a text."""

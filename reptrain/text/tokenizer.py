@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.errors import TokenizerError
+from reptrain.text.ends import NamedEnd, find_end
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
 """What the piece that ends a document is usually called."""
@@ -55,7 +56,8 @@ class Tokenizer(ABC):
     Attributes:
         fingerprint: Of those bytes.
         dtype: Of the tokens.
-        eos_id: The id that ends a document; -1 where there is none.
+        eos_id: The id that ends a document; -1 where there is none, or a file names one that is not a
+            special piece.
         pad_id: The id of the padding piece; -1 where there is none.
         unk_id: The id of what the vocabulary does not hold; -1 where it holds everything.
         sentinel_ids: Those of ``<extra_id_0>`` onwards.
@@ -74,12 +76,13 @@ class Tokenizer(ABC):
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()[:32]
 
     @staticmethod
-    def load(path: Path, eos: str | None = None) -> Tokenizer:
+    def load(path: Path, eos: str | NamedEnd | None = None) -> Tokenizer:
         """Read a SentencePiece model or a tokenizer.json, told apart by their content.
 
         Args:
             path: The file.
-            eos: The piece that ends a document; None takes the model's own, or looks for a usual name.
+            eos: The piece that ends a document, or what a file says of it; None takes what the files beside
+                it name (see `find_end`), else the model's own, else a piece of a usual name.
 
         Raises:
             TokenizerError: If it cannot be read or is neither, or ``eos`` is not a special piece of it.
@@ -93,8 +96,9 @@ class Tokenizer(ABC):
                 rule="must be a readable file",
                 remedy="Check the path.",
             ) from error
+        end = find_end(path.parent) if eos is None else eos
         try:
-            return _kind_of(model_bytes)(model_bytes, eos)
+            return _kind_of(model_bytes)(model_bytes, end)
         except TokenizerError as error:
             raise TokenizerError(
                 f"tokenizer {path}", got=error.got, rule=error.rule, remedy=error.remedy
@@ -135,6 +139,22 @@ class Tokenizer(ABC):
     def piece(self, index: int) -> str:
         """The piece as it stands in the vocabulary."""
 
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes that each id stands for, int64 [vocab_size].
+
+        Special pieces stand for none, unknown text for 3: what a vocabulary lacks is mostly rare characters
+        of scripts that take 3 bytes each.
+        """
+        lengths = np.array([self._piece_bytes(index) for index in range(self.vocab_size)], np.int64)
+        lengths[[index for index in (self.eos_id, self.pad_id, *self.sentinel_ids) if index >= 0]] = 0
+        if self.unk_id >= 0:
+            lengths[self.unk_id] = 3
+        return lengths
+
+    @abstractmethod
+    def _piece_bytes(self, index: int) -> int:
+        """UTF-8 bytes that a piece stands for; 0 for one that leaves no trace in a text."""
+
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, which is not too long, on one thread."""
@@ -163,7 +183,7 @@ class Tokenizer(ABC):
         return Seam(end, end, 0)
 
 
-def _kind_of(model_bytes: bytes) -> Callable[[bytes, str | None], Tokenizer]:
+def _kind_of(model_bytes: bytes) -> Callable[[bytes, str | NamedEnd | None], Tokenizer]:
     # Each kind's library is loaded when it is needed.
     if model_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and model_bytes.rstrip().endswith(b"}"):
         from reptrain.text.huggingface import HuggingFaceTokenizer

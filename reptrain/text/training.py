@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -14,13 +14,21 @@ from reptrain.errors import TokenizerError
 from reptrain.files import write_atomically
 from reptrain.text.sentencepiece_model import SentencePieceTokenizer
 
+DEFAULT_VOCAB_SIZE = 2048
 _SENTENCE_CHARACTERS = 4096
 _CONTROL = 3  # SentencePiece.Type.CONTROL in sentencepiece_model.proto
+_ATTEMPTS = 2
 _RESERVED = 4  # pad, eos, unk, newline
 
 
 def train_tokenizer(
-    texts: Iterator[str], out: Path, *, vocab_size: int = 2048, num_sentinels: int = 32, seed: int = 0
+    texts: Iterable[str],
+    out: Path,
+    *,
+    vocab_size: int = DEFAULT_VOCAB_SIZE,
+    num_sentinels: int = 32,
+    fit: bool = False,
+    seed: int = 0,
 ) -> SentencePieceTokenizer:
     """Train a unigram model (Kudo 2018) and write it; the same texts give the same bytes.
 
@@ -29,11 +37,13 @@ def train_tokenizer(
     of its own.
 
     Args:
-        texts: Documents, read once.
+        texts: Documents; with ``fit`` they may be read several times.
         out: The ``.model`` file to write.
         vocab_size: All pieces: pad 0, eos 1, unk 2, line end 3, learnt ones, sentinels.
         num_sentinels: Reserved ids at the top, as in T5: ``<extra_id_0>`` is vocab_size - 1, counting down.
             No text encodes to them.
+        fit: Where the text has too few pieces, or too many characters, train a vocabulary of the nearest size
+            that fits instead of raising.
         seed: Of SentencePiece's random generator.
 
     Raises:
@@ -47,16 +57,64 @@ def train_tokenizer(
             rule=f"must leave more than {_RESERVED} pieces beside the sentinels",
             remedy="Raise vocab_size." if num_sentinels >= 0 else "Set num_sentinels to 0 or more.",
         )
-    model_bytes = _with_sentinels(
-        _train_unigram(texts, num_trained, num_sentinels, seed), num_sentinels, vocab_size
-    )
+    try:
+        trained = _train_unigram(texts, num_trained, seed)
+    except _DoesNotFit as error:
+        if not fit:
+            raise error.explained(num_trained, num_sentinels) from error
+        fitted = _train_to_fit(texts, error, seed)
+        if fitted is None:
+            raise error.explained(num_trained, num_sentinels) from error
+        trained, num_trained = fitted
+    vocab_size = num_trained + num_sentinels
+    model_bytes = _with_sentinels(trained, num_sentinels, vocab_size)
     tokenizer = SentencePieceTokenizer(model_bytes)
     assert tokenizer.vocab_size == vocab_size and tokenizer.num_sentinels == num_sentinels
     write_atomically(out, model_bytes)
     return tokenizer
 
 
-def _train_unigram(texts: Iterator[str], num_trained: int, num_sentinels: int, seed: int) -> bytes:
+class _DoesNotFit(Exception):  # noqa: N818 - caught here, and never an error of its own
+    """SentencePiece's refusal of a size, with the bound that it names."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        most, least = re.search(r"value <= (\d+)", reason), re.search(r"\d+ vs (\d+)", reason)
+        self.most = int(most[1]) if most else None
+        """Pieces that the text can fill."""
+        self.least = int(least[1]) if least and not most else None
+        """Pieces that its characters need; more are needed."""
+
+    def explained(self, num_trained: int, num_sentinels: int) -> TokenizerError:
+        """The same for the user."""
+        remedy = "Raise vocab_size"
+        if self.most is not None:
+            remedy = f"Set vocab_size to at most {self.most + num_sentinels}"
+        elif self.least is not None:
+            remedy = f"Set vocab_size to more than {self.least + num_sentinels}"
+        return TokenizerError(
+            "vocab_size",
+            got=f"{num_trained + num_sentinels} with {num_sentinels} sentinels",
+            rule="must fit the text that the tokenizer is trained on",
+            remedy=f"{remedy}, or give other text.",
+        )
+
+
+def _train_to_fit(texts: Iterable[str], refusal: _DoesNotFit, seed: int) -> tuple[bytes, int] | None:
+    """A model of the nearest size that fits the text, and the number of its pieces; None where none fits."""
+    # Twice the characters leave room for pieces of several.
+    size = refusal.most if refusal.least is None else 2 * refusal.least
+    for _ in range(_ATTEMPTS):
+        if size is None or size <= _RESERVED:
+            return None
+        try:
+            return _train_unigram(texts, size, seed), size
+        except _DoesNotFit as error:
+            size = error.most
+    return None
+
+
+def _train_unigram(texts: Iterable[str], num_trained: int, seed: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(seed)
     try:
@@ -81,31 +139,16 @@ def _train_unigram(texts: Iterator[str], num_trained: int, num_sentinels: int, s
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explain(error, num_trained, num_sentinels) from error
+        raise _DoesNotFit(str(error)) from error
     return model.getvalue()
 
 
-def _sentences(texts: Iterator[str]) -> Iterator[str]:
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """Lines, long ones in pieces: what is longer than a limit SentencePiece leaves out silently."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _SENTENCE_CHARACTERS):
                 yield line[start : start + _SENTENCE_CHARACTERS]
-
-
-def _explain(error: RuntimeError, num_trained: int, num_sentinels: int) -> TokenizerError:
-    reason = str(error)
-    remedy = "Raise vocab_size"
-    if most := re.search(r"value <= (\d+)", reason):
-        remedy = f"Set vocab_size to at most {int(most[1]) + num_sentinels}"
-    elif least := re.search(r"\d+ vs (\d+)", reason):
-        remedy = f"Set vocab_size to more than {int(least[1]) + num_sentinels}"
-    return TokenizerError(
-        "vocab_size",
-        got=f"{num_trained + num_sentinels} with {num_sentinels} sentinels",
-        rule="must fit the text that the tokenizer is trained on",
-        remedy=f"{remedy}, or give other text.",
-    )
 
 
 def _with_sentinels(model_bytes: bytes, num_sentinels: int, vocab_size: int) -> bytes:

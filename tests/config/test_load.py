@@ -1,11 +1,15 @@
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys, load_run_config
+from reptrain.config.fingerprint import auto_values
 from reptrain.config.load import apply_overrides, dump_yaml, read_yaml, validate
+from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.task import TaskConfig
 from reptrain.errors import ConfigError
 
@@ -76,10 +80,16 @@ def test_overrides_do_not_change_what_they_are_given() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean total_tokens?"]),
+        ("train.totl_tokens=1", ["train.totl_tokens", "known key", "Did you mean train.total_tokens?"]),
+        ("lr=1", ["lr", "Did you mean optimizer.lr?"]),
+        ("train.lr=1", ["train.lr", "Did you mean optimizer.lr?"]),
+        ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
+        ("d_modl=64", ["Did you mean model.d_model?"]),
+        ("learning_rate=1", ["Did you mean optimizer.lr?"]),
+        ("xyzzy=1", ["Known here: average, checkpoint, data"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
-        ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean mlp?"]),
-        ("train.total_tokens=many", ["train.total_tokens", "2**20 or 64epochs", "many"]),
+        ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
+        ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
         ("data.unique_tokens=0", ["data.unique_tokens", "greater than 0", "0"]),
         ("model.num_heads=3", ["d_model must be num_heads times an even head width", "128 / 3"]),
         ("model.num_kv_heads=3", ["num_kv_heads must divide num_heads"]),
@@ -113,7 +123,8 @@ def test_missing_store_is_named() -> None:
     ("content", "words"),
     [
         (b"a: [1", "UTF-8 YAML"),
-        (b"\xff\xfe", "UTF-8 YAML"),
+        (b"\xff\xfe", "must be UTF-8, but got UTF-16"),
+        (b"a: no", "got no, which YAML 1.1 reads as false.* line 1"),
         (b"- 1", "mapping"),
         (b"", "mapping"),
         (b"seed: 1\nseed: 2", "'seed' stands twice"),
@@ -148,6 +159,91 @@ def test_fingerprint_follows_the_mathematics_alone() -> None:
     )
     assert config_fingerprint(resolve("seed=1")) != config_fingerprint(base)
     assert config_fingerprint(resolve("model.dropout.mlp=0.1")) != config_fingerprint(base)
+
+
+def test_fingerprint_follows_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = config_fingerprint(resolve())
+    monkeypatch.setattr(sys.modules[config_fingerprint.__module__], "NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    assert config_fingerprint(resolve()) != before
+
+
+MOE = "model.moe={num_experts: 4}"
+T5 = ("objective.name=span_corruption", "model={family: t5, num_encoder_layers: 2, num_decoder_layers: 4}")
+
+
+@pytest.mark.parametrize(
+    ("given", "auto"),
+    [
+        ((), "data.window_tokens=256"),
+        ((), "train.total_tokens=1epochs"),
+        (("model.num_heads=8",), "model.num_kv_heads=8"),
+        (("model.num_layers=3",), "model.num_stored_layers=3"),
+        ((MOE,), "model.moe.normalize=true"),
+        ((MOE, "model.d_ff=64"), "model.moe.d_ff=64"),
+        ((MOE, "model.moe.capacity_factor=1.5"), "model.moe.eval_capacity_factor=1.5"),
+        (T5, "data.window_tokens=568"),
+        (T5, "model.num_stored_encoder_layers=2"),
+        (T5, "model.num_stored_decoder_layers=4"),
+    ],
+)
+def test_fingerprint_is_of_resolved_values(given: tuple[str, ...], auto: str) -> None:
+    """A null and the value that it stands for are the same run."""
+    null, named = resolve(*given), resolve(*given, auto)
+    assert config_fingerprint(null) == config_fingerprint(named)
+    assert differing_keys(null, named) == []
+
+
+def test_fingerprint_is_of_resolved_values_of_sources() -> None:
+    sources = {"a": {"store": "a"}, "b": {"store": "b"}}
+    named = {**sources, "a": {"store": "a", "order": "same", "cut": "fixed", "subset_seed": 0}}
+    configs = [validate(RunConfig, {"data": {"sources": s, "order": "same"}}) for s in (sources, named)]
+    assert config_fingerprint(configs[0]) == config_fingerprint(configs[1])
+
+
+# Null means that there is none, or what the store has, or it does not change the results.
+NOT_DERIVED = {
+    "RunConfig.name",
+    "RunConfig.init_from",
+    "RunConfig.average",
+    "DataConfig.store",
+    "DataConfig.unique_tokens",
+    "SourceConfig.unique_tokens",
+    "PrefixLMConfig.prefix_fraction",
+    "SpanCorruptionConfig.input_tokens",
+    "DenoiserConfig.mean_span_tokens",
+    "DecoderConfig.max_positions",
+    "DecoderConfig.vocab_size",
+    "DecoderConfig.mup_base_width",
+    "DecoderConfig.moe",
+    "MoEConfig.capacity_factor",
+    "T5Config.vocab_size",
+    "T5Config.moe",
+    "Scheduled.over",
+    "TrainConfig.micro_batch_windows",
+    "EvaluateConfig.patience",
+    "CheckpointConfig.keep_every_fraction",
+}
+
+
+def null_by_default(kind: Any, found: set[str]) -> set[str]:
+    """`Class.field` of all settings below a type whose default is null."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            if field.default is None:
+                found.add(f"{kind.__name__}.{name}")
+            null_by_default(field.annotation, found)
+    else:
+        for argument in get_args(kind):
+            null_by_default(argument, found)
+    return found
+
+
+def test_every_null_is_resolved_or_stands_for_nothing() -> None:
+    mixture = validate(RunConfig, {"data": {"sources": {"a": {"store": "a"}}}})
+    configs = [resolve(MOE), resolve(*T5), mixture]
+    resolved = {key.rpartition(".")[2] for config in configs for key in auto_values(config)}
+    derived = {name.rpartition(".")[2] for name in null_by_default(RunConfig, set()) - NOT_DERIVED}
+    assert derived == resolved
 
 
 def test_differing_keys_are_dotted_with_both_values() -> None:
@@ -197,7 +293,10 @@ def test_sources_come_in_the_order_of_their_names() -> None:
             {"data": {"sources": {"b": {"store": "b"}}}, "train": {"total_tokens": 9}},
             "set total_tokens for each",
         ),
-        ({"data": {"sources": {"b": {"stor": "b"}}}}, r"data\.sources\.b\.stor.*Did you mean store"),
+        (
+            {"data": {"sources": {"b": {"stor": "b"}}}},
+            r"data\.sources\.b\.stor.*Did you mean data\.sources\.b\.store",
+        ),
         ({"data": {"store": "a"}, "objective": {"name": "ul3"}}, r"objective\.name: must be one of 'causal'"),
         (
             {"data": {"store": "a"}, "model": {"family": "t5"}, "objective": {"name": "masked_diffusion"}},

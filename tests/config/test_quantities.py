@@ -10,14 +10,45 @@ from reptrain.config.quantities import parse_count
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("2**20", 2**20), ("2^20", 2**20), ("1e9", 10**9), ("1_000", 1000), ("1,000", 1000), ("7", 7), (3.0, 3)],
+    [
+        ("2**20", 2**20),
+        ("2^20", 2**20),
+        ("1e9", 10**9),
+        ("1_000", 1000),
+        ("1,000", 1000),
+        ("7", 7),
+        (3.0, 3),
+        ("64k", 64_000),
+        ("64 K", 64_000),
+        ("100M", 100_000_000),
+        ("1.5B", 1_500_000_000),
+        ("0.5G", 500_000_000),
+        ("2T", 2 * 10**12),
+        ("1e3k", 1_000_000),
+    ],
 )
 def test_parse_count_reads_what_people_write(text: object, value: int) -> None:
     assert parse_count(text) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1.5", "two", "2**", "2**99999999999", "1e99999999", "inf", "nan", "4e18k"]
+    "text",
+    [
+        "",
+        "two",
+        "2**",
+        "2**99999999999",
+        "1e99999999",
+        "inf",
+        "nan",
+        "4e18k",
+        "1.5",
+        "0.0001k",
+        "64Ki",
+        "5m",
+        "3x",
+        "k",
+    ],
 )
 def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
     with pytest.raises(ValueError):
@@ -35,6 +66,9 @@ def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
         ("7/3epochs", Budget(epochs=Fraction(7, 3))),
         ("2**20inputs", Budget(inputs=2**20)),
         ("1e9 targets", Budget(targets=10**9)),
+        ("100M", Budget(tokens=10**8)),
+        ("1.5Binputs", Budget(inputs=1_500_000_000)),
+        ("64k tokens", Budget(tokens=64_000)),
     ],
 )
 def test_budget_parses_tokens_and_epochs(text: object, budget: Budget) -> None:

@@ -93,7 +93,8 @@ def counted(path: Path | None) -> Iterator[None]:
     finally:
         step_module.routing_records = records
     if path is not None:
-        path.write_text(json.dumps(steps))
+        before = json.loads(path.read_text()) if path.exists() else []
+        path.write_text(json.dumps(before + steps))
 
 
 def copy(config: RunConfig, source: Path, target: Path, world: World) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
 
-_LIMIT_S = 900
+LIMIT_S = 1800
+"""For all cases of a start, which take up to two minutes on two quiet cores."""
 
 
 def write_config(out: Path, config: RunConfig) -> None:
@@ -56,7 +57,7 @@ def start_ranks(ranks: int, out: Path, cases: dict[str, dict[str, Any]], *, fail
     (out / "cases.json").write_text(json.dumps(cases))
     script = str(Path(__file__).with_name("rank_matrix.py"))
     started = begin_ranks(ranks, [script, str(out), str(out / "cases.json")], out)
-    deadline = time.monotonic() + _LIMIT_S
+    deadline = time.monotonic() + LIMIT_S
     while any(process.poll() is None for process in started) and time.monotonic() < deadline:
         # One that failed ends the others, as a launcher does.
         if any(process.poll() for process in started):

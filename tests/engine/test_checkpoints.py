@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from reptrain.engine import checkpoint, preempt
 from reptrain.engine.loop import train
 from reptrain.engine.state import Piece
 from reptrain.engine.state_files import FileSum, write_pieces
+from reptrain.engine.trained import open_trained
 from reptrain.errors import ResumeError
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
@@ -103,6 +106,21 @@ def test_status_tells_of_the_damage_while_the_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train(damaged.config, damaged.path)
     assert seen[0].state == "running" and "went on from step 7: checkpoint step-14" in str(seen[0].reason)
+
+
+@pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (3, "a later")])
+def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
+    path = damaged.checkpoints / "step-14" / "manifest.json"
+    body = json.dumps(json.loads(path.read_text().rpartition("}")[0] + "}") | {"format": found})
+    path.write_text(f"{body}\n{sha256(body.encode()).hexdigest()}\n")
+    kept = sorted(damaged.checkpoints.iterdir())
+    message = f"must have format 2, but got format {found}. Use {words}"
+    with pytest.raises(ResumeError, match=message):
+        train(damaged.config, damaged.path)
+    for step in (None, 14):
+        with pytest.raises(ResumeError, match=message):
+            open_trained(damaged.path, step)
+    assert sorted(damaged.checkpoints.iterdir()) == kept
 
 
 def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken: RunFolder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pytest
 import rank_matrix
 import torch
-from rank_starts import start_ranks, write_config
+from flips import EVALUATED, assert_losses_agree, assert_routing_agrees
+from rank_starts import LIMIT_S, start_ranks, write_config
 from safetensors.torch import load_file
+from time_limits import takes_up_to
 from torch import Tensor
 
 from reptrain.config import RunConfig, config_fingerprint
@@ -97,6 +98,7 @@ AFTER_FOUR: Cases = {
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(LIMIT_S + 600)
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: MakeConfig) -> Path:
     """The folder of all runs on one and two ranks."""
     out = tmp_path_factory.mktemp("experts")
@@ -121,31 +123,14 @@ def norms(out: Path, name: str) -> list[float]:
     return [record.grad_norm for record in RunFolder.open(out / name).metrics.records("train")]
 
 
-def flips(out: Path, name: str, plain: str) -> list[float]:
-    """In each step, how many assignments went to another expert than in the plain run, at least."""
-    found, expected = (
-        torch.tensor(json.loads((out / f"{run}-counts.json").read_text())) for run in (name, plain)
-    )
-    return ((found - expected).abs().sum((1, 2)) / 2).tolist()
-
-
-def assert_as_plain(out: Path, name: str) -> None:
-    """Equal losses up to the first step in which rounding sent a token elsewhere."""
-    plain = name.split("-")[0]
-    flipped = flips(out, name, plain)
-    print(f"{name}: {sum(flipped):g} flips")
-    first = next((step for step, number in enumerate(flipped) if number), STEPS)
-    assert first > 0, flipped
-    expected = [loss for step, loss in losses(out, plain) if step <= first]
-    found = [loss for step, loss in losses(out, name) if step <= first]
-    assert found == pytest.approx(expected, rel=0, abs=1e-5)
-    assert norms(out, name)[:first] == pytest.approx(norms(out, plain)[:first], rel=1e-4)
+def both(out: Path, *names: str) -> list[RunFolder]:
+    return [RunFolder.open(out / name) for name in names]
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", [name for name in ON_TWO if name.split("-")[0] in PLAIN])
 def test_losses_masks_and_norms_are_those_of_experts_on_every_rank(runs: Path, name: str) -> None:
-    assert_as_plain(runs, name)
+    assert_losses_agree(*both(runs, name, name.split("-")[0]))
 
 
 def assert_bf16_follows(out: Path, name: str) -> None:
@@ -159,19 +144,11 @@ def test_bf16_follows_experts_on_every_rank(runs: Path) -> None:
     assert_bf16_follows(runs, "bf16-p2-zero1")
 
 
-def assert_routing_is_equal(out: Path, name: str, plain: str) -> None:
-    found, expected = (RunFolder.open(out / run).metrics.records("train") for run in (name, plain))
-    for record, wanted in zip(found, expected, strict=True):
-        for layer, wanted_layer in zip(record.routing, wanted.routing, strict=True):
-            assert layer.layer == wanted_layer.layer
-            figures, wanted_figures = (one.model_dump(exclude={"layer"}) for one in (layer, wanted_layer))
-            assert figures == pytest.approx(wanted_figures, rel=1e-5, abs=1e-6)
-
-
 @pytest.mark.ranks
 @pytest.mark.parametrize(("name", "plain"), [("decoder-p2-zero1", "decoder"), ("t5-p2-zero2", "t5")])
 def test_routing_is_told_as_with_experts_on_every_rank(runs: Path, name: str, plain: str) -> None:
-    assert_routing_is_equal(runs, name, plain)
+    if not assert_routing_agrees(*both(runs, name, plain)):
+        return
     found, expected = (Manifest.read(runs / run / f"checkpoints/step-{STEPS}").votes for run in (name, plain))
     assert found == expected
 
@@ -236,7 +213,7 @@ def test_a_new_run_begins_with_its_parents_experts(runs: Path) -> None:
     ended = RunFolder.open(runs / "decoder").metrics.records("valid")
     first = {record.set: record.nats for record in begun if record.step == 0}
     last = {record.set: record.nats for record in ended if record.step == STEPS}
-    assert first == pytest.approx(last, rel=0, abs=1e-5)
+    assert first == pytest.approx(last, rel=0, abs=EVALUATED)
 
 
 @pytest.mark.ranks
@@ -253,8 +230,7 @@ def test_a_run_goes_on_with_experts_on_every_rank(runs: Path) -> None:
         event for event in RunFolder.open(runs / "moved").events.records() if event.event == "resumed"
     )
     assert event.detail == "by 1 rank at ZeRO 0, written by 2 ranks at ZeRO 1, experts over 2"
-    found, expected = ([loss for _, loss in losses(runs, run)] for run in ("moved", "decoder"))
-    assert found == pytest.approx(expected, rel=0, abs=1e-5)
+    assert_losses_agree(*both(runs, "moved", "decoder"))
 
 
 def assert_left_out(out: Path, name: str) -> None:
@@ -269,14 +245,15 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(runs: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(LIMIT_S + 900)
 def test_experts_over_two_and_four_of_four_ranks(runs: Path) -> None:
     start_ranks(4, runs, ON_FOUR)
     rank_matrix.main(runs, AFTER_FOUR)
     for name in ON_FOUR:
         if name.startswith(("decoder-", "t5-")):
-            assert_as_plain(runs, name)
-            assert_routing_is_equal(runs, name, name.split("-")[0])
+            of_plain = both(runs, name, name.split("-")[0])
+            assert_losses_agree(*of_plain)
+            assert_routing_agrees(*of_plain)
         elif name.startswith("bf16-"):
             assert_bf16_follows(runs, name)
         elif name.startswith("nan-"):

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 from interrupts import crash, interrupt_at
+from time_limits import takes_up_to
 from typer.main import get_command
 
 from reptrain.batch.collate import noise_places
 from reptrain.batch.objectives import build_objective
 from reptrain.cli import app
-from reptrain.config import RunConfig
-from reptrain.engine.evaluate import evaluation_sets
+from reptrain.config import Budget, RunConfig
+from reptrain.engine.evaluate import evaluation_sets, sampled_windows
 from reptrain.engine.loop import train
 from reptrain.engine.memorisation import exposures, memorised
 from reptrain.engine.scoring import ScoredRun, open_run, score_run
 from reptrain.engine.setup import open_data
 from reptrain.errors import ConfigError, StoreError
+from reptrain.plan import plan_epochs
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 from reptrain.store import tokenize
@@ -54,6 +57,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def runs(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     out = tmp_path_factory.mktemp("objectives")
     for name, overrides in RUNS.items():
@@ -78,7 +82,7 @@ def test_every_objective_consumes_the_same_tokens(runs: dict[str, RunFolder], na
 
 @pytest.mark.parametrize("name", RUNS)
 def test_inputs_and_targets_are_counted(runs: dict[str, RunFolder], name: str) -> None:
-    last, config = runs[name].metrics.last_train(), runs[name].config
+    (last,), config = runs[name].metrics.last_train(1), runs[name].config
     assert last is not None and last.tokens == 820
     if name == "causal":
         assert (last.input_tokens, last.target_tokens) == (0, 820)
@@ -172,15 +176,50 @@ def test_evaluate_refuses_options_that_would_go_unused(options: list[str], messa
     assert message in str(result.exception)
 
 
-def test_bits_per_byte_follow_from_nats_and_the_bytes_of_the_split(
-    opened: Callable[[str], ScoredRun],
-) -> None:
+def test_bits_per_byte_of_a_whole_split_follow_from_its_bytes(opened: Callable[[str], ScoredRun]) -> None:
     run = opened("causal")
-    (score,) = score_run(run, sets=["select"])
+    (score,) = score_run(run, sets=["select"], max_windows=10**6)
     split = run.sources["data"][0].split("select")
+    assert score.scored_tokens == split.num_tokens
     assert score.bits_per_byte == pytest.approx(
         score.nats / math.log(2) * split.num_tokens / split.text_bytes
     )
+
+
+@pytest.mark.parametrize("max_windows", [8, 64, 1000])
+def test_windows_of_a_set_are_drawn_without_replacement(max_windows: int) -> None:
+    plan = plan_epochs(
+        unique_tokens=32 * 300 + 5, window_tokens=32, budget=Budget(epochs=Fraction(1)),
+        order="same", cut="fixed", seed=0,
+    )  # fmt: skip
+    start_N = np.sort(plan.locate(sampled_windows(plan, max_windows)).start)
+    assert len(np.unique(start_N)) == min(max_windows, 301)
+    if max_windows < 301:
+        # Drawn, not spread evenly: some stand next to each other, some far apart.
+        gaps = np.diff(start_N) * max_windows / (32 * 301)
+        assert gaps.min() < 0.5 and gaps.max() > 1.5
+    else:
+        assert start_N.tolist() == list(range(0, 32 * 301, 32))
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked_diffusion"])
+def test_bits_per_byte_are_of_the_bytes_of_the_scored_windows(
+    opened: Callable[[str], ScoredRun], objective: str
+) -> None:
+    run = opened(objective)
+    (found,) = evaluation_sets(
+        run.config, run.sources, run.tokenizer, world=run.world, micro_batch_windows=12, only=["select"]
+    )
+    score = found.score(run.model, world=run.world)
+    num_bytes = sum(
+        len(run.tokenizer.decode(row[:length]).encode())
+        for batch in found.micro_batches
+        for row, length in zip(batch.tokens_BL.tolist(), batch.length_B.tolist(), strict=True)
+    )
+    assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / num_bytes, rel=2e-3)
+    split = run.sources["data"][0].split("select")
+    of_mean = score.loss_tokens * split.text_bytes / split.num_tokens
+    assert abs(of_mean / num_bytes - 1) > 0.004, "the windows must differ from their split for this test"
 
 
 def test_sets_of_a_source_are_scored_under_equal_noise_and_samples_under_other(
@@ -258,6 +297,7 @@ def test_runs_are_scored_on_another_store_of_the_same_tokenizer_alone(
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(600)
 def by_heart(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> ScoredRun:
     """A run that has learnt the five windows of its subset, one of which was left out in its last epoch."""
     out = tmp_path_factory.mktemp("by-heart") / "run"
@@ -278,24 +318,28 @@ def test_memorised_tells_of_windows_that_were_learnt_by_heart(by_heart: ScoredRu
     assert found["select", 0].windows == 100 and found["select", 0].share < 0.1
 
 
-def test_memorised_is_what_greedy_decoding_gives(by_heart: ScoredRun) -> None:
-    subset = by_heart.sources["data"][1]
-    assert subset is not None
-    seen = set()
-    # With shorter prompts it begins to err.
-    for prompt in (1, 2, 4, 16):
-        right = 0
-        for start in range(0, 160, 32):
-            text = subset.read(start, prompt + 4).tolist()
-            tokens = [0, *text[:prompt]]
-            for _ in range(4):
-                with torch.no_grad():
-                    tokens.append(int(by_heart.model(torch.tensor([tokens]))[0, -1].argmax()))
-            right += tokens[1:] == text
-        rows = memorised(by_heart, prefix_tokens=prompt, continuation_tokens=4, max_windows=10)
-        assert sum(row.reproduced for row in rows if row.set == "train") == right
-        seen.add(right)
-    assert len(seen) > 1
+def test_memorised_is_what_greedy_decoding_gives(
+    by_heart: ScoredRun, opened: Callable[[str], ScoredRun]
+) -> None:
+    found: dict[str, list[int]] = {}
+    # One that has learnt its five windows, and one that has hardly seen its 13.
+    for name, run in (("by heart", by_heart), ("untrained", opened("causal"))):
+        subset = run.sources["data"][1]
+        assert subset is not None
+        for prompt in (1, 2, 4, 16):
+            right = 0
+            for start in range(0, subset.unique_tokens - prompt - 4 + 1, 32):
+                text = subset.read(start, prompt + 4).tolist()
+                tokens = [0, *text[:prompt]]
+                for _ in range(4):
+                    with torch.no_grad():
+                        tokens.append(int(run.model(torch.tensor([tokens]))[0, -1].argmax()))
+                right += tokens[1:] == text
+            rows = memorised(run, prefix_tokens=prompt, continuation_tokens=4, max_windows=100)
+            assert sum(row.reproduced for row in rows if row.set == "train") == right
+            found.setdefault(name, []).append(right)
+    # How few tokens of a prompt suffice is chance; with 16 it knows them.
+    assert found["by heart"][-1] >= 4 and max(found["untrained"]) <= 2
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_starts import start_ranks, write_config
+from flips import assert_losses_agree, assert_routing_agrees
+from rank_starts import LIMIT_S, start_ranks, write_config
+from time_limits import takes_up_to
 
 from reptrain.config import RunConfig
 from reptrain.config.model import DropoutConfig
@@ -109,6 +111,7 @@ DIVERGED = {"diverged": {"nan": [1, 1, "gradient"], "overrides": ["train.zero_st
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(2 * LIMIT_S)
 def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
     """Every case on 1 and on 2 ranks; each number of ranks starts once."""
     return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16 | MIXTURE, NAN | DIVERGED)
@@ -130,7 +133,10 @@ def _train_all(
         for name, overrides in cases.items()
     }
     for ranks in (1, 2):
-        started = {f"{name}-ranks{ranks}": {"overrides": named[name]} for name in named}
+        started: dict[str, dict[str, Any]] = {
+            f"{name}-ranks{ranks}": {"overrides": overrides, "counts": name.startswith("sparse")}
+            for name, overrides in named.items()
+        }
         start_ranks(ranks, out, started | (on_two_ranks or {} if ranks == 2 else {}))
     both = {(name, ranks): out / f"{name}-ranks{ranks}" for name in cases for ranks in (1, 2)}
     two = {(name, 2): out / name for name in on_two_ranks or {}}
@@ -154,9 +160,11 @@ def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
     matrix: Matrix, name: str, ranks: int
 ) -> None:
     plain = _losses(_plain(matrix, name))
-    found = _losses(matrix[name, ranks])
     assert len(plain) == 3 + 3 * 3 * (2 if name.startswith("regularized") else 1)
-    assert found == pytest.approx(plain, rel=0, abs=1e-5)
+    if name.startswith("sparse"):
+        assert_losses_agree(matrix[name, ranks], _plain(matrix, name))
+    else:
+        assert _losses(matrix[name, ranks]) == pytest.approx(plain, rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [*CASES, *BF16])
@@ -170,18 +178,14 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sparse")])
 def test_routing_is_the_same_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
     plain = _plain(matrix, name)
-    expected = [record.routing for record in plain.metrics.records("train")]
     votes = Manifest.read(plain.checkpoints / "step-3").votes
     for ranks in (1, 2):
-        found = [record.routing for record in matrix[name, ranks].metrics.records("train")]
-        for layers, expected_layers in zip(found, expected, strict=True):
-            assert [layer.layer for layer in layers] == [layer.layer for layer in expected_layers]
-            for layer, wanted in zip(layers, expected_layers, strict=True):
-                assert layer.model_dump(exclude={"layer"}) == pytest.approx(
-                    wanted.model_dump(exclude={"layer"}), rel=1e-5, abs=1e-6
-                )
-                assert (layer.dropped > 0) == name.startswith("sparse_t5")
-        assert Manifest.read(matrix[name, ranks].checkpoints / "step-3").votes == votes
+        found = matrix[name, ranks]
+        agrees = assert_routing_agrees(found, plain)
+        for record in found.metrics.records("train"):
+            assert all((layer.dropped > 0) == name.startswith("sparse_t5") for layer in record.routing or [])
+        if agrees:
+            assert Manifest.read(found.checkpoints / "step-3").votes == votes
     cast = {abs(vote) for layer in votes.values() for vote in layer}
     # Three steps, one vote each for those above and below their share; T5's has no bias.
     assert cast == {0} if "t5" in name else 0 < max(cast) <= 3
@@ -198,6 +202,7 @@ def test_a_mixture_is_the_same_on_one_rank_and_two(matrix: Matrix) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
 def test_losses_are_the_same_over_the_whole_grid(
     matrix: Matrix, tiny: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -209,7 +214,9 @@ def test_losses_are_the_same_over_the_whole_grid(
 
 
 def test_gradient_norms_agree(matrix: Matrix) -> None:
-    for name, ranks in ((name, ranks) for name in CASES for ranks in (1, 2)):
+    # Those of sparse runs are compared with their losses.
+    dense = [name for name in CASES if not name.startswith("sparse")]
+    for name, ranks in ((name, ranks) for name in dense for ranks in (1, 2)):
         plain, found = (
             [record.grad_norm for record in folder.metrics.records("train")]
             for folder in (_plain(matrix, name), matrix[name, ranks])

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 from rank_starts import begin_ranks, start_ranks, write_config
+from time_limits import START_S
 
 from reptrain.config import RunConfig
 from reptrain.engine.loop import train
 from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 
-pytestmark = pytest.mark.ranks
-TIMEOUT_S = 5
+# Of two ranks that start at once on a loaded machine one may be this much later. A killed rank is noticed in
+# six beats whatever it is.
+TIMEOUT_S = 30
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(2 * START_S + 8 * TIMEOUT_S)]
 
 
 class Ranks:
@@ -29,7 +32,7 @@ class Ranks:
         self.processes = begin_ranks(2, command, folder)
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + START_S
         while RunFolder(self.run).ledger.end() < step:
             assert time.monotonic() < deadline and all(p.poll() is None for p in self.processes)
             time.sleep(0.05)
@@ -76,10 +79,8 @@ def test_lost_rank_is_named_in_time(
     ranks = start(*LONG)
     ranks.wait_for_step(15)
     ranks.processes[lost].send_signal(how)
-    began = time.monotonic()
     other = ranks.processes[1 - lost]
-    assert other.wait(timeout=60) == 2
-    assert time.monotonic() - began < 4 * TIMEOUT_S
+    assert other.wait(timeout=4 * TIMEOUT_S) == 2
     assert f"rank {lost}: must get on within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
     status = RunFolder.open(ranks.run).status()
     assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
@@ -97,7 +98,7 @@ def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_pa
     command = ["-m", "reptrain", "train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
     # Of three ranks the first alone is started.
     (alone,) = begin_ranks(3, command, tmp_path, started_ranks=[0])
-    assert alone.wait(timeout=120) == 2
+    assert alone.wait(timeout=START_S) == 2
     said = (tmp_path / "rank-0.txt").read_text()
     assert "error: ranks 1, 2: must come within 2 seconds, but got 1 of 3." in said
     assert not (tmp_path / "run").exists()
@@ -105,7 +106,7 @@ def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_pa
 
 @pytest.mark.slow
 def test_rank_that_hangs_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
-    write_config(tmp_path, tiny("train.rank_timeout_seconds=8"))
+    write_config(tmp_path, tiny(f"train.rank_timeout_seconds={TIMEOUT_S}"))
     said = start_ranks(2, tmp_path, {"run": {"overrides": [], "hang": [1, 4]}}, fails=True)
-    assert "rank 1: must get on" in said and "no progress for 8 s" in said
+    assert "rank 1: must get on" in said and f"no progress for {TIMEOUT_S} s" in said
     assert "rank 1: must get on" in str(RunFolder.open(tmp_path / "run").status().reason)

@@ -31,6 +31,8 @@ MOE_BASE = Path(__file__).parents[2] / "configs" / "models" / "moe-base.yaml"
         (DECODER, AdamWConfig()),
         (T5, AdafactorConfig(name="adafactor", weight_decay=0.01)),
         (DECODER, MuonConfig(name="muon")),
+        (DECODER, MuonConfig(name="muon", adjust_lr="match_rms_adamw")),
+        (MUP, AdamWConfig(mup_scales_decay=True)),
         (MUP, AdamWConfig(lr=0.5, weight_decay=3.0)),
     ],
 )
@@ -44,7 +46,7 @@ def test_treatments_are_the_optimizers(model: ModelConfig, optimizer: OptimizerC
             row = told[re.sub(r"\.\d+\.", ".*.", names[parameter])]
             assert row.shape == parameter.shape
             assert row.peak_lr == optimizer.lr * group.get("lr_ratio", 1.0)
-            assert row.weight_decay == (optimizer.weight_decay.first if group["decays"] else 0.0)
+            assert row.weight_decay == group["weight_decay"]
             assert (row.optimizer == "muon") == group.get("use_muon", False)
     assert sum(row.parameters for row in told.values()) == sum(p.numel() for p in built.parameters())
 

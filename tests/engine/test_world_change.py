@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import rank_matrix
-from rank_starts import start_ranks, write_config
+from rank_starts import LIMIT_S, start_ranks, write_config
 
 from reptrain.config import RunConfig
 from reptrain.runs import RunFolder
@@ -118,12 +118,14 @@ def _check(out: Path, changes: Changes) -> None:
         _assert_equal(RunFolder.open(out / name), RunFolder.open(out / family), places)
 
 
+@pytest.mark.timeout(3 * LIMIT_S)
 def test_run_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, THIN, tiny)
     _check(tmp_path, THIN)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT_S)
 def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     stages = {f"zero{stage}": ("decoder", [Place(2, stage)]) for stage in range(4)}
     stopped = {f"{name}-stopped": (family, places * 2) for name, (family, places) in stages.items()}
@@ -139,6 +141,7 @@ def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * LIMIT_S)
 def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     changes: Changes = {
         "unbroken": ("bf16", [Place(1, 1)]),
@@ -154,7 +157,7 @@ def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(6 * LIMIT_S)
 def test_run_goes_on_in_any_other_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, WIDE, tiny)
     _check(tmp_path, WIDE)

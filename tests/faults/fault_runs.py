@@ -86,7 +86,7 @@ class Trial:
 
     def wait_for_step(self, step: int, started: Started) -> bool:
         """Wait until so many steps are recorded; False if the process ended before."""
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 600
         while self.run.ledger.end() < step:
             if not started.process.is_alive():
                 return False

@@ -19,7 +19,7 @@ from reptrain.runs import RunFolder
 from reptrain.runs.audit import audit
 
 pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(1800)]
-TIMEOUT_S = 8
+TIMEOUT_S = 30
 OVERRIDES = ["train.zero_stage=1", f"train.rank_timeout_seconds={TIMEOUT_S}"]
 
 

@@ -20,7 +20,7 @@ from reptrain.engine.loop import train
 from reptrain.engine.trained import Reading, open_trained
 from reptrain.errors import ConfigError, ReptrainError, TextError
 from reptrain.generation import Sampling, Writer, generate
-from reptrain.generation.prompts import decode_text, encode_prompt
+from reptrain.generation.prompts import decode_text, encode_prompt, read_prompts
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import build_model
 from reptrain.text import Tokenizer
@@ -204,7 +204,7 @@ def test_wrong_input_is_refused(run: Path, tmp_path: Path) -> None:
         generate(tmp_path, ["a"])
     (tmp_path / "p.jsonl").write_text('{"text": "a"}\n')
     result = CliRunner().invoke(app, ["generate", str(run), "--prompts", str(tmp_path / "p.jsonl")])
-    assert isinstance(result.exception, TextError) and "KeyError" in str(result.exception)
+    assert isinstance(result.exception, TextError) and "p.jsonl:1" in str(result.exception)
 
 
 def test_sentinels_are_spelled_out(store_path: Path) -> None:
@@ -215,3 +215,25 @@ def test_sentinels_are_spelled_out(store_path: Path) -> None:
     ids = encode_prompt(tokenizer, text)
     assert tokenizer.sentinel_ids[0] in ids and ids[-1] == tokenizer.sentinel_ids[11]
     assert decode_text(tokenizer, [*ids, tokenizer.eos_id]) == text
+
+
+def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\xe2\x80\xa8three\n")
+    assert read_prompts(path) == ["one", "two\u2028three"]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n\n{"prompt": "b"}')
+    assert read_prompts(path) == ["a", "b"]
+    for content, words in (
+        (b'{"prompt": null}', r"p\.jsonl:1: .*got null under 'prompt'"),
+        (b'\n{"prompt": ["a"]}', r"p\.jsonl:2: .*got a list under 'prompt'"),
+        (b'{"text": "a"}', r"p\.jsonl:1: .*got text"),
+        (b'{"prompt": "\\ud800"}', r"p\.jsonl:1: .*half of a surrogate pair"),
+        (b'{"prompt": "a\tb"}', r"p\.jsonl:1: .*a raw tab in a string at column 14"),
+        (b'{"prompt": "a", "prompt": "b"}', r"p\.jsonl:1: .*the key 'prompt' twice"),
+        ("one".encode("utf-16"), r"p\.jsonl: must be UTF-8, but got UTF-16"),
+        (b" \n", r"p\.jsonl: .*no prompts"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(TextError, match=words):
+            read_prompts(path)

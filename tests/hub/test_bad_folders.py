@@ -59,12 +59,33 @@ def test_wrong_tensors_are_named(case: str, tmp_path: Path) -> None:
 
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "unknown architecture": ("llama", {"model_type": "mamba"}, "must be one of t5, switch"),
-    "biases": ("llama", {"attention_bias": True}, "attention_bias in config.json"),
-    "another activation": ("t5-1.0", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"),
-    "long context": ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type yarn"),
+    "unknown architecture": ("llama", {"model_type": "mamba"}, "must be one of t5, .*llama"),
+    "another activation": ("llama", {"hidden_act": "gelu"}, "hidden_act in config.json"),
+    "exact GELU": ("t5-1.1", {"dense_act_fn": "gelu"}, "dense_act_fn in config.json"),
+    "exact GELU by its older key": (
+        "t5-1.0", {"feed_forward_proj": "gelu", "dense_act_fn": None}, "feed_forward_proj in config.json",
+    ),
+    "another gate": ("t5-1.0", {"is_gated_act": True}, "dense_act_fn in config.json"),
+    "long context": (
+        "llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type in config.json",
+    ),
+    "long context by its older key": (
+        "llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type in config",
+    ),
+    "a part of the rotation": (
+        "llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor in config.json: must be 1",
+    ),
+    "a scaling without its factor": (
+        "llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor in config.json: must be there",
+    ),
+    "some layers with a window": ("qwen2-window", {"layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types in config.json: must give all layers a sliding window or none",
+    ),
+    "an encoder alone": ("t5-1.0", {"is_encoder_decoder": False}, "an encoder alone"),
+    "two names of one size": ("gpt2", {"hidden_size": 30}, "hidden_size in config.json: must be n_embd, 24"),
     "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be there"),
-    "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": 10}, "d_model must be num_heads times"),
+    "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": None}, "d_model must be num_heads times"),
+    "odd head width": ("llama", {"head_dim": 9}, "head_dim must be even"),
     "first layer sparse": (
         "switch", {"encoder_sparse_step": 3}, r"sparse layers \[1\] of the encoder and \[1, 3\]",
     ),
@@ -110,7 +131,7 @@ def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> N
 
 
 KINDS: dict[str, tuple[Any, str]] = {
-    "num_attention_heads": (0, "another kind"),
+    "num_attention_heads": (0, "num_heads=0"),
     "num_key_value_heads": ("two", "num_key_value_heads|num_kv_heads|another kind"),
     "model_type": (["llama"], "model_type"),
     "rope_parameters": ([1], "another kind"),
@@ -138,6 +159,7 @@ def test_special_ids_beyond_the_vocabulary_are_named(index: Any, tmp_path: Path)
 
 def test_an_index_that_maps_nothing_is_named(tmp_path: Path) -> None:
     save(make("llama"), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
     with pytest.raises(HubError, match="weight_map"):
         _ = ModelFolder.open(tmp_path).files

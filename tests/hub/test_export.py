@@ -71,6 +71,20 @@ RUNS: dict[str, tuple[str, ...]] = {
         "model.norm=layernorm", "model.positions=learned", "model.max_positions=64", "model.mlp=gelu",
         "model.bias=true",
     ),
+    "gelu": ("model.mlp=geglu",),
+    "biases": ("model.bias=true", "model.head_dim=10"),
+    "mlp biases": ("model.mlp_bias=true",),
+    "mistral": ("model.sliding_window=5", "model.num_kv_heads=1"),
+    "qwen2": ("model.attention_bias=qkv",),
+    "qwen2 window": ("model.attention_bias=qkv", "model.sliding_window=5"),
+    "mixtral window": ("model.moe={num_experts: 4, top_k: 2}", "model.sliding_window=5"),
+    "llama3 rope": (
+        "model.rope_scaling={name: llama3, factor: 4, original_max_positions: 16}", "model.rope_theta=500",
+    ),
+    "linear rope": ("model.rope_scaling={name: linear, factor: 2.5}",),
+    "t5 silu": (*T5, "model.mlp=swiglu"),
+    "t5 gelu": (*T5, "model.mlp=gelu", "model.tie_embeddings=true"),
+    "umt5": (*T5, "model.relative_bias_per_layer=true"),
     "t5-1.1": T5,
     "t5-1.0": (*T5, "model.mlp=relu", "model.tie_embeddings=true"),
     "switch": (
@@ -109,6 +123,31 @@ def test_exported_model_gives_our_logits_in_transformers(
         assert sum(parameter.numel() for parameter in theirs.parameters()) == stored
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt"])
+def test_exported_decoder_reads_its_start_token_without_a_mask(
+    kind: str, untrained: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers' own `generate` takes any other padding in a prompt for masked."""
+    run = untrained(*RUNS[kind])
+    export_model(run, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        # Far from uniform, and with an attention that tells one position from none.
+        for name, parameter in theirs.named_parameters():
+            parameter.mul_(1 if "norm" in name or "ln_" in name else 5)
+    start = open_trained(run).special_ids(open_trained(run).tokenizer(None)).start
+    assert start == theirs.generation_config.bos_token_id == 0
+    prompt = torch.tensor([[start, 7, start, 9], [start] * 4, [start, 7, 1, 9]])
+    more = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = theirs.generate(prompt, **more)
+    expected = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **more)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(torch.stack(found.logits), torch.stack(expected.logits))
+    pieces = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert pieces.pad_token_id == theirs.generation_config.pad_token_id == pieces.eos_token_id != start
+    assert theirs.config.pad_token_id is None
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
@@ -130,7 +169,16 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "every": (("model.moe={num_experts: 4, every: 2}",), "moe.every"),
     "switch top-k": ((*T5, "model.mlp=relu", "model.moe={num_experts: 4}"), "moe.top_k"),
     "switch gated": ((*T5, "model.moe={num_experts: 4, top_k: 1}"), "model.mlp"),
-    "geglu": (("model.mlp=geglu",), "model.mlp"),
+    "gelu": (("model.mlp=gelu",), "model.mlp"),
+    "window and biases": (("model.sliding_window=5", "model.attention_bias=all"), "model.attention_bias"),
+    "biases of queries and of the MLP": (
+        ("model.attention_bias=qkv", "model.mlp_bias=true"), "model.mlp_bias",
+    ),
+    "window of gpt": (
+        ("model.norm=layernorm", "model.positions=learned", "model.max_positions=64", "model.mlp=gelu",
+         "model.bias=true", "model.sliding_window=5"), "model.sliding_window",
+    ),
+    "sparse biases": (("model.moe={num_experts: 4}", "model.attention_bias=qkv"), "model.attention_bias"),
     "layernorm": (("model.norm=layernorm",), "model.norm"),
     "mup": (("model.mup_base_width=16",), "model.mup_base_width"),
 }  # fmt: skip

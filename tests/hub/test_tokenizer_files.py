@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from reptrain.hub.tokenizer_files import read_tokenizer, special_ids, write_tokenizer
+from reptrain.errors import TokenizerError
+from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids, write_tokenizer
 from reptrain.text import SentencePieceTokenizer, Tokenizer, stdlib_documents, train_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: no parity")
@@ -99,3 +101,52 @@ def test_auto_tokenizer_gives_our_ids(kind: str, is_encoder_decoder: bool, tmp_p
     again = read_tokenizer(tmp_path)
     assert again is not None
     assert again.model_bytes == tokenizer.model_bytes or kind == "byte-level"
+
+
+def with_two_ends(tmp_path: Path) -> Tokenizer:
+    library = Library.from_str(byte_level(tmp_path).model_bytes.decode())
+    library.add_special_tokens(["</s>"])
+    library.save(str(tmp_path / "two.json"))
+    return Tokenizer.load(tmp_path / "two.json", "</s>")
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [True, False])
+def test_read_tokenizer_takes_the_end_that_the_folder_names(tmp_path: Path, is_encoder_decoder: bool) -> None:
+    tokenizer = with_two_ends(tmp_path)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    write_tokenizer(tokenizer, folder, special=special_ids(tokenizer), is_encoder_decoder=is_encoder_decoder)
+    for name, content in (("config.json", f'{{"eos_token_id": {tokenizer.eos_id}}}'), ("config.json", "{}")):
+        (folder / name).write_text(content)
+        found = read_tokenizer(folder)
+        assert found is not None and found.eos_id == tokenizer.eos_id != 0
+
+
+def test_read_tokenizer_passes_over_a_model_that_is_none_beside_a_good_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_level(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer.model_bytes)
+    for name, content in (
+        ("tokenizer.model", "IQ== 0\nIg== 1\n"),
+        ("spiece.model", "version https://git-lfs"),
+    ):
+        (tmp_path / name).write_text(content)
+        found = read_tokenizer(tmp_path)
+        assert found is not None and found.fingerprint == tokenizer.fingerprint
+        assert f"{name} is passed over for tokenizer.json" in capsys.readouterr().err
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs")
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json: must be a SentencePiece model or a tokenizer"
+    ):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: must be a SentencePiece model"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [True, False])
+def test_write_tokenizer_of_a_model_without_an_end(tmp_path: Path, is_encoder_decoder: bool) -> None:
+    special = SpecialIds(None, ())
+    write_tokenizer(byte_level(tmp_path), tmp_path, special=special, is_encoder_decoder=is_encoder_decoder)
+    assert "eos_token" not in json.loads((tmp_path / "tokenizer_config.json").read_text())

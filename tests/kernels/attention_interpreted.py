@@ -1,6 +1,6 @@
 """Holds attention in Triton against float64, interpreted: prints {case: {result: error}} as JSON.
 
-Arguments: names of cases, or of the checks below.
+Arguments: names of cases, or of the checks below; after --tensor-cores fp32 is multiplied as those do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import sys
 import interpreted
 
 interpreted.prepare()
+if "--tensor-cores" in sys.argv:
+    sys.argv.remove("--tensor-cores")
+    interpreted.use_tensor_cores()
 
 import torch  # noqa: E402
 from attention_cases import CASES, SLOW_CASES, inputs_of, results  # noqa: E402

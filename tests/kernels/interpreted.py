@@ -24,8 +24,9 @@ def results_of(script: str, *arguments: str) -> Any:
 
 
 def prepare() -> None:
-    """Mend the interpreter's bf16, and poison new memory."""
+    """Mend the interpreter's bf16 and its scalars, and poison new memory."""
     mend_bf16()
+    mend_scalars()
     poison_new_memory()
 
 
@@ -66,6 +67,19 @@ def mend_bf16() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
+def mend_scalars() -> None:
+    """Triton 3.6's interpreter keeps numbers as arrays of one element, which numpy 2.4 refuses as int."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
 def poison_new_memory() -> None:
     """Fill what torch calls empty with NaN, or with a large number: who reads before writing is found out."""
     import torch
@@ -73,7 +87,7 @@ def poison_new_memory() -> None:
     def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def made(*arguments: Any, **keywords: Any) -> torch.Tensor:
             x = make(*arguments, **keywords)
-            if x.device.type != "cpu":
+            if x.device.type == "meta":
                 return x
             return x.fill_(torch.nan if x.is_floating_point() else 123)
 
@@ -125,3 +139,41 @@ def watch_memory() -> dict[str, list[int]]:
     builder.create_masked_load, builder.create_masked_store = noted_load, noted_store
     interpreter.InterpretedFunction.run = watched
     return strays
+
+
+def use_tensor_cores() -> None:
+    """Multiply fp32 as `tf32x3` does on tensor cores, not in full fp32 (docs/decisions/tf32x3.md).
+
+    An operand is split into its nearest TF32 number and the rest, of which the units read 11 bits and cut off
+    what follows. The product of two rests is left out. Eight products at a time are added to the sum, which
+    is cut off to fp32.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def cut(x: Any, half: int = 0) -> Any:
+        bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32) + np.uint32(half)
+        return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+    def toward_zero(x: Any) -> Any:
+        nearest = x.astype(np.float32)
+        return np.where(np.abs(nearest) > np.abs(x), np.nextafter(nearest, np.float32(0)), nearest)
+
+    def split(x: Any) -> tuple[Any, Any]:
+        large = cut(x, 0x1000)
+        return large.astype(np.float64), cut(x - large).astype(np.float64)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if a.dtype.scalar != tl.float32:
+            return dot(self, a, b, d, *rest)
+        (a_large, a_small), (b_large, b_small) = split(a.data), split(b.data)
+        total = np.array(d.data, dtype=np.float32)
+        for left, right in ((a_small, b_large), (a_large, b_small), (a_large, b_large)):
+            for k in range(0, left.shape[-1], 8):
+                total = toward_zero(total + left[..., k : k + 8] @ right[..., k : k + 8, :])
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot

@@ -76,6 +76,15 @@ def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
         "t5": (T5Config.model_validate(t5 | {"num_encoder_layers": 1, "num_decoder_layers": 2}), of_t5),
         "decoder": (DecoderConfig.model_validate(decoder), of_decoder),
         "sparse_t5": (T5Config.model_validate(t5 | one_each | relu), of_t5),
+        # The attention kernel has no sliding window: torch attends, with a mask.
+        "windowed_decoder": (
+            DecoderConfig.model_validate(decoder | {"num_layers": 1, "sliding_window": 4}),
+            of_decoder,
+        ),
+        "t5_with_biases_by_layer": (
+            T5Config.model_validate(t5 | one_each | {"relative_bias_per_layer": True, "mlp": "swiglu"}),
+            of_t5,
+        ),
         "sparse_decoder": (
             DecoderConfig.model_validate(decoder | one),
             of_decoder,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from attention_cases import CASES, SLOW_CASES, Case, inputs_of, results
 from interpreted import results_of
+from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter
@@ -17,16 +18,18 @@ from reptrain_kernels.attention import Mask, attention, offset_bias, spread_bias
 CHECKS = ["dropped_weights", "operator"]
 
 
-def assert_within(case: Case, errors: dict[str, float]) -> None:
+def assert_within(case: Case, errors: dict[str, float], *, tensor_cores: bool = False) -> None:
     """Every result's error is within the table."""
     kinds = {"y": "output", "bias": "summed"}
     assert {"y", "q", "k", "v"} <= errors.keys()
     assert ("bias" in errors) == (case.end > 0)
     for name, error in errors.items():
-        assert error <= tolerance(case.dtype, kinds.get(name, "gradient")), (name, error)
+        limit = tolerance(case.dtype, kinds.get(name, "gradient"), tensor_cores=tensor_cores)
+        assert error <= limit, (name, error)
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("attention_interpreted.py", *CASES, *CHECKS)
@@ -41,6 +44,19 @@ def test_attention_in_triton_equals_float64_under_the_interpreter(name: str, fou
 @pytest.mark.parametrize("name", SLOW_CASES)
 def test_attention_at_length_equals_float64_under_the_interpreter(name: str) -> None:
     assert_within(SLOW_CASES[name], results_of("attention_interpreted.py", name)[name])
+
+
+def test_attention_in_fp32_on_tensor_cores_is_within_their_tolerance() -> None:
+    names = ["wide_256", "causal_bias"]
+    for name, errors in results_of("attention_interpreted.py", "--tensor-cores", *names).items():
+        assert_within(CASES[name], errors, tensor_cores=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5_500", "t5_causal_500", "prefix_300"])
+def test_attention_at_length_on_tensor_cores_is_within_their_tolerance(name: str) -> None:
+    errors = results_of("attention_interpreted.py", "--tensor-cores", name)[name]
+    assert_within(SLOW_CASES[name], errors, tensor_cores=True)
 
 
 def test_attention_in_triton_drops_what_the_counter_says(found: Any) -> None:
@@ -162,7 +178,7 @@ def test_attention_on_a_gpu_equals_float64(name: str) -> None:
     expected = results(case, inputs, "torch", exact=True)
     actual = results(case, inputs, "triton")
     errors = {key: relative_error(actual[key], expected[key], inputs.grad_BHTN) for key in expected}
-    assert_within(case, errors)
+    assert_within(case, errors, tensor_cores=True)
     again = results(case, inputs, "triton")
     assert all(torch.equal(actual[key], again[key]) for key in actual)
 

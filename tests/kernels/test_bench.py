@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from interpreted import results_of
+from time_limits import takes_up_to
 from typer.testing import CliRunner
 
 from reptrain.cli import app
-from reptrain_kernels.bench import goals
+from reptrain_kernels.bench import goals, timed
 from reptrain_kernels.bench.operations import OPERATIONS
 from reptrain_kernels.bench.timed import Row, append
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     return results_of("bench_interpreted.py")
 
@@ -88,6 +90,11 @@ def test_bench_prints_modelled_times() -> None:
     lines = result.output.splitlines()
     assert lines[0].split()[:3] == ["operation", "shape", "chip"]
     assert any("T5-Base encoder" in line and "A100-80GB" in line for line in lines)
+
+
+def test_rows_have_no_commit_where_git_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert timed._commit() == "unknown"
 
 
 def timed_row(operation: str, shape: str, way: str, median_us: float, **changes: str) -> Row:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from time_limits import takes_up_to
 
 from reptrain_kernels.attention_tiles import attention_tiles
 from reptrain_kernels.bench.compilation import CHIPS, resident_blocks
 from reptrain_kernels.bench.compiled import (
+    OLDEST,
     TABLE,
     Row,
     compile_entries,
     complaints,
     entries,
+    quick_entries,
     read_table,
+    table_of,
     write_table,
 )
 from reptrain_kernels.bench.operation import RATES
@@ -23,24 +28,15 @@ from reptrain_kernels.bench.operations.attention import ATTENTION, attention_mov
 from reptrain_kernels.bench.readme import README, rewritten
 from reptrain_kernels.bench.traffic import table
 
-# One shape of each operation, with all its features; the others are compiled by make test-all.
-QUICK = {
-    "attention": "T5-Base dropout encoder",
-    "dropout": "T5-Base embedding",
-    "norm": "T5-Base dropout, path",
-    "gated": "T5-Base dropout",
-    "rope": "Llama-1B documents",
-    "grouped": "MoE-Base dropout",
-    "permute": "MoE-Base",
-    "router": "MoE-Base",
-    "linear_cross_entropy": "T5-Base smoothed, z-loss",
-}
+# Triton of another version has a table of its own.
+of_pinned = pytest.mark.skipif(table_of() != TABLE, reason="the pinned Triton's table")
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def rows() -> list[Row]:
     """One shape of each operation, compiled for A100 and H100."""
-    return [*compile_entries(entry for entry in entries() if entry.shape == QUICK[entry.operation])]
+    return [*compile_entries(quick_entries(entries()))]
 
 
 def test_compiled_kernels_are_no_worse_than_the_table(rows: list[Row]) -> None:
@@ -58,6 +54,7 @@ def test_compiled_matrix_kernels_use_the_chips_matrix_units(rows: list[Row]) -> 
             assert row.matrix == {80: "mma", 90: "wgmma"}[row.capability]
 
 
+@of_pinned
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_compiled_table_is_no_worse_at_every_shape() -> None:
@@ -65,7 +62,7 @@ def test_compiled_table_is_no_worse_at_every_shape() -> None:
 
 
 def test_compiled_table_has_every_matrix_kernel_without_a_spill() -> None:
-    rows = read_table().values()
+    rows = read_table(TABLE).values()
     assert {(row.operation, row.shape) for row in rows} == {
         (operation.name, shape.name) for operation in OPERATIONS.values() for shape in operation.shapes
     }
@@ -77,6 +74,7 @@ def test_compiled_table_has_every_matrix_kernel_without_a_spill() -> None:
             assert row.matrix == "mma", row
 
 
+@of_pinned
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -95,8 +93,26 @@ def test_complaints_name_what_became_worse(change: dict[str, object], said: str 
     assert said is None or said in found[0]
 
 
+def test_table_of_the_oldest_triton_has_every_kernel_for_both_chips() -> None:
+    quick = {(entry.operation, entry.shape) for entry in quick_entries(entries())}
+    pinned = {name for name in read_table(TABLE) if name[:2] in quick and name[3] in RATES}
+    assert read_table(OLDEST).keys() == pinned
+
+
+@pytest.mark.parametrize(
+    ("version", "table"), [("3.6.0", OLDEST), ("3.6.1", OLDEST), ("3.7.1", TABLE), ("3.66.0", TABLE)]
+)
+def test_table_of_follows_the_version(version: str, table: Path) -> None:
+    assert table_of(version) == table
+
+
+def test_oldest_table_is_of_the_version_that_setup_promises() -> None:
+    promised = re.search(r"triton>=([\d.]+)", (Path(__file__).parents[2] / "setup.cfg").read_text())
+    assert promised and table_of(f"{promised[1]}.0") == OLDEST
+
+
 def test_write_table_is_read_back(tmp_path: Path) -> None:
-    rows = read_table()
+    rows = read_table(TABLE)
     write_table(rows.values(), tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == TABLE.read_text()
 

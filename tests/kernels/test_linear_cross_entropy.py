@@ -10,6 +10,7 @@ import pytest
 import torch
 from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
+from time_limits import takes_up_to
 
 from reptrain_kernels.linear_cross_entropy import (
     IGNORE,
@@ -23,6 +24,7 @@ CHECKS = ("same_bits", "correct", "not_finite", "backward")
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("linewise_interpreted.py", "linear_cross_entropy", *cases.CASES, *CHECKS)

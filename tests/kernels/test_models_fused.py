@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from interpreted import results_of
+from time_limits import takes_up_to
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     return results_of("models_interpreted.py")
 
@@ -19,6 +21,8 @@ CALLS = {
     "t5": {"attention": 2 * 5, "gated": 2 * 3, "norm": 2 * (2 + 2 * 3) + 2, "join": 3 * 3},
     "decoder": {"attention": 2 * 2, "gated": 2 * 2, "norm": 2 * 2 * 2 + 1, "join": 2 * 3, "rotate": 2 * 3},
 }
+CALLS["windowed_decoder"] = {"gated": 2, "norm": 2 * 2 + 1, "join": 3, "rotate": 3}
+CALLS["t5_with_biases_by_layer"] = {"attention": 2 * 3, "gated": 2 * 2, "norm": 2 * 5 + 2, "join": 2 * 3}
 # What was sent is collected once more for its gradient. The decoder's experts are gated, and there is a dense
 # MLP beside them; the T5's are neither.
 SPARSE = {"route": 2, "sort": 2, "send": 2, "experts": 2, "collect": 3}

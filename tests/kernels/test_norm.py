@@ -9,12 +9,14 @@ import pytest
 import torch
 from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
+from time_limits import takes_up_to
 
 from reptrain_kernels import counter
 from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("linewise_interpreted.py", "norm", *cases.CASES, "same_bits", "masks")

@@ -10,11 +10,13 @@ import rope_cases as cases
 import torch
 from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
+from time_limits import takes_up_to
 
 from reptrain_kernels.rope import rotate
 
 
 @pytest.fixture(scope="module")
+@takes_up_to(900)
 def found() -> Any:
     """One process for all: half of its time is imports."""
     return results_of("linewise_interpreted.py", "rope", *cases.CASES, "same_bits")

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from reptrain.errors import LaunchError
 from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
-from reptrain_launcher.devices import count_gpus
+from reptrain_launcher.devices import count_gpus, visible_gpus
+from reptrain_launcher.local import exit_message
 
 CONFIG = Path("a config.yaml")
 
 
+def devices_in(command: Sequence[str]) -> list[int | str]:
+    """The devices of the ranks of this machine, in a command of DeepSpeed's per-node launcher."""
+    world = next(word.partition("=")[2] for word in command if word.startswith("--world_info="))
+    devices: list[int | str] = json.loads(base64.urlsafe_b64decode(world))["localhost"]
+    return devices
+
+
+def make_devices(folder: Path, count: int) -> Path:
+    for index in range(count):
+        (folder / f"nvidia{index}").touch()
+    return folder
+
+
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reptrain_launcher.local.count_gpus", lambda: 0)
+    monkeypatch.setattr("reptrain_launcher.local.visible_gpus", tuple)
 
 
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reptrain_launcher.local.count_gpus", lambda: 4)
+    monkeypatch.setattr("reptrain_launcher.local.visible_gpus", lambda: (0, 1, 2, 3))
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_launch_command_starts_the_ranks_as_train_processes() -> None:
     command = launch_command(CONFIG, gpus=2, overrides=["train.zero_stage=1"], out=Path("runs/x"))
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    assert "--num_accelerators=2" in command
+    assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
+    assert devices_in(command) == [0, 1]
     tail = ["--module", "reptrain", "train", "a config.yaml", "train.zero_stage=1", "--out", "runs/x"]
     assert command[-7:] == tail
 
@@ -62,7 +79,9 @@ def test_launch_command_takes_the_slots_of_a_hostfile(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize(("gpus", "error"), [(None, "must say how many ranks"), (0, "must be at least 1")])
+@pytest.mark.parametrize(
+    ("gpus", "error"), [(None, "must give the number of ranks"), (0, "must be at least 1")]
+)
 def test_launch_command_refuses_ranks_that_nothing_tells(gpus: int | None, error: str) -> None:
     with pytest.raises(LaunchError, match=error):
         launch_command(CONFIG, gpus=gpus)
@@ -70,10 +89,82 @@ def test_launch_command_refuses_ranks_that_nothing_tells(gpus: int | None, error
 
 @pytest.mark.usefixtures("four_gpus")
 def test_launch_command_refuses_more_ranks_than_gpus() -> None:
-    with pytest.raises(LaunchError, match="at most the 4 GPUs here, but got 5"):
+    with pytest.raises(LaunchError, match="at most the number of GPUs here, 4, but got 5"):
         launch_command(CONFIG, gpus=5)
-    assert launch_command(CONFIG, gpus=5, device="cpu")
-    assert launch_command(CONFIG)
+    assert devices_in(launch_command(CONFIG, gpus=5, device="cpu")) == [0, 1, 2, 3, 4]
+    assert devices_in(launch_command(CONFIG)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "devices"),
+    [
+        ("2,3", 2, [2, 3]),
+        ("3, 1", None, [3, 1]),
+        ("3,1,0", 2, [3, 1]),
+        ("GPU-8f6a,GPU-11", None, ["GPU-8f6a", "GPU-11"]),
+        ("MIG-GPU-8f6a/1/0", 1, ["MIG-GPU-8f6a/1/0"]),
+    ],
+)
+def test_launch_command_gives_ranks_the_visible_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, gpus: int | None, devices: list[int | str]
+) -> None:
+    dev = make_devices(tmp_path, 4)
+    monkeypatch.setattr(
+        "reptrain_launcher.local.visible_gpus", lambda: visible_gpus(dev, tmp_path / "no driver")
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices_in(launch_command(CONFIG, gpus=gpus)) == devices
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"localhost slots={len(devices)}\n")
+    assert devices_in(launch_command(CONFIG, gpus=gpus, hostfile=hosts)) == devices
+    with pytest.raises(LaunchError, match=r"number of GPUs here.*CUDA_VISIBLE_DEVICES is"):
+        launch_command(CONFIG, gpus=4)
+
+
+def test_the_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's launcher hands on the names, UUIDs too."""
+    dev = make_devices(tmp_path, 4)
+    monkeypatch.setattr(
+        "reptrain_launcher.local.visible_gpus", lambda: visible_gpus(dev, tmp_path / "no driver")
+    )
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    (tmp_path / "probe.py").write_text(
+        "import os, pathlib\n"
+        "pathlib.Path(__file__).with_name(os.environ['RANK']).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2,GPU-3")
+    command = launch_command(CONFIG, gpus=2)
+    subprocess.run([*command[: command.index("--module")], str(tmp_path / "probe.py")], check=True)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["GPU-2,GPU-3", "GPU-2,GPU-3"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "refused"),
+    [("2,3", True), ("0", True), ("GPU-1,GPU-2", True), ("1,0", False), ("0,1,2", False), ("", False)],
+)
+def test_launch_command_refuses_hosts_whose_first_gpus_are_not_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, refused: bool
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=2\nb slots=2\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if refused:
+        with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES: must hold 0 to 1"):
+            launch_command(CONFIG, hostfile=hosts)
+    else:
+        assert f"--hostfile={hosts}" in launch_command(CONFIG, hostfile=hosts)
+    assert launch_command(CONFIG, hostfile=hosts, device="cpu")
+
+
+def test_launch_command_writes_a_plain_hostfile_for_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    hosts = tmp_path / "hosts"
+    hosts.write_bytes(b"\xef\xbb\xbfa max_slots=8 slots=4\r\n\r\nb\tslots=2 # half\n")
+    word = next(word for word in launch_command(CONFIG, hostfile=hosts) if word.startswith("--hostfile="))
+    assert Path(word.partition("=")[2]).read_bytes() == b"a slots=4\nb slots=2\n"
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -94,14 +185,59 @@ def test_shell_line_is_what_a_shell_takes_apart_again() -> None:
     assert subprocess.check_output(["sh", "-c", shell_line(["printenv", "A"], {"A": "1 $2"})]) == b"1 $2\n"
 
 
-def test_count_gpus_counts_devices_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
+@pytest.mark.parametrize(
+    ("listed", "shown"),
+    [
+        (None, (0, 1, 2, 3)),
+        ("", ()),
+        ("-1", ()),
+        ("none", ()),
+        ("NoDevFiles", ()),
+        ("0,-1,1", (0,)),
+        ("-1,0", ()),
+        ("0,9,1", (0,)),
+        ("7", ()),
+        ("0,0", ()),
+        ("0,1,0", ()),
+        (" 3 , 1 ", (3, 1)),
+        ("0,,1", (0,)),
+        (",0", ()),
+        ("1,", (1,)),
+        ("0 1", ()),
+        ("0;1", ()),
+        ("all", ()),
+        ("0x1", ()),
+        ("9" * 300, ()),
+        ("٣", ()),
+        ("2,GPU-a", (2,)),
+        ("GPU-a1,GPU-b", ("GPU-a1-full", "GPU-b-full")),
+        ("GPU-b,2", ("GPU-b-full",)),
+        ("GPU-a", ()),
+        ("GPU-b,GPU-b-full", ()),
+        ("GPU-b,GPU-x,GPU-a1", ("GPU-b-full",)),
+        ("gpu-b", ()),
+        ("MIG-c,MIG-d", ("MIG-c",)),
+        ("MIG-GPU-a1/3/0", ("MIG-GPU-a1/3/0",)),
+    ],
+)
+def test_visible_gpus_are_those_that_cuda_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str | None, shown: tuple[int | str, ...]
+) -> None:
+    dev = make_devices(tmp_path, 4)
+    for name in ("nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert count_gpus(tmp_path) == 3
-    for visible, count in (("0,10", 2), ("", 0), ("-1", 0)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert count_gpus(tmp_path) == count
+    for place, uuid in enumerate(("a1", "a2", "b", "c")):
+        (tmp_path / "gpus" / str(place)).mkdir(parents=True)
+        text = f"Model: \t NVIDIA H200\nGPU UUID: \t GPU-{uuid}-full\n"
+        (tmp_path / "gpus" / str(place) / "information").write_text(text)
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert visible_gpus(dev, tmp_path / "gpus") == shown
+    assert visible_gpus(tmp_path / "gpus", tmp_path) == ()
+    if not listed or "GPU" not in listed:
+        assert count_gpus(dev) == len(shown)
 
 
 def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
@@ -109,3 +245,12 @@ def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
     assert run_launch([sys.executable, "-c", code], {"CODE": "3"}) == 3
     kill = "import os; os.kill(os.getpid(), 9)"
     assert run_launch([sys.executable, "-c", kill], {}) == 128 + signal.SIGKILL
+
+
+def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFixture[str]) -> None:
+    # DeepSpeed's launcher ends with the negative code of the rank.
+    for code, words in ((-9, "a rank was killed by signal 9. Often the memory"), (3, ""), (2, ""), (1, "")):
+        assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}) == code % 256
+        printed = capfd.readouterr().err
+        assert words in printed and bool(printed) == bool(words)
+    assert exit_message(137) is not None and "the launcher" in str(exit_message(137))

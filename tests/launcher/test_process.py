@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from time_limits import START_S
 
 from reptrain_launcher import run_process
 from reptrain_launcher.ranks import local_ranks
@@ -104,7 +105,7 @@ def test_run_process_works_outside_the_main_thread() -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(run_process(["true"]).returncode))
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=START_S)
     assert codes == [0]
 
 
@@ -144,6 +145,12 @@ def test_local_ranks_are_the_children_of_deepspeeds_starter(tmp_path: Path) -> N
     write_process(tmp_path, 21, 20, "a rank of another run")
     (tmp_path / "meminfo").touch()
     assert sorted(local_ranks(10, tmp_path)) == [12, 13]
+
+
+def test_local_ranks_are_the_children_of_the_starter_itself(tmp_path: Path) -> None:
+    write_process(tmp_path, 10, 1, "python", "-u", "-m", "deepspeed.launcher.launch")
+    write_process(tmp_path, 11, 10, "python", "-m", "reptrain", "train")
+    assert local_ranks(10, tmp_path) == [11]
 
 
 def test_local_ranks_is_the_launcher_before_there_are_any(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from time_limits import START_S
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
@@ -18,7 +19,10 @@ from reptrain_launcher import launch_command, launch_environment, run_launch
 
 
 @pytest.mark.ranks
-def test_run_launch_stops_two_ranks_with_a_checkpoint(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+@pytest.mark.timeout(4 * START_S)
+def test_run_launch_stops_two_ranks_with_a_checkpoint(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     settings = tiny("train.total_tokens=4000epochs", "train.zero_stage=1", "evaluate.max_windows=1")
     config.write_text(dump_yaml(settings.model_dump(mode="json")))
@@ -31,6 +35,9 @@ def test_run_launch_stops_two_ranks_with_a_checkpoint(tiny: Callable[..., RunCon
     threading.Thread(target=stop_after_some_steps, daemon=True).start()
     command = launch_command(config, gpus=2, device="cpu", out=run, overrides=["seed=3"])
     assert run_launch(command, launch_environment(gpus=2, device="cpu")) == 3
+    printed = "".join(capfd.readouterr())
+    assert "preempted (SIGTERM)" in printed and "resumes" in printed
+    assert "ERROR" not in printed and "error" not in printed.lower(), printed
     folder = RunFolder.open(run)
     assert folder.config.seed == 3
     assert folder.status().state == "preempted"

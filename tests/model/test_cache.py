@@ -19,6 +19,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "dense": {"num_kv_heads": 2},
     "sparse": {"moe": MOE},
     "shared": {"num_layers": 4, "num_stored_layers": 2, "tie_embeddings": True},
+    "window": {"sliding_window": 6, "head_dim": 12, "attention_bias": "qkv"},
+    "scaled": {"rope_scaling": {"name": "linear", "factor": 3.0}},
     "gpt": {"norm": "layernorm", "positions": "learned", "max_positions": 64, "mlp": "gelu", "bias": True},
 }
 T5: dict[str, Any] = {
@@ -30,6 +32,7 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "1.0": {"mlp": "relu", "tie_embeddings": True},
     "sparse": {"moe": MOE | {"every": 2}},
     "shared": {"num_stored_encoder_layers": 1, "num_stored_decoder_layers": 1},
+    "biases by layer": {"relative_bias_per_layer": True, "mlp": "swiglu"},
 }
 
 

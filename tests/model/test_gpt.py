@@ -73,6 +73,27 @@ def test_gpt_has_the_logits_of_transformers_gpt2() -> None:
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+@pytest.mark.parametrize(
+    "segments_T",
+    [[1] * 5 + [2] * 9 + [3] * 6 + [0] * 4, [1] * 4 + [2] * 6 + [1] * 8 + [2] * 6],
+    ids=["packed", "inputs_then_targets"],
+)
+def test_document_in_a_window_is_read_as_it_is_alone(positions: str, segments_T: list[int]) -> None:
+    """Under a document mask nothing of a document depends on where it stands in its window."""
+    changes = {} if positions == "learned" else {"positions": "rope", "max_positions": None}
+    model = gpt(**changes)
+    tokens_BT = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(5))
+    segments_BT = torch.tensor(segments_T).expand(3, -1)
+    packed_BTV = model(tokens_BT, segments_BT=segments_BT)
+    for document in set(segments_T) - {0}:
+        within = segments_BT[0] == document
+        alone_BTV = model(tokens_BT[:, within])
+        torch.testing.assert_close(packed_BTV[:, within], alone_BTV, rtol=1e-5, atol=1e-5)
+    # Far from what the window's own positions give.
+    assert (packed_BTV[:, -8:-4] - model(tokens_BT)[:, -8:-4]).abs().max() > 0.01
+
+
 def test_gpt_is_initialized_as_gpt2() -> None:
     model = gpt(d_model=128, d_ff=512, max_positions=64)
     for name, parameter in model.named_parameters():

@@ -13,6 +13,7 @@ from reptrain.config.load import validate
 from reptrain.config.model import DecoderConfig
 from reptrain.config.optimizers import AdamWConfig
 from reptrain.engine.optim import build_optimizer, set_learning_rate
+from reptrain.engine.regularize import set_weight_decay
 from reptrain.errors import ConfigError
 from reptrain.model import Decoder, build_model
 
@@ -61,6 +62,30 @@ def test_mup_scales_the_layers_matrices_alone() -> None:
     set_learning_rate(optimizer, RATE)
     sizes = {group["lr"]: len(group["params"]) for group in optimizer.param_groups if group["decays"]}
     assert sizes == {RATE: 2, RATE / 4: 2 * 7}
+
+
+@pytest.mark.parametrize(("scales", "expected"), [(False, 1.0), (True, 1 / 4)])
+def test_mup_decays_the_layers_matrices_by_the_width_on_request_alone(scales: bool, expected: float) -> None:
+    """A step without gradients, so that it decays and does nothing else."""
+    decayed = {}
+    for width in (BASE, 4 * BASE):
+        model = decoder(width, BASE)
+        optimizer = build_optimizer(model, AdamWConfig(lr=RATE, weight_decay=0.3, mup_scales_decay=scales))
+        set_learning_rate(optimizer, RATE)
+        set_weight_decay(optimizer, 0.5)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            kept = (parameter.detach() * before[name]).sum() / before[name].square().sum()
+            decayed[width, name] = 1 - kept.item()
+    for name, parameter in decoder(BASE, BASE).named_parameters():
+        plain = RATE * 0.5 if parameter.ndim > 1 else 0.0
+        is_hidden = name.startswith("blocks.") and parameter.ndim > 1
+        assert decayed[BASE, name] == pytest.approx(plain, abs=1e-5), name
+        wide = plain * (expected if is_hidden else 1)
+        assert decayed[4 * BASE, name] == pytest.approx(wide, abs=1e-5), name
 
 
 def test_mup_is_refused_where_it_has_no_rule() -> None:

@@ -104,7 +104,7 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     first, second = arm_lines([rows[0], better])
     assert (first.is_best, second.is_best) == (False, True)
     cells = dict(second.cells)
-    assert (cells["best held-out"], cells["at epoch"], cells["gap"], cells["audit"]) == (
+    assert (cells["selected held-out"], cells["at epoch"], cells["gap"], cells["audit"]) == (
         "5.500", "4", "5.000", "not exact",
     )  # fmt: skip
     assert cells["bits/byte"] == "3.100"
@@ -113,7 +113,7 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     mixed = better.model_copy(update={"audit_as_planned": True})
     assert dict(arm_lines([mixed])[0].cells)["audit"] == "as planned, mixed"
     unknown = collect(STUDY, out / "none")
-    assert dict(arm_lines(unknown)[0].cells)["best held-out"] == "–"
+    assert dict(arm_lines(unknown)[0].cells)["selected held-out"] == "–"
 
 
 def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
@@ -146,3 +146,30 @@ def test_page_of_a_mixture_is_built(tmp_path: Path) -> None:
     page = build_report(study, tmp_path).read_text()
     Checker(page)
     assert "2 epochs of 3,072 tokens" in page
+
+
+def test_page_says_that_nothing_improved_and_marks_no_best(tmp_path: Path) -> None:
+    losses = {"probe": [8.0, 5.0, 2.0], "select": [4.0, 6.0, 7.0], "report": [4.1, 6.2, 7.4]}
+    for arm in arms(STUDY):
+        write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
+    page = build_report(STUDY, tmp_path).read_text()
+    Checker(page)
+    assert "Training improved nothing" in page and 'class="best"' not in page
+    assert not any(line.is_best for line in arm_lines(collect(STUDY, tmp_path)))
+
+
+def test_page_warns_where_the_held_out_splits_disagree(tmp_path: Path) -> None:
+    losses = {"probe": [8.0, 5.0], "select": [8.0, 4.0], "report": [8.0, 6.0]}
+    write_run(arms(STUDY)[0].config, run_path(tmp_path, arms(STUDY)[0].name), losses=losses)
+    page = build_report(STUDY, tmp_path).read_text()
+    Checker(page)
+    assert '<p class="caution">Warning: 2 epochs of 4,096 tokens: 4.00 nats per token on' in page
+
+
+def test_arm_lines_mark_every_seed_of_the_best_setting(tmp_path: Path) -> None:
+    study = STUDY.model_copy(update={"seeds": (0, 1)})
+    for arm in arms(study):
+        nats = 5.0 if "4096" in arm.name else 6.0
+        losses = {name: [8.0, nats] for name in ("probe", "select", "report")}
+        write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
+    assert [line.is_best for line in arm_lines(collect(study, tmp_path))] == [True, True, False, False]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from time_limits import START_S
 
-from reptrain.config import RunConfig, load_run_config
+from reptrain.config import RunConfig, config_fingerprint, load_run_config
 from reptrain.errors import ResumeError, RunError
 from reptrain.plan import EpochPlan, Stream
 from reptrain.runs import RunFolder, RunPlan
@@ -60,7 +62,11 @@ def test_run_plan_is_what_the_config_asks_for(tmp_path):
 def test_create_or_open_makes_a_folder_that_tells_the_run(tmp_path):
     folder = opened(tmp_path, environment={"python": "3.11"})
     again = RunFolder.open(folder.path)
-    assert again.config == configured() == load_run_config(folder.path / "config.yaml")
+    # The store's path is absolute there, and not part of the fingerprint.
+    written = configured().with_absolute_stores()
+    assert Path(written.data.store).is_absolute() and written != configured()
+    assert again.config == written == load_run_config(folder.path / "config.yaml")
+    assert config_fingerprint(written) == config_fingerprint(configured())
     assert again.plan == planned(configured(), tmp_path)
     assert again.plan.config_fingerprint in (folder.path / "config.yaml").read_text()
     assert again.environment == {"python": "3.11"}
@@ -93,6 +99,35 @@ def test_create_or_open_refuses_another_subset(tmp_path, other):
     opened(tmp_path)
     with pytest.raises(ResumeError, match=r"subset_fingerprint=another|unique_tokens=90"):
         opened(tmp_path, **other)
+
+
+def rewrite_plan(folder, **changes) -> None:
+    """Write plan.json again with other values; None removes a key."""
+    path = folder.path / "plan.json"
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+@pytest.mark.parametrize("state", ["preempted", "done"])
+@pytest.mark.parametrize(("found", "named"), [(None, 1), (99, 99)])
+def test_create_or_open_refuses_other_numerics_by_name(tmp_path, state, found, named):
+    folder = opened(tmp_path, environment={"packages": {"reptrain": "0.0.1"}, "commit": "abc"})
+    folder.set_status(state)
+    # A run of before the first numerics_version has none.
+    rewrite_plan(folder, numerics_version=found, format=None if found is None else 2)
+    before = files_of(folder.path)
+    with pytest.raises(ResumeError, match=f"but got numerics_version {named}") as error:
+        opened(tmp_path)
+    assert "resume with reptrain 0.0.1 (commit abc)" in str(error.value)
+    assert files_of(folder.path) == before
+    assert RunFolder.open(folder.path).plan.numerics_version == named
+
+
+def test_plan_of_a_newer_format_is_refused(tmp_path):
+    folder = opened(tmp_path)
+    rewrite_plan(folder, format=3, something="new")
+    with pytest.raises(RunError, match=r"must have a format from 1 to 2, but got format 3\. Use the version"):
+        opened(tmp_path)
 
 
 def test_create_or_open_follows_a_store_that_moved(tmp_path):
@@ -160,7 +195,7 @@ def test_lock_of_a_process_that_died_is_free(tmp_path):
         "import os, sys; from pathlib import Path; from reptrain.runs import RunFolder\n"
         "lock = RunFolder.open(Path(sys.argv[1])).lock(); lock.__enter__(); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(folder.path)], timeout=START_S)
     assert done.returncode == -9
     with folder.lock():
         pass
@@ -171,7 +206,9 @@ def test_environment_names_versions_without_importing_them():
         "import json, sys; from reptrain.runs.environment import collect\n"
         "print(json.dumps([collect({'device': 'cpu'}), 'torch' in sys.modules]))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=START_S, check=True
+    )
     environment, imported = json.loads(out.stdout)
     assert not imported
     assert environment["packages"].keys() >= {"torch", "numpy"}

@@ -7,6 +7,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from run_folders import run_plan
+from time_limits import START_S
 
 from reptrain.config import RunConfig
 from reptrain.errors import RunError
@@ -34,7 +35,7 @@ def test_create_or_open_mixes_no_two_runs_started_at_once(tmp_path: Path) -> Non
     for process in both:
         process.start()
     for process in both:
-        process.join(timeout=120)
+        process.join(timeout=START_S)
         assert process.exitcode == 0
     for number in range(ROUNDS):
         folder = RunFolder.open(tmp_path / str(number))

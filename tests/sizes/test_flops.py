@@ -68,12 +68,15 @@ GPT = {"mlp": "gelu", "norm": "layernorm", "bias": True, "positions": "learned",
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"num_kv_heads": 2},
     "gpt": GPT | {"tie_embeddings": True},
+    "head width and biases": {"head_dim": 24, "attention_bias": "all", "mlp_bias": True},
+    "sliding window": {"sliding_window": 5, "attention_bias": "qkv"},
     "sparse decoder": {"moe": MOE},
     "switch decoder": {"moe": MOE | {"top_k": 1, "every": 1, "d_ff": 40, "shared_d_ff": 0}},
     "shared decoder": {"num_stored_layers": 2},
     "shared sparse decoder": {"num_stored_layers": 2, "moe": MOE},
     "t5 1.0": T5_SHAPE | {"mlp": "relu", "tie_embeddings": True},
     "t5 1.1": T5_SHAPE,
+    "t5 with biases by layer": T5_SHAPE | {"relative_bias_per_layer": True, "mlp": "swiglu"},
     "sparse t5": T5_SHAPE | {"moe": MOE},
     "shared t5": T5_SHAPE | {"num_stored_encoder_layers": 1, "num_stored_decoder_layers": 2},
     "shared sparse t5": T5_SHAPE | {"moe": MOE, "num_stored_decoder_layers": 2},
@@ -102,6 +105,11 @@ def test_forward_flops_are_what_torch_counts(kind: str) -> None:
 def test_forward_flops_count_visible_pairs_by_half_and_the_encoder_whole() -> None:
     decoder = forward_flops(DecoderConfig(num_layers=3), 100, ExampleShape(0, 200))
     assert decoder.causal_scores / decoder.scores == pytest.approx(201 / 400)
+    windowed = DecoderConfig(num_layers=3, sliding_window=30)
+    seen = sum(min(position + 1, 30) for position in range(200))
+    causal = forward_flops(windowed, 100, ExampleShape(0, 200))
+    assert causal.causal_scores * 200 * 200 == causal.scores * seen
+    assert causal.scores == decoder.scores
     t5 = forward_flops(T5Config.model_validate(T5_SHAPE), 100, ExampleShape(40, 13))
     assert t5.scores - t5.causal_scores == 4 * 6 * 64 * 4 * (13 * 13 - 13 * 14 // 2)
 

@@ -42,6 +42,15 @@ def solved(subject: Subject, other: Subject, by: By, vary: Vary, tolerance: floa
     return found
 
 
+@pytest.mark.parametrize("words", [{"by": "params"}, {"by": "total_params"}, {"vary": "heads"}])
+def test_match_refuses_unknown_words(words: dict[str, Any]) -> None:
+    given = {"by": "flops", "vary": "experts"} | words
+    with pytest.raises(
+        ConfigError, match=r"match (by|vary): must be one of (total-params|width), .* but got"
+    ):
+        match(decoder(moe=MOE), decoder(), tolerance=0.01, **given)
+
+
 @pytest.mark.parametrize("by", get_args(By))
 @pytest.mark.parametrize("vary", ["width", "depth", "d_ff"])
 def test_match_comes_near_whatever_the_quantity(by: By, vary: Vary) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
-from reptrain.sizes import activation_bytes, state_bytes
+from reptrain.sizes import activation_bytes, count_parameters, retained_bytes, state_bytes
 from reptrain.sizes.memory import head_bytes
 from reptrain_kernels.linear_cross_entropy import Targets
 
@@ -20,6 +25,7 @@ ROWS, SOURCE, TARGET, VOCAB = 2, 40, 48, 100
 ALL_SITES = dict.fromkeys(("embedding", "attention", "residual", "mlp", "expert"), 0.1)
 MOE = {"num_experts": 4, "top_k": 2, "shared_d_ff": 32, "backend": "loop"}
 GPT = {"mlp": "gelu", "norm": "layernorm", "bias": True, "positions": "learned", "max_positions": 64}
+LLAMA_LIKE = {"head_dim": 24, "attention_bias": "all", "mlp_bias": True}
 DECODER = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_ff": 160}
 T5 = {
     "family": "t5",
@@ -81,8 +87,8 @@ def with_logits(
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}],
-    ids=["llama", "gpt", "relu", "moe", "shared"],
+    [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}, LLAMA_LIKE],
+    ids=["llama", "gpt", "relu", "moe", "shared", "options"],
 )
 def test_activation_bytes_of_a_decoder_are_what_torch_keeps(changes: dict[str, Any], bf16: bool) -> None:
     config = DecoderConfig.model_validate(DECODER | changes)
@@ -94,10 +100,30 @@ def test_activation_bytes_with_kept_weights_are_what_torch_keeps_under_dropout_o
     assert estimate(config).plain == pytest.approx(kept_bytes(config), rel=0.06)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp": "relu"}, {"moe": MOE}, {"dropout": ALL_SITES}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mlp": "relu"},
+        {"moe": MOE},
+        {"dropout": ALL_SITES},
+        {"mlp": "swiglu", "relative_bias_per_layer": True},
+    ],
+)
 def test_activation_bytes_of_t5_hold_between_fused_and_plain_attention(changes: dict[str, Any]) -> None:
     config = T5Config.model_validate(T5 | changes)
     assert 0.95 * with_logits(config) < kept_bytes(config) < 1.05 * estimate(config).plain
+
+
+def test_activation_bytes_on_cuda_count_weights_that_a_sliding_window_keeps() -> None:
+    dropped, windowed = {"dropout": {"attention": 0.1}}, {"sliding_window": TARGET - 1}
+    plain, drops, window, both = (
+        estimate(DecoderConfig.model_validate(DECODER | changes))
+        for changes in ({}, dropped, windowed, dropped | windowed)
+    )
+    assert plain.fused == drops.fused == window.fused
+    # Weights in fp32 and as they were dropped, of 2 layers with 4 heads.
+    assert both.fused - plain.fused == 2 * 4 * ROWS * TARGET * TARGET * 8
 
 
 @pytest.mark.parametrize("family", [DECODER, T5], ids=["decoder", "t5"])
@@ -164,3 +190,56 @@ def test_state_bytes_are_what_deepspeed_was_measured_to_keep() -> None:
 
 def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:
     assert state_bytes(10, stage=0, world_size=1, precision="bf16") is None
+
+
+TRAIN = """
+import re, sys
+from pathlib import Path
+import deepspeed
+from reptrain.config import load_run_config
+from reptrain.engine.loop import train
+train(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]))
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak_bytes(config: RunConfig, folder: Path) -> int:
+    """The most memory that a process had which trained, evaluated and saved."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml"), str(folder / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=380, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout.split()[-1]) * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_bytes_of_a_run_lie_between_its_state_and_what_is_retained(tmp_path: Path, tiny: Any) -> None:
+    # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.
+    settings = [
+        *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
+        *("train.total_tokens=96", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
+        *("checkpoint.every_fraction=1", "model.num_heads=8", "model.d_model=512", "model.d_ff=2048"),
+    ]
+
+    def measured(layers: int) -> tuple[int, int, int]:
+        config = tiny(*settings, f"model.num_layers={layers}")
+        num_parameters = count_parameters(config.model, 512).total
+        state = state_bytes(num_parameters, stage=0, world_size=1, precision="fp32")
+        kept = activation_bytes(
+            config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
+        )
+        assert state is not None
+        peak = peak_bytes(config, tmp_path / str(layers))
+        return peak, state + kept.plain, retained_bytes(num_parameters)
+
+    # Against a small model, so that what the process itself needs does not count.
+    process, small, small_retained = measured(1)
+    for layers in (5, 9):
+        peak, needed, retained = measured(layers)
+        least, most = needed - small, needed - small + retained - small_retained
+        # How much is retained depends on the C library.
+        assert 0.95 * least <= peak - process <= 1.05 * most, layers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,19 @@ ROUNDED = {
     "gopher": "280",
     "chinchilla": "70",
 }
+
+
+def test_every_preset_is_in_the_table_of_sources() -> None:
+    page = (FOLDER.parents[1] / "docs" / "sizes.md").read_text()
+    table = page.split("### What each preset stands for")[1]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    patterns = [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
+    presets = {path.stem for path in FOLDER.glob("*.yaml")}
+    uncovered = {name for name in presets if not any(fnmatch(name, pattern) for pattern in patterns)}
+    assert not uncovered
+    assert all(any(fnmatch(name, pattern) for name in presets) for pattern in patterns)
+
+
 TRAINED = [
     name for name in [*EXACT, *ROUNDED] if not name.startswith(("vit", "palm", "gopher", "chinchilla"))
 ]

@@ -110,7 +110,7 @@ def test_tokenize_fingerprint_hangs_on_the_content_alone(
 def test_tokenize_trains_on_the_training_text_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {chr(0x4E00 + n)}"}) + "\n" for n in range(60)))
-    tokenize([path], tmp_path / "s", vocab_size=52, num_sentinels=0, held_out_fraction=0.3)
+    tokenize([path], tmp_path / "s", vocab_size=50, num_sentinels=0, held_out_fraction=0.3)
     store = open_store(tmp_path / "s")
     tokenizer = store.tokenizer()
     unknown = dict.fromkeys(SPLITS, 0)

@@ -23,6 +23,7 @@ from reptrain.store.manifest import Dedup
 from reptrain.store.near import SignatureWriter, sign
 from reptrain.store.scan import KEPT, NEAR_DUPLICATE, Scan, ScanTask, decide, scan_job
 from reptrain.store.sources import expand_sources
+from reptrain.store.strata import find_strata
 from reptrain.store.work import Work
 from reptrain.text import stdlib_documents
 from reptrain.text.documents import Fields
@@ -163,7 +164,7 @@ def cluster(texts: Sequence[str], jobs: int, near: NearSettings, folder: Path) -
             for text in part:
                 writer.add(text)
             writer.close()
-    scans = [Scan(len(part), 0, ()) for part in parts]
+    scans = [Scan(len(part), 0, (), (len(part),), "") for part in parts]
     distinct = np.ones(len(texts), np.bool_)
     return find_clusters(work, scans, near, distinct, lambda *_: None).tolist()
 
@@ -207,9 +208,10 @@ def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Ded
         work.folder.mkdir()
         jobs = plan_jobs(expand_sources([write(Path(folder) / "web.jsonl", texts)]), Fields())
         scans = [scan_job(ScanTask(job, Fields(), work, NEAR)) for job in jobs]
-        decide(work, scans, dedup=dedup, held_out_fraction=0.5)
+        strata = find_strata(jobs, [scan.slice_documents for scan in scans])
+        decide(work, scans, strata, dedup=dedup, held_out_fraction=0.5)
         options: dict[str, Any] = {"dedup": dedup, "held_out_fraction": 0.5, "progress": lambda *_: None}
-        found = decide_near(work, scans, NEAR, **options)
+        found = decide_near(work, scans, NEAR, strata, **options)
         fates = np.concatenate([np.load(work.fates(job.index)) for job in jobs])
     for first, *others in clusters:
         assert fates[first] >= KEPT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import itertools
 import os
 import shutil
@@ -156,6 +157,82 @@ def test_tokenize_on_a_full_disk_seals_nothing(
     tokenize([corpus], out, tokenizer=model)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert verify(out).ok
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    """Change a file's content and nothing else that can be seen of it."""
+    before = path.stat()
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("stage", ["scan", "tokenize", "sealing"])
+def test_tokenize_refuses_a_source_that_is_edited_meanwhile(
+    corpus: Path, model: Path, tmp_path: Path, stage: str, suffix: str, files_of: FilesOf
+) -> None:
+    def pack(content: bytes) -> bytes:
+        # Stored, so that an edit keeps the size.
+        return gzip.compress(content, 0, mtime=0) if suffix.endswith("gz") else content
+
+    original = corpus.read_bytes()
+    edited = original.replace(b"epoch", b"hcope")
+    path = tmp_path / f"web{suffix}"
+    path.write_bytes(pack(original))
+    is_done = False
+
+    def meddle(name: str, done: int, total: int) -> None:
+        nonlocal is_done
+        moment = {"scan": ("scan", 0), "tokenize": ("tokenize", 0), "sealing": ("tokenize", total)}[stage]
+        if (name, done) == moment and not is_done:
+            is_done = True
+            edit(path, path.read_bytes(), pack(edited))
+
+    out = tmp_path / "store"
+    with pytest.raises(StoreError, match=r"web.*: must stay the same while it is tokenized"):
+        tokenize([path], out, tokenizer=model, progress=meddle)
+    assert is_done and not (out / "manifest.json").exists()
+    # What was made of the two versions is not used again.
+    tokenize([path], out, tokenizer=model)
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / path.name).write_bytes(path.read_bytes())
+    tokenize([tmp_path / "fresh" / path.name], tmp_path / "whole", tokenizer=model)
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_tokenize_begins_anew_where_a_source_was_edited_after_a_kill(
+    corpus: Path, model: Path, tmp_path: Path, files_of: FilesOf
+) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "tokenize" and done > total // 2:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "web.jsonl"
+    path.write_bytes(corpus.read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        tokenize([path], tmp_path / "store", tokenizer=model, progress=stop)
+    assert list((tmp_path / "store").glob("*.arrow"))
+    edit(path, b"epoch", b"hcope")
+    tokenize([path], tmp_path / "store", tokenizer=model)
+    tokenize([path], tmp_path / "whole", tokenizer=model)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+def test_tokenize_refuses_a_source_that_was_another_while_it_was_encoded(
+    corpus: Path, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "web.jsonl"
+    path.write_bytes(corpus.read_bytes())
+
+    def meddle(name: str, done: int, total: int) -> None:
+        if name == "tokenize":
+            edit(path, *((b"epoch", b"hcope") if done == 0 else (b"hcope", b"epoch")))
+
+    with pytest.raises(StoreError, match=r"web\.jsonl: .*but got other documents than before"):
+        tokenize([path], tmp_path / "store", tokenizer=model, progress=meddle)
 
 
 def test_tokenize_refuses_a_second_writer(corpus: Path, model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reptrain.store.jobs import number_lines, plan_jobs
 from reptrain.store.scan import DUPLICATE, EMPTY, KEPT, Scan, decide
 from reptrain.store.sources import expand_sources
+from reptrain.store.strata import Strata
 from reptrain.store.work import Work, write_array
 from reptrain.text.documents import Fields, Slice, read_slice
 
@@ -47,8 +48,13 @@ def test_decide_keeps_the_first_of_equal_hashes(
         for number, job in enumerate(jobs):
             rows = sorted((*document, index) for index, document in enumerate(job) if document)
             write_array(work.hashes(number), np.array(rows, np.uint64).reshape(-1, 3).T.copy())
-        scans = [Scan(len(job), 0, ()) for job in jobs]
-        counts = decide(work, scans, dedup="exact", held_out_fraction=0.5)
+        # As in a large stratum.
+        patch.setattr("reptrain.store.strata._LARGE_HELD_OUT", 0)
+        scans = [Scan(len(job), 0, (), (len(job),), "") for job in jobs]
+        strata = Strata(
+            1, tuple(np.array([len(job)]) for job in jobs), tuple(np.zeros(1, np.int64) for _ in jobs)
+        )
+        counts = decide(work, scans, strata, dedup="exact", held_out_fraction=0.5)
         found = np.concatenate([np.load(work.fates(number)) for number in range(len(jobs))])
     assert found.tolist() == expected
     assert counts.tolist() == np.bincount(expected, minlength=KEPT + 3).tolist()

@@ -127,7 +127,13 @@ def test_tokenize_takes_globs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.label for file in expand_sources(["data/odd[1].jsonl"])] == ["odd[1].jsonl"]
     (tmp_path / "data" / "b" / "x.bin").unlink()
     assert len(expand_sources(["data/**"])) == 5
-    for pattern in ("data/*.parquet", "none/*.jsonl", "data/?"):
+    # A folder that matches stands for the files below it, each once.
+    assert [file.label for file in expand_sources(["data/?"])] == [
+        "data/a/3.jsonl", "data/b/1.jsonl", "data/b/2.jsonl", "data/b/deep/4.jsonl",
+    ]  # fmt: skip
+    assert len(expand_sources(["data/**/*"])) == 5
+    assert [file.label for file in expand_sources(["data/b/.h*"])] == ["b/.hid.jsonl"]
+    for pattern in ("data/*.parquet", "none/*.jsonl", "data/??"):
         with pytest.raises(TextError, match="must match a file, but got none"):
             expand_sources([pattern])
 
@@ -137,7 +143,7 @@ def test_tokenize_takes_globs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["a.jsonl", "b.csv", "c/d.xz"], r"got b\.csv, c/d\.xz beside 1 that can be read\. Choose by a glob"),
         (["b.csv"], r"must hold files that end in \.txt.*, but got b\.csv"),
-        (["README.md", ".git/config"], r"must hold files that end in \.txt.*, but got none"),
+        (["README.md", "LICENSE.txt"], r"must hold files that end in \.txt.*, but got none"),
     ],
 )
 def test_select_refuses_folders_with_other_files(names: list[str], message: str) -> None:
@@ -146,14 +152,68 @@ def test_select_refuses_folders_with_other_files(names: list[str], message: str)
 
 
 def test_select_passes_over_what_describes_the_data() -> None:
-    names = ["README.md", "LICENSE", "_SUCCESS", "b.parquet", ".gitattributes", "dataset_infos.json", "a.txt"]
-    assert select("data", names, lambda name: b"") == ["a.txt", "b.parquet"]
+    names = ["README.md", "LICENSE", "_SUCCESS", "b.parquet", "README.txt", "dataset_infos.json", "a.txt"]
+    names += ["licensed.txt", "readme_first.jsonl", "README.jsonl", "notice.txt"]
+    kept = ["README.jsonl", "a.txt", "b.parquet", "licensed.txt", "notice.txt", "readme_first.jsonl"]
+    assert select("data", names, lambda name: b"") == kept
+    for name in ("licensed.bin", "readme-of-all.csv"):
+        with pytest.raises(TextError, match=rf"got {name} beside 1 that can be read"):
+            select("data", [name, "a.txt"], lambda name: b"")
 
 
 def test_select_refuses_a_saved_dataset_without_its_list() -> None:
-    for content in (b"{}", b"no", b'{"_data_files": [3]}'):
+    for content in (b"{}", b'{"_data_files": [3]}', b'{"_data_files": 3}', b'{"_data_files": {"a": 1}}'):
         with pytest.raises(TextError, match=r"got a x/state\.json without _data_files"):
             select("data", ["x/state.json"], lambda name, content=content: content)
+    with pytest.raises(TextError, match=r"must be a JSON object, but got x/state\.json: 'no'"):
+        select("data", ["x/state.json"], lambda name: b"no")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows that were chosen.*flatten_indices"),
+        ({"_data_files": [{"filename": "a.arrow", "skip": 3, "take": 5}]}, "takes a part of its files"),
+        ({"_data_files": [{"filename": "a.arrow", "take": 5}]}, "takes a part of its files"),
+        (
+            {"_inplace_history": [{"transforms": [["rename_column_", ["a", "b"], {}]]}]},
+            "changes their columns",
+        ),
+        ({"_data_files": [{"filename": "b.arrow"}]}, "b.arrow, which state.json lists, missing"),
+        ({"_data_files": [{"filename": "../a.arrow"}]}, "a.arrow, which state.json lists, missing"),
+        ({"_data_files": []}, "a.arrow, which state.json does not list"),
+    ],
+)
+def test_select_refuses_a_saved_dataset_whose_state_changes_its_rows(
+    state: dict[str, Any], words: str
+) -> None:
+    plain = {"_data_files": [{"filename": "a.arrow"}], "_indices_data_files": None, "_format_type": "numpy"}
+    plain |= {"_inplace_history": [{"transforms": []}], "_format_columns": ["text"]}
+    names = ["a.arrow", "state.json", "dataset_info.json", "README.md"]
+    assert select("data", names, lambda name: json.dumps(plain).encode()) == ["a.arrow"]
+    whole = plain | {"_data_files": [{"filename": "a.arrow", "skip": 0, "take": -1}]}
+    assert select("data", names, lambda name: json.dumps(whole).encode()) == ["a.arrow"]
+    with pytest.raises(TextError, match=words):
+        select("data", names, lambda name: json.dumps(plain | state).encode())
+
+
+def test_select_refuses_what_lies_beside_a_saved_dataset() -> None:
+    files = {f"{split}/state.json": b'{"_data_files": [{"filename": "a.arrow"}]}' for split in ("one", "two")}
+    files |= {"one/a.arrow": b"", "two/a.arrow": b"", "two/cache-01ab.arrow": b""}
+    splits = b'{"splits": ["one", "two"]}'
+    assert select("d", [*files, "dataset_dict.json"], lambda name: files.get(name, splits)) == [
+        "one/a.arrow",
+        "two/a.arrow",
+    ]
+    for names, content, words in (
+        (["one/more.jsonl"], splits, "more.jsonl, which one/state.json does not list"),
+        ([], b'{"splits": ["one"]}', "two, which dataset_dict.json does not list"),
+        ([], b'{"splits": ["one", "two", "six"]}', "no six, which dataset_dict.json lists"),
+        ([], b"{}", "a dataset_dict.json without splits"),
+        (["cache-01ab.arrow"], splits, "cache-01ab.arrow beside 2 that can be read"),
+    ):
+        with pytest.raises(TextError, match=words):
+            select("d", [*files, *names, "dataset_dict.json"], lambda name, c=content: files.get(name, c))
 
 
 def test_tokenize_keeps_fields_and_tags_with_each_document(tmp_path: Path, model: Path) -> None:

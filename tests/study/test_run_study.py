@@ -13,6 +13,7 @@ import filelock
 import pytest
 from fake_trainer import FAILS, LIES, WAITS
 from run_folders import FakeStore, write_run
+from time_limits import START_S
 
 from reptrain.errors import PlanError, StudyError
 from reptrain.runs.folder import RunFolder
@@ -27,7 +28,7 @@ TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
 
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path: FakeStore())
+    monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path, *, named_by: FakeStore())
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
 
 
@@ -181,4 +182,4 @@ def test_read_progress_reads_the_tail_of_a_long_file(tmp_path: Path) -> None:
 
 def test_study_imports_no_torch() -> None:
     code = "import sys, reptrain.study, reptrain.report, reptrain_launcher; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=START_S).returncode == 0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reptrain.config import RunConfig, load_run_config
+from reptrain.config.load import read_yaml
 from reptrain.errors import ConfigError, StudyError
 from reptrain.study import arms, demo_study, load_study, open_study
 from reptrain.study.grid import arm_name
@@ -101,7 +102,24 @@ def test_open_study_reads_back_what_was_saved(tmp_path: Path) -> None:
         axes={"optimizer.lr": [1e-3, "2e-3"]}, set={"train.total_tokens": "2.5epochs"}, seeds=[3]
     )
     save_study(study, tmp_path / "out")
-    assert open_study(tmp_path / "out") == study
+    again = open_study(tmp_path / "out")
+    kept = again.model_copy(update={"base": study.base})
+    assert kept == study
+    (before,), (after,) = ([arm.config for arm in arms(one)][:1] for one in (study, again))
+    # From another working directory the study still names the same store.
+    assert after == before.with_absolute_stores()
+
+
+def test_save_study_keeps_what_is_no_store_and_makes_stores_absolute(tmp_path: Path) -> None:
+    base = {"data": {"sources": {"a": {"store": "x/a"}, "b": {"store": "/b"}}}, "init_from": "runs/first"}
+    study = StudyConfig(name="s", base=base, set={"data.sources.a.store": "y"}, axes={"seed_": [1]})
+    save_study(study, tmp_path)
+    written = read_yaml(tmp_path / "study.yaml")
+    here = Path.cwd()
+    sources = written["base"]["data"]["sources"]
+    assert sources == {"a": {"store": str(here / "x/a")}, "b": {"store": "/b"}}
+    assert written["set"] == {"data.sources.a.store": str(here / "y")}
+    assert written["base"]["init_from"] == "runs/first" and written["axes"] == {"seed_": [1]}
 
 
 def test_open_study_refuses_another_folder(tmp_path: Path) -> None:

@@ -31,6 +31,27 @@ def test_rows_that_choose_share_no_group_with_those_trained_on(make_task: MakeTa
     assert rows == read_rows(task, TaskLimits(select_examples=5))
 
 
+@pytest.mark.parametrize(("rows", "chosen"), [(2, 1), (72, 14), (1279, 255), (1281, 256), (2000, 256)])
+def test_by_default_few_rows_leave_most_to_train_on(make_task: MakeTask, rows: int, chosen: int) -> None:
+    folder = make_task()
+    write_rows(folder / "train.jsonl", [{"input": f"row {n}", "target": "yes"} for n in range(rows)])
+    found = read_rows(load_task(folder), TaskLimits())
+    assert (len(found.select), len(found.train)) == (chosen, rows - chosen)
+
+
+def test_a_folder_in_a_tasks_file_is_beside_it_and_in_an_override_in_the_working_directory(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_task()
+    (folder.parent / "tasks").mkdir(exist_ok=True)
+    file = folder.parent / "tasks" / "mine.yaml"
+    file.write_text(f"kind: qa\ndata: ../{folder.name}\n")
+    assert len(read_rows(load_task(file), TaskLimits()).report) > 0
+    monkeypatch.chdir(folder.parent)
+    assert load_task(file, [f"data={folder.name}"]).data == folder.name
+    assert len(read_rows(load_task(file, [f"data={folder.name}"]), TaskLimits()).report) > 0
+
+
 def test_fewer_rows_are_the_first_of_more(make_task: MakeTask) -> None:
     task = load_task(make_task())
     some = read_rows(task, TaskLimits(select_examples=5, train_examples=4, report_examples=3))
@@ -60,8 +81,22 @@ def test_templates_answers_and_lines(make_task: MakeTask) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no key": ({"input": "a"}, "no 'target'"),
     "an empty target": ({"input": "a", "target": " "}, "an empty target"),
-    "one answer": ({"input": "a", "target": "b", "answers": "b"}, "'b' under 'answers'"),
-    "no answer": ({"input": "a", "target": "b", "answers": []}, r"\[\] under 'answers'"),
+    "one answer": ({"input": "a", "target": "b", "answers": "b"}, "got a text under 'answers'"),
+    "null": (
+        {"input": None, "target": "b"},
+        "must hold a text or a number there, but got null under 'input'",
+    ),
+    "a list": ({"input": "a", "target": ["b"]}, "got a list under 'target'"),
+    "an object": ({"input": "a", "target": {"text": "b"}}, "got an object under 'target'"),
+    "a truth value": ({"input": "a", "target": True}, "got true or false under 'target'"),
+    "NaN": ({"input": "a", "target": float("nan")}, "finite numbers only, but got NaN"),
+    "a null answer": ({"input": "a", "target": "b", "answers": [None]}, "got null under 'answers'"),
+    "aliases": (
+        {"input": "a", "target": "b", "answers": {"value": "b", "aliases": ["c"]}},
+        "got an object under 'answers'",
+    ),
+    "no span": ({"input": "a", "target": "b", "answers": {"text": []}}, "got no answer|got an object"),
+    "no answer": ({"input": "a", "target": "b", "answers": []}, "got no answer under 'answers'"),
 }
 
 
@@ -72,6 +107,46 @@ def test_wrong_rows_are_named(case: str, make_task: MakeTask) -> None:
     write_rows(folder / "validation.jsonl", [ROWS[0], row])
     with pytest.raises(TextError, match=rf"validation.jsonl, line 2: .*{words}"):
         read_report(load_task(folder), TaskLimits())
+
+
+def test_numbers_are_texts_as_written(make_task: MakeTask) -> None:
+    folder = make_task(report="n.jsonl")
+    (folder / "n.jsonl").write_text(
+        '{"input": 1.10, "target": 12345678901234567890.50, "answers": [-0, 1e5]}\n'
+    )
+    (row,) = read_report(load_task(folder), TaskLimits())
+    assert row == ("1.10", "12345678901234567890.50", ("-0", "1e5"), None)
+    assert type(row.input) is str
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": ["a", "b"], "answer_start": [3, 9]},
+        [{"text": "a", "answer_start": 3}, {"text": "b", "answer_start": 9}],
+        [{"text": "a"}, "b"],
+    ],
+)
+def test_answers_in_the_forms_of_squad(answers: object, make_task: MakeTask) -> None:
+    folder = make_task(report="s.jsonl")
+    write_rows(folder / "s.jsonl", [{"input": "q", "target": "a", "answers": answers}])
+    (row,) = read_report(load_task(folder), TaskLimits())
+    assert row.answers == ("a", "b")
+
+
+def test_files_of_windows_are_read(make_task: MakeTask) -> None:
+    folder = make_task(report="w.jsonl*")
+    content = b'\xef\xbb\xbf{"input": "q", "target": "a"}\r\n'
+    (folder / "w.jsonl").write_bytes(content)
+    (folder / "w.jsonl.gz").write_bytes(gzip.compress(content))
+    assert [row[:2] for row in read_report(load_task(folder), TaskLimits())] == [("q", "a")] * 2
+    for line, words in (
+        (b'{"input": "q",\t"target": "a\tb"}', "got a raw tab in a string at column 28"),
+        (b'{"input": "q", "target": "\\ud800"}', "half of a surrogate pair under 'target'"),
+    ):
+        (folder / "w.jsonl").write_bytes(line)
+        with pytest.raises(TextError, match=rf"w\.jsonl, line 1: .*{words}"):
+            read_report(load_task(folder), TaskLimits())
 
 
 def test_wrong_tasks_are_refused(make_task: MakeTask, tmp_path: Path) -> None:

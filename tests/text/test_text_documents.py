@@ -51,12 +51,27 @@ def test_read_documents_takes_other_fields(tmp_path: Path) -> None:
         (b"", "0 bytes"),
         (b"\n \n", "blank lines only"),
         (b'{"text": "a"}\nnot json\n', r"bad.jsonl:2: must be a JSON object, but got 'not json'"),
-        (b'{"text": "a"}\n["a"]\n', r"bad.jsonl:2: .* under 'text', but got list"),
+        (b'{"text": "a"}\n["a"]\n', r"bad.jsonl:2: must be a JSON object, but got a list"),
         (b'{"body": "a", "id": 1}\n', r"bad.jsonl:1: .* under 'text', but got body, id"),
         (b'{"text": 5}\n', r"bad.jsonl:1: .* but got text of type int"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad.jsonl:2: must be UTF-8, but got byte 0xff at offset 10"),
         (b'{"text": "\\ud800"}\n', r"bad.jsonl:1: must hold valid Unicode"),
-        (b"[" * 100_000 + b"\n", r"bad.jsonl:1: must be a JSON object"),
+        (b"[" * 100_000 + b"\n", r"bad.jsonl:1: must be JSON that is less .* got 100,000 levels of nesting"),
+        (b'{"text": "a\tb"}', r"bad.jsonl:1: must be JSON, but got a raw tab in a string at column 12\."),
+        (
+            b'{"text": "a", "n": ' + b"7" * 5000 + b"}",
+            r"bad.jsonl:1: .* got a number of 5,000 digits at column",
+        ),
+        (b'{"text": "a", "x": {"y": 1, "y": 2}}', r"bad.jsonl:1: .* got the key 'y' twice in one object"),
+        (b'{"text": "a"} {"text": "b"}', r"bad.jsonl:1: .* more text behind the first value, at column 15"),
+        (b'{\n "text": "a"\n}', r"bad.jsonl:1: .* an end inside a value that begins before column 2"),
+        (b'{"text": "a\nb"}', r"bad.jsonl:1: .* no closing quote for the string at column 10"),
+        (b"{\"text\": 'a'}", r"bad.jsonl:1: .* expecting value at column 10"),
+        (b'{"text": "a", "id": [1]}', r"bad.jsonl:1: must have a text or a number as its id, but got list"),
+        (b'{"text": "a", "id": true}', r"bad.jsonl:1: .* as its id, but got bool under 'id'"),
+        (b'{"text": "a"}\0', r"bad.jsonl:1: must be text in UTF-8, but got a NUL byte at offset 13"),
+        ('{"text": "a"}'.encode("utf-16"), r"bad.jsonl:1: must be UTF-8, but got UTF-16.*iconv -f UTF-16"),
+        (gzip.compress(b"{}"), r"bad.jsonl:1: must be text in UTF-8, but got gzip data"),
     ],
 )
 def test_read_documents_refuses_bad_lines_by_name(tmp_path: Path, content: bytes, message: str) -> None:
@@ -69,7 +84,9 @@ def test_read_documents_refuses_bad_lines_by_name(tmp_path: Path, content: bytes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\xff\xfea\x00", "must be UTF-8, but got byte 0xff at offset 0"),
+        ("a.txt", b"a\xffa\x00", "must be UTF-8, but got byte 0xff at offset 1"),
+        ("a.txt", b"\xff\xfea\x00", "must be UTF-8, but got UTF-16, by its byte order mark"),
+        ("a.txt", b"a\x00b\x00", "must be text in UTF-8, but got a NUL byte at offset 1"),
         ("a.jsonl.gz", b"plain", "must be a readable file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "must be a readable file"),
         (
@@ -130,6 +147,14 @@ def test_read_documents_reads_past_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"text": "a"}\n', encoding="utf-8")
     assert [document.text for document in read_documents(path)] == ["a"]
+
+
+def test_read_documents_reads_joined_files_with_byte_order_marks_and_windows_line_ends(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\r\n{"text": "a"}\r\n\xef\xbb\xbf{"text": "b\xe2\x80\xa8c"}\r\n')
+    assert [document.text for document in read_documents(path)] == ["a", "b\u2028c"]
 
 
 def test_read_slice_counts_lines_for_an_error_where_the_first_is_not_known(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 
 from reptrain.errors import TokenizerError
@@ -222,3 +222,85 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path: Path, content: str, got: st
         TokenizerError, match=rf"json: must be a SentencePiece model or a tokenizer\.json, but got {got}"
     ):
         Tokenizer.load(path)
+
+
+def two_ends() -> Library:
+    """BPE over bytes with two special pieces of usual names."""
+    library = byte_level()
+    library.add_special_tokens(["</s>"])
+    return library
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "eos"),
+    [
+        ("config.json", '{"eos_token_id": END}', "</s>"),
+        ("config.json", '{"eos_token_id": [END, 0]}', "</s>"),
+        ("generation_config.json", '{"eos_token_id": END}', "</s>"),
+        ("tokenizer_config.json", '{"eos_token": "</s>"}', "</s>"),
+        ("tokenizer_config.json", '{"eos_token": {"content": "</s>", "special": true}}', "</s>"),
+        ("model.yaml", "end_ids: [END]", "</s>"),
+        ("manifest.json", '{"tokenizer_file": "tokenizer.json", "eos_id": END}', "</s>"),
+        ("config.json", '\ufeff{"eos_token_id": 0}', "<|endoftext|>"),
+        # The id of a piece that texts need, or of none.
+        ("config.json", '{"eos_token_id": 40}', None),
+        ("config.json", '{"eos_token_id": 100000}', None),
+    ],
+)
+def test_load_takes_the_end_that_a_file_beside_it_names(
+    tmp_path: Path, name: str, content: str, eos: str | None
+) -> None:
+    library = two_ends()
+    path = tmp_path / "tokenizer.json"
+    path.write_text(library.to_str())
+    (tmp_path / name).write_text(content.replace("END", str(library.token_to_id("</s>"))), encoding="utf-8")
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.eos_id == (-1 if eos is None else library.token_to_id(eos))
+    # What the caller says comes first, and so does a file that is read before another.
+    assert Tokenizer.load(path, "<|endoftext|>").eos_id == 0
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert Tokenizer.load(path).eos_id == (0 if name == "tokenizer_config.json" else tokenizer.eos_id)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"eos_token_id": null}', '{"eos_token_id": true}', "[]"])
+def test_load_does_not_guess_among_two_ends_where_no_file_names_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(two_ends().to_str())
+    for name in ("config.json", "manifest.json"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(TokenizerError, match=r"Choose with --eos, or by the eos_token_id of a config\.json"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(
+        TokenizerError, match=r"config\.json.*must be readable, as it may name what ends a text"
+    ):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("form", ["texts", "pairs"])
+def test_merges_that_build_a_special_piece_are_left_out(form: str) -> None:
+    library = with_byte_fallback()
+    data = json.loads(library.to_str())
+    vocab = data["model"]["vocab"]
+    for piece in ("<", "/", "s", ">", "</", "s>"):
+        vocab.setdefault(piece, len(vocab))
+    added: list[Any] = [["<", "/"], ["s", ">"], ["</", "s>"], ["</s>", ">"]]
+    vocab["</s>>"] = len(vocab)
+    merges = [*(merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"])]
+    merges += added
+    data["model"]["merges"] = [" ".join(merge) for merge in merges] if form == "texts" else merges
+    Library.from_str(json.dumps(data))
+    tokenizer = HuggingFaceTokenizer(json.dumps(data).encode())
+    (ids,) = tokenizer.encode(["ab</s>>"])
+    assert tokenizer.eos_id == 2 and 2 not in ids and tokenizer.decode(ids) == "ab</s>>"
+    assert [tokenizer.piece(index) for index in ids][-3:] == ["</", "s>", ">"]
+
+
+def test_normalizers_make_no_special_piece() -> None:
+    library = words()
+    ascii_only = normalizers.Replace(Regex("[^ -~]"), "")
+    library.normalizer = normalizers.Sequence([ascii_only, normalizers.Replace("stop", "[SEP]")])
+    library.add_tokens([AddedToken("[SEP]", normalized=True, special=False)])
+    tokenizer = read(library)
+    assert tokenizer.eos_id == 2
+    for text in ("abla [SEP]", "stop", "\U0010fffe[SEP]"):
+        assert 2 not in tokenizer.encode([text])[0]

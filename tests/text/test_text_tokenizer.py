@@ -92,6 +92,36 @@ def test_train_tokenizer_refuses_a_size_that_does_not_fit(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("texts", "few", "many"),
+    [
+        ([f"a word, {'xyz'[n % 3]} and another {n % 10}" for n in range(99)], 20, 2047),
+        # More characters than the default has pieces.
+        ([chr(0x4E00 + n % 3000) + chr(0x4E00 + n % 1501) for n in range(9000)], 3032, 9000),
+    ],
+    ids=["few pieces", "many characters"],
+)
+def test_train_tokenizer_fits_a_default_size_to_the_text(
+    tmp_path: Path, texts: list[str], few: int, many: int
+) -> None:
+    made = train_tokenizer(texts, tmp_path / "a.model", fit=True)
+    assert few < made.vocab_size < many and made.vocab_size != 2048 and made.num_sentinels == 32
+    assert made.decode(made.encode([texts[5]])[0]) == texts[5]
+
+
+def test_train_tokenizer_changes_no_size_that_fits(tmp_path: Path) -> None:
+    one, other = (
+        train_tokenizer(TEXTS, tmp_path / f"{fit}.model", vocab_size=64, num_sentinels=5, fit=fit)
+        for fit in (False, True)
+    )
+    assert one.model_bytes == other.model_bytes
+
+
+def test_train_tokenizer_refuses_a_text_that_no_size_fits(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="give other text"):
+        train_tokenizer([], tmp_path / "a.model", fit=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x03abc"])
 def test_load_refuses_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.model"

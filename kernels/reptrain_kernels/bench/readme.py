@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from reptrain_kernels.bench.compiled import read_table
+from reptrain_kernels.bench.compiled import TABLE, read_table
 from reptrain_kernels.bench.operation import Operation
 from reptrain_kernels.bench.operations import OPERATIONS
 from reptrain_kernels.bench.traffic import table
@@ -50,7 +50,7 @@ def compiled(operation: Operation) -> str:
                 row.warps_resident,
                 row.matrix,
             )
-            for row in read_table().values()
+            for row in read_table(TABLE).values()
             if row.operation == operation.name
             and row.shape in operation.shown
             and row.kernel in (operation.matrix_kernels or {row.kernel})

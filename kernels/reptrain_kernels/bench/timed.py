@@ -200,10 +200,17 @@ def _row(
 @cache
 def _environment(device: str) -> tuple[str, str, str, str, str]:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return f"{datetime.now(UTC):%Y-%m-%d}", name, torch.__version__, triton.__version__, _commit()
+
+
+def _commit() -> str:
+    """The short commit of this tree; "unknown" outside git, or where git is not installed."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    commit = found.stdout.strip() or "unknown"
-    return f"{datetime.now(UTC):%Y-%m-%d}", name, torch.__version__, triton.__version__, commit
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def timed(

@@ -49,10 +49,19 @@ class Example:
         """int64: what the nats are divided by."""
         return self.is_scored_BT.sum(1) if self.bounded_B is None else self.bounded_B
 
-    @property
-    def text_tokens_B(self) -> Tensor:
-        """int64: tokens of the window that the nats tell."""
-        return self.is_raw_BT.sum(1) if self.bounded_B is None else self.bounded_B
+    def text_bytes(self, batch: MicroBatch, byte_length_V: Tensor) -> Tensor:
+        """Bytes of the text that the nats tell: a scalar, float64.
+
+        Args:
+            batch: What the example was made from.
+            byte_length_V: float64, the bytes that each id stands for.
+        """
+        if self.bounded_B is None:
+            return byte_length_V[self.targets_BT[self.is_raw_BT]].sum()
+        is_token_BL = (
+            torch.arange(batch.tokens_BL.shape[1], device=batch.length_B.device) < batch.length_B[:, None]
+        )
+        return byte_length_V[batch.tokens_BL[is_token_BL]].sum()
 
     def weighted(self, nats_BT: Tensor) -> Tensor:
         """The targets' nats times their weights."""

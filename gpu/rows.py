@@ -1,0 +1,75 @@
+"""What every part of the GPU kit shares: its arguments, and the one file that all figures are added to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+KIT = ROOT / ".gpu"
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "launcher")]
+
+
+def out_folder() -> Path:
+    """Where results go: $OUT, or gpu-out in this repository."""
+    folder = Path(os.environ.get("OUT") or ROOT / "gpu-out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def add(part: str, name: str, **figures: Any) -> None:
+    """Append one result to rows.jsonl, and print it."""
+    row = {"part": part, "name": name, **figures}
+    with (out_folder() / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    shown = " ".join(f"{key}={_short(value)}" for key, value in figures.items())
+    sys.stdout.write(f"{part}: {name}: {shown}\n")
+    sys.stdout.flush()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def done_before(part: str) -> set[str]:
+    """Names that an earlier process of this part has finished, or crashed in."""
+    path = out_folder() / "rows.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {row["name"] for row in rows if row["part"] in (part, f"{part} begun")}
+
+
+class Arguments:
+    """Of a part: whether it rehearses on a CPU, and when it must stop."""
+
+    def __init__(self, description: str) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
+        parser.add_argument("--seconds", type=float, default=3600.0, help="begin nothing after so many")
+        asked = parser.parse_args()
+        self.rehearse: bool = asked.rehearse
+        self.device = "cpu" if asked.rehearse else "cuda"
+        self._end = time.monotonic() + asked.seconds
+
+    def is_late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self._end
+
+
+def said(error: BaseException) -> str:
+    """An error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether a CUDA process can do nothing more after this error."""
+    return "CUDA error" in str(error) or "illegal memory" in str(error)
+
+
+RESTART = 75
+"""Exit code of a part that wants to be started again, after an error that ends a CUDA process."""

@@ -1,0 +1,168 @@
+"""The training runs of the kit: tiny ones for the goldens, and those of published models that are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rows import ROOT
+
+_T5 = "configs/models/t5-1.1-base.yaml"
+
+
+class TimedRun(NamedTuple):
+    """A run that is timed on a GPU."""
+
+    name: str
+    settings: dict[str, Any]
+    """As a YAML file holds them, without the store."""
+    batch_windows: int
+    steps: int = 8
+
+
+def _decoder(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    model = {"family": "decoder", "d_model": width, "num_layers": layers, "num_heads": heads}
+    model |= {"d_ff": 4 * width, "mlp": "gelu", "norm": "layernorm", "positions": "learned"}
+    model |= {"max_positions": 1024, "tie_embeddings": True, "vocab_size": 50304, **more}
+    return {"data": {"window_tokens": 1024}, "model": model}
+
+
+def timed_runs() -> list[TimedRun]:
+    """From the most wanted to the least: time may be short."""
+    from reptrain.config.load import read_yaml
+
+    t5 = read_yaml(ROOT / _T5) | {"data": {}}
+    block = {"train": {"compile": "block"}}
+    dense = _decoder(768, 12, 12, mlp="swiglu", d_ff=2048, norm="rmsnorm", positions="rope")
+    dense["model"] = {k: v for k, v in dense["model"].items() if k != "max_positions"}
+    moe = {"num_experts": 8, "top_k": 2, "d_ff": 1024, "every": 1, "group_windows": 8}
+    sparse = dense | {"model": dense["model"] | {"moe": moe}}
+    return [
+        TimedRun("t5-base batch 128", t5, 128, 6),
+        TimedRun("t5-base batch 16", t5, 16),
+        TimedRun("decoder-125m", _decoder(768, 12, 12), 32),
+        TimedRun("decoder-560m", _decoder(1280, 24, 20), 16, 6),
+        TimedRun("dense twin", dense, 32),
+        TimedRun("moe 8 experts top 2", sparse, 32),
+        TimedRun("t5-base batch 16 compiled blocks", t5 | block, 16),
+        TimedRun("t5-base batch 128 compiled blocks", t5 | block, 128, 6),
+        TimedRun("decoder-125m compiled blocks", _decoder(768, 12, 12) | block, 32),
+    ]
+
+
+def rehearsed(run: TimedRun) -> TimedRun:
+    """The same run at a size that a CPU trains in seconds."""
+    model = dict(run.settings["model"])
+    model |= {"d_model": 32, "num_heads": 2, "d_ff": 32, "vocab_size": 2500}
+    layers = [key for key in model if key.endswith("_layers")]
+    model |= dict.fromkeys(layers, 1)
+    if "head_dim" in model:
+        model["head_dim"] = 16
+    if "max_positions" in model:
+        model["max_positions"] = 64
+    if "moe" in model:
+        model["moe"] = model["moe"] | {"num_experts": 4, "d_ff": 32}
+    settings = run.settings | {"model": model}
+    settings["data"] = {"window_tokens": 64} if settings["data"] else {}
+    if settings["model"]["family"] == "t5":
+        settings["objective"] = {"name": "span_corruption", "input_tokens": 48}
+        settings["data"] = {}
+    return TimedRun(run.name, settings, 8, 3)
+
+
+TINY_MODEL = {"d_model": 32, "num_heads": 2, "d_ff": 64}
+TINY = {
+    "decoder": {
+        "data": {"window_tokens": 64},
+        "model": {
+            "family": "decoder",
+            "num_layers": 2,
+            **TINY_MODEL,
+            "dropout": {"mlp": 0.1, "residual": 0.1},
+        },
+    },
+    "t5": {
+        "data": {},
+        "objective": {"name": "span_corruption", "input_tokens": 48},
+        "model": {"family": "t5", "num_encoder_layers": 2, "num_decoder_layers": 2, "head_dim": 16}
+        | TINY_MODEL
+        | {"dropout": {"attention": 0.1, "residual": 0.1}},
+    },
+    "moe": {
+        "data": {"window_tokens": 64},
+        "model": {"family": "decoder", "num_layers": 2, **TINY_MODEL}
+        | {"moe": {"num_experts": 4, "top_k": 2, "d_ff": 32, "group_windows": 4}},
+    },
+}
+TINY_STEPS = 3
+
+
+def config_of(settings: dict[str, Any], store: Path, batch_windows: int, steps: int, **train: Any) -> Any:
+    """A run's configuration: exactly ``steps`` batches, and two of them are an epoch."""
+    from reptrain.config import RunConfig
+    from reptrain.config.load import validate
+
+    common = {
+        "name": "gpu",
+        "data": settings["data"] | {"store": str(store)},
+        "train": settings.get("train", {}) | train | {"batch_windows": batch_windows},
+        "optimizer": {"lr": 1e-4},
+        "evaluate": {"max_windows": 1},
+    }
+    first = validate(RunConfig, settings | common)
+    common["data"] = common["data"] | {"unique_tokens": 2 * first.window_tokens * batch_windows}
+    common["train"] = common["train"] | {"total_tokens": f"{steps / 2}epochs"}
+    return validate(RunConfig, settings | common)
+
+
+def train_steps(config: Any, device: str) -> Iterator[tuple[Any, float]]:
+    """Train step by step as `reptrain train` does, without a run folder: the results and the seconds.
+
+    Args:
+        config: The run.
+        device: "cpu" or "cuda".
+    """
+    import gc
+    import time
+
+    import torch
+
+    from reptrain.config.schedule import step_learning_rate
+    from reptrain.engine.distributed import choose_device, join
+    from reptrain.engine.optim import set_learning_rate
+    from reptrain.engine.regularize import Settings
+    from reptrain.engine.setup import open_data, prepare
+    from reptrain.engine.step import train_step
+    from reptrain.model.dropout import set_rates
+    from reptrain.plan.progress import progress_at
+
+    place = choose_device("cuda" if device == "cuda" else "cpu")
+    config = config.on_device(place.type)
+    data, world = open_data(config), join(place)
+    training = prepare(config, data, world)
+    wait = torch.cuda.synchronize if place.type == "cuda" else (lambda: None)
+    try:
+        for batch in training.loader.iterate(0):
+            begin = time.perf_counter()
+            first, windows = data.steps.window_range(batch.step)
+            before, after = (data.plan.tokens_before(window) for window in (first, first + windows))
+            rate = step_learning_rate(
+                before, after, data.plan.total_tokens, config.optimizer, config.schedule
+            )
+            set_learning_rate(training.engine.optimizer, rate)
+            progress = progress_at(data.plan, data.steps, batch.step)
+            set_rates(training.engine.module, progress)
+            result = train_step(
+                training.engine, batch.micro_batches, world=world, seed=config.seed, step=batch.step,
+                loss_tokens=batch.loss_tokens, objective=data.objective,
+                settings=Settings.at(config, progress), input_noise=training.input_noise,
+            )  # fmt: skip
+            wait()
+            yield result, time.perf_counter() - begin
+    finally:
+        training.engine.destroy()
+        del training
+        gc.collect()
+        if place.type == "cuda":
+            torch.cuda.empty_cache()

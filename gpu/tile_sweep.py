@@ -1,0 +1,85 @@
+"""Other tiles for attention's kernels, timed at T5-Base's encoder, until the time is up."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ceilings import once
+from rows import RESTART, ROOT, Arguments, add, done_before, is_fatal, said
+
+PART = "tiles"
+CANDIDATES: dict[str, list[tuple[int, int, int, int]]] = {
+    # queries, keys, warps, stages
+    "forward": [(128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (128, 32, 4, 3)],
+    "query_gradient": [(64, 64, 4, 2), (128, 32, 8, 2), (128, 64, 8, 2), (64, 32, 4, 3), (128, 32, 4, 2)],
+    "key_gradient": [(64, 128, 8, 2), (32, 64, 4, 2), (32, 128, 8, 2), (64, 64, 4, 2), (32, 128, 4, 2)],
+}
+SHAPES = ("T5-Base encoder", "T5-Base dropout encoder")
+
+
+def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> tuple[float, float]:
+    """Microseconds of the forward pass, and of both passes, with some kernels' tiles replaced."""
+    import torch
+
+    from reptrain_kernels import attention_triton
+    from reptrain_kernels.attention_tiles import attention_tiles
+    from reptrain_kernels.bench import timed
+    from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION
+
+    def chosen(which: str, *about: Any) -> Any:
+        return changed.get(which) or attention_tiles(which, *about)  # type: ignore[arg-type]
+
+    attention_triton.attention_tiles = chosen  # type: ignore[assignment]
+    torch.manual_seed(0)
+    ways = ATTENTION_OPERATION.ways(shape, asked.device)
+    call, leaves = ways.calls["triton"], list(ways.leaves)
+    outputs = timed.outputs_of(call())
+    grads = timed.upstream(outputs)
+    timer = once if asked.rehearse else timed.on_cuda
+    with torch.no_grad():
+        forward = timer(call, []).median_us
+    both = timer(lambda: torch.autograd.backward(timed.outputs_of(call()), grads), leaves).median_us
+    return forward, both
+
+
+def main() -> int:
+    """The tiles that run today first, then each candidate in one kernel alone."""
+    asked = Arguments(__doc__)
+    if asked.rehearse:
+        sys.path.insert(0, str(ROOT / "tests" / "kernels"))
+        import interpreted
+
+        interpreted.prepare()
+    from kernel_checks import SMALL
+    from reptrain_kernels.attention_tiles import Tiles
+    from reptrain_kernels.bench.operations.attention import ATTENTION
+
+    before = done_before(PART)
+    candidates: list[tuple[str, Any]] = [("", None)]
+    candidates += [(which, Tiles(*tile)) for which, tiles in CANDIDATES.items() for tile in tiles]
+    if asked.rehearse:
+        candidates = [("", None), ("forward", Tiles(16, 16, 4, 1))]
+    for shape_name in SHAPES[:1] if asked.rehearse else SHAPES:
+        shape = next(shape for shape in ATTENTION if shape.name == shape_name)
+        if asked.rehearse:
+            shape = shape._replace(**SMALL["attention"])
+        for which, tiles in candidates:
+            words = "as today" if tiles is None else f"{which} {'x'.join(map(str, tiles))}"
+            title = f"{shape_name}: {words}"
+            if title in before or asked.is_late():
+                continue
+            add(f"{PART} begun", title)
+            try:
+                forward, both = time_of(shape, asked, {which: tiles} if tiles else {})
+                add(PART, title, forward_us=forward, both_us=both)
+            except Exception as error:
+                # A tile may be too large for the chip: that is an answer.
+                add(PART, title, said=said(error))
+                if is_fatal(error):
+                    return RESTART
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

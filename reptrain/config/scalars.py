@@ -1,0 +1,134 @@
+"""What plain scalars of YAML mean: the core schema of YAML 1.2, without what YAML 1.1 reads otherwise.
+
+PyYAML reads YAML 1.1, where ``no`` is false, ``010`` is 8 and ``12:30`` is 750. Words and numbers that the
+two versions read differently are refused; dates, times and ``=`` are texts.
+
+Source: yaml.org/type (1.1); YAML 1.2.2, section 10.3, core schema.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel
+
+from reptrain.config.limits import Loader
+
+_WORDS = re.compile(r"(?:yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)")
+_TRUTH = re.compile(r"(?:true|True|TRUE|false|False|FALSE)")
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)|[-+]?0x[0-9a-fA-F]+")
+_LEADING_ZERO = re.compile(r"[-+]?0o[0-7]+|[-+]?0_*[0-9][0-9_]*")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+(?:_[0-9]+)*\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_TAG = "tag:yaml.org,2002:"
+_AMBIGUOUS = "!ambiguous"
+
+
+class PlainLoader(Loader):  # type: ignore[misc]
+    """A safe loader that reads plain scalars as this module says."""
+
+
+PlainLoader.yaml_implicit_resolvers = {}
+
+
+def _refuse(loader: PlainLoader, node: yaml.Node) -> NoReturn:
+    text = node.value
+    if _WORDS.fullmatch(text):
+        is_true = text.lower() in ("yes", "on")
+        told = f'write {"true" if is_true else "false"}, or quote the text: "{text}"'
+        got = f"{text}, which YAML 1.1 reads as {'true' if is_true else 'false'} and YAML 1.2 as a text"
+    else:
+        digits = text.replace("_", "")
+        number = int(digits, 8) if "o" in digits else digits.lstrip("+-0") or "0"
+        sign = "-" if digits.startswith("-") and "o" not in digits else ""
+        told = f'write {sign}{number}, or quote the text: "{text}"'
+        got = f"{text}, which YAML readers take for different numbers"
+    raise yaml.constructor.ConstructorError(None, None, f"{got}; {told}", node.start_mark)
+
+
+def _refuse_tag(loader: PlainLoader, node: yaml.Node) -> NoReturn:
+    raise yaml.constructor.ConstructorError(
+        None, None, f"the tag {node.tag} is not used here; write a text, a number or a list", node.start_mark
+    )
+
+
+def _truth(loader: PlainLoader, node: yaml.ScalarNode) -> bool:
+    if not _TRUTH.fullmatch(node.value):
+        _wrong(node, "true or false")
+    return bool(node.value.lower() == "true")
+
+
+def _integer(loader: PlainLoader, node: yaml.ScalarNode) -> int:
+    if not _INTEGER.fullmatch(node.value):
+        _wrong(node, "a whole number")
+    try:
+        return int(node.value.replace("_", ""), 16 if "x" in node.value else 10)
+    except ValueError:
+        _wrong(node, "a whole number of fewer digits")
+
+
+def _number(loader: PlainLoader, node: yaml.ScalarNode) -> float:
+    text = node.value.replace("_", "").lower()
+    if text.lstrip("+-") in (".inf", ".nan"):
+        return math.nan if text.endswith("nan") else math.copysign(math.inf, -1 if text[0] == "-" else 1)
+    try:
+        return float(text)
+    except ValueError:
+        _wrong(node, "a number")
+
+
+def _wrong(node: yaml.ScalarNode, wanted: str) -> NoReturn:
+    shown = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+    raise yaml.constructor.ConstructorError(None, None, f"{shown!r} is not {wanted}", node.start_mark)
+
+
+for _name, _pattern, _first in (
+    ("bool", _TRUTH, "tTfF"),
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+    ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
+    ("merge", re.compile(r"<<"), "<"),
+):
+    PlainLoader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
+for _pattern, _first in ((_WORDS, "yYnNoO"), (_LEADING_ZERO, "-+0")):
+    PlainLoader.add_implicit_resolver(_AMBIGUOUS, re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
+PlainLoader.add_constructor(_AMBIGUOUS, _refuse)
+PlainLoader.add_constructor(f"{_TAG}bool", _truth)
+PlainLoader.add_constructor(f"{_TAG}int", _integer)
+PlainLoader.add_constructor(f"{_TAG}float", _number)
+for _name in ("timestamp", "binary", "omap", "pairs", "set"):
+    PlainLoader.add_constructor(f"{_TAG}{_name}", _refuse_tag)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Quotes every text that `PlainLoader` or YAML 1.1 would not read as one."""
+
+
+for _pattern, _first in ((_WORDS, "yYnNoO"), (_LEADING_ZERO, "-+0")):
+    PlainDumper.add_implicit_resolver(_AMBIGUOUS, re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
+
+
+def find_truth_as_number(given: Any, found: Any, path: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """Where true or false was taken for 1 or 0: pydantic takes it for a number.
+
+    Args:
+        given: A setting as it stands in the file.
+        found: What it was validated to.
+        path: Of the setting.
+    """
+    if isinstance(given, bool):
+        return path if type(found) in (int, float) else None
+    pairs: list[tuple[object, Any, Any]] = []
+    if isinstance(given, Mapping):
+        fields = dict(found) if isinstance(found, BaseModel | Mapping) else {}
+        pairs = [(key, value, fields.get(key)) for key, value in given.items()]
+    elif isinstance(given, list | tuple) and isinstance(found, list | tuple):
+        pairs = [(place, *pair) for place, pair in enumerate(zip(given, found, strict=False))]
+    places = (find_truth_as_number(value, other, (*path, str(key))) for key, value, other in pairs)
+    return next((place for place in places if place is not None), None)

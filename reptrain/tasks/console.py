@@ -1,0 +1,48 @@
+"""What a fine-tuning shows while it trains: progress, and unusual steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reptrain.engine.record import print_line
+from reptrain.runs.events import EventRecord, Events
+from reptrain.runs.pace import Pace, pace_text
+from reptrain.runs.spikes import SpikeWatch
+from reptrain.tasks.records import StepRecord
+from reptrain.terminal import StepDisplay
+
+
+class TuningConsole:
+    """Progress of one seed on standard error, and its `events.jsonl`.
+
+    Args:
+        folder: Of the seed.
+        display: Shows the steps.
+        devices: That train together.
+        before: Records of the steps that are done.
+    """
+
+    def __init__(
+        self, folder: Path, display: StepDisplay, *, devices: int, before: Iterable[StepRecord]
+    ) -> None:
+        self._events, self._display, self._devices = Events(folder / "events.jsonl"), display, devices
+        self._pace, self._spikes = Pace(), SpikeWatch()
+        for record in before:
+            self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm)
+
+    def step(self, record: StepRecord) -> None:
+        """Show a step, and note it where its loss or gradient is far out of its history."""
+        for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            print_line(f"WARNING: step {record.step}: {found}", aside=True)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._events.append(EventRecord(event="spike", step=record.step, detail=found, time=now))
+        rate = self._pace.add(
+            round((record.tokens_per_s or 0) * record.step_ms / 1000), record.step_ms / 1000
+        )
+        self._display.step(
+            record.step + 1,
+            f"epoch {record.epoch:.2f}  loss {record.loss_nats:.4f} nats  {pace_text(rate, self._devices)}",
+            f"  lr {record.lr:.2e}",
+        )

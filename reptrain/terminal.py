@@ -1,0 +1,79 @@
+"""Progress of steps: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class StepDisplay:
+    """Shows how far a training is. A context manager: the bar is gone, or stands complete, when it is left.
+
+    Args:
+        stream: Standard output or standard error.
+        total: Steps of the training.
+        done: Steps that are completed already.
+        label: What is trained, where there are several; it precedes the figures.
+    """
+
+    def __init__(self, stream: TextIO, *, total: int, done: int = 0, label: str = "") -> None:
+        self._stream, self._total, self._done, self._label = stream, total, done, label
+        self._last_line = float("-inf")
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        console = Console(file=self._stream)
+        if console.is_terminal and not console.is_dumb_terminal:
+            # Lines that are printed meanwhile appear above the bar.
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:>3.0f} %", markup=False),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                # What goes to a file stays there.
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self._text(self._done, ""), total=self._total, completed=self._done
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, done: int, figures: str, more: str = "") -> None:
+        """Show that ``done`` steps are completed, with their figures.
+
+        Args:
+            done: Completed steps.
+            figures: Of the last step, such as its loss.
+            more: Figures that only a line of its own has room for.
+        """
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=self._text(done, figures))
+            return
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._total:
+            return
+        self._last_line = now
+        self._stream.write(self._text(done, figures + more) + "\n")
+        self._stream.flush()
+
+    def _text(self, done: int, figures: str) -> str:
+        parts = [self._label, f"step {done}/{self._total}", figures]
+        return "  ".join(part for part in parts if part)

@@ -1,0 +1,106 @@
+"""What plain scalars of YAML mean, and that what is written reads back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reptrain.config import RunConfig
+from reptrain.config.load import apply_overrides, dump_yaml, parse_yaml, validate
+from reptrain.config.task import TaskConfig
+from reptrain.errors import ConfigError
+
+TRAPS = ["no", "Off", "010", "08", "0o17", "1:30", "1:30.5", "2024-01-01", "=", "<<", "~", "1e3", "0x_", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("FALSE", False),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("-0", 0),
+        ("0.5", 0.5),
+        ("1.5e+3", 1500.0),
+        (".inf", math.inf),
+        ("~", None),
+        ("", None),
+        ("12:30", "12:30"),
+        ("190:20:30.15", "190:20:30.15"),
+        ("2024-01-01", "2024-01-01"),
+        ("2001-12-14t21:59:43.10-05:00", "2001-12-14t21:59:43.10-05:00"),
+        ("=", "="),
+        (".", "."),
+        ("0x_", "0x_"),
+        ("1__0", "1__0"),
+        ("0b11", "0b11"),
+        ("!!str no", "no"),
+        ('"010"', "010"),
+    ],
+)
+def test_parse_yaml_reads_plain_scalars_as_both_versions_do(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: no", 'no, which YAML 1.1 reads as false.*write false, or quote the text: "no"'),
+        ("{on: 1}", 'write true, or quote the text: "on"'),
+        ("[YES]", 'write true, or quote the text: "YES"'),
+        ("010", 'write 10, or quote the text: "010"'),
+        ("-08", 'write -8, or quote the text: "-08"'),
+        ("0o17", "write 15, or quote"),
+        ("00", "write 0, or quote"),
+        ("!!int x", "'x' is not a whole number"),
+        ("!!int " + "9" * 5000, "is not a whole number of fewer digits"),
+        ("9" * 5000, "is not a whole number of fewer digits"),
+        ("!!bool no", "'no' is not true or false"),
+        ("!!float x", "'x' is not a number"),
+        ("!!timestamp x", "the tag .*timestamp is not used here"),
+    ],
+)
+def test_parse_yaml_refuses_what_readers_take_differently(text: str, words: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=words):
+        parse_yaml(text)
+
+
+@given(st.lists(st.one_of(st.sampled_from(TRAPS), st.text("0123456789_.:-+oxeyn~", max_size=6))))
+def test_dump_yaml_quotes_what_would_be_read_otherwise(texts: list[str]) -> None:
+    data = {"list": texts, "map": dict.fromkeys(texts, 1)}
+    assert parse_yaml(dump_yaml(data)) == data
+    assert yaml.safe_load(dump_yaml(data)) == data
+
+
+@given(st.lists(st.one_of(st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False))))
+def test_dump_yaml_gives_back_numbers(values: list[Any]) -> None:
+    assert parse_yaml(dump_yaml({"list": values}))["list"] == values
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.zero_stage=true", "train.zero_stage: must be a number, but got true or false"),
+        ("optimizer.lr=true", "optimizer.lr: must be a number"),
+        ("train.batch_windows=12:30", "train.batch_windows: .*but got '12:30'"),
+        ("name=true", 'name: must be a text, but got true. Quote it: "true"'),
+        ("train.compile=no", "override train.compile: .*write false"),
+    ],
+)
+def test_settings_of_another_type_are_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate(RunConfig, apply_overrides({"data": {"store": "s"}}, [override]))
+
+
+def test_labels_that_are_words_of_yaml_are_refused() -> None:
+    task = {"name": "t", "kind": "classification"}
+    with pytest.raises(ConfigError, match=r"labels\.0: must be a text, but got true\. Quote it"):
+        validate(TaskConfig, apply_overrides(task, ["labels=[true, false]"]))
+    assert validate(TaskConfig, apply_overrides(task, ['labels=["yes", "no"]'])).labels == ("yes", "no")
