@@ -71,7 +71,7 @@ test-all: $(VENV)/.test
 # Instruction sets of torch, oneDNN and MKL, and threads: each combination rounds differently.
 MACHINES := default:SSE41:COMPATIBLE:1 avx2:AVX2:AVX2:2 avx512:AVX512_CORE:AVX512:1
 # The rooms whose tests train or compute with models.
-TRAINING := tests/engine tests/model tests/tasks tests/generation tests/hub tests/test_demo.py
+TRAINING := tests/training tests/checkpoint tests/distributed tests/evaluation tests/model tests/tasks tests/generation tests/hub tests/test_demo.py
 
 test-machines: $(VENV)/.test
 	@for machine in $(MACHINES); do \

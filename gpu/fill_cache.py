@@ -122,10 +122,10 @@ def _model_step(run: TimedRun) -> None:
     import torch
 
     from reptrain.batch.loader import Loader
-    from reptrain.engine.losses import targets_of
-    from reptrain.engine.regularize import Settings
-    from reptrain.engine.setup import open_data
     from reptrain.model import DropoutContext, Routing, build_model
+    from reptrain.training.regularize import Settings
+    from reptrain.training.setup import open_data
+    from reptrain.training.targets import targets_of
     from rows import KIT
     from runs import config_of
 
@@ -141,9 +141,9 @@ def _model_step(run: TimedRun) -> None:
     batch = loader.batch(0).micro_batches[0]
     # The example is made of numbers, which meta tensors lack.
     example = data.objective.example(batch)
-    from reptrain.plan.progress import progress_at
+    from reptrain.plan.position import position_at
 
-    settings_now = Settings.at(config, progress_at(data.plan, data.steps, 0))
+    settings_now = Settings.at(config, position_at(data.plan, data.steps, 0))
     targets = targets_of(example, settings_now, factor=1.0)
     meta = torch.device("meta")
 

@@ -24,7 +24,7 @@ _DOCUMENTS, _WORDS, _VOCABULARY = 700, 220, 2000
 
 def build_store(out: Path) -> Path:
     """A store of text that is drawn, so that every machine makes the same one."""
-    from reptrain.store import tokenize
+    from reptrain.tokenization import tokenize
 
     # random() alone is the same in all versions of Python.
     draw = random.Random(22).random
@@ -69,7 +69,7 @@ def first_digest(config: Any) -> str:
     """The digest of a run's first batch, without its model."""
     from reptrain.batch.digest import batch_digest
     from reptrain.batch.loader import Loader
-    from reptrain.engine.setup import open_data
+    from reptrain.training.setup import open_data
 
     data, windows = open_data(config), config.micro_batch_windows(1)
     loader = Loader(data.stream, data.plan, data.steps, data.objective, 0, 1, windows)

@@ -129,13 +129,13 @@ def train_steps(config: Any, device: str) -> Iterator[tuple[Any, float]]:
     import torch
 
     from reptrain.config.schedule import step_learning_rate
-    from reptrain.engine.distributed import choose_device, join
-    from reptrain.engine.optim import set_learning_rate
-    from reptrain.engine.regularize import Settings
-    from reptrain.engine.setup import open_data, prepare
-    from reptrain.engine.step import train_step
+    from reptrain.distributed.world import choose_device, join
     from reptrain.model.dropout import set_rates
-    from reptrain.plan.progress import progress_at
+    from reptrain.plan.position import position_at
+    from reptrain.training.optimizers import set_learning_rate
+    from reptrain.training.regularize import Settings
+    from reptrain.training.setup import open_data, prepare
+    from reptrain.training.step import train_step
 
     place = choose_device("cuda" if device == "cuda" else "cpu")
     config = config.on_device(place.type)
@@ -151,7 +151,7 @@ def train_steps(config: Any, device: str) -> Iterator[tuple[Any, float]]:
                 before, after, data.plan.total_tokens, config.optimizer, config.schedule
             )
             set_learning_rate(training.engine.optimizer, rate)
-            progress = progress_at(data.plan, data.steps, batch.step)
+            progress = position_at(data.plan, data.steps, batch.step)
             set_rates(training.engine.module, progress)
             result = train_step(
                 training.engine, batch.micro_batches, world=world, seed=config.seed, step=batch.step,

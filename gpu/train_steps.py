@@ -24,10 +24,10 @@ def plain_loss(config: Any, device: str) -> float:
     """The first step's nats per token of the first 8 windows, by the definitions in fp32 without dropout."""
     import torch
 
-    from reptrain.engine.distributed import World
-    from reptrain.engine.setup import open_data
-    from reptrain.engine.step import score
+    from reptrain.distributed.world import World
+    from reptrain.evaluation.score import score
     from reptrain.model import build_model
+    from reptrain.training.setup import open_data
     from reptrain_kernels.implementation import assume
 
     data = open_data(config)
@@ -47,7 +47,7 @@ def rates_of(device: str, config: Any) -> Any:
     """What turns tokens and seconds into rates."""
     import torch
 
-    from reptrain.engine.throughput import throughput_of
+    from reptrain.training.throughput import throughput_of
 
     return throughput_of(
         config, vocab_size=config.model.vocab_size, world_size=1, device=torch.device(device)

@@ -11,20 +11,20 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
-    "audit": "reptrain.runs.audit",
+    "audit": "reptrain.auditing.audit",
     "build_report": "reptrain.report",
-    "evaluate": "reptrain.engine.scoring",
-    "export_model": "reptrain.engine.exchange",
+    "evaluate": "reptrain.evaluation.evaluate",
+    "export_model": "reptrain.hub.export",
     "finetune": "reptrain.tasks.finetune",
     "generate": "reptrain.generation",
-    "import_model": "reptrain.engine.exchange",
+    "import_model": "reptrain.hub.export",
     "load_run_config": "reptrain.config",
     "load_study": "reptrain.study",
     "open_store": "reptrain.store",
-    "open_trained": "reptrain.engine.trained",
+    "open_trained": "reptrain.hub.saved_model",
     "run_study": "reptrain.study",
-    "tokenize": "reptrain.store",
-    "train": "reptrain.engine.loop",
+    "tokenize": "reptrain.tokenization",
+    "train": "reptrain.training.loop",
     "verify": "reptrain.store",
 }
 

@@ -13,11 +13,12 @@ import typer
 from reptrain.files import write_atomically
 from reptrain.progress import stage_progress, study_progress
 from reptrain.report import build_report
-from reptrain.store import open_store, split_warnings, tokenize
+from reptrain.store import open_store, split_warnings
 from reptrain.study import StudyConfig, StudyResult, collect, demo_study, run_study, verdict
 from reptrain.study.audits import audit_runs
 from reptrain.study.cautions import cautions
 from reptrain.text import read_documents, stdlib_documents
+from reptrain.tokenization import tokenize
 
 _QUICK_DOCUMENTS = 1500
 _PIECE_CHARACTERS = 1000

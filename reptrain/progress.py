@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from reptrain.stages import StageProgress
 from reptrain.study.events import StudyEvent
 
 _SECONDS_BETWEEN_LINES = 10.0
-StageProgress = Callable[[str, int, int], None]
 
 
 def _bar(console: Console) -> Progress:

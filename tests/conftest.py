@@ -54,7 +54,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store_path(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed store of `text_file` with 512 pieces."""
-    from reptrain.store import tokenize
+    from reptrain.tokenization import tokenize
 
     out = tmp_path_factory.mktemp("store") / "store"
     tokenize([text_file], out, vocab_size=512, held_out_fraction=0.2)

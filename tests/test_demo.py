@@ -14,6 +14,7 @@ import pytest
 import torch
 from time_limits import takes_up_to
 
+from reptrain.auditing.audit import audit
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import IGNORE
 from reptrain.config import RunConfig
@@ -21,15 +22,14 @@ from reptrain.config.load import load_run_config
 from reptrain.config.quantities import Budget
 from reptrain.demo import _for_small as demo_settings
 from reptrain.demo import _in_pieces
-from reptrain.engine.loop import train
-from reptrain.engine.setup import open_data
 from reptrain.plan import Subset
 from reptrain.runs import RunFolder
-from reptrain.runs.audit import audit
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.store import open_store
 from reptrain.study import arms, demo_study
 from reptrain.study.preflight import check_arms
+from reptrain.training.loop import train
+from reptrain.training.setup import open_data
 
 ROOT = Path(__file__).parents[1]
 DEMO_S = 1200

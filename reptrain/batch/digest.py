@@ -1,6 +1,6 @@
 """The digest of the ledger, taken on the device from the tensors that go into the forward pass.
 
-The torch twin of `reptrain.runs.digest`, equal to it bit for bit; the layout is written down there.
+The torch twin of `reptrain.plan.digest`, equal to it bit for bit; the layout is written down there.
 """
 
 from __future__ import annotations

@@ -110,8 +110,9 @@ def tokenize(
 ) -> None:
     """Turn text into a sealed token store. A killed run goes on where it was."""
     from reptrain.progress import stage_progress
-    from reptrain.store import describe, describe_text, near_settings, open_store, tag_pairs
-    from reptrain.store import tokenize as build
+    from reptrain.store import describe, describe_text, open_store
+    from reptrain.tokenization import near_settings, tag_pairs
+    from reptrain.tokenization import tokenize as build
 
     with stage_progress() as progress:
         build(

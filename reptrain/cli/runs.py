@@ -53,8 +53,8 @@ def config_show(
 
 
 def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> None:
-    from reptrain.engine.treatment import treatments, treatments_text
     from reptrain.sizes.subject import load_subject, trainable
+    from reptrain.training.parameter_table import treatments, treatments_text
 
     subject = load_subject(config, overrides)
     run, model = trainable(subject, str(config))
@@ -108,10 +108,10 @@ def train(
     # Before torch is loaded, which takes seconds.
     read_rank_environment()
     from reptrain.config import load_run_config
-    from reptrain.engine.loop import train as run
-    from reptrain.engine.preempt import StopRequest
-    from reptrain.engine.summary import closing_text
+    from reptrain.distributed.stop import StopRequest
     from reptrain.runs.folder import refuse_to_resume
+    from reptrain.training.loop import train as run
+    from reptrain.training.summary import closing_text
 
     resolved = load_run_config(config, overrides or [])
     folder = out or Path("runs") / str(resolved.name)
@@ -160,9 +160,9 @@ def audit(
     order `mixed` that is so at the end of a whole number of epochs; elsewhere the report says `as planned`
     where nothing went wrong, and the exit code is 1.
     """
+    from reptrain.auditing.audit import audit as recount
+    from reptrain.auditing.audit import store_places
     from reptrain.progress import stage_progress
-    from reptrain.runs.audit import audit as recount
-    from reptrain.runs.audit import store_places
 
     with stage_progress() as progress:
         report = recount(run, store=store_places(run, store or []), progress=progress, exposures=exposures)

@@ -139,9 +139,9 @@ def evaluate(
             )
         show(rows, table(rows), as_json=as_json)
         return
-    from reptrain.engine.memorisation import memorised as ask
-    from reptrain.engine.scoring import SETS, open_run, score_run
-    from reptrain.runs.audit import store_places
+    from reptrain.auditing.audit import store_places
+    from reptrain.evaluation.evaluate import SETS, open_run, score_run
+    from reptrain.evaluation.memorization import memorised as ask
 
     rows = []
     opened = []
@@ -160,7 +160,7 @@ def evaluate(
             continue
         opened.append(run)
     if ensemble and opened:
-        from reptrain.engine.ensemble import ensemble_of
+        from reptrain.evaluation.ensemble import ensemble_of
 
         opened.append(ensemble_of(opened))
     for run in opened:

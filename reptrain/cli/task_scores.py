@@ -45,8 +45,8 @@ def rows_on_lm_eval(
     device: str,
 ) -> list[dict[str, Any]]:
     """How runs do on tasks of lm-eval."""
-    from reptrain.engine.distributed import choose_device
-    from reptrain.tasks.lm_eval import score_by_lm_eval
+    from reptrain.distributed.world import choose_device
+    from reptrain.evaluation.lm_eval import score_by_lm_eval
 
     chosen = choose_device(device).type
     return [

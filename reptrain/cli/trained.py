@@ -41,7 +41,7 @@ def export_command(
 
     Shared layers become copies. What transformers has no model for is refused by name.
     """
-    from reptrain.engine.exchange import export_model
+    from reptrain.hub.export import export_model
 
     done = export_model(
         run,
@@ -62,7 +62,7 @@ def import_command(
     as_json: AsJson = False,
 ) -> None:
     """Take a Hugging Face folder in, as a model to generate from, to export and to continue (init_from)."""
-    from reptrain.engine.exchange import import_model
+    from reptrain.hub.export import import_model
 
     done = import_model(source, out)
     show(done.data(), done.text(), as_json=as_json)
@@ -92,11 +92,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let a decoder go on with a text, or an encoder-decoder answer it: <extra_id_0> is a hidden span."""
-    from reptrain.engine.trained import open_trained
     from reptrain.errors import ConfigError
     from reptrain.files import write_atomically
     from reptrain.generation import Sampling, read_prompts
     from reptrain.generation import generate as write
+    from reptrain.hub.saved_model import open_trained
 
     given = (prompt or []) + (read_prompts(prompts) if prompts else [])
     if not given:

@@ -27,7 +27,7 @@ _WRITTEN = re.compile(r"(?P<number>[0-9./eE+*^_-]+?[kKMBGT]?)\s*(?P<unit>%|epoch
 _UNITS: dict[str, Unit] = {"%": "share", "epoch": "epochs", "step": "steps", "token": "tokens"}
 
 
-class Progress(NamedTuple):
+class RunPosition(NamedTuple):
     """How far a run is where a step begins."""
 
     step: int
@@ -151,7 +151,7 @@ class Scheduled(Frozen):
         """What it is where the run begins."""
         return self.value if self.is_constant else self.before
 
-    def at(self, progress: Progress) -> float:
+    def at(self, progress: RunPosition) -> float:
         """What it is in the step that begins there."""
         unit = self.start.unit if self.over is None or self.start.amount else self.over.unit
         done = progress.position(unit) - self.start.amount

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig
+from reptrain.model.attention_mask import Sight, attend
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.rope import Rotation
-from reptrain.model.sight import Sight, attend
 from reptrain_kernels.rope import rotate
 
 

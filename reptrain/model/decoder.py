@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig, MoEConfig, Recompute
 from reptrain.model.attention import CausalAttention
+from reptrain.model.attention_mask import Sight, causal_sight, hides, is_fused
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
@@ -18,7 +19,6 @@ from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import positions_in_segment, visible
-from reptrain.model.sight import Sight, causal_sight, hides, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 from reptrain_kernels.linear_cross_entropy import Loss, Targets

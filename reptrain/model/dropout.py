@@ -11,7 +11,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.scheduled import Progress, Scheduled
+from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain_kernels import counter
 from reptrain_kernels.norm import Drops, join
 
@@ -156,7 +156,7 @@ class BranchDropout(nn.Module):
         return Drops(*self.units.key_and_rate(keys_PB), *self.path.key_and_rate(keys_PB))
 
 
-def set_rates(model: nn.Module, progress: Progress) -> None:
+def set_rates(model: nn.Module, progress: RunPosition) -> None:
     """Give every site the rate that it has in the step that begins there."""
     for module in model.modules():
         if isinstance(module, Dropout) and not module.schedule.is_constant:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import MoEConfig, Recompute, StackShape, T5Config
+from reptrain.model.attention_mask import Sight, is_fused
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
@@ -20,7 +21,6 @@ from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import Places, RelativeBias
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import same_segment
-from reptrain.model.sight import Sight, is_fused
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows

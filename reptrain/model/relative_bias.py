@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
+from reptrain.model.attention_mask import Sight, is_fused
 from reptrain.model.segments import same_segment
-from reptrain.model.sight import Sight, is_fused
 from reptrain_kernels.attention import Mask, offset_bias
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
+from reptrain.model.attention_mask import Sight, attend
 from reptrain.model.cache import CrossCache, LayerCache
 from reptrain.model.dropout import Dropout, Site
-from reptrain.model.sight import Sight, attend
 
 
 class T5Attention(nn.Module):

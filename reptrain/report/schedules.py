@@ -12,7 +12,7 @@ from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import Scheduled
 from reptrain.errors import ConfigError
 from reptrain.plan import MixturePlan, StepPlan, plan_mixture
-from reptrain.plan.progress import progress_at
+from reptrain.plan.position import position_at
 from reptrain.store import Store, open_store
 
 _KINDS = (".png", ".svg", ".pdf")
@@ -85,7 +85,7 @@ def _curves(
 ) -> dict[str, tuple[list[int], list[float]]]:
     """By name the tokens before a step and the value in it, at evenly spread steps."""
     chosen = np.unique(np.linspace(0, steps.num_steps - 1, _MOST_STEPS).round().astype(int))
-    at = [progress_at(plan, steps, int(step)) for step in chosen]
+    at = [position_at(plan, steps, int(step)) for step in chosen]
     tokens = [progress.tokens for progress in at]
     rates = []
     for step in chosen:

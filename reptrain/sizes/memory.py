@@ -46,9 +46,10 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
 def retained_bytes(num_parameters: int) -> int:
     """The most that a CPU process at stage 0 keeps beside `state_bytes`: freed gradients that stay its own.
 
-    Freed memory is kept for the next step (`reptrain.engine.host_memory`). glibc's aligned allocation often
-    cannot use the gap of a freed gradient for one of the same size, and takes new memory once more: 0.9 to
-    4.3 bytes a parameter were measured with glibc 2.36, none of it live. It comes with the second and third
+    Freed memory is kept for the next step (`reptrain.distributed.host_memory`). glibc's aligned
+    allocation often cannot use the gap of a freed gradient for one of the same size, and takes new memory
+    once more: 0.9 to 4.3 bytes a parameter were measured with glibc 2.36, none of it live. It comes with the
+    second and third
     step and does not grow from then on.
     """
     return _FULL * num_parameters

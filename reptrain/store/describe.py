@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reptrain.store.guard import split_warnings
-from reptrain.store.manifest import Manifest
+from reptrain.store.manifest import StoreManifest
 from reptrain.store.reader import Store
+
+_FEW_DOCUMENTS = 20
+_FEW_TOKENS = 4096
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def _tags(tags: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in tags.items())
 
 
-def _near_line(manifest: Manifest) -> list[str]:
+def _near_line(manifest: StoreManifest) -> list[str]:
     near, counts = manifest.options.near, manifest.counts
     if near is None:
         return []
@@ -55,7 +57,7 @@ def _near_line(manifest: Manifest) -> list[str]:
     ]
 
 
-def _passages_line(manifest: Manifest) -> list[str]:
+def _passages_line(manifest: StoreManifest) -> list[str]:
     passages = manifest.counts.passages
     if passages is None:
         return []
@@ -90,3 +92,18 @@ def describe_text(store: Store) -> str:
     ]
     lines += [f"WARNING: {text}" for text in split_warnings(manifest)]
     return "\n".join(lines)
+
+
+def split_warnings(manifest: StoreManifest) -> list[str]:
+    """What makes held-out losses of a store uncertain: splits of few documents or tokens."""
+    few = [
+        f"{name} ({info.documents:,} documents, {info.tokens:,} tokens)"
+        for name, info in manifest.splits.items()
+        if name != "train" and (info.documents < _FEW_DOCUMENTS or info.tokens < _FEW_TOKENS)
+    ]
+    if not few:
+        return []
+    return [
+        f"held-out text is small: {', '.join(few)}. Losses on it depend on which documents these are."
+        " Give more text, or raise the held-out fraction (--held-out)."
+    ]

@@ -1,12 +1,16 @@
-"""Hashes of sequences, vectorised: polynomials modulo 2**64, and a mixer."""
+"""Hashes of files, documents and token sequences."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from reptrain.text.tokenizer import TokenArray
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(int(_ODD), -1, 2**64))
@@ -41,3 +45,15 @@ def mix(values: Uint64s) -> Uint64s:
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Uint64s = values ^ (values >> np.uint64(31))
     return mixed
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def document_digest(tokens: TokenArray) -> bytes:
+    """128-bit hash of a document's tokens as little-endian integers of the store's width."""
+    little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False)
+    return hashlib.blake2b(little_endian.tobytes(), digest_size=16, person=b"reptrain.tokens").digest()

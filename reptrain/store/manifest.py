@@ -141,7 +141,7 @@ class SplitInfo(Frozen):
         )
 
 
-class Manifest(Frozen):
+class StoreManifest(Frozen):
     """The store's table of contents, written last: a folder without it is no store.
 
     `text_bytes` counts UTF-8 before tokenization, for bits per byte. `fingerprint` names the content: it is
@@ -178,12 +178,12 @@ def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -
     return fingerprint({"format": FORMAT, "tokenizer": tokenizer, "splits": digests})
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     """Seal a store."""
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
-def read_manifest(folder: Path, *, named_by: str | None = None) -> Manifest:
+def read_manifest(folder: Path, *, named_by: str | None = None) -> StoreManifest:
     """The manifest of a sealed store.
 
     Args:
@@ -197,7 +197,7 @@ def read_manifest(folder: Path, *, named_by: str | None = None) -> Manifest:
     try:
         content = read_small(path)
         _refuse_other_format(folder, content)
-        return Manifest.model_validate_json(content)
+        return StoreManifest.model_validate_json(content)
     except OSError as error:
         elsewhere = (
             "" if named_by is None else f" If the store is elsewhere, name its folder with {named_by}."

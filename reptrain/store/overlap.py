@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.store.hashing import mix, powers
-from reptrain.store.manifest import Manifest, SplitInfo, SplitName
+from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest
 from reptrain.store.shards import ShardReader
 
 NGRAM = 13
@@ -92,7 +92,7 @@ class Overlap:
 
 
 def measure_overlap(
-    path: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None
+    path: Path, manifest: StoreManifest, progress: Callable[[int, int], None] | None = None
 ) -> list[Overlap]:
     """The overlap of `select` and of `report` with `train`, each on its own.
 
@@ -199,7 +199,7 @@ def _shared(
 def _report(
     name: SplitName,
     path: Path,
-    manifest: Manifest,
+    manifest: StoreManifest,
     grams: tuple[Uint64s, Int64s],
     shared: Uint64s,
     sampled: float,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.errors import StoreError, TokenizerError
-from reptrain.store.manifest import Manifest, SplitInfo, SplitName, read_manifest
+from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest, read_manifest
 from reptrain.store.shards import ShardReader
 from reptrain.text import Tokenizer
 from reptrain.text.tokenizer import TokenArray
@@ -130,7 +130,7 @@ class Store:
         manifest: Its manifest.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: StoreManifest) -> None:
         self.path = path
         self.manifest = manifest
         self._splits = {

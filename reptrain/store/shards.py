@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from reptrain.errors import StoreError
 from reptrain.files import flush_folder
-from reptrain.store.jobs import file_sha256
+from reptrain.store.hashing import file_sha256
 from reptrain.store.manifest import Shard
 from reptrain.text import Document
 from reptrain.text.tokenizer import TokenArray, TokenDtype

@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from reptrain.errors import ReptrainError, StoreError
-from reptrain.store.build import Progress
-from reptrain.store.encode import document_digest
-from reptrain.store.jobs import file_sha256
+from reptrain.stages import StageProgress
+from reptrain.store.hashing import document_digest, file_sha256
 from reptrain.store.manifest import (
-    Manifest,
     Shard,
     SplitInfo,
     SplitName,
+    StoreManifest,
     content_fingerprint,
     read_manifest,
 )
@@ -53,7 +52,7 @@ class VerifyReport:
 
 def verify(
     path: Path,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     *,
     overlap: bool = False,
     max_overlap: float = MAX_OVERLAP,
@@ -119,7 +118,7 @@ def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
     ]
 
 
-def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
+def _tokenizer_problems(path: Path, manifest: StoreManifest) -> list[str]:
     try:
         tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.end)
     except ReptrainError as error:
@@ -134,7 +133,7 @@ def _tokenizer_problems(path: Path, manifest: Manifest) -> list[str]:
 
 
 def _shard_problems(
-    path: Path, shard: Shard, manifest: Manifest, add_digest: Callable[[bytes], None]
+    path: Path, shard: Shard, manifest: StoreManifest, add_digest: Callable[[bytes], None]
 ) -> list[str]:
     """What is wrong with one shard; the digests of its documents go to ``add_digest``."""
     try:
@@ -158,7 +157,7 @@ def _shard_problems(
     return problems
 
 
-def _total_problems(manifest: Manifest, found: dict[SplitName, SplitInfo]) -> list[str]:
+def _total_problems(manifest: StoreManifest, found: dict[SplitName, SplitInfo]) -> list[str]:
     problems = [
         f"split {name}: totals or digest differ from those of its shards"
         for name, info in manifest.splits.items()

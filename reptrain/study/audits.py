@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reptrain.auditing.audit import audit
+from reptrain.auditing.report import AuditReport
 from reptrain.errors import ReptrainError
 from reptrain.files import write_atomically
-from reptrain.runs.audit import audit
-from reptrain.runs.audit_report import AuditReport
 from reptrain.study.folder import run_path
 from reptrain.study.grid import arms
 from reptrain.study.schema import StudyConfig

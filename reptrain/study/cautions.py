@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from reptrain.store.guard import split_warnings
+from reptrain.store import split_warnings
 from reptrain.store.manifest import MANIFEST, read_manifest
 from reptrain.study.collect import ArmRow
 from reptrain.study.grid import arms

@@ -15,11 +15,11 @@ from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
+from reptrain.study.arm_progress import read_progress
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.folder import config_path, is_run_of, log_path, run_path
 from reptrain.study.grid import Arm, arms
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
-from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain_launcher.process import Ended, run_process
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
+from reptrain.study.arm_progress import read_progress
 from reptrain.study.collect import RowState
 from reptrain.study.folder import difference, run_path
 from reptrain.study.grid import Arm, arms
-from reptrain.study.progress import read_progress
 from reptrain.study.schema import StudyConfig
 
 

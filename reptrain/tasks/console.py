@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reptrain.engine.record import print_line
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.pace import Pace, pace_text
 from reptrain.runs.spikes import SpikeWatch
 from reptrain.tasks.records import StepRecord
 from reptrain.terminal import StepDisplay
+from reptrain.training.recorder import print_line
 
 
 class TuningConsole:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptrain.config.task import TaskConfig, TaskLimits
-from reptrain.engine.distributed import World, choose_device
-from reptrain.engine.trained import open_trained
+from reptrain.distributed.world import World, choose_device
 from reptrain.generation.decoding import without_capacity
+from reptrain.hub.saved_model import open_trained
 from reptrain.tasks.files import read_report
 from reptrain.tasks.pairs import Encoder
 from reptrain.tasks.scoring import Scorer, TaskScore

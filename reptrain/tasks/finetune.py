@@ -21,6 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from reptrain import checkpoint
 from reptrain.config.base import Frozen
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.fingerprint import flatten
@@ -29,21 +30,14 @@ from reptrain.config.model import ModelConfig
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.quantities import Budget
 from reptrain.config.schedule import step_learning_rate
-from reptrain.config.scheduled import Progress
-from reptrain.engine import checkpoint
-from reptrain.engine.distributed import World, choose_device, describe, join
-from reptrain.engine.optim import set_learning_rate
-from reptrain.engine.precision import check_precision
-from reptrain.engine.preempt import StopRequest, stop_requests
-from reptrain.engine.record import print_line, stated_attention
-from reptrain.engine.regularize import InputNoise, Settings, set_weight_decay
-from reptrain.engine.setup import build_engine
-from reptrain.engine.step import train_step
-from reptrain.engine.summary import facts_text, machine_facts
-from reptrain.engine.trained import MODEL_FILE, ImportedModel, TrainedModel, open_trained
+from reptrain.config.scheduled import RunPosition
+from reptrain.distributed.precision import check_precision
+from reptrain.distributed.stop import StopRequest, stop_requests
+from reptrain.distributed.world import World, choose_device, describe, join
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
+from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, TrainedModel, open_trained
 from reptrain.model import build_model
 from reptrain.model.dropout import set_rates
 from reptrain.plan import EpochPlan, StepPlan, plan_epochs, rank_rows
@@ -67,6 +61,12 @@ from reptrain.tasks.records import (
 from reptrain.tasks.scoring import Scorer
 from reptrain.terminal import StepDisplay
 from reptrain.text import Tokenizer
+from reptrain.training.optimizers import set_learning_rate
+from reptrain.training.recorder import print_line, stated_attention
+from reptrain.training.regularize import InputNoise, Settings, set_weight_decay
+from reptrain.training.setup import build_engine
+from reptrain.training.step import train_step
+from reptrain.training.summary import facts_text, machine_facts
 
 # The same fine-tuning by another road.
 _MAY_DIFFER = (
@@ -410,7 +410,7 @@ class _Tuning:
     def _step(self, engine: Any, order: EpochPlan, noise: InputNoise, seed: int, step: int) -> StepRecord:
         config, world, plan = self.config, self.world, self.plan
         first, count = plan.window_range(step)
-        progress = Progress(step, first, plan.total_windows, Fraction(first, len(self.train)))
+        progress = RunPosition(step, first, plan.total_windows, Fraction(first, len(self.train)))
         rate = step_learning_rate(first, first + count, plan.total_windows, config.optimizer, config.schedule)
         settings = Settings.at(config, progress)
         set_learning_rate(engine.optimizer, rate)

@@ -18,8 +18,8 @@ from reptrain.batch.objectives import IGNORE, Example
 from reptrain.batch.objectives.example import shift_right
 from reptrain.config.model import DecoderConfig
 from reptrain.config.task import TaskLimits
-from reptrain.engine.trained import Reading, TrainedModel
 from reptrain.errors import ConfigError
+from reptrain.hub.saved_model import Reading, TrainedModel
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.tasks.files import Fits
 from reptrain.text import Tokenizer

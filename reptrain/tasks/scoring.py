@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from reptrain.config.task import TaskConfig
-from reptrain.engine.distributed import World
+from reptrain.distributed.world import World
 from reptrain.generation import Sampling, Writer
 from reptrain.generation.prompts import decode_text
 from reptrain.model import Decoder, EncoderDecoder

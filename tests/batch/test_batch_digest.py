@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
-from reptrain.runs.digest import window_digest
+from reptrain.plan.digest import window_digest
 
 
 def make(tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> MicroBatch:

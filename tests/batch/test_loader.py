@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reptrain.batch.loader import Loader
 from reptrain.config import RunConfig
-from reptrain.engine.setup import open_data
+from reptrain.training.setup import open_data
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from made_batches import places
 from test_objectives import DECODER, MASK, VOCABULARY, diffusion, example_of, middle, prefix_lm, ul2
 
 from reptrain.config import RunConfig
-from reptrain.engine.losses import targets_of
-from reptrain.engine.regularize import Settings
-from reptrain.engine.setup import open_data
 from reptrain.errors import ConfigError
 from reptrain.model import build_model
+from reptrain.training.regularize import Settings
+from reptrain.training.setup import open_data
+from reptrain.training.targets import targets_of
 from reptrain_kernels.linear_cross_entropy import Targets, cross_entropy
 
 NUM = 100_000

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from reptrain.config.scheduled import Coefficient, Moment, Progress, Rate, Scheduled
+from reptrain.config.scheduled import Coefficient, Moment, Rate, RunPosition, Scheduled
 
 RATE, COEFFICIENT = TypeAdapter(Rate), TypeAdapter(Coefficient)
 
 
-def progress(step: int, *, steps: int = 10, step_tokens: int = 100, epoch_steps: int = 4) -> Progress:
-    return Progress(step, step * step_tokens, steps * step_tokens, Fraction(step, epoch_steps))
+def progress(step: int, *, steps: int = 10, step_tokens: int = 100, epoch_steps: int = 4) -> RunPosition:
+    return RunPosition(step, step * step_tokens, steps * step_tokens, Fraction(step, epoch_steps))
 
 
 def values(given: Any) -> list[float]:

@@ -22,8 +22,8 @@ _ACTIONS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 Within = tuple[str, str]
 """Module and function."""
-SAVE: Within = ("reptrain.engine.checkpoint", "save")
-SEAL: Within = ("reptrain.store.build", "write_manifest")
+SAVE: Within = ("reptrain.checkpoint.step_folder", "save")
+SEAL: Within = ("reptrain.tokenization.build", "write_manifest")
 
 
 class Actions:
@@ -86,7 +86,7 @@ class Actions:
 
 def make_small_jobs() -> None:
     """Let a small corpus make several shards."""
-    importlib.import_module("reptrain.store.jobs")._SMALLEST_JOB_BYTES = 20_000
+    importlib.import_module("reptrain.tokenization.jobs")._SMALLEST_JOB_BYTES = 20_000
 
 
 def fill(filler: Path) -> None:

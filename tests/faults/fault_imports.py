@@ -11,7 +11,7 @@ import deepspeed.ops
 import tensorboard.summary.writer.event_file_writer
 import torch._dynamo
 
-import reptrain.engine.loop
 import reptrain.store
+import reptrain.training.loop
 
 __all__ = ["deepspeed", "reptrain", "tensorboard", "torch"]

@@ -12,8 +12,8 @@ from typing import Any
 from fault_hooks import make_small_jobs
 from fault_starts import Ended, Hook, Started
 
+from reptrain.auditing.audit import audit
 from reptrain.runs import RunFolder
-from reptrain.runs.audit import audit
 from reptrain.store import verify
 
 TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device"}

@@ -80,12 +80,12 @@ def test_disk_full_at_random_steps_and_in_saves(
 ) -> None:
     disk = small_disk(DISK_KIB)
     steps = [
-        FillAtCall(disk / "filler", ("reptrain.engine.loop", "train_step"), int(47 * part))
+        FillAtCall(disk / "filler", ("reptrain.training.loop", "train_step"), int(47 * part))
         for part in draws(11, 8)
     ]
     saves = [FillAtCall(disk / "filler", SAVE, call) for call in (0, 1, 5, 15)]
     parts = [
-        FillAtCall(disk / "filler", ("reptrain.engine.checkpoint", name), 3)
+        FillAtCall(disk / "filler", ("reptrain.checkpoint.step_folder", name), 3)
         for name in ("copy_file", "_make_latest", "_remove_old")
     ]
     # The third status is the last: done.

@@ -15,8 +15,8 @@ from fault_starts import Ended, Hook, Started
 from fault_table import STOPPED, FaultTable
 from two_hosts import ADDRESSES, TwoHosts
 
+from reptrain.auditing.audit import audit
 from reptrain.runs import RunFolder
-from reptrain.runs.audit import audit
 
 pytestmark = [pytest.mark.faults, pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(1800)]
 TIMEOUT_S = 30

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.engine.exchange import export_model
-from reptrain.engine.loop import train
-from reptrain.engine.trained import Reading, open_trained
 from reptrain.errors import ConfigError, ReptrainError, TextError
 from reptrain.generation import Sampling, Writer, generate
 from reptrain.generation.prompts import decode_text, encode_prompt, read_prompts
+from reptrain.hub.export import export_model
+from reptrain.hub.saved_model import Reading, open_trained
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import build_model
 from reptrain.text import Tokenizer
+from reptrain.training.loop import train
 
 MakeConfig = Callable[..., RunConfig]
 VOCAB, IDS, NEW = 61, 50, 12

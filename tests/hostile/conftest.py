@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from reptrain.config import RunConfig
-from reptrain.engine.exchange import export_model
-from reptrain.engine.loop import train
+from reptrain.hub.export import export_model
 from reptrain.study.schema import load_study, save_study
+from reptrain.training.loop import train
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from reptrain.generation import read_prompts
 from reptrain.reading import parse_json
 from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent
-from reptrain.store import tokenize
 from reptrain.tasks.files import read_rows
+from reptrain.tokenization import tokenize
 
 LINES = {
     "brackets": "[" * 50_000,

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.engine.exchange import export_model, import_model, write_model
-from reptrain.engine.loop import train
-from reptrain.engine.trained import ImportedModel, open_trained
 from reptrain.errors import HubError, ReptrainError
 from reptrain.generation.decoding import without_capacity
+from reptrain.hub.export import export_model, import_model, write_model
+from reptrain.hub.saved_model import ImportedModel, open_trained
 from reptrain.model import build_model
 from reptrain.store import open_store
+from reptrain.training.loop import train
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -13,9 +13,9 @@ pytest.importorskip("transformers", reason="transformers is not installed: no pa
 import transformers
 from their_models import MADE, make, ours_from, save
 
-from reptrain.engine.exchange import import_model
 from reptrain.generation import Sampling, Writer, generate
 from reptrain.hub import ModelFolder
+from reptrain.hub.export import import_model
 from reptrain.hub.tokenizer_files import special_ids, write_tokenizer
 from reptrain.text import stdlib_documents, train_tokenizer
 

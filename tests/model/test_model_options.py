@@ -13,16 +13,16 @@ from reptrain.config import RunConfig
 from reptrain.config.load import validate
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.rope import LinearRope, Llama3Rope
-from reptrain.engine.ancestor import _settings
-from reptrain.engine.optim import is_for_muon
-from reptrain.engine.record import stated_attention
 from reptrain.errors import ConfigError
 from reptrain.model import Decoder, DropoutContext, Routing, build_model
+from reptrain.model.attention_mask import attention_implementation
 from reptrain.model.init import parameter_groups
 from reptrain.model.rope import rotation
 from reptrain.model.segments import visible
-from reptrain.model.sight import attention_implementation
 from reptrain.sizes import count_parameters
+from reptrain.training.init_from import _settings
+from reptrain.training.optimizers import is_for_muon
+from reptrain.training.recorder import stated_attention
 from reptrain_kernels.implementation import assume
 
 VOCAB, CPU = 61, torch.device("cpu")

@@ -12,10 +12,10 @@ from reptrain.config import RunConfig
 from reptrain.config.load import validate
 from reptrain.config.model import DecoderConfig
 from reptrain.config.optimizers import AdamWConfig
-from reptrain.engine.optim import build_optimizer, set_learning_rate
-from reptrain.engine.regularize import set_weight_decay
 from reptrain.errors import ConfigError
 from reptrain.model import Decoder, build_model
+from reptrain.training.optimizers import build_optimizer, set_learning_rate
+from reptrain.training.regularize import set_weight_decay
 
 VOCAB, BASE, RATE = 61, 64, 2e-2
 

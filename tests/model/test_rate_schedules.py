@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.config.scheduled import Progress
+from reptrain.config.scheduled import RunPosition
 from reptrain.model import Decoder, DropoutContext, EncoderDecoder, Routing, build_model
 from reptrain.model.dropout import Dropout, set_rates
 from reptrain_kernels import counter
@@ -63,8 +63,8 @@ def given(family: str) -> dict[str, Tensor]:
     return {"source_BS": first, "inputs_BT": second, "source_segments_BS": ones, "segments_BT": ones}
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, tokens=step, total_tokens=100, epochs=Fraction(0))
+def progress(step: int) -> RunPosition:
+    return RunPosition(step=step, tokens=step, total_tokens=100, epochs=Fraction(0))
 
 
 def results_of_steps(model: Any, plain: nn.Module, family: str) -> list[list[Tensor]]:

@@ -197,7 +197,7 @@ import re, sys
 from pathlib import Path
 import deepspeed
 from reptrain.config import load_run_config
-from reptrain.engine.loop import train
+from reptrain.training.loop import train
 train(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import StoreError
-from reptrain.store import Store, open_store, tokenize, verify
+from reptrain.store import Store, open_store, verify
 from reptrain.store.overlap import NGRAM, ngram_hashes
+from reptrain.tokenization import tokenize
 
 WORDS = ["epoch", "token", "window", "shard", "store", "plan", "run", "audit", "exact", "ledger"]
 Gram = tuple[int, ...]

@@ -14,15 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import StoreError, TokenizerError
-from reptrain.store import Split, describe, describe_text, open_store, tokenize, verify
-from reptrain.store.jobs import file_sha256
+from reptrain.store import Split, describe, describe_text, open_store, verify
+from reptrain.store.hashing import file_sha256
+from reptrain.tokenization import tokenize
 
 
 @pytest.fixture(scope="module")
 def sealed(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of several shards with several batches each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reptrain.store.jobs._SMALLEST_JOB_BYTES", 5_000)
+        patch.setattr("reptrain.tokenization.jobs._SMALLEST_JOB_BYTES", 5_000)
         patch.setattr("reptrain.store.shards.BATCH_TOKENS", 500)
         out = tmp_path_factory.mktemp("sealed") / "store"
         tokenize([corpus], out, tokenizer=model, held_out_fraction=0.2)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from run_folders import FakeStore, write_run
 
-from reptrain.store import tokenize
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.cautions import cautions, divergence
 from reptrain.study.collect import Curve
@@ -16,6 +15,7 @@ from reptrain.study.folder import run_path
 from reptrain.study.runner import is_done
 from reptrain.study.verdict import settings, winner
 from reptrain.study.words import label, plain
+from reptrain.tokenization import tokenize
 
 STUDY = StudyConfig(
     name="s",

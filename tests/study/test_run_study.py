@@ -18,8 +18,8 @@ from time_limits import START_S
 from reptrain.errors import PlanError, StudyError
 from reptrain.runs.folder import RunFolder
 from reptrain.study import StudyConfig, StudyEvent, arms, run_study, study_status
+from reptrain.study.arm_progress import read_progress
 from reptrain.study.folder import config_path, log_path, run_path
-from reptrain.study.progress import read_progress
 from reptrain.study.runner import is_done
 
 TESTS = Path(__file__).parents[1]

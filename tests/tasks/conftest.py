@@ -10,7 +10,7 @@ import pytest
 from small_tasks import READINGS, ROWS, MakeConfig, MakeTask, write_rows
 
 from reptrain.config.load import dump_yaml
-from reptrain.engine.loop import train
+from reptrain.training.loop import train
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from time_limits import START_S
 from typer.testing import CliRunner
 
 from reptrain.cli import app
-from reptrain.engine.trained import open_trained
 from reptrain.errors import ConfigError, ReptrainError, ResumeError, RunError
 from reptrain.generation import Sampling, Writer
+from reptrain.hub.saved_model import open_trained
 from reptrain.runs.parent import read_parent
 from reptrain.tasks import finetune as module
 from reptrain.tasks.finetune import Outcome, finetune, load_finetune
@@ -307,7 +307,7 @@ def test_classes_are_learned_and_told(by: str, trained: Trained, make_task: Make
 
 
 def test_diffusion_is_refused(tiny: Any, make_task: MakeTask, tmp_path: Path) -> None:
-    from reptrain.engine.loop import train
+    from reptrain.training.loop import train
 
     train(
         tiny("train.total_tokens=400", "evaluate.every_fraction=1", "objective.name=masked_diffusion"),

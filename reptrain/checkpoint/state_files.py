@@ -1,0 +1,159 @@
+"""The files of a checkpoint's state: safetensors that hold pieces of parameters under their names.
+
+A tensor is called `KIND:NAME@START`: the elements of the flattened parameter NAME from START on. So a piece
+can be read from whatever pieces were written, by any number of ranks at any ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+
+from reptrain.checkpoint.state import Piece
+from reptrain.errors import ResumeError
+
+_FLOAT_BYTES = 4
+_CHUNK_BYTES = 1 << 20
+
+
+class FileSum(BaseModel):
+    """What a file must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its content."""
+
+    def begins(self, path: Path) -> bool:
+        """Whether a file begins with this content."""
+        digest, left = hashlib.sha256(), self.bytes
+        try:
+            with path.open("rb") as file:
+                while left and (part := file.read(min(left, _CHUNK_BYTES))):
+                    digest.update(part)
+                    left -= len(part)
+        except OSError:
+            return False
+        return left == 0 and digest.hexdigest() == self.sha256
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with a file, or None."""
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"{path.name} has {size:,} bytes instead of {self.bytes:,}"
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return f"{path.name}: {error.strerror}"
+        return None if found == self.sha256 else f"{path.name} does not match its checksum"
+
+
+def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
+    """Write pieces to a file and force it to the disk.
+
+    The bytes are hashed on their way, one tensor at a time: what the disk does to them later is found out,
+    and memory does not grow.
+
+    Raises:
+        OSError: If there is no room.
+    """
+    tensors = {f"{kind}:{p.name}@{p.start}": view for p in held for kind, view in p.views.items()}
+    entries, end = {}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * _FLOAT_BYTES
+        entries[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [begin, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (len(header).to_bytes(8, "little"), header):
+            digest.update(part)
+            file.write(part)
+        for tensor in tensors.values():
+            part = tensor.to("cpu", torch.float32).contiguous().numpy().data
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileSum(bytes=8 + len(header) + end, sha256=digest.hexdigest())
+
+
+def copy_file(source: Path, target: Path) -> FileSum:
+    """Copy a file and force the copy to the disk; one that is not there is taken for an empty one.
+
+    Raises:
+        OSError: If there is no room.
+    """
+    digest, size = hashlib.sha256(), 0
+    with (source if source.exists() else Path(os.devnull)).open("rb") as read, target.open("wb") as write:
+        while part := read.read(_CHUNK_BYTES):
+            digest.update(part)
+            write.write(part)
+            size += len(part)
+        write.flush()
+        os.fsync(write.fileno())
+    return FileSum(bytes=size, sha256=digest.hexdigest())
+
+
+class _Written(NamedTuple):
+    path: Path
+    key: str
+    start: int
+    end: int
+
+
+def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
+    """Fill pieces from files that others wrote.
+
+    Args:
+        paths: All files of the checkpoint.
+        wanted: The pieces, whose views are written to.
+
+    Raises:
+        ResumeError: If an element of them is in no file.
+    """
+    written = _index(paths)
+    opened = {path: safe_open(path, "pt") for found in written.values() for path in {w.path for w in found}}
+    for piece in wanted:
+        first = piece.start
+        for kind, view in piece.views.items():
+            last, missing = first + view.numel(), view.numel()
+            for source in written[kind, piece.name]:
+                begin, end = max(first, source.start), min(last, source.end)
+                if begin < end:
+                    found = opened[source.path].get_slice(source.key)[
+                        begin - source.start : end - source.start
+                    ]
+                    view[begin - first : end - first].copy_(found)
+                    missing -= end - begin
+            if missing:
+                raise ResumeError(
+                    f"{kind} of {piece.name}",
+                    got=f"{missing:,} elements in no file of the checkpoint",
+                    rule="must be whole in the checkpoint",
+                    remedy="Use an older checkpoint.",
+                )
+
+
+def _index(paths: Iterable[Path]) -> dict[tuple[str, str], list[_Written]]:
+    found: dict[tuple[str, str], list[_Written]] = defaultdict(list)
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                kind, _, rest = key.partition(":")
+                name, _, start = rest.rpartition("@")
+                numel = file.get_slice(key).get_shape()[0]
+                found[kind, name].append(_Written(path, key, int(start), int(start) + numel))
+    return found

@@ -1,0 +1,105 @@
+"""Several models as one: the mean of what they think likely.
+
+Shapes: B rows, T positions, V ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptrain.errors import RunError
+from reptrain.evaluation.evaluate import ScoredRun
+from reptrain_kernels.linear_cross_entropy import Loss, Targets, cross_entropy
+
+
+class Ensemble(nn.Module):
+    """Averages the members' probabilities of each token: what is returned as logits is their logarithm.
+
+    >>> class Fixed(nn.Module):
+    ...     def __init__(self, *probabilities):
+    ...         super().__init__()
+    ...         self.logits = torch.tensor([[probabilities]]).log() + 3.0
+    ...     def forward(self):
+    ...         return self.logits
+    >>> Ensemble([Fixed(0.5, 0.5), Fixed(0.9, 0.1)])().exp()
+    tensor([[[0.7000, 0.3000]]])
+
+    Args:
+        members: Models of equal inputs and equal ids.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *, targets: Targets | None = None, **inputs: Any) -> Tensor | Loss:
+        """Logarithm of the mean probability, fp32 logits_BTV, or what targets lose by it.
+
+        Args:
+            targets: One for each position.
+            inputs: Of each member.
+        """
+        total_BTV: Tensor | None = None
+        for member in self.members:
+            log_BTV = member(**inputs).float().log_softmax(-1)
+            total_BTV = log_BTV if total_BTV is None else torch.logaddexp(total_BTV, log_BTV)
+        assert total_BTV is not None
+        logits_BTV = total_BTV - math.log(len(self.members))
+        return logits_BTV if targets is None else cross_entropy(logits_BTV, targets)
+
+
+def ensemble_of(runs: Sequence[ScoredRun]) -> ScoredRun:
+    """Runs as one that is scored like any other: they may differ in all but family, examples and text.
+
+    The probe of training windows is told where they had the same subset.
+
+    Raises:
+        RunError: If their examples, their held-out text or their ids are not the same.
+    """
+    first, *others = runs
+    for other in others:
+        for what, of in _SAME.items():
+            if of(other) != of(first):
+                raise RunError(
+                    f"run {other.path}",
+                    got=f"{what} {of(other)}",
+                    rule=f"must have {what} {of(first)}, as {first.path}, to be averaged with it",
+                    remedy="Leave it out.",
+                )
+    subsets_alike = len({_subsets(run) for run in runs}) == 1
+    return replace(
+        first,
+        path=Path(" + ".join(str(run.path) for run in runs)),
+        step=max(run.step for run in runs),
+        model=Ensemble([run.model for run in runs]).eval(),
+        sources={
+            name: (store, subset if subsets_alike else None)
+            for name, (store, subset) in first.sources.items()
+        },
+    )
+
+
+_SAME: dict[str, Callable[[ScoredRun], Any]] = {
+    "model.family": lambda run: run.config.model.family,
+    "objective": lambda run: run.config.objective.model_dump(exclude={"noise"}),
+    "data.window_tokens": lambda run: run.config.window_tokens,
+    "data.document_mask": lambda run: run.config.data.document_mask,
+    "a tokenizer of fingerprint": lambda run: run.tokenizer.fingerprint,
+    "embedding rows": lambda run: run.model.embedding.weight.shape[0],
+    "stores": lambda run: {name: store.fingerprint for name, (store, _) in run.sources.items()},
+    "windows of a forward pass": lambda run: run.rows,
+}
+
+
+def _subsets(run: ScoredRun) -> tuple[Any, ...]:
+    return tuple(
+        (name, None if subset is None else subset.fingerprint)
+        for name, (_, subset) in sorted(run.sources.items())
+    )

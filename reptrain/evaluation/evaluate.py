@@ -1,0 +1,247 @@
+"""Scoring runs again: on any of their sets, under their objective or another, on their text or other text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from reptrain.config import RunConfig
+from reptrain.config.load import parse_yaml, set_dotted, validate
+from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, PrefixLMConfig
+from reptrain.distributed.world import World, choose_device
+from reptrain.errors import ConfigError, StoreError, check_choice
+from reptrain.evaluation.sets import SETS, evaluation_sets
+from reptrain.hub.saved_model import open_trained
+from reptrain.model import Decoder, EncoderDecoder
+from reptrain.plan import Subset
+from reptrain.runs.folder import RunFolder
+from reptrain.store import Store, open_store
+from reptrain.text import Tokenizer
+
+# Rows of a forward pass; changes nothing.
+_ROWS = 32
+
+
+class SetScore(NamedTuple):
+    """A set scored under an objective."""
+
+    run: str
+    step: int
+    """Steps completed by the weights that were scored."""
+    objective: str
+    set: str
+    nats: float
+    """Nats per token, as in the run's records."""
+    bits_per_byte: float
+    gap_nats: float | None
+    """Nats less those of the probe of the same source, under equal noise; None where there is no probe."""
+    accuracy: float
+    """Share of the scored tokens that the model ranks first."""
+    scored_tokens: int
+    raw_accuracy: float
+    """The same share of the windows' own tokens, without sentinels and EOS."""
+    raw_tokens: int
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run opened for scoring, with its model in evaluation mode."""
+
+    path: Path
+    config: RunConfig
+    step: int
+    model: Decoder | EncoderDecoder
+    sources: Mapping[str, tuple[Store, Subset | None]]
+    """By name the store, and the subset where it is the run's own store."""
+    tokenizer: Tokenizer
+    world: World
+
+    @property
+    def rows(self) -> int:
+        """Windows of a forward pass: whole routing groups."""
+        group = self.config.model.moe.group_windows if self.config.model.moe else 1
+        return group * max(1, _ROWS // group)
+
+
+def open_run(
+    path: Path, *, step: int | None = None, stores: Mapping[str, Path] | None = None, device: str = "auto"
+) -> ScoredRun:
+    """Open a run's model and text.
+
+    Args:
+        path: The run folder.
+        step: Whose checkpoint; None takes the newest that is whole.
+        stores: By source, where its store is now, or another store of the same tokenizer.
+        device: As train.device.
+
+    Raises:
+        ReptrainError: If run, checkpoint or store cannot be used.
+    """
+    folder, trained = RunFolder.open(path), open_trained(path, step)
+    config = folder.config
+    sources: dict[str, tuple[Store, Subset | None]] = {}
+    for source in folder.plan.sources:
+        option = f"--store {source.name}=FOLDER" if folder.plan.is_mixture else "--store FOLDER"
+        store = open_store((stores or {}).get(source.name, Path(source.store)), named_by=option)
+        own = store.fingerprint == source.store_fingerprint
+        subset = None
+        if own:
+            subset = Subset.open(store, seed=source.subset_seed, unique_tokens=source.unique_tokens)
+        sources[source.name] = store, subset
+    tokenizer = _tokenizer(folder, [store for store, _ in sources.values()], trained.rows)
+    chosen = choose_device(device)  # type: ignore[arg-type]
+    model = trained.load(config.model.model_copy(update={"vocab_size": trained.rows})).to(chosen)
+    assert trained.step is not None
+    return ScoredRun(path, config, trained.step, model.eval(), sources, tokenizer, World(0, 1, 0, chosen))
+
+
+def _tokenizer(folder: RunFolder, stores: Sequence[Store], rows: int) -> Tokenizer:
+    """That of the stores, which must be the run's wherever one of its own is at hand."""
+    tokenizer = stores[0].tokenizer()
+    known = {store.manifest.tokenizer for store in stores}
+    for source in folder.plan.sources:
+        if (Path(source.store) / "manifest.json").exists():
+            known.add(open_store(Path(source.store)).manifest.tokenizer)
+    if len(known) > 1 or tokenizer.vocab_size > rows:
+        raise StoreError(
+            f"store {stores[0].path}",
+            got=f"a tokenizer of {tokenizer.vocab_size} ids with the fingerprint {tokenizer.fingerprint}",
+            rule=f"must have been made by the tokenizer of {folder.path}",
+            remedy="Make it with `reptrain tokenize --tokenizer` and the one in the run's store.",
+        )
+    return tokenizer
+
+
+def with_objective(config: RunConfig, text: str) -> RunConfig:
+    """The run's configuration under another objective, over windows of the same raw tokens.
+
+    A prefix is read causally where the model never learned to read it otherwise, unless the text says more.
+
+    Args:
+        config: The run.
+        text: A name, or a mapping in YAML: ``{name: span_corruption, mean_span_tokens: 8}``.
+
+    Raises:
+        ConfigError: If there is no such objective, or the model cannot run it.
+    """
+    try:
+        given = parse_yaml(text)
+    except yaml.YAMLError:
+        given = None
+    if isinstance(given, str):
+        if given == config.objective.name:
+            return config
+        given = {"name": given}
+        if given["name"] == "prefix_lm" and config.model.family == "decoder" and _reads_causally(config):
+            given["bidirectional"] = False
+    if not isinstance(given, dict):
+        raise ConfigError(
+            "--objective",
+            got=repr(text),
+            rule="must be a name, or a mapping such as {name: prefix_lm, prefix_fraction: 0.5}",
+            remedy="See `reptrain config schema` for what each takes.",
+        )
+    data: dict[str, Any] = config.model_dump(mode="json")
+    set_dotted(data, "objective", given)
+    set_dotted(data, "data.window_tokens", config.window_tokens)
+    # A budget of the run may be stated in what its own objective makes of tokens.
+    set_dotted(data, "train.total_tokens", None)
+    for name in config.data.sources:
+        set_dotted(data, f"data.sources.{name}.total_tokens", "1epochs")
+    return validate(RunConfig, data)
+
+
+def _reads_causally(config: RunConfig) -> bool:
+    objective = config.objective
+    if isinstance(objective, PrefixLMConfig):
+        return not objective.bidirectional
+    return isinstance(objective, CausalConfig | FillInTheMiddleConfig)
+
+
+def score_run(
+    run: ScoredRun,
+    *,
+    sets: Collection[str] = SETS,
+    objectives: Sequence[str] = (),
+    max_windows: int | None = None,
+    noise_samples: int | None = None,
+) -> list[SetScore]:
+    """Score a run.
+
+    Args:
+        run: The run.
+        sets: Of probe, select and report.
+        objectives: See `with_objective`; none takes the run's own.
+        max_windows: As evaluate.max_windows; None takes the run's.
+        noise_samples: As evaluate.noise_samples; None takes the run's.
+
+    Raises:
+        ConfigError: If a set is unknown or an objective cannot be run.
+    """
+    for name in sets:
+        check_choice("set", name, SETS)
+    given = {"max_windows": max_windows, "noise_samples": noise_samples}
+    changed = {key: value for key, value in given.items() if value is not None}
+    configs = [with_objective(run.config, text) for text in objectives] or [run.config]
+    rows = []
+    for config in configs:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
+        rows += _score(run, config, sets)
+    return rows
+
+
+def evaluate(
+    path: Path,
+    *,
+    sets: Collection[str] = SETS,
+    objectives: Sequence[str] = (),
+    step: int | None = None,
+    stores: Mapping[str, Path] | None = None,
+    max_windows: int | None = None,
+    noise_samples: int | None = None,
+    device: str = "auto",
+) -> list[SetScore]:
+    """Open a run and score it: see `open_run` and `score_run` for what each means and raises."""
+    run = open_run(path, step=step, stores=stores, device=device)
+    return score_run(
+        run, sets=sets, objectives=objectives, max_windows=max_windows, noise_samples=noise_samples
+    )
+
+
+def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[SetScore]:
+    found = evaluation_sets(
+        config,
+        run.sources,
+        run.tokenizer,
+        world=run.world,
+        micro_batch_windows=run.rows,
+        only={*sets, "probe"},
+    )
+    scores = {of.name: of.score(run.model, world=run.world) for of in found}
+    rows = []
+    for name, score in scores.items():
+        kind, slash, source = name.partition("/")
+        if kind not in sets:
+            continue
+        probe = scores.get(f"probe{slash}{source}")
+        gap = score.nats_per_token - probe.nats_per_token if probe and kind != "probe" else None
+        rows.append(
+            SetScore(
+                run=str(run.path),
+                step=run.step,
+                objective=config.objective.name,
+                set=name,
+                nats=score.nats_per_token,
+                bits_per_byte=score.bits_per_byte,
+                gap_nats=gap,
+                accuracy=score.correct / max(score.tokens, 1),
+                scored_tokens=score.tokens,
+                raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
+                raw_tokens=score.raw_tokens,
+            )
+        )
+    return rows

@@ -1,0 +1,212 @@
+"""Clusters of near-duplicates: candidates by bands, verified by signatures, connected."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from reptrain.store.manifest import SPLITS, Dedup, NearSettings
+from reptrain.tokenization.near import open_bands, open_signatures
+from reptrain.tokenization.scan import DUPLICATE, KEPT, NEAR_DUPLICATE, Scan, between, sweep
+from reptrain.tokenization.strata import Strata, find_thresholds
+from reptrain.tokenization.work import Work
+
+# Documents that share a band are compared with so many neighbours at most: a large loose group stays cheap.
+_NEIGHBOURS = 64
+_BUCKET_DOCUMENTS = 1 << 18
+_PAIRS = 1 << 14
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Clustered(NamedTuple):
+    """What `decide_near` found: documents by fate, clusters of two and more, documents in the largest."""
+
+    fates: Int64s
+    clusters: int
+    largest: int
+
+
+def decide_near(
+    work: Work,
+    scans: Sequence[Scan],
+    settings: NearSettings,
+    strata: Strata,
+    *,
+    dedup: Dedup,
+    held_out_fraction: float,
+    progress: Callable[[int, int], None],
+) -> Clustered:
+    """Change the fates that `decide` wrote: each cluster of near-duplicates is on one side.
+
+    With ``minhash`` only the first document of a cluster, by (job, index), stays. A cluster is drawn by the
+    smallest content hash in it, and belongs to the stratum of that document.
+
+    Args:
+        work: With the hashes, signatures, bands and fates of every job.
+        scans: The records of the jobs.
+        settings: Of the near-duplicates.
+        strata: As `decide` had it.
+        dedup: `minhash` or `group`.
+        held_out_fraction: As `decide` had it.
+        progress: Told the bands done and all bands.
+    """
+    first = np.cumsum([0, *(scan.documents for scan in scans)])
+    distinct = np.concatenate(
+        [np.zeros(0, np.bool_), *(np.load(work.fates(job)) >= KEPT for job in range(len(scans)))]
+    )
+    root = find_clusters(work, scans, settings, distinct, progress)
+    _settle(work, first, root, strata, dedup, held_out_fraction)
+    sizes = np.bincount(root[distinct], minlength=1)
+    counts = np.zeros(KEPT + len(SPLITS), np.int64)
+    for job in range(len(scans)):
+        counts += np.bincount(np.load(work.fates(job)), minlength=len(counts))
+    sizes = sizes[sizes > 1]
+    return Clustered(counts, len(sizes), int(sizes.max(initial=0)))
+
+
+def find_clusters(
+    work: Work,
+    scans: Sequence[Scan],
+    settings: NearSettings,
+    distinct: npt.NDArray[np.bool_],
+    progress: Callable[[int, int], None],
+) -> Int64s:
+    """For every document, counted through all jobs, the first of its cluster, int64 [documents].
+
+    Two documents are joined if they share a band and at least ``threshold`` of their signatures' places. Of
+    documents with equal text only the first takes part.
+
+    Args:
+        work: With the signatures and bands of every job.
+        scans: The records of the jobs.
+        settings: Bands, rows and threshold.
+        distinct: bool [documents], which take part.
+        progress: Told the bands done and all bands.
+    """
+    first = np.cumsum([0, *(scan.documents for scan in scans)])
+    root = np.arange(len(distinct))
+    num_buckets = 1 + len(distinct) // _BUCKET_DOCUMENTS
+    edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
+    for band in range(settings.bands):
+        for low, high in itertools.pairwise(edges):
+            for left, right in _candidates(_members(work, first, settings, band, (low, high), distinct)):
+                apart = find(root, left) != find(root, right)
+                left, right = left[apart], right[apart]
+                alike = _alike(work, first, settings, left, right)
+                unite(root, left[alike], right[alike])
+        progress(band + 1, settings.bands)
+    return find(root, root)
+
+
+def find(root: Int64s, members: Int64s) -> Int64s:
+    """The first document of each member's cluster."""
+    while True:
+        above = root[members]
+        if np.array_equal(above, members):
+            return members
+        members = above
+
+
+def unite(root: Int64s, left: Int64s, right: Int64s) -> None:
+    """Join clusters pair by pair; every document points to an earlier one of its cluster, or to itself."""
+    members = np.concatenate([left, right])
+    while len(left):
+        left, right = find(root, left), find(root, right)
+        apart = left != right
+        left, right = left[apart], right[apart]
+        np.minimum.at(root, np.maximum(left, right), np.minimum(left, right))
+    root[members] = find(root, members)
+
+
+def _members(
+    work: Work,
+    first: Int64s,
+    settings: NearSettings,
+    band: int,
+    edges: tuple[int, int],
+    distinct: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.uint64], Int64s]:
+    """The documents whose hash of a band lies in a range and is not theirs alone, sorted by hash."""
+    hashes, members = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for job in range(len(first) - 1):
+        part = between(open_bands(work.bands(job), settings)[band], *edges)
+        hashes.append(np.array(part[0]))
+        members.append(part[1].astype(np.int64) + first[job])
+    hash_, member = np.concatenate(hashes), np.concatenate(members)
+    hash_, member = hash_[distinct[member]], member[distinct[member]]
+    order = np.lexsort((member, hash_))
+    hash_, member = hash_[order], member[order]
+    shared = np.zeros(len(hash_), np.bool_)
+    shared[1:] = hash_[1:] == hash_[:-1]
+    shared[:-1] |= shared[1:]
+    return hash_[shared], member[shared]
+
+
+def _candidates(sorted_members: tuple[npt.NDArray[np.uint64], Int64s]) -> Iterator[tuple[Int64s, Int64s]]:
+    """Pairs of documents of one hash, neighbours first."""
+    hash_, member = sorted_members
+    for offset in range(1, _NEIGHBOURS + 1):
+        at = np.flatnonzero(hash_[offset:] == hash_[:-offset])
+        if len(at) == 0:
+            return
+        for start in range(0, len(at), _PAIRS):
+            part = at[start : start + _PAIRS]
+            yield member[part], member[part + offset]
+
+
+def _alike(
+    work: Work, first: Int64s, settings: NearSettings, left: Int64s, right: Int64s
+) -> npt.NDArray[np.bool_]:
+    """Which pairs have an estimated similarity of at least the threshold."""
+    members, place = np.unique(np.concatenate([left, right]), return_inverse=True)
+    signatures = np.empty((len(members), settings.permutations), np.uint32)
+    job = np.searchsorted(first, members, side="right") - 1
+    for number in np.unique(job):
+        mine = job == number
+        signatures[mine] = open_signatures(work.signatures(number), settings)[members[mine] - first[number]]
+    left_place, right_place = place[: len(left)], place[len(left) :]
+    equal = np.count_nonzero(signatures[left_place] == signatures[right_place], axis=1)
+    needed = math.ceil(settings.threshold * settings.permutations - 1e-9)
+    alike: npt.NDArray[np.bool_] = equal >= needed
+    return alike
+
+
+def _settle(
+    work: Work, first: Int64s, root: Int64s, strata: Strata, dedup: Dedup, held_out_fraction: float
+) -> None:
+    """Give each cluster one split, by its smallest content hash, and drop near-duplicates."""
+    jobs = range(len(first) - 1)
+    tables = [np.load(work.hashes(number), mmap_mode="r") for number in jobs]
+    fates = [np.load(work.fates(job), mmap_mode="r+") for job in jobs]
+    draw, drawn = np.zeros(len(root), np.uint64), np.zeros(len(root), np.bool_)
+    stratum = np.zeros(len(root), np.int64)
+    for job, index, _, low in sweep(tables):
+        # In the order of the hashes: the first document met of a cluster has its smallest.
+        cluster = root[first[job] + index]
+        new, at = np.unique(cluster, return_index=True)
+        new, at = new[~drawn[new]], at[~drawn[new]]
+        draw[new], drawn[new] = low[at], True
+        stratum[new] = strata.of(job[at], index[at])
+    # Of equal texts only the first takes part in a cluster; the others are roots of their own.
+    alone = np.concatenate([np.zeros(0, np.bool_), *(fate != DUPLICATE for fate in fates)])
+    units = np.flatnonzero(drawn & alone)
+    counts = np.bincount(stratum[units], minlength=strata.num_strata)
+    thresholds = find_thresholds(counts, [(draw[units], stratum[units])], held_out_fraction)
+    for job, index, _, _ in sweep(tables):
+        document = first[job] + index
+        cluster = root[document]
+        decided = KEPT + thresholds.split_of(draw[cluster], stratum[cluster])
+        if dedup == "minhash":
+            decided[cluster != document] = NEAR_DUPLICATE
+        for number in np.unique(job):
+            mine = np.flatnonzero(job == number)
+            mine = mine[fates[number][index[mine]] != DUPLICATE]
+            fates[number][index[mine]] = decided[mine]
+    for fate in fates:
+        fate.flush()

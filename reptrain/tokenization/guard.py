@@ -1,0 +1,130 @@
+"""What must hold before, while and after a store is written."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from reptrain.errors import StoreError
+from reptrain.store.manifest import MANIFEST, SPLITS, Options, StoreManifest
+from reptrain.text.sources import SourceFile
+from reptrain.tokenization.work import LOCK, WORK
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the store's folder for one writer; a killed one holds it no more.
+
+    Raises:
+        StoreError: If another process writes there, or the folder holds something else.
+    """
+    if out.exists() and not (out / WORK).exists() and any(out.iterdir()):
+        raise StoreError(
+            f"store {out}",
+            got="a folder with other files",
+            rule="must be a new or empty folder, or one of an interrupted call",
+            remedy="Choose another --out.",
+        )
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / WORK / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"store {out}",
+            got="another process at work there",
+            rule="must have one writer",
+            remedy="Wait for it to end.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def as_store_errors(out: Path) -> Iterator[None]:
+    """Turn failures of the disk into errors that a user can mend.
+
+    Raises:
+        StoreError: For any OSError, a full disk above all.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StoreError(
+            f"store {out}",
+            got=error.strerror or error,
+            rule="must have room on its disk" if full else "must be writable, and its sources readable",
+            remedy="Free some space; the same command goes on where it stopped."
+            if full
+            else f"Check {error.filename or out}.",
+        ) from error
+
+
+def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
+    """Refuse a store with an empty split.
+
+    Args:
+        documents: Documents of each split, in the order of SPLITS.
+        held_out_fraction: The share that was to be held out.
+
+    Raises:
+        StoreError: If one of them is zero.
+    """
+    counts = dict(zip(SPLITS, map(int, documents), strict=True))
+    total = sum(counts.values())
+    if total == 0:
+        raise StoreError(
+            "sources",
+            got="none",
+            rule="must hold documents that are not empty",
+            remedy="Check the files and the text field.",
+        )
+    for split, count in counts.items():
+        if count == 0:
+            change = "Lower" if split == "train" else "Raise"
+            raise StoreError(
+                f"split {split}",
+                got=f"none of {total} with held_out_fraction {held_out_fraction}",
+                rule="must get at least one document",
+                remedy=f"{change} held_out_fraction, or give more documents.",
+            )
+
+
+def check_same(out: Path, manifest: StoreManifest, options: Options, files: Sequence[SourceFile]) -> None:
+    """Refuse to take a sealed store for one of other options or sources.
+
+    Raises:
+        StoreError: Naming the first difference.
+    """
+    # A server may tell no size.
+    sizes = [file.size or item.bytes for file, item in zip(files, manifest.inputs, strict=False)]
+    sizes += [file.size for file in files[len(sizes) :]]
+    # A sealed store keeps the split that it was made with.
+    asked = {
+        **options.model_dump(exclude={"split_version"}),
+        "sources": [(file.label, size) for file, size in zip(files, sizes, strict=True)],
+    }
+    sealed = {
+        **manifest.options.model_dump(),
+        "sources": [(item.name, item.bytes) for item in manifest.inputs],
+    }
+    for key, value in asked.items():
+        if value != sealed[key]:
+            raise StoreError(
+                f"store {out}",
+                got=f"{key}={_shown(value)} where {MANIFEST} says {_shown(sealed[key])}",
+                rule="must be made with the options asked for",
+                remedy="Choose another --out, or delete the folder.",
+            )
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,71 @@
+"""From sources to jobs: which lines of which files each worker reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reptrain.text.documents import Fields, Slice, cut_slice
+from reptrain.text.sources import SourceFile
+
+_SMALLEST_JOB_BYTES = 1 << 20
+# A job writes up to three shards; all of them can then be mapped under the usual limit of 1,024 open files.
+_MOST_JOBS = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """An independent piece of work, about equal in bytes to the others."""
+
+    index: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the sources that it reads, compressed where they are."""
+        return sum(part.stop - part.start for part in self.slices)
+
+
+def plan_jobs(files: Sequence[SourceFile], fields: Fields) -> list[Job]:
+    """Cut the files into jobs of about equal size.
+
+    A function of the files alone, never of the number of processes: the shards are the same for any.
+
+    Raises:
+        TextError: If a table cannot be read, is empty or lacks a column.
+    """
+    job_bytes = max(_SMALLEST_JOB_BYTES, -(-sum(file.size for file in files) // _MOST_JOBS))
+    groups: list[list[Slice]] = [[]]
+    filled = 0
+    for part in (part for file in files for part in _slices(file, fields, job_bytes)):
+        if filled >= job_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += part.stop - part.start
+    return [Job(index, tuple(group)) for index, group in enumerate(groups) if group]
+
+
+def _slices(file: SourceFile, fields: Fields, slice_bytes: int) -> list[Slice]:
+    return cut_slice(
+        Slice(file.path, file.name, file.source, 0, file.size, url=file.url), fields, slice_bytes
+    )
+
+
+def number_lines(jobs: Sequence[Job], newlines: Sequence[Sequence[int]]) -> list[Job]:
+    """The jobs with the first line of every slice known.
+
+    Args:
+        jobs: As planned.
+        newlines: Line ends in each slice of each job.
+    """
+    numbered = []
+    line = 1
+    for job, counts in zip(jobs, newlines, strict=True):
+        slices = []
+        for part, count in zip(job.slices, counts, strict=True):
+            line = line if part.first_line is None else part.first_line
+            slices.append(part._replace(first_line=line))
+            line += count
+        numbered.append(Job(job.index, tuple(slices)))
+    return numbered

@@ -1,0 +1,97 @@
+"""From the jobs' records to the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from reptrain.store.manifest import (
+    FORMAT,
+    SPLITS,
+    Counts,
+    Input,
+    Options,
+    SourceCount,
+    SplitInfo,
+    SplitName,
+    StoreManifest,
+    content_fingerprint,
+)
+from reptrain.text import Tokenizer
+from reptrain.text.documents import Fields
+from reptrain.tokenization.clusters import Clustered
+from reptrain.tokenization.encode import Encoded
+from reptrain.tokenization.scan import DUPLICATE, EMPTY, KEPT, NEAR_DUPLICATE
+from reptrain.tokenization.work import Work
+
+
+def assemble(
+    options: Options,
+    fields: Fields,
+    tokenizer: Tokenizer,
+    inputs: Sequence[Input],
+    decided: Clustered,
+    encoded: Sequence[Encoded],
+    work: Work,
+) -> StoreManifest:
+    """The manifest of a finished store.
+
+    Args:
+        options: What was asked.
+        fields: Which tags each source gets.
+        tokenizer: The store's tokenizer.
+        inputs: The files read.
+        decided: Documents by fate, and the clusters of near-duplicates.
+        encoded: The records of pass 2, in the order of the jobs.
+        work: Where the digests lie.
+    """
+    splits = {name: _split(name, encoded, work) for name in SPLITS}
+    fates = decided.fates
+    empty = sum(record.empty for record in encoded)
+    return StoreManifest(
+        format=FORMAT,
+        fingerprint=content_fingerprint(tokenizer.fingerprint, splits),
+        tokenizer=tokenizer.fingerprint,
+        tokenizer_file=tokenizer.file_name,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        dtype="uint16" if tokenizer.dtype == np.uint16 else "uint32",
+        options=options,
+        counts=Counts(
+            read=int(fates.sum()),
+            empty=int(fates[EMPTY]) + empty,
+            duplicates=int(fates[DUPLICATE]),
+            near_duplicates=int(fates[NEAR_DUPLICATE]),
+            clusters=decided.clusters,
+            largest_cluster=decided.largest,
+            kept=int(fates[KEPT:].sum()) - empty,
+            passages=None if options.passages is None else sum(info.documents for info in splits.values()),
+        ),
+        sources=_sources(encoded, fields),
+        inputs=tuple(inputs),
+        splits=splits,
+    )
+
+
+def _split(name: SplitName, encoded: Sequence[Encoded], work: Work) -> SplitInfo:
+    digest = hashlib.sha256()
+    for job, record in enumerate(encoded):
+        if name in record.shards:
+            digest.update(work.digests(name, job).read_bytes())
+    shards = tuple(record.shards[name] for record in encoded if name in record.shards)
+    return SplitInfo.of(shards, digest.hexdigest())
+
+
+def _sources(encoded: Sequence[Encoded], fields: Fields) -> tuple[SourceCount, ...]:
+    documents: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for record in encoded:
+        documents.update(record.documents)
+        tokens.update(record.tokens)
+    return tuple(
+        SourceCount(name=name, documents=documents[name], tokens=tokens[name], tags=fields.tags_of(name))
+        for name in documents
+    )

@@ -1,0 +1,127 @@
+"""The optimizer that DeepSpeed wraps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from reptrain.config.optimizers import AdafactorConfig, AdamWConfig, MuonConfig, OptimizerConfig
+from reptrain.model.init import parameter_groups
+from reptrain.training.adafactor import Adafactor
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over `optimizer_groups`.
+
+    Args:
+        model: Whose parameters are trained.
+        config: Which optimizer.
+    """
+    groups, decay = optimizer_groups(model, config), config.weight_decay.first
+    for group in groups:
+        group["weight_decay"] = decay * group.get("decay_ratio", 1.0) if group["decays"] else 0.0
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(
+            _experts_apart(groups),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+    if isinstance(config, AdafactorConfig):
+        return Adafactor(
+            groups,
+            lr=config.lr,
+            decay_exponent=config.decay_exponent,
+            clip_threshold=config.clip_threshold,
+            min_dim_to_factor=config.min_dim_to_factor,
+            beta1=config.beta1,
+        )
+    return _muon(groups, config)
+
+
+def optimizer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The groups of parameters that an optimizer treats alike.
+
+    Args:
+        model: Any model, on the device "meta" too.
+        config: Which optimizer.
+
+    Returns:
+        Groups with `decays`; where they differ from 1, `lr_ratio` (the group's rate over `config.lr`) and
+        `decay_ratio` (its weight decay over the configured one); for Muon `use_muon`.
+    """
+    groups = parameter_groups(model)
+    if isinstance(config, AdamWConfig) and not config.mup_scales_decay:
+        # The rate multiplies the decay: divided by the ratio of the widths, it would weaken it.
+        return [
+            group | ({"decay_ratio": 1 / group["lr_ratio"]} if "lr_ratio" in group else {})
+            for group in groups
+        ]
+    return _muon_groups(model, groups, config) if isinstance(config, MuonConfig) else groups
+
+
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix of a layer, or such matrices of many experts."""
+    # A layer's table of position biases is looked up: no product has it as a matrix.
+    return ".blocks." in f".{name}" and parameter.ndim > 1 and "relative_bias" not in name
+
+
+def _muon_groups(model: nn.Module, groups: list[dict[str, Any]], config: MuonConfig) -> list[dict[str, Any]]:
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    matrices = {p for name, p in model.named_parameters() if is_for_muon(name, p)}
+    split = []
+    for group in groups:
+        by_scale: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter in matrices:
+                by_scale.setdefault(_muon_scale(parameter, config), []).append(parameter)
+        for scale, params in by_scale.items():
+            ratios = {} if scale == 1 else {"lr_ratio": scale, "decay_ratio": 1 / scale}
+            split.append(group | {"params": params, "use_muon": True} | ratios)
+        rest = [parameter for parameter in group["params"] if parameter not in matrices]
+        if rest:
+            split.append(group | {"params": rest, "use_muon": False, "lr_ratio": config.adam_lr / config.lr})
+    return split
+
+
+def _muon_scale(parameter: nn.Parameter, config: MuonConfig) -> float:
+    """What the rate of a matrix is multiplied by, so that its update has the configured size."""
+    if config.adjust_lr == "original":
+        # DeepSpeed's own.
+        return 1.0
+    rows, columns = parameter.shape[-2:]
+    return 0.2 * max(rows, columns) ** 0.5 / max(1.0, rows / columns) ** 0.5
+
+
+def _muon(groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:
+    # Imported here: it compiles.
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    for group in groups:
+        group["lr"] = config.lr * group.get("lr_ratio", 1.0)
+        if group["use_muon"]:
+            group["momentum"] = config.momentum
+            for parameter in group["params"]:
+                # Three dimensions: the matrices of many experts.
+                parameter.is_expert_group = parameter.ndim > 2
+    betas = (config.beta1, config.beta2)
+    return MuonWithAuxAdam(groups, torch.optim.AdamW, {"betas": betas, "eps": config.eps})
+
+
+def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """DeepSpeed partitions the experts that a rank holds over fewer ranks than the other parameters."""
+    if not any(hasattr(parameter, "group_name") for group in groups for parameter in group["params"]):
+        return groups
+    from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+
+    named = [group | {"name": str(place)} for place, group in enumerate(groups)]
+    return split_params_into_different_moe_groups_for_optimizer(named)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its rate: ``rate``, or that in a fixed ratio."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_ratio", 1.0)

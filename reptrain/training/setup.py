@@ -1,0 +1,206 @@
+"""What a run needs before its first step: data, plan, model, engine, evaluation sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reptrain.batch.loader import Loader
+from reptrain.batch.objectives import Objective, build_objective
+from reptrain.checkpoint.weight_average import WeightAverage
+from reptrain.config import RunConfig
+from reptrain.config.finetune import FinetuneConfig
+from reptrain.distributed.deepspeed_config import deepspeed_config
+from reptrain.distributed.precision import allow_tf32
+from reptrain.distributed.world import World
+from reptrain.errors import StoreError
+from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
+from reptrain.hub.saved_model import TrainedModel
+from reptrain.model import Decoder, EncoderDecoder, build_model
+from reptrain.model.blocks import compile_blocks
+from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
+from reptrain.plan.shard import micro_steps_of
+from reptrain.runs.run_plan import RunPlan
+from reptrain.sizes import embedding_rows
+from reptrain.store import Store, open_store, verify
+from reptrain.text import Tokenizer
+from reptrain.training.optimizers import build_optimizer
+from reptrain.training.regularize import InputNoise
+
+_HASHED_AT_START_BYTES = 1 << 28
+# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
+_BUCKET_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Data:
+    """The stores, their subsets as one stream, and which window comes when."""
+
+    stores: dict[str, Store]
+    """By the name of the source."""
+    stream: Stream
+    run_plan: RunPlan
+    """What plan.json records; `plan` and `steps` follow from it."""
+    plan: MixturePlan
+    steps: StepPlan
+    tokenizer: Tokenizer
+    objective: Objective
+    """What is predicted from what, with the run's own noise."""
+
+
+def open_data(config: RunConfig) -> Data:
+    """Open the stores and lay the plan. No pass over the data but the cached document orders.
+
+    Raises:
+        StoreError: If a store is missing, not sealed, or changed since, or has another tokenizer.
+        PlanError: If a subset is larger than its store, or shorter than a window.
+        ConfigError: If the embedding or the sentinels do not suffice.
+    """
+    stores = _open_stores(config)
+    tokenizer = next(iter(stores.values())).tokenizer()
+    embedding_rows(config.model, tokenizer.vocab_size)
+    objective = build_objective(config, tokenizer, noise_seed=config.seed)
+    stream = open_stream(config, stores)
+    run_plan = RunPlan.of(config, stores=stores, stream=stream)
+    return Data(
+        stores,
+        stream,
+        run_plan,
+        run_plan.mixture_plan(),
+        run_plan.step_plan(),
+        tokenizer,
+        objective,
+    )
+
+
+def _open_stores(config: RunConfig) -> dict[str, Store]:
+    """The store of each source; one that serves several is opened once.
+
+    Raises:
+        StoreError: If one cannot be used, or they have different tokenizers.
+    """
+    paths = {name: Path(source.store) for name, source in config.sources.items()}
+    keys = {path: f"{config.store_setting(name)}=FOLDER" for name, path in paths.items()}
+    opened = {path: _intact(path, key) for path, key in keys.items()}
+    first, *others = opened.values()
+    for other in others:
+        if other.manifest.tokenizer != first.manifest.tokenizer:
+            raise StoreError(
+                f"stores {first.path} and {other.path}",
+                got=f"tokenizers with the fingerprints {first.manifest.tokenizer}"
+                f" and {other.manifest.tokenizer}",
+                rule="must have been made by one tokenizer to be mixed",
+                remedy="Make one of them anew with `reptrain tokenize --tokenizer`"
+                f" and the tokenizer that lies in {first.path}.",
+            )
+    return {name: opened[path] for name, path in paths.items()}
+
+
+def _intact(path: Path, named_by: str) -> Store:
+    """The store, hashed again where that takes a moment; a larger one is left to the audit."""
+    store = open_store(path, named_by=named_by)
+    if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
+        return store
+    report = verify(path)
+    if not report.ok:
+        raise StoreError(
+            f"store {path}",
+            got=report.problems[0],
+            rule="must be as it was sealed",
+            remedy="Restore its files, or make it again with `reptrain tokenize`.",
+        )
+    return store
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop calls upon."""
+
+    data: Data
+    loader: Loader
+    engine: Any
+    sets: list[EvaluationSet]
+    average: WeightAverage | None
+    input_noise: InputNoise
+
+    @property
+    def select_set(self) -> EvaluationSet:
+        """The set that tells whether the run becomes better; in a mixture the first source's."""
+        return next(found for found in self.sets if found.name.split("/")[0] == "select")
+
+
+def build_engine(
+    config: RunConfig | FinetuneConfig,
+    model: Decoder | EncoderDecoder,
+    *,
+    world: World,
+    micro_batch_windows: int,
+) -> Any:
+    """Put the model on its device under DeepSpeed."""
+    import deepspeed
+
+    allow_tf32(config.train, world.device)
+    micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
+    if config.train.expert_parallel_size > 1:
+        from reptrain.distributed.expert_parallel import spread_experts
+
+        spread_experts(model, size=config.train.expert_parallel_size, world=world)
+    model = model.to(world.device)
+    model.recompute = config.train.activation_checkpointing
+    if config.train.compile == "block":
+        compile_blocks(model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        config=deepspeed_config(
+            config,
+            world_size=world.world_size,
+            micro_batch_windows=micro_batch_windows,
+            micro_steps=micro_steps,
+        ),
+    )
+    if config.train.zero_stage == 0:
+        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, is a
+        # second copy of all gradients of most models.
+        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET_ELEMENTS)
+    if config.train.compile == "model":
+        engine.compile()
+    return engine
+
+
+def prepare(config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None) -> Training:
+    """Build everything for the loop, on every rank alike; the weights are those of the ancestor, if any."""
+    micro_batch_windows = config.micro_batch_windows(world.world_size)
+    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
+    if ancestor is not None:
+        ancestor.fill(model)
+    loader = Loader(
+        stream=data.stream,
+        plan=data.plan,
+        steps=data.steps,
+        objective=data.objective,
+        rank=world.rank,
+        world_size=world.world_size,
+        micro_batch_windows=micro_batch_windows,
+        pin=world.device.type == "cuda",
+    )
+    engine = build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows)
+    return Training(
+        data=data,
+        loader=loader,
+        engine=engine,
+        sets=evaluation_sets(
+            config,
+            {
+                name: (store, subset)
+                for (name, store), subset in zip(data.stores.items(), data.stream.subsets, strict=True)
+            },
+            data.tokenizer,
+            world=world,
+            micro_batch_windows=micro_batch_windows,
+        ),
+        average=WeightAverage(config.average, engine) if config.average else None,
+        input_noise=InputNoise.of(config, data.tokenizer),
+    )

@@ -1,0 +1,67 @@
+"""Runs that were never trained: what a faultless engine would have left behind, and ways to spoil it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reptrain.config import RunConfig
+from reptrain.plan import Stream, Subset
+from reptrain.plan.digest import step_digest, window_digest
+from reptrain.runs import LedgerRecord, RunFolder, RunPlan
+
+UNIQUE = 1000
+WINDOW = 48
+
+
+def trained(
+    store, path, *, state="done", budget="2.5epochs", batch=8, environment=None, seed=0, **data
+) -> RunFolder:
+    """What a faultless engine leaves behind."""
+    config = RunConfig.model_validate(
+        {
+            "data": {
+                "store": str(store.path),
+                "unique_tokens": UNIQUE,
+                "window_tokens": WINDOW,
+                **data,
+            },
+            "train": {"total_tokens": budget, "batch_windows": batch},
+            "seed": seed,
+        }
+    )
+    subset = Subset.open(store, unique_tokens=UNIQUE)
+    plan = RunPlan.of(config, stores={"data": store}, stream=Stream([subset]))
+    folder = RunFolder.create_or_open(path, config, plan, environment or {})
+    for step in range(plan.step_plan().num_steps):
+        folder.ledger.append(consumed(folder, subset, step))
+    folder.set_status(state)
+    return folder
+
+
+def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord:
+    """The record of a step whose tokens pass through `spoil` on their way to the model."""
+    first, count = folder.plan.step_plan().window_range(step)
+    found = folder.plan.mixture_plan().locate(np.arange(first, first + count))
+    tokens, length = subset.tokens(found.start, found.length, WINDOW)
+    spoil(tokens)
+    return LedgerRecord(
+        step=step,
+        first_index=first,
+        windows=count,
+        tokens=int(length.sum()),
+        epoch=first // folder.plan.sources[0].windows_per_epoch,
+        applied=True,
+        digest=step_digest(window_digest(tokens, found.start, length)),
+    )
+
+
+def rewrite(folder, change) -> None:
+    """Replace the ledger by what `change` makes of its records."""
+    records = change(list(folder.ledger.records()))
+    folder.ledger.path.unlink()
+    for record in records:
+        folder.ledger.append(record)
+
+
+def replaced(records, place, **fields):
+    return [*records[:place], records[place].model_copy(update=fields), *records[place + 1 :]]

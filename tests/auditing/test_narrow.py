@@ -1,0 +1,128 @@
+"""A wrong digest is narrowed down to the token or window at fault, where the sum of a step tells it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from audited_runs import UNIQUE, WINDOW, consumed, replaced, rewrite, trained
+
+from reptrain.auditing.audit import audit
+from reptrain.plan import Subset
+
+STEP = 2
+FIRST = 16
+
+
+@pytest.fixture(params=["fixed", "shifted"])
+def run(request, store, tmp_path):
+    return trained(store, tmp_path / "run", cut=request.param)
+
+
+@pytest.fixture
+def subset(store):
+    return Subset.open(store, unique_tokens=UNIQUE)
+
+
+def spoilt(run, subset, spoil):
+    """The one problem of a run whose step 2 passed through `spoil`."""
+    rewrite(
+        run, lambda records: replaced(records, STEP, digest=consumed(run, subset, STEP, spoil=spoil).digest)
+    )
+    report = audit(run.path)
+    assert not report.exact and report.num_problems == 1, report.text()
+    (problem,) = report.problems
+    assert problem.step == STEP
+    assert f"for global indices {FIRST} to {FIRST + 7}: the model saw other tokens; " in problem.message
+    return problem
+
+
+def place(run, row):
+    """Start of a window of step 2 in the stream."""
+    return int(run.plan.mixture_plan().locate(np.asarray([FIRST + row])).start[0])
+
+
+def test_one_wrong_token_is_found_to_the_token(run, subset):
+    before = []
+
+    def wrong(tokens):
+        before.append(int(tokens[5, 7]))
+        tokens[5, 7] = 99 - tokens[5, 7]
+
+    problem = spoilt(run, subset, wrong)
+    position = place(run, 5) + 7
+    assert problem.message.endswith(
+        f"it saw token {99 - before[0]} at position {position} of the stream, where the store has {before[0]}"
+    )
+    assert (problem.index, problem.document) == (FIRST + 5, subset.documents(position, 1)[0])
+
+
+def test_two_exchanged_tokens_name_the_documents_of_the_step(run, subset):
+    def swap(tokens):
+        assert tokens[3, 7] != tokens[3, 8]
+        tokens[3, [7, 8]] = tokens[3, [8, 7]]
+
+    problem = spoilt(run, subset, swap)
+    assert problem.message.endswith(
+        "several tokens or windows differ, and the sum of 8 windows does not tell which"
+    )
+    assert (problem.index, problem.document) == (FIRST, None)
+    found = run.plan.mixture_plan().locate(np.arange(FIRST, FIRST + 8))
+    all_of_step = {
+        name
+        for start, length in zip(found.start, found.length, strict=True)
+        for name in subset.documents(start, length)
+    }
+    assert 0 < len(problem.candidates) <= 8 and set(problem.candidates) <= all_of_step
+    assert f"in documents {problem.candidates[0]}, " in problem.text()
+
+
+def test_two_exchanged_tokens_of_a_step_of_one_window_name_its_document(store, subset, tmp_path):
+    run = trained(store, tmp_path / "run", batch=1)
+
+    def swap(tokens):
+        tokens[0, [7, 8]] = tokens[0, [8, 7]]
+
+    rewrite(run, lambda records: replaced(records, 5, digest=consumed(run, subset, 5, spoil=swap).digest))
+    (problem,) = audit(run.path).problems
+    start = int(run.plan.mixture_plan().locate(np.asarray([5])).start[0])
+    assert problem.document == subset.documents(start, 1)[0]
+    assert problem.text().startswith("step 5, global index 5, document ")
+
+
+def other_digest(run, subset, change):
+    """The problem of a step 2 whose digest is that of the windows that `change` leaves."""
+    from reptrain.plan.digest import step_digest, window_digest
+
+    index = change(list(range(FIRST, FIRST + 8)))
+    found = run.plan.mixture_plan().locate(np.asarray(index, dtype=np.int64))
+    tokens, length = subset.tokens(found.start, found.length, WINDOW)
+    digest = step_digest(window_digest(tokens, found.start, length))
+    rewrite(run, lambda records: replaced(records, STEP, digest=digest))
+    (problem,) = audit(run.path).problems
+    return problem
+
+
+def test_a_window_in_the_place_of_another_is_found(run, subset):
+    problem = other_digest(run, subset, lambda index: [*index[:3], 40, *index[4:]])
+    assert problem.message.endswith(f"tokens from position {place(run, 24)} came in its place")
+    assert problem.index == FIRST + 3 and problem.document == subset.documents(place(run, 3), 1)[0]
+
+
+def test_a_window_left_out_is_found(run, subset):
+    problem = other_digest(run, subset, lambda index: [*index[:3], *index[4:]])
+    assert problem.message.endswith("its window is missing")
+    assert problem.index == FIRST + 3
+
+
+def test_a_window_that_came_twice_is_found(run, subset):
+    problem = other_digest(run, subset, lambda index: [*index, FIRST + 6])
+    assert problem.message.endswith(f"tokens from position {place(run, 6)} came in addition")
+
+
+def test_the_windows_of_another_step_are_found(run, subset):
+    problem = other_digest(run, subset, lambda index: range(24, 32))
+    assert problem.message.endswith("it saw the windows of step 3")
+
+
+def test_no_windows_at_all_are_found(run, subset):
+    assert other_digest(run, subset, lambda index: []).message.endswith("it saw no window at all")

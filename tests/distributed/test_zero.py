@@ -1,0 +1,24 @@
+from collections.abc import Callable
+
+import pytest
+
+from reptrain.config import RunConfig
+from reptrain.distributed.deepspeed_config import deepspeed_config
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
+    tiny: Callable[..., RunConfig], stage: int
+) -> None:
+    config = tiny("train.precision=bf16", f"train.zero_stage={stage}")
+    settings = deepspeed_config(config, world_size=2, micro_batch_windows=3, micro_steps=2)
+    assert settings["zero_optimization"]["stage"] == stage
+    assert settings["bf16"] == {"enabled": True}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["communication_data_type"] == "fp32"
+
+
+def test_deepspeed_config_multiplies_out(tiny: Callable[..., RunConfig]) -> None:
+    settings = deepspeed_config(tiny(), world_size=2, micro_batch_windows=3, micro_steps=4)
+    assert settings["train_batch_size"] == 24
+    assert "bf16" not in settings and "fp16" not in settings

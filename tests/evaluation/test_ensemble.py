@@ -1,0 +1,107 @@
+"""Several runs scored as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from reptrain.cli import app
+from reptrain.config import RunConfig
+from reptrain.errors import RunError
+from reptrain.evaluation.ensemble import Ensemble, ensemble_of
+from reptrain.evaluation.evaluate import open_run, score_run
+from reptrain.evaluation.sets import evaluation_sets
+from reptrain.training.loop import train
+from reptrain_kernels.linear_cross_entropy import Targets
+
+MakeConfig = Callable[..., RunConfig]
+SHORT = ("train.total_tokens=2000", "evaluate.every_fraction=1", "optimizer.lr=1e-2")
+OTHERS = {
+    "wider": ("seed=1", "model.d_model=48", "model.num_kv_heads=1"),
+    "narrower windows": ("data.window_tokens=16",),
+    "other objective": ("objective.name=prefix_lm",),
+    "other subset": ("data.unique_tokens=3000", "seed=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("runs")
+
+    def of(name: str) -> Path:
+        if not (folder / name).exists():
+            train(tiny(*SHORT, *OTHERS.get(name, ())), folder / name)
+        return folder / name
+
+    return of
+
+
+def test_ensemble_of_one_is_the_model(runs: Callable[[str], Path]) -> None:
+    run = open_run(runs("plain"), device="cpu")
+    alone, averaged = score_run(run), score_run(ensemble_of([run]))
+    assert [score.set for score in averaged] == ["probe", "select", "report"]
+    for one, other in zip(alone, averaged, strict=True):
+        assert other._replace(nats=0, bits_per_byte=0, gap_nats=0) == one._replace(
+            nats=0, bits_per_byte=0, gap_nats=0
+        )
+        assert other.nats == pytest.approx(one.nats, rel=1e-6)
+
+
+def test_nats_are_those_of_the_mean_probability(runs: Callable[[str], Path]) -> None:
+    members = [open_run(runs(name), device="cpu") for name in ("plain", "wider")]
+    first = members[0]
+    (select,) = (
+        found
+        for found in evaluation_sets(
+            first.config, first.sources, first.tokenizer, world=first.world, micro_batch_windows=8
+        )
+        if found.name == "select"
+    )
+    nats, tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in select.micro_batches:
+            example = select.objective.example(batch)
+            asked = Targets(example.targets_BT)
+            likely_KBT = torch.stack(
+                [(-run.model(**example.inputs, targets=asked).nats).exp() for run in members]
+            )
+            nats -= float((likely_KBT.mean(0).log() * example.is_scored_BT).sum())
+            tokens += int(example.is_scored_BT.sum())
+    scores = {score.set: score for score in score_run(ensemble_of(members))}
+    assert scores["select"].nats == pytest.approx(nats / tokens, rel=1e-5)
+    assert scores["select"].scored_tokens == tokens
+    # By Jensen's inequality the mean is at least as good as its members are on average.
+    alone = [score.nats for run in members for score in score_run(run, sets=["select"])]
+    assert scores["select"].nats < sum(alone) / 2
+
+
+def test_logits_are_normalized() -> None:
+    class Member(torch.nn.Module):
+        def forward(self, shift: float) -> torch.Tensor:
+            return torch.arange(4.0)[None, None] + shift
+
+    assert Ensemble([Member(), Member()])(shift=1e3).logsumexp(-1).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("narrower windows", "window_tokens 16"), ("other objective", "objective")]
+)
+def test_other_examples_are_refused(name: str, words: str, runs: Callable[[str], Path]) -> None:
+    with pytest.raises(RunError, match=words):
+        ensemble_of([open_run(runs("plain"), device="cpu"), open_run(runs(name), device="cpu")])
+
+
+def test_command_tells_members_and_their_mean(runs: Callable[[str], Path]) -> None:
+    paths = [str(runs(name)) for name in ("plain", "other subset")]
+    told = CliRunner().invoke(
+        app, ["evaluate", *paths, "--ensemble", "--device", "cpu", "--json"], catch_exceptions=False
+    )
+    rows = json.loads(told.output)
+    assert [row["run"] for row in rows if row["set"] == "report"] == [*paths, " + ".join(paths)]
+    # Their training windows are not the same.
+    assert [row["set"] for row in rows if " + " in row["run"]] == ["select", "report"]

@@ -1,0 +1,100 @@
+"""Documents cut into passages: every token stays, on one side, in pieces of about one size."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reptrain.errors import StoreError
+from reptrain.store import Store, describe_text, open_store, verify
+from reptrain.text import Document
+from reptrain.tokenization import tokenize
+from reptrain.tokenization.encode import _passages
+
+WORDS = ["epoch", "token", "window", "shard", "store", "plan", "run", "audit", "exact", "ledger"]
+Pieces = dict[str, list[tuple[str, list[int]]]]
+
+
+@pytest.fixture(scope="module")
+def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of 1 to 200 words; an id that looks like a passage's among them."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("long") / "web.jsonl"
+    rows = [
+        {"text": " ".join(draw.choices(WORDS, k=draw.randint(1, 200))), "id": f"d{index}"}
+        for index in range(50)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"text": "run " * 40, "id": "d0#1"}]))
+    return path
+
+
+def pieces(store: Store) -> Pieces:
+    """For each document the split and tokens of what it was cut into, in the store's order."""
+    found: Pieces = defaultdict(list)
+    for name in ("train", "select", "report"):
+        split = store.split(name)
+        count = split.num_documents
+        lengths = split.lengths(0, count)
+        tokens = split.read(np.arange(count), np.zeros(count, int), lengths)
+        for index, ids in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
+            document, _, number = split.document_id(index).rpartition("#")
+            assert int(number) == len(found[document])
+            found[document].append((name, ids.tolist()))
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(length=st.integers(1, 200), most=st.integers(2, 50))
+def test_passages_are_few_and_of_equal_length(length: int, most: int) -> None:
+    ids = np.arange(length, dtype=np.uint16)
+    parts = list(_passages(Document("d", "web", "text"), ids, most))
+    sizes = [len(part) for _, part in parts]
+    assert np.array_equal(np.concatenate([part for _, part in parts]), ids)
+    assert max(sizes) + 1 <= most and max(sizes) - min(sizes) <= 1
+    assert len(parts) == 1 or (len(parts) - 1) * (most - 1) < length
+    assert [document.id for document, _ in parts] == [f"d#{number}" for number in range(len(parts))]
+    assert "".join(document.text for document, _ in parts) == "text"
+
+
+@pytest.mark.parametrize("most", [2, 9, 64, 10**9])
+def test_tokenize_cuts_documents_into_passages(
+    long_corpus: Path, model: Path, tmp_path: Path, most: int
+) -> None:
+    options = {"tokenizer": model, "held_out_fraction": 0.4}
+    whole = tokenize([long_corpus], tmp_path / "whole", **options)
+    manifest = tokenize([long_corpus], tmp_path / "s", passages=most, **options)
+    store, uncut = open_store(tmp_path / "s"), open_store(tmp_path / "whole")
+    cut = pieces(store)
+    for name in ("train", "select", "report"):
+        split = uncut.split(name)
+        for index in range(split.num_documents):
+            parts = cut.pop(split.document_id(index))
+            assert {side for side, _ in parts} == {name}
+            assert all(ids[-1] == store.eos_id and len(ids) <= most for _, ids in parts)
+            joined = [token for _, ids in parts for token in ids[:-1]]
+            assert joined == split.read([index], [0], split.lengths(index, 1)).tolist()[:-1]
+        assert store.split(name).text_bytes == split.text_bytes
+    assert not cut
+    assert manifest.options.passages == most
+    assert manifest.counts.kept == whole.counts.kept
+    assert manifest.counts.passages == sum(info.documents for info in manifest.splits.values())
+    assert manifest.sources[0].documents == whole.sources[0].documents
+    assert sum(info.tokens for info in manifest.splits.values()) == manifest.sources[0].tokens
+    assert verify(store.path).ok
+    assert f"{manifest.counts.passages:,} of at most {most:,} tokens" in describe_text(store)
+
+
+@pytest.mark.parametrize("most", [1, 0, -5])
+def test_tokenize_refuses_passages_without_room_for_a_token(
+    long_corpus: Path, tmp_path: Path, most: int
+) -> None:
+    with pytest.raises(StoreError, match=f"passages: must be at least 2 tokens, but got {most}"):
+        tokenize([long_corpus], tmp_path / "s", passages=most)
+    assert not (tmp_path / "s").exists()

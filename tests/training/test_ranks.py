@@ -1,0 +1,268 @@
+"""The same data, masks and losses on 1 and 2 ranks, at every micro-batch and ZeRO stage, with dropout on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flips import assert_losses_agree, assert_routing_agrees
+from rank_starts import LIMIT_S, start_ranks, write_config
+from time_limits import takes_up_to
+
+from reptrain.auditing.audit import audit
+from reptrain.checkpoint import CheckpointManifest
+from reptrain.config import RunConfig
+from reptrain.config.model import DropoutConfig
+from reptrain.runs import RunFolder
+from reptrain.training.loop import train
+
+pytestmark = pytest.mark.ranks
+
+DROPOUT = [f"model.dropout.{site}=0.2" for site in ("embedding", "attention", "residual", "mlp")]
+GRID = {
+    f"zero{stage}-micro{micro}": [f"train.zero_stage={stage}", f"train.micro_batch_windows={micro}"]
+    for stage in range(4)
+    for micro in (1, 2, 4)
+}
+# Every stage and every micro-batch; the rest of the grid is left to `make test-all`.
+QUICK = ("zero0-micro1", "zero0-micro2", "zero0-micro4", "zero1-micro2", "zero2-micro4", "zero3-micro1")
+# The other family and objective, with a mixture of documents in a window kept apart.
+T5 = [
+    "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 2, num_heads: 2, head_dim: 8,"
+    " d_ff: 48}",
+    "objective.name=span_corruption",
+    "data.document_mask=true",
+    *DROPOUT,
+]
+T5_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
+# Sparse layers, each of them shared by two, recomputed in the backward pass.
+SPARSE = [
+    "model.num_layers=4",
+    "model.num_stored_layers=2",
+    "model.moe={num_experts: 4, every: 2, jitter: 0.1, shared_d_ff: 16, bias_rate: 0.01}",
+    "model.dropout.expert=0.2",
+    "train.activation_checkpointing=true",
+]
+SPARSE_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
+# Groups of two windows, with room for some of their tokens only.
+SPARSE_T5 = [
+    *T5,
+    "model.moe={num_experts: 4, top_k: 1, group_windows: 2, capacity_factor: 0.75, backend: loop}",
+    "model.dropout.expert=0.2",
+]
+SPARSE_T5_QUICK = ("zero0-micro4", "zero1-micro2", "zero3-micro4")
+# What keys noise of its own, and an average of the weights, which is scored too.
+REGULARIZED = [
+    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random}",
+    "model.dropout.path={value: 0.3, start: 1steps}",
+    "average={decay: 0.5}",
+]
+REGULARIZED_QUICK = ("zero0-micro4", "zero2-micro1", "zero3-micro2")
+# Objectives whose loss is divided by what was drawn, or weighted by it.
+UL2 = ["objective.name=ul2", *T5[:1], *DROPOUT]
+DIFFUSION = ["objective={name: masked_diffusion, masking: independent}", "evaluate.noise_samples=2"]
+OBJECTIVES_QUICK = ("zero0-micro4", "zero1-micro1")
+FAMILIES = {
+    "": ([], QUICK),
+    "t5-": (T5, T5_QUICK),
+    "sparse-": (SPARSE, SPARSE_QUICK),
+    "sparse_t5-": (SPARSE_T5, SPARSE_T5_QUICK),
+    "regularized-": (REGULARIZED, REGULARIZED_QUICK),
+    "ul2-": (UL2, OBJECTIVES_QUICK),
+    "diffusion-": (DIFFUSION, OBJECTIVES_QUICK),
+}
+CASES = {
+    f"{family}{name}": [*settings, *GRID[name]]
+    for family, (settings, names) in FAMILIES.items()
+    for name in names
+}
+BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
+# Two sources of one store; STORE stands for its path.
+MIXTURE = {
+    "mixture": [
+        *("data.store=null", "data.unique_tokens=null", "train.total_tokens=null"),
+        "data.sources.first={store: 'STORE', unique_tokens: 320, total_tokens: 1.5epochs}",
+        "data.sources.second={store: 'STORE', unique_tokens: 200, subset_seed: 1}",
+        "train.micro_batch_windows=2",
+    ]
+}
+
+
+Matrix = dict[tuple[str, int], RunFolder]
+
+
+# A value that is not finite on rank 1 alone, in step 1 of 3, at every stage.
+NAN = {
+    f"nan-{place}-{precision}-zero{stage}": {
+        "nan": [1, 1, place],
+        "overrides": [
+            *(f"train.zero_stage={stage}", f"train.precision={precision}", "train.on_nonfinite=skip"),
+            "train.micro_batch_windows=3",
+        ],
+    }
+    for place, precision, stage in (
+        *(("loss", "fp32", 0), ("gradient", "fp32", 1), ("gradient", "fp32", 2), ("gradient", "fp32", 3)),
+        *(("gradient", "bf16", 1), ("loss", "bf16", 3)),
+    )
+}
+DIVERGED = {"diverged": {"nan": [1, 1, "gradient"], "overrides": ["train.zero_stage=2"]}}
+
+
+@pytest.fixture(scope="module")
+@takes_up_to(2 * LIMIT_S)
+def matrix(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., RunConfig]) -> Matrix:
+    """Every case on 1 and on 2 ranks; each number of ranks starts once."""
+    return _train_all(tmp_path_factory.mktemp("matrix"), tiny, CASES | BF16 | MIXTURE, NAN | DIVERGED)
+
+
+def _train_all(
+    out: Path,
+    tiny: Callable[..., RunConfig],
+    cases: dict[str, list[str]],
+    on_two_ranks: dict[str, dict[str, Any]] | None = None,
+) -> Matrix:
+    # 24 windows of an epoch of 16 in batches of 10: batches straddle epochs, and the last one is short.
+    config = tiny(
+        "train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10", *DROPOUT
+    )
+    write_config(out, config)
+    named = {
+        name: [override.replace("STORE", str(config.data.store)) for override in overrides]
+        for name, overrides in cases.items()
+    }
+    for ranks in (1, 2):
+        started: dict[str, dict[str, Any]] = {
+            f"{name}-ranks{ranks}": {"overrides": overrides, "counts": name.startswith("sparse")}
+            for name, overrides in named.items()
+        }
+        start_ranks(ranks, out, started | (on_two_ranks or {} if ranks == 2 else {}))
+    both = {(name, ranks): out / f"{name}-ranks{ranks}" for name in cases for ranks in (1, 2)}
+    two = {(name, 2): out / name for name in on_two_ranks or {}}
+    return {key: RunFolder.open(path) for key, path in (both | two).items()}
+
+
+def _plain(matrix: Matrix, name: str) -> RunFolder:
+    """The run that a case must equal: its family on one rank, in few micro-batches."""
+    family = next((family for family in FAMILIES if family and name.startswith(family)), "")
+    return matrix[f"{family}zero0-micro4", 1]
+
+
+def _losses(folder: RunFolder) -> list[float]:
+    train = [record.loss_nats for record in folder.metrics.records("train")]
+    return train + [record.nats for record in folder.metrics.records("valid")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_the_same_on_any_ranks_micro_batch_and_stage(
+    matrix: Matrix, name: str, ranks: int
+) -> None:
+    plain = _losses(_plain(matrix, name))
+    assert len(plain) == 3 + 3 * 3 * (2 if name.startswith("regularized") else 1)
+    if name.startswith("sparse"):
+        assert_losses_agree(matrix[name, ranks], _plain(matrix, name))
+    else:
+        assert _losses(matrix[name, ranks]) == pytest.approx(plain, rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CASES, *BF16])
+def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
+    plain = list(_plain(matrix, name).ledger.records())
+    for ranks in (1, 2):
+        assert list(matrix[name, ranks].ledger.records()) == plain
+        assert audit(matrix[name, ranks].path).exact
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sparse")])
+def test_routing_is_the_same_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
+    plain = _plain(matrix, name)
+    votes = CheckpointManifest.read(plain.checkpoints / "step-3").votes
+    for ranks in (1, 2):
+        found = matrix[name, ranks]
+        agrees = assert_routing_agrees(found, plain)
+        for record in found.metrics.records("train"):
+            assert all((layer.dropped > 0) == name.startswith("sparse_t5") for layer in record.routing or [])
+        if agrees:
+            assert CheckpointManifest.read(found.checkpoints / "step-3").votes == votes
+    cast = {abs(vote) for layer in votes.values() for vote in layer}
+    # Three steps, one vote each for those above and below their share; T5's has no bias.
+    assert cast == {0} if "t5" in name else 0 < max(cast) <= 3
+
+
+def test_a_mixture_is_the_same_on_one_rank_and_two(matrix: Matrix) -> None:
+    one, two = matrix["mixture", 1], matrix["mixture", 2]
+    assert list(one.ledger.records()) == list(two.ledger.records())
+    assert _losses(two) == pytest.approx(_losses(one), rel=0, abs=1e-5)
+    for folder in (one, two):
+        report = audit(folder.path)
+        assert report.exact, report.text()
+        assert [set(source.exposures) for source in report.sources] == [{1, 2}, {1}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT_S)
+def test_losses_are_the_same_over_the_whole_grid(
+    matrix: Matrix, tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    rest = {name: overrides for name, overrides in GRID.items() if name not in CASES}
+    plain = _losses(matrix["zero0-micro4", 1])
+    for folder in _train_all(tmp_path, tiny, rest).values():
+        assert _losses(folder) == pytest.approx(plain, rel=0, abs=1e-5)
+        assert audit(folder.path).exact
+
+
+def test_gradient_norms_agree(matrix: Matrix) -> None:
+    # Those of sparse runs are compared with their losses.
+    dense = [name for name in CASES if not name.startswith("sparse")]
+    for name, ranks in ((name, ranks) for name in dense for ranks in (1, 2)):
+        plain, found = (
+            [record.grad_norm for record in folder.metrics.records("train")]
+            for folder in (_plain(matrix, name), matrix[name, ranks])
+        )
+        assert found == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(matrix: Matrix, name: str) -> None:
+    folder = matrix[name, 2]
+    assert [record.applied for record in folder.ledger.records()] == [True, False, True]
+    latest = CheckpointManifest.read(folder.checkpoints / "step-3")
+    assert latest.optimizer_steps == 2
+    # The third step starts from the weights after the first, at any stage.
+    losses = {record.step: record.loss_nats for record in folder.metrics.records("train")}
+    same = next(found for found in NAN if f"-{'bf16' if 'bf16' in name else 'fp32'}-" in found)
+    expected = {record.step: record.loss_nats for record in matrix[same, 2].metrics.records("train")}
+    assert losses == pytest.approx(expected, rel=0, abs=0.02 if "bf16" in name else 1e-5)
+    assert [event.step for event in folder.events.records() if event.event == "skipped"] == [1]
+    report = audit(folder.path)
+    assert not report.exact and "not applied" in report.text()
+
+
+def test_a_step_that_is_not_finite_ends_the_run_as_diverged(matrix: Matrix) -> None:
+    folder = matrix["diverged", 2]
+    status = folder.status()
+    assert status.state == "failed" and str(status.reason).startswith("diverged at step 1: loss and gradient")
+    # The checkpoint before it is whole.
+    assert CheckpointManifest.read(folder.checkpoints / "step-1").optimizer_steps == 1
+    for rank in (0, 1):
+        assert "diverged at step 1" in (folder.path.parent / f"diverged-rank{rank}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_follows_fp32_closely(matrix: Matrix, name: str) -> None:
+    plain = _losses(matrix["zero0-micro4", 1])
+    for ranks in (1, 2):
+        found = _losses(matrix[name, ranks])
+        assert found != plain
+        assert found == pytest.approx(plain, abs=0.02)
+
+
+def test_dropout_is_on(matrix: Matrix, tmp_path: Path) -> None:
+    folder = matrix["zero0-micro4", 1]
+    silent = folder.config.model_copy(
+        update={"model": folder.config.model.model_copy(update={"dropout": DropoutConfig()})}
+    )
+    train(silent, tmp_path / "run")
+    assert _losses(RunFolder.open(tmp_path / "run"))[0] != pytest.approx(_losses(folder)[0], abs=1e-4)
