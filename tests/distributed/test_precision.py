@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reptrain.config import config_fingerprint, differing_keys
+from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.distributed.deepspeed_config import deepspeed_config
 from reptrain.distributed.precision import allow_tf32, precision_text, product_precision
 from reptrain.distributed.world import _use_loopback
