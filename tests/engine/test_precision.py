@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MakeConfig
 
-from reptrain.config import config_fingerprint, differing_keys
+from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.engine.distributed import _use_loopback
 from reptrain.engine.precision import allow_tf32, precision_text, product_precision
 from reptrain.engine.zero import deepspeed_config
 
+MakeConfig = Callable[..., RunConfig]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
