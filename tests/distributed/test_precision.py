@@ -10,34 +10,33 @@ import pytest
 import torch
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
-from reptrain.distributed.deepspeed_config import deepspeed_config
-from reptrain.distributed.precision import allow_tf32, precision_text, product_precision
 from reptrain.distributed.world import _use_loopback
+from reptrain.distributed.precision import allow_tf32, precision_text, product_precision
+from reptrain.distributed.deepspeed_config import deepspeed_config
 
+MakeConfig = Callable[..., RunConfig]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def test_on_device_chooses_bf16_and_zero_1_on_a_gpu(tiny: Callable[..., RunConfig]) -> None:
+def test_on_device_chooses_bf16_and_zero_1_on_a_gpu(tiny: MakeConfig) -> None:
     config = tiny().on_device("cuda")
     assert (config.train.precision, config.train.zero_stage) == ("bf16", 1)
     assert "bf16" in deepspeed_config(config, world_size=1, micro_batch_windows=4, micro_steps=3)
     assert tiny("train.zero_stage=3").on_device("cuda").train.zero_stage == 3
 
 
-def test_on_device_chooses_fp32_on_a_cpu_and_for_optimizers_of_whole_matrices(
-    tiny: Callable[..., RunConfig],
-) -> None:
+def test_on_device_chooses_fp32_on_a_cpu_and_for_optimizers_of_whole_matrices(tiny: MakeConfig) -> None:
     for config in (tiny().on_device("cpu"), tiny("optimizer={name: muon}").on_device("cuda")):
         assert (config.train.precision, config.train.zero_stage) == ("fp32", 0)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_on_device_leaves_a_precision_that_was_chosen(tiny: Callable[..., RunConfig], device: str) -> None:
+def test_on_device_leaves_a_precision_that_was_chosen(tiny: MakeConfig, device: str) -> None:
     config = tiny("train={precision: fp32, zero_stage: 2}")
     assert config.on_device(device) == config
 
 
-def test_fingerprint_counts_auto_as_fp32_and_not_as_bf16(tiny: Callable[..., RunConfig]) -> None:
+def test_fingerprint_counts_auto_as_fp32_and_not_as_bf16(tiny: MakeConfig) -> None:
     auto, full, half = tiny(), tiny("train.precision=fp32"), tiny().on_device("cuda")
     assert config_fingerprint(auto) == config_fingerprint(full) != config_fingerprint(half)
     assert differing_keys(auto, full) == []
@@ -60,7 +59,7 @@ def test_fingerprint_counts_auto_as_fp32_and_not_as_bf16(tiny: Callable[..., Run
     ],
 )
 def test_precision_text_shows_precision_and_tf32(
-    tiny: Callable[..., RunConfig], settings: list[str], device: torch.device, text: str, products: str
+    tiny: MakeConfig, settings: list[str], device: torch.device, text: str, products: str
 ) -> None:
     train = tiny(*settings).on_device(device.type).train
     assert precision_text(train, device) == text
@@ -68,9 +67,7 @@ def test_precision_text_shows_precision_and_tf32(
 
 
 @pytest.mark.parametrize(("tf32", "expected"), [("true", "high"), ("false", "highest")])
-def test_allow_tf32_switches_the_products_of_a_gpu_alone(
-    tiny: Callable[..., RunConfig], tf32: str, expected: str
-) -> None:
+def test_allow_tf32_switches_the_products_of_a_gpu_alone(tiny: MakeConfig, tf32: str, expected: str) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
