@@ -22,10 +22,10 @@ def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> tuple[floa
     """Microseconds of the forward pass, and of both passes, with some kernels' tiles replaced."""
     import torch
 
-    from reptrain_kernels import attention_triton
-    from reptrain_kernels.attention_tiles import attention_tiles
     from reptrain_kernels.bench import timed
     from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION
+    from reptrain_kernels.ops.attention import triton as attention_triton
+    from reptrain_kernels.ops.attention.tiles import attention_tiles
 
     def chosen(which: str, *about: Any) -> Any:
         return changed.get(which) or attention_tiles(which, *about)  # type: ignore[arg-type]
@@ -52,8 +52,8 @@ def main() -> int:
 
         interpreted.prepare()
     from kernel_checks import SMALL
-    from reptrain_kernels.attention_tiles import Tiles
     from reptrain_kernels.bench.operations.attention import ATTENTION
+    from reptrain_kernels.ops.attention.tiles import Tiles
 
     before = done_before(PART)
     candidates: list[tuple[str, Any]] = [("", None)]

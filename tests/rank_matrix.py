@@ -33,7 +33,7 @@ from reptrain.training import setup
 from reptrain.training import step as step_module
 from reptrain.training.loop import train
 from reptrain.training.setup import open_data, prepare
-from reptrain_kernels.linear_cross_entropy import Loss, Targets
+from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
 class StopAfter(StopRequest):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reptrain.errors import RunError
 from reptrain.evaluation.evaluate import ScoredRun
-from reptrain_kernels.linear_cross_entropy import Loss, Targets, cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets, cross_entropy
 
 
 class Ensemble(nn.Module):

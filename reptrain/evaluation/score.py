@@ -16,7 +16,7 @@ from torch import Tensor
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import Objective
 from reptrain.distributed.world import World
-from reptrain_kernels.linear_cross_entropy import Targets
+from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from reptrain.model.attention_mask import Sight, attend
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.rope import Rotation
-from reptrain_kernels.rope import rotate
+from reptrain_kernels.ops.rope import rotate
 
 
 class CausalAttention(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.model.dropout import Dropout
-from reptrain_kernels.attention import Mask, attention
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.ops.attention import Mask, attention
 
 
 class Sight(NamedTuple):

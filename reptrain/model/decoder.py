@@ -21,7 +21,7 @@ from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import positions_in_segment, visible
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
-from reptrain_kernels.linear_cross_entropy import Loss, Targets
+from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.permute import collect, send, sort
+from reptrain_kernels.ops.permute import collect, send, sort
 
 
 class Dispatch:
@@ -20,7 +20,7 @@ class Dispatch:
     Args:
         expert_BTK: int64, the experts of each token.
         num_experts: E.
-        impl: How rows are moved (see `reptrain_kernels.permute`).
+        impl: How rows are moved (see `reptrain_kernels.ops.permute`).
     """
 
     def __init__(self, expert_BTK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> None:

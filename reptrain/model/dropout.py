@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain_kernels import counter
-from reptrain_kernels.norm import Drops, join
+from reptrain_kernels.ops.norm import Drops, join
 
 # Sites of a layer, at most.
 _PLACES = 16

@@ -24,9 +24,9 @@ from reptrain.model.segments import same_segment
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
-from reptrain_kernels.attention import Mask
-from reptrain_kernels.linear_cross_entropy import Loss, Targets
-from reptrain_kernels.norm import Drops
+from reptrain_kernels.ops.attention import Mask
+from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
+from reptrain_kernels.ops.norm import Drops
 
 
 class Source(NamedTuple):

@@ -13,8 +13,8 @@ from reptrain.config.model import Activation, MoEConfig, is_gated
 from reptrain.config.scheduled import Scheduled
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.megablocks import megablocks_mm
-from reptrain_kernels.gated import activate
-from reptrain_kernels.grouped import grouped_mlp, one_by_one
+from reptrain_kernels.ops.gated import activate
+from reptrain_kernels.ops.grouped import grouped_mlp, one_by_one
 
 
 class Experts(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reptrain_kernels.linear_cross_entropy import Loss, Targets, linear_cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets, linear_cross_entropy
 
 
 class Head(nn.Linear):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import Activation, is_gated
 from reptrain.model.dropout import Dropout
-from reptrain_kernels.gated import activate
+from reptrain_kernels.ops.gated import activate
 
 
 class MLP(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig
-from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
+from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 
 class RMSNorm(nn.Module):

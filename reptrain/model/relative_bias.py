@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reptrain.config.model import T5Config
 from reptrain.model.attention_mask import Sight, is_fused
 from reptrain.model.segments import same_segment
-from reptrain_kernels.attention import Mask, offset_bias
+from reptrain_kernels.ops.attention import Mask, offset_bias
 
 
 class Buckets:

@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding (see `reptrain_kernels.rope`).
+"""The angles of rotary position embedding (see `reptrain_kernels.ops.rope`).
 
 Shapes: B rows, T positions, N width of a head, M = N / 2 frequencies.
 

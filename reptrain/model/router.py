@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from reptrain.config.model import MoEConfig
 from reptrain.model.dropout import Site
 from reptrain_kernels import counter
-from reptrain_kernels.router import Routed, route
+from reptrain_kernels.ops.router import Routed, route
 
 
 class RoutedTokens(NamedTuple):

@@ -21,7 +21,7 @@ from reptrain.model import Decoder, EncoderDecoder
 from reptrain.tasks.files import Row
 from reptrain.tasks.metrics import accuracy, generation_metrics, qa_metrics
 from reptrain.tasks.pairs import Encoder, Pair, SourceTarget, pack, widths_of
-from reptrain_kernels.linear_cross_entropy import Targets
+from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 
 class TaskScore(BaseModel):

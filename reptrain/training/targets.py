@@ -6,7 +6,7 @@ import torch
 
 from reptrain.batch.objectives import Example
 from reptrain.training.regularize import Settings
-from reptrain_kernels.linear_cross_entropy import Targets, coefficient
+from reptrain_kernels.ops.linear_cross_entropy import Targets, coefficient
 
 
 def targets_of(example: Example, settings: Settings, *, factor: float) -> Targets:

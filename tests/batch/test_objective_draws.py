@@ -18,7 +18,7 @@ from reptrain.model import build_model
 from reptrain.training.regularize import Settings
 from reptrain.training.setup import open_data
 from reptrain.training.targets import targets_of
-from reptrain_kernels.linear_cross_entropy import Targets, cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import Targets, cross_entropy
 
 NUM = 100_000
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
-from reptrain.distributed.world import _use_loopback
-from reptrain.distributed.precision import allow_tf32, precision_text, product_precision
 from reptrain.distributed.deepspeed_config import deepspeed_config
+from reptrain.distributed.precision import allow_tf32, precision_text, product_precision
+from reptrain.distributed.world import _use_loopback
 
 MakeConfig = Callable[..., RunConfig]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

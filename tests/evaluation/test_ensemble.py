@@ -17,7 +17,7 @@ from reptrain.evaluation.ensemble import Ensemble, ensemble_of
 from reptrain.evaluation.evaluate import open_run, score_run
 from reptrain.evaluation.sets import evaluation_sets
 from reptrain.training.loop import train
-from reptrain_kernels.linear_cross_entropy import Targets
+from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 MakeConfig = Callable[..., RunConfig]
 SHORT = ("train.total_tokens=2000", "evaluate.every_fraction=1", "optimizer.lr=1e-2")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.attention import Mask, attention
+from reptrain_kernels.ops.attention import Mask, attention
 
 
 class Case(NamedTuple):

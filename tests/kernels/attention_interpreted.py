@@ -19,9 +19,10 @@ import torch  # noqa: E402
 from attention_cases import CASES, SLOW_CASES, inputs_of, results  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 
-from reptrain_kernels import attention_triton, counter  # noqa: E402
-from reptrain_kernels.attention import Mask, attention  # noqa: E402
-from reptrain_kernels.attention_tiles import Tiles, attention_tiles  # noqa: E402
+from reptrain_kernels import counter  # noqa: E402
+from reptrain_kernels.ops.attention import Mask, attention  # noqa: E402
+from reptrain_kernels.ops.attention import triton as attention_triton  # noqa: E402
+from reptrain_kernels.ops.attention.tiles import Tiles, attention_tiles  # noqa: E402
 
 
 def use_tiles(tiles: tuple[int, int] | None) -> None:

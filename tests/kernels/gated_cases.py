@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels import counter
-from reptrain_kernels.gated import Activation, activate
+from reptrain_kernels.ops.gated import Activation, activate
 
 
 class Case(NamedTuple):
@@ -93,7 +93,7 @@ OPERATOR_CASE = "geglu_dropout"
 
 def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The registered operators and what to check each with."""
-    from reptrain_kernels.gated_triton import gated_backward, gated_forward
+    from reptrain_kernels.ops.gated.triton import gated_backward, gated_forward
 
     rest = (inputs.key, counter.packed(case.rate), case.activation)
     plain = (inputs.upstream, *(x.detach() for x in leaves))

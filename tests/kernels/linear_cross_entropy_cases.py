@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.linear_cross_entropy import IGNORE, Targets, coefficient, linear_cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE, Targets, coefficient, linear_cross_entropy
 
 # Of the kernels' module while interpreted: rows in up to three chunks, each of whole fours.
 BLOCKS = {"CHUNK_BYTES": 1, "MAX_CHUNKS": 3, "_ROWS_OF_TILE": 4}
@@ -107,7 +107,7 @@ OPERATOR_CASE = "all"
 
 def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The registered operators and what to check each with."""
-    from reptrain_kernels.linear_cross_entropy_triton import linear_cross_entropy_forward, scale
+    from reptrain_kernels.ops.linear_cross_entropy.triton import linear_cross_entropy_forward, scale
 
     target, *how = inputs.targets[:-1]
     return [

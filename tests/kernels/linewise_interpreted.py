@@ -57,7 +57,7 @@ def check(module: Any, name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = importlib.import_module(f"{sys.argv[1]}_cases")
-    kernels = importlib.import_module(f"reptrain_kernels.{sys.argv[1]}_triton")
+    kernels = importlib.import_module(f"reptrain_kernels.ops.{sys.argv[1]}.triton")
     for name, size in getattr(asked, "BLOCKS", {}).items():
         assert hasattr(kernels, name)
         setattr(kernels, name, size)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from reptrain_kernels.linear_cross_entropy import Targets, linear_cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import Targets, linear_cross_entropy
 
 N, D, V = 256, 8, 128_256
 

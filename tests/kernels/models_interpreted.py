@@ -18,20 +18,18 @@ from tolerances import relative_error  # noqa: E402
 
 from reptrain.config.model import DecoderConfig, T5Config  # noqa: E402
 from reptrain.model import DropoutContext, Routing, build_model  # noqa: E402
-from reptrain_kernels import (  # noqa: E402
-    attention_triton,
-    gated_triton,
-    grouped_tiles,
-    grouped_triton,
-    linear_cross_entropy_triton,
-    norm_triton,
-    permute_triton,
-    rope_triton,
-    router_triton,
-)
-from reptrain_kernels.attention_tiles import Tiles  # noqa: E402
 from reptrain_kernels.implementation import assume  # noqa: E402
-from reptrain_kernels.linear_cross_entropy import Targets  # noqa: E402
+from reptrain_kernels.ops.attention import triton as attention_triton  # noqa: E402
+from reptrain_kernels.ops.attention.tiles import Tiles  # noqa: E402
+from reptrain_kernels.ops.gated import triton as gated_triton  # noqa: E402
+from reptrain_kernels.ops.grouped import tiles as grouped_tiles  # noqa: E402
+from reptrain_kernels.ops.grouped import triton as grouped_triton  # noqa: E402
+from reptrain_kernels.ops.linear_cross_entropy import Targets  # noqa: E402
+from reptrain_kernels.ops.linear_cross_entropy import triton as linear_cross_entropy_triton  # noqa: E402
+from reptrain_kernels.ops.norm import triton as norm_triton  # noqa: E402
+from reptrain_kernels.ops.permute import triton as permute_triton  # noqa: E402
+from reptrain_kernels.ops.rope import triton as rope_triton  # noqa: E402
+from reptrain_kernels.ops.router import triton as router_triton  # noqa: E402
 
 # What is counted: an operation's forward pass, by its place in a module.
 OPERATIONS = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels import counter
-from reptrain_kernels.grouped import grouped_mlp, grouped_mm
-from reptrain_kernels.permute import Places, collect, send, sort
-from reptrain_kernels.router import Routed, route
+from reptrain_kernels.ops.grouped import grouped_mlp, grouped_mm
+from reptrain_kernels.ops.permute import Places, collect, send, sort
+from reptrain_kernels.ops.router import Routed, route
 
 UNEVEN = (5, 0, 33, 1)
 

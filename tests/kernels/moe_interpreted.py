@@ -33,11 +33,14 @@ from moe_cases import (  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from reptrain_kernels import counter, grouped_triton, permute_triton, router_triton  # noqa: E402
-from reptrain_kernels.grouped import ends, grouped_mlp, grouped_mm  # noqa: E402
-from reptrain_kernels.grouped_tiles import Tiles, grouped_tiles  # noqa: E402
-from reptrain_kernels.permute import Places, collect, send  # noqa: E402
-from reptrain_kernels.router import route  # noqa: E402
+from reptrain_kernels import counter  # noqa: E402
+from reptrain_kernels.ops.grouped import ends, grouped_mlp, grouped_mm  # noqa: E402
+from reptrain_kernels.ops.grouped import triton as grouped_triton  # noqa: E402
+from reptrain_kernels.ops.grouped.tiles import Tiles, grouped_tiles  # noqa: E402
+from reptrain_kernels.ops.permute import Places, collect, send  # noqa: E402
+from reptrain_kernels.ops.permute import triton as permute_triton  # noqa: E402
+from reptrain_kernels.ops.router import route  # noqa: E402
+from reptrain_kernels.ops.router import triton as router_triton  # noqa: E402
 
 
 def use_tiles(tiles: tuple[int, int, int] | None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels import counter
-from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
+from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 EPS = 1e-3
 
@@ -130,7 +130,7 @@ OPERATOR_CASE = "both_units_path"
 
 def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The registered operators and what to check each with."""
-    from reptrain_kernels.norm_triton import join_forward, norm_backward, norm_forward
+    from reptrain_kernels.ops.norm.triton import join_forward, norm_backward, norm_forward
 
     x, branch, weight = leaves
     units = counter.key_and_rate(inputs.drops.unit_key_B, inputs.drops.unit_rate)

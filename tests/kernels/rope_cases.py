@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.rope import rotate
+from reptrain_kernels.ops.rope import rotate
 
 
 class Case(NamedTuple):
@@ -101,6 +101,6 @@ OPERATOR_CASE = "own_positions"
 
 def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[Any, tuple[Any, ...]]]:
     """The registered operators and what to check each with."""
-    from reptrain_kernels.rope_triton import rotate_both
+    from reptrain_kernels.ops.rope.triton import rotate_both
 
     return [(rotate_both, (*leaves, inputs.cos, inputs.sin, 1.0))]

@@ -13,7 +13,7 @@ from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter
-from reptrain_kernels.attention import Mask, attention, offset_bias, spread_bias
+from reptrain_kernels.ops.attention import Mask, attention, offset_bias, spread_bias
 
 CHECKS = ["dropped_weights", "operator"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from time_limits import takes_up_to
 
-from reptrain_kernels.attention_tiles import attention_tiles
 from reptrain_kernels.bench.compilation import CHIPS, resident_blocks
 from reptrain_kernels.bench.compiled import (
     OLDEST,
@@ -27,6 +26,7 @@ from reptrain_kernels.bench.operations import OPERATIONS
 from reptrain_kernels.bench.operations.attention import ATTENTION, attention_moved, attention_needed
 from reptrain_kernels.bench.readme import README, rewritten
 from reptrain_kernels.bench.traffic import table
+from reptrain_kernels.ops.attention.tiles import attention_tiles
 
 # Triton of another version has a table of its own.
 of_pinned = pytest.mark.skipif(table_of() != TABLE, reason="the pinned Triton's table")

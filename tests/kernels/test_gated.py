@@ -13,7 +13,7 @@ from linewise import assert_within, run_on_a_gpu
 from time_limits import takes_up_to
 
 from reptrain_kernels import counter
-from reptrain_kernels.gated import activate
+from reptrain_kernels.ops.gated import activate
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
 from time_limits import takes_up_to
 
-from reptrain_kernels.linear_cross_entropy import (
+from reptrain_kernels.ops.linear_cross_entropy import (
     IGNORE,
     Targets,
     coefficient,

@@ -32,11 +32,11 @@ from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter, implementation
 from reptrain_kernels.bench.operations.grouped import GROUPED_OPERATION
-from reptrain_kernels.grouped import grouped_mlp, grouped_mm, one_by_one
-from reptrain_kernels.grouped_tiles import grouped_tiles
 from reptrain_kernels.implementation import assume, choose_grouped
-from reptrain_kernels.permute import Places, collect, send, sort
-from reptrain_kernels.router import route
+from reptrain_kernels.ops.grouped import grouped_mlp, grouped_mm, one_by_one
+from reptrain_kernels.ops.grouped.tiles import grouped_tiles
+from reptrain_kernels.ops.permute import Places, collect, send, sort
+from reptrain_kernels.ops.router import route
 
 
 def assert_within(dtype: torch.dtype, errors: dict[str, Any], *, tensor_cores: bool = False) -> None:

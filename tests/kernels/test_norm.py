@@ -12,7 +12,7 @@ from linewise import assert_within, run_on_a_gpu
 from time_limits import takes_up_to
 
 from reptrain_kernels import counter
-from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
+from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from interpreted import results_of
 from linewise import assert_within, run_on_a_gpu
 from time_limits import takes_up_to
 
-from reptrain_kernels.rope import rotate
+from reptrain_kernels.ops.rope import rotate
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.rope import rotation
 from reptrain_kernels import counter
-from reptrain_kernels.rope import rotate
+from reptrain_kernels.ops.rope import rotate
 
 
 def test_rms_norm_follows_its_formula() -> None:

@@ -19,7 +19,7 @@ from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
 from reptrain.sizes import activation_bytes, count_parameters, retained_bytes, state_bytes
 from reptrain.sizes.memory import head_bytes
-from reptrain_kernels.linear_cross_entropy import Targets
+from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 ROWS, SOURCE, TARGET, VOCAB = 2, 40, 48, 100
 ALL_SITES = dict.fromkeys(("embedding", "attention", "residual", "mlp", "expert"), 0.1)

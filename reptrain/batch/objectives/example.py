@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reptrain import random
-from reptrain_kernels.linear_cross_entropy import IGNORE
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
 if TYPE_CHECKING:
     from reptrain.batch.collate import MicroBatch

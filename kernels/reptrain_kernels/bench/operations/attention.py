@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reptrain_kernels.attention import Mask, attention
-from reptrain_kernels.attention_tiles import Pass, Tiles, attention_tiles
 from reptrain_kernels.bench.operation import (
     DROPOUT_INTEGERS,
     Operation,
@@ -25,6 +23,8 @@ from reptrain_kernels.bench.operation import (
     own_ways,
 )
 from reptrain_kernels.implementation import Implementation
+from reptrain_kernels.ops.attention import Mask, attention
+from reptrain_kernels.ops.attention.tiles import Pass, Tiles, attention_tiles
 
 # Where T5's buckets end: 32 of them to distance 128, in both directions or in one.
 T5_ENDS = {"encoder": 91, "decoder": 113}
@@ -108,7 +108,7 @@ def attention_tensors(shape: AttentionShape, device: str) -> AttentionTensors:
 
 def attention_launch(shape: AttentionShape) -> Callable[[], object]:
     """A call that would launch the forward and the backward kernels, on tensors without memory."""
-    from reptrain_kernels.attention_triton import launch_backward, launch_forward
+    from reptrain_kernels.ops.attention.triton import launch_backward, launch_forward
 
     q, k, v, bias, mask, key = attention_tensors(shape, "meta")
     rest = (bias, mask.segments_BT, mask.segments_BS, None, key, None, 1.0, shape.causal)

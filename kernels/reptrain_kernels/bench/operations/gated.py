@@ -21,7 +21,7 @@ from reptrain_kernels.bench.operation import (
     installed,
     own_ways,
 )
-from reptrain_kernels.gated import Activation, activate
+from reptrain_kernels.ops.gated import Activation, activate
 
 
 class GatedShape(NamedTuple):
@@ -62,7 +62,7 @@ def _tensors(shape: GatedShape, device: str) -> tuple[Tensor, Tensor | None, Ten
 
 
 def _launch(shape: GatedShape) -> Callable[[], object]:
-    from reptrain_kernels.gated_triton import launch_backward, launch_forward
+    from reptrain_kernels.ops.gated.triton import launch_backward, launch_forward
 
     tensors = _tensors(shape, "meta")
     rest = (counter.packed(shape.rate), shape.activation)
@@ -84,7 +84,7 @@ def _needed(shape: GatedShape) -> list[Work]:
 
 def _moved(shape: GatedShape, capability: int) -> list[list[Work]]:
     """The same; an exponential comes with a reciprocal, and a line's key is made for each tile of it."""
-    from reptrain_kernels.gated_triton import BLOCK_UNITS
+    from reptrain_kernels.ops.gated.triton import BLOCK_UNITS
 
     tiles = shape.B * shape.T * -(-shape.F // BLOCK_UNITS) if shape.rate else 0
     units = shape.B * shape.T * shape.F

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.bench.operation import DROPOUT_INTEGERS, Operation, Ways, Work, element_bytes
-from reptrain_kernels.gated import Activation, activate
-from reptrain_kernels.grouped import grouped_mlp
-from reptrain_kernels.grouped_tiles import Kernel, Tiles, grouped_tiles
+from reptrain_kernels.ops.gated import Activation, activate
+from reptrain_kernels.ops.grouped import grouped_mlp
+from reptrain_kernels.ops.grouped.tiles import Kernel, Tiles, grouped_tiles
 
 
 class GroupedShape(NamedTuple):
@@ -83,7 +83,7 @@ def grouped_tensors(shape: GroupedShape, device: str) -> GroupedTensors:
 
 
 def _launch(shape: GroupedShape) -> Callable[[], object]:
-    from reptrain_kernels.grouped_triton import launch_mlp, launch_mlp_backward
+    from reptrain_kernels.ops.grouped.triton import launch_mlp, launch_mlp_backward
 
     x, gate, up, down, count, key = grouped_tensors(shape, "meta")
     rest = (count.int(), key, counter.packed(shape.rate), shape.activation)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, element_bytes, installed, own_ways
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.linear_cross_entropy import Targets, coefficient, linear_cross_entropy
+from reptrain_kernels.ops.linear_cross_entropy import Targets, coefficient, linear_cross_entropy
 
 # Instructions for a logit, counted in the code for sm_80, of the pass that finds the loss and of the one that
 # writes the gradient.
@@ -57,7 +57,7 @@ def _tensors(shape: LossShape, device: str) -> tuple[Tensor, Tensor, Targets]:
 
 
 def _launch(shape: LossShape) -> Callable[[], object]:
-    from reptrain_kernels.linear_cross_entropy_triton import launch_linear_cross_entropy, launch_scale
+    from reptrain_kernels.ops.linear_cross_entropy.triton import launch_linear_cross_entropy, launch_scale
 
     x_ND, head_VD, targets = _tensors(shape, "meta")
     target_N, *how = targets[:-1]
@@ -97,7 +97,7 @@ def _moved(shape: LossShape, capability: int) -> list[list[Work]]:
     """What evaluation runs, and what training runs besides. The gradient of the head is read and written
     again for each chunk after the first. They are multiplied by 1, for which nothing moves.
     """
-    from reptrain_kernels.linear_cross_entropy_triton import chunk_rows
+    from reptrain_kernels.ops.linear_cross_entropy.triton import chunk_rows
 
     logits, product, x, head = _sizes(shape)
     element = element_bytes(shape.dtype)

@@ -21,7 +21,7 @@ from reptrain_kernels.bench.operation import (
     installed,
     own_ways,
 )
-from reptrain_kernels.norm import Drops, join, join_and_norm, rms_norm
+from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 EPS = 1e-6
 
@@ -85,7 +85,7 @@ def _tensors(shape: NormShape, device: str) -> _Tensors:
 
 
 def _launch(shape: NormShape) -> Callable[[], object]:
-    from reptrain_kernels.norm_triton import launch_join, launch_norm, launch_norm_gradient
+    from reptrain_kernels.ops.norm.triton import launch_join, launch_norm, launch_norm_gradient
 
     x, branch, weight, drops = _tensors(shape, "meta")
     packed = (
@@ -134,7 +134,7 @@ def _needed(shape: NormShape) -> list[Work]:
 def _moved(shape: NormShape, capability: int) -> list[list[Work]]:
     """The same tensors once. Besides: units of the block beyond the line's, masks of these, the line's
     key; and the parts of the weight's gradient, written and read again."""
-    from reptrain_kernels.norm_triton import gradient_blocks, norm_block
+    from reptrain_kernels.ops.norm.triton import gradient_blocks, norm_block
 
     forward, backward = _needed(shape)
     lines = shape.B * shape.T

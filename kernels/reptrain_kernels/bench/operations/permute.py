@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, element_bytes, own_ways
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.permute import collect, send, sort
+from reptrain_kernels.ops.permute import collect, send, sort
 
 
 class PermuteShape(NamedTuple):
@@ -33,7 +33,7 @@ SHAPES = [
 
 
 def _launch(shape: PermuteShape) -> Callable[[], object]:
-    from reptrain_kernels.permute_triton import (
+    from reptrain_kernels.ops.permute.triton import (
         launch_collect,
         launch_collect_backward,
         launch_send,

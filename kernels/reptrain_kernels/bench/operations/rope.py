@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, compiled_way, element_bytes, installed
-from reptrain_kernels.rope import rotate
+from reptrain_kernels.ops.rope import rotate
 
 
 class RopeShape(NamedTuple):
@@ -49,7 +49,7 @@ def _tensors(shape: RopeShape, device: str) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _launch(shape: RopeShape) -> Callable[[], object]:
-    from reptrain_kernels.rope_triton import launch_rotate
+    from reptrain_kernels.ops.rope.triton import launch_rotate
 
     tensors = _tensors(shape, "meta")
     # Backward is the same kernel with another number.

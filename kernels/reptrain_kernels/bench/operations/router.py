@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, own_ways
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.router import Score, route
+from reptrain_kernels.ops.router import Score, route
 
 
 class RouterShape(NamedTuple):
@@ -39,7 +39,7 @@ SHAPES = [
 
 
 def _launch(shape: RouterShape) -> Callable[[], object]:
-    from reptrain_kernels.router_triton import launch_route, launch_route_backward
+    from reptrain_kernels.ops.router.triton import launch_route, launch_route_backward
 
     on: dict[str, Any] = {"device": "meta"}
     logit_BTE, bias_E = torch.empty(shape.B, shape.T, shape.E, **on), torch.empty(shape.E, **on)

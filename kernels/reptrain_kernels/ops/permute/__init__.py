@@ -58,7 +58,7 @@ def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = N
             f"expert_MK: must be int64 of two axes, but got {expert_MK.dtype} of {tuple(expert_MK.shape)}"
         )
     if choose_implementation(expert_MK.device, impl) == "triton":
-        from reptrain_kernels import permute_triton
+        from reptrain_kernels.ops.permute import triton as permute_triton
 
         order_N, place_MK, count_E = permute_triton.sort(expert_MK, num_experts)
         return Places(order_N, place_MK), count_E
@@ -84,7 +84,7 @@ def send(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) ->
     """
     _check("x_MD", x_MD, len(places.place_MK))
     if choose_implementation(x_MD.device, impl) == "triton":
-        from reptrain_kernels import permute_triton
+        from reptrain_kernels.ops.permute import triton as permute_triton
 
         return permute_triton.send(x_MD, places.place_MK)
     # Spread out before it is sorted: the gradient is then put back, and summed in a fixed order.
@@ -114,7 +114,7 @@ def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementati
             f"gate_MK: must have shape {tuple(places.place_MK.shape)}, but got {tuple(gate_MK.shape)}"
         )
     if choose_implementation(y_ND.device, impl) == "triton":
-        from reptrain_kernels import permute_triton
+        from reptrain_kernels.ops.permute import triton as permute_triton
 
         return permute_triton.collect(y_ND, gate_MK, places.place_MK)
     y_MKD = y_ND[places.place_MK.flatten()].view(*gate_MK.shape, -1)

@@ -53,7 +53,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | 
     _check_weight(x, weight_D)
     if choose_implementation(x.device, impl) == "torch":
         return _rms_norm_in_torch(x, weight_D, eps)
-    from reptrain_kernels.norm_triton import norm_forward
+    from reptrain_kernels.ops.norm.triton import norm_forward
 
     return norm_forward(x, None, weight_D, None, None, None, None, eps)[1]
 
@@ -79,7 +79,7 @@ def join(
     drops_nothing = packed.unit_key_B is None and packed.path_key_B is None
     if drops_nothing or choose_implementation(x_BTD.device, impl) == "torch":
         return x_BTD + _drop_in_torch(branch_BTD, packed)
-    from reptrain_kernels.norm_triton import join_forward
+    from reptrain_kernels.ops.norm.triton import join_forward
 
     dtype = torch.promote_types(x_BTD.dtype, branch_BTD.dtype)
     return join_forward(x_BTD, branch_BTD, *packed, dtype)
@@ -115,7 +115,7 @@ def join_and_norm(
     if choose_implementation(x_BTD.device, impl) == "torch":
         stream_BTD = x_BTD + _drop_in_torch(branch_BTD, packed)
         return stream_BTD, _rms_norm_in_torch(stream_BTD, weight_D, eps)
-    from reptrain_kernels.norm_triton import norm_forward
+    from reptrain_kernels.ops.norm.triton import norm_forward
 
     return norm_forward(x_BTD, branch_BTD, weight_D, *packed, eps)[:2]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from reptrain_kernels.attention_kernels import (
+from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.ops.attention.kernels import (
     AT_RUN_TIME,
     NO_SEGMENT,
     load_numbers,
@@ -17,7 +18,6 @@ from reptrain_kernels.attention_kernels import (
     tile_at,
     tile_range,
 )
-from reptrain_kernels.counter_triton import is_kept, line_keys
 
 
 @triton.jit

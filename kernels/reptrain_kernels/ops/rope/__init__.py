@@ -44,7 +44,7 @@ def rotate(
     _check(q_BTHN, k_BTKN, cos_TM, sin_TM)
     if choose_implementation(q_BTHN.device, impl) == "torch":
         return _rotate_in_torch(q_BTHN, cos_TM, sin_TM), _rotate_in_torch(k_BTKN, cos_TM, sin_TM)
-    from reptrain_kernels.rope_triton import rotate_both
+    from reptrain_kernels.ops.rope.triton import rotate_both
 
     return rotate_both(q_BTHN, k_BTKN, cos_TM, sin_TM, 1.0)
 

@@ -103,7 +103,7 @@ def attention(
         return F.scaled_dot_product_attention(
             q_BHTN, k_BKSN, v_BKSN, is_causal=mask.causal, scale=scale, enable_gqa=True
         )
-    from reptrain_kernels.attention_triton import attention_forward
+    from reptrain_kernels.ops.attention.triton import attention_forward
 
     return attention_forward(
         q_BHTN,

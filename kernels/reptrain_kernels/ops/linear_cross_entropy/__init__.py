@@ -82,7 +82,7 @@ def linear_cross_entropy(
     _check(x, head_VD, targets)
     if choose_implementation(x.device, impl) == "torch":
         return cross_entropy(F.linear(x, head_VD), targets)
-    from reptrain_kernels.linear_cross_entropy_triton import linear_cross_entropy_forward
+    from reptrain_kernels.ops.linear_cross_entropy.triton import linear_cross_entropy_forward
 
     has_gradient = torch.is_grad_enabled() and (x.requires_grad or head_VD.requires_grad)
     target, *how = targets[:-1]

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reptrain_kernels import counter
-from reptrain_kernels.gated import Activation, activate
 from reptrain_kernels.implementation import Implementation, choose_grouped
+from reptrain_kernels.ops.gated import Activation, activate
 
 
 def grouped_mm(
@@ -45,7 +45,7 @@ def grouped_mm(
     """
     _check("weight_EOI", x_NI, weight_EOI, count_E)
     if choose_grouped(x_NI.device, x_NI.dtype, impl) == "triton":
-        from reptrain_kernels import grouped_triton
+        from reptrain_kernels.ops.grouped import triton as grouped_triton
 
         return grouped_triton.grouped_mm(x_NI, weight_EOI, ends(count_E))
     if x_NI.dtype == torch.float64:
@@ -109,7 +109,7 @@ def grouped_mlp(
     chosen = choose_grouped(x_ND.device, x_ND.dtype, impl)
     if chosen == "torch":
         return _mlp_of_products(x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate_2, impl)
-    from reptrain_kernels import grouped_triton
+    from reptrain_kernels.ops.grouped import triton as grouped_triton
 
     return grouped_triton.grouped_mlp(
         x_ND, gate_EFD, up_EFD, down_EDF, ends(count_E), key_N, rate_2, activation

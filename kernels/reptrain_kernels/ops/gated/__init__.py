@@ -51,7 +51,7 @@ def activate(
     key, rate_2 = counter.key_and_rate(key, rate)
     if choose_implementation(up.device, impl) == "torch":
         return activate_in_torch(activation, up, gate, key, rate_2)
-    from reptrain_kernels.gated_triton import gated_forward
+    from reptrain_kernels.ops.gated.triton import gated_forward
 
     return gated_forward(up, gate, key, rate_2, activation)
 

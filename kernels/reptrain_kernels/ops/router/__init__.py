@@ -82,7 +82,7 @@ def route(
         return _route_in_torch(logit_BTE, is_token_BT, bias_E, top_k, score, normalize)
     if logit_BTE.dtype != torch.float32:
         raise ValueError(f"logit_BTE: must be torch.float32 in Triton, but got {logit_BTE.dtype}")
-    from reptrain_kernels import router_triton
+    from reptrain_kernels.ops.router import triton as router_triton
 
     gate, share, square, expert, count = router_triton.route(
         logit_BTE, is_token_BT, bias_E, top_k, score, normalize
