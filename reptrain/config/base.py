@@ -31,6 +31,8 @@ def check_name(name: str) -> str:
     return name
 
 
+# A path as a record keeps it: no file system has one with NUL.
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 FileName = Annotated[str, AfterValidator(check_name)]
 
 

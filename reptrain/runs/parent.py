@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from reptrain.config.base import PathText
 from reptrain.files import write_atomically
 from reptrain.runs.files import FrozenRecord, read_record
 
@@ -16,7 +17,7 @@ _FILE = "parent.json"
 class Parent(FrozenRecord):
     """`parent.json` of a run with `init_from`, and of an imported model."""
 
-    path: str
+    path: PathText
     """The model that was read."""
     step: int | None
     """Steps of the run that made it; None for a Hugging Face folder."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reptrain.config import RunConfig, config_fingerprint
+from reptrain.config.base import PathText
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.files import FrozenRecord
@@ -25,7 +26,7 @@ class SourcePlan(FrozenRecord):
 
     name: str
     """Of the source; `data` where there is but one store."""
-    store: str
+    store: PathText
     """Folder of the token store."""
     store_fingerprint: str
     """Of its content."""

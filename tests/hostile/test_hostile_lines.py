@@ -74,7 +74,18 @@ def test_read_small_ends_at_its_limit(tmp_path: Path) -> None:
     assert read_small(tmp_path / "file", 1000) == b"x" * 1000
 
 
-@pytest.mark.parametrize("text", ["", "[" * 100_000, "{}", "null", '{"path": 5}', '{"path": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "{}",
+        "null",
+        '{"path": 5}',
+        '{"path": "a\\u0000", "step": 1, "weights": "x"}',
+        '{"path": "\\ud800"}',
+    ],
+)
 def test_read_record_refuses_what_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "parent.json").write_text(text)
     with pytest.raises(ReptrainError, match="must be a whole record") as refused:
