@@ -281,7 +281,7 @@ class EncoderDecoder(nn.Module):
             source_BS: int64, inputs of the encoder.
             inputs_BT: int64, inputs of the decoder: the targets shifted right.
             source_segments_BS: int64, segments of ``source_BS`` (see `reptrain.model.segments`).
-            segments_BT: int64, segments of ``inputs_BT``. Cross-attention gives 0 to one without a source.
+            segments_BT: int64, segments of ``inputs_BT``; cross-attention outputs 0 in one without a source.
             dropout: Keys of the dropout masks; None: no dropout. Evaluation mode never drops.
             routing: Filled with the losses and statistics of the routers, the encoder's first.
             targets: The target of each position of the decoder; None returns logits.
