@@ -128,23 +128,16 @@ def _read_common(
     )
 
 
-_ACTIVATIONS: dict[Activation, tuple[str, str]] = {
-    "relu": ("relu", "relu"),
-    "gelu": ("gelu_new", "gelu_new"),
-    "geglu": ("gated-gelu", "gelu_new"),
-    "swiglu": ("gated-silu", "silu"),
-}
-"""`feed_forward_proj` and `dense_act_fn` of each activation that transformers' T5 has."""
+_PROJ = {"relu": "relu", "gelu": "gelu_new", "geglu": "gated-gelu", "swiglu": "gated-silu"}
+"""`feed_forward_proj` by our activation."""
 
 
 def _write_t5(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, T5Config)
-    rule = f"must be {' or '.join(_ACTIVATIONS)}, as in T5"
-    check_writable({"mlp": (config.mlp in _ACTIVATIONS, config.mlp, rule)})
-    feed_forward_proj, dense_act_fn = _ACTIVATIONS[config.mlp]
+    check_writable({"mlp": (config.mlp in _PROJ, config.mlp, f"must be {' or '.join(_PROJ)}, as in T5")})
     return _write_common(config) | {
-        "feed_forward_proj": feed_forward_proj,
-        "dense_act_fn": dense_act_fn,
+        "feed_forward_proj": _PROJ[config.mlp],
+        "dense_act_fn": _PROJ[config.mlp].replace("gated-gelu", "gelu_new").removeprefix("gated-"),
         "is_gated_act": is_gated(config.mlp),
         # What transformers 5 reads; 4 goes by tie_word_embeddings.
         "scale_decoder_outputs": config.tie_embeddings,
