@@ -1,1 +1,1 @@
-"""From global indices to the tensors of a forward pass."""
+"""Objectives, micro-batches and the data loader: from global indices to the inputs of a forward pass."""

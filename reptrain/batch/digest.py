@@ -1,6 +1,8 @@
-"""The digest of the ledger, taken on the device from the tensors that go into the forward pass.
+"""The ledger's digest, computed on the device from the input tensors of the forward pass.
 
-The torch twin of `reptrain.plan.digest`, equal to it bit for bit; the layout is written down there.
+It equals `reptrain.plan.digest`, which documents the layout, bit for bit.
+
+Shapes: B rows of a micro-batch, L tokens of a window.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reptrain.batch.collate import MicroBatch
+from reptrain.batch.micro_batch import MicroBatch
 from reptrain.random import GAMMA, MULTIPLY
 
 
@@ -17,7 +19,7 @@ def _signed(constant: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # torch shifts int64 arithmetically; the digest shifts logically.
+    # torch shifts int64 arithmetically, but the digest needs a logical shift.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -27,19 +29,22 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _m(x: Tensor) -> Tensor:
+def _mix_word(x: Tensor) -> Tensor:
     return _mix(x * _signed(GAMMA))
 
 
 def batch_digest(batch: MicroBatch) -> Tensor:
-    """The wrapping sum of the digests of a micro-batch's windows.
+    """Sum of the digests of a micro-batch's windows, modulo 2**64.
+
+    Args:
+        batch: The micro-batch; padding rows add nothing.
 
     Returns:
-        int64 scalar on the batch's device; as an unsigned number it is `value % 2**64`.
+        int64 scalar on the batch's device; `value % 2**64` is the unsigned digest.
     """
     offset_L = torch.arange(batch.tokens_BL.shape[1], device=batch.tokens_BL.device)
     base_BL = (batch.start_B[:, None] + (offset_L + 1)) * _signed(GAMMA)
     hashed_BL = _mix(batch.tokens_BL + base_BL)
     sum_B = torch.where(offset_L < batch.length_B[:, None], hashed_BL, 0).sum(dim=1)
-    digest_B = _mix(sum_B + _m(_m(batch.start_B) + batch.length_B))
+    digest_B = _mix(sum_B + _mix_word(_mix_word(batch.start_B) + batch.length_B))
     return torch.where(batch.length_B > 0, digest_B, 0).sum()

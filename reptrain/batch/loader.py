@@ -1,4 +1,4 @@
-"""Batches addressed by step alone: the loader has no state to save."""
+"""The data loader: a stateless map from the step to a rank's micro-batches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reptrain.batch.collate import MicroBatch, collate, noise_places
+from reptrain.batch.collate import collate, noise_places
+from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Objective
 from reptrain.plan import MixturePlan, StepPlan, Stream
 from reptrain.plan.shard import rank_rows
 
 
 class StepBatch(NamedTuple):
-    """A rank's share of one optimizer step."""
+    """A rank's share of one optimizer step's batch."""
 
     step: int
     micro_batches: list[MicroBatch]
     loss_tokens: int
-    """What the step's nats over all ranks are divided by."""
+    """Divisor of the step's loss, summed in nats over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Loader:
     """A rank's batches as a function of the step.
 
     Args:
-        stream: The stream of tokens.
-        plan: Which window comes at which global index.
-        steps: Which global indices form a step.
+        stream: The tokens.
+        plan: Maps global indices to windows.
+        steps: Maps steps to global indices.
         objective: Draws the noise.
-        rank: This process's place among ``world_size``.
-        world_size: Data-parallel processes.
+        rank: Data-parallel rank of this process, below ``world_size``.
+        world_size: Number of data-parallel processes.
         micro_batch_windows: Rows of one forward pass.
-        pin: Whether to place the batches in page-locked memory.
+        pin: Whether to copy the batches to page-locked memory.
     """
 
     stream: Stream
@@ -50,7 +51,7 @@ class Loader:
     pin: bool = False
 
     def batch(self, step: int) -> StepBatch:
-        """The rank's micro-batches of a step; the number of them is the same on all ranks."""
+        """The rank's micro-batches of a step; all ranks get the same number."""
         first, count = self.steps.window_range(step)
         rows_MB = rank_rows(
             self.steps.batch_windows,
@@ -70,7 +71,12 @@ class Loader:
         )
 
     def iterate(self, first_step: int = 0, *, ahead: int = 2) -> Iterator[StepBatch]:
-        """Batches from ``first_step`` to the end, built up to ``ahead`` steps early by a thread."""
+        """Yield the batches from ``first_step`` to the last step, prefetched by a thread.
+
+        Args:
+            first_step: Step of the first batch.
+            ahead: Number of steps to prefetch.
+        """
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
             pending = deque(
                 pool.submit(self.batch, step)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from reptrain.config.base import Frozen, Layers, Rows, Width
-from reptrain.config.model import Activation, AttentionBias, StackShape
+from reptrain.config.model import Activation, AttentionBias, Norm, StackShape
 from reptrain.config.quantities import Count
 
 
@@ -56,7 +56,7 @@ class CountedConfig(Frozen):
     """Hidden units of the MLP."""
     mlp: Activation
     """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
-    norm: Literal["rmsnorm", "layernorm"]
+    norm: Norm
     """Whether a norm has offsets, where there are biases."""
     block_norms: Annotated[Count, Field(ge=0, le=16)] = 2
     """Norms of a block; 0 counts none, nor the last."""

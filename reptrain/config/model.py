@@ -20,6 +20,20 @@ def is_gated(activation: Activation) -> bool:
     return activation in ("swiglu", "geglu")
 
 
+Norm = Literal["rmsnorm", "layernorm"]
+"""RMSNorm with a gain, or LayerNorm with a gain and, in models with biases, a bias."""
+
+
+def norm_vectors(norm: Norm, *, has_bias: bool) -> int:
+    """Number of parameter vectors of a norm, each as long as the residual stream is wide.
+
+    Args:
+        norm: The norm.
+        has_bias: Whether the model has biases.
+    """
+    return 2 if norm == "layernorm" and has_bias else 1
+
+
 AttentionBias = Literal["none", "qkv", "all"]
 """Which projections of an attention have biases: none, those of queries, keys and values, or these and the
 output's."""
@@ -183,7 +197,7 @@ class DecoderConfig(Frozen):
     """Hidden units of the MLP."""
     mlp: Activation = "swiglu"
     """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Norm = "rmsnorm"
     """Before attention and MLP, and before the head."""
     positions: Literal["rope", "learned"] = "rope"
     """Queries and keys rotated by position, or an embedding of the place in the window beside the token's."""

@@ -134,9 +134,10 @@ _PROJ = {"relu": "relu", "gelu": "gelu_new", "geglu": "gated-gelu", "swiglu": "g
 
 def _write_t5(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, T5Config)
+    check_writable({"mlp": (config.mlp in _PROJ, config.mlp, f"must be {' or '.join(_PROJ)}, as in T5")})
     return _write_common(config) | {
         "feed_forward_proj": _PROJ[config.mlp],
-        "dense_act_fn": {"swiglu": "silu", "relu": "relu"}.get(config.mlp, "gelu_new"),
+        "dense_act_fn": _PROJ[config.mlp].replace("gated-gelu", "gelu_new").removeprefix("gated-"),
         "is_gated_act": is_gated(config.mlp),
         # What transformers 5 reads; 4 goes by tie_word_embeddings.
         "scale_decoder_outputs": config.tie_embeddings,

@@ -1,4 +1,4 @@
-"""The models and their parts."""
+"""The transformers (`Decoder`, `EncoderDecoder`) and their layers."""
 
 from reptrain.model.decoder import Decoder
 from reptrain.model.dropout import DropoutContext

@@ -1,4 +1,7 @@
-"""Running the layers of a stack, kept or recomputed in the backward pass."""
+"""Run the layers of a stack, with or without activation checkpointing.
+
+Shapes: B rows, T positions, D width of the residual stream.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from reptrain.model.dropout import site_keys
 from reptrain.model.router import RoutedTokens
 from reptrain.model.sparse import LayerRouting, SparseMLP
 
-# Dear to compute: products with weights, and attention in one kernel. What lies between is computed again,
-# and so is attention that is spelled out, whose weights are large and quickly made.
-_KEPT = (
+# Expensive to compute: matrix products with weights, and fused attention. Everything else is recomputed, also
+# unfused attention, whose weights are large and cheap to compute.
+_SAVED_OPS = (
     "aten::mm",
     "aten::addmm",
     "aten::_scaled_dot_product_flash_attention",
@@ -33,16 +36,16 @@ _KEPT = (
 )
 
 
-def _keep_products() -> tuple[Any, Any]:
-    """Contexts of a recomputed layer in which the outputs of `_KEPT` are kept.
+def _save_products() -> tuple[Any, Any]:
+    """Contexts of a checkpointed layer that save the outputs of `_SAVED_OPS`.
 
     Source:
         Korthikanti et al., "Reducing activation recomputation in large transformer models", 2022, section 5.
     """
 
     def policy(context: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:
-        is_kept = operation.name().removesuffix(".default") in _KEPT
-        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+        is_saved = operation.name().removesuffix(".default") in _SAVED_OPS
+        return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
 
@@ -58,30 +61,30 @@ def run_layers(
     recompute: Recompute,
     cache: Cache | None = None,
 ) -> tuple[Tensor, list[LayerRouting]]:
-    """Pass the residual stream through the layers; the stored blocks run in cycles.
+    """Pass the residual stream through the layers of a stack. Shared blocks run in cycles.
 
     Args:
-        blocks: Each maps (x_BTD, keys_PB, routed, *arguments) to the next x_BTD and what its router did.
+        blocks: The stored layers; each maps (x_BTD, keys_PB, routed, *arguments) to x_BTD and its routing.
         x_BTD: The residual stream.
-        arguments: The same for every layer.
-        key_B: The rows' dropout keys; None drops nothing.
-        routed: What sparse layers must know of the positions.
-        shape: Of the stack.
-        first_layer: Number of the first layer in the whole model.
-        cache: Of the positions read before; each layer is given its own.
-        recompute: What of a layer's activations is computed again in the backward pass.
+        arguments: Further inputs, the same for every layer.
+        key_B: int64, dropout key of each row; None: no dropout.
+        routed: Inputs of the sparse layers.
+        shape: Shape of the stack.
+        first_layer: Index of the stack's first layer in the whole model.
+        recompute: Which activations the backward pass recomputes.
+        cache: The cache of previous positions; each layer gets its own part.
 
     Returns:
-        The stream, and what the routers did where ``routed`` has targets.
+        x_BTD, and the routing of each sparse layer if ``routed`` has targets.
     """
     routings = []
-    # Left out where it is not wanted: torch.compile takes no other default.
-    kept_products = {"context_fn": _keep_products} if recompute == "selective" else {}
+    # torch.compile accepts no explicit default of context_fn, so it is left out.
+    contexts: dict[str, Any] = {"context_fn": _save_products} if recompute == "selective" else {}
     for layer in range(shape.num_layers):
         block, keys_PB = blocks[layer % shape.stored], site_keys(key_B, first_layer + layer)
         if recompute != "none":
-            # Masks come from keys, so there is no generator state to keep. The reentrant form fails for
-            # a block that runs twice under ZeRO 2 and 3.
+            # Dropout masks come from keys, so there is no RNG state to preserve. The reentrant form fails
+            # under ZeRO 2 and 3 if a block runs twice.
             x_BTD, routing = checkpoint(
                 block,
                 x_BTD,
@@ -90,24 +93,24 @@ def run_layers(
                 *arguments,
                 use_reentrant=False,
                 preserve_rng_state=False,
-                **kept_products,
+                **contexts,
             )
         else:
-            kept = {} if cache is None else {"cache": cache.layers[layer]}
-            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments, **kept)
+            cached = {} if cache is None else {"cache": cache.layers[layer]}
+            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments, **cached)
         if routing is not None:
             routings.append(routing)
     return x_BTD, routings
 
 
 def sparse_layers(blocks: nn.ModuleList, shape: StackShape) -> list[tuple[str, SparseMLP]]:
-    """The sparse MLPs of a stack by the number of their layer, in the order in which they run."""
+    """Layer index and MLP of each sparse layer of a stack, in execution order; shared MLPs repeat."""
     mlps = ((layer, blocks[layer % shape.stored].mlp) for layer in range(shape.num_layers))
     return [(str(layer), mlp) for layer, mlp in mlps if isinstance(mlp, SparseMLP)]
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile the layers of a model, each kind once: a layer knows neither its number nor its keys."""
+    """Compile each block of a model with torch.compile."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:

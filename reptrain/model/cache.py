@@ -1,9 +1,10 @@
-"""What a decoder keeps of the positions it has read, so that the next one is one step.
+"""The key-value cache of a decoder.
 
-A row's position p lies in column p of its caches, whatever the other rows do: prompts of different lengths
-are padded behind, what stands there is never visible, and the row's next token takes the place.
+Position p of a row is in column p of its caches, whatever the other rows hold: shorter prompts are padded at
+their end, the attention mask hides the padding, and the row's next token overwrites it.
 
-Shapes: B rows, T new positions, P columns, K key-value heads, H heads, N width of a head.
+Shapes: B rows, T new positions, P columns, K key-value heads, N width of a head, D width of the residual
+stream.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Cache:
-    """Of one batch of rows; passed to a model's forward pass, which fills it.
+    """The cache of all layers for one batch of rows; the model's forward pass fills it.
 
     Args:
-        num_layers: Layers that run; shared ones as often as they do.
+        num_layers: Number of layers that run, shared ones counted each time.
         num_rows: B.
-        num_positions: The largest P.
-        device: Of the model.
+        num_positions: Most positions of a row: the largest P.
+        device: Device of the model.
     """
 
     def __init__(self, num_layers: int, num_rows: int, num_positions: int, device: torch.device) -> None:
@@ -67,43 +68,50 @@ class Cache:
         return self.position_BT, visible_BTP[:, None]
 
     def last(self, x_BTD: Tensor) -> Tensor:
-        """Of new positions the last token of each row, [B, 1, D]."""
+        """The last token of each row among the new positions, [B, 1, D]."""
         return x_BTD.gather(1, self._last_B[:, None, None].expand(-1, 1, x_BTD.shape[2]))
 
 
 class LayerCache:
-    """Keys and values of one layer.
+    """The keys and values of one layer.
 
     Args:
-        cache: Says where the new positions are.
+        cache: The cache of all layers, which holds the new positions.
     """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._kept: KeysValues | None = None
+        self._buffers: KeysValues | None = None
         self.cross = CrossCache()
 
-    def extend(self, make: Callable[[], KeysValues]) -> KeysValues:
-        """Keep the keys and values of the new positions, [B, K, T, N]; all so far, [B, K, P, N]."""
-        new = make()
-        if self._kept is None:
+    def extend(self, compute: Callable[[], KeysValues]) -> KeysValues:
+        """Append the keys and values of the new positions.
+
+        Args:
+            compute: Returns keys and values of the new positions, [B, K, T, N] each.
+
+        Returns:
+            Keys and values of all positions so far, [B, K, P, N] each.
+        """
+        new = compute()
+        if self._buffers is None:
             shape = (*new[0].shape[:2], self._cache.num_positions, new[0].shape[3])
-            self._kept = new[0].new_zeros(shape), new[1].new_zeros(shape)
+            self._buffers = new[0].new_zeros(shape), new[1].new_zeros(shape)
         index_B1T1 = self._cache.position_BT[:, None, :, None]
-        for kept, found in zip(self._kept, new, strict=True):
-            kept.scatter_(2, index_B1T1.expand_as(found), found)
-        keys, values = self._kept
+        for buffer, added in zip(self._buffers, new, strict=True):
+            buffer.scatter_(2, index_B1T1.expand_as(added), added)
+        keys, values = self._buffers
         return keys[:, :, : self._cache.num_columns], values[:, :, : self._cache.num_columns]
 
 
 class CrossCache:
-    """Keys and values of what the encoder gave, which stay the same."""
+    """The keys and values of the encoder's states, which do not change."""
 
     def __init__(self) -> None:
-        self._kept: KeysValues | None = None
+        self._buffers: KeysValues | None = None
 
-    def extend(self, make: Callable[[], KeysValues]) -> KeysValues:
-        """Make them the first time."""
-        if self._kept is None:
-            self._kept = make()
-        return self._kept
+    def extend(self, compute: Callable[[], KeysValues]) -> KeysValues:
+        """Return the keys and values; the first call computes them."""
+        if self._buffers is None:
+            self._buffers = compute()
+        return self._buffers

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: the Llama family, and the GPT family by its options.
+"""A decoder-only transformer: the Llama family, and by its options the GPT family.
 
 Shapes: B rows, T positions, D width of the residual stream, V rows of the vocabulary.
 """
@@ -25,11 +25,11 @@ from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each normalized before and added to the residual stream.
+    """A pre-norm layer: self-attention, then the MLP, each with a residual add.
 
     Args:
         config: The model.
-        sparse: How the MLP is sparse; None where it is dense.
+        sparse: Configuration of a sparse MLP; None: a dense MLP.
     """
 
     def __init__(self, config: DecoderConfig, sparse: MoEConfig | None) -> None:
@@ -41,15 +41,7 @@ class Block(nn.Module):
             rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
         )
         self.mlp_norm = build_norm(config)
-        self.mlp = build_mlp(
-            config.d_model,
-            config.d_ff,
-            activation=config.mlp,
-            bias=config.has_mlp_bias,
-            sparse=sparse,
-            dropout=rates.mlp,
-            expert_dropout=rates.expert,
-        )
+        self.mlp = build_mlp(config, sparse, bias=config.has_mlp_bias)
         self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
     def forward(
@@ -69,11 +61,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The Llama family, or the GPT family. Its weights are set by `build_model`.
+    """A decoder-only transformer. `build_model` initializes its weights.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Number of ids of the tokenizer.
 
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
@@ -101,12 +93,12 @@ class Decoder(nn.Module):
         self.tie_head()
 
     def tie_head(self) -> None:
-        """Share the embedding with the head where the configuration asks for it."""
+        """Share the embedding with the head if the configuration ties them."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
     def sparse_layers(self) -> list[tuple[str, SparseMLP]]:
-        """The sparse MLPs by their layer, in the order in which they run: a shared one several times."""
+        """Layer name and MLP of each sparse layer, in execution order; shared MLPs repeat."""
         return sparse_layers(self.blocks, self.config.stack)
 
     def forward(
@@ -121,25 +113,25 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         targets: Targets | None = None,
     ) -> Tensor | Loss:
-        """Logits of the token that follows each position, or what the targets lose by them.
+        """Logits of the next token at each position, or the loss of the targets.
 
         Args:
-            tokens_BT: int64, the inputs.
-            segments_BT: int64, the number of each position's document, 0 for padding: a position attends
-                within its own, and positions are counted from the document's start. None: to all before it,
-                counted from the row's start.
-            prefix_B: int64, so many of a row's first positions are read by all positions, those before them
-                too; as many as the row has make attention bidirectional. None: none.
-            is_token_BT: bool, False for padding, which no sparse layer routes; None: all are tokens.
-            dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
-            routing: Filled with what the routers did.
-            cache: Of the positions before these, to which it adds these; padding may only stand behind.
-                Needs ``is_token_BT``, and takes no segments; a prefix is given with the first positions.
-            targets: One for each position; not with a cache.
+            tokens_BT: int64, inputs.
+            segments_BT: int64, document index of each position, 0 for padding: a position attends within its
+                document, and positions count from the document's start. None: one document per row.
+            prefix_B: int64, prefix length: all positions attend to a row's first so many; the length of the
+                row makes attention bidirectional. None: causal attention.
+            is_token_BT: bool, False for padding, which sparse layers do not route; None: no padding.
+            dropout: Keys of the dropout masks; None: no dropout. Evaluation mode never drops.
+            routing: Filled with the losses and statistics of the routers.
+            cache: The cache of previous positions, to which this call adds its own. Needs ``is_token_BT``,
+                with padding at the end only; excludes ``segments_BT`` and ``targets``. A prefix must be in
+                the first call.
+            targets: The target of each position; None returns logits.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast; with a cache logits_B1V, of each row's
-            last token; with targets their loss.
+            logits_BTV, in the dtype of the weights or of autocast; with a cache, logits_B1V of each row's
+            last token; with targets, their loss.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
@@ -180,15 +172,21 @@ class Decoder(nn.Module):
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int
     ) -> tuple[Tensor, Rotation | None]:
-        """Embeddings, and the rotation of each position; None stands for 0 ... num_positions - 1."""
+        """Token embeddings, with those of learned positions, and the rotary angles of each position.
+
+        Args:
+            tokens_BT: int64, inputs.
+            position_BT: int64, position of each token; None: 0 ... num_positions - 1.
+            num_positions: One more than the largest position.
+        """
         x_BTD = self.embedding(tokens_BT)
         if self.position_embedding is not None:
-            place_PD = self.position_embedding.weight[:num_positions]
-            return x_BTD + (place_PD if position_BT is None else place_PD[position_BT]), None
+            position_PD = self.position_embedding.weight[:num_positions]
+            return x_BTD + (position_PD if position_BT is None else position_PD[position_BT]), None
         config = self.config
-        whole = rotation(
+        angles = rotation(
             num_positions, config.head_width, config.rope_theta, tokens_BT.device, config.rope_scaling
         )
         if position_BT is None:
-            return x_BTD, whole
-        return x_BTD, Rotation(whole.cos_TM[position_BT], whole.sin_TM[position_BT])
+            return x_BTD, angles
+        return x_BTD, Rotation(angles.cos_TM[position_BT], angles.sin_TM[position_BT])

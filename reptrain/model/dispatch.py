@@ -1,7 +1,7 @@
-"""The way of tokens to their experts and back.
+"""Dispatch tokens to their experts, and combine the experts' outputs.
 
-Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts of a token,
-N = B T K assignments.
+Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts per token,
+N = B T K assignments of a token to an expert.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from reptrain_kernels.ops.permute import collect, send, sort
 
 
 class Dispatch:
-    """Sorts the assignments of tokens to experts by expert.
+    """The assignments of tokens to experts, sorted by expert.
 
-    Every assignment takes part, so that shapes are static; one that has no say has weight 0 on its way back.
+    Dropped assignments and padding are dispatched too, so that shapes are static; their gates are 0.
 
     Args:
-        expert_BTK: int64, the experts of each token.
+        expert_BTK: int64, experts of each token.
         num_experts: E.
-        impl: How rows are moved (see `reptrain_kernels.ops.permute`).
+        impl: Implementation that moves the rows (see `reptrain_kernels.ops.permute`); None: by the device.
     """
 
     def __init__(self, expert_BTK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> None:
         self.impl = impl
         self.places, self.count_E = sort(expert_BTK.flatten(0, 1), num_experts, impl=impl)
-        """count_E, int64: assignments of each expert."""
+        """count_E: int64, number of assignments of each expert."""
         self.order_N = self.places.order_N
-        """int64: which assignment comes at each place of the sorted ones."""
+        """int64: index of the assignment at each sorted place."""
 
-    def send(self, x_BTD: Tensor) -> Tensor:
-        """Each token as often as it is assigned, sorted by expert: x_ND."""
+    def dispatch(self, x_BTD: Tensor) -> Tensor:
+        """Copy each token to its K assignments, x_ND, sorted by expert."""
         return send(x_BTD.flatten(0, 1), self.places, impl=self.impl)
 
-    def collect(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
-        """Each token's assignments put together, weighted by the gates: y_BTD."""
+    def combine(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
+        """Sum the outputs of each token's experts, weighted by the gates: y_BTD."""
         y_MD = collect(y_ND, gate_BTK.flatten(0, 1), self.places, impl=self.impl)
         return y_MD.view(*gate_BTK.shape[:2], -1)

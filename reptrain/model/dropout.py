@@ -1,6 +1,7 @@
-"""Where dropout falls, and its masks: functions of (seed, site, step, global row, position, unit).
+"""Dropout whose masks are functions of (seed, site, step, global row, position, unit).
 
-Shapes: B rows of a micro-batch, P places in a layer, H heads, T positions, S keys, D units.
+Shapes: B rows of a micro-batch, P sites of a layer, H heads, T positions, S keys, D units, N assignments of a
+token to an expert, F hidden units of an expert.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain_kernels import counter
 from reptrain_kernels.ops.norm import Drops, join
 
-# Sites of a layer, at most.
-_PLACES = 16
+# An upper bound of the sites of a layer.
+_SITES_PER_LAYER = 16
 
 
 class Site(IntEnum):
-    """The places in a layer; a site's number is 16 x layer + place. Numbers, once used, stay."""
+    """The dropout sites of a layer. 16 x layer + site keys the masks, so numbers never change."""
 
     EMBEDDING = 0
     ATTENTION_WEIGHTS = 1
@@ -40,50 +41,55 @@ class Site(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class DropoutContext:
-    """What the masks of a forward pass depend on besides the place in the model.
+    """What the masks of a forward pass depend on besides the site.
 
     The masks of a row are the same on any rank and in any micro-batch.
     """
 
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     step: int
     """Optimizer step."""
     row_B: Tensor
-    """int64: each row's number in the step's global batch; on the model's device."""
+    """int64, on the model's device: index of each row in the step's global batch."""
     key_B: Tensor = field(init=False, repr=False)
-    """int64: the rows' keys, made here so that a compiled model sees tensors only, never a step's number."""
+    """int64: key of each row. Computed here, so that a new step does not recompile a compiled model."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key_B", counter.row_keys(self.seed, self.step, self.row_B))
 
 
 def site_keys(key_B: Tensor | None, layer: int) -> Tensor | None:
-    """The keys of a layer's sites, int64 [P, B]; None, where nothing is dropped, for None.
+    """The dropout keys of a layer's sites.
 
-    They are made outside of the layer, which therefore does not know its number: one that runs several
-    times has other masks each time.
+    They are computed outside of the layer, so that a shared layer gets new masks each time it runs.
 
     Args:
-        key_B: The rows' keys (see `DropoutContext`).
-        layer: Number of the layer in the whole model.
+        key_B: int64, key of each row (see `DropoutContext`); None: no dropout.
+        layer: Index of the layer in the whole model.
+
+    Returns:
+        int64 [P, B]; None for None.
     """
     if key_B is None:
         return None
-    site_P = torch.arange(_PLACES, device=key_B.device) + _PLACES * layer
+    site_P = torch.arange(_SITES_PER_LAYER, device=key_B.device) + _SITES_PER_LAYER * layer
     return counter.fold(key_B, site_P[:, None])
 
 
 class Dropout(nn.Module):
-    """Dropout at one site, or nothing where no keys are given.
+    """Dropout at one site.
 
-    Its rate is a tensor that is no buffer: it stays on the CPU in float64 wherever the model goes, and in no
-    checkpoint (see `counter.packed`).
+    Its rate is a plain tensor and no buffer: it stays on the CPU in float64 when the model moves, and no
+    checkpoint holds it (see `counter.packed`).
 
     Args:
-        rate: Probability of being dropped, in [0, 1). One that changes in the course of the run is what it
-            is at the beginning until `set_rates` sets it.
-        site: The place in the layer.
+        rate: Probability of dropping a unit, in [0, 1). A scheduled rate keeps its first value until
+            `set_rates` updates it.
+        site: The site in the layer.
+
+    Source:
+        Srivastava et al., "Dropout: A simple way to prevent neural networks from overfitting", 2014.
     """
 
     def __init__(self, rate: Scheduled | float, site: Site) -> None:
@@ -93,18 +99,23 @@ class Dropout(nn.Module):
         self.site = site
 
     def set_rate(self, rate: float) -> None:
-        """Drop at another rate from now on. Compiled code is compiled again if it leaves 0 or comes to it."""
+        """Change the rate. A change from or to 0 recompiles a compiled model."""
         self.rate = rate
         self.is_on = rate > 0
         self.rate_2 = counter.packed(rate)
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
-        """Drop units of each position; ``keys_PB`` are those of the layer's sites."""
+        """Drop units of each position.
+
+        Args:
+            x_BTD: Input.
+            keys_PB: int64, dropout keys of the layer's sites; None returns ``x_BTD``.
+        """
         key_B, rate_2 = self.key_and_rate(keys_PB)
         return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
 
     def key_and_rate(self, keys_PB: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """What fused operations are given, key_B and the packed rate; no key where nothing is dropped."""
+        """Arguments of fused operations: key_B, None without dropout, and the packed rate."""
         return keys_PB[self.site] if keys_PB is not None and self.is_on else None, self.rate_2
 
     def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
@@ -117,24 +128,24 @@ class Dropout(nn.Module):
         return counter.fold(keys_PB[self.site][:, None], head_H)
 
     def forward_assignments(self, x_NF: Tensor, key_N: Tensor | None) -> Tensor:
-        """Drop units of tokens on their way through experts, each of which brings a key along."""
+        """Drop hidden units of dispatched tokens; ``key_N`` keys each assignment, None: no dropout."""
         if key_N is None or not self.is_on:
             return x_NF
         return counter.dropout(x_NF[:, None], key_N, self.rate_2)[:, 0]
 
     def extra_repr(self) -> str:
-        """Shown in the model's printout."""
+        """The arguments that `repr` shows."""
         return f"rate={self.rate}, site={self.site.name}"
 
 
 class BranchDropout(nn.Module):
-    """Joins a branch to the residual stream, after dropping its units and then a row's whole branch.
+    """A residual add with dropout of the branch's units, then of a row's whole branch (DropPath).
 
     Args:
-        units: Rate of the units.
-        path: Rate of whole branches (DropPath, or stochastic depth).
-        unit_site: Where the units' dropout falls.
-        path_site: Where that of the branch falls.
+        units: Dropout rate of the units.
+        path: Dropout rate of whole branches.
+        unit_site: Site of the units' dropout.
+        path_site: Site of the branch's dropout.
 
     Source:
         Huang et al., "Deep networks with stochastic depth", 2016; here every layer has the same rate.
@@ -148,16 +159,27 @@ class BranchDropout(nn.Module):
         self.path = Dropout(path, path_site)
 
     def forward(self, x_BTD: Tensor, branch_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
-        """The stream with the branch; ``keys_PB`` are those of the layer's sites, None drops nothing."""
+        """Add the branch to the residual stream.
+
+        Args:
+            x_BTD: The residual stream.
+            branch_BTD: Output of the branch.
+            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+        """
         return join(x_BTD, branch_BTD, self.drops(keys_PB))
 
     def drops(self, keys_PB: Tensor | None) -> Drops:
-        """What is dropped of the branch, for an operation that also does what comes next."""
+        """Keys and rates of the branch's dropout, for a fused residual add and norm."""
         return Drops(*self.units.key_and_rate(keys_PB), *self.path.key_and_rate(keys_PB))
 
 
 def set_rates(model: nn.Module, progress: RunPosition) -> None:
-    """Give every site the rate that it has in the step that begins there."""
+    """Update the scheduled dropout rates of a model.
+
+    Args:
+        model: Any model.
+        progress: Start of the step.
+    """
     for module in model.modules():
         if isinstance(module, Dropout) and not module.schedule.is_constant:
             module.set_rate(module.schedule.at(progress))

@@ -1,12 +1,12 @@
 """An encoder-decoder transformer: T5 1.1 and 1.0.
 
-Shapes: B rows, S positions of the encoder, T positions of the decoder (in a stack: its own), H heads,
+Shapes: B rows, S positions of the encoder, T positions of the decoder (in a stack: of that stack), H heads,
 D width of the residual stream, V rows of the vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +50,13 @@ def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Ten
     return Source(states_BSD, bias_B1TS, found_BT1)
 
 
-class EncoderBlock(nn.Module):
-    """Attention, then the MLP, each normalized before and added to the residual stream.
+class T5Block(nn.Module):
+    """The parts that layers of encoder and decoder share: self-attention and MLP, pre-norm.
 
     Args:
         config: The model.
-        sparse: How the MLP is sparse; None where it is dense.
-        causal: Whether its self-attention is.
+        sparse: Configuration of a sparse MLP; None: a dense MLP.
+        causal: Whether self-attention is causal.
     """
 
     def __init__(self, config: T5Config, sparse: MoEConfig | None, *, causal: bool) -> None:
@@ -71,22 +71,8 @@ class EncoderBlock(nn.Module):
             rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
         )
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = build_mlp(
-            config.d_model,
-            config.d_ff,
-            activation=config.mlp,
-            sparse=sparse,
-            dropout=rates.mlp,
-            expert_dropout=rates.expert,
-        )
+        self.mlp = build_mlp(config, sparse)
         self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
-
-    def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight | Places
-    ) -> tuple[Tensor, LayerRouting | None]:
-        """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
-        return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB), keys_PB, routed)
 
     def mix(
         self,
@@ -105,14 +91,25 @@ class EncoderBlock(nn.Module):
     def transform(
         self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys_PB: Tensor | None, routed: RoutedTokens
     ) -> tuple[Tensor, LayerRouting | None]:
-        """The layer's MLP, of the stream that a branch joins before."""
+        """Add the branch before the MLP to the residual stream, then apply the MLP."""
         x_BTD, normed_BTD = self.mlp_norm(x_BTD, branch_BTD, drops)
         transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
         return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
 
 
-class DecoderBlock(EncoderBlock):
-    """As the encoder's, and between its two parts it reads the encoder's states."""
+class EncoderBlock(T5Block):
+    """A layer of the encoder: self-attention, then the MLP, each with a residual add."""
+
+    def forward(
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight | Places
+    ) -> tuple[Tensor, LayerRouting | None]:
+        """One layer (see `run_layers`)."""
+        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
+        return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB), keys_PB, routed)
+
+
+class DecoderBlock(T5Block):
+    """A layer of the decoder: self-attention, cross-attention, then the MLP, each with a residual add."""
 
     def __init__(self, config: T5Config, sparse: MoEConfig | None, *, causal: bool) -> None:
         super().__init__(config, sparse, causal=causal)
@@ -147,21 +144,21 @@ class DecoderBlock(EncoderBlock):
 
 
 class Stack(nn.Module):
-    """The layers of the encoder or of the decoder, from embeddings to normalized states.
+    """The encoder or the decoder, from embeddings to normalized states.
 
     Args:
         config: The model.
-        shape: Of the stack.
+        shape: Shape of the stack.
         block: Class of its layers.
-        first_layer: Number of its first layer in the whole model, which keys the dropout.
-        causal: Whether a position reads itself and those before it only.
+        first_layer: Index of its first layer in the whole model, which keys the dropout masks.
+        causal: Whether self-attention is causal.
     """
 
     def __init__(
         self,
         config: T5Config,
         shape: StackShape,
-        block: type[EncoderBlock],
+        block: type[EncoderBlock] | type[DecoderBlock],
         *,
         first_layer: int,
         causal: bool,
@@ -185,17 +182,30 @@ class Stack(nn.Module):
         x_BTD: Tensor,
         segments_BT: Tensor,
         *source: Source,
-        key_B: Tensor | None,
-        num_targets_B: Tensor | None,
-        recompute: Recompute,
+        key_B: Tensor | None = None,
+        num_targets_B: Tensor | None = None,
+        recompute: Recompute = "none",
         cache: Cache | None = None,
     ) -> tuple[Tensor, list[LayerRouting]]:
-        """All layers (see `run_layers`); the decoder is given its source."""
+        """Apply all layers (see `run_layers`).
+
+        Args:
+            x_BTD: Embeddings.
+            segments_BT: int64, segment of each position, 0 for padding; attention stays within a segment.
+            source: Inputs of cross-attention, for the decoder only.
+            key_B: int64, dropout key of each row; None: no dropout.
+            num_targets_B: int64, number of targets in each row; None: no router losses.
+            recompute: Which activations the backward pass recomputes.
+            cache: The decoder's cache of previous positions.
+
+        Returns:
+            Normalized states, and the routing of each sparse layer.
+        """
         places = Places(segments_BT, self.causal)
         if cache is not None:
             places = Places(segments_BT, self.causal, *cache.advance(segments_BT > 0))
         bias_BHTT = places if self.relative_bias is None else self.relative_bias.at(places)
-        # What belongs to no layer is keyed as the first one's.
+        # Dropout outside of the layers uses the keys of the first one.
         keys_PB = site_keys(key_B, self.first_layer)
         x_BTD, layers = run_layers(
             self.blocks,
@@ -213,18 +223,18 @@ class Stack(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """T5. Its weights are set by `build_model`.
+    """T5. `build_model` initializes its weights.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Number of ids of the tokenizer.
 
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
 
     Source:
         Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text
-        transformer", 2020, and the authors' later release 1.1.
+        transformer", 2020, and the authors' release of version 1.1.
     """
 
     def __init__(self, config: T5Config, *, vocab_size: int) -> None:
@@ -241,12 +251,12 @@ class EncoderDecoder(nn.Module):
         self.tie_head()
 
     def tie_head(self) -> None:
-        """Share the embedding with the head where the configuration asks for it."""
+        """Share the embedding with the head if the configuration ties them."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
     def sparse_layers(self) -> list[tuple[str, SparseMLP]]:
-        """The sparse MLPs by their layer, in the order in which they run: a shared one several times."""
+        """Layer name and MLP of each sparse layer, in execution order; shared MLPs repeat."""
         stacks = {"encoder": self.encoder, "decoder": self.decoder}
         return [
             (f"{name} {layer}", mlp)
@@ -265,38 +275,41 @@ class EncoderDecoder(nn.Module):
         routing: Routing | None = None,
         targets: Targets | None = None,
     ) -> Tensor | Loss:
-        """Logits of the target at each position of the decoder, or what the targets lose by them.
+        """Logits of the target at each position of the decoder, or the loss of the targets.
 
         Args:
-            source_BS: int64, read by the encoder.
-            inputs_BT: int64, the targets shifted right.
-            source_segments_BS: Segments of ``source_BS`` (see `reptrain.model.segments`).
-            segments_BT: Segments of ``inputs_BT``. Where one has no source, nothing is read.
-            dropout: What keys the masks; None drops nothing, and nothing is dropped in evaluation mode.
-            routing: Filled with what the routers did, the encoder's first.
-            targets: One for each position of the decoder.
+            source_BS: int64, inputs of the encoder.
+            inputs_BT: int64, inputs of the decoder: the targets shifted right.
+            source_segments_BS: int64, segments of ``source_BS`` (see `reptrain.model.segments`).
+            segments_BT: int64, segments of ``inputs_BT``; cross-attention outputs 0 in one without a source.
+            dropout: Keys of the dropout masks; None: no dropout. Evaluation mode never drops.
+            routing: Filled with the losses and statistics of the routers, the encoder's first.
+            targets: The target of each position of the decoder; None returns logits.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast; with targets their loss.
+            logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
-        common = {
+        options: dict[str, Any] = {
             "key_B": key_B,
             "num_targets_B": None if routing is None else routing.num_targets_B,
             "recompute": self.recompute if self.training else "none",
         }
-        states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **common)
+        states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **options)
         source = read_source(states_BSD, source_segments_BS, segments_BT)
-        x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **common)
+        x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **options)
         if routing is not None:
             routing.fill(layers + more_layers)
         return self._score(x_BTD, targets)
 
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
-        """What the decoder reads of the source, states_BSD, in evaluation mode."""
-        states_BSD, _ = self.encoder(
-            self.embedding(source_BS), source_segments_BS, key_B=None, num_targets_B=None, recompute="none"
-        )
+        """The encoder's states, states_BSD, without dropout.
+
+        Args:
+            source_BS: int64, inputs of the encoder.
+            source_segments_BS: int64, 1 for tokens, 0 for padding.
+        """
+        states_BSD, _ = self.encoder(self.embedding(source_BS), source_segments_BS)
         return states_BSD
 
     def decode(
@@ -308,28 +321,20 @@ class EncoderDecoder(nn.Module):
         *,
         cache: Cache,
     ) -> Tensor:
-        """Logits of the target at each row's last token, logits_B1V, in evaluation mode.
+        """Logits of the target at each row's last token, logits_B1V, without dropout.
 
         Args:
-            inputs_BT: int64, the next inputs of the decoder; padding may only stand behind.
-            segments_BT: 1 for tokens, 0 for padding.
-            states_BSD: Of `encode`.
-            source_segments_BS: As given to `encode`, of 1 and 0.
-            cache: Of the inputs before these, to which it adds these.
+            inputs_BT: int64, next inputs of the decoder, with padding at the end only.
+            segments_BT: int64, 1 for tokens, 0 for padding.
+            states_BSD: Output of `encode`.
+            source_segments_BS: int64, the segments passed to `encode`.
+            cache: The cache of previous inputs, to which this call adds its own.
         """
         source = read_source(states_BSD, source_segments_BS, segments_BT)
-        x_BTD, _ = self.decoder(
-            self.embedding(inputs_BT),
-            segments_BT,
-            source,
-            key_B=None,
-            num_targets_B=None,
-            recompute="none",
-            cache=cache,
-        )
+        x_BTD, _ = self.decoder(self.embedding(inputs_BT), segments_BT, source, cache=cache)
         return self._score(cache.last(x_BTD))
 
     def _score(self, x_BTD: Tensor, targets: Targets | None = None) -> Tensor | Loss:
-        # A tied head meets an embedding of unit variance.
+        # A tied head has the embedding's unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
         return self.head(x_BTD * scale, targets)

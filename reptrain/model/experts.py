@@ -1,4 +1,4 @@
-"""The experts of a sparse layer: many MLPs of one shape, each for the tokens sent to it.
+"""The experts of a sparse layer: MLPs of one shape, each applied to the tokens dispatched to it.
 
 Shapes: N assignments of a token to an expert, sorted by expert, D width of the residual stream, E experts,
 F hidden units of an expert.
@@ -18,14 +18,17 @@ from reptrain_kernels.ops.grouped import grouped_mlp, one_by_one
 
 
 class Experts(nn.Module):
-    """As `MLP`, once for each expert; the weights of all are stored as one.
+    """E copies of `MLP` without biases; each projection is one parameter that stacks all experts.
 
     Args:
         d_model: D.
         d_ff: F.
-        activation: swiglu and geglu are gated, relu is not.
-        config: Of the sparse layers.
-        dropout: Rate of the hidden units.
+        activation: Activation of the hidden units, gated or not.
+        config: Configuration of the sparse layers.
+        dropout: Dropout rate of the hidden units.
+
+    Source:
+        Fedus et al., "Switch transformers", 2021.
     """
 
     def __init__(
@@ -47,12 +50,15 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, d_model, d_ff))
 
     def forward(self, x_ND: Tensor, count_E: Tensor, key_N: Tensor | None) -> Tensor:
-        """Transform each assignment by its expert.
+        """Apply each expert to its assignments.
 
         Args:
-            x_ND: Sorted by expert.
-            count_E: int64, how many are each expert's; together N.
-            key_N: int64, a dropout key of each assignment; None drops nothing.
+            x_ND: Inputs, sorted by expert.
+            count_E: int64, number of assignments of each expert; they sum to N.
+            key_N: int64, dropout key of each assignment; None: no dropout.
+
+        Returns:
+            y_ND, in the same order.
         """
         if self.backend == "grouped":
             return grouped_mlp(

@@ -1,4 +1,7 @@
-"""The last product: logits of the vocabulary, or at once what targets lose by them."""
+"""The output head: logits over the vocabulary, or the loss of the targets.
+
+Shapes: B rows, T positions, D width of the residual stream, V rows of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,29 @@ from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets, linear_cros
 
 
 class Head(nn.Linear):
-    """Logits of states; given targets, their loss, for which on CUDA the whole logits are never in memory.
+    """A linear layer without bias that returns the loss if it gets targets.
 
-    It is inside of the model, so that ZeRO 3 has gathered the weight when the loss wants it.
+    On CUDA the loss never materializes all logits. The head is part of the model so that ZeRO 3 gathers its
+    weight before the loss.
+
+    Args:
+        width: D.
+        rows: V.
     """
 
     def __init__(self, width: int, rows: int) -> None:
         super().__init__(width, rows, bias=False)
 
     def forward(self, x_BTD: Tensor, targets: Targets | None = None) -> Tensor | Loss:
-        """logits_BTV in the dtype of the weights or of autocast, or the loss by them."""
+        """Project states to logits.
+
+        Args:
+            x_BTD: Normalized states.
+            targets: The target of each position; None returns logits.
+
+        Returns:
+            logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
+        """
         if targets is None:
             return super().forward(x_BTD)
         kind, weight_VD = x_BTD.device.type, self.weight

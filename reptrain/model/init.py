@@ -1,4 +1,4 @@
-"""Initial weights, and how the optimizer treats each parameter."""
+"""Build models with their initial weights, and group their parameters for the optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reptrain.model.encoder_decoder import EncoderDecoder
 from reptrain.sizes import count_parameters
 
 _T5_ROUTER_STD = 0.02
-# Projections into the residual stream, which sums 2 x num_layers of them.
+# Projections into the residual stream, which sums 2 num_layers of them.
 _INTO_RESIDUAL = ("attention.output.weight", "down.weight", "experts.down")
 
 
@@ -26,15 +26,16 @@ def build_model(config: DecoderConfig, *, vocab_size: int, seed: int) -> Decoder
 @overload
 def build_model(config: T5Config, *, vocab_size: int, seed: int) -> EncoderDecoder: ...
 def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder | EncoderDecoder:
-    """A model on the CPU in fp32 with its initial weights.
+    """Build a model with its initial weights, in fp32 on the CPU.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
-        seed: Keys the weights; each is a function of (seed, its parameter's name) alone.
+        vocab_size: Number of ids of the tokenizer.
+        seed: Seed of the weights. Each parameter is a function of the seed and of its name alone.
 
     Raises:
-        ConfigError: If the configured embedding is smaller than the vocabulary.
+        ConfigError: If the configured embedding is smaller than the vocabulary, or if the weights need more
+            memory than this machine has.
     """
     model = empty_model(config, vocab_size=vocab_size)
     for name, parameter in model.named_parameters():
@@ -44,17 +45,18 @@ def build_model(config: ModelConfig, *, vocab_size: int, seed: int) -> Decoder |
 
 
 def meta_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
-    """A model on the device "meta": its names and shapes, without the memory for them."""
-    model_class = Decoder if isinstance(config, DecoderConfig) else EncoderDecoder
+    """Build a model on the meta device: names and shapes without storage."""
     with torch.device("meta"):
-        return model_class(config, vocab_size=vocab_size)
+        if isinstance(config, DecoderConfig):
+            return Decoder(config, vocab_size=vocab_size)
+        return EncoderDecoder(config, vocab_size=vocab_size)
 
 
 def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDecoder:
-    """A model on the CPU in fp32 whose weights are yet to be filled in.
+    """Build a model with uninitialized weights, in fp32 on the CPU.
 
     Raises:
-        ConfigError: If this machine has less memory than the weights alone take.
+        ConfigError: If the weights need more memory than this machine has.
     """
     _check_memory(config, vocab_size)
     model = meta_model(config, vocab_size=vocab_size)
@@ -67,30 +69,30 @@ def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDec
 
 def _check_memory(config: ModelConfig, vocab_size: int) -> None:
     num_bytes = 4 * count_parameters(config, vocab_size).total
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes > here:
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > machine_bytes:
         raise ConfigError(
             "model",
-            got=f"one of {num_bytes / 1e9:,.0f} GB in fp32",
-            rule=f"must fit into the {here / 1e9:,.0f} GB of memory of this machine",
-            remedy="Make it smaller; `reptrain sizes` counts it without building it.",
+            got=f"{num_bytes / 1e9:,.0f} GB of weights in fp32",
+            rule=f"must fit into the {machine_bytes / 1e9:,.0f} GB of memory of this machine",
+            remedy="Make the model smaller. `reptrain sizes` shows its size without building it.",
         )
 
 
 def parameter_shapes(config: ModelConfig, *, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Every parameter's name and shape, without the memory for it."""
+    """The shape of each parameter by name, without allocating memory."""
     model = meta_model(config, vocab_size=vocab_size)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """Initial values of one parameter: ones for a norm, zeros for a bias, else normal with mean 0.
+    """Initial values of one parameter: 1 for the gain of a norm, 0 for a bias, otherwise normal with mean 0.
 
     Args:
-        config: The model, for the standard deviation.
-        name: The parameter's name in the model.
-        shape: The parameter's shape.
-        seed: Keys the values, with the name.
+        config: The model, which sets the standard deviation.
+        name: Name of the parameter in the model.
+        shape: Shape of the parameter.
+        seed: Seed of the values, with the name.
 
     Returns:
         fp32, of ``shape``.
@@ -104,9 +106,12 @@ def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int
 
 
 def _decoder_std(config: DecoderConfig, name: str) -> float:
-    """Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
+    """Standard deviation of a decoder's parameter.
 
-    Their released code draws learned positions at half this; the models trained after it do not.
+    GPT-2's published code initializes learned positions with half of it; later GPT models do not.
+
+    Source:
+        Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
     """
     into_residual = name.endswith(_INTO_RESIDUAL)
     std = config.init_std / config.mup_ratio**0.5 if _is_hidden(name) else config.init_std
@@ -114,14 +119,16 @@ def _decoder_std(config: DecoderConfig, name: str) -> float:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether both sides of a matrix grow with the model's width."""
+    """Whether both dimensions of a matrix scale with the width of the model."""
     return name.startswith("blocks.")
 
 
 def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
-    """As T5's published code has it: what it reads has unit variance, and so have the unscaled scores.
+    """Standard deviation of a T5 parameter: attention scores and outputs have unit variance, unscaled.
 
-    A router's is that of ST-MoE. Fedus et al., "Switch transformers", 2021, section 2.4 scale the matrices.
+    Source:
+        T5's published code; Zoph et al., "ST-MoE", 2022 (the router); Fedus et al., "Switch transformers",
+        2021, section 2.4 (the scale of matrices).
     """
     if name == "embedding.weight":
         return 1.0
@@ -129,36 +136,40 @@ def _t5_std(config: T5Config, name: str, shape: torch.Size) -> float:
         return _T5_ROUTER_STD
     if "relative_bias" in name:
         return config.d_model**-0.5
-    inputs = shape[-1] * (config.head_dim if name.endswith(".query.weight") else 1)
-    return (config.init_scale / inputs) ** 0.5
+    num_inputs = shape[-1] * (config.head_dim if name.endswith(".query.weight") else 1)
+    return (config.init_scale / num_inputs) ** 0.5
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Optimizer groups: matrices, embeddings among them, decay; norms and relative position biases do not.
+    """Parameter groups of the optimizer.
 
-    Each group tells under `decays` which it is, and under `lr_ratio` where its rate is not the run's.
-
-    The table of biases is two-dimensional, but as any bias it is added, to the scores: its size does not
-    change with its inputs', and decay would pull attention to forget positions.
+    Matrices and embeddings get weight decay; norms, biases and relative position biases do not. A table of
+    relative position biases is two-dimensional, but it is added to attention scores as a bias is.
 
     Args:
         model: Any model.
+
+    Returns:
+        Groups with the keys `params`, `decays` (whether weight decay applies), `weight_decay` (0 if it does
+        not), and `lr_ratio` (factor of the learning rate) if it is not 1.
 
     Source:
         Yang et al., "Tensor programs V: Tuning large neural networks via zero-shot hyperparameter transfer",
         2022, table 8 for Adam (the rates of a decoder's layers under `model.mup_base_width`).
     """
     ratio = model.config.mup_ratio if isinstance(model, Decoder) else 1.0
-    decayed, kept, hidden = [], [], []
+    decayed: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
+    hidden: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2 or "relative_bias" in name:
-            kept.append(parameter)
+            not_decayed.append(parameter)
         else:
             (hidden if ratio != 1 and _is_hidden(name) else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "decays": True},
-        {"params": kept, "decays": False, "weight_decay": 0.0},
+        {"params": not_decayed, "decays": False, "weight_decay": 0.0},
     ]
     return [*groups, {"params": hidden, "decays": True, "lr_ratio": 1 / ratio}] if hidden else groups

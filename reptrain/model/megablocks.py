@@ -1,9 +1,9 @@
-"""MegaBlocks' dropless grouped mixture of experts: its dispatch and its matrix product.
+"""The MegaBlocks backend: its dispatch and its grouped matrix product.
 
-The package is no dependency: `make megablocks` installs it, with a CUDA compiler at hand.
+The package is optional: `make megablocks` installs it, and needs a CUDA compiler.
 
-Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts of a token,
-N = B T K assignments, I columns in, O columns out.
+Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts per token,
+N = B T K assignments of a token to an expert, I input columns, O output columns.
 
 Source:
     Gale et al., "MegaBlocks: Efficient sparse training with mixture-of-experts", 2022.
@@ -18,15 +18,15 @@ from torch import Tensor
 from reptrain.errors import ConfigError
 from reptrain.model.dispatch import Dispatch
 
-# In the order in which one needs the other; the first two are compiled for CUDA.
+# In the order of their dependencies; the first two are compiled for CUDA.
 _MODULES = ("megablocks_ops", "grouped_gemm", "stk", "megablocks")
 
 
 def require_megablocks() -> None:
-    """Look for all parts before anything is trained.
+    """Check that MegaBlocks and its compiled parts can be imported.
 
     Raises:
-        ConfigError: Naming the part that is missing or does not load.
+        ConfigError: If a part is missing or does not load.
     """
     for name in _MODULES:
         try:
@@ -41,7 +41,12 @@ def require_megablocks() -> None:
 
 
 class MegaBlocksDispatch(Dispatch):
-    """`Dispatch` by MegaBlocks' radix sort and copies, which take the gates along."""
+    """`Dispatch` by MegaBlocks' radix sort and copy kernels.
+
+    Args:
+        expert_BTK: int64, experts of each token.
+        num_experts: E.
+    """
 
     def __init__(self, expert_BTK: Tensor, num_experts: int) -> None:
         from megablocks import ops
@@ -54,14 +59,14 @@ class MegaBlocksDispatch(Dispatch):
         self.end_E = ops.inclusive_cumsum(histogram_E, 0).view(-1)
         self.count_E = histogram_E.long()
 
-    def send(self, x_BTD: Tensor) -> Tensor:
-        """Each token as often as it is assigned, sorted by expert: x_ND."""
+    def dispatch(self, x_BTD: Tensor) -> Tensor:
+        """Copy each token to its K assignments, x_ND, sorted by expert."""
         from megablocks import ops
 
         return ops.gather(x_BTD.flatten(0, 1), self.index_N, self.bin_N, self.end_E, self.top_k)
 
-    def collect(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
-        """Each token's assignments put together, weighted by the gates: y_BTD."""
+    def combine(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
+        """Sum the outputs of each token's experts, weighted by the gates: y_BTD."""
         from megablocks import ops
 
         gate_N = gate_BTK.flatten()
@@ -70,7 +75,7 @@ class MegaBlocksDispatch(Dispatch):
 
 
 def megablocks_mm(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
-    """Each expert's rows times the transpose of its matrix; the counts go to the host, as it wants."""
+    """Multiply each expert's rows by the transpose of its matrix: y_NO. Copies the counts to the host."""
     from megablocks import grouped_gemm_util
 
     return grouped_gemm_util.ops.gmm(x_NI, weight_EOI, count_E.cpu(), trans_b=True)

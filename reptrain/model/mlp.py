@@ -1,4 +1,4 @@
-"""The MLP of a layer.
+"""The dense MLP of a layer.
 
 Shapes: B rows, T positions, D width of the residual stream, F hidden units.
 """
@@ -13,14 +13,17 @@ from reptrain_kernels.ops.gated import activate
 
 
 class MLP(nn.Module):
-    """Each position through a layer of hidden units.
+    """An MLP with one hidden layer, gated or not.
 
     Args:
         d_model: D.
         d_ff: F.
-        activation: Gated or not.
-        dropout: Of the hidden units.
-        bias: Of each projection.
+        activation: Activation of the hidden units; a gated one has a third projection.
+        dropout: Dropout of the hidden units.
+        bias: Whether each projection has a bias.
+
+    Source:
+        Shazeer, "GLU variants improve transformer", 2020 (the gated forms).
     """
 
     def __init__(
@@ -34,7 +37,15 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
-        """Transform each position; ``keys_PB``, the layer's dropout keys, may be None: no dropout."""
+        """Transform each position.
+
+        Args:
+            x_BTD: Normalized states.
+            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+
+        Returns:
+            y_BTD, in the dtype of the weights or of autocast.
+        """
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
         key_B, rate_2 = self.dropout.key_and_rate(keys_PB)
         return self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))

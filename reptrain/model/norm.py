@@ -1,6 +1,8 @@
-"""Normalization of the residual stream, and the joining of a branch that comes right before it.
+"""Normalization of the residual stream, fused with the residual add before it.
 
-A branch is joined by the norm, in its own call, so that on CUDA both are one pass over the stream.
+A norm takes the branch and adds it to the residual stream, so that on CUDA both are one pass over the stream.
+
+Shapes: B rows, T positions, D width of the residual stream.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
-    """Division by the root of the mean square, computed in fp32, and a gain for each unit.
+    """Divides by the root mean square, computed in fp32, and multiplies by a learned gain.
 
     Args:
-        width: Units of a position.
+        width: D.
         eps: Added to the mean square.
 
     Source:
@@ -32,32 +34,32 @@ class RMSNorm(nn.Module):
     def forward(
         self, x_BTD: Tensor, branch_BTD: Tensor | None = None, drops: Drops | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalize each position.
+        """Normalize each position, after a residual add if there is a branch.
 
         Args:
-            x_BTD: The stream.
-            branch_BTD: Joins the stream before; None: nothing does.
-            drops: What of the branch is dropped; None: nothing.
+            x_BTD: The residual stream.
+            branch_BTD: Added to the residual stream first; None: no residual add.
+            drops: Dropout of the branch; None: no dropout.
 
         Returns:
-            The normed positions; with a branch the stream that it has joined, and these.
+            The normalized states; with a branch, the new residual stream and its normalized states.
         """
         if branch_BTD is None:
             return rms_norm(x_BTD, self.weight, self.eps)
         return join_and_norm(x_BTD, branch_BTD, self.weight, self.eps, drops)
 
     def extra_repr(self) -> str:
-        """Shown in the model's printout."""
+        """The arguments that `repr` shows."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class LayerNorm(nn.Module):
-    """Centred and divided by the standard deviation, in fp32, with a gain for each unit.
+    """Subtracts the mean and divides by the standard deviation, in fp32, and multiplies by a learned gain.
 
     Args:
-        width: Units of a position.
+        width: D.
         eps: Added to the variance.
-        bias: Whether each unit also has an offset.
+        bias: Whether to add a learned bias.
 
     Source:
         Ba et al., "Layer normalization", 2016.
@@ -72,7 +74,7 @@ class LayerNorm(nn.Module):
     def forward(
         self, x_BTD: Tensor, branch_BTD: Tensor | None = None, drops: Drops | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalize each position (see `RMSNorm`)."""
+        """Normalize each position, after a residual add if there is a branch (see `RMSNorm.forward`)."""
         stream_BTD = x_BTD if branch_BTD is None else join(x_BTD, branch_BTD, drops)
         normed_BTD = F.layer_norm(stream_BTD.float(), self.weight.shape, eps=self.eps).to(stream_BTD.dtype)
         normed_BTD = normed_BTD * self.weight
@@ -81,12 +83,14 @@ class LayerNorm(nn.Module):
         return normed_BTD if branch_BTD is None else (stream_BTD, normed_BTD)
 
     def extra_repr(self) -> str:
-        """Shown in the model's printout."""
+        """The arguments that `repr` shows."""
         return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
 
 
 def build_norm(config: DecoderConfig) -> RMSNorm | LayerNorm:
-    """A decoder's norm, of the kind that it asks for."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps)
-    return LayerNorm(config.d_model, config.norm_eps, bias=config.bias)
+    """The norm that a decoder's configuration names."""
+    match config.norm:
+        case "rmsnorm":
+            return RMSNorm(config.d_model, config.norm_eps)
+        case "layernorm":
+            return LayerNorm(config.d_model, config.norm_eps, bias=config.bias)

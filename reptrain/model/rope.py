@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding (see `reptrain_kernels.ops.rope`).
+"""The angles of rotary position embeddings (`reptrain_kernels.ops.rope` applies them).
 
 Shapes: B rows, T positions, N width of a head, M = N / 2 frequencies.
 
@@ -18,7 +18,7 @@ from reptrain.config.rope import LinearRope, RopeScaling
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles, fp32; [B, T, M] where each row has positions of its own."""
+    """Cosines and sines of the angles, fp32; [B, T, M] if each row has its own positions."""
 
     cos_TM: Tensor
     sin_TM: Tensor
@@ -33,14 +33,14 @@ def rotation(
 ) -> Rotation:
     """The rotation of positions 0 ... num_positions - 1.
 
-    Computed where it is used: a buffer would be rounded when the model is cast to bf16.
+    It is recomputed in each forward pass, because casting the model to bf16 would round a buffer.
 
     Args:
         num_positions: T.
         head_dim: N, even.
         theta: Base of the frequencies.
-        device: Of the result.
-        scaling: Of the frequencies; None: none.
+        device: Device of the result.
+        scaling: Scaling of the frequencies; None: no scaling.
     """
     exponent_M = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     position_T = torch.arange(num_positions, dtype=torch.float32, device=device)
@@ -52,7 +52,7 @@ def rotation(
 
 
 def _scaled(frequency_M: Tensor, scaling: RopeScaling) -> Tensor:
-    """Scale frequencies, in radians per position (see `reptrain.config.rope`)."""
+    """Scale frequencies, in radians per position; `reptrain.config.rope` gives the formulas and sources."""
     stretched_M = frequency_M / scaling.factor
     if isinstance(scaling, LinearRope):
         return stretched_M

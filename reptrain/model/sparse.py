@@ -1,7 +1,8 @@
-"""The sparse layer: a router, its experts, and the way of the tokens there and back.
+"""The MLPs of layers, dense or sparse. A sparse one is a router, its experts, dispatch and combine.
 
-Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts of a token,
-N = B T K assignments, L sparse layers in the order in which they run, S = 4 + E figures of a layer.
+Shapes: B rows of a micro-batch, T positions, D width of the residual stream, E experts, K experts per token,
+N = B T K assignments of a token to an expert, G routing groups, L sparse layers in execution order,
+S = 4 + E statistics of a layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reptrain.config.model import Activation, MoEConfig
+from reptrain.config.model import Activation, ModelConfig, MoEConfig
 from reptrain.config.scheduled import Scheduled
 from reptrain.model.dispatch import Dispatch
 from reptrain.model.dropout import Dropout, Site
@@ -25,46 +26,51 @@ from reptrain_kernels.implementation import Implementation
 
 
 class LayerRouting(NamedTuple):
-    """What the router of one layer did."""
+    """Losses and statistics of one layer's router."""
 
     loss_nats: Tensor
-    """fp32: its losses, to be added to the sum of the nats."""
+    """fp32 scalar: the router losses, weighted by targets, to add to the summed loss."""
     figure_S: Tensor
-    """fp64, without gradient, sums over groups or tokens: balance loss and z-loss, each times the targets of
-    its group; assignments dropped; assignments; then the assignments of each expert, dropped ones too."""
+    """fp64, no gradient, sums over the micro-batch: balance loss and z-loss, each times the targets of its
+    group; number of dropped assignments; number of assignments; number of assignments of each expert, dropped
+    ones included."""
 
 
 @dataclass(eq=False)
 class Routing:
-    """What the routers of a forward pass did: made by the caller, filled by the model."""
+    """Losses and statistics of all routers in a forward pass: the caller creates it, the model fills it."""
 
     num_targets_B: Tensor
-    """int64, the targets of each row."""
+    """int64: number of targets in each row."""
     loss_nats: Tensor | None = None
-    """fp32: the losses of all layers, to be added to the sum of the nats; None for a dense model."""
+    """fp32 scalar: the router losses of all layers, to add to the summed loss; None for a dense model."""
     figure_LS: Tensor | None = None
-    """fp64: see `LayerRouting`."""
+    """fp64: statistics of each layer (see `LayerRouting.figure_S`); None for a dense model."""
 
     def fill(self, layers: list[LayerRouting]) -> None:
-        """Take up what the layers did."""
+        """Store the results of the layers."""
         if layers:
             self.loss_nats = torch.stack([layer.loss_nats for layer in layers]).sum()
             self.figure_LS = torch.stack([layer.figure_S for layer in layers])
 
 
 class SparseMLP(nn.Module):
-    """Each token through its experts, and through the shared MLP where there is one.
+    """A mixture of experts, and an optional shared MLP that every token passes through.
 
-    A group's losses are means over its tokens. They are weighted by its targets, as its nats are, so that
-    over micro-batches and ranks both add up.
+    Router losses are means over the tokens of a routing group. Each is weighted by its group's targets, so
+    that it adds up over micro-batches and ranks as the model's loss does.
 
     Args:
         d_model: D.
-        d_ff: Hidden units of the dense MLP, for where the sparse layers say nothing else.
-        activation: swiglu and geglu are gated, relu is not.
-        config: Of the sparse layers.
-        dropout: Rate of the experts' hidden units.
-        shared_dropout: Of the hidden units of the shared MLP.
+        d_ff: Hidden units of an expert if ``config`` has no `d_ff`.
+        activation: Activation of the hidden units, gated or not.
+        config: Configuration of the sparse layers.
+        dropout: Dropout rate of the experts' hidden units.
+        shared_dropout: Dropout of the shared MLP's hidden units.
+
+    Source:
+        Fedus et al., "Switch transformers", 2021 (the layer); Dai et al., "DeepSeekMoE", 2024, section
+        3.2 (the shared expert).
     """
 
     def __init__(
@@ -93,12 +99,13 @@ class SparseMLP(nn.Module):
         """Transform each token.
 
         Args:
-            x_BTD: The positions.
-            keys_PB: Dropout keys of the layer's sites; None drops nothing.
-            routed: What is known of the positions.
+            x_BTD: Normalized states.
+            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            routed: Which positions are tokens, and the targets of each row.
 
         Returns:
-            y_BTD, zeros for padding, and what the router did where ``routed`` has targets.
+            y_BTD, the experts' part 0 for padding; and the router's losses and statistics, None if ``routed``
+            has no targets.
         """
         choice, losses = self.router(x_BTD, routed.is_token_BT, keys_PB)
         y_BTD = self._through_experts(x_BTD, choice, keys_PB)
@@ -106,29 +113,31 @@ class SparseMLP(nn.Module):
             y_BTD = y_BTD + self.shared(x_BTD, keys_PB)
         if routed.num_targets_B is None:
             return y_BTD, None
-        return y_BTD, self._sum_up(choice, losses, routed.is_token_BT, routed.num_targets_B)
+        return y_BTD, self._layer_routing(choice, losses, routed.is_token_BT, routed.num_targets_B)
 
     def _through_experts(self, x_BTD: Tensor, choice: Choice, keys_PB: Tensor | None) -> Tensor:
         experts = self.config.num_experts
         if self.config.backend == "megablocks":
             dispatch: Dispatch = MegaBlocksDispatch(choice.expert_BTK, experts)
         else:
-            # The plain reference stays plain on every device.
+            # The loop backend is the reference: plain torch on every device.
             impl: Implementation | None = "torch" if self.config.backend == "loop" else None
             dispatch = Dispatch(choice.expert_BTK, experts, impl=impl)
-        key_N = None if keys_PB is None else self._keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
-        y_ND = self.experts(dispatch.send(x_BTD), dispatch.count_E, key_N)
-        return dispatch.collect(y_ND, choice.gate_BTK)
+        key_N = (
+            None if keys_PB is None else self._assignment_keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
+        )
+        y_ND = self.experts(dispatch.dispatch(x_BTD), dispatch.count_E, key_N)
+        return dispatch.combine(y_ND, choice.gate_BTK)
 
-    def _keys(self, expert_BTK: Tensor, keys_PB: Tensor) -> Tensor:
-        """A key for each assignment, int64 [N], folded from the row's, the slot among the token's experts and
-        the position, so that dispatch takes the identity of a token along."""
+    def _assignment_keys(self, expert_BTK: Tensor, keys_PB: Tensor) -> Tensor:
+        """Dropout key of each assignment, int64 [N]: a function of row, slot among the token's experts, and
+        position, not of the place after dispatch."""
         _, positions, slots = expert_BTK.shape
         position_T, slot_K = (torch.arange(n, device=keys_PB.device) for n in (positions, slots))
         key_BK = counter.fold(keys_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
         return counter.fold(key_BK[:, None], position_T[:, None]).flatten()
 
-    def _sum_up(
+    def _layer_routing(
         self, choice: Choice, losses: RouterLosses, is_token_BT: Tensor, num_targets_B: Tensor
     ) -> LayerRouting:
         config = self.config
@@ -144,26 +153,23 @@ class SparseMLP(nn.Module):
         )
 
 
-def build_mlp(
-    d_model: int,
-    d_ff: int,
-    *,
-    activation: Activation,
-    sparse: MoEConfig | None,
-    dropout: Scheduled | float,
-    expert_dropout: Scheduled | float,
-    bias: bool = False,
-) -> MLP | SparseMLP:
-    """The MLP of a layer: dense, or sparse where it is told how."""
-    hidden_dropout = Dropout(dropout, Site.MLP_HIDDEN)
+def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = False) -> MLP | SparseMLP:
+    """The MLP of a layer.
+
+    Args:
+        config: The model.
+        sparse: Configuration of a sparse MLP; None: a dense MLP.
+        bias: Whether each projection of a dense MLP has a bias.
+    """
+    hidden_dropout = Dropout(config.dropout.mlp, Site.MLP_HIDDEN)
     if sparse is None:
-        return MLP(d_model, d_ff, activation=activation, dropout=hidden_dropout, bias=bias)
+        return MLP(config.d_model, config.d_ff, activation=config.mlp, dropout=hidden_dropout, bias=bias)
     return SparseMLP(
-        d_model,
-        d_ff,
-        activation=activation,
+        config.d_model,
+        config.d_ff,
+        activation=config.mlp,
         config=sparse,
-        dropout=expert_dropout,
+        dropout=config.dropout.expert,
         shared_dropout=hidden_dropout,
     )
 
@@ -171,7 +177,7 @@ def build_mlp(
 def transform(
     mlp: MLP | SparseMLP, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
 ) -> tuple[Tensor, LayerRouting | None]:
-    """Pass positions through the MLP of a layer, whichever it is."""
+    """Apply the MLP of a layer: y_BTD, and the routing of a sparse one (see `SparseMLP.forward`)."""
     if isinstance(mlp, SparseMLP):
         return mlp(x_BTD, keys_PB, routed)
     return mlp(x_BTD, keys_PB), None

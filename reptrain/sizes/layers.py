@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from reptrain.config.counted import CountedConfig
-from reptrain.config.model import DecoderConfig, MoEConfig, StackShape, T5Config, is_gated
+from reptrain.config.model import DecoderConfig, MoEConfig, StackShape, T5Config, is_gated, norm_vectors
 
 CountableConfig = DecoderConfig | T5Config | CountedConfig
 """All that can be counted; the last cannot be trained."""
@@ -96,4 +96,4 @@ def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
 
 def norm_parameters(config: DecoderConfig | CountedConfig) -> int:
     """Of one norm."""
-    return config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
+    return config.d_model * norm_vectors(config.norm, has_bias=config.bias)

@@ -1,4 +1,4 @@
-"""Micro-batches made by hand."""
+"""Micro-batches for tests."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ def windows(tokens_BL: Tensor, lengths: list[int], noise: dict[str, np.ndarray] 
 
 
 def places(lengths: list[int] | np.ndarray, *, epoch: int = 0, width: int = 64) -> NoisePlaces:
-    """Windows one behind the other in the stream of one source."""
+    """Consecutive windows in the stream of one source."""
     length = np.array(lengths, dtype=np.int64)
     return NoisePlaces(
         np.zeros_like(length), np.full_like(length, epoch), np.arange(len(length)) * width, length

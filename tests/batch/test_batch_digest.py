@@ -19,7 +19,7 @@ def make(tokens: np.ndarray, start: np.ndarray, length: np.ndarray) -> MicroBatc
     vocab=st.sampled_from([2, 2048, 2**31]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_batch_digest_equals_the_audits(rows: int, width: int, vocab: int, seed: int) -> None:
+def test_batch_digest_equals_that_of_the_audit(rows: int, width: int, vocab: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     tokens = draw.integers(0, vocab, (rows, width))
     length, start = draw.integers(0, width + 1, rows), draw.integers(0, 2**50, rows)

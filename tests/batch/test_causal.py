@@ -14,7 +14,7 @@ def test_causal_predicts_every_token_once() -> None:
     assert example.is_raw_BT.all()
 
 
-def test_causal_ignores_what_lies_behind_a_row() -> None:
+def test_causal_ignores_padding() -> None:
     tokens = torch.ones(3, 5, dtype=torch.int64)
     example = Causal(start_id=0).example(windows(tokens, [5, 1, 0]))
     assert (example.targets_BT != IGNORE).sum(dim=1).tolist() == [5, 1, 0]
@@ -27,7 +27,7 @@ def test_causal_handles_windows_of_one_token() -> None:
     assert (example.inputs["tokens_BT"].tolist(), example.targets_BT.tolist()) == ([[0]], [[7]])
 
 
-def test_causal_starts_every_document_alike_under_a_document_mask() -> None:
+def test_causal_with_document_mask_begins_each_document_with_the_start_token() -> None:
     tokens = torch.tensor([[5, 6, 1, 7, 1, 8]])
     example = Causal(start_id=0, document_eos_id=1).example(windows(tokens, [6]))
     assert example.inputs["tokens_BT"].tolist() == [[0, 5, 6, 0, 7, 0]]

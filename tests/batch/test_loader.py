@@ -20,7 +20,7 @@ def loader(tiny: Callable[..., RunConfig]) -> Loader:
 
 
 def rows_of(loader: Loader, step: int) -> dict[int, list[int]]:
-    """Tokens by row of the global batch, over one rank's micro-batches; padding left out."""
+    """Tokens of one rank's micro-batches by row of the global batch, without padding."""
     return {
         int(row): tokens[:length].tolist()
         for batch in loader.batch(step).micro_batches
@@ -31,27 +31,27 @@ def rows_of(loader: Loader, step: int) -> dict[int, list[int]]:
 
 @given(world_size=st.integers(1, 5), micro=st.integers(1, 7), seed=st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_loader_gives_the_same_rows_on_any_ranks(
+def test_loader_rows_do_not_depend_on_the_number_of_ranks(
     loader: Loader, world_size: int, micro: int, seed: int
 ) -> None:
     step = seed % loader.steps.num_steps
     expected = rows_of(loader, step)
-    found: dict[int, list[int]] = {}
+    actual: dict[int, list[int]] = {}
     for rank in range(world_size):
         share = rows_of(replace(loader, rank=rank, world_size=world_size, micro_batch_windows=micro), step)
-        assert not found.keys() & share.keys()
-        found |= share
-    assert found == expected
+        assert not actual.keys() & share.keys()
+        actual |= share
+    assert actual == expected
     assert len(expected) == loader.steps.window_range(step)[1]
 
 
-def test_loader_reads_what_the_plan_says(loader: Loader) -> None:
+def test_loader_follows_the_plan(loader: Loader) -> None:
     batch = loader.batch(1).micro_batches[0]
     start, length = int(batch.start_B[2]), int(batch.length_B[2])
     assert batch.tokens_BL[2, :length].tolist() == loader.stream.read(start, length).tolist()
 
 
-def test_iterate_is_addressed_by_step_alone(loader: Loader) -> None:
+def test_iterate_from_a_step_equals_the_rest_of_the_run(loader: Loader) -> None:
     whole = [batch.micro_batches[0].tokens_BL for batch in loader.iterate()]
     assert len(whole) == loader.steps.num_steps
     for first in (1, loader.steps.num_steps - 1, loader.steps.num_steps):
@@ -60,7 +60,7 @@ def test_iterate_is_addressed_by_step_alone(loader: Loader) -> None:
         assert all(torch.equal(tokens, whole[step]) for step, tokens in again)
 
 
-def test_iterate_raises_what_its_thread_met(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterate_raises_errors_of_its_thread(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise OSError("the disk is gone")
 

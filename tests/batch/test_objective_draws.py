@@ -1,4 +1,4 @@
-"""What objectives draw, over 100,000 windows, and what diffusion's weights make of it."""
+"""The distributions of the objectives' noise over 100,000 windows, and of masked diffusion's bound."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def chi_squared(counts: np.ndarray, shares: np.ndarray | None = None) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_prefix_lm_splits_everywhere_alike() -> None:
+def test_prefix_lm_splits_are_uniform() -> None:
     split = prefix_lm(33, in_one_row=True).noise(places([33] * NUM), width=33)["split_B"]
     assert (split.min(), split.max()) == (1, 32)
-    # 31 degrees of freedom: more than 75.8 once in 100,000 seeds.
+    # 31 degrees of freedom: one seed in 100,000 exceeds 75.8.
     assert chi_squared(np.bincount(split)[1:]) < 75.8
 
 
-def test_ul2_draws_its_denoisers_by_weight_and_hides_as_each_says() -> None:
+def test_ul2_draws_denoisers_by_weight_with_their_spans() -> None:
     drawn = ul2(32, in_one_row=False).noise(places([32] * NUM), width=32)
-    # Two of seven are R, one S, four X; 2 degrees of freedom.
+    # Of seven denoisers, two are R, one S, four X; 2 degrees of freedom.
     assert chi_squared(np.bincount(drawn["mode_B"]), np.array([2, 1, 4]) / 7) < 23.0
     hidden, mode = drawn["is_noise_BL"], drawn["mode_B"]
     sequential = hidden[mode == 1]
@@ -49,41 +49,41 @@ def test_ul2_draws_its_denoisers_by_weight_and_hides_as_each_says() -> None:
     # Spans by the seven settings, noise 5 or 16 over means of 3, 8 and 64, and the one of S.
     begins = (hidden & ~np.pad(hidden, ((0, 0), (1, 0)))[:, :-1]).sum(1)
     ways = ((0, 2), (0, 1), (1, 1), (2, 5), (2, 2), (2, 1))
-    found = np.array([((mode == of) & (begins == spans)).sum() for of, spans in ways])
-    assert found.sum() == NUM
-    assert chi_squared(found, np.array([1, 1, 1, 1, 1, 2]) / 7) < 30.9
+    actual = np.array([((mode == of) & (begins == spans)).sum() for of, spans in ways])
+    assert actual.sum() == NUM
+    assert chi_squared(actual, np.array([1, 1, 1, 1, 1, 2]) / 7) < 30.9
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_masked_diffusion_masks_any_number_at_any_place_alike(exact: bool) -> None:
+def test_masked_diffusion_masks_are_uniform(exact: bool) -> None:
     drawn = diffusion(8, exact=exact).noise(places([8] * NUM), width=8)
     masked = drawn["is_noise_BL"].sum(1)
     counts = np.bincount(masked, minlength=9)
     if exact:
         assert counts[0] == 0
         assert np.array_equal(drawn["weight_B"], (8 / masked).astype(np.float32))
-        # 7 degrees of freedom, and 8 for the numbers from 0 on.
+        # 7 degrees of freedom; 8 if the count may be 0.
         assert chi_squared(counts[1:]) < 39.0
     else:
         assert chi_squared(counts) < 41.0
     assert np.abs(drawn["is_noise_BL"].mean(0) - (9 / 16 if exact else 1 / 2)).max() < 0.008
-    # Of those with two masks all 28 pairs of places: 27 degrees of freedom.
+    # With two masks there are 28 pairs of positions: 27 degrees of freedom.
     pairs = drawn["is_noise_BL"][masked == 2]
-    found = np.array([(pairs[:, i] & pairs[:, j]).sum() for i, j in combinations(range(8), 2)])
-    assert chi_squared(found) < 69.0
+    actual = np.array([(pairs[:, i] & pairs[:, j]).sum() for i, j in combinations(range(8), 2)])
+    assert chi_squared(actual) < 69.0
 
 
-def test_fill_in_the_middle_cuts_at_its_rate_and_anywhere() -> None:
+def test_fill_in_the_middle_splits_at_its_rate_and_uniformly() -> None:
     drawn = middle(9, rate=0.3).noise(places([9] * NUM), width=9)
     # 2 degrees of freedom.
     assert chi_squared(np.bincount(drawn["order_B"]), np.array([0.7, 0.15, 0.15])) < 23.0
     first, second = drawn["cuts_B2"].T
     assert (first <= second).all() and first.min() == 0 and second.max() == 9
-    # Two of ten places: each pair of different ones twice as likely as a place twice. 54 degrees of freedom.
-    found = np.zeros((10, 10))
-    np.add.at(found, (first, second), 1)
+    # Two of ten cuts: an unequal pair is twice as likely as an equal one. 54 degrees of freedom.
+    actual = np.zeros((10, 10))
+    np.add.at(actual, (first, second), 1)
     upper = np.triu_indices(10)
-    assert chi_squared(found[upper], np.where(upper[0] == upper[1], 1, 2) / 100) < 108.0
+    assert chi_squared(actual[upper], np.where(upper[0] == upper[1], 1, 2) / 100) < 108.0
 
 
 def nats(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def nats(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
 
 
 def elbo(logits_of: Callable[..., torch.Tensor], objective, window: int, rows: int) -> tuple[float, float]:
-    """The mean bound in nats per token over the rows, and its standard error."""
+    """Mean bound in nats per token over the rows, and its standard error."""
     tokens = np.random.default_rng(0).integers(2, 600, (rows, window))
     example = example_of(objective, tokens, [window] * rows)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def uniform(tokens_BT: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
     return torch.zeros(1, 1, 50).expand(*tokens_BT.shape, 50)
 
 
-def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
+def test_masked_diffusion_bound_of_a_uniform_model_is_log_v() -> None:
     objective, expected = diffusion(32, noise_seed=1), math.log(50)
     tokens_below_50 = np.random.default_rng(0).integers(2, 50, (4000, 32))
 
@@ -113,7 +113,7 @@ def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
         nats_BT = nats(uniform(example.inputs["tokens_BT"]), example.targets_BT)
         return (example.weighted(nats_BT).sum(1) / example.loss_tokens_B).double()
 
-    # With a number of masks the weight is its inverse share: every window gives log V.
+    # With exact masking the weight is the inverse fraction of masked tokens: every window gives log V.
     assert torch.allclose(bound(objective), torch.tensor(expected, dtype=torch.float64), rtol=1e-5)
     per_window = bound(diffusion(32, exact=False, noise_seed=1))
     error = float(per_window.std()) / 4000**0.5
@@ -121,17 +121,17 @@ def test_masked_diffusion_bounds_a_uniform_model_by_log_v() -> None:
     assert float(per_window.mean()) == pytest.approx(expected, abs=4 * error)
 
 
-def test_masked_diffusion_weighs_what_regularizers_add_as_it_does_nats() -> None:
+def test_masked_diffusion_weights_apply_to_loss_regularizers() -> None:
     tokens = np.random.default_rng(0).integers(2, 50, (100, 32))
     example = example_of(diffusion(32, noise_seed=1), tokens, [32] * 100)
     logits_BTV = uniform(example.inputs["tokens_BT"])
     targets = targets_of(example, Settings(label_smoothing=0.1, z_loss=0.5), factor=2.0)
     per_token = cross_entropy(logits_BTV, targets).loss / 2 / example.loss_tokens_B.sum()
-    # A uniform model has nothing to smooth, and a logsumexp of log V.
+    # For a uniform model label smoothing adds 0, and the logsumexp is log V.
     assert float(per_token) == pytest.approx(math.log(50) + 0.5 * math.log(50) ** 2, rel=1e-5)
 
 
-def test_masked_diffusion_bounds_alike_by_either_masking() -> None:
+def test_masked_diffusion_bound_is_the_same_for_both_maskings() -> None:
     model = build_model(DECODER, vocab_size=VOCABULARY, seed=0).eval()
     exact, error = elbo(model, diffusion(8, noise_seed=1), 8, 4000)
     independent, other_error = elbo(model, diffusion(8, exact=False, noise_seed=1), 8, 4000)
@@ -139,7 +139,7 @@ def test_masked_diffusion_bounds_alike_by_either_masking() -> None:
     assert exact == pytest.approx(independent, abs=4 * (error + other_error))
 
 
-def test_stratified_times_spread_over_the_epochs_of_each_window() -> None:
+def test_stratified_times_are_even_over_the_epochs_of_a_window() -> None:
     objective = diffusion(64, exact=False, noise_seed=2)
     stratified = type(objective)(MASK, exact=False, stratified=True, noise_seed=2)
     window = places([64] * 200)
@@ -152,7 +152,7 @@ def test_stratified_times_spread_over_the_epochs_of_each_window() -> None:
         )
         gaps = np.diff(np.sort(times, axis=0), axis=0)
         assert (gaps.min() > 0.08) == evenly
-        # Over windows they are uniform either way: the standard error of 200 is 0.02.
+        # Over windows both are uniform: the standard error of 200 is 0.02.
         assert np.abs(times.mean(1) - 0.5).max() < 0.1
 
 
@@ -197,9 +197,9 @@ def test_tokenizer_without_sentinels_is_refused(
 
 
 def test_reserved_ids_are_the_last_sentinels(tiny: Callable[..., RunConfig]) -> None:
-    # The tokenizer has 512 pieces, of which <extra_id_31> is 480, and <extra_id_29> 482.
+    # The tokenizer has 512 pieces: <extra_id_31> is 480, <extra_id_29> is 482.
     ids = tuple(range(511, 479, -1))
     assert open_data(tiny("objective.name=fill_in_the_middle")).objective.ids == (480, 481, 482)
     assert open_data(tiny("objective.name=masked_diffusion")).objective.mask_id == 480
-    found = open_data(tiny("objective.name=ul2")).objective
-    assert (found.mode_ids, found.sentinel_ids) == ((480, 481, 482), ids[:-3])
+    actual = open_data(tiny("objective.name=ul2")).objective
+    assert (actual.mode_ids, actual.sentinel_ids) == ((480, 481, 482), ids[:-3])

@@ -1,4 +1,4 @@
-"""What holds for every objective: examples, reconstruction, what noise depends on, and no target leaks."""
+"""Properties of every objective: examples, reconstruction, noise that depends on the window, no leaks."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def example_of(objective: Any, tokens: np.ndarray, lengths: list[int], *, epoch:
 
 
 def read(example: Example, row: int) -> tuple[list[int], list[int]]:
-    """What a row reads without being asked for it, and its targets."""
+    """Input tokens of a row that are not predicted, and its targets."""
     targets = example.targets_BT[row]
     inputs = example.inputs
     if "source_BS" in inputs:
@@ -127,7 +127,7 @@ def read(example: Example, row: int) -> tuple[list[int], list[int]]:
 
 
 def unhidden(source: list[int], targets: list[int]) -> list[int]:
-    """The window that inputs and targets of hidden spans give back together."""
+    """Reconstruct the window from the inputs and targets of hidden spans."""
     assert source[-1] == targets[-1] == EOS
     spans: dict[int, list[int]] = {}
     for token in targets[:-1]:
@@ -140,7 +140,7 @@ def unhidden(source: list[int], targets: list[int]) -> list[int]:
 
 
 def in_order(targets: list[int]) -> list[int]:
-    """The window whose parts fill-in-the-middle has exchanged."""
+    """Reconstruct the window from the reordered parts of fill-in-the-middle."""
     if not targets or targets[0] != MODES[0]:
         return targets
     assert targets[-1] == EOS
@@ -159,7 +159,7 @@ def rebuilt(name: str, example: Example, row: int) -> list[int]:
         return in_order(targets[targets != IGNORE].tolist())
     source, targets = read(example, row)
     if "prefix" in name:
-        # In a decoder the start token stands before them.
+        # In a decoder-only model the start token comes before them.
         return (source[1:] if "decoder" in name else source) + targets
     if not source:
         return targets
@@ -176,7 +176,7 @@ def rebuilt(name: str, example: Example, row: int) -> list[int]:
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=40)
 @given(window=st.integers(1, 120), seed=st.integers(0, 2**40), data=st.data())
-def test_inputs_and_targets_give_back_the_window(name: str, window: int, seed: int, data: Any) -> None:
+def test_inputs_and_targets_reconstruct_the_window(name: str, window: int, seed: int, data: Any) -> None:
     lengths = [*data.draw(st.lists(st.integers(0, window), min_size=1, max_size=4)), window]
     tokens = np.random.default_rng(seed).integers(FIRST_RAW, 600, (len(lengths), window))
     objective = ALL[name](window, noise_seed=seed)
@@ -193,7 +193,7 @@ def test_inputs_and_targets_give_back_the_window(name: str, window: int, seed: i
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_positions_are_those_that_the_configuration_counts(name: str) -> None:
+def test_example_shape_matches_the_configuration(name: str) -> None:
     family, kind = name.split()[:2]
     given = {"name": kind} | ({"prefix_fraction": 0.4} if "fixed" in name else {})
     given |= {"rate": 0.7} if kind == "fill_in_the_middle" else {}
@@ -208,9 +208,9 @@ def test_positions_are_those_that_the_configuration_counts(name: str) -> None:
     source = example.inputs.get("source_BS", torch.zeros(1, 0))
     assert (source.shape[1], example.targets_BT.shape[1]) == config.shape(length, family)
     counts = config.counts(length)
-    found = example.num_inputs_B.double().mean(), example.is_scored_BT.sum(1).double().mean()
+    actual = example.num_inputs_B.double().mean(), example.is_scored_BT.sum(1).double().mean()
     # A standard deviation of at most half the window, over 4,000 windows: five standard errors.
-    assert [float(count) for count in found] == pytest.approx([float(count) for count in counts], abs=2.5)
+    assert [float(count) for count in actual] == pytest.approx([float(count) for count in counts], abs=2.5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -248,33 +248,33 @@ T5 = T5Config(
 
 
 @pytest.mark.parametrize("name", ["decoder causal", *ALL])
-def test_no_logit_knows_its_target(name: str) -> None:
-    """Change a token of the window: the logits where it is predicted stay as they were."""
+def test_no_logit_depends_on_its_target(name: str) -> None:
+    """Changing a token of the window does not change the logits that predict it."""
     model = build_model(T5 if name.startswith("t5") else DECODER, vocab_size=VOCABULARY, seed=0).eval()
     objective = Causal(START) if name == "decoder causal" else ALL[name](24, noise_seed=3)
     tokens = np.random.default_rng(1).integers(FIRST_RAW, 600, (4, 24))
-    before, found, reached = example_of(objective, tokens, [24] * 4), 0, 0
-    asked_BT = before.is_raw_BT.clone()
+    before, actual, reached = example_of(objective, tokens, [24] * 4), 0, 0
+    predicted_BT = before.is_raw_BT.clone()
     if "denoising" in name:
-        # What is not masked stands in the inputs, to be copied.
+        # Tokens that are not masked are in the inputs too.
         masked = objective.noise(places([24] * 4, width=24), width=24)["is_noise_BL"]
-        asked_BT[before.is_raw_BT] = torch.from_numpy(masked).flatten()
+        predicted_BT[before.is_raw_BT] = torch.from_numpy(masked).flatten()
     with torch.no_grad():
         logits_BTV = model(**before.inputs)
         for column in range(24):
             other = tokens.copy()
             other[:, column] = 601
             after = example_of(objective, other, [24] * 4)
-            changed_BT = (before.targets_BT != after.targets_BT) & asked_BT
+            changed_BT = (before.targets_BT != after.targets_BT) & predicted_BT
             changed_BTV = model(**after.inputs)
             assert torch.equal(logits_BTV[changed_BT], changed_BTV[changed_BT]), column
             reached += not torch.equal(logits_BTV, changed_BTV)
-            found += int(changed_BT.sum())
-    assert found == int(asked_BT.sum()) > 0
+            actual += int(changed_BT.sum())
+    assert actual == int(predicted_BT.sum()) > 0
     assert reached >= 12
 
 
-def test_positions_of_a_prefix_read_all_of_it_and_nothing_else() -> None:
+def test_prefix_positions_attend_to_the_prefix_alone() -> None:
     model = build_model(DECODER, vocab_size=VOCABULARY, seed=0).eval()
     tokens = torch.randint(2, 600, (1, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_positions_of_a_prefix_read_all_of_it_and_nothing_else() -> None:
         )
 
 
-def test_document_mask_holds_within_a_prefix() -> None:
+def test_document_mask_applies_within_a_prefix() -> None:
     tokens = np.array([[11, 12, EOS, 21, 22, EOS, 31, 32]])
     prefix = prefix_lm(8, in_one_row=True, fraction=0.5, document_eos_id=EOS)
     example = example_of(prefix, tokens, [8])

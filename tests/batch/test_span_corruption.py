@@ -1,4 +1,4 @@
-"""Span corruption: counts, reconstruction, distributions, and what its noise depends on."""
+"""Span corruption: counts, reconstruction, and the distribution and keys of its noise."""
 
 from collections import Counter
 from dataclasses import replace
@@ -35,13 +35,13 @@ def drawn(objective: SpanCorruption, lengths: list[int], *, epoch: int = 0) -> n
 
 
 def runs_of(mask: np.ndarray) -> list[tuple[bool, int]]:
-    """Runs of equal values: (value, length)."""
+    """Runs of equal values, as (value, length)."""
     cuts = np.flatnonzero(np.diff(mask)) + 1
     return [(bool(part[0]), len(part)) for part in np.split(mask, cuts)]
 
 
 def rebuilt(source: list[int], targets: list[int]) -> list[int]:
-    """The window that inputs and targets give back together."""
+    """Reconstruct the window from inputs and targets."""
     assert source[-1] == targets[-1] == EOS
     spans: dict[int, list[int]] = {}
     for token in targets[:-1]:
@@ -80,7 +80,7 @@ def test_span_counts_are_the_published_ones(density, mean, raw, targets, noise, 
     seed=st.integers(0, 2**62),
     data=st.data(),
 )
-def test_example_gives_back_the_window(window, density, mean, seed, data) -> None:
+def test_example_reconstructs_the_window(window, density, mean, seed, data) -> None:
     lengths = [*data.draw(st.lists(st.integers(0, window), min_size=1, max_size=4)), window]
     objective = make(window, density, mean, noise_seed=seed)
     tokens = np.random.default_rng(seed).integers(FIRST_RAW, 30_000, (len(lengths), window))
@@ -102,22 +102,22 @@ def test_example_gives_back_the_window(window, density, mean, seed, data) -> Non
     assert scored == objective.loss_tokens(places(lengths))
 
 
-def test_noise_draws_all_corruptions_alike() -> None:
-    # 3 of 9 tokens in 2 spans: 2 ways to cut the noise, 5 to cut the rest, so 10 masks.
+def test_noise_is_uniform_over_all_corruptions() -> None:
+    # 3 of 9 tokens in 2 spans: 2 divisions of the hidden tokens times 5 of the others give 10 masks.
     objective = make(9, 1 / 3, 1.5)
     masks = drawn(objective, [9] * 100_000)
-    found = Counter(map(tuple, masks.tolist()))
-    assert len(found) == 10
-    # Chi-squared with 9 degrees of freedom exceeds 33.7 once in 10,000 seeds.
-    assert sum((count - 10_000) ** 2 / 10_000 for count in found.values()) < 33.7
+    actual = Counter(map(tuple, masks.tolist()))
+    assert len(actual) == 10
+    # Chi-squared with 9 degrees of freedom: one seed in 10,000 exceeds 33.7.
+    assert sum((count - 10_000) ** 2 / 10_000 for count in actual.values()) < 33.7
 
 
-def test_noise_hides_every_place_but_the_first_about_equally() -> None:
+def test_noise_hides_all_positions_but_the_first_about_equally() -> None:
     masks = drawn(make(64), [64] * 100_000)
     share = masks.mean(axis=0)
     assert share.mean() == pytest.approx(10 / 64)
     assert share[0] == 0
-    # A window begins with kept tokens and ends with a hidden one; in the middle all places are alike.
+    # A window begins with a kept token and ends with a hidden one; all positions between are equally likely.
     assert np.all(np.abs(share[8:48] - share[8:48].mean()) < 0.01)
     assert masks[:, -1].all()
 
@@ -160,7 +160,7 @@ def test_document_mask_gives_each_token_its_own_segment() -> None:
     width = int((made.targets_BT != IGNORE).sum())
     assert made.targets_BT[0, :width].tolist() == [first, 12, EOS, 21, second, 32, EOS]
     assert made.inputs["segments_BT"][0, :width].tolist() == [1, 1, 1, 2, 3, 3, 3]
-    # Where a segment begins, the decoder reads the start token and not the last token of another document.
+    # At the start of a segment, the input is the start token, not the last token of another document.
     assert made.inputs["inputs_BT"][0, :width].tolist() == [START, first, 12, START, START, second, 32]
     source = made.inputs["source_segments_BS"][0]
     assert made.inputs["source_BS"][0][source > 0].tolist() == [11, first, 22, EOS, 31, second, EOS]

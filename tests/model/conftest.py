@@ -1,4 +1,4 @@
-"""Every test here computes small models."""
+"""Tests in this folder compute with small models."""
 
 from __future__ import annotations
 

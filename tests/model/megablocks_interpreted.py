@@ -1,4 +1,4 @@
-"""Holds the MegaBlocks backend against the plain one under Triton's interpreter, without CUDA.
+"""Compare the MegaBlocks backend with the loop backend in Triton's interpreter, without CUDA.
 
 A script: whether Triton interprets is decided when it is imported. Stand-ins in plain torch take the place of
 the parts that are compiled for CUDA; the copies to the experts and back are MegaBlocks' own Triton kernels.
@@ -22,7 +22,7 @@ from reptrain.model.sparse import SparseMLP
 
 
 class OneConfig:
-    """Stands in for Triton's autotuner, which looks for a GPU to time on."""
+    """Replaces Triton's autotuner, which needs a GPU for its timings."""
 
     def __init__(self, kernel: Any, chosen: dict[str, int]) -> None:
         self.kernel, self.chosen = kernel, chosen
@@ -33,8 +33,8 @@ class OneConfig:
 
 def sort(x_N: Tensor, end_bit: int, sorted_N: Tensor, index_N: Tensor) -> None:
     assert x_N.max() < 2**end_bit
-    for into, found in zip((sorted_N, index_N), x_N.sort(stable=True), strict=True):
-        into.copy_(found)
+    for into, actual in zip((sorted_N, index_N), x_N.sort(stable=True), strict=True):
+        into.copy_(actual)
 
 
 def gmm(x_NI: Tensor, weight_E: Tensor, count_E: Tensor, trans_b: bool) -> Tensor:
@@ -44,7 +44,7 @@ def gmm(x_NI: Tensor, weight_E: Tensor, count_E: Tensor, trans_b: bool) -> Tenso
 
 
 def stand_in() -> None:
-    """Put plain torch where the compiled parts are looked for."""
+    """Replace the compiled parts by plain torch."""
     compiled, grouped = ModuleType("megablocks_ops"), ModuleType("grouped_gemm")
     compiled.sort = sort
     compiled.histogram = lambda x_N, num_bins: torch.bincount(x_N, minlength=num_bins).int()
@@ -56,7 +56,7 @@ def stand_in() -> None:
 
 
 def outcome(backend: str, top_k: int, dtype: torch.dtype, activation: str) -> list[Tensor]:
-    """Output, router losses and every gradient of a sparse layer."""
+    """Output, router losses and all gradients of a sparse layer."""
     torch.manual_seed(0)
     config = MoEConfig(num_experts=5, top_k=top_k, backend=backend, shared_d_ff=8)
     shared = Dropout(0.3, Site.MLP_HIDDEN)
@@ -74,14 +74,14 @@ def outcome(backend: str, top_k: int, dtype: torch.dtype, activation: str) -> li
 
 
 def main() -> None:
-    """Every case; an error is a failure."""
+    """Check every case; any error fails the test."""
     stand_in()
     require_megablocks()
     for activation in ("swiglu", "relu"):
         for top_k in (1, 2):
             for dtype, rtol in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
-                found, expected = (outcome(b, top_k, dtype, activation) for b in ("megablocks", "loop"))
-                for one, other in zip(found, expected, strict=True):
+                actual, expected = (outcome(b, top_k, dtype, activation) for b in ("megablocks", "loop"))
+                for one, other in zip(actual, expected, strict=True):
                     torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * other.abs().max().item())
     print("equal")
 

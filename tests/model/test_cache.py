@@ -1,4 +1,4 @@
-"""Step by step with a cache: the logits of the whole forward pass, for rows of different lengths."""
+"""Decoding with a cache: the logits of the full forward pass, for rows of different lengths."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def rows(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     is_token_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids_BT = torch.randint(VOCAB, is_token_BT.shape, generator=generator)
-    # Padding of another id, so that a position that reads it is found out.
+    # Padding has an id of its own, so that attending to it changes the logits.
     return ids_BT, is_token_BT
 
 
-def check(found_B1V: Tensor, expected_BTV: Tensor, last_B: Tensor) -> None:
+def check(actual_B1V: Tensor, expected_BTV: Tensor, last_B: Tensor) -> None:
     expected_BV = expected_BTV[torch.arange(len(last_B)), last_B]
     assert expected_BV.std() > 0.3
-    torch.testing.assert_close(found_B1V[:, 0], expected_BV, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual_B1V[:, 0], expected_BV, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
-def test_decoder_with_a_cache_gives_the_logits_of_the_whole(kind: str) -> None:
+def test_decoder_with_cache_matches_full_forward_pass(kind: str) -> None:
     config = DecoderConfig(**SMALL | DECODERS[kind])
     model = build_model(config, vocab_size=VOCAB, seed=3).eval()
     prompt_BT, is_token_BT = rows(LENGTHS, 1)
@@ -76,7 +76,7 @@ def test_decoder_with_a_cache_gives_the_logits_of_the_whole(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ENCODER_DECODERS)
 @torch.no_grad()
-def test_encoder_decoder_with_a_cache_gives_the_logits_of_the_whole(kind: str) -> None:
+def test_encoder_decoder_with_cache_matches_full_forward_pass(kind: str) -> None:
     config = T5Config(**T5 | ENCODER_DECODERS[kind])
     model = build_model(config, vocab_size=VOCAB, seed=3).eval()
     source_BS, is_source_BS = rows([30, 7, 1], 1)
@@ -85,7 +85,7 @@ def test_encoder_decoder_with_a_cache_gives_the_logits_of_the_whole(kind: str) -
     states_BSD = model.encode(source_BS, segments_BS)
     cache = Cache(config.num_decoder_layers, 3, 150, torch.device("cpu"))
     expected_BTV = model(source_BS, inputs_BT, source_segments_BS=segments_BS, segments_BT=ones_BT)
-    # Several inputs at once and one by one, beyond the largest distance that has a bucket of its own.
+    # Several inputs at once, then one by one, to distances that share the last bucket.
     single = [(step, step + 1) for step in [*range(5, 30), *range(135, 150)]]
     for first, last in sorted([(0, 5), (30, 135), *single]):
         logits_B1V = model.decode(

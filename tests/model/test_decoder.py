@@ -1,4 +1,4 @@
-"""The decoder: what it computes, and that dropout depends on the place in the run alone."""
+"""The decoder: outputs, attention masks, and dropout that depends on seed, step, row and site alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def context(row_B: Tensor, step: int = 5) -> DropoutContext:
 @pytest.mark.parametrize(
     "changes", [{}, {"tie_embeddings": True}, {"num_kv_heads": None}, {"vocab_size": 64}]
 )
-def test_decoder_has_as_many_parameters_as_counted(changes: dict[str, Any]) -> None:
+def test_decoder_parameters_match_the_count(changes: dict[str, Any]) -> None:
     config = small(**changes)
     with torch.device("meta"):
         model = Decoder(config, vocab_size=VOCAB)
@@ -47,7 +47,7 @@ def test_decoder_has_as_many_parameters_as_counted(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("dropout", [{}, ALL_SITES])
-def test_decoder_sees_no_later_token(dropout: dict[str, float]) -> None:
+def test_decoder_is_causal(dropout: dict[str, float]) -> None:
     model, tokens_BT, rows = built(dropout=dropout), tokens(), torch.arange(4)
     changed_BT = tokens_BT.clone()
     changed_BT[:, 7] = (changed_BT[:, 7] + 1) % VOCAB
@@ -57,7 +57,7 @@ def test_decoder_sees_no_later_token(dropout: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("dropout", [{}, {"attention": 1e-9}], ids=["fused", "spelled_out"])
-def test_decoder_with_segments_sees_each_document_as_if_alone(dropout: dict[str, float]) -> None:
+def test_decoder_with_segments_treats_documents_independently(dropout: dict[str, float]) -> None:
     model, tokens_BT, rows = built(dropout=dropout), tokens(2), torch.arange(2)
     segments_BT = torch.tensor([[1] * 5 + [2] * 7, [1] * 3 + [2] * 6 + [0] * 3])
     logits_BTV = model(tokens_BT, segments_BT=segments_BT, dropout=context(rows))
@@ -91,7 +91,7 @@ def test_decoder_drops_at_each_site_in_training_only(site: str) -> None:
     torch.testing.assert_close(model.eval()(tokens(), dropout=context(rows)), plain(tokens()))
 
 
-def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None:
+def test_decoder_sites_of_equal_shape_have_different_masks() -> None:
     model, rows = built(dropout={"embedding": 0.5, "residual": 0.5}), torch.arange(4)
     sites = [(0, model.embedding_dropout)]
     for layer, block in enumerate(model.blocks):
@@ -101,7 +101,7 @@ def test_decoder_drops_different_units_at_different_sites_of_one_shape() -> None
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
-def test_decoder_gives_each_row_the_same_logits_in_any_micro_batch(micro_batch: int) -> None:
+def test_decoder_logits_do_not_depend_on_the_micro_batch(micro_batch: int) -> None:
     model, tokens_BT, rows = built(dropout=ALL_SITES), tokens(6), torch.tensor([8, 3, 0, 11, 5, 6])
     whole = model(tokens_BT, dropout=context(rows))
     parts = [
@@ -117,7 +117,7 @@ def test_decoder_attention_with_spelled_out_weights_equals_sdpa() -> None:
     torch.testing.assert_close(spelled_out(tokens(), dropout=context(torch.arange(4))), fused(tokens()))
 
 
-def test_decoder_groups_queries_as_repeated_keys_and_values_would() -> None:
+def test_decoder_grouped_queries_match_repeated_keys_and_values() -> None:
     grouped, full = built(), built(num_kv_heads=None)
     weights = grouped.state_dict()
     for name in weights:
@@ -135,7 +135,7 @@ def gradients(model: Decoder, rows: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_decoder_that_recomputes_has_the_same_gradients_with_dropout(recompute: Recompute) -> None:
+def test_decoder_with_recomputation_has_the_same_gradients_with_dropout(recompute: Recompute) -> None:
     plain, checkpointed = built(dropout=ALL_SITES), built(dropout=ALL_SITES)
     checkpointed.recompute = recompute
     expected = gradients(plain, torch.arange(4))
@@ -144,7 +144,7 @@ def test_decoder_that_recomputes_has_the_same_gradients_with_dropout(recompute: 
         assert torch.equal(grad, want)
 
 
-def test_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_decoder_checkpointing_saves_fewer_activations() -> None:
     kept = []
     for recompute in ("none", "full"):
         model, sizes = built(dropout=ALL_SITES), []
@@ -158,7 +158,7 @@ def test_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
 @pytest.mark.parametrize(
     "recompute", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "full"))]
 )
-def test_decoder_compiles_whole_and_once_for_all_steps(recompute: Recompute) -> None:
+def test_decoder_compiles_once_without_graph_breaks(recompute: Recompute) -> None:
     model = built(dropout=ALL_SITES)
     model.recompute = recompute
     counter = CompileCounterWithBackend("aot_eager")
@@ -203,7 +203,7 @@ def test_decoder_learns_to_copy_a_sequence() -> None:
 
 
 @pytest.mark.gpu
-def test_decoder_on_a_gpu_has_the_logits_of_the_cpu() -> None:
+def test_decoder_logits_on_a_gpu_match_the_cpu() -> None:
     model, rows = built(dropout=ALL_SITES), torch.arange(4)
     expected = model(tokens(), dropout=context(rows))
     logits_BTV = model.cuda()(tokens().cuda(), dropout=context(rows.cuda())).cpu()

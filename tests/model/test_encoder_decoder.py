@@ -1,4 +1,4 @@
-"""T5: what a position sees, and that dropout depends on the place in the run alone."""
+"""T5: attention masks, and dropout that depends on seed, step, row and site alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def built(**changes: Any) -> EncoderDecoder:
 
 
 def inputs(num_rows: int = 3) -> Inputs:
-    """Rows of two documents and padding on both sides."""
+    """Rows of two documents, with padding in inputs and targets."""
     generator = torch.Generator().manual_seed(0)
     source_BS, inputs_BT = (torch.randint(VOCAB, (num_rows, n), generator=generator) for n in (S, T))
     return {
@@ -42,7 +42,7 @@ def context(row_B: Tensor | None = None, step: int = 5) -> DropoutContext:
 
 
 def changed(given: Inputs, name: str, where: Tensor) -> Inputs:
-    """Other tokens at these positions of every row."""
+    """Change the tokens at these positions of every row."""
     tokens = given[name].clone()
     tokens[:, where] = (tokens[:, where] + 1) % VOCAB
     return given | {name: tokens}
@@ -60,7 +60,7 @@ def changed(given: Inputs, name: str, where: Tensor) -> Inputs:
     ],
     ids=["later input", "input padding", "document 1", "document 2", "source padding"],
 )
-def test_encoder_decoder_sees_its_document_up_to_its_position(
+def test_encoder_decoder_attends_within_its_document_and_causally(
     dropout: dict[str, float], name: str, where: slice, blind: list[int], seeing: list[int]
 ) -> None:
     model, given = built(dropout=dropout), inputs()
@@ -72,7 +72,7 @@ def test_encoder_decoder_sees_its_document_up_to_its_position(
     assert not torch.isclose(before[:, seeing], after[:, seeing]).all(-1).any()
 
 
-def test_encoder_decoder_sees_each_document_as_if_alone() -> None:
+def test_encoder_decoder_treats_documents_independently() -> None:
     # Positions count within the row, and only their differences matter.
     model, given = built(), inputs(1)
     logits_BTV = model(**given)
@@ -86,7 +86,7 @@ def test_encoder_decoder_sees_each_document_as_if_alone() -> None:
         torch.testing.assert_close(logits_BTV[:, target], alone_BTV, rtol=1e-5, atol=1e-5)
 
 
-def test_encoder_decoder_sees_the_whole_row_where_all_is_one_segment() -> None:
+def test_encoder_decoder_with_one_segment_attends_to_the_whole_row() -> None:
     model, given = built(), inputs()
     for name in ("source_segments_BS", "segments_BT"):
         given[name] = torch.ones_like(given[name])
@@ -95,12 +95,12 @@ def test_encoder_decoder_sees_the_whole_row_where_all_is_one_segment() -> None:
 
 
 @pytest.mark.parametrize("dropout", [{}, ALL_SITES], ids=["fused", "spelled_out"])
-def test_encoder_decoder_reads_zeros_where_a_document_has_no_source(dropout: dict[str, float]) -> None:
+def test_encoder_decoder_cross_attention_is_zero_without_a_source(dropout: dict[str, float]) -> None:
     model, given = built(dropout=dropout), inputs()
     segments_BS = given["source_segments_BS"].clone()
-    segments_BS[0, 6:11] = 0  # The second document has none,
-    segments_BS[1] = 1  # nor have the second and the padding,
-    segments_BS[2] = 0  # nor has anything but the padding.
+    segments_BS[0, 6:11] = 0  # The second document has no source,
+    segments_BS[1] = 1  # nor have the second document and the padding,
+    segments_BS[2] = 0  # and only the padding has one.
     logits_BTV = model(**given | {"source_segments_BS": segments_BS}, dropout=context())
     logits_BTV.square().sum().backward()
     assert logits_BTV.isfinite().all()
@@ -126,7 +126,7 @@ def test_encoder_decoder_drops_at_each_site_in_training_only(site: str) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, 1])
-def test_encoder_decoder_keys_each_of_its_dropouts_differently(
+def test_encoder_decoder_sites_have_different_keys(
     stored: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = {"num_stored_encoder_layers": stored, "num_stored_decoder_layers": stored}
@@ -134,18 +134,18 @@ def test_encoder_decoder_keys_each_of_its_dropouts_differently(
     seen, random_words = [], counter.random_words
 
     def noted(key: Tensor, *sizes: int) -> Tensor:
-        # Of attention weights each row has a key for each head.
+        # Attention weights have one key per row and head.
         seen.append(key.reshape(len(key), -1)[:, 0])
         return random_words(key, *sizes)
 
     monkeypatch.setattr(counter, "random_words", noted)
     model(**inputs(), dropout=context())
-    # Four in a layer of the encoder, six in one of the decoder, two for each stack.
+    # Four sites per encoder layer, six per decoder layer, two per stack.
     assert len(seen) == len(torch.stack(seen).unique(dim=0)) == 2 * 4 + 3 * 6 + 2 * 2
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_encoder_decoder_gives_each_row_the_same_logits_in_any_micro_batch(micro_batch: int) -> None:
+def test_encoder_decoder_logits_do_not_depend_on_the_micro_batch(micro_batch: int) -> None:
     model, given, rows = built(dropout=ALL_SITES), inputs(), torch.tensor([8, 3, 0])
     whole = model(**given, dropout=context(rows))
     parts = []
@@ -179,7 +179,7 @@ def test_encoder_decoder_with_checkpointed_blocks_has_the_same_gradients_with_dr
         assert torch.equal(grad, want)
 
 
-def test_encoder_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_encoder_decoder_checkpointing_saves_fewer_activations() -> None:
     kept = []
     for recompute in ("none", "full"):
         model, sizes = built(dropout=ALL_SITES), []
@@ -192,7 +192,7 @@ def test_encoder_decoder_checkpointing_keeps_less_for_the_backward_pass() -> Non
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.slow
-def test_encoder_decoder_compiles_whole_and_once_for_all_steps(recompute: Recompute) -> None:
+def test_encoder_decoder_compiles_once_without_graph_breaks(recompute: Recompute) -> None:
     model = built(dropout=ALL_SITES, num_encoder_layers=1)
     model.recompute = recompute
     counter = CompileCounterWithBackend("aot_eager")
@@ -226,7 +226,7 @@ def test_encoder_decoder_runs_in_bf16_close_to_fp32(dropout: dict[str, float]) -
 
 
 @pytest.mark.gpu
-def test_encoder_decoder_on_a_gpu_has_the_logits_of_the_cpu() -> None:
+def test_encoder_decoder_logits_on_a_gpu_match_the_cpu() -> None:
     model = built(dropout=ALL_SITES)
     expected = model(**inputs(), dropout=context())
     on_gpu = {name: tensor.cuda() for name, tensor in inputs().items()}

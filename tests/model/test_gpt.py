@@ -1,4 +1,4 @@
-"""The GPT type: transformers' logits from the same weights, and its parts."""
+"""The GPT family: the logits of transformers from the same weights, and its parts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def tokens() -> torch.Tensor:
     return torch.randint(VOCAB, (3, WINDOW), generator=torch.Generator().manual_seed(0))
 
 
-def test_gpt_has_the_logits_of_transformers_gpt2() -> None:
+def test_gpt_logits_match_gpt2_of_transformers() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: no parity")
     ours = gpt()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in ours.parameters():
-            if parameter.ndim == 1:  # Else gains of one and offsets of zero would hide each other.
+            if parameter.ndim == 1:  # Gains of 1 and biases of 0 would hide swapped parameters.
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -79,8 +79,8 @@ def test_gpt_has_the_logits_of_transformers_gpt2() -> None:
     [[1] * 5 + [2] * 9 + [3] * 6 + [0] * 4, [1] * 4 + [2] * 6 + [1] * 8 + [2] * 6],
     ids=["packed", "inputs_then_targets"],
 )
-def test_document_in_a_window_is_read_as_it_is_alone(positions: str, segments_T: list[int]) -> None:
-    """Under a document mask nothing of a document depends on where it stands in its window."""
+def test_document_does_not_depend_on_its_place_in_the_window(positions: str, segments_T: list[int]) -> None:
+    """With a document mask, logits of a document equal those of the document alone."""
     changes = {} if positions == "learned" else {"positions": "rope", "max_positions": None}
     model = gpt(**changes)
     tokens_BT = torch.randint(VOCAB, (3, 24), generator=torch.Generator().manual_seed(5))
@@ -90,7 +90,7 @@ def test_document_in_a_window_is_read_as_it_is_alone(positions: str, segments_T:
         within = segments_BT[0] == document
         alone_BTV = model(tokens_BT[:, within])
         torch.testing.assert_close(packed_BTV[:, within], alone_BTV, rtol=1e-5, atol=1e-5)
-    # Far from what the window's own positions give.
+    # Positions that count from the window's start give other logits.
     assert (packed_BTV[:, -8:-4] - model(tokens_BT)[:, -8:-4]).abs().max() > 0.01
 
 
@@ -107,7 +107,7 @@ def test_gpt_is_initialized_as_gpt2() -> None:
             assert parameter.std().item() == pytest.approx(expected, rel=0.04), name
 
 
-def test_gpt_without_biases_has_none() -> None:
+def test_gpt_with_bias_false_has_no_biases() -> None:
     assert not [name for name, _ in gpt(bias=False).named_parameters() if name.endswith("bias")]
 
 
@@ -132,6 +132,6 @@ def test_layer_norm_follows_its_formula_in_fp32() -> None:
         (GPT | {"max_positions": 31}, r"data\.window_tokens .* at most model\.max_positions 31"),
     ],
 )
-def test_options_that_do_not_agree_are_refused(model: dict[str, Any], words: str) -> None:
+def test_conflicting_options_are_refused(model: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         validate(RunConfig, {"data": {"store": "a", "window_tokens": 32}, "model": model})

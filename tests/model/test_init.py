@@ -16,7 +16,7 @@ T5 = T5Config(
 )
 
 
-def test_build_model_is_a_function_of_the_seed_and_the_names_alone() -> None:
+def test_build_model_depends_on_seed_and_names_alone() -> None:
     model = build_model(WIDE, vocab_size=100, seed=1)
     torch.rand(5)
     again, deeper = (
@@ -69,7 +69,7 @@ def test_build_model_gives_t5_the_published_standard_deviations() -> None:
             assert (weight == 1).all()
         else:
             std = expected[name.split(".")[-2]]
-            # Four standard errors: the tables of biases hold 96 numbers.
+            # Four standard errors: a table of relative biases has 96 elements.
             assert weight.std().item() == pytest.approx(std, rel=4 / (2 * weight.numel()) ** 0.5), name
 
 
@@ -93,7 +93,7 @@ def test_build_model_ties_the_head_to_the_embedding(config: DecoderConfig | T5Co
     assert (model.head.weight != 0).any()
 
 
-def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
+def test_parameter_groups_decay_matrices_only_and_are_complete() -> None:
     model: Decoder = build_model(DecoderConfig(tie_embeddings=True), vocab_size=100, seed=1)
     decayed, kept = parameter_groups(model)
     assert decayed["decays"] and not kept["decays"] and kept["weight_decay"] == 0
@@ -106,7 +106,7 @@ def test_parameter_groups_decay_matrices_only_and_miss_nothing() -> None:
 def test_parameter_groups_of_t5_leave_norms_and_position_biases_undecayed() -> None:
     model: EncoderDecoder = build_model(T5, vocab_size=100, seed=1)
     decayed, kept = parameter_groups(model)
-    # Two norms in a layer of the encoder, three in one of the decoder; a norm and a table for each stack.
+    # Two norms per encoder layer, three per decoder layer; one norm and one table per stack.
     assert len(kept["params"]) == 2 + 2 * 3 + 2 + 2
     assert any(p is model.encoder.relative_bias.table.weight for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))

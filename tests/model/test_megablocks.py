@@ -1,4 +1,4 @@
-"""The MegaBlocks backend: its arithmetic under the interpreter, and what is said where it is not whole."""
+"""The MegaBlocks backend: its results in Triton's interpreter, and the error for a missing part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ installed = pytest.mark.skipif(
 
 
 @installed
-def test_megablocks_agrees_with_the_plain_backend_in_output_and_every_gradient() -> None:
+def test_megablocks_matches_the_loop_backend_in_output_and_gradients() -> None:
     script = Path(__file__).with_name("megablocks_interpreted.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -28,7 +28,7 @@ def test_megablocks_agrees_with_the_plain_backend_in_output_and_every_gradient()
     assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stdout + done.stderr
 
 
-def test_a_missing_part_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_megablocks_names_a_missing_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "megablocks_ops", None)
     with pytest.raises(ConfigError, match=r"megablocks_ops does not load.*make megablocks") as caught:
         require_megablocks()

@@ -1,4 +1,4 @@
-"""Options of both families: head width, biases, scaled RoPE, sliding window, position biases by layer."""
+"""Options of both families: head width, biases, scaled RoPE, sliding window, relative bias per layer."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ COUNTED: dict[str, ModelConfig] = {
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_model_has_as_many_parameters_as_counted(name: str) -> None:
+def test_model_parameters_match_the_count(name: str) -> None:
     config = COUNTED[name]
     model = build_model(config, vocab_size=VOCAB, seed=0)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(config, VOCAB).total
 
 
 def plain_attention(config: DecoderConfig, visible_TT: Tensor) -> Tensor:
-    """The first layer's attention spelled out, one head at a time, of `tokens(1)`."""
+    """Reference: attention of the first layer for `tokens(1)`, one head at a time."""
     model = build_model(config, vocab_size=VOCAB, seed=3)
     block, x_TD = model.blocks[0], model.embedding(tokens(1))[0]
     x_TD = block.attention_norm(x_TD)
@@ -93,17 +93,17 @@ def plain_attention(config: DecoderConfig, visible_TT: Tensor) -> Tensor:
     return block.attention.output(torch.cat(heads, -1))
 
 
-def found_attention(config: DecoderConfig, **inputs: Tensor) -> Tensor:
-    """The same by the model."""
-    model, found = build_model(config, vocab_size=VOCAB, seed=3), []
-    model.blocks[0].attention.register_forward_hook(lambda module, given, result: found.append(result))
+def model_attention(config: DecoderConfig, **inputs: Tensor) -> Tensor:
+    """The same attention, computed by the model."""
+    model, actual = build_model(config, vocab_size=VOCAB, seed=3), []
+    model.blocks[0].attention.register_forward_hook(lambda module, given, result: actual.append(result))
     model(tokens(1), **inputs)
-    return found[0][0]
+    return actual[0][0]
 
 
 @pytest.mark.parametrize("dropout", [{}, {"attention": 1e-9}], ids=["fused", "spelled out"])
 @pytest.mark.parametrize("case", ["causal", "documents", "prefix"])
-def test_sliding_window_hides_positions_that_are_too_far(case: str, dropout: dict[str, float]) -> None:
+def test_sliding_window_masks_distant_positions(case: str, dropout: dict[str, float]) -> None:
     config = decoder(sliding_window=4, head_dim=12, attention_bias="qkv", dropout=dropout)
     row_T = torch.arange(14)
     apart_TT = row_T[:, None] - row_T
@@ -116,10 +116,10 @@ def test_sliding_window_hides_positions_that_are_too_far(case: str, dropout: dic
         inputs = {"prefix_B": torch.tensor([6])}
     if dropout:
         inputs["dropout"] = DropoutContext(seed=0, step=0, row_B=torch.arange(1))
-    torch.testing.assert_close(found_attention(config, **inputs), plain_attention(config, seen_TT))
+    torch.testing.assert_close(model_attention(config, **inputs), plain_attention(config, seen_TT))
 
 
-def test_models_under_a_sliding_window_compute_on_other_devices_too() -> None:
+def test_sliding_window_runs_on_other_devices() -> None:
     with torch.device("meta"):
         model = Decoder(decoder(sliding_window=4), vocab_size=VOCAB)
     assert model(tokens().to("meta")).shape == (3, 14, VOCAB)
@@ -156,9 +156,9 @@ def test_scaled_rope_follows_its_formula() -> None:
             share = (64 / wavelength - 1) / (4 - 1)
             scaled.append((1 - share) * f / 8 + share * f)
     assert regimes == {"kept", "divided", "between"}
-    found = rotation(5, width, theta, CPU, scaling)
+    actual = rotation(5, width, theta, CPU, scaling)
     expected = torch.tensor([[math.sin(p * f) for f in scaled] for p in range(5)])
-    torch.testing.assert_close(found.sin_TM, expected)
+    torch.testing.assert_close(actual.sin_TM, expected)
 
 
 BOTH: dict[str, tuple[ModelConfig, dict[str, Tensor]]] = {
@@ -187,9 +187,9 @@ def gradients(family: str, *, recompute: str = "none", compiled: bool = False) -
     context = DropoutContext(seed=1, step=2, row_B=torch.arange(3))
     call = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
     call(**inputs, dropout=context, routing=Routing(torch.tensor([12] * 3))).square().mean().backward()
-    found = [parameter.grad for parameter in model.parameters()]
-    assert all(grad is not None and grad.isfinite().all() for grad in found)
-    return found
+    actual = [parameter.grad for parameter in model.parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in actual)
+    return actual
 
 
 @pytest.mark.parametrize("family", BOTH)
@@ -201,7 +201,7 @@ def test_recomputed_and_compiled_models_have_the_same_gradients(family: str, way
         torch.testing.assert_close(one, other)
 
 
-def test_position_biases_by_layer_are_each_layers_own() -> None:
+def test_relative_bias_per_layer_differs_between_layers() -> None:
     config, inputs = BOTH["t5"]
     model = build_model(config, vocab_size=VOCAB, seed=3).eval()
     assert model.encoder.relative_bias is None
@@ -217,8 +217,8 @@ def test_position_biases_by_layer_are_each_layers_own() -> None:
             table.weight.copy_(kept)
 
 
-def test_position_biases_by_layer_are_treated_as_those_of_a_stack() -> None:
-    """No weight decay, no Muon, and the same spread of initial values."""
+def test_relative_bias_per_layer_is_optimized_as_that_of_a_stack() -> None:
+    """No weight decay, no Muon, and the same initial standard deviation."""
     model = build_model(t5(relative_bias_per_layer=True, d_model=256), vocab_size=VOCAB, seed=3)
     tables = {name: p for name, p in model.named_parameters() if "relative_bias" in name}
     decayed = {id(p) for group in parameter_groups(model) if group["decays"] for p in group["params"]}
@@ -228,7 +228,7 @@ def test_position_biases_by_layer_are_treated_as_those_of_a_stack() -> None:
         assert table.std().item() == pytest.approx(256**-0.5, rel=0.4)
 
 
-def test_one_table_in_all_layers_is_a_stacks_table() -> None:
+def test_equal_tables_in_all_layers_match_one_table_for_the_stack() -> None:
     _, inputs = BOTH["t5"]
     shared, own = (
         build_model(t5(relative_bias_per_layer=per_layer), vocab_size=VOCAB, seed=3).eval()
@@ -241,7 +241,7 @@ def test_one_table_in_all_layers_is_a_stacks_table() -> None:
     torch.testing.assert_close(own(**inputs), shared(**inputs))
 
 
-def test_attention_in_torch_under_a_sliding_window_is_stated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_torch_attention_under_a_sliding_window_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     windowed = decoder(sliding_window=8)
     assert stated_attention(windowed, CPU, 64) == "torch"
     with assume(impl="triton"):
@@ -253,7 +253,7 @@ def test_attention_in_torch_under_a_sliding_window_is_stated(capsys: pytest.Capt
     assert "WARNING: model.sliding_window 8 is shorter than the window's 64" in capsys.readouterr().err
 
 
-def test_defaults_that_are_spelled_out_are_the_same_model_for_init_from() -> None:
+def test_init_from_accepts_explicit_defaults() -> None:
     spelled = decoder(head_dim=8, attention_bias="none", mlp_bias=False, num_stored_layers=2)
     assert _settings(spelled) == _settings(decoder())
 
@@ -280,6 +280,6 @@ def test_defaults_that_are_spelled_out_are_the_same_model_for_init_from() -> Non
         ),
     ],
 )
-def test_options_that_do_not_agree_are_refused(model: dict[str, Any], words: str) -> None:
+def test_conflicting_options_are_refused(model: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         validate(RunConfig, {"data": {"store": "a", "window_tokens": 32}, "model": model})

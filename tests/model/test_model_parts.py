@@ -1,4 +1,4 @@
-"""Norm, rotation and MLP against their formulas."""
+"""Norm, rotary embedding, MLP, relative bias and dropout keys against their formulas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_rms_norm_follows_its_formula() -> None:
     torch.testing.assert_close(norm(x), expected)
 
 
-def test_rms_norm_of_bf16_is_computed_in_fp32_and_rounded_once() -> None:
+def test_rms_norm_of_bf16_computes_in_fp32_and_rounds_once() -> None:
     x = torch.randn(4, 5, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
     norm = RMSNorm(300, eps=1e-6)
     expected = norm(x.float()).bfloat16()
@@ -69,11 +69,11 @@ def test_mlp_follows_its_formula(activation: Activation) -> None:
     torch.testing.assert_close(mlp(x, None), hidden @ mlp.down.weight.T)
 
 
-def test_buckets_docstring_shows_what_they_are() -> None:
+def test_buckets_docstring_examples_are_true() -> None:
     assert doctest.testmod(relative_bias) == (0, 1)
 
 
-def test_relative_bias_adds_the_number_of_the_offsets_bucket_in_each_head() -> None:
+def test_relative_bias_looks_up_the_bucket_of_each_offset() -> None:
     config = T5Config(family="t5", num_heads=2, relative_buckets=8, relative_max_distance=16)
     for bidirectional in (False, True):
         bias = RelativeBias(config, bidirectional=bidirectional)
@@ -90,7 +90,7 @@ def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:
     assert len(mask_BHTS.flatten(0, 1).flatten(1).unique(dim=0)) == 12
 
 
-def test_site_keys_are_folded_from_16_times_the_layer_and_the_place() -> None:
+def test_site_keys_fold_16_times_the_layer_plus_the_site() -> None:
     key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
     keys = [site_keys(key_B, layer)[site] for layer in range(3) for site in Site]
     assert len(torch.stack(keys).unique()) == 3 * 3 * len(Site)

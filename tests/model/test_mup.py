@@ -1,4 +1,4 @@
-"""muP: at the base's width nothing changes, and at others the same rate moves the model as far."""
+"""muP: no change at the base width, and updates of equal size at other widths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def decoder(width: int, base: int | None, **changes: Any) -> Decoder:
 
 
 def moved(model: Decoder, steps: int = 3) -> float:
-    """Root mean square of what a few steps of Adam change of the logits."""
+    """Root mean square of the change of the logits after a few steps of Adam."""
     tokens = torch.randint(VOCAB, (4, 17), generator=torch.Generator().manual_seed(0))
     optimizer = build_optimizer(model, AdamWConfig(lr=RATE))
     with torch.no_grad():
@@ -41,12 +41,12 @@ def moved(model: Decoder, steps: int = 3) -> float:
         return (model(tokens[:, :-1]) - before).square().mean().sqrt().item()
 
 
-def test_mup_at_its_base_changes_nothing() -> None:
+def test_mup_at_the_base_width_changes_nothing() -> None:
     assert moved(decoder(BASE, BASE)) == moved(decoder(BASE, None))
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_mup_moves_a_wide_model_as_far_as_a_narrow_one(tied: bool) -> None:
+def test_mup_updates_do_not_depend_on_the_width(tied: bool) -> None:
     narrow = moved(decoder(BASE, BASE, tie_embeddings=tied))
     wide, plain = (moved(decoder(8 * BASE, base, tie_embeddings=tied)) for base in (BASE, None))
     assert 0.5 < wide / narrow < 2
@@ -65,8 +65,8 @@ def test_mup_scales_the_layers_matrices_alone() -> None:
 
 
 @pytest.mark.parametrize(("scales", "expected"), [(False, 1.0), (True, 1 / 4)])
-def test_mup_decays_the_layers_matrices_by_the_width_on_request_alone(scales: bool, expected: float) -> None:
-    """A step without gradients, so that it decays and does nothing else."""
+def test_mup_scales_weight_decay_only_on_request(scales: bool, expected: float) -> None:
+    """A step with zero gradients only decays the weights."""
     decayed = {}
     for width in (BASE, 4 * BASE):
         model = decoder(width, BASE)
@@ -88,7 +88,7 @@ def test_mup_decays_the_layers_matrices_by_the_width_on_request_alone(scales: bo
         assert decayed[4 * BASE, name] == pytest.approx(wide, abs=1e-5), name
 
 
-def test_mup_is_refused_where_it_has_no_rule() -> None:
+def test_mup_is_refused_with_muon_and_with_moe() -> None:
     data = {"data": {"store": "a"}, "model": {"mup_base_width": 64}}
     with pytest.raises(ConfigError, match=r"model\.mup_base_width needs optimizer\.name adamw"):
         validate(RunConfig, data | {"optimizer": {"name": "muon"}})

@@ -1,4 +1,4 @@
-"""Dropout rates that change from step to step: compiled code takes them as it is."""
+"""Scheduled dropout rates: compiled models follow them without recompilation."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ T5 = {"family": "t5", "d_model": 16, "num_heads": 2, "head_dim": 8, "d_ff": 24}
 T5 |= {"num_encoder_layers": 2, "num_decoder_layers": 2}
 SPARSE = {"num_experts": 3, "every": 2, "shared_d_ff": 16, "jitter": 0.1}
 FAMILIES = {"decoder": DECODER, "t5": T5, "sparse": DECODER | {"moe": SPARSE}}
-# Kinds of layers, each of which is compiled once.
+# Kinds of layers; each is compiled once.
 KINDS = {"decoder": 1, "t5": 2, "sparse": 2}
-# With how often each kind is compiled: at first, and where the rates leave 0.
+# Number of compilations of each kind: the first, and one when the rates leave 0.
 SCHEDULES = pytest.mark.parametrize(
     ("schedule", "times"),
     [
@@ -41,7 +41,7 @@ SCHEDULES = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """What other tests compiled counts against dynamo's limit too."""
+    """Reset dynamo: compilations of other tests count toward its limit."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -68,7 +68,7 @@ def progress(step: int) -> RunPosition:
 
 
 def results_of_steps(model: Any, plain: nn.Module, family: str) -> list[list[Tensor]]:
-    """Logits and gradients of each step; ``plain`` has the weights of ``model``, which may be compiled."""
+    """Logits and gradients of each step; ``plain`` holds the weights of ``model``, which may be compiled."""
     results = []
     for step in range(STEPS):
         set_rates(plain, progress(step))
@@ -79,31 +79,27 @@ def results_of_steps(model: Any, plain: nn.Module, family: str) -> list[list[Ten
     return results
 
 
-def check_same(found: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
-    for step, expected_step in zip(found, expected, strict=True):
+def check_same(actual: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
+    for step, expected_step in zip(actual, expected, strict=True):
         for one, other in zip(step, expected_step, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @SCHEDULES
 @pytest.mark.parametrize("family", ["decoder", pytest.param("t5", marks=pytest.mark.slow)])
-def test_a_compiled_model_takes_a_schedule_without_compiling_again(
-    family: str, schedule: dict[str, Any], times: int
-) -> None:
+def test_rate_schedule_does_not_recompile_a_model(family: str, schedule: dict[str, Any], times: int) -> None:
     one_layer = {name: 1 for name in FAMILIES[family] if name.endswith("_layers")}
     model = built(family, schedule, **one_layer)
     expected = results_of_steps(model, model, family)
     compilations = CompileCounterWithBackend("aot_eager")
-    found = results_of_steps(torch.compile(model, fullgraph=True, backend=compilations), model, family)
+    actual = results_of_steps(torch.compile(model, fullgraph=True, backend=compilations), model, family)
     assert compilations.frame_count == times
-    check_same(found, expected)
+    check_same(actual, expected)
 
 
 @SCHEDULES
 @pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_layers_take_a_schedule_without_compiling_again(
-    family: str, schedule: dict[str, Any], times: int
-) -> None:
+def test_rate_schedule_does_not_recompile_layers(family: str, schedule: dict[str, Any], times: int) -> None:
     model = built(family, schedule)
     expected = results_of_steps(model, model, family)
     compilations = CompileCounterWithBackend("eager")
@@ -111,12 +107,12 @@ def test_compiled_layers_take_a_schedule_without_compiling_again(
         if isinstance(module, nn.ModuleList):
             for block in module:
                 block.compile(backend=compilations)
-    found = results_of_steps(model, model, family)
+    actual = results_of_steps(model, model, family)
     assert compilations.frame_count == times * KINDS[family]
-    check_same(found, expected)
+    check_same(actual, expected)
 
 
-def test_rates_stay_exact_wherever_the_model_goes_and_are_in_no_checkpoint() -> None:
+def test_rates_survive_casts_and_are_in_no_checkpoint() -> None:
     model = built("sparse", LINEAR)
     names = set(model.state_dict())
     set_rates(model, progress(1))

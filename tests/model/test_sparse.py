@@ -1,4 +1,4 @@
-"""Routers, experts and sparse layers against plain loops over tokens."""
+"""Routers, experts and sparse layers against loops over tokens."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def routed() -> RoutedTokens:
 
 def keys(row_B: Tensor | None = None) -> Tensor:
     row_B = torch.arange(B) if row_B is None else row_B
-    found = site_keys(DropoutContext(seed=1, step=2, row_B=row_B).key_B, 3)
-    assert found is not None
-    return found
+    actual = site_keys(DropoutContext(seed=1, step=2, row_B=row_B).key_B, 3)
+    assert actual is not None
+    return actual
 
 
 def plain_scores(layer: SparseMLP, x_D: Tensor) -> Tensor:
@@ -112,12 +112,12 @@ def test_sparse_layer_equals_a_loop_over_its_tokens(
 @pytest.mark.parametrize(
     "experts", [[0, 1, 2, 3, 4], [2], [0, 4]], ids=["all_used", "one_has_all", "some_empty"]
 )
-def test_backends_agree_in_output_and_every_gradient(activation: str, experts: list[int]) -> None:
+def test_backends_match_in_output_and_gradients(activation: str, experts: list[int]) -> None:
     results = []
     for backend in ("loop", "grouped"):
         layer = sparse_mlp(activation, backend=backend, dropout=0.3, top_k=1, jitter=0.2)
         with torch.no_grad():
-            # Only these get tokens.
+            # Only these experts get tokens.
             layer.router.votes_E[[e for e in range(E) if e not in experts]] = -1
             layer.router.config = layer.config.model_copy(update={"bias_rate": 100.0})
         x_BTD = states().requires_grad_()
@@ -154,7 +154,7 @@ def test_router_losses_follow_their_formulas_within_each_group(score: str, group
     assert routing.figure_S[:4].tolist() == pytest.approx([balance, z, 0, 32], rel=1e-5)
 
 
-def test_balance_loss_is_one_where_all_experts_get_as_much() -> None:
+def test_balance_loss_is_one_for_a_uniform_load() -> None:
     layer = sparse_mlp(top_k=E)
     torch.nn.init.zeros_(layer.router.weight)
     _, routing = layer(states(), None, routed())
@@ -163,7 +163,7 @@ def test_balance_loss_is_one_where_all_experts_get_as_much() -> None:
 
 @pytest.mark.parametrize("preset", ["moe-base", "moe-large"])
 def test_preset_of_st_moe_adds_the_losses_of_t5x(preset: str) -> None:
-    """In NumPy: flaxformer's losses of each layer, 2 at balance, averaged over all layers by T5X."""
+    """Reference in NumPy: flaxformer's losses of each layer, 2 for a uniform load, averaged by T5X."""
     published = load_subject(Path(__file__).parents[2] / f"configs/models/{preset}.yaml").model
     assert isinstance(published, T5Config) and published.moe is not None
     shape = {"d_model": 16, "d_ff": 16, "num_heads": 2, "head_dim": 8}
@@ -206,7 +206,7 @@ def test_capacity_drops_the_later_tokens_of_a_group(factor: float, group_windows
     dropped = 0
     for first in range(0, B, group_windows):
         rows = slice(first, first + group_windows)
-        # Python rounds as flaxformer does: halves to even.
+        # Python rounds half to even, as flaxformer does.
         room = [max(round(factor * IS_TOKEN_BT[rows].sum().item() / E), 1)] * E
         for row in range(first, first + group_windows):
             for position in range(T):
@@ -220,7 +220,7 @@ def test_capacity_drops_the_later_tokens_of_a_group(factor: float, group_windows
     assert dropped > 0
     _, routing = layer(x_BTD, None, routed())
     assert routing.figure_S[2].item() == dropped
-    # An expert's assignments are what it was asked for, dropped ones too.
+    # The count of an expert includes dropped assignments.
     assert routing.figure_S[4:].sum().item() == 32
 
 
@@ -231,7 +231,7 @@ def test_capacity_drops_the_later_tokens_of_a_group(factor: float, group_windows
     [(4096, 16, 1.25, 320), (4096, 16, 2.0, 512), (90, 4, 1.0, 22), (94, 4, 1.0, 24), (64, 32, 1.0, 4)],
 )
 def test_capacity_is_that_of_flaxformer(tokens: int, experts: int, factor: float, taken: int) -> None:
-    """Where all tokens choose expert 0 first, it takes `factor * tokens / experts` of them with top-2 too."""
+    """If all tokens select expert 0 first, it accepts `factor * tokens / experts` of them, with top-2 too."""
     config = MoEConfig(num_experts=experts, top_k=2, capacity_factor=factor)
     router = Router(D, config)
     torch.nn.init.zeros_(router.weight)
@@ -244,24 +244,24 @@ def test_capacity_is_that_of_flaxformer(tokens: int, experts: int, factor: float
     assert choice.taken_BTK[0, :taken].all()
 
 
-def test_capacity_of_evaluation_is_its_own() -> None:
+def test_eval_capacity_factor_applies_in_evaluation() -> None:
     layer = sparse_mlp(capacity_factor=0.3, min_capacity=0, eval_capacity_factor=5.0)
     assert not layer.router(states(), IS_TOKEN_BT, None)[0].taken_BTK[IS_TOKEN_BT].all()
     assert layer.eval().router(states(), IS_TOKEN_BT, None)[0].taken_BTK[IS_TOKEN_BT].all()
 
 
-def test_a_later_token_changes_no_earlier_one() -> None:
+def test_sparse_layer_is_causal() -> None:
     layer, x_BTD = sparse_mlp(capacity_factor=0.5, min_capacity=1), states()
     changed_BTD = x_BTD.clone()
     changed_BTD[:, 4:] = changed_BTD[:, 4:].flip(2)
     before, after = layer(x_BTD, keys(), routed())[0], layer(changed_BTD, keys(), routed())[0]
-    # Where later tokens go elsewhere, an earlier one lies in another row of its expert's product, which may
-    # change its last bit.
+    # Later tokens change the row of an earlier one in its expert's matrix product, which may change its last
+    # bit.
     torch.testing.assert_close(after[:, :4], before[:, :4], rtol=1e-6, atol=1e-6)
     assert not torch.allclose(after[:, 4:], before[:, 4:], atol=1e-2)
 
 
-def test_padding_gives_zeros_and_changes_nothing() -> None:
+def test_padding_outputs_zeros_and_changes_no_token() -> None:
     layer, x_BTD = sparse_mlp(), states()
     y_BTD, routing = layer(x_BTD, None, routed())
     assert (y_BTD[~IS_TOKEN_BT] == 0).all()
@@ -272,7 +272,7 @@ def test_padding_gives_zeros_and_changes_nothing() -> None:
     assert torch.equal(other_routing.figure_S, routing.figure_S)
 
 
-def test_votes_move_the_choice_and_leave_the_weights_alone() -> None:
+def test_expert_bias_changes_the_selection_and_not_the_gates() -> None:
     layer, x_BTD = sparse_mlp(top_k=1, bias_rate=0.5), states()
     before, _ = layer.router(x_BTD, IS_TOKEN_BT, None)
     layer.router.votes_E[3] = 4
@@ -282,7 +282,7 @@ def test_votes_move_the_choice_and_leave_the_weights_alone() -> None:
     torch.testing.assert_close(after.gate_BTK[IS_TOKEN_BT], score_BTE[IS_TOKEN_BT][:, 3:4])
 
 
-def test_jitter_stays_within_its_bounds_and_falls_in_training_alone() -> None:
+def test_jitter_is_bounded_and_applies_in_training_only() -> None:
     torch.manual_seed(0)
     plain, noisy = Router(D, moe()), Router(D, moe(jitter=0.25))
     factor_BTD = noisy._jitter(torch.ones(B, T, 4096), keys()[Site.ROUTER])
@@ -297,7 +297,7 @@ def test_jitter_stays_within_its_bounds_and_falls_in_training_alone() -> None:
     assert not torch.allclose(losses[0], losses[3])
 
 
-def test_masks_of_experts_follow_the_row_whatever_the_micro_batch() -> None:
+def test_expert_dropout_does_not_depend_on_the_micro_batch() -> None:
     layer, x_BTD = sparse_mlp(dropout=0.4, jitter=0.1, shared_d_ff=8), states()
     whole, _ = layer(x_BTD, keys(), routed())
     for row in range(B):
@@ -307,10 +307,10 @@ def test_masks_of_experts_follow_the_row_whatever_the_micro_batch() -> None:
     assert not torch.allclose(whole, layer(x_BTD, keys(torch.arange(B) + 1), routed())[0])
 
 
-def test_masks_of_a_tokens_experts_differ_by_slot() -> None:
+def test_expert_dropout_differs_between_slots() -> None:
     layer = sparse_mlp(dropout=0.5, top_k=2)
     with torch.no_grad():
-        # All experts alike and both gates a half: only the masks can tell the slots apart.
+        # Equal experts and gates of 0.5: only the masks differ between slots.
         for weight in (layer.experts.gate, layer.experts.up, layer.experts.down):
             weight.copy_(weight[:1].expand_as(weight))
         layer.router.weight.zero_()
@@ -321,7 +321,7 @@ def test_masks_of_a_tokens_experts_differ_by_slot() -> None:
     assert not torch.allclose(once(x_BTD, keys(), routed())[0][IS_TOKEN_BT], y_BTD[IS_TOKEN_BT])
 
 
-def test_by_group_docstring_shows_what_it_does() -> None:
+def test_by_group_docstring_examples_are_true() -> None:
     assert torch.equal(router.by_group(torch.tensor([1, 2, 3, 4, 5]), 2), torch.tensor([3, 7, 5]))
     assert router.by_group(torch.ones(3, 2, 4), 2).shape == (2, 2, 4)
 
@@ -347,7 +347,7 @@ def given(shape: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def trained(model: Decoder | EncoderDecoder, given: dict[str, Tensor]) -> tuple[Tensor, Routing]:
-    """Logits and routing of a forward pass; the gradients are left in the model."""
+    """Logits and routing of a forward pass; the backward pass leaves gradients in the model."""
     context, routing = DropoutContext(seed=1, step=2, row_B=torch.arange(B)), Routing(TARGETS_B)
     logits_BTV = model(**given, dropout=context, routing=routing)
     loss = logits_BTV[IS_TOKEN_BT].logsumexp(-1).sum()
@@ -356,7 +356,7 @@ def trained(model: Decoder | EncoderDecoder, given: dict[str, Tensor]) -> tuple[
 
 
 @pytest.mark.parametrize("shape", [DECODER, T5], ids=["decoder", "t5"])
-def test_every_second_layer_is_sparse_and_named_in_the_order_of_the_figures(shape: dict[str, Any]) -> None:
+def test_sparse_layers_are_named_in_the_order_of_the_statistics(shape: dict[str, Any]) -> None:
     model = built(shape, moe=SPARSE)
     _, routing = trained(model, given(shape))
     names = [name for name, _ in model.sparse_layers()]
@@ -390,8 +390,8 @@ def test_shared_layers_equal_copies_of_them(
         return ".".join(parts)
 
     copies.load_state_dict({name: source[stored_name(name)] for name in copies.state_dict()})
-    (found, routing), (expected, expected_routing) = (trained(m, given(shape)) for m in (shared, copies))
-    torch.testing.assert_close(found, expected)
+    (actual, routing), (expected, expected_routing) = (trained(m, given(shape)) for m in (shared, copies))
+    torch.testing.assert_close(actual, expected)
     if sparse:
         assert torch.equal(routing.figure_LS, expected_routing.figure_LS)
     sums: dict[str, Tensor] = {}
@@ -409,8 +409,8 @@ def test_recomputed_sparse_layers_give_the_same_gradients(
     settings = {"moe": SPARSE | {"jitter": 0.1}, "dropout": {"expert": 0.2, "mlp": 0.1}}
     plain, recomputed = built(shape, **settings), built(shape, **settings)
     recomputed.recompute = recompute
-    (found, routing), (expected, expected_routing) = (trained(m, given(shape)) for m in (recomputed, plain))
-    assert torch.equal(found, expected)
+    (actual, routing), (expected, expected_routing) = (trained(m, given(shape)) for m in (recomputed, plain))
+    assert torch.equal(actual, expected)
     assert torch.equal(routing.loss_nats, expected_routing.loss_nats)
     for (name, one), other in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
@@ -432,7 +432,7 @@ def test_compiled_sparse_model_equals_the_eager_one(shape: dict[str, Any]) -> No
 
 
 class Products(TorchDispatchMode):
-    """Counts the products of matrices, and what else is computed."""
+    """Counts matrix products and other operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,7 +447,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("shape", [DECODER, T5], ids=["decoder", "t5"])
-def test_selective_recomputation_multiplies_no_matrices_again(shape: dict[str, Any]) -> None:
+def test_selective_recomputation_repeats_no_matrix_product(shape: dict[str, Any]) -> None:
     counts = {}
     for recompute in ("none", "selective", "full"):
         model, routing = built(shape, moe=SPARSE), Routing(TARGETS_B)
@@ -466,20 +466,20 @@ def test_blocks_compile_once_for_all_layers_of_a_kind() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     for block in model.blocks:
         block.compile(backend=counter)
-    (found, _), (expected, _) = (trained(each, given(DECODER)) for each in (model, plain))
-    torch.testing.assert_close(found, expected)
-    # Four layers, of which two are sparse.
+    (actual, _), (expected, _) = (trained(each, given(DECODER)) for each in (model, plain))
+    torch.testing.assert_close(actual, expected)
+    # Four layers, two of them sparse.
     assert counter.frame_count == 2
 
 
-def test_bf16_router_computes_in_fp32() -> None:
+def test_router_of_bf16_computes_in_fp32() -> None:
     plain, half = sparse_mlp(), sparse_mlp()
     rounded_BTD = states().bfloat16()
     for parameter in plain.parameters():
         parameter.data = parameter.bfloat16().float()
     half.bfloat16()
     _, expected = plain(rounded_BTD.float(), None, routed())
-    y_BTD, found = half(rounded_BTD, None, routed())
+    y_BTD, actual = half(rounded_BTD, None, routed())
     assert y_BTD.dtype == torch.bfloat16
-    assert torch.equal(found.figure_S, expected.figure_S)
+    assert torch.equal(actual.figure_S, expected.figure_S)
     assert half.router.votes_E.dtype == torch.int64

@@ -21,7 +21,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "1.1": {"mlp": "geglu", "tie_embeddings": False},
     "1.0": {"mlp": "relu", "tie_embeddings": True},
 }
-# Rows with padding behind, on either side and on both.
+# Rows with padding in the source, in the targets, and in both.
 SOURCE_LENGTHS, TARGET_LENGTHS = torch.tensor([S, 90, S, 3]), torch.tensor([T, T, 20, 1])
 NAMES = {
     "embedding": "shared",
@@ -42,7 +42,7 @@ NAMES = {
 
 
 def their_name(name: str, *, gated: bool) -> str:
-    """The name in transformers of one of our parameters."""
+    """Name in transformers of one of our parameters."""
     mlp = "layer.2" if name.startswith("decoder") else "layer.1"
     names = NAMES | {"mlp_norm": f"{mlp}.layer_norm", "mlp": f"{mlp}.DenseReluDense"}
     names |= {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
@@ -51,7 +51,7 @@ def their_name(name: str, *, gated: bool) -> str:
 
 
 def pair(version: str) -> tuple[EncoderDecoder, Any]:
-    """Our model and theirs, with our weights."""
+    """Our model and that of transformers, with equal weights."""
     config = T5Config(family="t5", **SHAPE, **LAYERS, **VERSIONS[version])
     ours = build_model(config, vocab_size=VOCAB, seed=4)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def pair(version: str) -> tuple[EncoderDecoder, Any]:
 
 
 def examples() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Source and inputs, and where each is not padding."""
+    """Source and inputs, and whether each position is a token."""
     generator = torch.Generator().manual_seed(1)
     source_BS, inputs_BT = (torch.randint(VOCAB, (4, n), generator=generator) for n in (S, T))
     is_source_BS = torch.arange(S) < SOURCE_LENGTHS[:, None]
@@ -96,7 +96,7 @@ def examples() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_encoder_decoder_has_the_logits_and_gradients_of_transformers(version: str) -> None:
+def test_encoder_decoder_logits_and_gradients_match_transformers(version: str) -> None:
     ours, theirs = pair(version)
     source_BS, inputs_BT, is_source_BS, is_input_BT = examples()
     logits_BTV = ours(source_BS, inputs_BT, source_segments_BS=is_source_BS, segments_BT=is_input_BT)

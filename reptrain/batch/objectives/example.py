@@ -1,12 +1,13 @@
-"""What an objective makes of a micro-batch.
+"""The interface of objectives, and the examples that they make.
 
-B: rows; T: positions of the decoder; S: positions of the encoder; L: raw tokens of a window.
+Shapes: B rows of a micro-batch, T positions of the decoder, L raw tokens of a window, N windows, V ids of the
+tokenizer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,47 +15,48 @@ import torch
 from torch import Tensor
 
 from reptrain import random
+from reptrain.batch.micro_batch import MicroBatch
 from reptrain_kernels.ops.linear_cross_entropy import IGNORE
-
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
 
 Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the model is given, and what it is asked."""
+    """Model inputs and targets of a micro-batch."""
 
     inputs: dict[str, Tensor]
     """Keyword arguments of the model's forward pass."""
     targets_BT: Tensor
-    """int64; `IGNORE` where nothing is scored."""
+    """int64; `IGNORE` where there is no target."""
     is_raw_BT: Tensor
-    """bool: targets that are tokens of the window, not sentinels or the EOS that ends an example."""
+    """bool: targets that are tokens of the window, not sentinels or the EOS at the end of an example."""
     num_inputs_B: Tensor
-    """int64: tokens that are read and not predicted."""
+    """int64: number of input tokens that are not predicted."""
     weight_BT: Tensor | None = None
-    """fp32: what the nats of each target are multiplied by; None: 1."""
+    """fp32: loss weight of each target; None: 1."""
     bounded_B: Tensor | None = None
-    """int64: where the nats so weighted are a bound for more tokens than are scored, these; else None."""
+    """int64: number of tokens covered by the ELBO, if the weighted nats are a bound; None: the targets."""
 
     @property
     def is_scored_BT(self) -> Tensor:
-        """bool: where there is a target."""
+        """bool: whether a position has a target."""
         return self.targets_BT != IGNORE
 
     @property
     def loss_tokens_B(self) -> Tensor:
-        """int64: what the nats are divided by."""
+        """int64: divisor of each row's loss: its targets, or the tokens covered by the ELBO."""
         return self.is_scored_BT.sum(1) if self.bounded_B is None else self.bounded_B
 
     def text_bytes(self, batch: MicroBatch, byte_length_V: Tensor) -> Tensor:
-        """Bytes of the text that the nats tell: a scalar, float64.
+        """Bytes of text that the loss covers, the divisor of bits per byte.
 
         Args:
-            batch: What the example was made from.
-            byte_length_V: float64, the bytes that each id stands for.
+            batch: The micro-batch of this example.
+            byte_length_V: float64, number of bytes of each id.
+
+        Returns:
+            float64 scalar.
         """
         if self.bounded_B is None:
             return byte_length_V[self.targets_BT[self.is_raw_BT]].sum()
@@ -64,52 +66,69 @@ class Example:
         return byte_length_V[batch.tokens_BL[is_token_BL]].sum()
 
     def weighted(self, nats_BT: Tensor) -> Tensor:
-        """The targets' nats times their weights."""
+        """The loss of each target times its weight, in nats."""
         return nats_BT if self.weight_BT is None else nats_BT * self.weight_BT
 
 
 class NoisePlaces(NamedTuple):
-    """What the noise of windows is a function of, int64 [N] each."""
+    """What the noise of each window is a function of, int64 [N] each."""
 
     seed_N: Int64s
-    """Of the window's source."""
+    """Seed of the window's source."""
     epoch_N: Int64s
-    """The epoch that it is read in."""
+    """Epoch of the window's source."""
     start_N: Int64s
-    """Its first position in the stream of its source."""
+    """Position of the window's first token in the stream of its source."""
     length_N: Int64s
-    """Its tokens; 0 for a row that pads the batch."""
+    """Number of tokens in the window; 0 for a padding row."""
 
     def key(self, noise_seed: int, purpose: str, *, frozen: bool) -> random.UInt64s:
-        """A key for each window; the same in all epochs where the noise is frozen."""
+        """One key per window, uint64 [N].
+
+        Args:
+            noise_seed: Seed of the objective's noise.
+            purpose: Name of the random draw.
+            frozen: Whether the key is the same in every epoch.
+        """
         epoch_N = np.zeros_like(self.epoch_N) if frozen else self.epoch_N
         return random.key(noise_seed, purpose, self.seed_N, epoch_N, self.start_N)
 
 
 class Objective(Protocol):
-    """What is predicted from what. Its noise is drawn on the host, as a function of the window alone; the
-    example is made on the device, from the very tensor that the digest of the ledger is taken from."""
+    """Maps a micro-batch to model inputs and targets.
+
+    The host draws the noise, which depends on the window alone. The device builds the example from the same
+    tensor that the ledger's digest is computed from.
+    """
 
     def loss_tokens(self, places: NoisePlaces) -> int:
-        """What the sum of the nats of these windows is divided by."""
+        """Divisor of the loss of these windows."""
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
-        """What is drawn for each window, by name; ``width`` columns where each raw token has a value."""
+        """Draw the noise of each window.
+
+        Args:
+            places: The windows.
+            width: Number of columns of arrays with one value per raw token.
+
+        Returns:
+            Arrays by name, with one row per window.
+        """
 
     def example(self, batch: MicroBatch) -> Example:
         """Inputs and targets of a micro-batch, on its device."""
 
 
 def document_segments(tokens_BL: Tensor, length_B: Tensor, *, eos_id: int | None) -> Tensor:
-    """The document of each token within its window, from 1; 0 behind the window's end.
+    """The document index of each token within its window, from 1; 0 for padding. int64 [B, L].
 
     >>> document_segments(torch.tensor([[5, 6, 1, 7, 8, 0]]), torch.tensor([5]), eos_id=1).tolist()
     [[1, 1, 1, 2, 2, 0]]
 
     Args:
-        tokens_BL: int64 token ids.
-        length_B: int64 tokens of each row.
-        eos_id: The token that ends a document, still its own; None makes one segment of a window.
+        tokens_BL: int64, token ids.
+        length_B: int64, number of tokens in each row.
+        eos_id: Id of the last token of a document; None: a window is one segment.
     """
     is_token_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device) < length_B[:, None]
     if eos_id is None:
@@ -119,7 +138,7 @@ def document_segments(tokens_BL: Tensor, length_B: Tensor, *, eos_id: int | None
 
 
 def shift_right(targets_BT: Tensor, segments_BT: Tensor, *, start_id: int) -> Tensor:
-    """Decoder inputs: the token before each target, and a start token where its segment begins.
+    """Decoder inputs: the target before each position, or the start token if a segment begins. int64 [B, T].
 
     >>> targets = torch.tensor([[11, 12, 21, 22, -100]])
     >>> shift_right(targets, torch.tensor([[1, 1, 2, 2, 0]]), start_id=0).tolist()
@@ -127,8 +146,8 @@ def shift_right(targets_BT: Tensor, segments_BT: Tensor, *, start_id: int) -> Te
 
     Args:
         targets_BT: int64, `IGNORE` for padding.
-        segments_BT: int64, 0 for padding.
-        start_id: The id that stands before the first token.
+        segments_BT: int64, segment of each target, 0 for padding.
+        start_id: Id of the start token.
     """
     begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
     begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]

@@ -1,31 +1,30 @@
-"""Fill-in-the-middle: the middle of a window is put last, so that a causal decoder learns to fill it in.
+"""Fill-in-the-middle: move the middle of a window to its end, so that a causal decoder learns to infill.
 
-B: rows; L: raw tokens of a window; T: positions, L + 4.
+Shapes: B rows of a micro-batch, L raw tokens of a window, T = L + 4 positions, N windows.
 
 Source:
-    Bavarian et al., "Efficient training of language models to fill in the middle", 2022, sections 3 and
-    appendix D (the order SPM with its middle behind its prefix).
+    Bavarian et al., "Efficient training of language models to fill in the middle", 2022, section 3 and
+    appendix D (the order SPM in which the middle follows the prefix).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from reptrain import random
-from reptrain.batch.objectives.example import IGNORE, Example, NoisePlaces, shift_right
+from reptrain.batch.micro_batch import MicroBatch
+from reptrain.batch.objectives.example import Example, NoisePlaces, shift_right
 from reptrain.batch.objectives.rows import scatter
 from reptrain.config.objectives import FillInTheMiddleConfig
-
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
 
 class MiddleIds(NamedTuple):
-    """The sentinels before the parts."""
+    """Ids of the sentinels before the three parts."""
 
     prefix: int
     suffix: int
@@ -34,15 +33,14 @@ class MiddleIds(NamedTuple):
 
 @dataclass(frozen=True)
 class FillInTheMiddle:
-    """Some windows are cut into prefix, middle and suffix, and come as
+    """Splits some windows into prefix, middle and suffix, and reorders them:
 
         PSM:  PRE prefix SUF suffix MID middle EOS
         SPM:  PRE SUF suffix MID prefix middle EOS
 
-    The window 11 ... 16 cut behind 12 and 14, in either order and not at all, sentinels 97, 98 and 99, EOS 1,
+    The window 11 ... 16 split after 12 and 14 as PSM, as SPM and not at all, sentinels 97, 98 and 99, EOS 1,
     start token 0:
 
-    >>> from reptrain.batch.collate import MicroBatch
     >>> noise = {"cuts_B2": torch.tensor([[2, 4]] * 3), "order_B": torch.tensor([1, 2, 0])}
     >>> tokens = torch.arange(11, 17).expand(3, 6)
     >>> batch = MicroBatch(tokens, torch.tensor([6] * 3), *torch.zeros(2, 3), noise)
@@ -54,16 +52,16 @@ class FillInTheMiddle:
     [97, 98, 15, 16, 99, 11, 12, 13, 14, 1]
     [11, 12, 13, 14, 15, 16, -100, -100, -100, -100]
 
-    Every token of a row is predicted from those before it, the sentinels too.
+    Every token of a row, sentinels included, is predicted from the tokens before it.
 
     Args:
-        config: How often, and in which order.
-        ids: The sentinels.
-        eos_id: Ends the middle.
-        start_id: The first input.
-        window_tokens: Tokens of the longest window, which gives T.
-        noise_seed: Keys cuts and orders.
-        frozen: Whether a window is cut alike in every epoch.
+        config: The fraction of windows to split, and of SPM among them.
+        ids: Ids of the sentinels.
+        eos_id: Id of the token that ends the middle.
+        start_id: Id of the first input.
+        window_tokens: Tokens of the longest window, which sets T.
+        noise_seed: Seed of the splits and orders.
+        frozen: Whether a window is split the same way in every epoch.
     """
 
     config: FillInTheMiddleConfig
@@ -75,17 +73,17 @@ class FillInTheMiddle:
     frozen: bool = False
 
     def _order(self, places: NoisePlaces) -> np.ndarray:
-        """0 uncut, 1 PSM, 2 SPM: int64 [N]."""
+        """The order of each window: 0 not split, 1 PSM, 2 SPM; int64 [N]."""
         key_N = places.key(self.noise_seed, "order of the parts", frozen=self.frozen)
-        is_cut_N = (random.uniform(key_N, 0) < self.config.rate) & (places.length_N > 0)
-        return is_cut_N * np.where(random.uniform(key_N, 1) < self.config.spm_fraction, 2, 1)
+        is_split_N = (random.uniform(key_N, 0) < self.config.rate) & (places.length_N > 0)
+        return is_split_N * np.where(random.uniform(key_N, 1) < self.config.spm_fraction, 2, 1)
 
     def loss_tokens(self, places: NoisePlaces) -> int:
-        """All tokens, and four more of each window that is cut."""
+        """All tokens, and four more for each split window: three sentinels and EOS."""
         return int(places.length_N.sum() + 4 * (self._order(places) > 0).sum())
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
-        """`order_B`: 0 uncut, 1 PSM, 2 SPM; `cuts_B2`: where middle and suffix begin, from 0 to L."""
+        """`order_B`: 0 not split, 1 PSM, 2 SPM; `cuts_B2`: where the middle and the suffix begin, 0 to L."""
         key_B = places.key(self.noise_seed, "cuts", frozen=self.frozen)
         bound_B1 = places.length_N[:, None] + 1
         cuts_B2 = np.sort(random.below(bound_B1, key_B[:, None], np.arange(2)), axis=1)
@@ -98,7 +96,7 @@ class FillInTheMiddle:
         column_L = torch.arange(batch.tokens_BL.shape[1], device=length_B1.device)
         suffix_B1 = length_B1 - second_B1
         in_prefix_BL, in_suffix_BL = column_L < first_B1, column_L >= second_B1
-        # How far a part moves: behind the sentinels before it, over the parts that change sides with it.
+        # A part moves right by the sentinels and parts now before it, left by the parts now after it.
         psm_BL = torch.where(
             in_prefix_BL, 1, torch.where(in_suffix_BL, first_B1 - second_B1 + 2, suffix_B1 + 3)
         )

@@ -1,40 +1,38 @@
-"""Masked diffusion: a random share of a window's tokens is masked, and predicted from all the others.
+"""Masked diffusion: mask a random fraction of a window's tokens, and predict them from all the others.
 
-B: rows; L: tokens of a window.
+Shapes: B rows of a micro-batch, L tokens of a window, N windows.
 
 Source:
     Sahoo et al., "Simple and effective masked diffusion language models", 2024, equation 11 (linear
     schedule); Nie et al., "Large language diffusion models", 2025, equations 3 and 6; Ou et al., "Your
-    absorbing discrete diffusion secretly models the conditional distributions of clean data", 2025 (that the
-    two are one).
+    absorbing discrete diffusion secretly models the conditional distributions of clean data", 2025 (the two
+    losses are equivalent).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reptrain import random
-from reptrain.batch.objectives.example import IGNORE, Example, NoisePlaces, document_segments
+from reptrain.batch.micro_batch import MicroBatch
+from reptrain.batch.objectives.example import Example, NoisePlaces, document_segments
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
-
-# Multiples of the golden ratio's inverse are spread over [0, 1) as evenly as a sequence without an end can.
+# Multiples of the inverse golden ratio, modulo 1, are a low-discrepancy sequence.
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
 class MaskedDiffusion:
-    """The absorbing state is a mask id. At time t a token is masked with probability t; the nats of what is
-    masked times 1/t are, on average over t and masks, a bound (ELBO) of the nats of the whole window: divided
-    by its tokens, masked or not, they compare with causal's.
+    """Masks each token with probability t at time t, and weights the loss of masked tokens by 1/t.
+
+    Averaged over t and masks, the weighted nats are an upper bound (negative ELBO) on the nats of the whole
+    window. Divided by all tokens of the window, they are comparable with a causal loss.
 
     The window 11 ... 14 with half of its tokens masked, mask id 99:
 
-    >>> from reptrain.batch.collate import MicroBatch
     >>> hidden = torch.tensor([[False, True, False, True]])
     >>> noise = {"is_noise_BL": hidden, "weight_B": torch.tensor([2.0])}
     >>> batch = MicroBatch(torch.arange(11, 15)[None], torch.tensor([4]), *torch.zeros(2, 1), noise)
@@ -46,18 +44,19 @@ class MaskedDiffusion:
     >>> example.loss_tokens_B.tolist()
     [4]
 
-    With `exact` a number n of tokens is masked, from 1 to L all alike likely, and t is n / L. Given n, masks
-    of both kinds are distributed alike, and the chance of n times its weight is 1 / n for both: the integral
-    over t of C(L, n) t^n (1 - t)^(L - n) / t. So both have one mean. With `independent` the weight's square
-    grows without bound as t falls, and no token may be masked at all.
+    With `exact`, the number n of masked tokens is uniform over 1 ... L, and t is n / L. Otherwise each token
+    is masked independently. Given n, both draw the masks from the same distribution, and the probability of n
+    times its weight is 1 / n for both (the integral over t of C(L, n) t^n (1 - t)^(L - n) / t), so both have
+    the same mean. With independent masks, the square of the weight is unbounded as t goes to 0, and a window
+    may have no masked token.
 
     Args:
-        mask_id: Stands for what is masked.
-        exact: Whether a number of tokens is masked, or each by chance.
-        stratified: Whether a window's t of its epochs are spread evenly.
-        noise_seed: Keys times and masks.
-        frozen: Whether a window has the same masks in every epoch.
-        document_eos_id: The token that ends a document; None lets attention cross documents.
+        mask_id: Id that replaces a masked token.
+        exact: Whether to draw the number of masked tokens; False: mask each token independently.
+        stratified: Whether the times t of a window are spread evenly over its epochs.
+        noise_seed: Seed of the times and masks.
+        frozen: Whether a window gets the same masks in every epoch.
+        document_eos_id: Id of the token that ends a document; None lets attention cross documents.
     """
 
     mask_id: int
@@ -68,7 +67,7 @@ class MaskedDiffusion:
     document_eos_id: int | None = None
 
     def loss_tokens(self, places: NoisePlaces) -> int:
-        """All tokens: the bound is that of the whole window."""
+        """All tokens: the bound covers the whole window."""
         return int(places.length_N.sum())
 
     def _time(self, places: NoisePlaces) -> np.ndarray:
@@ -79,7 +78,7 @@ class MaskedDiffusion:
         return 1 - (first_N + places.epoch_N * _GOLDEN) % 1
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
-        """`is_noise_BL`: which tokens are masked; `weight_B`: 1/t, fp32."""
+        """`is_noise_BL`: the masked tokens; `weight_B`: fp32, 1/t."""
         time_B, length_B = self._time(places), places.length_N
         key_B = places.key(self.noise_seed, "masks", frozen=self.frozen)
         is_token_BL = np.arange(width) < length_B[:, None]
@@ -95,8 +94,8 @@ class MaskedDiffusion:
         return {"is_noise_BL": is_noise_BL, "weight_B": weight_B.astype(np.float32)}
 
     def example(self, batch: MicroBatch) -> Example:
-        """Inputs of a decoder that attends to all positions: `tokens_BT`, `is_token_BT`, `prefix_B` and,
-        under a document mask, `segments_BT`."""
+        """Inputs `tokens_BT`, `is_token_BT`, `prefix_B` (attention is bidirectional) and, with a document
+        mask, `segments_BT`."""
         tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise["is_noise_BL"]
         segments_BL = document_segments(tokens_BL, batch.length_B, eos_id=self.document_eos_id)
         inputs = {

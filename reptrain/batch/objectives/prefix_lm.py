@@ -1,6 +1,7 @@
-"""Prefix language modelling: the rest of a window is predicted from its beginning.
+"""Prefix language modeling: predict the rest of a window from its prefix.
 
-B: rows; L: raw tokens of a window; S: positions of the inputs; T: positions of the targets.
+Shapes: B rows of a micro-batch, L raw tokens of a window, S positions of the inputs, T positions of the
+targets, N windows.
 
 Source:
     Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer",
@@ -10,14 +11,13 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from reptrain import random
+from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import (
-    IGNORE,
     Example,
     Int64s,
     NoisePlaces,
@@ -26,19 +26,16 @@ from reptrain.batch.objectives.example import (
 )
 from reptrain.batch.objectives.rows import Rows, scatter
 from reptrain.config.objectives import PrefixLMConfig
-
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
 
 @dataclass(frozen=True)
 class PrefixLM:
-    """A window is split in two: its beginning is read, the rest is predicted, each token once.
+    """Splits a window into a prefix, which is input, and the rest, which is predicted.
 
-    The window 11 ... 15 split behind 12, in a decoder: what stands at the first three places, the start token
-    and 11 and 12, is read by all positions; the third predicts 13.
+    The window 11 ... 15 with a prefix of two tokens, for a decoder-only model. The prefix length is 3, with
+    the start token: all positions attend to the first three, and the third predicts 13.
 
-    >>> from reptrain.batch.collate import MicroBatch
     >>> noise = {"split_B": torch.tensor([2])}
     >>> batch = MicroBatch(torch.arange(11, 16)[None], torch.tensor([5]), *torch.zeros(2, 1), noise)
     >>> objective = PrefixLM(PrefixLMConfig(name="prefix_lm"), start_id=0, window_tokens=5, in_one_row=True)
@@ -48,7 +45,7 @@ class PrefixLM:
     >>> example.targets_BT.tolist()
     [[-100, -100, 13, 14, 15]]
 
-    An encoder-decoder reads the beginning with its encoder. No EOS is added, as the window is cut anywhere:
+    For an encoder-decoder, the prefix is the encoder's input. There is no EOS, since windows end anywhere:
 
     >>> from dataclasses import replace
     >>> example = replace(objective, in_one_row=False).example(batch)
@@ -58,13 +55,13 @@ class PrefixLM:
     [[13, 14, 15, -100]]
 
     Args:
-        config: Where the split is.
-        start_id: The id that stands before the first token.
-        window_tokens: Tokens of the longest window, which gives S and T.
-        in_one_row: For a decoder alone.
-        noise_seed: Keys the splits.
-        frozen: Whether a window has the same split in every epoch.
-        document_eos_id: The token that ends a document; None lets attention cross documents.
+        config: How to draw the length of the prefix.
+        start_id: Id of the start token.
+        window_tokens: Tokens of the longest window, which sets S and T.
+        in_one_row: Whether one row holds prefix and targets, for a decoder-only model.
+        noise_seed: Seed of the splits.
+        frozen: Whether a window gets the same split in every epoch.
+        document_eos_id: Id of the token that ends a document; None lets attention cross documents.
     """
 
     config: PrefixLMConfig
@@ -76,7 +73,7 @@ class PrefixLM:
     document_eos_id: int | None = None
 
     def _split(self, places: NoisePlaces) -> Int64s:
-        """Tokens of each window's beginning."""
+        """Number of tokens in each window's prefix, int64 [N]."""
         length_N = places.length_N
         drawn_N = 1 + random.below(
             np.maximum(length_N - 1, 1), places.key(self.noise_seed, "split", frozen=self.frozen), 0
@@ -87,15 +84,15 @@ class PrefixLM:
         return np.where(fixed_N < 0, drawn_N, fixed_N)
 
     def loss_tokens(self, places: NoisePlaces) -> int:
-        """The tokens behind the splits."""
+        """The tokens after the prefixes."""
         return int((places.length_N - self._split(places)).sum())
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
-        """`split_B`: tokens of the beginning."""
+        """`split_B`: number of tokens in the prefix."""
         return {"split_B": self._split(places)}
 
     def example(self, batch: MicroBatch) -> Example:
-        """Inputs of a decoder, as in `Causal` with `prefix_B`, or of an encoder-decoder."""
+        """Inputs of a decoder-only model, those of `Causal` and `prefix_B`, or of an encoder-decoder."""
         split_B = batch.noise["split_B"]
         segments_BL = document_segments(batch.tokens_BL, batch.length_B, eos_id=self.document_eos_id)
         column_L = torch.arange(batch.tokens_BL.shape[1], device=split_B.device)
@@ -115,9 +112,9 @@ class PrefixLM:
 
     def _rows(self, batch: MicroBatch, segments_BL: torch.Tensor, is_target_BL: torch.Tensor) -> Rows:
         widths = self.config.shape(self.window_tokens, "t5")
-        read_BL = (segments_BL > 0) & ~is_target_BL
+        is_source_BL = (segments_BL > 0) & ~is_target_BL
         column_L = torch.arange(batch.tokens_BL.shape[1], device=segments_BL.device)
-        source_place_BL = torch.where(read_BL, column_L, -1)
+        source_place_BL = torch.where(is_source_BL, column_L, -1)
         target_place_BL = torch.where(is_target_BL, column_L - batch.noise["split_B"][:, None], -1)
         sources, targets = widths.input_tokens, widths.target_tokens
         return Rows(

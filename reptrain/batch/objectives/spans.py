@@ -1,13 +1,12 @@
-"""Spans of a window: which are hidden, and the window without them.
+"""Draw the spans of a window, and replace them by sentinels or masks.
 
-B: rows; L: raw tokens of a window; S: positions of the inputs; T: positions of the targets; K: spans of a
-window.
+Shapes: B rows of a micro-batch, L raw tokens of a window, S positions of the inputs, T positions of the
+targets, K spans of a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +14,38 @@ import torch
 from torch import Tensor
 
 from reptrain import random
-from reptrain.batch.objectives.example import IGNORE, Int64s, NoisePlaces, document_segments
+from reptrain.batch.micro_batch import MicroBatch
+from reptrain.batch.objectives.example import Int64s, NoisePlaces, document_segments
 from reptrain.batch.objectives.rows import Rows, scatter
 from reptrain.config.spans import SpanCounts
-
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
+from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
 
 def draw_spans(
     places: NoisePlaces, noise_B: Int64s, spans_B: Int64s, *, noise_seed: int, frozen: bool, width: int
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens are hidden, bool [B, width]: a function of (seeds, epoch, window) and the counts.
+    """Draw which tokens are hidden, as a function of (seeds, epoch, window) and the counts.
 
-    A window begins with kept tokens and ends with hidden ones; all ways to do so are alike likely.
+    Kept and hidden spans alternate: a window begins with a kept one and ends with a hidden one. All such
+    divisions are equally likely.
 
     Args:
         places: The windows.
-        noise_B: int64, tokens to hide in each.
-        spans_B: int64, runs of them.
-        noise_seed: Of the objective.
-        frozen: Whether a window has the same spans in every epoch.
-        width: Columns of the result.
+        noise_B: int64, number of tokens to hide in each window.
+        spans_B: int64, number of spans that they form.
+        noise_seed: Seed of the objective's noise.
+        frozen: Whether a window gets the same spans in every epoch.
+        width: Number of columns of the result.
+
+    Returns:
+        bool [B, width].
     """
     kept_key_B, hidden_key_B = (
         places.key(noise_seed, purpose, frozen=frozen) for purpose in ("spans kept", "spans hidden")
     )
     kept_BK = _composition(places.length_N - noise_B, spans_B, kept_key_B)
     hidden_BK = _composition(noise_B, spans_B, hidden_key_B)
-    # Kept and hidden runs take turns, a kept one first; what is left of the row is not hidden.
+    # Kept and hidden runs alternate. The last run fills the row; its index is even, so it is not hidden.
     runs = np.stack([kept_BK, hidden_BK], axis=2).reshape(len(noise_B), -1)
     runs = np.concatenate([runs, (width - places.length_N)[:, None]], axis=1)
     is_hidden = np.arange(runs.shape[1]) % 2 == 1
@@ -58,25 +60,25 @@ def draw_hidden(
     frozen: bool,
     width: int,
 ) -> npt.NDArray[np.bool_]:
-    """`draw_spans` of as many tokens and spans as ``count`` tells for a window's length."""
-    lengths, which_B = np.unique(places.length_N, return_inverse=True)
+    """`draw_spans` with the numbers of tokens and spans that ``count`` gives for each window's length."""
+    lengths, index_B = np.unique(places.length_N, return_inverse=True)
     counts = np.array([count(int(n))[:2] if n else (0, 0) for n in lengths], dtype=np.int64)
-    noise_B, spans_B = counts[which_B].T
+    noise_B, spans_B = counts[index_B].T
     return draw_spans(places, noise_B, spans_B, noise_seed=noise_seed, frozen=frozen, width=width)
 
 
 def _composition(total_B: Int64s, parts_B: Int64s, key_B: random.UInt64s) -> Int64s:
-    """Random lengths: ``total`` as an ordered sum of ``parts`` positive numbers, all sums equally likely.
+    """Draw ``total`` as an ordered sum of ``parts`` positive integers; all sums are equally likely.
 
-    Of the total - 1 places between two tokens, parts - 1 are drawn as cuts.
+    Each draw selects parts - 1 of the total - 1 boundaries between two tokens.
 
     Args:
-        total_B: int64; at least as many as parts, or 0, which gives zeros.
+        total_B: int64, at least ``parts_B``, or 0, which gives zeros.
         parts_B: int64.
-        key_B: uint64, keys of the rows.
+        key_B: uint64, key of each row.
 
     Returns:
-        int64 [B, largest number of parts], zeros behind a row's parts.
+        int64 [B, largest number of parts], zeros after a row's parts.
     """
     rows, most, columns = len(total_B), max(int(parts_B.max(initial=0)), 1), int(total_B.max(initial=0))
     place = np.arange(max(columns - 1, 0))
@@ -99,13 +101,13 @@ def hide_spans(
     input_width: int,
     target_width: int,
 ) -> Rows:
-    """The window with a sentinel for each hidden span, and each sentinel with its span; EOS ends both.
+    """Inputs: the window with each hidden span replaced by a sentinel. Targets: each sentinel and its span.
 
     Args:
-        batch: Its noise is `is_noise_BL`.
-        sentinel_ids: In the order of use.
-        eos_id: EOS.
-        document_eos_id: The token that ends a document; None lets attention cross documents.
+        batch: The micro-batch, with the noise `is_noise_BL`.
+        sentinel_ids: Ids of the sentinels, in the order of use.
+        eos_id: Id of the token that ends inputs and targets.
+        document_eos_id: Id of the token that ends a document; None lets attention cross documents.
         input_width: S.
         target_width: T.
     """
@@ -122,11 +124,11 @@ def hide_spans(
     target_place_BL = torch.where(is_noise_BL, is_noise_BL.long().cumsum(1) + span_BL, -1)
     sentinel_place_BL = torch.where(begins_BL, target_place_BL - 1, -1)
 
-    source_BS, source_segments_BS = _ended(
+    source_BS, source_segments_BS = _with_eos(
         [(source_place_BL, torch.where(begins_BL, sentinel_BL, tokens_BL))],
         segments_BL, batch.length_B, eos_id=eos_id, width=input_width, fill=0,
     )  # fmt: skip
-    targets_BT, segments_BT = _ended(
+    targets_BT, segments_BT = _with_eos(
         [(sentinel_place_BL, sentinel_BL), (target_place_BL, tokens_BL)],
         segments_BL, batch.length_B, eos_id=eos_id, width=target_width, fill=IGNORE,
     )  # fmt: skip
@@ -137,13 +139,13 @@ def hide_spans(
 def mask_spans(
     batch: MicroBatch, *, mask_id: int, eos_id: int, document_eos_id: int | None, width: int
 ) -> Rows:
-    """The window with hidden tokens masked, and the window itself; EOS ends both.
+    """Inputs: the window with hidden tokens masked. Targets: the window.
 
     Args:
-        batch: Its noise is `is_noise_BL`.
-        mask_id: Stands for a hidden token.
-        eos_id: EOS.
-        document_eos_id: The token that ends a document; None lets attention cross documents.
+        batch: The micro-batch, with the noise `is_noise_BL`.
+        mask_id: Id that replaces a hidden token.
+        eos_id: Id of the token that ends inputs and targets.
+        document_eos_id: Id of the token that ends a document; None lets attention cross documents.
         width: S and T, one more than L.
     """
     tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise["is_noise_BL"]
@@ -151,17 +153,17 @@ def mask_spans(
     column_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
     place_BL = torch.where(segments_BL > 0, column_L, -1)
     masked_BL = tokens_BL.masked_fill(is_noise_BL, mask_id)
-    source_BS, source_segments_BS = _ended(
+    source_BS, source_segments_BS = _with_eos(
         [(place_BL, masked_BL)], segments_BL, batch.length_B, eos_id=eos_id, width=width, fill=0
     )
-    targets_BT, segments_BT = _ended(
+    targets_BT, segments_BT = _with_eos(
         [(place_BL, tokens_BL)], segments_BL, batch.length_B, eos_id=eos_id, width=width, fill=IGNORE
     )
     is_raw_BT = scatter(place_BL, segments_BL > 0, width, fill=False)
     return Rows(source_BS, source_segments_BS, targets_BT, segments_BT, is_raw_BT)
 
 
-def _ended(
+def _with_eos(
     parts: list[tuple[Tensor, Tensor]],
     segments_BL: Tensor,
     length_B: Tensor,
@@ -170,15 +172,15 @@ def _ended(
     width: int,
     fill: int,
 ) -> tuple[Tensor, Tensor]:
-    """Values at their places, EOS behind the last of them, and the segments of all.
+    """Rows of values and of their segments, with EOS after the last value.
 
     Args:
-        parts: Places and values of the raw tokens, [B, L] each; a place of -1 leaves one out.
+        parts: Columns and values of the raw tokens, [B, L] each; a column of -1 drops the value.
         segments_BL: Segments of the raw tokens.
-        length_B: Tokens of each row; a row of none gets no EOS.
-        eos_id: EOS.
-        width: Columns of the result.
-        fill: What stands behind EOS.
+        length_B: Number of tokens in each row; an empty row gets no EOS.
+        eos_id: Id of EOS.
+        width: Number of columns of the result.
+        fill: Value of the columns after EOS.
     """
     end_B1 = torch.cat([place for place, _ in parts], dim=1).amax(1, keepdim=True) + 1
     end_B1 = torch.where(length_B[:, None] > 0, end_B1, -1)

@@ -1,6 +1,7 @@
-"""UL2: span corruption in one of several ways, drawn for each window, and told by a mode token.
+"""UL2: span corruption by one of several denoisers, drawn for each window and marked by a mode token.
 
-B: rows; D: denoisers; L: raw tokens of a window; S: positions of the inputs; T: positions of the targets.
+Shapes: B rows of a micro-batch, D denoisers, L raw tokens of a window, S positions of the inputs, T positions
+of the targets, N windows.
 
 Source:
     Tay et al., "UL2: Unifying language learning paradigms", 2022, section 3.1.
@@ -10,28 +11,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from reptrain import random
+from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Example, Int64s, NoisePlaces
 from reptrain.batch.objectives.spans import draw_spans, hide_spans
 from reptrain.config.objectives import MODES, ExampleShape, UL2Config
 
-if TYPE_CHECKING:
-    from reptrain.batch.collate import MicroBatch
-
 
 @dataclass(frozen=True)
 class UL2:
-    """A mixture of denoisers over the run's one raw window.
+    """A mixture of denoisers, all over windows of the same length.
 
-    The window 11 ... 18 in mode S (the second of R, S and X), its last two tokens hidden, mode tokens 97, 96
-    and 95, sentinels 99 and 98, EOS 1, start token 0. Inputs and targets have room for the largest denoiser:
+    The window 11 ... 18 in mode S (the second of R, S and X) with its last two tokens hidden, mode tokens 97,
+    96 and 95, sentinels 99 and 98, EOS 1, start token 0. The widths are those of the largest denoiser:
 
-    >>> from reptrain.batch.collate import MicroBatch
     >>> hidden = torch.tensor([[False] * 6 + [True] * 2])
     >>> noise = {"is_noise_BL": hidden, "mode_B": torch.tensor([1])}
     >>> batch = MicroBatch(torch.arange(11, 19)[None], torch.tensor([8]), *torch.zeros(2, 1), noise)
@@ -44,7 +42,7 @@ class UL2:
     >>> example.targets_BT.tolist()
     [[99, 17, 18, 1, -100, -100]]
 
-    A decoder alone reads the inputs bidirectionally, and in the same row behind them the targets:
+    For a decoder-only model, one row holds the inputs, as a bidirectional prefix, and then the targets:
 
     >>> from dataclasses import replace
     >>> example = replace(objective, in_one_row=True).example(batch)
@@ -52,15 +50,15 @@ class UL2:
     ([[96, 11, 12, 13, 14, 15, 16, 99, 1, 0, 99, 17, 18, 0, 0]], [9])
 
     Args:
-        config: The denoisers.
-        sentinel_ids: In the order of use; at least as many as a full window has spans.
-        mode_ids: The tokens of the modes R, S and X.
-        eos_id: Ends inputs and targets.
-        start_id: The decoder's first input.
-        window_tokens: Tokens of the longest window, which gives S and T.
-        noise_seed: Keys denoisers and spans.
-        frozen: Whether a window is corrupted alike in every epoch.
-        in_one_row: Whether the targets stand behind the inputs, for a decoder alone.
+        config: The denoisers and their weights.
+        sentinel_ids: Ids of the sentinels, in the order of use; at least one per span of a full window.
+        mode_ids: Ids of the mode tokens R, S and X.
+        eos_id: Id of the token that ends inputs and targets.
+        start_id: Id of the decoder's first input.
+        window_tokens: Tokens of the longest window, which sets S and T.
+        noise_seed: Seed of the denoisers and spans.
+        frozen: Whether a window is corrupted the same way in every epoch.
+        in_one_row: Whether one row holds inputs and targets, for a decoder-only model.
     """
 
     config: UL2Config
@@ -78,31 +76,33 @@ class UL2:
         return self.config.shape(self.window_tokens, "t5")
 
     @cached_property
-    def _edges(self) -> np.ndarray:
-        """Of the denoisers' shares of [0, 1), but the last."""
+    def _edges(self) -> npt.NDArray[np.float64]:
+        """Upper ends of the denoisers' intervals in [0, 1), except the last."""
         weights = np.array([denoiser.weight for denoiser in self.config.denoisers])
-        return np.cumsum(weights)[:-1] / weights.sum()
+        edges: npt.NDArray[np.float64] = np.cumsum(weights)[:-1] / weights.sum()
+        return edges
 
     def _denoiser(self, places: NoisePlaces) -> Int64s:
+        """Index of each window's denoiser, int64 [N]."""
         key_N = places.key(self.noise_seed, "denoiser", frozen=self.frozen)
         return np.searchsorted(self._edges, random.uniform(key_N, 0), side="right").astype(np.int64)
 
     def _counts(self, denoiser_N: Int64s, length_N: Int64s) -> Int64s:
-        """Hidden tokens, spans and targets of each window, int64 [N, 3]."""
-        pairs, which_N = np.unique(np.stack([denoiser_N, length_N], 1), axis=0, return_inverse=True)
+        """Numbers of hidden tokens, spans and targets of each window, int64 [N, 3]."""
+        pairs, index_N = np.unique(np.stack([denoiser_N, length_N], 1), axis=0, return_inverse=True)
         counts = [
             self.config.denoisers[denoiser].spans(length) if length else None
             for denoiser, length in pairs.tolist()
         ]
         table = [(c.noise, c.spans, c.targets) if c else (0, 0, 0) for c in counts]
-        return np.array(table, dtype=np.int64).reshape(-1, 3)[which_N.reshape(-1)]
+        return np.array(table, dtype=np.int64).reshape(-1, 3)[index_N.reshape(-1)]
 
     def loss_tokens(self, places: NoisePlaces) -> int:
-        """Hidden tokens, a sentinel for each span, and EOS, as each window's denoiser makes them."""
+        """Hidden tokens, one sentinel per span, and EOS, by each window's denoiser."""
         return int(self._counts(self._denoiser(places), places.length_N)[:, 2].sum())
 
     def noise(self, places: NoisePlaces, *, width: int) -> dict[str, np.ndarray]:
-        """`is_noise_BL`: which tokens are hidden; `mode_B`: the place of each window's mode in R, S, X."""
+        """`is_noise_BL`: the hidden tokens; `mode_B`: index of each window's mode in (R, S, X)."""
         denoiser_B = self._denoiser(places)
         noise_B, spans_B, _ = self._counts(denoiser_B, places.length_N).T
         is_noise_BL = draw_spans(
@@ -112,7 +112,7 @@ class UL2:
         return {"is_noise_BL": is_noise_BL, "mode_B": mode_D[denoiser_B]}
 
     def example(self, batch: MicroBatch) -> Example:
-        """Inputs of an encoder-decoder or of a decoder (see `Rows`)."""
+        """Inputs of an encoder-decoder or of a decoder-only model (see `Rows`)."""
         rows = hide_spans(
             batch,
             sentinel_ids=self.sentinel_ids,
