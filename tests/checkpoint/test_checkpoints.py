@@ -20,7 +20,7 @@ from reptrain.checkpoint.state_files import FileSum, write_pieces
 from reptrain.config import RunConfig
 from reptrain.distributed import stop as preempt
 from reptrain.errors import ResumeError
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs import RunFolder
 from reptrain.runs.folder import refuse_to_resume
 from reptrain.training.loop import train
@@ -74,7 +74,7 @@ def state_of(folder: Path) -> Path:
         (lambda newest: state_of(newest).unlink(), "No such file"),
         (lambda newest: flip(newest / "manifest.json"), "manifest.json does not match its checksum"),
         (lambda newest: cut(newest / "manifest.json"), "manifest.json does not match its checksum"),
-        (shutil.rmtree, "is not there"),
+        (shutil.rmtree, "is missing"),
     ],
     ids=["flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "removed"],
 )
@@ -120,7 +120,7 @@ def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, wor
         train(damaged.config, damaged.path)
     for step in (None, 14):
         with pytest.raises(ResumeError, match=message):
-            open_trained(damaged.path, step)
+            open_saved_model(damaged.path, step)
     assert sorted(damaged.checkpoints.iterdir()) == kept
 
 
@@ -162,7 +162,7 @@ def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
     live = damaged.path / name
     live.write_bytes(b"".join(damage(live.read_bytes().splitlines(keepends=True))))
     train(damaged.config, damaged.path)
-    assert f"WARNING: {name}: not as written up to step 14: restored" in capsys.readouterr().out
+    assert f"WARNING: {name}: changed before step 14: restored" in capsys.readouterr().out
     (event,) = (event for event in damaged.events.records() if event.event == "damaged")
     assert event.step == 14 and name in event.detail
     assert audit(damaged.path).complete

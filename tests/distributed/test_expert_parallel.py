@@ -20,7 +20,7 @@ from reptrain.config import RunConfig, config_fingerprint
 from reptrain.config.model import MoEConfig
 from reptrain.distributed.world import choose_device, join
 from reptrain.errors import ConfigError
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.sparse import SparseMLP
 from reptrain.runs import RunFolder
@@ -150,7 +150,7 @@ def test_routing_is_told_as_with_experts_on_every_rank(runs: Path, name: str, pl
     if not assert_routing_agrees(*both(runs, name, plain)):
         return
     found, expected = (
-        CheckpointManifest.read(runs / run / f"checkpoints/step-{STEPS}").votes for run in (name, plain)
+        CheckpointManifest.read(runs / run / f"checkpoints/step-{STEPS}").expert_bias for run in (name, plain)
     )
     assert found == expected
 
@@ -179,7 +179,10 @@ def assert_equal_state(out: Path, name: str, origin: str) -> None:
     for key, values in expected.items():
         assert torch.equal(found[key], values), key
     manifests = [CheckpointManifest.read(out / run / f"checkpoints/step-{STEPS}") for run in (name, origin)]
-    assert manifests[0].votes == manifests[1].votes and manifests[0].parameters == manifests[1].parameters
+    assert (
+        manifests[0].expert_bias == manifests[1].expert_bias
+        and manifests[0].parameters == manifests[1].parameters
+    )
     assert manifests[0].optimizer_steps == manifests[1].optimizer_steps == STEPS
 
 
@@ -220,7 +223,7 @@ def test_a_new_run_begins_with_its_parents_experts(runs: Path) -> None:
 
 @pytest.mark.ranks
 def test_a_model_is_opened_whose_experts_were_spread(runs: Path) -> None:
-    model = open_trained(runs / "decoder-p2-zero1").load()
+    model = open_saved_model(runs / "decoder-p2-zero1").load()
     expected = whole(runs, "decoder-p2-zero1")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, expected[f"weight:{name}"]), name

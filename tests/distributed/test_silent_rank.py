@@ -81,7 +81,7 @@ def test_lost_rank_is_named_in_time(
     ranks.processes[lost].send_signal(how)
     other = ranks.processes[1 - lost]
     assert other.wait(timeout=4 * TIMEOUT_S) == 2
-    assert f"rank {lost}: must get on within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
+    assert f"rank {lost}: must make progress within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
     status = RunFolder.open(ranks.run).status()
     assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
     ranks.end()
@@ -100,7 +100,7 @@ def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_pa
     (alone,) = begin_ranks(3, command, tmp_path, started_ranks=[0])
     assert alone.wait(timeout=START_S) == 2
     said = (tmp_path / "rank-0.txt").read_text()
-    assert "error: ranks 1, 2: must come within 2 seconds, but got 1 of 3." in said
+    assert "error: ranks 1, 2: must join within 2 seconds, but got 1 of 3." in said
     assert not (tmp_path / "run").exists()
 
 

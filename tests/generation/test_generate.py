@@ -19,7 +19,7 @@ from reptrain.errors import ConfigError, ReptrainError, TextError
 from reptrain.generation import Sampling, Writer, generate
 from reptrain.generation.prompts import decode_text, encode_prompt, read_prompts
 from reptrain.hub.export import export_model
-from reptrain.hub.saved_model import Reading, open_trained
+from reptrain.hub.saved_model import Reading, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import build_model
 from reptrain.text import Tokenizer
@@ -187,7 +187,7 @@ def test_decoder_reads_a_prompt_as_its_objective_taught_it(tiny: MakeConfig, tmp
         (tmp_path / "config.yaml").write_text(
             re.sub(r"objective:\n( .*\n)+", f"objective: {{name: {objective}}}\n", text)
         )
-        assert open_trained(tmp_path).reading == reading
+        assert open_saved_model(tmp_path).reading == reading
         if reading != "causal":
             with pytest.raises(ReptrainError, match="forwards only"):
                 export_model(tmp_path, tmp_path / "out")
@@ -228,7 +228,7 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
         (b'{"prompt": null}', r"p\.jsonl:1: .*got null under 'prompt'"),
         (b'\n{"prompt": ["a"]}', r"p\.jsonl:2: .*got a list under 'prompt'"),
         (b'{"text": "a"}', r"p\.jsonl:1: .*got text"),
-        (b'{"prompt": "\\ud800"}', r"p\.jsonl:1: .*half of a surrogate pair"),
+        (b'{"prompt": "\\ud800"}', r"p\.jsonl:1: .*an unpaired surrogate"),
         (b'{"prompt": "a\tb"}', r"p\.jsonl:1: .*a raw tab in a string at column 14"),
         (b'{"prompt": "a", "prompt": "b"}', r"p\.jsonl:1: .*the key 'prompt' twice"),
         ("one".encode("utf-16"), r"p\.jsonl: must be UTF-8, but got UTF-16"),

@@ -20,7 +20,7 @@ from reptrain.config import RunConfig
 from reptrain.errors import HubError, ReptrainError
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.export import export_model, import_model, write_model
-from reptrain.hub.saved_model import ImportedModel, open_trained
+from reptrain.hub.saved_model import ImportedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.store import open_store
 from reptrain.training.loop import train
@@ -100,7 +100,7 @@ def test_exported_model_gives_our_logits_in_transformers(
     run = untrained(*RUNS[kind])
     told = export_model(run, tmp_path / "out", max_shard_bytes=40_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
-    trained = open_trained(run)
+    trained = open_saved_model(run)
     config = without_capacity(trained.config)
     ours = trained.load(config)
     tokens_BT, is_token_BT = rows([40, 25, 1], 3)
@@ -117,7 +117,7 @@ def test_exported_model_gives_our_logits_in_transformers(
     expected_BTV = theirs.eval()(input_ids=tokens_BT, attention_mask=is_token_BT, **inputs).logits
     close(logits_BTV[counted], expected_BTV[counted], spread=0.01)
     stored = sum(parameter.numel() for parameter in ours.parameters())
-    assert told.parameters == stored and told.step == open_trained(run).step
+    assert told.parameters == stored and told.step == open_saved_model(run).step
     # Shared layers are copied, and so is the embedding of an untied Switch.
     if kind not in ("shared", "switch"):
         assert sum(parameter.numel() for parameter in theirs.parameters()) == stored
@@ -135,7 +135,7 @@ def test_exported_decoder_reads_its_start_token_without_a_mask(
         # Far from uniform, and with an attention that tells one position from none.
         for name, parameter in theirs.named_parameters():
             parameter.mul_(1 if "norm" in name or "ln_" in name else 5)
-    start = open_trained(run).special_ids(open_trained(run).tokenizer(None)).start
+    start = open_saved_model(run).special_ids(open_saved_model(run).tokenizer(None)).start
     assert start == theirs.generation_config.bos_token_id == 0
     prompt = torch.tensor([[start, 7, start, 9], [start] * 4, [start, 7, 1, 9]])
     more = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -153,13 +153,13 @@ def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path)
     theirs = make(kind)
     imported = import_model(save(theirs, tmp_path / "theirs"), tmp_path / "ours")
     assert imported.parameters == sum(parameter.numel() for parameter in theirs.parameters())
-    again = open_trained(tmp_path / "ours").load()
+    again = open_saved_model(tmp_path / "ours").load()
     for (name, parameter), other in zip(
-        open_trained(tmp_path / "theirs").load().named_parameters(), again.parameters(), strict=True
+        open_saved_model(tmp_path / "theirs").load().named_parameters(), again.parameters(), strict=True
     ):
         assert torch.equal(parameter, other), name
     record = json.loads((tmp_path / "ours" / "parent.json").read_text())
-    assert record["weights"] == open_trained(tmp_path / "theirs").fingerprint()
+    assert record["weights"] == open_saved_model(tmp_path / "theirs").fingerprint()
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -210,8 +210,8 @@ def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
     assert told["model_type"] == "llama" and told["step"] == 3
     result = CliRunner().invoke(app, ["import", str(out), str(again)], catch_exceptions=False)
     assert f"llama, {told['parameters']:,} parameters" in result.output
-    for name, parameter in open_trained(run, 3).load().named_parameters():
-        rounded = open_trained(again).load().get_parameter(name)
+    for name, parameter in open_saved_model(run, 3).load().named_parameters():
+        rounded = open_saved_model(again).load().get_parameter(name)
         assert torch.equal(parameter.bfloat16().float(), rounded), name
 
 
@@ -219,7 +219,7 @@ def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(run: Path, 
     (tmp_path / "file").write_text("")
     with pytest.raises(ReptrainError, match="must be new or empty"):
         export_model(run, tmp_path)
-    with pytest.raises(ReptrainError, match=r"must be a whole checkpoint \(there are step-"):
+    with pytest.raises(ReptrainError, match=r"must be an intact checkpoint \(existing: step-"):
         export_model(run, tmp_path / "out", step=777)
     with pytest.raises(ReptrainError, match="must be the folder of a model"):
         export_model(tmp_path, tmp_path / "out")

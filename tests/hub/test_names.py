@@ -75,11 +75,11 @@ def test_base_model_with_the_head_beside_it_is_read(tmp_path: Path) -> None:
 def test_encoder_alone_is_refused(tmp_path: Path) -> None:
     encoder = transformers.T5EncoderModel(transformers.T5Config(**T5))
     save(encoder, tmp_path)
-    with pytest.raises(HubError, match=r"is_encoder_decoder in config\.json.*an encoder alone"):
+    with pytest.raises(HubError, match=r"is_encoder_decoder in config\.json.*an encoder only"):
         ours_from(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
-    with pytest.raises(HubError, match=r"an encoder alone.*Save the whole model, as T5For"):
+    with pytest.raises(HubError, match=r"an encoder only.*Save the whole model, as T5For"):
         ours_from(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_read_tokenizer_passes_over_a_model_that_is_none_beside_a_good_file(
         (tmp_path / name).write_text(content)
         found = read_tokenizer(tmp_path)
         assert found is not None and found.fingerprint == tokenizer.fingerprint
-        assert f"{name} is passed over for tokenizer.json" in capsys.readouterr().err
+        assert f"{name} is skipped in favor of tokenizer.json" in capsys.readouterr().err
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs")
     with pytest.raises(
         TokenizerError, match=r"tokenizer\.json: must be a SentencePiece model or a tokenizer"
