@@ -174,9 +174,8 @@ def generate(
         device: The device to compute on.
 
     Raises:
-        ReptrainError: If the model or tokenizer is missing, or a prompt is too long, or is empty and the
-        model
-            has no start id.
+        ReptrainError: If the model or tokenizer is missing, or a prompt is too long, or a prompt is empty and
+            the model has no start id.
     """
     for name, value in (("max-new-tokens", max_new_tokens), ("batch-rows", batch_rows)):
         if value < 1:

@@ -41,8 +41,8 @@ def test_read_hostfile_takes_every_form_of_a_host(tmp_path: Path, host: str) -> 
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("node-0 slots=8\nnode-1\n", r"line 2: must say slots=N.*'node-1'"),
-        ("node-0\nnode-0\nnode-1\n", r"line 1: must say slots=N.*PBS"),
+        ("node-0 slots=8\nnode-1\n", r"line 2: must have slots=N.*'node-1'"),
+        ("node-0\nnode-0\nnode-1\n", r"line 1: must have slots=N.*PBS"),
         ("node-0 slots=0\n", r"line 1: must have slots from 1.*slots=0"),
         ("a slots=9 max_slots=8\n", r"line 1: must have slots from 1.*slots=9"),
         ("a slots=9999\n", "or 1024 without, but got slots=9999"),

@@ -89,7 +89,7 @@ def test_launch_command_refuses_ranks_that_nothing_tells(gpus: int | None, error
 
 @pytest.mark.usefixtures("four_gpus")
 def test_launch_command_refuses_more_ranks_than_gpus() -> None:
-    with pytest.raises(LaunchError, match="at most the number of GPUs here, 4, but got 5"):
+    with pytest.raises(LaunchError, match="at most the number of visible GPUs, 4, but got 5"):
         launch_command(CONFIG, gpus=5)
     assert devices_in(launch_command(CONFIG, gpus=5, device="cpu")) == [0, 1, 2, 3, 4]
     assert devices_in(launch_command(CONFIG)) == [0, 1, 2, 3]
@@ -117,7 +117,7 @@ def test_launch_command_gives_ranks_the_visible_gpus(
     hosts = tmp_path / "hosts"
     hosts.write_text(f"localhost slots={len(devices)}\n")
     assert devices_in(launch_command(CONFIG, gpus=gpus, hostfile=hosts)) == devices
-    with pytest.raises(LaunchError, match=r"number of GPUs here.*CUDA_VISIBLE_DEVICES is"):
+    with pytest.raises(LaunchError, match=r"number of visible GPUs.*CUDA_VISIBLE_DEVICES is"):
         launch_command(CONFIG, gpus=4)
 
 
@@ -149,7 +149,7 @@ def test_launch_command_refuses_hosts_whose_first_gpus_are_not_visible(
     hosts.write_text("a slots=2\nb slots=2\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if refused:
-        with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES: must hold 0 to 1"):
+        with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES: must include 0 to 1"):
             launch_command(CONFIG, hostfile=hosts)
     else:
         assert f"--hostfile={hosts}" in launch_command(CONFIG, hostfile=hosts)
@@ -249,7 +249,12 @@ def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
 
 def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFixture[str]) -> None:
     # DeepSpeed's launcher ends with the negative code of the rank.
-    for code, words in ((-9, "a rank was killed by signal 9. Often the memory"), (3, ""), (2, ""), (1, "")):
+    for code, words in (
+        (-9, "a rank was killed by signal 9. The usual cause"),
+        (3, ""),
+        (2, ""),
+        (1, ""),
+    ):
         assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}) == code % 256
         printed = capfd.readouterr().err
         assert words in printed and bool(printed) == bool(words)

@@ -64,7 +64,7 @@ def test_read_rank_environment_refuses_by_name(wrong: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("environ", [{"RANK": "0"}, {"RANK": ""}, {"WORLD_SIZE": "1"}, {"LOCAL_RANK": "1"}])
 def test_read_rank_environment_refuses_a_leftover(environ: dict[str, str]) -> None:
-    with pytest.raises(LaunchError, match=f"must be set where {next(iter(environ))} is"):
+    with pytest.raises(LaunchError, match=f"must be set if {next(iter(environ))} is"):
         read_rank_environment(environ)
 
 
@@ -73,7 +73,7 @@ def test_train_refuses_a_leftover_rank_with_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reptrain", "train", str(tmp_path / "none.yaml")]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: environment variable WORLD_SIZE: must be set where RANK is")
+    assert ended.stderr.startswith("error: environment variable WORLD_SIZE: must be set if RANK is")
     assert ended.stderr.count("\n") == 1
 
 
@@ -87,5 +87,5 @@ def test_local_device_index_is_the_local_rank_or_the_only_gpu() -> None:
     assert local_device_index(3, 8) == 3
     # Slurm may show each rank one GPU.
     assert local_device_index(3, 1) == 0
-    with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be below the 2 GPUs.*got 2"):
+    with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be less than .* GPUs, 2, but got 2"):
         local_device_index(2, 2)
