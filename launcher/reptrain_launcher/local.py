@@ -143,7 +143,7 @@ def exit_message(code: int) -> str | None:
         return None
     number, process = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
     cause = " The usual cause is lack of memory: see the system log." if number == signal.SIGKILL else ""
-    return f"{process} was killed by signal {number}.{cause} The same command resumes from the newest checkpoint."
+    return f"{process} was killed by signal {number}.{cause} The same command resumes from the last checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:
