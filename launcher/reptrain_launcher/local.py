@@ -141,9 +141,9 @@ def exit_message(code: int) -> str | None:
     """
     if code <= 128:
         return None
-    number, process = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
+    number, who = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
     cause = " The usual cause is lack of memory: see the system log." if number == signal.SIGKILL else ""
-    return f"{process} was killed by signal {number}.{cause} The same command resumes from the last checkpoint."
+    return f"{who} was killed by signal {number}.{cause} The same command resumes from the last checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:

@@ -78,7 +78,7 @@ def state_of(folder: Path) -> Path:
     ],
     ids=["flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "removed"],
 )
-def test_damaged_newest_is_passed_over_and_said(
+def test_damaged_newest_checkpoint_is_skipped_with_a_warning(
     damaged: RunFolder,
     unbroken: RunFolder,
     damage: Callable[[Path], None],
@@ -98,7 +98,7 @@ def test_damaged_newest_is_passed_over_and_said(
     assert audit(damaged.path).exact
 
 
-def test_status_tells_of_the_damage_while_the_run_goes_on(
+def test_status_reports_the_damage_while_the_run_continues(
     damaged: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(state_of(damaged.checkpoints / "step-14"))
@@ -110,7 +110,7 @@ def test_status_tells_of_the_damage_while_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (3, "a later")])
-def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
+def test_newest_checkpoint_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
     path = damaged.checkpoints / "step-14" / "manifest.json"
     body = json.dumps(json.loads(path.read_text().rpartition("}")[0] + "}") | {"format": found})
     path.write_text(f"{body}\n{sha256(body.encode()).hexdigest()}\n")
@@ -124,7 +124,7 @@ def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, wor
     assert sorted(damaged.checkpoints.iterdir()) == kept
 
 
-def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken: RunFolder) -> None:
+def test_unreadable_latest_is_ignored(damaged: RunFolder, unbroken: RunFolder) -> None:
     (damaged.checkpoints / "latest").write_bytes(b"\xff\x00rubbish")
     train(damaged.config, damaged.path)
     assert any(event.step == 14 for event in damaged.events.records() if event.event == "resumed")
@@ -132,7 +132,7 @@ def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken:
     assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
 
 
-def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder) -> None:
+def test_no_intact_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder) -> None:
     for folder in damaged.checkpoints.glob("step-*"):
         flip(state_of(folder))
     before = (damaged.path / "ledger.jsonl").read_bytes()
@@ -152,7 +152,7 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder
     ],
     ids=["cut", "flipped", "no-record", "empty"],
 )
-def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
+def test_damaged_records_are_restored_from_the_newest_checkpoint(
     damaged: RunFolder,
     unbroken: RunFolder,
     name: str,
@@ -172,7 +172,7 @@ def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
     ]
 
 
-def test_records_behind_the_newest_checkpoint_may_hold_anything(
+def test_damage_after_the_newest_checkpoint_is_cut_off(
     damaged: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = damaged.ledger.path.read_bytes().splitlines(keepends=True)
@@ -182,9 +182,7 @@ def test_records_behind_the_newest_checkpoint_may_hold_anything(
     assert audit(damaged.path).complete
 
 
-def test_records_before_the_first_checkpoint_may_hold_anything(
-    damaged: RunFolder, unbroken: RunFolder
-) -> None:
+def test_damage_before_the_first_checkpoint_is_ignored(damaged: RunFolder, unbroken: RunFolder) -> None:
     shutil.rmtree(damaged.checkpoints)
     damaged.checkpoints.mkdir()
     damaged.ledger.path.write_bytes(b"no record\n")
@@ -192,7 +190,7 @@ def test_records_before_the_first_checkpoint_may_hold_anything(
     assert list(damaged.ledger.records()) == list(unbroken.ledger.records())
 
 
-def test_pointer_to_nowhere_costs_nothing(damaged: RunFolder) -> None:
+def test_latest_that_names_no_checkpoint_is_ignored(damaged: RunFolder) -> None:
     # One bit of step-14.
     (damaged.checkpoints / "latest").write_text("step-04\n")
     train(damaged.config, damaged.path)
@@ -209,7 +207,7 @@ def test_pointer_to_nowhere_costs_nothing(damaged: RunFolder) -> None:
         ),
     ],
 )
-def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit_at_any_stage(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
 ) -> None:
     config = tiny(
@@ -230,13 +228,13 @@ def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
     )
 
 
-def test_checkpoints_at_every_fraction_stay(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_checkpoints_at_every_fraction_are_kept(tiny: MakeConfig, tmp_path: Path) -> None:
     train(tiny("checkpoint.keep_every_fraction=0.2", "checkpoint.keep_last=1"), tmp_path / "run")
     kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*")}
     assert kept == {5, 11, 16, 22, 27}
 
 
-def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
+def test_repeated_signals_during_a_save_leave_an_intact_checkpoint(
     tiny: MakeConfig, unbroken: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def storm(path: Path, held: Sequence[Piece]) -> FileSum:
@@ -256,7 +254,7 @@ def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
     assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
 
 
-def test_second_ctrl_c_ends_at_once(
+def test_second_ctrl_c_quits_immediately(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def twice() -> None:

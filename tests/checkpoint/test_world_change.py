@@ -119,7 +119,7 @@ def _check(out: Path, changes: Changes) -> None:
 
 
 @pytest.mark.timeout(3 * LIMIT_S)
-def test_run_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_run_resumes_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, THIN, tiny)
     _check(tmp_path, THIN)
 
@@ -142,7 +142,7 @@ def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * LIMIT_S)
-def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_bf16_resumes_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     changes: Changes = {
         "unbroken": ("bf16", [Place(1, 1)]),
         "1-2-4": ("bf16", [Place(1, 1), Place(2, 3), Place(4, 2)]),
@@ -158,6 +158,6 @@ def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * LIMIT_S)
-def test_run_goes_on_in_any_other_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_run_resumes_in_any_other_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, WIDE, tiny)
     _check(tmp_path, WIDE)

@@ -93,7 +93,7 @@ def test_lost_rank_is_named_in_time(
     assert report.exact and report.complete, report.text()
 
 
-def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_rank_that_does_not_join_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     write_config(tmp_path, tiny("train.rank_timeout_seconds=2"))
     command = ["-m", "reptrain", "train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
     # Of three ranks the first alone is started.

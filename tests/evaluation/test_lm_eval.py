@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tasks"
 
 
-def test_bits_per_byte_are_ours(folder: Path, trained: Callable[[str], Path]) -> None:
+def test_lm_eval_bits_per_byte_equal_ours(folder: Path, trained: Callable[[str], Path]) -> None:
     run = trained("causal")
     (score,) = score_by_lm_eval(run, ["small_texts"], include=folder)
     model, tokenizer = open_saved_model(run).load(), open_saved_model(run).tokenizer()
@@ -67,7 +67,7 @@ def test_command_and_unknown_tasks(folder: Path, trained: Callable[[str], Path])
         score_by_lm_eval(trained("causal"), ["small_texts", "no_such_task"], include=folder)
 
 
-def test_data_that_cannot_be_had_is_refused(folder: Path, trained: Callable[[str], Path]) -> None:
+def test_task_without_available_data_is_refused(folder: Path, trained: Callable[[str], Path]) -> None:
     task = (
         (folder / "small.yaml").read_text().replace("small_texts", "gone").replace("rows.jsonl", "gone.jsonl")
     )

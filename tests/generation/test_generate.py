@@ -79,7 +79,7 @@ def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) ->
         (T5, "inputs", Sampling(0.8, 0.9, seed=4)),
     ],
 )
-def test_tokens_are_those_of_the_uncached_model_in_any_batch(
+def test_tokens_equal_those_of_the_uncached_model_in_any_batch(
     config: DecoderConfig | T5Config, reading: Reading, sampling: Sampling
 ) -> None:
     made = writer(config, reading)
@@ -90,7 +90,7 @@ def test_tokens_are_those_of_the_uncached_model_in_any_batch(
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
 
 
-def test_text_ends_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_stops_after_the_end_id(monkeypatch: pytest.MonkeyPatch) -> None:
     made = writer(DECODER)
     whole = list(made.write(PROMPTS, max_new_tokens=NEW, sampling=Sampling(), batch_rows=5))
     # What one row writes in its midst ends it, and no other row that does not write it.
@@ -106,7 +106,7 @@ def draws(sampling: Sampling, logits_V: Tensor, count: int = 20_000) -> Tensor:
     return torch.bincount(token_B, minlength=len(logits_V)) / count
 
 
-def test_draws_have_the_models_probabilities() -> None:
+def test_draws_follow_the_models_probabilities() -> None:
     logits_V = torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0])
     for temperature in (1.0, 0.5, 3.0):
         expected_V = (logits_V / temperature).softmax(-1)
@@ -120,7 +120,7 @@ def test_draws_have_the_models_probabilities() -> None:
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
 
 
-def test_top_p_leaves_the_most_likely_that_reach_it() -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     probability_V = torch.tensor([0.15, 0.5, 0.05, 0.3])
     found_V = draws(Sampling(1.0, top_p=0.75), probability_V.log())
     assert found_V.tolist() == [0, pytest.approx(0.5 / 0.8, abs=0.02), 0, pytest.approx(0.3 / 0.8, abs=0.02)]
@@ -150,7 +150,7 @@ def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_command_writes_texts_of_prompts_and_files(run: Path, tmp_path: Path) -> None:
+def test_generate_command_accepts_prompts_and_files(run: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("The <extra_id_0> of a list\n\nis\n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "The <extra_id_0> of a list"}\n{"prompt": "is"}\n')
     told = []
@@ -180,7 +180,7 @@ READINGS = {
 }
 
 
-def test_decoder_reads_a_prompt_as_its_objective_taught_it(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_decoder_treats_a_prompt_as_in_its_objective(tiny: MakeConfig, tmp_path: Path) -> None:
     train(tiny("train.total_tokens=400"), tmp_path)
     text = (tmp_path / "config.yaml").read_text()
     for objective, reading in READINGS.items():
@@ -207,7 +207,7 @@ def test_wrong_input_is_refused(run: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, TextError) and "p.jsonl:1" in str(result.exception)
 
 
-def test_sentinels_are_spelled_out(store_path: Path) -> None:
+def test_sentinels_are_written_as_text(store_path: Path) -> None:
     from reptrain.store import open_store
 
     tokenizer: Tokenizer = open_store(store_path).tokenizer()
@@ -217,7 +217,7 @@ def test_sentinels_are_spelled_out(store_path: Path) -> None:
     assert decode_text(tokenizer, [*ids, tokenizer.eos_id]) == text
 
 
-def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
+def test_read_prompts_accepts_every_kind_of_file(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\xe2\x80\xa8three\n")
     assert read_prompts(path) == ["one", "two\u2028three"]

@@ -115,7 +115,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         ModelFolder.open(tmp_path)
 
 
-def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> None:
+def test_untied_t5_11_without_a_head_gets_a_copy_of_the_embedding(tmp_path: Path) -> None:
     """Transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
     theirs = make("t5-1.1", own_head=False)
     ours = ours_from(save(theirs, tmp_path))
@@ -140,7 +140,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("key", KINDS)
-def test_settings_of_another_kind_are_named(key: str, tmp_path: Path) -> None:
+def test_settings_of_the_wrong_type_are_named(key: str, tmp_path: Path) -> None:
     value, words = KINDS[key]
     save(make("llama"), tmp_path)
     if key == "rope_theta":
@@ -157,7 +157,7 @@ def test_special_ids_beyond_the_vocabulary_are_named(index: Any, tmp_path: Path)
         ModelFolder.open(tmp_path).special_ids()
 
 
-def test_an_index_that_maps_nothing_is_named(tmp_path: Path) -> None:
+def test_index_without_a_weight_map_is_named(tmp_path: Path) -> None:
     save(make("llama"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')

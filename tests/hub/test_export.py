@@ -124,7 +124,7 @@ def test_exported_model_gives_our_logits_in_transformers(
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt"])
-def test_exported_decoder_reads_its_start_token_without_a_mask(
+def test_exported_decoder_attends_to_its_start_token_without_a_mask(
     kind: str, untrained: Callable[..., Path], tmp_path: Path
 ) -> None:
     """transformers' own `generate` takes any other padding in a prompt for masked."""
@@ -149,7 +149,7 @@ def test_exported_decoder_reads_its_start_token_without_a_mask(
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path) -> None:
+def test_import_and_export_preserve_the_tensors(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     imported = import_model(save(theirs, tmp_path / "theirs"), tmp_path / "ours")
     assert imported.parameters == sum(parameter.numel() for parameter in theirs.parameters())
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_transformers_has_not_is_refused_by_name(kind: str, tiny: MakeConfig) -> None:
+def test_export_refuses_what_transformers_does_not_have(kind: str, tiny: MakeConfig) -> None:
     from reptrain.hub import model_settings
 
     overrides, name = REFUSED[kind]
@@ -202,7 +202,7 @@ def test_switch_every_fourth_is_refused(tiny: MakeConfig) -> None:
         model_settings(config, rows=512)
 
 
-def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
+def test_commands_print_their_results(run: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     words = ["export", str(run), str(out), "--step", "3", "--dtype", "bf16", "--json"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
@@ -215,7 +215,7 @@ def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
         assert torch.equal(parameter.bfloat16().float(), rounded), name
 
 
-def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(run: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_non_empty_folder_and_a_missing_step(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReptrainError, match="must be new or empty"):
         export_model(run, tmp_path)

@@ -44,7 +44,7 @@ def our_router_losses(model: Any, *given: Tensor, group_windows: int, **more: Te
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_mixtral_coefficient_gives_their_loss(layers: int, top_k: int, tmp_path: Path) -> None:
+def test_mixtral_coefficient_gives_the_loss_of_transformers(layers: int, top_k: int, tmp_path: Path) -> None:
     more = {"num_hidden_layers": layers, "router_aux_loss_coef": 0.3}
     theirs = make("mixtral", **more)
     theirs.config.num_experts_per_tok = theirs.num_experts_per_tok = top_k
@@ -63,7 +63,7 @@ def test_mixtral_coefficient_gives_their_loss(layers: int, top_k: int, tmp_path:
 
 
 @pytest.mark.parametrize("sparse", [1, 2])
-def test_switch_coefficients_give_their_loss(sparse: int, tmp_path: Path) -> None:
+def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path: Path) -> None:
     more = {"num_layers": 2 * sparse, "num_decoder_layers": 2 * sparse, "num_sparse_encoder_layers": sparse,
             "num_sparse_decoder_layers": sparse}  # fmt: skip
     theirs = make("switch", **more, router_aux_loss_coef=0.3, router_z_loss_coef=0.02)
@@ -97,7 +97,7 @@ def test_published_coefficient_of_mixtral_becomes_the_preset(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["mixtral", "switch"])
 @pytest.mark.parametrize("coefficient", [0.001, 0.01, 0.02, 0.3])
-def test_coefficients_come_back_from_an_export(kind: str, coefficient: float, tmp_path: Path) -> None:
+def test_coefficients_survive_export_and_import(kind: str, coefficient: float, tmp_path: Path) -> None:
     more = {"router_aux_loss_coef": coefficient}
     more |= {"num_hidden_layers": 3} if kind == "mixtral" else {"router_z_loss_coef": coefficient / 10}
     theirs = make(kind, **more)

@@ -55,20 +55,20 @@ def test_launch_command_starts_the_ranks_as_train_processes() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_launch_command_passes_the_time_limit_on() -> None:
+def test_launch_command_passes_the_time_limit() -> None:
     command = launch_command(CONFIG, gpus=2, device="cpu", out=Path("runs/x"), max_minutes=7.5)
     assert command[command.index("train") :] == [
         *("train", str(CONFIG), "--max-minutes=7.5", "--out", "runs/x"),
     ]
 
 
-def test_launch_command_meets_at_another_port_for_each_local_run() -> None:
+def test_launch_command_uses_another_port_for_each_local_run() -> None:
     ports = {word for _ in range(3) for word in launch_command(CONFIG, gpus=2) if "master_port" in word}
     assert len(ports) == 3
     assert "--master_port=123" in launch_command(CONFIG, gpus=2, master_port=123)
 
 
-def test_launch_command_takes_the_slots_of_a_hostfile(tmp_path: Path) -> None:
+def test_launch_command_uses_the_slots_of_a_hostfile(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=8\nb slots=4\n")
     command = launch_command(CONFIG, hostfile=hosts)
@@ -82,7 +82,7 @@ def test_launch_command_takes_the_slots_of_a_hostfile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "error"), [(None, "must give the number of ranks"), (0, "must be at least 1")]
 )
-def test_launch_command_refuses_ranks_that_nothing_tells(gpus: int | None, error: str) -> None:
+def test_launch_command_requires_a_number_of_ranks_without_a_gpu(gpus: int | None, error: str) -> None:
     with pytest.raises(LaunchError, match=error):
         launch_command(CONFIG, gpus=gpus)
 
@@ -121,7 +121,7 @@ def test_launch_command_gives_ranks_the_visible_gpus(
         launch_command(CONFIG, gpus=4)
 
 
-def test_the_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed's launcher hands on the names, UUIDs too."""
     dev = make_devices(tmp_path, 4)
     monkeypatch.setattr(
@@ -168,7 +168,7 @@ def test_launch_command_writes_a_plain_hostfile_for_deepspeed(
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_launch_environment_shares_the_cores_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_environment_shares_the_cores_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert launch_environment(gpus=4).keys() == {"PATH"}
@@ -179,7 +179,7 @@ def test_launch_environment_shares_the_cores_on_a_cpu_alone(monkeypatch: pytest.
     assert launch_environment(gpus=4, device="cpu")["OMP_NUM_THREADS"] == "5"
 
 
-def test_shell_line_is_what_a_shell_takes_apart_again() -> None:
+def test_shell_line_round_trips_through_a_shell() -> None:
     line = shell_line(["python", "a b", "x=1"], {"A": "1 2"})
     assert shlex.split(line) == ["A=1 2", "python", "a b", "x=1"]
     assert subprocess.check_output(["sh", "-c", shell_line(["printenv", "A"], {"A": "1 $2"})]) == b"1 $2\n"
@@ -220,7 +220,7 @@ def test_shell_line_is_what_a_shell_takes_apart_again() -> None:
         ("MIG-GPU-a1/3/0", ("MIG-GPU-a1/3/0",)),
     ],
 )
-def test_visible_gpus_are_those_that_cuda_shows(
+def test_visible_gpus_match_cuda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str | None, shown: tuple[int | str, ...]
 ) -> None:
     dev = make_devices(tmp_path, 4)

@@ -27,7 +27,7 @@ WHOLE = {
 }
 
 
-def test_read_rank_environment_reads_a_whole_set() -> None:
+def test_read_rank_environment_reads_a_complete_set() -> None:
     assert read_rank_environment(WHOLE) == RankEnvironment(1, 2, 1, "node-0", 29500)
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
     assert read_rank_environment(alone) == RankEnvironment(0, 1, 0, "::1", 1)
@@ -39,7 +39,7 @@ def test_read_rank_environment_is_none_without_a_launcher(environ: dict[str, str
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_read_rank_environment_refuses_a_set_that_lacks_one(name: str) -> None:
+def test_read_rank_environment_refuses_a_missing_variable(name: str) -> None:
     environ = {key: value for key, value in WHOLE.items() if key != name}
     with pytest.raises(LaunchError, match=f"^environment variable {name}: .* but got nothing. Unset RANK"):
         read_rank_environment(environ)
@@ -77,7 +77,7 @@ def test_train_refuses_a_leftover_rank_with_exit_code_2(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_shown_rank_names_other_ranks_alone() -> None:
+def test_shown_rank_is_none_for_rank_0() -> None:
     assert shown_rank({"RANK": "3"}) == "3" and not is_main_rank({"RANK": "3"})
     for environ in ({}, {"RANK": "0"}, {"RANK": ""}, {"RANK": "x"}):
         assert shown_rank(environ) is None and is_main_rank(environ)
