@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, kept, or asked for by signals and by the clock."""
+"""Checkpoints: damage, retention, and stop requests by signals and the time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that goes on with other ranks, another ZeRO stage and another micro-batch equals the unbroken one.
+"""A run that resumes with other ranks, ZeRO stage and micro-batch equals the uninterrupted run.
 
 One rank is this process; several are started once for all cases of a part.
 """
@@ -38,7 +38,7 @@ FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 64
 
 
 class Place(NamedTuple):
-    """Where a part of a run takes place."""
+    """The ranks and settings of a part of a run."""
 
     ranks: int
     stage: int
@@ -78,7 +78,7 @@ def _config(tiny: Callable[..., RunConfig], overrides: Sequence[str]) -> RunConf
 
 
 def _carry_out(out: Path, changes: Changes, tiny: Callable[..., RunConfig]) -> None:
-    """All parts of all runs, in one start of each number of ranks for each part."""
+    """Run all parts; each part starts once for each number of ranks."""
     write_config(out, _config(tiny, []))
     for part, until in enumerate((FIRST_CHANGE, SECOND_CHANGE, None)):
         for ranks in (1, 2, 4):

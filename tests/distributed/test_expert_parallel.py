@@ -1,4 +1,4 @@
-"""Experts over ranks: the losses, masks and checkpoints of experts that every rank holds."""
+"""Expert parallelism gives the losses, masks and checkpoints of runs without it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ AFTER_FOUR: Cases = {
 @pytest.fixture(scope="module")
 @takes_up_to(LIMIT_S + 600)
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: MakeConfig) -> Path:
-    """The folder of all runs on one and two ranks."""
+    """Folder of all runs on one and two ranks."""
     out = tmp_path_factory.mktemp("experts")
     # 24 windows of an epoch of 16 in batches of 10; the last one is short.
     data = ("train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10")
@@ -113,7 +113,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: MakeConfig) -> Path:
 
 
 def losses(out: Path, name: str) -> list[tuple[int, float]]:
-    """Steps before each loss, and the loss: of training and of the three sets."""
+    """Step and loss of each training step and each evaluation of the three sets."""
     records = RunFolder.open(out / name).metrics
     trained = [(record.step, record.loss_nats) for record in records.records("train")]
     return trained + [(record.step, record.nats) for record in records.records("valid")]
@@ -156,7 +156,7 @@ def test_routing_records_equal_those_without_expert_parallelism(runs: Path, name
 
 
 def whole(out: Path, name: str) -> dict[str, Tensor]:
-    """What a run's last checkpoint holds, each parameter put together; no element stands in it twice."""
+    """The parameters in a run's last checkpoint, assembled; checks that no element is written twice."""
     folder = out / name / f"checkpoints/step-{STEPS}"
     manifest = CheckpointManifest.read(folder)
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The precision of a run on its device, and how ranks of one machine meet."""
+"""Precision of a run on its device, and the network interface of ranks on one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that is killed, stopped or stuck: the other ends in time and names it, and the run goes on."""
+"""A rank is killed, stopped or hangs: the other rank ends in time and names it, and the run can resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.timeout(2 * START_S + 8 * TIMEOUT_S
 
 
 class Ranks:
-    """Two ranks without a launcher, which would end them all by itself."""
+    """Two ranks without a launcher, which would end all ranks itself."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         write_config(folder, config)

@@ -1,4 +1,4 @@
-"""lm-eval on our models, offline: a task of a few lines, whose figures are ours."""
+"""lm-eval on our models, offline: its scores of a small task equal ours."""
 
 from __future__ import annotations
 

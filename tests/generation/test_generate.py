@@ -1,4 +1,4 @@
-"""Texts: the uncached forward pass chooses the same; draws depend on seed, prompt and position alone."""
+"""Generation equals the uncached forward pass; draws depend on seed, prompt and position only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def writer(config: DecoderConfig | T5Config, reading: Reading = "causal") -> Wri
 
 @torch.no_grad()
 def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) -> list[int]:
-    """The whole forward pass for every token."""
+    """A full forward pass for every token."""
     chosen: list[int] = []
     for position in range(NEW):
         if isinstance(writer.model.config, DecoderConfig):
@@ -138,7 +138,7 @@ def test_sampling_out_of_range_is_refused(values: dict[str, float], words: str) 
 
 @pytest.fixture(scope="module")
 def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 that has seen little."""
+    """A T5 after a few training steps."""
     out = tmp_path_factory.mktemp("run") / "t5"
     model = "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 1, num_heads: 2,"
     train(

@@ -1,4 +1,4 @@
-"""Folders that are not what they say: one clear error each."""
+"""Damaged or unsupported folders: one clear error each."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_untied_t5_11_without_a_head_gets_a_copy_of_the_embedding(tmp_path: Path) -> None:
-    """Transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
+    """transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
     theirs = make("t5-1.1", own_head=False)
     ours = ours_from(save(theirs, tmp_path))
     tokens_BT = torch.arange(2, 42).view(2, 20)

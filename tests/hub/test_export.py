@@ -1,4 +1,4 @@
-"""Our models as Hugging Face folders: transformers loads them, and gives our logits and our greedy tokens."""
+"""Exported models: transformers loads them and gives our logits and greedy tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder that was trained for a few steps."""
+    """A decoder after a few training steps."""
     out = tmp_path_factory.mktemp("runs") / "run"
     with torch.enable_grad():
         train(tiny("train.total_tokens=1200"), out)
@@ -45,7 +45,7 @@ def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untrained(tiny: MakeConfig, store_path: Path, run: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes the folder of a model with its initial weights, as an import does; without overrides, a run."""
+    """Create an imported model with initial weights; without overrides, a run."""
 
     def make_model(*overrides: str) -> Path:
         if not overrides:
@@ -127,7 +127,7 @@ def test_exported_model_gives_our_logits_in_transformers(
 def test_exported_decoder_attends_to_its_start_token_without_a_mask(
     kind: str, untrained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """transformers' own `generate` takes any other padding in a prompt for masked."""
+    """transformers' `generate` masks another padding id in a prompt."""
     run = untrained(*RUNS[kind])
     export_model(run, tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()

@@ -1,4 +1,4 @@
-"""Folders of random models of transformers, read: the same logits, and clear errors."""
+"""Import of random models of transformers: equal logits."""
 
 from __future__ import annotations
 

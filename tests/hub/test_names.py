@@ -1,4 +1,4 @@
-"""Folders of one model under other names of its tensors."""
+"""Folders of a model with other tensor names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def logits(path: Path) -> torch.Tensor:
 
 
 def rename(path: Path, change: Callable[[str], str | None]) -> None:
-    """Rename a folder's tensors; those that become None are left out."""
+    """Rename a folder's tensors; tensors renamed to None are removed."""
     tensors = load_file(path / WEIGHTS)
     renamed = {change(name): tensor for name, tensor in tensors.items()}
     renamed.pop(None, None)
@@ -127,7 +127,7 @@ def test_untied_embedding_is_not_read_from_the_head(tmp_path: Path) -> None:
 
 
 def test_experts_in_one_tensor_are_read(tmp_path: Path) -> None:
-    """As transformers 5 keeps them in memory, and writes them where it is asked to."""
+    """The layout of transformers 5 in memory, which it can also write."""
     whole = make("mixtral")
     expected = logits(save(whole, tmp_path / "usual"))
     whole.save_pretrained(tmp_path / "fused", save_original_format=False)

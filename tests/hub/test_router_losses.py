@@ -32,7 +32,7 @@ def tokens(columns: int) -> Tensor:
 
 
 def our_router_losses(model: Any, *given: Tensor, group_windows: int, **more: Tensor) -> float:
-    """What the routers add to the loss of a step with one target for each position."""
+    """Router losses of a step with one target per position."""
     for _, layer in model.sparse_layers():
         config = layer.config.model_copy(update={"group_windows": group_windows})
         layer.config = layer.router.config = config
@@ -87,7 +87,7 @@ def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path
 
 
 def test_published_coefficient_of_mixtral_becomes_the_preset(tmp_path: Path) -> None:
-    """8x7B: .02 of what is 2 at balance, averaged over 32 layers, is .00125 of what is 1, summed."""
+    """8x7B: 0.02 times a mean over 32 layers that is 2 at balance = 0.00125 times a sum of terms that are 1."""
     from reptrain.sizes import load_subject
 
     preset = load_subject(Path(__file__).parents[2] / "configs/models/mixtral-8x7b.yaml").model

@@ -1,4 +1,4 @@
-"""Tokenizers in folders: transformers' ids are ours."""
+"""Tokenizers of folders: our ids equal those of transformers."""
 
 from __future__ import annotations
 

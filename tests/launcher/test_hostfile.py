@@ -1,4 +1,4 @@
-"""Hostfiles: what is read and what is refused."""
+"""Hostfiles that are accepted and refused."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ CONFIG = Path("a config.yaml")
 
 
 def devices_in(command: Sequence[str]) -> list[int | str]:
-    """The devices of the ranks of this machine, in a command of DeepSpeed's per-node launcher."""
+    """Devices of this machine's ranks in a command of DeepSpeed's per-node launcher."""
     world = next(word.partition("=")[2] for word in command if word.startswith("--world_info="))
     devices: list[int | str] = json.loads(base64.urlsafe_b64decode(world))["localhost"]
     return devices
@@ -122,7 +122,7 @@ def test_launch_command_gives_ranks_the_visible_gpus(
 
 
 def test_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's launcher hands on the names, UUIDs too."""
+    """DeepSpeed's launcher passes the names to the ranks, UUIDs too."""
     dev = make_devices(tmp_path, 4)
     monkeypatch.setattr(
         "reptrain_launcher.local.visible_gpus", lambda: visible_gpus(dev, tmp_path / "no driver")

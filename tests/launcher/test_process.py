@@ -1,4 +1,4 @@
-"""Child processes: their end, their output, and the signals that are passed on."""
+"""Child processes: exit code, output and forwarded signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ time.sleep(60)
 
 
 def send_when_ready(output: Path, number: int, *, times: int = 1) -> object:
-    """A listener that signals this process, once the child has said that it is ready."""
+    """A poll callback that signals this process once the child is ready."""
     left = [times]
 
     def listen() -> None:
@@ -45,7 +45,7 @@ def test_run_process_returns_the_exit_code_and_appends_the_output(tmp_path: Path
 
 @pytest.fixture
 def nothing_ignored() -> Iterator[None]:
-    """Tests that ran in the background ignore SIGHUP and SIGINT, and what ignores a signal is left so."""
+    """Restore default handlers: background processes ignore SIGHUP and SIGINT, and `run_process` keeps that."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield

@@ -1,4 +1,4 @@
-"""The variables of a launcher: whole sets are read, others refused by name."""
+"""Variables of a launcher: complete sets are read, others are refused."""
 
 from __future__ import annotations
 
