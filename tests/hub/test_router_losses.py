@@ -87,7 +87,7 @@ def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path
 
 
 def test_published_coefficient_of_mixtral_becomes_the_preset(tmp_path: Path) -> None:
-    """8x7B: 0.02 times a mean over 32 layers that is 2 at balance = 0.00125 times a sum of terms that are 1."""
+    """8x7B: 0.02 times a mean over 32 layers (2 at balance) equals 0.00125 times a sum (of 1 at balance)."""
     from reptrain.sizes import load_subject
 
     preset = load_subject(Path(__file__).parents[2] / "configs/models/mixtral-8x7b.yaml").model

@@ -45,7 +45,7 @@ def test_run_process_returns_the_exit_code_and_appends_the_output(tmp_path: Path
 
 @pytest.fixture
 def nothing_ignored() -> Iterator[None]:
-    """Restore default handlers: background processes ignore SIGHUP and SIGINT, and `run_process` keeps that."""
+    """Default handlers: background processes ignore SIGHUP and SIGINT, which `run_process` keeps."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
