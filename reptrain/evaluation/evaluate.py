@@ -28,23 +28,23 @@ _ROWS = 32
 
 
 class SetScore(NamedTuple):
-    """Scores of a set under an objective."""
+    """A set scored under an objective."""
 
     run: str
     step: int
-    """Completed steps of the scored weights."""
+    """Steps completed by the weights that were scored."""
     objective: str
     set: str
     nats: float
     """Nats per token, as in the run's records."""
     bits_per_byte: float
     gap_nats: float | None
-    """Nats minus those of the probe of the same source under the same noise; None without a probe."""
+    """Nats less those of the probe of the same source, under equal noise; None where there is no probe."""
     accuracy: float
     """Share of the scored tokens that the model ranks first."""
     scored_tokens: int
     raw_accuracy: float
-    """The same for the windows' own tokens, without sentinels and EOS."""
+    """The same share of the windows' own tokens, without sentinels and EOS."""
     raw_tokens: int
 
 
@@ -137,7 +137,7 @@ def with_objective(config: RunConfig, text: str) -> RunConfig:
         if given == config.objective.name:
             return config
         given = {"name": given}
-        if given["name"] == "prefix_lm" and config.model.family == "decoder" and _is_causal(config):
+        if given["name"] == "prefix_lm" and config.model.family == "decoder" and _reads_causally(config):
             given["bidirectional"] = False
     if not isinstance(given, dict):
         raise ConfigError(
@@ -156,7 +156,7 @@ def with_objective(config: RunConfig, text: str) -> RunConfig:
     return validate(RunConfig, data)
 
 
-def _is_causal(config: RunConfig) -> bool:
+def _reads_causally(config: RunConfig) -> bool:
     objective = config.objective
     if isinstance(objective, PrefixLMConfig):
         return not objective.bidirectional
@@ -236,8 +236,13 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
                 step=run.step,
                 objective=config.objective.name,
                 set=name,
+                nats=score.nats_per_token,
+                bits_per_byte=score.bits_per_byte,
                 gap_nats=gap,
-                **score.values(),
+                accuracy=score.correct / max(score.tokens, 1),
+                scored_tokens=score.tokens,
+                raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
+                raw_tokens=score.raw_tokens,
             )
         )
     return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,6 @@ from reptrain.batch.objectives import Objective
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain_kernels.ops.linear_cross_entropy import Targets
-
-
-class ScoreValues(TypedDict):
-    """Scores of a set by name, as metrics.jsonl has them."""
-
-    nats: float
-    bits_per_byte: float
-    accuracy: float
-    scored_tokens: int
-    raw_accuracy: float
-    raw_tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,17 +46,6 @@ class Score:
     def bits_per_byte(self) -> float:
         """The loss in bits per byte of text; NaN without text."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
-
-    def values(self) -> ScoreValues:
-        """The scores by name."""
-        return ScoreValues(
-            nats=self.nats_per_token,
-            bits_per_byte=self.bits_per_byte,
-            accuracy=self.correct / max(self.tokens, 1),
-            scored_tokens=self.tokens,
-            raw_accuracy=self.raw_correct / max(self.raw_tokens, 1),
-            raw_tokens=self.raw_tokens,
-        )
 
 
 @torch.no_grad()
