@@ -1,4 +1,4 @@
-"""Starting ranks and other processes. Imports no torch."""
+"""Launching ranks and other processes. Imports no torch."""
 
 from reptrain_launcher.hostfile import read_hostfile
 from reptrain_launcher.local import launch_command, launch_environment, run_launch, shell_line

@@ -1,4 +1,4 @@
-"""The GPUs that a process on this machine may use, without importing torch."""
+"""The GPUs that are visible to a process on this machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _INDEX = re.compile(r"[0-9]{1,6}")
 def visible_gpus(
     dev: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/gpus")
 ) -> tuple[int | str, ...]:
-    """The GPUs that CUDA shows to a process started here, as CUDA_VISIBLE_DEVICES names them.
+    """The GPUs that CUDA makes visible to a process on this machine, as named in CUDA_VISIBLE_DEVICES.
 
-    CUDA reads the list up to the first entry that names no device, and shows nothing where a device is
-    named twice. Of MIG devices it shows the first alone.
+    CUDA reads the list up to the first invalid entry. A duplicate entry hides all devices. Of several MIG
+    devices only the first is visible.
 
     Args:
         dev: Folder of device nodes.
         driver: Folder in which the NVIDIA driver describes each GPU; may be missing.
 
     Returns:
-        Indices, or UUIDs of GPUs or of one MIG device, in the order of the list.
+        Indices or UUIDs of GPUs, or the UUID of one MIG device, in the order of the list.
 
     Source:
         CUDA C++ Programming Guide, "CUDA Environment Variables"; NVIDIA MIG User Guide, "CUDA Device
@@ -45,7 +45,7 @@ def visible_gpus(
 
 
 def count_gpus(dev: Path = Path("/dev")) -> int:
-    """How many GPUs CUDA shows to a process started here.
+    """Number of GPUs that CUDA makes visible to a process on this machine.
 
     Args:
         dev: Folder of device nodes.
@@ -54,27 +54,27 @@ def count_gpus(dev: Path = Path("/dev")) -> int:
 
 
 def _by_index(entries: list[str], num_present: int) -> tuple[int, ...]:
-    shown: list[int] = []
+    visible: list[int] = []
     for entry in entries:
         if not _INDEX.fullmatch(entry) or int(entry) >= num_present:
             break
-        if int(entry) in shown:
+        if int(entry) in visible:
             return ()
-        shown.append(int(entry))
-    return tuple(shown)
+        visible.append(int(entry))
+    return tuple(visible)
 
 
 def _by_uuid(entries: list[str], num_present: int, known: list[str]) -> tuple[str, ...]:
-    """A UUID may be shortened as long as one GPU alone has it; without the driver's list each counts."""
-    shown: list[str] = []
+    """UUIDs may be abbreviated to a unique prefix. Without the driver's list every entry counts as a GPU."""
+    visible: list[str] = []
     for entry in entries:
-        meant = [uuid for uuid in known if uuid.startswith(entry)] if known else [entry]
-        if not entry.startswith("GPU-") or len(meant) != 1:
+        matches = [uuid for uuid in known if uuid.startswith(entry)] if known else [entry]
+        if not entry.startswith("GPU-") or len(matches) != 1:
             break
-        if meant[0] in shown:
+        if matches[0] in visible:
             return ()
-        shown.append(meant[0])
-    return tuple(shown[:num_present])
+        visible.append(matches[0])
+    return tuple(visible[:num_present])
 
 
 def _uuids(driver: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The list of hosts and their ranks, in the form that DeepSpeed and Open MPI read: ``HOST slots=N``."""
+"""Hostfiles in the format of DeepSpeed and Open MPI: ``HOST slots=N``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _REMEDY = "Write one host a line, such as: node-0 slots=8"
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Ranks by host, in the order of the file.
+    """Number of ranks of each host, in the order of the file.
 
     Blank lines and text after ``#`` are ignored, as is Open MPI's ``max_slots=N`` (or ``max-slots``).
 
     Raises:
-        LaunchError: If the file cannot be read, names no host, or a line is wrong: names the line.
+        LaunchError: If the file cannot be read, names no host, or a line is wrong.
     """
     hosts: dict[str, int] = {}
     for number, line in enumerate(_read(path).split("\n"), start=1):
@@ -40,7 +40,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
                 where,
                 got=f"{host} again",
                 rule="must name each host once",
-                remedy="Write the sum of its slots on one line.",
+                remedy="Write one line with the sum of its slots.",
             )
         hosts[host] = slots
     if not hosts:
@@ -51,13 +51,13 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def written_for_deepspeed(path: Path, hosts: dict[str, int]) -> Path:
-    """The path of a file that DeepSpeed reads as these hosts: the given one, or a copy in plain form.
+    """Path of a hostfile that DeepSpeed can read: the given file, or a normalized copy.
 
-    DeepSpeed takes a byte order mark for a part of a name, and knows one order of the settings.
+    DeepSpeed treats a byte order mark as part of a name and requires a fixed order of the settings.
 
     Args:
         path: The hostfile.
-        hosts: What `read_hostfile` returned for it.
+        hosts: The result of `read_hostfile` for it.
     """
     plain = [f"{host} slots={slots}" for host, slots in hosts.items()]
     lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
@@ -118,16 +118,16 @@ def _parse(words: list[str], *, where: str) -> tuple[str, int]:
         raise LaunchError(
             where,
             got=repr(" ".join(words)),
-            rule="must say slots=N after the host",
-            remedy=f"{_REMEDY}. A PBS node file has a line for each slot: write their number.",
+            rule="must have slots=N after the host",
+            remedy=f"{_REMEDY}. A PBS node file has one line per slot: write their number.",
         )
     slots = settings["slots"]
     if not 1 <= slots <= min(settings.get("max_slots", _LARGEST_SLOTS), _LARGEST_SLOTS):
         raise LaunchError(
             where,
             got=f"slots={slots}",
-            rule=f"must have slots from 1 to max_slots, or {_LARGEST_SLOTS} without",
-            remedy="Write how many GPUs of the host to use.",
+            rule=f"must have slots from 1 to max_slots, at most {_LARGEST_SLOTS}",
+            remedy="Write the number of the host's GPUs to use.",
         )
     return host, slots
 
@@ -136,6 +136,6 @@ def _wrong(where: str, words: list[str]) -> LaunchError:
     return LaunchError(
         where,
         got=repr(" ".join(words)),
-        rule="must be HOST slots=N with N of at least 1",
+        rule="must be HOST slots=N with N at least 1",
         remedy=f"{_REMEDY}.",
     )

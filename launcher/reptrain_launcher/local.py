@@ -1,4 +1,4 @@
-"""Several ranks through the deepspeed launcher: the command, its environment, and its run."""
+"""Launching ranks with the deepspeed launcher: its command, environment and exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reptrain_launcher.hostfile import read_hostfile, written_for_deepspeed
 from reptrain_launcher.process import run_process
 from reptrain_launcher.ranks import local_ranks
 
-# DeepSpeed logs every exit code but 0 as an error, that of a clean stop too; `run_launch` reports the others.
+# DeepSpeed logs every exit code except 0 as an error, even that of a clean stop; `run_launch` reports errors.
 _LOG_LEVEL = "--log_level=critical"
 Device = Literal["auto", "cpu", "cuda"]
 _NAMES_A_GPU = re.compile(r"\s*([0-9]|GPU-|MIG-)")
@@ -37,25 +37,24 @@ def launch_command(
     max_minutes: float | None = None,
     master_port: int | None = None,
 ) -> list[str]:
-    """The command that starts the ranks, each of them ``python -m reptrain train CONFIG``.
+    """The command that starts the ranks; each runs ``python -m reptrain train CONFIG``.
 
-    On this machine the ranks get the first of the GPUs that CUDA_VISIBLE_DEVICES shows, by the names that
-    it has for them. DeepSpeed's own runner would drop the variable and count from GPU 0, so its per-node
-    launcher is called directly.
+    On this machine the ranks use the first GPUs of CUDA_VISIBLE_DEVICES. DeepSpeed's runner would ignore the
+    variable and count from GPU 0, so its per-node launcher is called directly.
 
     Args:
         config: The run's YAML file.
-        gpus: Ranks on each host; None: one for each GPU, or each slot of the hostfile.
-        hostfile: Lines of ``HOST slots=N``; None: this machine alone.
-        device: As in ``train.device``; on ``cpu``, ranks share the cores.
-        overrides: ``key=value`` texts for the run.
+        gpus: Ranks on each host; None: one per GPU, or per slot of the hostfile.
+        hostfile: File with lines of ``HOST slots=N``; None: this machine only.
+        device: As in ``train.device``; on ``cpu`` the ranks share the cores.
+        overrides: ``key=value`` overrides of the config.
         out: The run folder.
-        max_minutes: Minutes from a rank's start after which all stop with a checkpoint.
-        master_port: Where the ranks meet; None: a free port here, or DeepSpeed's own with other hosts.
+        max_minutes: Time limit in minutes from the start of a rank; then all ranks stop with a checkpoint.
+        master_port: Port of the rendezvous; None: a free port, or DeepSpeed's default with other hosts.
 
     Raises:
-        LaunchError: If there are not as many GPUs, the number is missing where there is none, the
-            hostfile is wrong, or CUDA_VISIBLE_DEVICES cannot be obeyed on its hosts.
+        LaunchError: If there are too few GPUs, ``gpus`` is missing without a GPU, the hostfile is wrong, or
+            CUDA_VISIBLE_DEVICES cannot be respected on its hosts.
     """
     hosts = None if hostfile is None else read_hostfile(hostfile)
     _check_gpus(gpus, device=device, hosts=hosts)
@@ -68,7 +67,7 @@ def launch_command(
         command = [sys.executable, "-m", "deepspeed.launcher.runner", _LOG_LEVEL]
         command.append(f"--hostfile={written_for_deepspeed(hostfile, hosts)}")
         if len(hosts) == 1:
-            # DeepSpeed would start the ranks of a single host here, whatever its name.
+            # Otherwise DeepSpeed starts the ranks of a single host on this machine, whatever its name.
             command.append("--force_multi")
         if gpus is not None:
             command.append(f"--num_accelerators={gpus}")
@@ -81,9 +80,9 @@ def launch_command(
 
 
 def _local_command(num_ranks: int | None, *, device: Device, master_port: int | None) -> list[str]:
-    """DeepSpeed's per-node launcher with the devices of the ranks, one each."""
-    shown: Sequence[int | str] = range(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*shown]}).encode()).decode()
+    """DeepSpeed's per-node launcher, with one device per rank."""
+    devices: Sequence[int | str] = range(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": [*devices]}).encode()).decode()
     return [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", _LOG_LEVEL),
         f"--world_info={world}",
@@ -95,19 +94,19 @@ def _local_command(num_ranks: int | None, *, device: Device, master_port: int | 
 def launch_environment(
     *, gpus: int | None = None, hostfile: Path | None = None, device: Device = "auto"
 ) -> dict[str, str]:
-    """What the command needs in its environment beside what is there.
+    """Environment variables for the command, in addition to the current ones.
 
     Args:
         gpus: As in `launch_command`.
-        hostfile: As in `launch_command`; what this machine lacks says nothing of its hosts.
+        hostfile: As in `launch_command`; with other hosts, this machine's GPUs are not considered.
         device: As in `launch_command`.
     """
-    # Two ninjas in turn make DeepSpeed compile its operators anew each time: this Python's own comes first.
+    # DeepSpeed recompiles its operators whenever it finds another ninja: put that of this Python first.
     folder = str(Path(sys.executable).parent)
     environment = {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
     hosts = None if hostfile is None else read_hostfile(hostfile)
-    here = hosts is None or _is_local(hosts)
-    if device == "cpu" or (here and _on_cpu(device)):
+    is_local = hosts is None or _is_local(hosts)
+    if device == "cpu" or (is_local and _on_cpu(device)):
         cores = len(os.sched_getaffinity(0))
         ranks = gpus or max((hosts or {"": 1}).values())
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
@@ -116,16 +115,16 @@ def launch_environment(
 
 
 def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """The command with its environment as one line that a shell takes."""
+    """The command and its environment as one shell line."""
     settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return " ".join([*settings, shlex.join(command)])
 
 
 def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the ranks to their end, passing signals on to them.
+    """Run the command until all ranks have ended, and forward signals to the ranks.
 
     Returns:
-        The exit code: that of a rank that failed or was stopped; 128 + N where signal N killed the launcher.
+        The exit code of a rank that failed or was stopped; 128 + N if signal N killed the launcher.
     """
     ended = run_process(command, env={**os.environ, **environment}, targets=local_ranks)
     code = ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
@@ -135,16 +134,16 @@ def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def exit_message(code: int) -> str | None:
-    """What an exit code of the launcher says where no rank can say it: that a signal killed one.
+    """Message for a process that was killed by a signal; None for other exit codes.
 
     Args:
-        code: 128 + N where signal N killed the launcher, 256 - N where it killed a rank.
+        code: 128 + N if signal N killed the launcher, 256 - N if it killed a rank.
     """
     if code <= 128:
         return None
     number, who = (256 - code, "a rank") if code > 192 else (code - 128, "the launcher")
-    cause = " Often the memory was exhausted: look into the system's log." if number == signal.SIGKILL else ""
-    return f"{who} was killed by signal {number}.{cause} The same command resumes from the newest checkpoint."
+    cause = " The usual cause is lack of memory: see the system log." if number == signal.SIGKILL else ""
+    return f"{who} was killed by signal {number}.{cause} The same command resumes from the last checkpoint."
 
 
 def _on_cpu(device: Device) -> bool:
@@ -161,7 +160,7 @@ def _is_local(hosts: Mapping[str, int]) -> bool:
 
 def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | None) -> None:
     if gpus is not None and gpus < 1:
-        raise LaunchError("--gpus", got=gpus, rule="must be at least 1", remedy="Leave it out for all GPUs.")
+        raise LaunchError("--gpus", got=gpus, rule="must be at least 1", remedy="Omit it to use all GPUs.")
     for host, slots in (hosts or {}).items():
         if slots < (gpus or 1):
             raise LaunchError(
@@ -178,30 +177,30 @@ def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | 
             raise LaunchError(
                 "--gpus",
                 got="nothing",
-                rule=f"must give the number of ranks where there is no GPU{_listed()}",
+                rule=f"must be the number of ranks if there is no GPU{_listed()}",
                 remedy="Pass --gpus 2 for two ranks on the CPU.",
             )
     elif not visible_gpus() or (wanted is not None and wanted > len(visible_gpus())):
         raise LaunchError(
             "--gpus" if gpus is not None or hosts is None else "slots",
             got="nothing" if wanted is None else wanted,
-            rule=f"must be at most the number of GPUs here, {len(visible_gpus())}{_listed()}",
-            remedy="Lower it, show more GPUs in CUDA_VISIBLE_DEVICES, or pass --hostfile.",
+            rule=f"must be at most the number of visible GPUs, {len(visible_gpus())}{_listed()}",
+            remedy="Lower it, list more GPUs in CUDA_VISIBLE_DEVICES, or pass --hostfile.",
         )
 
 
 def _listed() -> str:
-    """What hides GPUs, for a message."""
+    """The value of CUDA_VISIBLE_DEVICES, for a message."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if value is None else f" (CUDA_VISIBLE_DEVICES is {value[:60]!r})"
 
 
 def _check_hosts_use_visible(hosts: Mapping[str, int], gpus: int | None) -> None:
-    """DeepSpeed starts the ranks of other hosts on GPUs 0 to N-1: refuse where the variable names others."""
+    """Refuse a CUDA_VISIBLE_DEVICES with other GPUs than 0 to N-1, which DeepSpeed uses on other hosts."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return
-    # An empty list hides the GPUs of this machine, which the hosts need not include.
+    # An empty list hides this machine's GPUs, but the hosts need not include this machine.
     if not _own_names() & hosts.keys() and not _NAMES_A_GPU.match(value):
         return
     largest = gpus or max(hosts.values())
@@ -209,8 +208,8 @@ def _check_hosts_use_visible(hosts: Mapping[str, int], gpus: int | None) -> None
         raise LaunchError(
             "CUDA_VISIBLE_DEVICES",
             got=repr(value[:60]),
-            rule=f"must hold 0 to {largest - 1} with --hostfile: a host's ranks get its first GPUs",
-            remedy="Unset it if the hosts' first GPUs are yours, or start the ranks with srun or torchrun.",
+            rule=f"must include 0 to {largest - 1} with --hostfile: ranks use the first GPUs of a host",
+            remedy="Unset it if the first GPUs are yours, or start the ranks with srun or torchrun.",
         )
 
 

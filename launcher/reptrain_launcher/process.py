@@ -1,4 +1,4 @@
-"""One child process: its output, the signals that are passed on to it, and its end."""
+"""Running one child process: its output, forwarded signals, and its exit code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-# What is caught here, and what the child gets in its place: a lost terminal is a wish to stop like any other.
-_PASSED_ON = {
+# Signals that are caught, and the signals that the child gets: a lost terminal counts as a request to stop.
+_FORWARDED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -23,11 +23,11 @@ _PASSED_ON = {
 
 
 class Ended(NamedTuple):
-    """How a child ended.
+    """How a child process ended.
 
     Attributes:
-        returncode: Its exit code; -N where signal N killed it, as in `subprocess`.
-        signal: The first signal that was passed on to it, or None.
+        returncode: Exit code; -N if signal N killed it, as in `subprocess`.
+        signal: The first signal that was forwarded to it, or None.
     """
 
     returncode: int
@@ -44,33 +44,33 @@ def run_process(
     poll_s: float = 0.2,
     grace_s: float = 90.0,
 ) -> Ended:
-    """Run a command to its end, passing on SIGINT, SIGTERM, SIGUSR1 and SIGHUP instead of dying of them.
+    """Run a command until it ends, and forward SIGINT, SIGTERM, SIGUSR1 and SIGHUP to it.
 
-    The child leads a process group of its own: a key press in a terminal reaches it once, through here.
+    The child has its own process group: Ctrl-C in a terminal reaches it once, through this process.
 
     Args:
         command: The program and its arguments.
-        env: The child's environment; None inherits this one.
-        output: A file to which its output and errors are appended; None leaves them on this terminal.
+        env: Environment of the child; None: that of this process.
+        output: File to append stdout and stderr to; None: those of this process.
         on_poll: Called about every ``poll_s`` seconds while the child runs.
-        targets: From the child's process id to the processes that get the signals; None: the child alone.
-        poll_s: Seconds between two looks at the child.
-        grace_s: Seconds that the child has to end after the first signal; then its group is killed.
+        targets: Maps the child's process id to the processes that get the signals; None: the child only.
+        poll_s: Seconds between polls.
+        grace_s: Seconds from the first signal until the child's process group is killed.
 
     Raises:
-        OSError: If the program cannot be started or the file not opened.
+        OSError: If the program cannot be started or the file cannot be opened.
     """
     with _opened(output) as stream, _signals_caught() as caught:
         child = subprocess.Popen(
             command, env=env, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            passed_on, deadline = 0, float("inf")
+            num_forwarded, deadline = 0, float("inf")
             while not _ended(child, poll_s):
-                for number in caught[passed_on:]:
+                for number in caught[num_forwarded:]:
                     for pid in targets(child.pid) if targets is not None else [child.pid]:
-                        _send(pid, _PASSED_ON[number])
-                    passed_on += 1
+                        _send(pid, _FORWARDED[number])
+                    num_forwarded += 1
                     deadline = min(deadline, time.monotonic() + grace_s)
                 if time.monotonic() > deadline:
                     _kill_group(child)
@@ -95,7 +95,7 @@ def _send(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        # It ended between the last look and now.
+        # It ended since the last poll.
         return
 
 
@@ -117,7 +117,7 @@ def _opened(path: Path | None) -> Iterator[int | None]:
 
 @contextmanager
 def _signals_caught() -> Iterator[list[signal.Signals]]:
-    """Collect signals in a list instead of dying of them. Outside the main thread none can be caught."""
+    """Collect signals in a list within the context. Outside the main thread Python cannot catch signals."""
     caught: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -126,8 +126,8 @@ def _signals_caught() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(signal.Signals(number))
 
-    # What the caller ignores stays ignored: `nohup` means it.
-    numbers = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    # Ignored signals stay ignored, as `nohup` intends.
+    numbers = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught

@@ -1,4 +1,4 @@
-"""The environment variables through which a launcher tells a process which rank it is."""
+"""Environment variables that a launcher sets for each rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LARGEST_WORLD = 2**20
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """What `deepspeed` or `torchrun` set for this process."""
+    """The variables that `deepspeed` or `torchrun` set for this process."""
 
     rank: int
     world_size: int
@@ -24,9 +24,9 @@ class RankEnvironment:
 
 
 def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment | None:
-    """The rank that a launcher gave this process; None where no launcher started it.
+    """Read the variables of a launcher; None if no launcher started this process.
 
-    MASTER_ADDR and MASTER_PORT alone, as job scripts export them, are no launcher's.
+    MASTER_ADDR and MASTER_PORT alone do not count: job scripts export them.
 
     Args:
         environ: The environment.
@@ -35,41 +35,41 @@ def read_rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnviro
         LaunchError: If one of RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT is missing,
             malformed, or contradicts another.
     """
-    # A process that trained alone leaves LOCAL_RANK=0 to its children (see engine/distributed.py).
+    # Child processes of a single-process run inherit LOCAL_RANK=0 (see reptrain/distributed/world.py).
     if not {"RANK", "WORLD_SIZE"} & environ.keys() and environ.get("LOCAL_RANK", "0") == "0":
         return None
     for name in _ALL:
         if name not in environ:
             given = next(other for other in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if other in environ)
-            raise _wrong(name, "nothing", f"must be set where {given} is")
+            raise _wrong(name, "nothing", f"must be set if {given} is")
     world_size = _integer(environ, "WORLD_SIZE", 1, _LARGEST_WORLD)
     rank = _integer(environ, "RANK", 0, world_size - 1)
     if "LOCAL_RANK" not in environ and world_size > 1:
-        raise _wrong("LOCAL_RANK", "nothing", f"must be set where WORLD_SIZE is {world_size}")
+        raise _wrong("LOCAL_RANK", "nothing", f"must be set if WORLD_SIZE is {world_size}")
     local_rank = _integer(environ, "LOCAL_RANK", 0, world_size - 1) if "LOCAL_RANK" in environ else 0
     host = environ["MASTER_ADDR"]
     if not host or not host.isprintable() or " " in host:
-        raise _wrong("MASTER_ADDR", repr(host), "must be the name or address of rank 0's machine")
+        raise _wrong("MASTER_ADDR", repr(host), "must be the name or address of rank 0's host")
     return RankEnvironment(rank, world_size, local_rank, host, _integer(environ, "MASTER_PORT", 1, 65535))
 
 
 def is_main_rank(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process prints for all ranks: it is rank 0, or no launcher started it."""
+    """Whether this process prints for all ranks: it is rank 0, or was started without a launcher."""
     return shown_rank(environ) is None
 
 
 def shown_rank(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The rank to name before an error message; None for rank 0 and where RANK is no number."""
+    """The rank to print before an error message; None for rank 0 and if RANK is not a number."""
     rank = environ.get("RANK", "0")
     return None if rank == "0" or not (rank.isascii() and rank.isdigit()) else rank[:7]
 
 
 def local_device_index(local_rank: int, num_devices: int) -> int:
-    """Which of the GPUs that a process sees is its own.
+    """Index of a rank's GPU among the visible GPUs.
 
     Args:
-        local_rank: Its place among the ranks of the machine.
-        num_devices: GPUs that it sees. Where each rank sees one alone, that is its own.
+        local_rank: Rank within the machine.
+        num_devices: Number of visible GPUs. With 1, each rank has its own visible GPU.
 
     Raises:
         LaunchError: If there are fewer GPUs than ranks.
@@ -80,8 +80,8 @@ def local_device_index(local_rank: int, num_devices: int) -> int:
         raise LaunchError(
             "LOCAL_RANK",
             got=local_rank,
-            rule=f"must be below the {num_devices} GPUs that this process sees",
-            remedy="Start fewer ranks on this machine, or show more GPUs in CUDA_VISIBLE_DEVICES.",
+            rule=f"must be less than the number of visible GPUs, {num_devices}",
+            remedy="Start fewer ranks on this machine, or list more GPUs in CUDA_VISIBLE_DEVICES.",
         )
     return local_rank
 

@@ -1,52 +1,52 @@
-"""Which processes are the ranks below a launcher, read from /proc."""
+"""The rank processes of a launcher, read from /proc."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
 
-_STARTER = b"deepspeed.launcher.launch"
+_NODE_LAUNCHER = b"deepspeed.launcher.launch"
 
 
 def local_ranks(launcher: int, proc: Path = Path("/proc")) -> list[int]:
-    """The ranks that run on this machine, or the launcher itself where there are none (yet).
+    """Process ids of the ranks on this machine, or of the launcher itself while there are none.
 
-    A signal to stop goes to the ranks alone: they save a checkpoint together and end with a code that
-    DeepSpeed's launcher hands up. Signalled itself, it would end at once and hand up another.
+    Stop signals go to the ranks only: they save a checkpoint together, and DeepSpeed's launcher returns their
+    exit code. A signal to the launcher would end it immediately with another exit code.
 
     Args:
-        launcher: Process id of ``deepspeed.launcher.launch``, or of ``deepspeed.launcher.runner`` above it.
+        launcher: Process id of ``deepspeed.launcher.launch``, or of its parent ``deepspeed.launcher.runner``.
         proc: The folder of processes.
     """
-    below = _children(proc)
-    started = [launcher, *_descendants(launcher, below)]
-    starters = [pid for pid in started if _STARTER in _command(proc, pid)]
-    ranks = [rank for starter in starters for rank in below[starter]]
+    children = _children(proc)
+    processes = [launcher, *_descendants(launcher, children)]
+    node_launchers = [pid for pid in processes if _NODE_LAUNCHER in _command(proc, pid)]
+    ranks = [rank for pid in node_launchers for rank in children[pid]]
     return ranks or [launcher]
 
 
 def _children(proc: Path) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
+    children: dict[int, list[int]] = defaultdict(list)
     for folder in proc.iterdir():
         if folder.name.isdigit():
             try:
                 status = (folder / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # pid (name) state parent ...; the name may hold anything, brackets too.
+            # pid (name) state parent ...; the name may contain any character, even ")".
             parent = int(status.rpartition(")")[2].split()[1])
-            found[parent].append(int(folder.name))
-    return found
+            children[parent].append(int(folder.name))
+    return children
 
 
-def _descendants(pid: int, below: dict[int, list[int]]) -> list[int]:
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = below[waiting.pop()]
-        found += children
-        waiting += children
-    return found
+def _descendants(pid: int, children: dict[int, list[int]]) -> list[int]:
+    descendants: list[int] = []
+    pending = [pid]
+    while pending:
+        direct = children[pending.pop()]
+        descendants += direct
+        pending += direct
+    return descendants
 
 
 def _command(proc: Path, pid: int) -> bytes:

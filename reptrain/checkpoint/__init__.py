@@ -1,4 +1,4 @@
-"""Checkpoints of any number of ranks: save, find, load, and the average of the weights."""
+"""Checkpoints that any number of ranks can read: save, find, load, and average the weights."""
 
 from reptrain.checkpoint.step_folder import (
     CheckpointManifest,

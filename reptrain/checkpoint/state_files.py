@@ -1,7 +1,7 @@
-"""The files of a checkpoint's state: safetensors that hold pieces of parameters under their names.
+"""State files of a checkpoint: safetensors files that hold pieces of parameters.
 
-A tensor is called `KIND:NAME@START`: the elements of the flattened parameter NAME from START on. So a piece
-can be read from whatever pieces were written, by any number of ranks at any ZeRO stage.
+A tensor is named `KIND:NAME@START`: elements of the flattened parameter NAME, beginning at START. A piece can
+therefore be read from pieces of any other partition, written by any number of ranks at any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -26,17 +26,17 @@ _CHUNK_BYTES = 1 << 20
 
 
 class FileSum(BaseModel):
-    """What a file must be."""
+    """Size and checksum that a file must have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
-    """Its size."""
+    """Size of the file."""
     sha256: str
-    """Of its content."""
+    """SHA-256 of its content."""
 
     def begins(self, path: Path) -> bool:
-        """Whether a file begins with this content."""
+        """Whether the first `bytes` bytes of a file have this checksum."""
         digest, left = hashlib.sha256(), self.bytes
         try:
             with path.open("rb") as file:
@@ -48,26 +48,26 @@ class FileSum(BaseModel):
         return left == 0 and digest.hexdigest() == self.sha256
 
     def problem(self, path: Path) -> str | None:
-        """What is wrong with a file, or None."""
+        """Description of the mismatch, or None if the file is intact."""
         try:
             size = path.stat().st_size
             if size != self.bytes:
                 return f"{path.name} has {size:,} bytes instead of {self.bytes:,}"
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             return f"{path.name}: {error.strerror}"
-        return None if found == self.sha256 else f"{path.name} does not match its checksum"
+        return None if actual == self.sha256 else f"{path.name} does not match its checksum"
 
 
 def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
-    """Write pieces to a file and force it to the disk.
+    """Write pieces to a file and flush it to disk.
 
-    The bytes are hashed on their way, one tensor at a time: what the disk does to them later is found out,
-    and memory does not grow.
+    Tensors are hashed and written one at a time: the checksum covers the bytes in memory, and at most one
+    tensor is copied at a time.
 
     Raises:
-        OSError: If there is no room.
+        OSError: If the disk is full.
     """
     tensors = {f"{kind}:{p.name}@{p.start}": view for p in held for kind, view in p.views.items()}
     entries, end = {}, 0
@@ -82,19 +82,19 @@ def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
             digest.update(part)
             file.write(part)
         for tensor in tensors.values():
-            part = tensor.to("cpu", torch.float32).contiguous().numpy().data
-            digest.update(part)
-            file.write(part)
+            values = tensor.to("cpu", torch.float32).contiguous().numpy().data
+            digest.update(values)
+            file.write(values)
         file.flush()
         os.fsync(file.fileno())
     return FileSum(bytes=8 + len(header) + end, sha256=digest.hexdigest())
 
 
 def copy_file(source: Path, target: Path) -> FileSum:
-    """Copy a file and force the copy to the disk; one that is not there is taken for an empty one.
+    """Copy a file and flush the copy to disk. A missing source counts as an empty file.
 
     Raises:
-        OSError: If there is no room.
+        OSError: If the disk is full.
     """
     digest, size = hashlib.sha256(), 0
     with (source if source.exists() else Path(os.devnull)).open("rb") as read, target.open("wb") as write:
@@ -115,17 +115,19 @@ class _Written(NamedTuple):
 
 
 def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
-    """Fill pieces from files that others wrote.
+    """Fill pieces from the state files of a checkpoint.
 
     Args:
-        paths: All files of the checkpoint.
-        wanted: The pieces, whose views are written to.
+        paths: All state files of the checkpoint.
+        wanted: The pieces; their views are filled in place.
 
     Raises:
-        ResumeError: If an element of them is in no file.
+        ResumeError: If no file holds some element of a piece.
     """
     written = _index(paths)
-    opened = {path: safe_open(path, "pt") for found in written.values() for path in {w.path for w in found}}
+    opened: dict[Path, Any] = {
+        path: safe_open(path, "pt") for parts in written.values() for path in {w.path for w in parts}
+    }
     for piece in wanted:
         first = piece.start
         for kind, view in piece.views.items():
@@ -133,27 +135,27 @@ def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
             for source in written[kind, piece.name]:
                 begin, end = max(first, source.start), min(last, source.end)
                 if begin < end:
-                    found = opened[source.path].get_slice(source.key)[
-                        begin - source.start : end - source.start
-                    ]
-                    view[begin - first : end - first].copy_(found)
+                    stored = opened[source.path].get_slice(source.key)
+                    values = stored[begin - source.start : end - source.start]
+                    view[begin - first : end - first].copy_(values)
                     missing -= end - begin
             if missing:
                 raise ResumeError(
                     f"{kind} of {piece.name}",
-                    got=f"{missing:,} elements in no file of the checkpoint",
-                    rule="must be whole in the checkpoint",
+                    got=f"{missing:,} elements missing from the checkpoint's files",
+                    rule="must be complete in the checkpoint",
                     remedy="Use an older checkpoint.",
                 )
 
 
 def _index(paths: Iterable[Path]) -> dict[tuple[str, str], list[_Written]]:
-    found: dict[tuple[str, str], list[_Written]] = defaultdict(list)
+    written: dict[tuple[str, str], list[_Written]] = defaultdict(list)
     for path in paths:
+        file: Any
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+            for key in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                 kind, _, rest = key.partition(":")
                 name, _, start = rest.rpartition("@")
                 numel = file.get_slice(key).get_shape()[0]
-                found[kind, name].append(_Written(path, key, int(start), int(start) + numel))
-    return found
+                written[kind, name].append(_Written(path, key, int(start), int(start) + numel))
+    return written

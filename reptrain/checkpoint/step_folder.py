@@ -1,13 +1,13 @@
-"""Checkpoints: written under a temporary name, summed, flushed, renamed, and found by our own pointer.
+"""Checkpoint folders: written under a temporary name, checksummed, flushed, renamed, then named in `latest`.
 
 step-N/
-  manifest.json                      step, writers, every parameter's shape, every file's size and SHA-256
+  manifest.json                      step, writers, shape of every parameter, size and SHA-256 of every file
   state-RRRRR-of-WWWWW.safetensors   rank R's pieces of weights and moments (see `state_files`)
   ledger.jsonl, metrics.jsonl        the run's records up to this step
-latest                               the name of the newest
+latest                               name of the newest checkpoint
 
-They belong to no topology: any number of ranks at any ZeRO stage reads them, its own writers bit for bit.
-docs/decisions/checkpoints.md says why they are not DeepSpeed's.
+Any number of ranks at any ZeRO stage can load a checkpoint; the topology that wrote it restores it bit for
+bit. docs/decisions/checkpoints.md explains why DeepSpeed's format is not used.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from reptrain.checkpoint import state
 from reptrain.checkpoint.state_files import FileSum, copy_file, read_pieces, write_pieces
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.base import FileName
+from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import flush_folder, replacing, write_atomically
@@ -40,7 +42,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Topology(BaseModel):
-    """Who wrote or reads a checkpoint."""
+    """The ranks that write or load a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,8 +56,8 @@ class Topology(BaseModel):
         return f"{ranks} at ZeRO {self.zero_stage}{experts}"
 
 
-def topology(engine: Any, world: World) -> Topology:
-    """The ranks around an engine."""
+def topology(engine: Engine, world: World) -> Topology:
+    """The topology of an engine's ranks."""
     return Topology(
         world_size=world.world_size,
         zero_stage=engine.zero_optimization_stage(),
@@ -66,51 +68,52 @@ def topology(engine: Any, world: World) -> Topology:
 class CheckpointManifest(BaseModel):
     """`manifest.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     format: int = CHECKPOINT_FORMAT
     step: int
-    """Steps of the run completed."""
+    """Completed steps of the run."""
     optimizer_steps: int
-    """Of them those that changed the weights."""
+    """Steps that changed the weights."""
     writers: Topology
     loss_scaling: dict[str, float]
-    """fp16's, else empty."""
-    votes: dict[str, list[int]] = Field(default_factory=dict)
-    """The routers' (see `reptrain.training.load_balance.vote`), by name."""
+    """State of fp16's loss scaling; empty in other precisions."""
+    # The key in the file is that of the first version of format 2.
+    expert_bias: dict[str, list[int]] = Field(default_factory=dict, alias="votes")
+    """Updates of the routers' expert bias (see `reptrain.training.load_balance`), by buffer name."""
     averaged_steps: int = 0
-    """Steps that are in the average of the weights."""
+    """Steps included in the average of the weights."""
     parameters: dict[str, list[int]]
-    """Name to shape."""
+    """Shape of each parameter, by name."""
     files: dict[FileName, FileSum]
-    """Of every rank."""
+    """State files of all ranks."""
     records: dict[FileName, FileSum]
     """Copies of the run's ledger and metrics."""
 
     def text(self) -> str:
-        """Its JSON, with a checksum of itself in the last line."""
-        body = self.model_dump_json(indent=1)
+        """The manifest as JSON, followed by a line with its checksum."""
+        body = self.model_dump_json(indent=1, by_alias=True)
         return f"{body}\n{sha256(body.encode()).hexdigest()}\n"
 
     @classmethod
     def read(cls, folder: Path) -> CheckpointManifest:
-        """The manifest of a checkpoint.
+        """Read the manifest of a checkpoint.
 
         Raises:
-            ValueError: If it is not as it was written.
-            ResumeError: If it is in another format.
-            OSError: If there is none.
+            ValueError: If the manifest is damaged.
+            ResumeError: If it has another format.
+            OSError: If it is missing or unreadable.
         """
         body, _, checksum = (folder / _MANIFEST).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
         if sha256(body.encode()).hexdigest() != checksum:
             raise ValueError(f"{_MANIFEST} does not match its checksum")
-        found = json.loads(body).get("format")
-        if found != CHECKPOINT_FORMAT:
-            later = isinstance(found, int) and found > CHECKPOINT_FORMAT
-            reader = "a later version of reptrain" if later else "the version of reptrain that wrote it"
+        number = json.loads(body).get("format")
+        if number != CHECKPOINT_FORMAT:
+            is_newer = isinstance(number, int) and number > CHECKPOINT_FORMAT
+            reader = "a later version of reptrain" if is_newer else "the version of reptrain that wrote it"
             raise ResumeError(
                 f"checkpoint {folder}",
-                got=f"format {found}",
+                got=f"format {number}",
                 rule=f"must have format {CHECKPOINT_FORMAT}",
                 remedy=f"Use {reader}.",
             )
@@ -118,17 +121,17 @@ class CheckpointManifest(BaseModel):
 
 
 class FoundCheckpoint(NamedTuple):
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
 
     path: Path | None
-    """None where there is none yet."""
+    """Folder of the checkpoint; None if there is none yet."""
     manifest: CheckpointManifest | None
     damaged: list[str]
-    """Newer ones that were passed over, each with what is wrong with it."""
+    """Newer checkpoints that were skipped, each with the reason."""
 
 
 def save(
-    engine: Any,
+    engine: Engine,
     folder: Path,
     step: int,
     *,
@@ -138,34 +141,37 @@ def save(
     keep: Collection[int] = (),
     average: WeightAverage | None = None,
 ) -> None:
-    """Save a checkpoint, make it the latest, and remove those that are not kept.
+    """Save a checkpoint, make it the latest, and remove checkpoints that are not kept.
 
     Args:
-        engine: DeepSpeed's engine around the model.
-        folder: Of the run's checkpoints.
-        step: Steps of the run completed.
-        world: The ranks; every one calls this.
-        records: Files of the run that are part of its state, and are kept as they are now.
-        keep_last: How many of the newest stay.
-        keep: Steps whose checkpoints stay for good.
-        average: Of the weights, where the run keeps one.
+        engine: The engine around the model.
+        folder: Folder of the run's checkpoints.
+        step: Completed steps of the run.
+        world: The ranks; every rank calls this function.
+        records: Record files of the run; their current content is copied into the checkpoint.
+        keep_last: Number of newest checkpoints to keep.
+        keep: Steps whose checkpoints are always kept.
+        average: Average of the weights, if the run keeps one.
 
     Raises:
-        RunError: If the disk is full; the checkpoints before this one are untouched.
+        RunError: If the disk is full; earlier checkpoints are untouched.
     """
     temporary = folder / f"tmp-step-{step}"
-    world.on_main(lambda: _clear(folder))
+    world.on_main(lambda: _remove_temporary(folder))
     name = f"state-{world.rank:05}-of-{world.world_size:05}.safetensors"
     held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
     if average is not None:
         held = average.pieces(held)
     outcomes = world.gather(_attempt_write(temporary, name, held))
-    failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
 
     def complete() -> None:
-        if failed is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise failed
+        files: dict[str, FileSum] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise outcome
+            file_name, file_sum = outcome
+            files[file_name] = file_sum
         with _removed_where_full(temporary):
             copies = {path.name: copy_file(path, temporary / path.name) for path in records}
         manifest = CheckpointManifest(
@@ -173,10 +179,10 @@ def save(
             optimizer_steps=state.optimizer_steps(engine),
             writers=topology(engine, world),
             loss_scaling=state.loss_scaling(engine),
-            votes=state.votes(engine),
+            expert_bias=state.expert_bias(engine.module),
             averaged_steps=average.steps if average else 0,
             parameters=state.shapes(engine),
-            files=dict(outcomes),
+            files=files,
             records=copies,
         )
         with _removed_where_full(temporary):
@@ -186,9 +192,9 @@ def save(
     world.on_main(complete)
 
 
-def _clear(folder: Path) -> None:
-    for left in folder.glob("tmp-step-*"):
-        shutil.rmtree(left)
+def _remove_temporary(folder: Path) -> None:
+    for path in folder.glob("tmp-step-*"):
+        shutil.rmtree(path)
 
 
 def _attempt_write(temporary: Path, name: str, held: list[state.Piece]) -> tuple[str, FileSum] | Exception:
@@ -206,7 +212,7 @@ def _disk_error(folder: Path, error: OSError) -> Exception:
         f"checkpoint in {folder}",
         got=f"{shutil.disk_usage(folder).free:,} bytes free",
         rule="must fit on the disk",
-        remedy="Free space and run the same command again: it goes on from the checkpoint before.",
+        remedy="Free space and run the same command again: it resumes from the previous checkpoint.",
     )
 
 
@@ -223,7 +229,7 @@ def _make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) ->
     final = folder / f"step-{manifest.step}"
     write_atomically(temporary / _MANIFEST, manifest.text())
     flush_folder(temporary)
-    # One of a future that was cut off, or one that was found damaged: never the latest.
+    # A folder of this name is a damaged checkpoint, or one beyond the step that was resumed.
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     flush_folder(folder)
@@ -239,29 +245,29 @@ def _remove_old(folder: Path, newest: int, keep_last: int, keep: Collection[int]
     by_step = _steps(folder)
     kept = {*sorted(step for step in by_step if step <= newest)[-keep_last:], *keep}
     for step, path in by_step.items():
-        # A step beyond the newest belongs to a future that was cut off when an older one was resumed.
+        # Checkpoints beyond the newest are left over from before an older one was resumed.
         if step not in kept or step > newest:
             shutil.rmtree(path)
 
 
 def find(folder: Path, *, world: World) -> FoundCheckpoint:
-    """The newest checkpoint that is whole. Every rank hashes its share of the files; all agree.
+    """The newest intact checkpoint. Each rank hashes its share of the files; all ranks return the same.
 
     Args:
-        folder: Of the run's checkpoints.
-        world: The ranks; every one calls this.
+        folder: Folder of the run's checkpoints.
+        world: The ranks; every rank calls this function.
 
     Raises:
-        ResumeError: If there are checkpoints and none is whole, or one is in another format.
+        ResumeError: If there are checkpoints but none is intact, or one has another format.
     """
     candidates, damaged = world.on_main(lambda: _candidates(folder))
     for path in candidates:
-        manifest, problem = world.on_main(lambda path=path: _read_manifest(path))
+        manifest, problem = world.on_main(partial(_read_manifest, path))
         if manifest is not None:
             own = [*manifest.files.items(), *manifest.records.items()][world.rank :: world.world_size]
             problems = (expected.problem(path / name) for name, expected in own)
-            found = world.gather(next((text for text in problems if text), None))
-            problem = next((text for text in found if text), None)
+            of_ranks = world.gather(next((text for text in problems if text), None))
+            problem = next((text for text in of_ranks if text), None)
         if problem is None:
             return FoundCheckpoint(path, manifest, damaged)
         damaged.append(f"checkpoint {path.name}: {problem}")
@@ -269,27 +275,27 @@ def find(folder: Path, *, world: World) -> FoundCheckpoint:
         raise ResumeError(
             f"checkpoints in {folder}",
             got="; ".join(damaged),
-            rule="must hold a whole one to go on from",
-            remedy="Restore one of them, or remove them all to begin again.",
+            rule="must include an intact one to resume from",
+            remedy="Restore one of them, or remove them all to start over.",
         )
     return FoundCheckpoint(None, None, damaged)
 
 
 def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
-    """What may be resumed, the newest first, and what is wrong with the pointer."""
+    """Checkpoints that may be resumed, newest first, and the problems with `latest`."""
     by_step = _steps(folder)
     newest_first = sorted(by_step, reverse=True)
     pointer = folder / _LATEST
     try:
         latest = int(pointer.read_text().strip().removeprefix("step-"))
     except FileNotFoundError:
-        # A kill between the first checkpoint and its pointer leaves this too.
+        # Also the state after a kill between writing the first checkpoint and `latest`.
         return [by_step[step] for step in newest_first], []
     except (OSError, ValueError) as error:
         return [by_step[step] for step in newest_first], [f"pointer {pointer.name}: {error}"]
     if latest not in by_step:
-        return [by_step[step] for step in newest_first], [f"checkpoint step-{latest}: is not there"]
-    # What is newer than the pointer says belongs to a future that was cut off.
+        return [by_step[step] for step in newest_first], [f"checkpoint step-{latest}: is missing"]
+    # Checkpoints newer than `latest` are left over from before an older one was resumed.
     return [by_step[step] for step in newest_first if step <= latest], []
 
 
@@ -297,7 +303,7 @@ def _read_manifest(path: Path) -> tuple[CheckpointManifest | None, str | None]:
     try:
         manifest = CheckpointManifest.read(path)
     except ResumeError:
-        # Not damaged: passing over it would cut the run back.
+        # Not damaged: skipping it would discard the run's newer steps.
         raise
     except ValidationError as error:
         return None, f"{_MANIFEST}: {error.errors()[0]['msg']}"
@@ -306,19 +312,19 @@ def _read_manifest(path: Path) -> tuple[CheckpointManifest | None, str | None]:
     except ValueError as error:
         return None, str(error)
     if path.name != f"step-{manifest.step}":
-        return None, f"is that of step {manifest.step}"
+        return None, f"holds step {manifest.step}"
     return manifest, None
 
 
 def restore_records(found: FoundCheckpoint, logs: Sequence[JsonLines[Any]]) -> list[str]:
-    """Bring the run's records back to what they were when a checkpoint was written.
+    """Cut the run's records back to the state in which a checkpoint holds them.
 
     Args:
-        found: The checkpoint; without one the records begin anew.
-        logs: The records, of the files that were given to `save`.
+        found: The checkpoint; if there is none, the records are removed.
+        logs: The records whose files were passed to `save`.
 
     Returns:
-        Which of them were no longer as they had been written, and were restored from the checkpoint's copies.
+        A note for each record file that had changed and was restored from the checkpoint's copy.
     """
     restored = []
     for log in logs:
@@ -327,7 +333,7 @@ def restore_records(found: FoundCheckpoint, logs: Sequence[JsonLines[Any]]) -> l
             continue
         expected = found.manifest.records[log.path.name]
         if not expected.begins(log.path):
-            restored.append(f"{log.path.name}: not as written up to step {found.manifest.step}")
+            restored.append(f"{log.path.name}: changed before step {found.manifest.step}")
             with replacing(log.path) as file, (found.path / log.path.name).open("rb") as copy:
                 shutil.copyfileobj(copy, file)
         log.cut(expected.bytes)
@@ -335,12 +341,12 @@ def restore_records(found: FoundCheckpoint, logs: Sequence[JsonLines[Any]]) -> l
 
 
 def load(
-    engine: Any, path: Path, manifest: CheckpointManifest, *, average: WeightAverage | None = None
+    engine: Engine, path: Path, manifest: CheckpointManifest, *, average: WeightAverage | None = None
 ) -> None:
-    """Load weights, optimizer state and the average of the weights, whoever wrote them.
+    """Load weights, optimizer state and the average of the weights, written by any topology.
 
     Raises:
-        ResumeError: If the checkpoint is of another model.
+        ResumeError: If the checkpoint holds another model.
     """
     _refuse_another_model(path, manifest.parameters, state.shapes(engine))
     wanted = state.pieces(engine)
@@ -349,16 +355,18 @@ def load(
     read_pieces([path / name for name in manifest.files], wanted)
     state.set_optimizer_steps(engine, manifest.optimizer_steps)
     state.set_loss_scaling(engine, manifest.loss_scaling)
-    state.set_votes(engine, manifest.votes)
+    state.set_expert_bias(engine.module, manifest.expert_bias)
     state.spread_weights(engine)
 
 
-def _refuse_another_model(path: Path, there: dict[str, list[int]], here: dict[str, list[int]]) -> None:
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
+def _refuse_another_model(
+    path: Path, saved_shapes: dict[str, list[int]], own_shapes: dict[str, list[int]]
+) -> None:
+    for name in sorted(saved_shapes.keys() | own_shapes.keys()):
+        if saved_shapes.get(name) != own_shapes.get(name):
             raise ResumeError(
                 f"parameter {name}",
-                got=f"shape {here.get(name)}",
-                rule=f"must have the shape {there.get(name)}, as in {path}",
+                got=f"shape {own_shapes.get(name)}",
+                rule=f"must have the shape {saved_shapes.get(name)}, as in {path}",
                 remedy="Resume with the model that wrote the checkpoint.",
             )

@@ -141,7 +141,7 @@ def evaluate(
         return
     from reptrain.auditing.audit import store_places
     from reptrain.evaluation.evaluate import SETS, open_run, score_run
-    from reptrain.evaluation.memorization import memorised as ask
+    from reptrain.evaluation.memorization import memorized as ask
 
     rows = []
     opened = []

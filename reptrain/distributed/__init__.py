@@ -1,0 +1,1 @@
+"""Ranks and DeepSpeed: process groups, watchdog, stop requests, configuration, expert parallelism."""

@@ -1,4 +1,4 @@
-"""The one place that writes a DeepSpeed configuration."""
+"""The DeepSpeed configuration of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def deepspeed_config(
 
     Args:
         config: The run, or the fine-tuning.
-        world_size: Data-parallel ranks.
-        micro_batch_windows: Rows of one forward pass on one rank.
-        micro_steps: Forward passes of one rank in one optimizer step.
+        world_size: Number of data-parallel ranks.
+        micro_batch_windows: Rows of a micro-batch.
+        micro_steps: Micro-batches of a rank in one optimizer step.
 
     Returns:
-        The dict for `deepspeed.initialize`. Its batch counts rows, those that pad the batch included; the
-        loss rule, not DeepSpeed, divides by the tokens.
+        The dict for `deepspeed.initialize`. Its batch sizes count rows, padding rows included. The training
+        step normalizes the loss by tokens, not DeepSpeed.
     """
     train = config.train
     settings: dict[str, Any] = {

@@ -1,11 +1,11 @@
-"""Experts spread over ranks: each rank of a group holds some of them, and tokens travel there and back.
+"""Expert parallelism: each rank of a group holds some of the experts; tokens are exchanged by all-to-all.
 
-DeepSpeed makes the groups of ranks; it reduces, partitions and clips as experts the parameters that name
-their group. Routing, dropout keys, dispatch and products stay the model's own.
-docs/decisions/expert-parallelism.md says why.
+DeepSpeed creates the groups of ranks. It reduces, partitions and clips parameters that name such a group as
+expert parameters. Routing, dropout keys, dispatch and the experts' products are the model's own.
+docs/decisions/expert-parallelism.md gives the reasons.
 
-Shapes: N assignments of this rank's tokens to experts, M assignments of the group's tokens to the experts
-held here, D width of the residual stream, E experts, P ranks of a group, H = E / P experts held by each.
+Shapes: N assignments of this rank's tokens to experts, M assignments of the group's tokens to this rank's
+experts, D width of the residual stream, E experts, P ranks of a group, H = E / P experts of each rank.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from reptrain.model.sparse import SparseMLP
 
 
 def spread_experts(model: nn.Module, *, size: int, world: World) -> None:
-    """Keep of every sparse layer the experts that this rank holds.
+    """Reduce every sparse layer of a model to the experts that this rank holds.
 
     Args:
-        model: With the weights of all experts; it is changed.
-        size: P. It divides the experts and the ranks.
-        world: The ranks; those of a group follow one another.
+        model: The model with all experts; it is changed in place.
+        size: P, a divisor of the number of experts and of the number of ranks.
+        world: The ranks; the ranks of a group are consecutive.
     """
     for module in list(model.modules()):
         if isinstance(module, SparseMLP):
@@ -38,14 +38,14 @@ def spread_experts(model: nn.Module, *, size: int, world: World) -> None:
 
 
 class HeldExperts(MoE, Experts):
-    """As `Experts`, which it replaces, with the weights of some alone. All ranks of a group call it together.
+    """`Experts` with the weights of H experts only. All ranks of a group call it together.
 
-    It is one of DeepSpeed's layers so that the engine looks after its parameters; it uses nothing else of it.
+    It derives from DeepSpeed's `MoE` only so that the engine treats its parameters as expert parameters.
 
     Args:
-        whole: The layer, with all experts.
+        whole: The layer with all experts.
         size: P.
-        place: Of this rank in its group: it holds the experts from ``place * H`` on.
+        place: This rank's index in its group. It holds the experts ``place * H`` to ``(place + 1) * H - 1``.
     """
 
     def __init__(self, whole: SparseMLP, *, size: int, place: int) -> None:
@@ -64,14 +64,15 @@ class HeldExperts(MoE, Experts):
         self.expert_group_name = f"ep_size_{size}"
         self.place = place
         for name, all_E in whole.experts.named_parameters():
-            own = nn.Parameter(all_E.detach()[place * held : (place + 1) * held].clone())
+            own: Any = nn.Parameter(all_E.detach()[place * held : (place + 1) * held].clone())
+            # DeepSpeed's marks of an expert parameter.
             own.allreduce, own.group_name = False, self.expert_group_name
-            # What checkpoints know it by (see `reptrain.checkpoint.state`).
+            # The marks that checkpoints read (see `reptrain.checkpoint.state`).
             own.whole_shape, own.whole_start = all_E.shape, place * own.numel()
             setattr(self, name, own)
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Join the group; the engine calls it."""
+        """Join the group. The engine calls this method."""
         if self.expert_group_name not in groups._get_expert_parallel_group_dict():
             groups._create_expert_and_data_parallel(
                 self.ep_size, use_data_before_expert_parallel_=use_data_before_expert_parallel_
@@ -79,63 +80,74 @@ class HeldExperts(MoE, Experts):
         self._group = groups._get_expert_parallel_group(self.expert_group_name)
         assert dist.get_rank(self._group) == self.place
 
-    # How many rows come is known on the host alone: a compiled graph would break here anyway.
+    # The number of received rows is known on the host only, which breaks a compiled graph in any case.
     @torch.compiler.disable
     def forward(self, x_ND: Tensor, count_E: Tensor, key_N: Tensor | None) -> Tensor:
-        """Send each assignment where its expert is held, transform it there, and take it back.
+        """Send each assignment to the rank of its expert, apply the expert there, and return the result.
 
         Args:
-            x_ND: Sorted by expert.
-            count_E: int64, how many are each expert's; together N.
-            key_N: int64, a dropout key of each assignment; None drops nothing.
+            x_ND: Inputs sorted by expert.
+            count_E: int64, assignments of each expert; the sum is N.
+            key_N: int64, dropout key of each assignment; None: no dropout.
         """
         sent_PH = count_E.view(self.ep_size, self.num_local_experts)
-        come_PH = torch.empty_like(sent_PH)
-        dist.all_to_all_single(come_PH, sent_PH, group=self._group)
-        there, back = torch.stack([sent_PH.sum(1), come_PH.sum(1)]).tolist()
-        x_MD = _Exchange.apply(x_ND, there, back, self._group)
-        key_M = None if key_N is None else _exchange(key_N, there, back, self._group)
-        order_M = _order_by_expert(come_PH, len(x_MD))
-        y_MD = self._transform(x_MD[order_M], come_PH.sum(0), None if key_M is None else key_M[order_M])
+        received_PH = torch.empty_like(sent_PH)
+        dist.all_to_all_single(received_PH, sent_PH, group=self._group)
+        num_sent, num_received = torch.stack([sent_PH.sum(1), received_PH.sum(1)]).tolist()
+        x_MD = _all_to_all(x_ND, num_sent, num_received, self._group)
+        key_M = None if key_N is None else _exchange(key_N, num_sent, num_received, self._group)
+        order_M = _order_by_expert(received_PH, len(x_MD))
+        y_MD = self._transform(x_MD[order_M], received_PH.sum(0), None if key_M is None else key_M[order_M])
         place_M = torch.empty_like(order_M).scatter_(
             0, order_M, torch.arange(len(order_M), device=order_M.device)
         )
-        return _Exchange.apply(y_MD[place_M], back, there, self._group)
+        return _all_to_all(y_MD[place_M], num_received, num_sent, self._group)
 
     def _transform(self, x_MD: Tensor, count_H: Tensor, key_M: Tensor | None) -> Tensor:
         if len(x_MD) > 0:
-            return Experts.forward(self, x_MD, count_H, key_M)
-        # The other holders of these experts wait for a gradient, and not every product takes no rows at all.
+            return self._apply_experts(x_MD, count_H, key_M)
+        # The experts' other replicas wait for a gradient, and some products do not accept zero rows: use one.
         count_H = F.pad(count_H[1:], (1, 0), value=1)
-        return Experts.forward(self, F.pad(x_MD, (0, 0, 0, 1)), count_H, None)[:0]
+        return self._apply_experts(F.pad(x_MD, (0, 0, 0, 1)), count_H, None)[:0]
+
+    def _apply_experts(self, x_MD: Tensor, count_H: Tensor, key_M: Tensor | None) -> Tensor:
+        y_MD: Tensor = Experts.forward(self, x_MD, count_H, key_M)
+        return y_MD
 
 
-def _order_by_expert(come_PH: Tensor, total: int) -> Tensor:
-    """int64 [M]: where the rows of each expert lie among those that came sorted by sender, then by expert.
+def _order_by_expert(received_PH: Tensor, total: int) -> Tensor:
+    """Indices that sort received rows by expert, int64 [M]; rows arrive sorted by sender, then by expert.
 
     >>> _order_by_expert(torch.tensor([[1, 2], [2, 0]]), 5).tolist()
     [0, 3, 4, 1, 2]
     """
-    senders, held = come_PH.shape
-    expert_PH = torch.arange(held, device=come_PH.device).repeat(senders)
-    return expert_PH.repeat_interleave(come_PH.flatten(), output_size=total).argsort(stable=True)
+    senders, held = received_PH.shape
+    expert_PH = torch.arange(held, device=received_PH.device).repeat(senders)
+    return expert_PH.repeat_interleave(received_PH.flatten(), output_size=total).argsort(stable=True)
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to the other ranks of a group; gradients go the way back."""
+    """All-to-all of rows; the backward pass returns the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, there: list[int], back: list[int], group: Any) -> Tensor:
-        ctx.way_back = back, there, group
-        return _exchange(x_ND, there, back, group)
+    def forward(ctx: Any, x_ND: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
+        ctx.backward_arguments = num_received, num_sent, group
+        return _exchange(x_ND, num_sent, num_received, group)
 
     @staticmethod
     def backward(ctx: Any, dy_MD: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(dy_MD, *ctx.way_back), None, None, None
+        return _exchange(dy_MD, *ctx.backward_arguments), None, None, None
 
 
-def _exchange(rows: Tensor, there: list[int], back: list[int], group: Any) -> Tensor:
-    """Send so many rows to each rank, in order, and get so many from each."""
-    came = rows.new_empty(sum(back), *rows.shape[1:])
-    dist.all_to_all_single(came, rows.contiguous(), back, there, group=group)
-    return came
+def _all_to_all(x_ND: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
+    # torch gives `apply` no types.
+    apply: Any = _Exchange.apply
+    x_MD: Tensor = apply(x_ND, num_sent, num_received, group)
+    return x_MD
+
+
+def _exchange(rows: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
+    """Send ``num_sent[p]`` rows to each rank p, in order, and receive ``num_received[p]``."""
+    received = rows.new_empty(sum(num_received), *rows.shape[1:])
+    dist.all_to_all_single(received, rows.contiguous(), num_received, num_sent, group=group)
+    return received

@@ -1,4 +1,4 @@
-"""How the C library hands memory out on a machine that trains on its CPU."""
+"""Memory allocation of the C library, for training on a CPU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed blocks for the next step instead of giving them back to the system.
+    """Keep freed blocks for the next step instead of returning them to the system.
 
-    glibc maps every large tensor anew and unmaps it when it is freed, so that each step pays for its pages
-    again: a quarter of the time of a small model's step on two cores.
+    By default glibc maps every large tensor and unmaps it when it is freed, so each step pays for page faults
+    again: a quarter of a small model's step time on two cores.
 
     Returns:
-        Whether the C library took the setting; others than glibc have none.
+        Whether the C library accepted the setting; only glibc has it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,4 +1,4 @@
-"""The precision of a run on its device: what is refused, what torch is told, and how it is shown."""
+"""Precision of a run on its device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reptrain.sizes.flops import Precision
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that a device does not have.
+    """Refuse a precision that a device does not support.
 
     Raises:
         ConfigError: For fp16 on a CPU.
@@ -25,9 +25,9 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def allow_tf32(train: TrainConfig, device: torch.device) -> None:
-    """Tell torch, for this process, whether matrix products of fp32 tensors may use TF32.
+    """Set, for this process, whether torch may use TF32 for matrix products of fp32 tensors.
 
-    Kernels in Triton follow the same switch (`matmul_precision`). On a CPU nothing is changed.
+    Triton kernels read the same setting (`matmul_precision`). On a CPU it has no effect.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
@@ -35,14 +35,14 @@ def allow_tf32(train: TrainConfig, device: torch.device) -> None:
 
 
 def product_precision(train: TrainConfig, device: torch.device) -> Precision:
-    """The precision of most matrix products of a run, whose peak rate MFU is measured against."""
-    if train.precision in ("auto", "fp32"):
+    """Precision of most matrix products of a run; MFU is relative to its peak rate."""
+    if train.precision == "auto" or train.precision == "fp32":
         return "tf32" if device.type == "cuda" and train.tf32 else "fp32"
     return train.precision
 
 
 def precision_text(train: TrainConfig, device: torch.device) -> str:
-    """The precision as the run's header shows it.
+    """The precision as the run's header prints it.
 
     Example:
         "bf16, fp32 matrix products in TF32" on a GPU; "fp32" on a CPU.

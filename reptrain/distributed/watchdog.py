@@ -1,14 +1,14 @@
-"""Ranks that watch each other, so that none waits forever for one that died or hangs.
+"""Watchdog: ranks monitor each other, so that none waits forever for one that died or hangs.
 
-A thread of every rank tells the others through the store where they met, about once a second, that the
-process lives, how far its main thread came, and whether that waits for others. The main rank judges:
+About once a second a thread of every rank writes a heartbeat to the rendezvous store: that the process is
+alive, how far its main thread got, and whether the main thread waits for other ranks. Rank 0 decides:
 
-- a rank whose words stopped is dead or stopped;
-- where all main threads stand still, those that do not wait for others hang;
-- a rank that failed said so itself.
+- a rank without heartbeats is dead or stopped;
+- if no main thread makes progress, the ranks that do not wait for others hang;
+- a rank that failed reports its error itself.
 
-Its verdict reaches all; should the main rank fall silent, the others find that themselves. What a collective
-on a dead rank does (an error under gloo, an endless wait under NCCL) does not matter then.
+All ranks read its verdict. If rank 0 falls silent, the other ranks detect it themselves. So it does not
+matter how a collective with a dead rank behaves (an error under gloo, an endless wait under NCCL).
 """
 
 from __future__ import annotations
@@ -25,88 +25,87 @@ from itertools import count
 from types import FrameType
 from typing import NamedTuple
 
-import torch.distributed as dist
+from torch.distributed import DistError, PrefixStore, Store
 
 from reptrain.distributed.world import World
 from reptrain.errors import RunError
 from reptrain_launcher.rank_environment import shown_rank
 
 _BEAT_S = 1.0
-# After a collective broke, a rank that is silent for so many beats is the one that broke it.
-_BEATS_AFTER_A_BREAK = 6
+# After a collective failed, a rank without a heartbeat for this many beats is the cause.
+_BEATS_AFTER_FAILURE = 6
 _VERDICT = "verdict"
 _RUNS = count()
-# Frames of a thread that waits for other ranks.
+# Files on the stack of a thread that waits for other ranks.
 _WAITING_IN = ("torch/distributed/", "deepspeed/comm/", "reptrain/distributed/world.py")
 
 
-class Signs(NamedTuple):
-    """What a rank tells."""
+class Heartbeat(NamedTuple):
+    """What a rank reports about itself."""
 
     beat: int
-    """Grows as long as the process lives."""
+    """Increases while the process is alive."""
     progress: int
-    """Grows as long as its main thread gets on."""
+    """Increases while the main thread makes progress."""
     waiting: bool
     """Whether the main thread waits for other ranks."""
     broken: bool
-    """Whether a collective failed there."""
+    """Whether a collective failed on this rank."""
     failed: str | None
-    """Why it failed by itself."""
+    """The rank's own error, if it failed."""
 
 
-class Verdict(NamedTuple):
-    """Who is to blame."""
+class Blame(NamedTuple):
+    """The ranks that made the run fail."""
 
     ranks: list[int]
     how: str
     by_itself: bool
-    """Whether it failed and said so."""
+    """Whether the rank failed and reported its own error."""
     timeout_s: float
 
     @property
     def error(self) -> RunError:
-        """The error that names them."""
+        """The error that names the ranks."""
         several = len(self.ranks) > 1
         return RunError(
             f"ranks {', '.join(map(str, self.ranks))}" if several else f"rank {self.ranks[0]}",
             got=self.how,
             rule="must not fail"
             if self.by_itself
-            else f"must get on within train.rank_timeout_seconds ({self.timeout_s:g})",
-            remedy="Look at what it wrote last and at its machine; the same command goes on from the last"
-            " checkpoint.",
+            else f"must make progress within train.rank_timeout_seconds ({self.timeout_s:g})",
+            remedy="Check its output and its machine; the same command resumes from the last checkpoint.",
         )
 
 
 class _Seen(NamedTuple):
-    signs: Signs
+    heartbeat: Heartbeat
     beat_at: float
-    position_at: float
+    progress_at: float
 
 
-class Watch:
-    """One rank's part of the watch.
+class Watchdog:
+    """The watchdog of one rank.
 
     Args:
-        store: Where the ranks met; this takes a connection of its own.
-        rank: This process's place among ``world_size``.
-        world_size: All processes.
-        timeout_s: How long a rank may be silent.
-        end: Called from a thread with the verdict; it ends the process.
+        store: The rendezvous store; the watchdog opens a connection of its own.
+        rank: This process's rank.
+        world_size: Number of ranks.
+        timeout_s: Seconds that a rank may go without a heartbeat or progress.
+        end: Called from a thread to end the process.
     """
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         *,
         rank: int,
         world_size: int,
         timeout_s: float,
-        end: Callable[[Verdict], None],
+        end: Callable[[Blame], None],
     ) -> None:
         own = store.clone() if hasattr(store, "clone") else store
-        self._store = dist.PrefixStore(f"reptrain-watch-{next(_RUNS)}", own)
+        self._store = PrefixStore(f"reptrain-watch-{next(_RUNS)}", own)
         self._store.set_timeout(timedelta(seconds=timeout_s))
         self._rank, self._world_size, self._timeout_s, self._end = rank, world_size, timeout_s, end
         self._beat_s = min(_BEAT_S, timeout_s / 10)
@@ -116,134 +115,134 @@ class Watch:
         self._failed: str | None = None
         self._seen: dict[int, _Seen] = {}
         self._exchanged_at = time.monotonic()
-        self._verdict: Verdict | None = None
-        self._judged, self._stopped = threading.Event(), threading.Event()
+        self._verdict: Blame | None = None
+        self._decided, self._stopped = threading.Event(), threading.Event()
         self._main_thread = threading.get_ident()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._talk, self._guard)]
-        self._tell()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._exchange, self._guard)]
+        self._send()
         if rank == 0:
             self._store.set(_VERDICT, "")
 
     def start(self) -> None:
-        """Begin, once every rank has made its watch."""
+        """Start the threads. Every rank must have created its watchdog before."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End the watch, before the ranks part."""
+        """Stop the threads, before the ranks leave the process group."""
         self._stopped.set()
-        # A thread that hangs on a store that is gone is left behind.
+        # A thread that waits for a lost store is left behind.
         self._threads[0].join(timeout=5 * self._beat_s)
 
     def pulse(self) -> None:
-        """The main thread got on."""
+        """Report progress of the main thread."""
         self._progress += 1
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this rank failed by itself."""
+        """Report this rank's own error to the others."""
         self._failed = f"{type(error).__name__}: {error}"[:500]
         with suppress(RuntimeError):
-            self._tell()
+            self._send()
 
-    def explain(self) -> Verdict | None:
-        """Which rank is why a collective failed here, if it is found within some beats."""
+    def explain(self) -> Blame | None:
+        """The ranks because of which a collective failed, or None if they are not known within some beats."""
         self._broken = True
-        self._judged.wait(timeout=3 * _BEATS_AFTER_A_BREAK * self._beat_s)
+        self._decided.wait(timeout=3 * _BEATS_AFTER_FAILURE * self._beat_s)
         return self._verdict
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         self._beat += 1
         stack = _stack(sys._current_frames().get(self._main_thread))
         if stack != self._stack:
-            # Long work without a forward pass, such as reading a checkpoint, is seen by where it stands.
+            # Long work without a forward pass, such as loading a checkpoint, shows in a changing stack.
             self._progress += 1
             self._stack = stack
         waiting = any(part in file for file, _ in stack for part in _WAITING_IN)
-        signs = Signs(self._beat, self._progress, waiting, self._broken, self._failed)
-        self._store.set(str(self._rank), json.dumps(signs))
+        heartbeat = Heartbeat(self._beat, self._progress, waiting, self._broken, self._failed)
+        self._store.set(str(self._rank), json.dumps(heartbeat))
 
-    def _talk(self) -> None:
-        """The thread that tells and listens."""
-        heard = range(self._world_size) if self._rank == 0 else (0,)
+    def _exchange(self) -> None:
+        """Thread that exchanges heartbeats: rank 0 reads those of all ranks, the others that of rank 0."""
+        watched = range(self._world_size) if self._rank == 0 else (0,)
         try:
             while not self._stopped.wait(self._beat_s):
-                self._tell()
-                *told, verdict = self._store.multi_get([*map(str, heard), _VERDICT])
+                self._send()
+                *heartbeats, verdict = self._store.multi_get([*map(str, watched), _VERDICT])
                 self._exchanged_at = time.monotonic()
-                for rank, text in zip(heard, told, strict=True):
-                    self._note(rank, Signs(*json.loads(text)))
-                found = Verdict(*json.loads(verdict)) if verdict else self._look()
-                if found is not None:
+                for rank, text in zip(watched, heartbeats, strict=True):
+                    self._note(rank, Heartbeat(*json.loads(text)))
+                blame = Blame(*json.loads(verdict)) if verdict else self._find_fault()
+                if blame is not None:
                     if self._rank == 0:
-                        self._store.set(_VERDICT, json.dumps(found))
-                    self._judge(found)
+                        self._store.set(_VERDICT, json.dumps(blame))
+                    self._decide(blame)
                     return
         except RuntimeError as error:
             if not self._stopped.is_set():
-                words = str(error).splitlines()[0][:120]
-                self._judge(self._blame([0], f"no answer where the ranks meet ({words})"))
+                reason = str(error).splitlines()[0][:120]
+                self._decide(self._blame([0], f"no answer from the rendezvous store ({reason})"))
 
-    def _note(self, rank: int, signs: Signs) -> None:
+    def _note(self, rank: int, heartbeat: Heartbeat) -> None:
         now, before = time.monotonic(), self._seen.get(rank)
-        same_beat = before is not None and before.signs.beat == signs.beat
-        same_place = before is not None and before.signs.progress == signs.progress
+        same_beat = before is not None and before.heartbeat.beat == heartbeat.beat
+        same_progress = before is not None and before.heartbeat.progress == heartbeat.progress
         self._seen[rank] = _Seen(
-            signs,
+            heartbeat,
             before.beat_at if before is not None and same_beat else now,
-            before.position_at if before is not None and same_place else now,
+            before.progress_at if before is not None and same_progress else now,
         )
 
-    def _blame(self, ranks: list[int], how: str, *, by_itself: bool = False) -> Verdict:
-        return Verdict(ranks, how, by_itself, self._timeout_s)
+    def _blame(self, ranks: list[int], how: str, *, by_itself: bool = False) -> Blame:
+        return Blame(ranks, how, by_itself, self._timeout_s)
 
-    def _look(self) -> Verdict | None:
-        """Which ranks to blame for what, or None."""
+    def _find_fault(self) -> Blame | None:
+        """The ranks that failed, fell silent or hang, or None."""
         now = time.monotonic()
-        failed = [rank for rank, seen in self._seen.items() if seen.signs.failed]
+        failed = [rank for rank, seen in self._seen.items() if seen.heartbeat.failed]
         if failed:
-            return self._blame(failed, f"{self._seen[failed[0]].signs.failed}", by_itself=True)
-        broken = self._broken or any(seen.signs.broken for seen in self._seen.values())
-        patience = _BEATS_AFTER_A_BREAK * self._beat_s if broken else self._timeout_s
-        silent = [rank for rank, seen in self._seen.items() if now - seen.beat_at > patience]
+            return self._blame(failed, f"{self._seen[failed[0]].heartbeat.failed}", by_itself=True)
+        broken = self._broken or any(seen.heartbeat.broken for seen in self._seen.values())
+        limit_s = _BEATS_AFTER_FAILURE * self._beat_s if broken else self._timeout_s
+        silent = [rank for rank, seen in self._seen.items() if now - seen.beat_at > limit_s]
         if silent:
-            return self._blame(silent, f"no sign of life for {patience:.0f} s")
-        if self._rank == 0 and all(now - seen.position_at > self._timeout_s for seen in self._seen.values()):
-            hanging = [rank for rank, seen in self._seen.items() if not seen.signs.waiting]
+            return self._blame(silent, f"no heartbeat for {limit_s:.0f} s")
+        if self._rank == 0 and all(now - seen.progress_at > self._timeout_s for seen in self._seen.values()):
+            hanging = [rank for rank, seen in self._seen.items() if not seen.heartbeat.waiting]
             return self._blame(hanging or [*self._seen], f"no progress for {self._timeout_s:.0f} s")
         return None
 
     def _guard(self) -> None:
-        """The thread that watches over the other one, which may wait for a store that is gone."""
+        """Thread that watches `_exchange`, which may wait for a lost store."""
         before = time.monotonic()
-        while not self._stopped.wait(self._beat_s) and not self._judged.is_set():
+        while not self._stopped.wait(self._beat_s) and not self._decided.is_set():
             now = time.monotonic()
             if now - before > self._timeout_s / 2:
-                # This process itself was stopped: let it hear what the others say.
+                # This process itself was stopped: give it time to read the other ranks' heartbeats.
                 self._exchanged_at = now
             before = now
-            patience = _BEATS_AFTER_A_BREAK * self._beat_s if self._broken else self._timeout_s
-            if now - self._exchanged_at > patience:
-                self._judge(self._blame([0], f"no sign of life for {patience:.0f} s"))
+            limit_s = _BEATS_AFTER_FAILURE * self._beat_s if self._broken else self._timeout_s
+            if now - self._exchanged_at > limit_s:
+                self._decide(self._blame([0], f"no heartbeat for {limit_s:.0f} s"))
 
-    def _judge(self, verdict: Verdict) -> None:
-        self._verdict = verdict
-        self._judged.set()
-        # The main thread may be in a collective that never returns; it gets a moment to come back by itself.
+    def _decide(self, blame: Blame) -> None:
+        self._verdict = blame
+        self._decided.set()
+        # The main thread may be in a collective that never returns; give it a moment to return by itself.
         self._stopped.wait(2 * self._beat_s)
         if not (self._broken or self._stopped.is_set() or self._failed):
-            self._end(verdict)
+            self._end(blame)
 
 
 def _stack(frame: FrameType | None) -> list[tuple[str, int]]:
-    found = []
+    places = []
     while frame is not None:
-        found.append((frame.f_code.co_filename, frame.f_lineno))
+        places.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
-    return found
+    return places
 
 
 def end_process(error: RunError) -> None:
-    """End at once with the exit code of a user's error: the main thread cannot be called back."""
+    """End the process with the exit code of a user error. The main thread may hang and cannot do it."""
     rank = shown_rank() or "0"
     with suppress(OSError):
         os.write(2, f"rank {rank}: error: {error}\n".encode())
@@ -252,48 +251,48 @@ def end_process(error: RunError) -> None:
 
 @contextmanager
 def watching(
-    store: dist.Store | None, world: World, *, timeout_s: float, tell: Callable[[BaseException], None]
+    store: Store | None, world: World, *, timeout_s: float, tell: Callable[[BaseException], None]
 ) -> Iterator[Callable[[], None]]:
-    """Watch over the ranks while they train; the value is to be called as often as the main thread gets on.
+    """Run the watchdog within the context. Call the value whenever the main thread makes progress.
 
     Args:
-        store: Where they met; None where this process is alone.
+        store: The rendezvous store; None for a single process.
         world: The ranks.
-        timeout_s: How long one may be silent.
-        tell: Writes down why the run failed, where the main rank cannot or is stuck.
+        timeout_s: Seconds that a rank may go without a heartbeat or progress.
+        tell: Records why the run failed, if the main rank cannot.
     """
     if store is None:
         yield lambda: None
         return
 
-    def tell_of(verdict: Verdict, *, stuck: bool) -> None:
-        others = set(range(world.world_size)).difference(verdict.ranks)
-        # A main rank that failed by itself has told so; the first of the others speaks for a silent one.
-        if world.rank == min(others, default=0) and (stuck if world.is_main else not verdict.by_itself):
-            tell(verdict.error)
+    def record(blame: Blame, *, stuck: bool) -> None:
+        others = set(range(world.world_size)).difference(blame.ranks)
+        # A main rank that failed has recorded its error; the first other rank records that of a silent one.
+        if world.rank == min(others, default=0) and (stuck if world.is_main else not blame.by_itself):
+            tell(blame.error)
 
-    def end(verdict: Verdict) -> None:
-        tell_of(verdict, stuck=True)
-        end_process(verdict.error)
+    def end(blame: Blame) -> None:
+        record(blame, stuck=True)
+        end_process(blame.error)
 
-    watch = Watch(store, rank=world.rank, world_size=world.world_size, timeout_s=timeout_s, end=end)
+    watchdog = Watchdog(store, rank=world.rank, world_size=world.world_size, timeout_s=timeout_s, end=end)
     world.barrier()
-    watch.start()
+    watchdog.start()
     try:
-        yield watch.pulse
+        yield watchdog.pulse
     except Exception as error:
-        if _is_of_a_collective(error) and (verdict := watch.explain()) is not None:
-            tell_of(verdict, stuck=False)
-            raise verdict.error from error
-        watch.fail(error)
+        if _is_collective_error(error) and (blame := watchdog.explain()) is not None:
+            record(blame, stuck=False)
+            raise blame.error from error
+        watchdog.fail(error)
         raise
     finally:
-        watch.stop()
+        watchdog.stop()
 
 
-def _is_of_a_collective(error: Exception) -> bool:
-    # gloo's errors are plain RuntimeErrors.
+def _is_collective_error(error: Exception) -> bool:
+    # gloo raises plain RuntimeErrors.
     words = ("gloo", "connection", "nccl", "timed out")
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )

@@ -1,4 +1,4 @@
-"""Joining the other ranks, or being the only one, and the few sums that ranks share."""
+"""Process groups: joining the ranks of a run, and the few collectives that it uses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from reptrain.config.schema import TrainConfig
 from reptrain.distributed.host_memory import keep_freed_memory
@@ -43,16 +44,16 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks; int64 sums wrap around, as digests want."""
+        """Sum over ranks; int64 sums wrap around, which digests rely on."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, here: int) -> int:
-        """The largest value of any rank."""
+    def max(self, value: int) -> int:
+        """Maximum over ranks."""
         if self.world_size == 1:
-            return here
-        box = torch.tensor(here, device=self.device)
+            return value
+        box = torch.tensor(value, device=self.device)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box.item())
 
@@ -64,22 +65,22 @@ class World:
         return box[0]
 
     def on_main(self, action: Callable[[], Shared]) -> Shared:
-        """Do something on the main rank alone; what it returns or raises reaches every rank."""
+        """Call ``action`` on the main rank only; every rank returns its value or raises its error."""
         outcome: tuple[Shared | None, Exception | None] = (None, None)
         if self.is_main:
             try:
                 outcome = action(), None
-            except Exception as error:  # Whatever it is, the others wait to hear of it.
+            except Exception as error:  # The other ranks wait for the outcome, whatever the error is.
                 outcome = None, _portable(error)
                 self.from_main(outcome)
                 raise
-        value, refused = self.from_main(outcome)
-        if refused is not None:
-            raise refused
+        value, failure = self.from_main(outcome)
+        if failure is not None:
+            raise failure
         return cast(Shared, value)
 
     def gather(self, value: Shared) -> list[Shared]:
-        """Every rank's value by rank, on every rank."""
+        """The values of all ranks in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -93,10 +94,10 @@ class World:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or its words where it cannot travel."""
+    """The error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # Whatever a class does when it is rebuilt.
+    except Exception:  # An error's class may raise anything when it is rebuilt.
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
@@ -105,12 +106,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def describe(world: World, train: TrainConfig, attention: Implementation) -> dict[str, Any]:
-    """Where a run is made, for environment.json: versions, machine, devices, and which kernels run.
+    """The content of environment.json: versions, machine, devices, and the implementations of kernels.
 
     Args:
         world: The ranks.
-        train: Of the run.
-        attention: The implementation of attention that the model runs.
+        train: The run's training settings.
+        attention: The implementation of attention that the model uses.
     """
     devices = {
         "device": str(world.device),
@@ -126,19 +127,22 @@ def describe(world: World, train: TrainConfig, attention: Implementation) -> dic
     return collect(devices)
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device to train on.
+def choose_device(wanted: str) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        wanted: auto, cpu or cuda.
 
     Raises:
-        ConfigError: If a GPU is asked for and there is none, or another word is given.
-        LaunchError: If a launcher's variables are wrong, or there are fewer GPUs than ranks.
+        ConfigError: If ``wanted`` is unknown, or names a GPU and there is none.
+        LaunchError: If the launcher's environment variables are wrong, or there are fewer GPUs than ranks.
     """
     check_choice("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device",
             got="cuda",
-            rule="must name a device that is present, and torch sees no GPU",
+            rule="must be an available device, and torch detects no GPU",
             remedy="Set train.device=cpu, or install a torch built for CUDA.",
         )
     if wanted == "cpu" or not torch.cuda.is_available():
@@ -149,10 +153,10 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def check_expert_parallel(size: int, world: World) -> None:
-    """Refuse ranks that do not make whole groups.
+    """Refuse a number of ranks that is not a multiple of the expert-parallel size.
 
     Raises:
-        ConfigError: If some experts would be held by fewer ranks than others.
+        ConfigError: If it is not.
     """
     if world.world_size % size:
         raise ConfigError(
@@ -171,16 +175,17 @@ def _free_port() -> int:
 
 @contextmanager
 def _rank_variables() -> Iterator[None]:
-    """What a launcher sets, or that this is the only rank: without it DeepSpeed looks for mpi4py."""
+    """The launcher's environment variables, or those of a single rank: else DeepSpeed looks for mpi4py."""
     if read_rank_environment() is not None:
         os.environ.setdefault("LOCAL_RANK", "0")
         yield
         return
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    alone["MASTER_PORT"] = str(_free_port())
-    before = {name: os.environ.get(name) for name in alone}
-    os.environ.update(alone)
-    # DeepSpeed asks for this one at every engine; the others, left standing, would mislead child processes.
+    single = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    single["MASTER_PORT"] = str(_free_port())
+    before = {name: os.environ.get(name) for name in single}
+    os.environ.update(single)
+    # DeepSpeed reads LOCAL_RANK for every engine. The other variables are removed again: a child process
+    # would take itself for a rank.
     os.environ["LOCAL_RANK"] = "0"
     try:
         yield
@@ -193,18 +198,18 @@ def _rank_variables() -> Iterator[None]:
 
 
 def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
-    """Join the ranks that a launcher started, or be the only one, until the process ends.
+    """Join the ranks that a launcher started, or form a world of one rank, until the process ends.
 
-    Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them. Called again it returns
-    the same place: DeepSpeed keeps groups that do not survive their process group.
+    Reads RANK, WORLD_SIZE and LOCAL_RANK as `deepspeed` and `torchrun` set them. Further calls return the
+    same world: DeepSpeed keeps groups that do not survive their process group.
 
     Args:
-        device: What to train on.
-        timeout_s: How long to wait for a rank that does not come.
+        device: The device to train on.
+        timeout_s: Seconds to wait for all ranks.
 
     Raises:
-        LaunchError: If the launcher's variables are wrong.
-        RunError: If not all ranks came.
+        LaunchError: If the launcher's environment variables are wrong.
+        RunError: If not all ranks joined.
     """
     if not dist.is_initialized():
         if device.type == "cpu":
@@ -212,55 +217,56 @@ def join(device: torch.device, *, timeout_s: float = 600.0) -> World:
         with _rank_variables():
             _init(device, timeout_s)
         atexit.register(_leave)
-    place = read_rank_environment()
-    local_rank = place.local_rank if place else 0
+    environment = read_rank_environment()
+    local_rank = environment.local_rank if environment else 0
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def meeting_store() -> dist.Store | None:
-    """Where the ranks met, or None where this process is the only one."""
-    return _met.get("store") if dist.get_world_size() > 1 else None
+def meeting_store() -> Store | None:
+    """The rendezvous store, or None for a single process."""
+    return _rendezvous.get("store") if dist.get_world_size() > 1 else None
 
 
-_met: dict[str, dist.Store] = {}
+_rendezvous: dict[str, Store] = {}
 
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _use_loopback(host: str) -> None:
-    """Let NCCL and gloo meet through the loopback interface where all ranks run on this machine.
+    """Make NCCL and gloo use the loopback interface if all ranks run on this machine.
 
-    NCCL looks for another interface first and gives up where there is none, one rank or many.
+    NCCL prefers another interface and fails if there is none, even with a single rank.
     """
     if host in _LOOPBACK and Path("/sys/class/net/lo").exists():
         for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
 
 
-def _meet(device: torch.device, backend: str, timeout_s: float) -> None:
-    """Wait for all ranks, and keep the store through which they find each other."""
+def _init_process_group(device: torch.device, backend: str, timeout_s: float) -> None:
+    """Wait for all ranks, keep their rendezvous store, and create the process group."""
     timeout = timedelta(seconds=timeout_s)
-    place = read_rank_environment()
-    assert place is not None
-    rank, world_size, host, port = place.rank, place.world_size, place.master_addr, place.master_port
+    environment = read_rank_environment()
+    assert environment is not None
+    rank, world_size = environment.rank, environment.world_size
+    host, port = environment.master_addr, environment.master_port
     _use_loopback(host)
-    # torchrun's agent has a store already.
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # torchrun's agent serves the store itself.
+    served_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     missing = [0]
     try:
-        server = dist.TCPStore(
+        server = TCPStore(
             host,
             port,
             world_size,
-            rank == 0 and not of_agent,
+            rank == 0 and not served_by_agent,
             timeout=timeout,
             wait_for_workers=False,
             multi_tenant=True,
         )
-        store = dist.PrefixStore("reptrain", server)
-        store.set(f"here-{rank}", "")
-        missing = _missing(store, world_size, timeout)
+        store = PrefixStore("reptrain", server)
+        store.set(f"joined-{rank}", "")
+        missing = _missing_ranks(store, world_size, timeout)
     except dist.DistError as error:
         reason: object = str(error).splitlines()[0]
     else:
@@ -270,25 +276,25 @@ def _meet(device: torch.device, backend: str, timeout_s: float) -> None:
         raise RunError(
             f"ranks {', '.join(map(str, missing))}" if several else f"rank {missing[0]}",
             got=reason,
-            rule=f"must come within {timeout_s:g} seconds",
-            remedy=f"Look at what was written there, and whether that machine reaches {host}:{port}.",
+            rule=f"must join within {timeout_s:g} seconds",
+            remedy=f"Check its output, and whether its machine can reach {host}:{port}.",
         )
-    _met["store"] = store
-    # The watch over the ranks comes first: this ends what it does not see.
+    _rendezvous["store"] = store
+    # A longer timeout than the watchdog's, which should report first.
     dist.init_process_group(
         backend,
         store=store,
         rank=rank,
         world_size=world_size,
         timeout=2 * timeout,
-        # Without it NCCL guesses the GPU from the rank, and warns or hangs where the guess is wrong.
+        # Without it NCCL guesses the GPU from the rank, and warns or hangs if the guess is wrong.
         device_id=device if device.type == "cuda" else None,
     )
 
 
-def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> list[int]:
-    """Wait for all ranks; returns those that did not come."""
-    keys = [f"here-{rank}" for rank in range(world_size)]
+def _missing_ranks(store: Store, world_size: int, timeout: timedelta) -> list[int]:
+    """Wait for all ranks; returns those that did not join."""
+    keys = [f"joined-{rank}" for rank in range(world_size)]
     try:
         store.wait(keys, timeout)
     except dist.DistStoreError:
@@ -304,20 +310,20 @@ def _init(device: torch.device, timeout_s: float) -> None:
 
     logger.setLevel("ERROR")
     if device.type == "cpu":
-        # The shared-memory op is compiled at first use, for a minute, and gloo does the same.
+        # The shared-memory op takes a minute to compile at first use; gloo does the same job.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "gloo"
     else:
         torch.cuda.set_device(device)
         backend = "nccl"
-    _meet(device, backend, timeout_s)
-    # Takes the group that is there.
+    _init_process_group(device, backend, timeout_s)
+    # Uses the existing process group.
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-    # DeepSpeed's CPU backend leaves a buffer of 69 MB per process in shared memory.
+    # DeepSpeed's CPU backend leaves a buffer of 69 MB of each process in shared memory.
     for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*{os.getpid()}*"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Several models as one: the mean of what they think likely.
+"""Ensembles: several models scored as one, by the mean of their probabilities.
 
 Shapes: B rows, T positions, V ids.
 """
@@ -20,7 +20,7 @@ from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets, cross_entro
 
 
 class Ensemble(nn.Module):
-    """Averages the members' probabilities of each token: what is returned as logits is their logarithm.
+    """Averages the members' probabilities of each token; its logits are the logarithm of the average.
 
     >>> class Fixed(nn.Module):
     ...     def __init__(self, *probabilities):
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
     tensor([[[0.7000, 0.3000]]])
 
     Args:
-        members: Models of equal inputs and equal ids.
+        members: Models with the same inputs and the same ids.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -40,11 +40,11 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, *, targets: Targets | None = None, **inputs: Any) -> Tensor | Loss:
-        """Logarithm of the mean probability, fp32 logits_BTV, or what targets lose by it.
+        """Logarithm of the mean probability, fp32 logits_BTV, or the loss of targets.
 
         Args:
-            targets: One for each position.
-            inputs: Of each member.
+            targets: A target for each position; None returns the logits.
+            inputs: Keyword arguments of every member.
         """
         total_BTV: Tensor | None = None
         for member in self.members:
@@ -56,32 +56,32 @@ class Ensemble(nn.Module):
 
 
 def ensemble_of(runs: Sequence[ScoredRun]) -> ScoredRun:
-    """Runs as one that is scored like any other: they may differ in all but family, examples and text.
+    """The ensemble of several runs, as a run that can be scored.
 
-    The probe of training windows is told where they had the same subset.
+    The runs must have the same model family, examples and text. If all had the same training subset, the
+    ensemble has a probe too.
 
     Raises:
-        RunError: If their examples, their held-out text or their ids are not the same.
+        RunError: If their families, examples, held-out texts or ids differ.
     """
     first, *others = runs
     for other in others:
-        for what, of in _SAME.items():
-            if of(other) != of(first):
+        for name, value in _SAME.items():
+            if value(other) != value(first):
                 raise RunError(
                     f"run {other.path}",
-                    got=f"{what} {of(other)}",
-                    rule=f"must have {what} {of(first)}, as {first.path}, to be averaged with it",
+                    got=f"{name} {value(other)}",
+                    rule=f"must have {name} {value(first)}, as {first.path}, to be averaged with it",
                     remedy="Leave it out.",
                 )
-    subsets_alike = len({_subsets(run) for run in runs}) == 1
+    same_subsets = len({_subsets(run) for run in runs}) == 1
     return replace(
         first,
         path=Path(" + ".join(str(run.path) for run in runs)),
         step=max(run.step for run in runs),
         model=Ensemble([run.model for run in runs]).eval(),
         sources={
-            name: (store, subset if subsets_alike else None)
-            for name, (store, subset) in first.sources.items()
+            name: (store, subset if same_subsets else None) for name, (store, subset) in first.sources.items()
         },
     )
 
@@ -91,10 +91,10 @@ _SAME: dict[str, Callable[[ScoredRun], Any]] = {
     "objective": lambda run: run.config.objective.model_dump(exclude={"noise"}),
     "data.window_tokens": lambda run: run.config.window_tokens,
     "data.document_mask": lambda run: run.config.data.document_mask,
-    "a tokenizer of fingerprint": lambda run: run.tokenizer.fingerprint,
+    "a tokenizer with fingerprint": lambda run: run.tokenizer.fingerprint,
     "embedding rows": lambda run: run.model.embedding.weight.shape[0],
     "stores": lambda run: {name: store.fingerprint for name, (store, _) in run.sources.items()},
-    "windows of a forward pass": lambda run: run.rows,
+    "windows per forward pass": lambda run: run.rows,
 }
 
 

@@ -1,4 +1,4 @@
-"""Scoring runs again: on any of their sets, under their objective or another, on their text or other text."""
+"""Evaluation of runs: on any of their sets, under their own or another objective, on own or other text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from reptrain.config.load import parse_yaml, set_dotted, validate
 from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, PrefixLMConfig
 from reptrain.distributed.world import World, choose_device
 from reptrain.errors import ConfigError, StoreError, check_choice
-from reptrain.evaluation.sets import SETS, evaluation_sets
-from reptrain.hub.saved_model import open_trained
+from reptrain.evaluation.sets import SETS as SETS
+from reptrain.evaluation.sets import evaluation_sets
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import Subset
 from reptrain.runs.folder import RunFolder
 from reptrain.store import Store, open_store
 from reptrain.text import Tokenizer
 
-# Rows of a forward pass; changes nothing.
+# Rows of a forward pass; does not change the scores.
 _ROWS = 32
 
 
@@ -49,20 +50,20 @@ class SetScore(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run opened for scoring, with its model in evaluation mode."""
+    """A run that is open for scoring, with its model in evaluation mode."""
 
     path: Path
     config: RunConfig
     step: int
     model: Decoder | EncoderDecoder
     sources: Mapping[str, tuple[Store, Subset | None]]
-    """By name the store, and the subset where it is the run's own store."""
+    """Store of each source by name, with the run's training subset if the store is the run's own."""
     tokenizer: Tokenizer
     world: World
 
     @property
     def rows(self) -> int:
-        """Windows of a forward pass: whole routing groups."""
+        """Windows of a forward pass, a multiple of the routing group."""
         group = self.config.model.moe.group_windows if self.config.model.moe else 1
         return group * max(1, _ROWS // group)
 
@@ -70,18 +71,18 @@ class ScoredRun:
 def open_run(
     path: Path, *, step: int | None = None, stores: Mapping[str, Path] | None = None, device: str = "auto"
 ) -> ScoredRun:
-    """Open a run's model and text.
+    """Open a run's model and stores.
 
     Args:
         path: The run folder.
-        step: Whose checkpoint; None takes the newest that is whole.
-        stores: By source, where its store is now, or another store of the same tokenizer.
-        device: As train.device.
+        step: Step of the checkpoint; None: the newest intact one.
+        stores: Path of each source's store, if it was moved or replaced by one with the same tokenizer.
+        device: Device, as in train.device.
 
     Raises:
-        ReptrainError: If run, checkpoint or store cannot be used.
+        ReptrainError: If the run, a checkpoint or a store cannot be used.
     """
-    folder, trained = RunFolder.open(path), open_trained(path, step)
+    folder, trained = RunFolder.open(path), open_saved_model(path, step)
     config = folder.config
     sources: dict[str, tuple[Store, Subset | None]] = {}
     for source in folder.plan.sources:
@@ -93,14 +94,14 @@ def open_run(
             subset = Subset.open(store, seed=source.subset_seed, unique_tokens=source.unique_tokens)
         sources[source.name] = store, subset
     tokenizer = _tokenizer(folder, [store for store, _ in sources.values()], trained.rows)
-    chosen = choose_device(device)  # type: ignore[arg-type]
+    chosen = choose_device(device)
     model = trained.load(config.model.model_copy(update={"vocab_size": trained.rows})).to(chosen)
     assert trained.step is not None
     return ScoredRun(path, config, trained.step, model.eval(), sources, tokenizer, World(0, 1, 0, chosen))
 
 
 def _tokenizer(folder: RunFolder, stores: Sequence[Store], rows: int) -> Tokenizer:
-    """That of the stores, which must be the run's wherever one of its own is at hand."""
+    """The tokenizer of the stores; it must be that of the run's own stores, if they exist."""
     tokenizer = stores[0].tokenizer()
     known = {store.manifest.tokenizer for store in stores}
     for source in folder.plan.sources:
@@ -109,24 +110,24 @@ def _tokenizer(folder: RunFolder, stores: Sequence[Store], rows: int) -> Tokeniz
     if len(known) > 1 or tokenizer.vocab_size > rows:
         raise StoreError(
             f"store {stores[0].path}",
-            got=f"a tokenizer of {tokenizer.vocab_size} ids with the fingerprint {tokenizer.fingerprint}",
-            rule=f"must have been made by the tokenizer of {folder.path}",
-            remedy="Make it with `reptrain tokenize --tokenizer` and the one in the run's store.",
+            got=f"a tokenizer of {tokenizer.vocab_size} ids with fingerprint {tokenizer.fingerprint}",
+            rule=f"must have the tokenizer of {folder.path}",
+            remedy="Build it by `reptrain tokenize --tokenizer` with the tokenizer of the run's store.",
         )
     return tokenizer
 
 
 def with_objective(config: RunConfig, text: str) -> RunConfig:
-    """The run's configuration under another objective, over windows of the same raw tokens.
+    """The run's configuration with another objective, over windows of the same raw tokens.
 
-    A prefix is read causally where the model never learned to read it otherwise, unless the text says more.
+    If the model was trained with causal attention only, a plain ``prefix_lm`` uses causal attention too.
 
     Args:
-        config: The run.
-        text: A name, or a mapping in YAML: ``{name: span_corruption, mean_span_tokens: 8}``.
+        config: Configuration of the run.
+        text: Name of an objective, or a YAML mapping: ``{name: span_corruption, mean_span_tokens: 8}``.
 
     Raises:
-        ConfigError: If there is no such objective, or the model cannot run it.
+        ConfigError: If the objective is unknown, or the model does not support it.
     """
     try:
         given = parse_yaml(text)
@@ -143,12 +144,12 @@ def with_objective(config: RunConfig, text: str) -> RunConfig:
             "--objective",
             got=repr(text),
             rule="must be a name, or a mapping such as {name: prefix_lm, prefix_fraction: 0.5}",
-            remedy="See `reptrain config schema` for what each takes.",
+            remedy="`reptrain config schema` lists the settings of each objective.",
         )
     data: dict[str, Any] = config.model_dump(mode="json")
     set_dotted(data, "objective", given)
     set_dotted(data, "data.window_tokens", config.window_tokens)
-    # A budget of the run may be stated in what its own objective makes of tokens.
+    # The run's budget may be in units of its own objective.
     set_dotted(data, "train.total_tokens", None)
     for name in config.data.sources:
         set_dotted(data, f"data.sources.{name}.total_tokens", "1epochs")
@@ -174,13 +175,13 @@ def score_run(
 
     Args:
         run: The run.
-        sets: Of probe, select and report.
-        objectives: See `with_objective`; none takes the run's own.
-        max_windows: As evaluate.max_windows; None takes the run's.
-        noise_samples: As evaluate.noise_samples; None takes the run's.
+        sets: Sets to score, out of probe, select and report.
+        objectives: Objectives to score under (see `with_objective`); empty: the run's own.
+        max_windows: As evaluate.max_windows; None: the run's value.
+        noise_samples: As evaluate.noise_samples; None: the run's value.
 
     Raises:
-        ConfigError: If a set is unknown or an objective cannot be run.
+        ConfigError: If a set or an objective is unknown, or the model does not support an objective.
     """
     for name in sets:
         check_choice("set", name, SETS)
@@ -205,7 +206,7 @@ def evaluate(
     noise_samples: int | None = None,
     device: str = "auto",
 ) -> list[SetScore]:
-    """Open a run and score it: see `open_run` and `score_run` for what each means and raises."""
+    """Open a run and score it. Arguments and errors are those of `open_run` and `score_run`."""
     run = open_run(path, step=step, stores=stores, device=device)
     return score_run(
         run, sets=sets, objectives=objectives, max_windows=max_windows, noise_samples=noise_samples
@@ -213,7 +214,7 @@ def evaluate(
 
 
 def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[SetScore]:
-    found = evaluation_sets(
+    evaluated = evaluation_sets(
         config,
         run.sources,
         run.tokenizer,
@@ -221,7 +222,7 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
         micro_batch_windows=run.rows,
         only={*sets, "probe"},
     )
-    scores = {of.name: of.score(run.model, world=run.world) for of in found}
+    scores = {one.name: one.score(run.model, world=run.world) for one in evaluated}
     rows = []
     for name, score in scores.items():
         kind, slash, source = name.partition("/")

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval, on models as transformers has them."""
+"""Tasks of lm-eval, on models exported for transformers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from reptrain.hub.export import export_model
 
 
 class LmEvalScore(NamedTuple):
-    """A figure of lm-eval."""
+    """A score reported by lm-eval."""
 
     run: str
     task: str
     metric: str
-    """With lm-eval's filter where it is none of the usual: `acc`, `exact_match,strict-match`."""
+    """Name of the metric, with lm-eval's filter if there is one: `acc`, `exact_match,strict-match`."""
     value: float
     stderr: float | None
-    """Its standard error; None where lm-eval tells none."""
+    """Standard error; None if lm-eval reports none."""
 
 
 def score_by_lm_eval(
@@ -34,21 +34,20 @@ def score_by_lm_eval(
     batch_rows: int = 16,
     device: str = "cpu",
 ) -> list[LmEvalScore]:
-    """Export a model as a Hugging Face folder, and let lm-eval score it.
+    """Export a model as a Hugging Face folder and score it with lm-eval.
 
     Args:
         run: A run folder, one of its checkpoints, or an imported or fine-tuned model.
-        tasks: Names that lm-eval knows.
-        include: A folder of task files besides lm-eval's own; a task's data_files are taken from the working
-            folder.
-        step: Of a run, whose checkpoint; None takes the newest that is whole.
-        limit: Documents of each task; None takes all.
-        num_fewshot: Examples in the prompt; None takes the task's.
-        batch_rows: Requests at a time.
+        tasks: Names of lm-eval tasks.
+        include: Folder with more task files; their data_files are relative to the working folder.
+        step: Step of the checkpoint; None: the newest intact one.
+        limit: Maximum number of documents of each task; None: all.
+        num_fewshot: Examples in the prompt; None: the task's default.
+        batch_rows: Requests in a batch.
         device: cpu or cuda.
 
     Raises:
-        ConfigError: If lm-eval is not installed, knows no such task, or cannot load a task's data.
+        ConfigError: If lm-eval is not installed, a task is unknown, or its data cannot be loaded.
         ReptrainError: If the model cannot be exported.
     """
     evaluator, manager_class, model_class = _library()
@@ -56,10 +55,10 @@ def score_by_lm_eval(
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise ConfigError(
-            "--lm-eval",
+            "--tasks",
             got=", ".join(unknown),
             rule="must be names of lm-eval's tasks",
-            remedy="`lm-eval ls tasks` lists them; --include names a folder of more.",
+            remedy="`lm-eval ls tasks` lists them; --include adds a folder of tasks.",
         )
     with tempfile.TemporaryDirectory() as folder:
         exported = export_model(run, Path(folder) / "model", step=step)
@@ -67,7 +66,7 @@ def score_by_lm_eval(
             pretrained=str(exported.path), device=device, batch_size=batch_rows, dtype="float32"
         )
         try:
-            found = evaluator.simple_evaluate(
+            report = evaluator.simple_evaluate(
                 model=model,
                 tasks=list(tasks),
                 task_manager=manager,
@@ -75,31 +74,31 @@ def score_by_lm_eval(
                 num_fewshot=num_fewshot,
                 bootstrap_iters=1000,
             )
-        # No network, offline mode, no such dataset or file: all are kinds of it.
+        # No network, offline mode, and a missing dataset or file are all subclasses.
         except OSError as error:
             raise ConfigError(
-                f"--lm-eval {','.join(tasks)}",
+                f"--tasks {','.join(tasks)}",
                 got=str(error).splitlines()[0] if str(error) else type(error).__name__,
                 rule="must be tasks whose data can be loaded",
-                remedy="Download it once where there is a network (HF_HOME is the cache), or name a folder of"
-                " tasks with files of your own by --include.",
+                remedy="Download the data where there is a network (HF_HOME is the cache), or pass --include"
+                " with a folder of tasks on your own files.",
             ) from error
-    return [score for name, figures in found["results"].items() for score in _scores(str(run), name, figures)]
+    return [score for name, values in report["results"].items() for score in _scores(str(run), name, values)]
 
 
-def _scores(run: str, task: str, figures: dict[str, Any]) -> list[LmEvalScore]:
-    """lm-eval tells `acc,none` and `acc_stderr,none` side by side."""
-    found = []
-    for key, value in figures.items():
+def _scores(run: str, task: str, values: dict[str, Any]) -> list[LmEvalScore]:
+    """Scores of a task. lm-eval reports `acc,none` and `acc_stderr,none` side by side."""
+    scores = []
+    for key, value in values.items():
         metric, _, kind = key.partition(",")
         if metric.endswith("_stderr") or not isinstance(value, (int, float)) or not kind:
             continue
-        error = figures.get(f"{metric}_stderr,{kind}")
+        error = values.get(f"{metric}_stderr,{kind}")
         shown = metric if kind == "none" else f"{metric},{kind}"
-        found.append(
+        scores.append(
             LmEvalScore(run, task, shown, float(value), float(error) if isinstance(error, float) else None)
         )
-    return found
+    return scores
 
 
 def _library() -> tuple[Any, Any, Any]:
@@ -109,20 +108,24 @@ def _library() -> tuple[Any, Any, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
-            "--lm-eval",
+            "lm-eval",
             got=f"no package {error.name}",
-            rule="needs lm-eval",
+            rule="must be installed",
             remedy="Install it: pip install 'reptrain[lm-eval]'.",
         ) from error
 
-    class Model(HFLM):  # type: ignore[misc]
-        """Of whole texts only the text is scored: left alone, lm-eval has the start token predicted too, from
-        another one that it puts before it."""
+    class Model(HFLM):
+        """Scores whole texts without their start token.
 
-        def loglikelihood_rolling(self, *arguments: Any, **more: Any) -> Any:
+        By default lm-eval puts a second start token before the text and scores the first one too.
+        """
+
+        add_bos_token: bool
+
+        def loglikelihood_rolling(self, *args: Any, **kwargs: Any) -> Any:
             before, self.add_bos_token = self.add_bos_token, False
             try:
-                return super().loglikelihood_rolling(*arguments, **more)
+                return super().loglikelihood_rolling(*args, **kwargs)
             finally:
                 self.add_bos_token = before
 

@@ -1,10 +1,10 @@
-"""Memorisation: how many training windows the model goes on with word for word, by how often it saw them.
+"""Memorization: the share of training windows that the model continues verbatim, by number of exposures.
 
-A greedy continuation of k tokens is the text's own exactly where, given the text so far, each of the k tokens
-is the one that the model ranks first: by induction over the k. So one forward pass over the true text tells
-it, without generating.
+A greedy continuation of k tokens equals the text if and only if the model ranks each of these k tokens first,
+given the text before it (by induction over k). One forward pass over the true text decides this, without
+generating.
 
-Shapes: B rows, L tokens of a stretch (the prompt and its continuation), T positions, V vocabulary.
+Shapes: N windows, B rows, L tokens of prompt and continuation, T positions, V ids.
 
 Source:
     Carlini et al., "Quantifying memorization across neural language models", 2023, definition 3.1.
@@ -40,81 +40,86 @@ from reptrain.runs.folder import RunFolder
 Int64s = npt.NDArray[np.int64]
 
 
-class Memorised(NamedTuple):
-    """Windows of one kind."""
+class Memorized(NamedTuple):
+    """Memorization of the windows with one number of exposures."""
 
     run: str
     step: int
-    """Steps completed by the weights that were asked."""
+    """Completed steps of the weights."""
     set: str
-    """train, or of held-out text select; in a mixture followed by the source."""
+    """train, or select for held-out text; in a mixture followed by the source."""
     exposures: int
-    """How often the model had been trained on them."""
+    """Number of times that the model was trained on these windows."""
     windows: int
-    """How many were asked for."""
+    """Number of windows."""
     reproduced: int
-    """Those whose continuation is the text's own."""
+    """Windows whose continuation the model reproduces."""
 
     @property
     def share(self) -> float:
-        """Of the windows."""
+        """Share of reproduced windows."""
         return self.reproduced / self.windows
 
 
-def memorised(
+def memorized(
     run: ScoredRun, *, prefix_tokens: int, continuation_tokens: int, max_windows: int
-) -> list[Memorised]:
-    """Ask for the continuations of windows spread evenly over each subset, and over the select set.
+) -> list[Memorized]:
+    """Measure memorization on windows spread evenly over each training subset and each select split.
 
-    A decoder goes on behind the prompt, or, under prefix LM, reads it as its prefix; the decoder of an
-    encoder-decoder under span corruption fills in a hidden span at the end; under UL2 it does so in mode S.
-    Denoising writes prompt and continuation, of which the continuation is masked.
-    Diffusion unmasks from left to right.
+    The continuation is predicted under the run's objective: causal LM and prefix LM continue the prompt; span
+    corruption, and UL2 in mode S, fill a span at the end of the input; denoising reconstructs the input, in
+    which the continuation is masked; diffusion unmasks it from left to right.
 
     Args:
         run: The run.
-        prefix_tokens: Of the prompt: the first of a window.
-        continuation_tokens: Tokens behind it that are asked for.
-        max_windows: Windows asked for of each subset.
+        prefix_tokens: Tokens of the prompt, at the start of the window.
+        continuation_tokens: Tokens of the continuation, after the prompt.
+        max_windows: Maximum number of windows of each subset.
 
     Raises:
         ConfigError: If prompt and continuation are longer than a window.
     """
-    stretch = prefix_tokens + continuation_tokens
-    if min(prefix_tokens, continuation_tokens) < 1 or stretch > run.config.window_tokens:
+    total_tokens = prefix_tokens + continuation_tokens
+    if min(prefix_tokens, continuation_tokens) < 1 or total_tokens > run.config.window_tokens:
         raise ConfigError(
             "prompt and continuation",
             got=f"{prefix_tokens} and {continuation_tokens} tokens",
             rule=f"must be at least one each, and fit a window of the run, {run.config.window_tokens} tokens",
-            remedy="Set --prefix-tokens and --memorised so.",
+            remedy="Lower --prefix-tokens or --continuation-tokens.",
         )
-    objective = _asking(run, prefix_tokens, continuation_tokens)
+    objective = _continuation_objective(run, prefix_tokens, continuation_tokens)
     rows = []
-    for place, (name, (store, subset)) in enumerate(run.sources.items()):
+    for index, (name, (store, subset)) in enumerate(run.sources.items()):
         suffix = f"/{name}" if len(run.sources) > 1 else ""
         parts = [("select", Subset.open(store, split="select"), False)]
         if subset is not None:
             parts.insert(0, ("train", subset, True))
         for kind, part, is_trained in parts:
-            start_N = _starts(part, run.config.window_tokens, stretch, max_windows)
-            times_N = exposures(run, place, start_N) if is_trained else np.zeros_like(start_N)
-            right_N = _reproduced(run, part, objective, start_N, prefix_tokens, stretch)
-            for times in np.unique(times_N):
-                asked = times_N == times
-                counts = int(asked.sum()), int(right_N[asked].sum())
-                rows.append(Memorised(str(run.path), run.step, f"{kind}{suffix}", int(times), *counts))
+            start_N = _starts(part, run.config.window_tokens, total_tokens, max_windows)
+            exposures_N = exposures(run, index, start_N) if is_trained else np.zeros_like(start_N)
+            reproduced_N = _reproduced(run, part, objective, start_N, prefix_tokens, total_tokens)
+            for times in np.unique(exposures_N):
+                chosen_N = exposures_N == times
+                counts = int(chosen_N.sum()), int(reproduced_N[chosen_N].sum())
+                rows.append(Memorized(str(run.path), run.step, f"{kind}{suffix}", int(times), *counts))
     return rows
 
 
-def _starts(part: Subset, window_tokens: int, stretch: int, max_windows: int) -> Int64s:
-    """Where windows begin, spread evenly, that have room for prompt and continuation."""
-    room = max(0, (part.unique_tokens - stretch) // window_tokens + 1)
+def _starts(part: Subset, window_tokens: int, total_tokens: int, max_windows: int) -> Int64s:
+    """First tokens of evenly spread windows that have room for prompt and continuation."""
+    room = max(0, (part.unique_tokens - total_tokens) // window_tokens + 1)
     count = min(max_windows, room)
     return np.arange(count, dtype=np.int64) * room // max(count, 1) * window_tokens
 
 
 def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
-    """How often the tokens at these positions of a source's subset were trained on before the run's step."""
+    """Exposures of the tokens at these positions of a source's subset, before the run's step.
+
+    Args:
+        run: The run.
+        source: Index of the source.
+        start_N: Positions in the stream of the source's subset.
+    """
     folder = RunFolder.open(run.path)
     mixture = folder.plan.mixture_plan()
     plan = mixture.plans[source]
@@ -127,84 +132,91 @@ def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
     records = [record for record in folder.ledger.records() if record.step < run.step]
     applied = {record.step for record in records if record.applied}
     for record in {record.step: record for record in records if record.step not in applied}.values():
-        found = mixture.locate(np.arange(record.first_index, record.first_index + record.windows))
-        _, place_B = mixture.noise_place(found)
-        here = found.source == source
-        covers = (place_B[here] <= start_N[:, None]) & (start_N[:, None] < (place_B + found.length)[here])
-        times_N -= covers.sum(1)
+        windows = mixture.locate(np.arange(record.first_index, record.first_index + record.windows))
+        _, first_B = mixture.noise_place(windows)
+        is_source_B = windows.source == source
+        first_C, end_C = first_B[is_source_B], (first_B + windows.length)[is_source_B]
+        covers_NC = (first_C <= start_N[:, None]) & (start_N[:, None] < end_C)
+        times_N -= covers_NC.sum(1)
     return times_N
 
 
-def _asking(run: ScoredRun, prompt: int, asked: int) -> Objective:
-    """The run's objective, with all behind the prompt to be predicted."""
-    stretch, given = prompt + asked, run.config.objective
-    share = asked / stretch
+def _continuation_objective(run: ScoredRun, prefix_tokens: int, continuation_tokens: int) -> Objective:
+    """The run's objective, set to predict the whole continuation and nothing else."""
+    total_tokens, given = prefix_tokens + continuation_tokens, run.config.objective
+    share = continuation_tokens / total_tokens
+    spans = {"noise_density": share, "mean_span_tokens": float(continuation_tokens)}
     objective: Any = given
     match given:
         case PrefixLMConfig():
-            objective = given.model_copy(update={"prefix_fraction": prompt / stretch})
+            objective = given.model_copy(update={"prefix_fraction": prefix_tokens / total_tokens})
         case SpanCorruptionConfig():
-            objective = given.model_copy(
-                update={"noise_density": share, "mean_span_tokens": float(asked), "input_tokens": None}
-            )
+            objective = given.model_copy(update=spans | {"input_tokens": None})
         case DenoisingConfig():
-            objective = given.model_copy(update={"noise_density": share, "mean_span_tokens": float(asked)})
+            objective = given.model_copy(update=spans)
         case UL2Config():
-            ending = DenoiserConfig.model_construct(
+            denoiser = DenoiserConfig.model_construct(
                 mode="S", noise_density=share, mean_span_tokens=None, weight=1.0
             )
-            objective = given.model_copy(update={"denoisers": (ending,)})
+            objective = given.model_copy(update={"denoisers": (denoiser,)})
         case FillInTheMiddleConfig():
             objective = given.model_copy(update={"rate": 0.0})
         case CausalConfig() | MaskedDiffusionConfig():
             pass
-    data = run.config.data.model_copy(update={"window_tokens": stretch})
+    data = run.config.data.model_copy(update={"window_tokens": total_tokens})
     config = run.config.model_copy(update={"data": data, "objective": objective})
     return build_objective(config, run.tokenizer, noise_seed=0)
 
 
 @torch.no_grad()
 def _reproduced(
-    run: ScoredRun, part: Subset, objective: Objective, start_N: Int64s, prompt: int, stretch: int
+    run: ScoredRun, part: Subset, objective: Objective, start_N: Int64s, prefix_tokens: int, total_tokens: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether each continuation is the text's own, bool [N]."""
-    found = [np.zeros(0, dtype=np.bool_)]
+    """Whether the model reproduces each continuation, bool [N]."""
+    results = [np.zeros(0, dtype=np.bool_)]
     for first in range(0, len(start_N), run.rows):
         start_B = start_N[first : first + run.rows]
-        length_B = np.full_like(start_B, stretch)
-        tokens_BL, _ = part.tokens(start_B, length_B, stretch)
+        length_B = np.full_like(start_B, total_tokens)
+        tokens_BL, _ = part.tokens(start_B, length_B, total_tokens)
         places = NoisePlaces(np.zeros_like(start_B), np.zeros_like(start_B), start_B, length_B)
-        noise = objective.noise(places, width=stretch)
+        noise = objective.noise(places, width=total_tokens)
         row_B = np.arange(len(start_B))
         batch = MicroBatch(
             *(torch.from_numpy(array) for array in (tokens_BL, length_B, start_B, row_B)),
             {name: torch.from_numpy(np.ascontiguousarray(drawn)) for name, drawn in noise.items()},
         ).to(run.world.device)
         if isinstance(objective, MaskedDiffusion):
-            right_B = _unmasked(run, objective, batch, prompt)
+            correct_B = _correct_unmasking(run, objective, batch, prefix_tokens)
         else:
             example = objective.example(batch)
-            right_B = _all_right(
-                run.model(**example.inputs), example.targets_BT, example.is_raw_BT, stretch - prompt
+            correct_B = _correct_continuation(
+                run.model(**example.inputs),
+                example.targets_BT,
+                example.is_raw_BT,
+                total_tokens - prefix_tokens,
             )
-        found.append(right_B.cpu().numpy())
-    return np.concatenate(found)
+        results.append(correct_B.cpu().numpy())
+    return np.concatenate(results)
 
 
-def _all_right(logits_BTV: Tensor, targets_BT: Tensor, is_raw_BT: Tensor, asked: int) -> Tensor:
-    """Whether the last ``asked`` of the window's own tokens are all ranked first, bool [B]."""
-    behind_BT = is_raw_BT.long().flip(1).cumsum(1).flip(1)
-    is_asked_BT = is_raw_BT & (behind_BT <= asked)
-    return ~(is_asked_BT & (logits_BTV.argmax(-1) != targets_BT)).any(1)
+def _correct_continuation(
+    logits_BTV: Tensor, targets_BT: Tensor, is_raw_BT: Tensor, continuation_tokens: int
+) -> Tensor:
+    """Whether the last ``continuation_tokens`` of the window's own tokens are all ranked first, bool [B]."""
+    remaining_BT = is_raw_BT.long().flip(1).cumsum(1).flip(1)
+    is_continuation_BT = is_raw_BT & (remaining_BT <= continuation_tokens)
+    return ~(is_continuation_BT & (logits_BTV.argmax(-1) != targets_BT)).any(1)
 
 
-def _unmasked(run: ScoredRun, objective: MaskedDiffusion, batch: MicroBatch, prompt: int) -> Tensor:
-    """The same for diffusion, one token after the other, with all behind it masked."""
-    right_B = torch.ones_like(batch.length_B, dtype=torch.bool)
-    column_L = torch.arange(batch.tokens_BL.shape[1], device=right_B.device)
-    for place in range(prompt, len(column_L)):
-        is_noise_BL = (column_L >= place).expand_as(batch.tokens_BL)
+def _correct_unmasking(
+    run: ScoredRun, objective: MaskedDiffusion, batch: MicroBatch, prefix_tokens: int
+) -> Tensor:
+    """The same for diffusion: predict one token after the other, with the token and all after it masked."""
+    correct_B = torch.ones_like(batch.length_B, dtype=torch.bool)
+    column_L = torch.arange(batch.tokens_BL.shape[1], device=correct_B.device)
+    for position in range(prefix_tokens, len(column_L)):
+        is_noise_BL = (column_L >= position).expand_as(batch.tokens_BL)
         masked = replace(batch, noise=batch.noise | {"is_noise_BL": is_noise_BL})
         logits_BTV = run.model(**objective.example(masked).inputs)
-        right_B &= logits_BTV[:, place].argmax(-1) == batch.tokens_BL[:, place]
-    return right_B
+        correct_B &= logits_BTV[:, position].argmax(-1) == batch.tokens_BL[:, position]
+    return correct_B

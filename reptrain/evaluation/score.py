@@ -1,6 +1,6 @@
-"""Score a model on windows, in evaluation mode.
+"""Scores of a model on windows, in evaluation mode.
 
-B: rows; T: positions.
+Shapes: B rows, T positions, V ids.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import Objective
+from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain_kernels.ops.linear_cross_entropy import Targets
 
@@ -25,58 +25,59 @@ class Score:
 
     nats: float
     loss_tokens: int
-    """What the nats are divided by: `tokens`, or more where the nats are a bound for more."""
+    """Number of tokens that the nats cover: `tokens`, or more where the nats are a bound (ELBO)."""
     text_bytes: float
-    """UTF-8 bytes of the text that the nats tell; sentinels and EOS have none."""
+    """UTF-8 bytes of the scored text; sentinels and EOS count as zero."""
     correct: int
+    """Scored tokens that the model ranks first."""
     tokens: int
-    """Tokens scored."""
+    """Scored tokens."""
     raw_correct: int
-    """Of `correct` the window's own tokens, without sentinels and the EOS that ends an example."""
+    """`correct` for the window's own tokens: without sentinels and the EOS at the end of an example."""
     raw_tokens: int
-    """Of `tokens` the same."""
+    """`tokens` for the window's own tokens."""
 
     @property
     def nats_per_token(self) -> float:
-        """The loss."""
+        """The loss in nats per token."""
         return self.nats / self.loss_tokens
 
     @property
     def bits_per_byte(self) -> float:
-        """The same in bits for a byte of the text; NaN where there is no text."""
+        """The loss in bits per byte of text; NaN without text."""
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 @torch.no_grad()
 def score(
-    engine: Any,
+    engine: Engine | nn.Module,
     micro_batches: Sequence[MicroBatch],
     *,
     world: World,
     objective: Objective,
     byte_length_V: Tensor,
 ) -> Score:
-    """Sum nats and right guesses over all ranks' windows, without dropout.
+    """Sum nats and correct predictions over the windows of all ranks.
 
     Args:
-        engine: DeepSpeed's engine, or a plain model.
-        micro_batches: This rank's windows; as many on every rank, since ZeRO-3 gathers weights together.
+        engine: The engine around the model, or the model, in evaluation mode.
+        micro_batches: This rank's windows; the same number on every rank (ZeRO-3 gathers weights together).
         world: The ranks.
-        objective: Makes examples of windows.
-        byte_length_V: float64, UTF-8 bytes that each id stands for.
+        objective: The objective that turns windows into examples.
+        byte_length_V: float64, UTF-8 bytes of text for each id.
     """
     byte_length_V = byte_length_V.to(world.device)
     sums = torch.zeros(7, dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
         batch = micro_batch.to(world.device)
         example = objective.example(batch)
-        found = engine(**example.inputs, targets=Targets(example.targets_BT))
+        loss = engine(**example.inputs, targets=Targets(example.targets_BT))
         is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
-        nats = example.weighted(found.nats).double().sum()
+        nats = example.weighted(loss.nats).double().sum()
         text_bytes = example.text_bytes(batch, byte_length_V)
         counted = (
             example.loss_tokens_B,
-            *(found.is_correct, is_scored_BT, found.is_correct & is_raw_BT, is_raw_BT),
+            *(loss.is_correct, is_scored_BT, loss.is_correct & is_raw_BT, is_raw_BT),
         )
         sums += torch.stack([nats, text_bytes, *(count.sum().double() for count in counted)])
     nats, text_bytes, loss_tokens, *counts = world.sum(sums).tolist()

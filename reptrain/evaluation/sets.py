@@ -1,15 +1,14 @@
-"""Scoring on the sealed sets and on a fixed probe of the training subset."""
+"""Evaluation sets: the held-out splits and a fixed probe of the training subset."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
@@ -17,6 +16,7 @@ from reptrain.batch.objectives.example import Int64s
 from reptrain.config.objectives import CausalConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
+from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.evaluation.score import Score, score
 from reptrain.plan import EpochPlan, Subset, plan_epochs
@@ -30,26 +30,27 @@ _CALIBRATION_TOKENS = 1 << 24
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A fixed list of windows with a rank's share of it on the host."""
+    """This rank's share of a fixed list of windows, in host memory."""
 
     name: str
     micro_batches: Sequence[MicroBatch]
     objective: Objective
     byte_length_V: Tensor
-    """float64: UTF-8 bytes that each id stands for, before tokenization."""
+    """float64: UTF-8 bytes of the text before tokenization for each id."""
 
-    def score(self, engine: Any, *, world: World) -> Score:
-        """Sum over all ranks, in evaluation mode; training mode is restored."""
+    def score(self, engine: Engine | nn.Module, *, world: World) -> Score:
+        """Score the set on all ranks in evaluation mode, then restore the mode."""
         was_training = engine.training
         engine.eval()
         try:
-            return score(
+            result: Score = score(
                 engine,
                 self.micro_batches,
                 world=world,
                 objective=self.objective,
                 byte_length_V=self.byte_length_V,
             )
+            return result
         finally:
             engine.train(was_training)
 
@@ -63,26 +64,28 @@ def evaluation_sets(
     micro_batch_windows: int,
     only: Collection[str] = SETS,
 ) -> list[EvaluationSet]:
-    """For each source a probe of its training subset and its two held-out sets.
+    """The sets of each source: a probe of its training subset and the two held-out sets.
 
-    The windows of a set are a sample without replacement, drawn by a fixed key: they depend on the set's
-    size, the window and `evaluate.max_windows`, never on the run's seed, so that arms compare. What an
-    objective draws for the n-th window of a set is a function of the store and of n: the sets of a source,
-    and all arms, are scored under equal noise. Sets are named probe, select and report; in a mixture the
-    source's name follows, as in select/books.
+    The windows of a set are a sample without replacement, drawn with a fixed key. They depend on the size of
+    the set, the window and `evaluate.max_windows`, not on the run's seed, so that arms are comparable. The
+    noise of the n-th window of a set depends on the store and n only: all sets of a source, and all arms, are
+    scored under the same noise. The sets are named probe, select and report; in a mixture the source follows,
+    as in select/books.
 
     Args:
-        config: The run.
-        sources: The stores and training subsets by name; without a subset there is no probe.
-        tokenizer: The one that made all of them.
+        config: Configuration of the run.
+        sources: Store and training subset of each source by name; without a subset there is no probe.
+        tokenizer: Tokenizer of the stores.
         world: The ranks.
-        micro_batch_windows: Rows of one forward pass on one rank.
-        only: Which of the three.
+        micro_batch_windows: Rows of a micro-batch.
+        only: The sets to build.
     """
     sets = []
     for source, (store, subset) in sources.items():
-        objective = build_objective(_fresh(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16))
-        # The probe's text is not counted: the training split may be far larger.
+        objective = build_objective(
+            _with_fresh_noise(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16)
+        )
+        # The probe uses the lengths of `select`: counting the training split may take long.
         lengths = {name: byte_lengths(store, tokenizer, name) for name in ("select", "report")}
         lengths["probe"] = lengths["select"]
         for name in SETS:
@@ -98,10 +101,10 @@ def evaluation_sets(
 
 
 def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
-    """UTF-8 bytes of text that each id stands for in a split, float64 [vocab_size].
+    """UTF-8 bytes of text for each id in a split, float64 [vocab_size].
 
-    Those of the tokenizer's pieces, times what the text has more than its pieces: normalization and unknown
-    characters lose bytes. The factor is that of the whole split, or of the first shards of a very large one.
+    Bytes of the tokenizer's pieces, times a factor for what normalization and unknown characters lose: bytes
+    of the text over bytes of its pieces, in the whole split or the first shards of a large one.
     """
     length_V = tokenizer.byte_lengths()
     tokens, text_bytes = store.split(split).leading_shards(_CALIBRATION_TOKENS)
@@ -110,8 +113,8 @@ def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
     return torch.from_numpy(length_V * (text_bytes / in_pieces if in_pieces else 1.0))
 
 
-def _fresh(config: RunConfig) -> RunConfig:
-    """With noise that differs between samples, which are drawn as those of epochs are."""
+def _with_fresh_noise(config: RunConfig) -> RunConfig:
+    """The configuration with fresh noise: noise samples are drawn like epochs and must differ."""
     if isinstance(config.objective, CausalConfig):
         return config
     objective = config.objective.model_copy(update={"noise": "fresh"})
@@ -119,7 +122,7 @@ def _fresh(config: RunConfig) -> RunConfig:
 
 
 def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
-    """So many passes over a set; a set shorter than a window is one short window."""
+    """``samples`` passes over a set in order. A set shorter than a window becomes one short window."""
     return plan_epochs(
         unique_tokens=subset.unique_tokens,
         window_tokens=min(window_tokens, subset.unique_tokens),
@@ -131,9 +134,9 @@ def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
 
 
 def sampled_windows(plan: EpochPlan, max_windows: int) -> Int64s:
-    """Indices of the windows that are scored, int64 [N], within the first pass of a plan.
+    """Indices of the scored windows within the first pass of a plan, int64 [N].
 
-    The plan's order is a keyed permutation, so that indices at equal distances are a sample of the windows.
+    The order of a plan is a keyed permutation, so equidistant indices are a random sample of the windows.
     """
     count = min(max_windows, plan.windows_per_epoch)
     return np.arange(count, dtype=np.int64) * plan.windows_per_epoch // count

@@ -1,4 +1,4 @@
-"""Texts from trained models: greedy or sampled, with a cache of keys and values."""
+"""Text generation: greedy or sampled, with a key-value cache."""
 
 from reptrain.generation.decoding import Generated, Writer, generate
 from reptrain.generation.prompts import read_prompts

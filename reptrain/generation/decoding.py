@@ -1,6 +1,6 @@
-"""Texts from a trained model, token by token.
+"""Text generation, one token at a time.
 
-Shapes: B rows of a batch, S positions of the encoder, T positions of the prompts, V ids.
+Shapes: B rows of a batch, S positions of the encoder, T positions of the decoder, V ids, E end ids.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from reptrain.distributed.world import choose_device
 from reptrain.errors import ConfigError
 from reptrain.generation.prompts import decode_text, encode_prompt
 from reptrain.generation.sampling import Sampling
-from reptrain.hub.saved_model import Reading, TrainedModel, open_trained
+from reptrain.hub.saved_model import Reading, SavedModel, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.cache import Cache
 
 
 class Generated(NamedTuple):
-    """What came of a prompt."""
+    """The text generated for a prompt."""
 
     prompt: str
     text: str
     tokens: list[int]
-    """Of the text, and of what ends it."""
+    """Ids of the text, with its end id."""
     ended: Literal["end", "length"]
-    """Whether the model ended the text, or it was cut."""
+    """end: the model generated an end id; length: the maximum length was reached."""
 
 
 class _Batch(NamedTuple):
     ids: list[list[int]]
     row_B: Tensor
-    """int64, on the CPU: numbers of the prompts."""
+    """int64, on the CPU: indices of the prompts."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A model that writes.
+    """Generates texts with a model.
 
     Args:
-        model: In evaluation mode.
-        special: What begins and ends a text.
-        num_ids: Of the tokenizer: the ids that may come.
-        reading: How a decoder reads its prompts.
+        model: The model, in evaluation mode.
+        special: Start and end ids of a text.
+        num_ids: Number of ids of the tokenizer; larger ids are never generated.
+        reading: How a decoder treats its prompts.
     """
 
     model: Decoder | EncoderDecoder
@@ -61,13 +61,13 @@ class Writer:
     def write(
         self, prompts: Sequence[list[int]], *, max_new_tokens: int, sampling: Sampling, batch_rows: int
     ) -> Iterator[list[int]]:
-        """The tokens that follow each prompt, up to one that ends it.
+        """Generate a continuation of each prompt, up to and including an end id.
 
         Args:
-            prompts: Their ids.
-            max_new_tokens: At most so many of each.
-            sampling: How they are chosen.
-            batch_rows: Prompts at a time; changes nothing.
+            prompts: Ids of each prompt.
+            max_new_tokens: Maximum number of generated tokens for each prompt.
+            sampling: How tokens are chosen.
+            batch_rows: Prompts in a batch; does not change the results.
         """
         for first in range(0, len(prompts), batch_rows):
             ids = list(prompts[first : first + batch_rows])
@@ -105,12 +105,13 @@ class Writer:
         tokens_BT, is_token_BT = self._pad(rows)
         prefix_B = None
         if self.reading != "causal":
-            # What begins the text anew is no part of the inputs.
+            # The start token of the output does not belong to the inputs.
             prefix_B = is_token_BT.sum(1) - (len(start) if self.reading == "inputs" else 0)
         cache = self._cache(model.config.num_layers, tokens_BT, max_new_tokens)
 
         def step(tokens_BT: Tensor, is_token_BT: Tensor) -> Tensor:
-            return model(tokens_BT, is_token_BT=is_token_BT, cache=cache)[:, 0]
+            logits_BTV: Tensor = model(tokens_BT, is_token_BT=is_token_BT, cache=cache)
+            return logits_BTV[:, 0]
 
         first_B1V = model(tokens_BT, is_token_BT=is_token_BT, prefix_B=prefix_B, cache=cache)
         return first_B1V[:, 0], step
@@ -124,7 +125,10 @@ class Writer:
         cache = self._cache(model.config.num_decoder_layers, inputs_B1, max_new_tokens)
 
         def step(inputs_BT: Tensor, is_token_BT: Tensor) -> Tensor:
-            return model.decode(inputs_BT, is_token_BT.long(), states_BSD, segments_BS, cache=cache)[:, 0]
+            logits_BTV: Tensor = model.decode(
+                inputs_BT, is_token_BT.long(), states_BSD, segments_BS, cache=cache
+            )
+            return logits_BTV[:, 0]
 
         return step(inputs_B1, torch.ones_like(inputs_B1, dtype=torch.bool)), step
 
@@ -141,11 +145,11 @@ class Writer:
 
 
 _Step = Callable[[Tensor, Tensor], Tensor]
-"""From the next tokens [B, T], and which rows have them, to the logits [B, V] of what follows."""
+"""From the next tokens and their mask, both [B, T], to the logits [B, V] of the token after them."""
 
 
 def generate(
-    source: Path | TrainedModel,
+    source: Path | SavedModel,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 64,
@@ -155,34 +159,34 @@ def generate(
     tokenizer: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Generated]:
-    """Let a model go on with texts, or, of an encoder-decoder, answer them.
+    """Generate texts: continuations of the prompts, or the outputs of an encoder-decoder for them.
 
-    Sparse layers drop nothing here, whatever capacity they were trained with.
+    Sparse layers never drop tokens, whatever capacity they were trained with.
 
     Args:
         source: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
-        prompts: ``<extra_id_0>`` in them is the tokenizer's sentinel.
-        max_new_tokens: At most so many of each.
-        sampling: How tokens are chosen; None takes the most likely.
-        batch_rows: Prompts at a time; changes nothing.
-        step: Of a run, whose checkpoint; None takes the newest that is whole.
-        tokenizer: Its file, where the model's own is not found.
-        device: Where to compute.
+        prompts: The prompts; ``<extra_id_0>`` stands for the tokenizer's sentinel.
+        max_new_tokens: Maximum number of generated tokens for each prompt.
+        sampling: How tokens are chosen; None: greedily.
+        batch_rows: Prompts in a batch; does not change the results.
+        step: Step of the checkpoint; None: the newest intact one.
+        tokenizer: File of the tokenizer, if the model's own is not available.
+        device: The device to compute on.
 
     Raises:
-        ReptrainError: If there is no such model or tokenizer, a prompt is empty where the model needs one, or
-            is too long for it.
+        ReptrainError: If the model or tokenizer is missing, or a prompt is too long, or a prompt is empty and
+            the model has no start id.
     """
     for name, value in (("max-new-tokens", max_new_tokens), ("batch-rows", batch_rows)):
         if value < 1:
-            raise ConfigError(name, got=value, rule="must be at least 1", remedy="Choose another.")
-    trained = source if isinstance(source, TrainedModel) else open_trained(source, step)
+            raise ConfigError(name, got=value, rule="must be at least 1", remedy="Use a larger value.")
+    trained = source if isinstance(source, SavedModel) else open_saved_model(source, step)
     if trained.reading == "unordered":
         raise ConfigError(
             f"objective of {trained.path}",
             got="masked_diffusion",
             rule="must be one that predicts tokens in an order",
-            remedy="Texts of masked diffusion models are not written yet.",
+            remedy="Generation from masked diffusion models is not supported yet.",
         )
     pieces = trained.tokenizer(tokenizer)
     special = trained.special_ids(pieces)
@@ -201,7 +205,7 @@ def generate(
 
 
 def without_capacity(config: ModelConfig) -> ModelConfig:
-    """The model with sparse layers that drop nothing: what is dropped would depend on the other rows."""
+    """The configuration without capacity limits, under which dropped tokens depend on the other rows."""
     if config.moe is None:
         return config
     moe = config.moe.model_copy(update={"capacity_factor": None, "eval_capacity_factor": None})
@@ -213,20 +217,20 @@ def _check_lengths(
 ) -> None:
     if not isinstance(config, DecoderConfig):
         return
-    # A start token, and behind inputs their EOS.
-    started = 2 if special.start is not None else 0
-    if not started and not all(prompts):
+    # A start token, and EOS after inputs.
+    num_special = 2 if special.start is not None else 0
+    if not num_special and not all(prompts):
         raise ConfigError(
             "prompt",
             got="an empty one",
-            rule="must have a token: the model has none to start from",
-            remedy="Give it a text.",
+            rule="must not be empty: the model has no start token",
+            remedy="Pass a text.",
         )
-    longest = max((len(ids) for ids in prompts), default=0) + started + max_new_tokens
+    longest = max((len(ids) for ids in prompts), default=0) + num_special + max_new_tokens
     if config.max_positions is not None and longest > config.max_positions:
         raise ConfigError(
             "prompt and max-new-tokens",
             got=f"{longest} tokens together",
-            rule=f"must be at most the model's {config.max_positions} positions",
+            rule=f"must fit the model's {config.max_positions} positions",
             remedy="Shorten the prompt, or lower --max-new-tokens.",
         )

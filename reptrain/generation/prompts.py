@@ -1,4 +1,4 @@
-"""Prompts as text: sentinels that are spelled out, and files of prompts."""
+"""Prompts: text with sentinels, and prompt files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _SENTINEL = re.compile(r"(<extra_id_\d+>)")
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a prompt; ``<extra_id_0>`` in it is the tokenizer's sentinel, which no text encodes to.
+    """Ids of a prompt. ``<extra_id_0>`` stands for the tokenizer's sentinel, which ordinary text never
+    encodes to.
 
     Raises:
         TextError: If the tokenizer has no such sentinel.
@@ -38,23 +39,24 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def decode_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, with sentinels spelled out; other special pieces leave no trace."""
+    """Text of ids. Sentinels become ``<extra_id_0>`` and so on; other special tokens are omitted."""
     names = {index: f"<extra_id_{number}>" for number, index in enumerate(tokenizer.sentinel_ids)}
     parts: list[str] = []
-    begins = 0
-    for place, index in enumerate([*ids, -1]):
+    start = 0
+    for position, index in enumerate([*ids, -1]):
         if index == -1 or index in names:
-            parts.append(tokenizer.decode(ids[begins:place]) if place > begins else "")
+            parts.append(tokenizer.decode(ids[start:position]) if position > start else "")
             parts.append(names.get(index, ""))
-            begins = place + 1
+            start = position + 1
     return "".join(parts)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: of a .jsonl the texts under "prompt", of any other its lines but empty ones.
+    """Read the prompts of a file: the values of "prompt" in a .jsonl file, the non-empty lines of other
+    files.
 
     Raises:
-        TextError: If it cannot be read, or holds none.
+        TextError: If the file cannot be read or has no prompts.
     """
     try:
         lines = split_lines(decode(read_small(path)))
@@ -81,7 +83,7 @@ def _prompt(place: str, line: str) -> str:
     if not isinstance(prompt, str):
         raise _wrong(place, f"{json_type(prompt)} under 'prompt'")
     if not is_unicode(prompt):
-        raise _wrong(place, "half of a surrogate pair")
+        raise _wrong(place, "an unpaired surrogate")
     return prompt
 
 
@@ -93,6 +95,6 @@ def _wrong(place: str, got: str) -> TextError:
     return TextError(
         f"prompts {place}",
         got=got,
-        rule='must hold one prompt on each line, or in a .jsonl {"prompt": "..."}',
+        rule='must hold one prompt on each line; in a .jsonl file as {"prompt": "..."}',
         remedy="Fix the file.",
     )

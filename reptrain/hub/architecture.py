@@ -1,4 +1,4 @@
-"""What an architecture of transformers is to us: its config, and its tensors."""
+"""Architectures of transformers: conversion of their configuration and tensors."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from reptrain.hub.keys import Keys
 from reptrain.hub.parts import Part
 
 Settings = Mapping[str, Any]
-"""A config.json."""
+"""Content of a config.json."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One `model_type`."""
+    """One `model_type` of transformers."""
 
     model_type: str
-    """Its name in config.json."""
+    """Name in config.json."""
     class_name: str
-    """The class of transformers that has a head."""
+    """The transformers class with an output head."""
     fits: Callable[[ModelConfig], bool]
-    """Whether a model of ours is of this architecture, if of any."""
+    """Whether a model of ours is written as this architecture."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The settings of a model; refuses by name what they cannot say."""
+    """Converts our configuration to settings of config.json; raises HubError for what they cannot express."""
     read: Callable[[Settings], ModelConfig]
-    """The model of settings; refuses by name what we cannot build."""
+    """Converts completed settings to our configuration; raises HubError for what is not supported."""
     parts: Callable[[ModelConfig], Iterable[Part]]
-    """The tensors of a model but for a tied head, as they are written."""
+    """The tensors of a model as they are written, without a tied head."""
     keys: Keys
-    """The keys of its config.json; `read` is given what `keys.complete` makes of one."""
+    """The keys of config.json; `keys.complete` prepares the settings for `read`."""
     embedding: str
-    """Name of the tensor that a tied head and other copies repeat."""
+    """Name of the embedding's tensor, which a tied head copies."""
     prefix: str = ""
-    """Of the names of the base class inside of the class with a head."""
+    """Prefix of the base class's tensor names in the class with a head."""
     other_parts: Callable[[ModelConfig], Iterable[Part]] | None = None
-    """The same tensors in another layout that folders may have."""
+    """The tensors in an alternative layout that folders may have."""
     copies: frozenset[str] = frozenset()
-    """Names under which folders may repeat the embedding."""
+    """Names of further copies of the embedding that folders may have."""
     ignored: tuple[str, ...] = ()
-    """Endings of names of tensors that mean nothing, in old folders."""
+    """Name endings of tensors that are not weights, in old folders."""
     repeats_embedding: Callable[[Settings], bool] = lambda settings: False
-    """Whether a missing head is a copy of the embedding, where ours is not tied."""
+    """Whether a missing head is a copy of the embedding although ours is not tied."""
 
 
 def check_writable(rules: Mapping[str, tuple[bool, object, str]]) -> None:
-    """Refuse by name the first setting of a model of ours that an architecture cannot express.
+    """Refuse the first setting of our model that an architecture cannot express.
 
     Args:
-        rules: By setting whether it holds, the value, and the rule in words.
+        rules: For each setting: whether its rule holds, its value, and the rule as text.
+
+    Raises:
+        HubError: If a rule does not hold.
     """
     for name, (holds, got, rule) in rules.items():
         if not holds:
@@ -59,26 +62,26 @@ def check_writable(rules: Mapping[str, tuple[bool, object, str]]) -> None:
                 f"model.{name} of the model to export",
                 got=got,
                 rule=rule,
-                remedy="transformers has no such model: use it from its run folder.",
+                remedy="transformers has no such model; use it from its run folder.",
             )
 
 
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast")
-"""Names of transformers for GELU in its tanh form."""
+"""transformers' names for the tanh approximation of GELU."""
 SILU = ("silu", "swish")
-"""Names of transformers for SiLU."""
+"""transformers' names for SiLU."""
 
 
 def activation(settings: Settings, key: str, ours: Mapping[tuple[str, ...], Activation]) -> Activation:
-    """The activation that a key names.
+    """Our activation for a key of config.json.
 
     Args:
-        settings: The config.json.
+        settings: Content of config.json.
         key: The key.
-        ours: By names of transformers, which they are here.
+        ours: Our activation for each group of transformers' names.
 
     Raises:
-        HubError: If it is none of them.
+        HubError: If the activation is not supported.
     """
     for names, name in ours.items():
         if settings.get(key) in names:
@@ -87,15 +90,15 @@ def activation(settings: Settings, key: str, ours: Mapping[tuple[str, ...], Acti
         f"{key} in config.json",
         got=settings.get(key),
         rule=f"must be {' or '.join(name for names in ours for name in names)}",
-        remedy="reptrain has no such model.",
+        remedy="reptrain does not support this model.",
     )
 
 
 def number(settings: Settings, key: str, default: Any = None) -> Any:
-    """A setting that must be there.
+    """The value of a required key.
 
     Raises:
-        HubError: If it is not, and there is no default.
+        HubError: If it is missing and there is no default.
     """
     value = settings.get(key)
     if value is None:
@@ -104,7 +107,7 @@ def number(settings: Settings, key: str, default: Any = None) -> Any:
         raise HubError(
             f"{key} in config.json",
             got="nothing",
-            rule="must be there",
+            rule="must be set",
             remedy="Restore the folder's config.json.",
         )
     return value

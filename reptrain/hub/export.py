@@ -1,4 +1,4 @@
-"""Models out to Hugging Face folders, and in from them."""
+"""Export to and import from Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.errors import RunError, check_choice
 from reptrain.files import write_atomically
 from reptrain.hub import ModelFolder, model_settings, save_model
-from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, TrainedModel, open_trained
+from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds, write_tokenizer
 from reptrain.runs.parent import Parent
 from reptrain.sizes import count_parameters
@@ -30,26 +30,26 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 
 class Exchanged(NamedTuple):
-    """What `export_model` and `import_model` wrote."""
+    """Result of `export_model` and `import_model`."""
 
     path: Path
-    """The new folder."""
+    """The folder that was written."""
     source: Path
-    """What was read."""
+    """The folder that was read."""
     model_type: str
-    """As transformers calls it."""
+    """The model type in transformers."""
     parameters: int
-    """Of our model; a shared layer counts once."""
+    """Number of parameters; a shared layer counts once."""
     step: int | None
-    """Steps of the run that made it."""
+    """Completed steps of the run."""
 
     def text(self) -> str:
-        """In words."""
+        """The result as one line."""
         step = "" if self.step is None else f" at step {self.step}"
         return f"{self.path}: {self.model_type}, {self.parameters:,} parameters, from {self.source}{step}"
 
     def data(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as JSON values."""
         return self._asdict() | {"path": str(self.path), "source": str(self.source)}
 
 
@@ -63,31 +63,32 @@ def export_model(
     tokenizer: Path | None = None,
     average: bool = False,
 ) -> Exchanged:
-    """Write a model as a Hugging Face folder, which `from_pretrained` of transformers reads.
+    """Write a model as a Hugging Face folder for `from_pretrained` of transformers.
 
-    A model with shared layers becomes one with as many copies of them as run: the same function. Sparse
-    layers with a capacity become ones without.
+    Shared layers are copied to each layer that uses them; the function stays the same. Sparse layers lose
+    their capacity limit.
 
     Args:
         run: A run folder, one of its checkpoints, or an imported model.
-        out: The folder to make.
-        step: Whose checkpoint; None takes the newest that is whole.
-        dtype: Of the weights.
-        max_shard_bytes: A file holds more only where one tensor does.
-        tokenizer: Its file, where the run's store has gone.
-        average: Of a run that keeps one, the average of the weights in their place.
+        out: The folder to create.
+        step: Step of the checkpoint; None: the newest intact one.
+        dtype: dtype of the weights.
+        max_shard_bytes: Maximum size of a file; only a single larger tensor exceeds it.
+        tokenizer: File of the tokenizer, if the run's store is not available.
+        average: Use the average of the weights, if the run keeps one.
 
     Raises:
-        ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is in use.
+        ReptrainError: If there is no such checkpoint, transformers has no such model, or ``out`` is not
+        empty.
     """
     check_choice("dtype", dtype, ("fp32", "bf16", "fp16"))
-    trained = open_trained(run, step, average=average)
+    trained = open_saved_model(run, step, average=average)
     _refuse_bidirectional(trained)
     settings = model_settings(trained.config, rows=trained.rows)
     pieces = trained.tokenizer(tokenizer)
     special = trained.special_ids(pieces)
     ids, pad = _special_settings(trained.config, special, pieces.pad_id)
-    with _whole_folder(out) as folder:
+    with _new_folder(out) as folder:
         write_tokenizer(
             pieces, folder, special=special, is_encoder_decoder=isinstance(trained.config, T5Config)
         )
@@ -104,18 +105,18 @@ def export_model(
     return _done(out, run, settings["model_type"], trained)
 
 
-def _refuse_bidirectional(trained: TrainedModel) -> None:
-    """The decoders of transformers read forwards only."""
+def _refuse_bidirectional(trained: SavedModel) -> None:
+    """Refuse decoders with bidirectional attention, which transformers' decoders do not have."""
     if isinstance(trained.config, DecoderConfig) and trained.reading != "causal":
         raise RunError(
             f"objective of {trained.path}",
-            got="one under which the decoder reads its inputs both ways",
-            rule="must read forwards only, as the decoders of transformers do",
+            got="one with bidirectional attention over the inputs",
+            rule="must use causal attention only, as transformers' decoders do",
             remedy="Use the model from its run folder.",
         )
 
 
-def _done(path: Path, source: Path, model_type: str, trained: TrainedModel) -> Exchanged:
+def _done(path: Path, source: Path, model_type: str, trained: SavedModel) -> Exchanged:
     total = count_parameters(trained.config, trained.rows).total
     return Exchanged(path, source, model_type, total, trained.step)
 
@@ -123,11 +124,11 @@ def _done(path: Path, source: Path, model_type: str, trained: TrainedModel) -> E
 def _special_settings(
     config: ModelConfig, special: SpecialIds, pad_id: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The ids that begin and end a text, and the padding, as transformers names them.
+    """Settings of transformers for the start and end ids of a text, and for the padding id.
 
-    A decoder is padded with what ends a text, as GPT-2 is, and only when it generates: without an
-    attention mask, transformers masks padding of any other id in the prompt, which would hide our start
-    token, and it does not train the embedding of the padding that config.json names.
+    A decoder is padded with its end id, as GPT-2 is, and in generation_config.json only: without an attention
+    mask, transformers masks another padding id in the prompt, which would hide our start token, and it does
+    not train the embedding of the padding id in config.json.
     """
     end = special.ends[0] if special.ends else None
     ids: dict[str, Any] = {"eos_token_id": end if len(special.ends) == 1 else list(special.ends) or None}
@@ -137,8 +138,8 @@ def _special_settings(
     return ids | {"bos_token_id": special.start}, {"pad_token_id": end}
 
 
-def _lengths(trained: TrainedModel) -> dict[str, Any]:
-    """How long a text may be, where transformers asks: as long as the run's windows."""
+def _lengths(trained: SavedModel) -> dict[str, Any]:
+    """The maximum number of positions, if transformers requires one: the run's window."""
     if isinstance(trained.config, T5Config) or trained.window_tokens is None:
         return {}
     if trained.config.max_positions is not None:
@@ -147,23 +148,23 @@ def _lengths(trained: TrainedModel) -> dict[str, Any]:
 
 
 def import_model(source: Path, out: Path) -> Exchanged:
-    """Take a Hugging Face folder in: its weights as a checkpoint, its tokenizer, and where it came from.
+    """Import a Hugging Face folder: its weights as a checkpoint, its tokenizer, and its origin.
 
-    What it makes can be generated from, exported, and continued (`init_from`).
+    An imported model can generate, be exported, and be trained further (`init_from`).
 
     Args:
-        source: The folder.
-        out: The folder to make.
+        source: The Hugging Face folder.
+        out: The folder to create.
 
     Raises:
-        ReptrainError: If the folder is not whole or of a model that we do not have, or ``out`` is in use.
+        ReptrainError: If the folder is incomplete or its model is not supported, or ``out`` is not empty.
     """
     opened = ModelFolder.open(source)
-    trained = open_trained(source)
+    trained = open_saved_model(source)
     model = trained.load()
     tokenizer = trained.own_tokenizer()
     special = opened.special_ids() if tokenizer is None else trained.special_ids(tokenizer)
-    with _whole_folder(out) as folder:
+    with _new_folder(out) as folder:
         described = ImportedModel(
             model=opened.config,
             start_id=special.start,
@@ -178,19 +179,19 @@ def import_model(source: Path, out: Path) -> Exchanged:
 def write_model(
     folder: Path, described: ImportedModel, tokenizer: Tokenizer | None, model: torch.nn.Module
 ) -> None:
-    """Write a model as an imported one lies (see `reptrain.hub.saved_model`).
+    """Write a model in the layout of an imported model (see `reptrain.hub.saved_model`).
 
     Args:
-        folder: Where; made if it is not there.
-        described: What model.yaml says.
-        tokenizer: Its tokenizer, where it has one.
-        model: Its weights, as step 0.
+        folder: The folder; created if missing.
+        described: Content of model.yaml.
+        tokenizer: The tokenizer, if there is one.
+        model: The model whose weights become step 0.
     """
     folder.mkdir(exist_ok=True)
     if tokenizer is not None:
         write_atomically(folder / tokenizer.file_name, tokenizer.model_bytes)
     _write_checkpoint(folder / "checkpoints", dict(model.named_parameters()))
-    # Last: a folder with this file is whole.
+    # Last: a folder with this file is complete.
     text = dump_yaml(described.model_dump(mode="json"))
     write_atomically(folder / MODEL_FILE, f"# Imported by reptrain.\n{text}")
 
@@ -214,12 +215,12 @@ def _write_checkpoint(folder: Path, weights: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which takes its place when all went well."""
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder under a temporary name, renamed to ``out`` on success."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(
             f"folder {out}",
-            got="files there",
+            got="an existing one",
             rule="must be new or empty",
             remedy="Choose another, or remove it.",
         )

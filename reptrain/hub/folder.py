@@ -1,8 +1,7 @@
-"""Hugging Face folders: config.json, safetensors in shards, and the way in and out."""
+"""Reading of Hugging Face folders: config.json and safetensors in shards."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,32 +12,30 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reptrain.config.base import check_name
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
-from reptrain.files import read_small, write_atomically
+from reptrain.files import read_small
 from reptrain.hub.architecture import Architecture
 from reptrain.hub.gpt2 import GPT2
 from reptrain.hub.llama import LLAMA, MISTRAL, MIXTRAL, QWEN2
 from reptrain.hub.names import HEAD, full_names, refuse_other_weights
-from reptrain.hub.parts import Part, join, shape_of, take_apart
+from reptrain.hub.parts import Part, shape_of, split
 from reptrain.hub.t5 import MT5, SWITCH, T5, UMT5
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.reading import ReadError, parse_json
 
-# The first that fits a model of ours is the one that it is written as.
+# A model of ours is written as the first architecture that fits it.
 ARCHITECTURES = (T5, MT5, UMT5, SWITCH, GPT2, MIXTRAL, QWEN2, MISTRAL, LLAMA)
 CONFIG = "config.json"
 _GENERATION = "generation_config.json"
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-# Of safetensors. float64 would be rounded, and an integer is no weight.
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# dtypes of safetensors. float64 would be rounded, and integers are not weights.
 _READABLE = ("F32", "BF16", "F16")
 _MOST_MISSING = 1000
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,17 @@ class ModelFolder:
 
     path: Path
     settings: dict[str, Any]
-    """Its config.json."""
+    """Content of config.json, with missing keys filled in."""
     architecture: Architecture
     config: ModelConfig
-    """The model as ours; `vocab_size` is set."""
+    """The model in our configuration; `vocab_size` is set."""
 
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
         """Read a folder's config.json.
 
         Raises:
-            HubError: If it is none, or of a model that we do not have.
+            HubError: If config.json is missing or wrong, or reptrain does not support this model.
         """
         settings = _read_json(path / CONFIG)
         known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
@@ -67,7 +64,7 @@ class ModelFolder:
                 f"model_type in {path / CONFIG}",
                 got=name or "nothing",
                 rule=f"must be one of {', '.join(known)}",
-                remedy="reptrain has no other model that transformers has.",
+                remedy="reptrain reads no other models of transformers.",
             )
         try:
             settings = known[name].keys.complete(settings)
@@ -77,7 +74,7 @@ class ModelFolder:
         except (ArithmeticError, AttributeError, TypeError) as error:
             raise HubError(
                 f"{path / CONFIG}",
-                got=f"a value of another kind than its key's: {error}",
+                got=f"a value of the wrong type: {error}",
                 rule="must be as transformers writes it",
                 remedy="Restore the file.",
             ) from error
@@ -87,29 +84,29 @@ class ModelFolder:
                 f"{path / CONFIG}",
                 got=f"{'.'.join(map(str, detail['loc']))}={detail['input']}",
                 rule=detail["msg"],
-                remedy="reptrain has no such model.",
+                remedy="reptrain does not support this model.",
             ) from error
         return cls(path, settings, known[name], config)
 
     @property
     def window_tokens(self) -> int | None:
-        """Positions that the model is meant for, as its config.json has it; None where it says nothing.
+        """Maximum number of positions according to config.json; None if it is not set.
 
         Raises:
-            HubError: If it is no number of positions.
+            HubError: If it is not a positive integer.
         """
-        found = self.settings.get("max_position_embeddings")
-        if found is not None and (type(found) is not int or not 0 < found < 2**31):
+        positions = self.settings.get("max_position_embeddings")
+        if positions is not None and (type(positions) is not int or not 0 < positions < 2**31):
             raise HubError(
                 f"max_position_embeddings in {self.path / CONFIG}",
-                got=repr(found),
+                got=repr(positions),
                 rule="must be a positive integer below 2**31",
                 remedy="Restore the file.",
             )
-        return found
+        return positions
 
     def special_ids(self) -> SpecialIds:
-        """What begins and ends a text, as its config.json has it, or its generation_config.json."""
+        """Start and end ids of a text, from config.json or generation_config.json."""
         settings = self.settings
         end = settings.get("eos_token_id")
         if end is None and (self.path / _GENERATION).exists():
@@ -124,7 +121,7 @@ class ModelFolder:
                 raise HubError(
                     f"a special id in {self.path / CONFIG}",
                     got=repr(index),
-                    rule=f"must be from 0 to {ids - 1}, as there are {ids} ids",
+                    rule=f"must be from 0 to {ids - 1}: the vocabulary has {ids} ids",
                     remedy="Restore the file.",
                 )
         return SpecialIds(start, tuple(ends))
@@ -134,55 +131,55 @@ class ModelFolder:
         """The file of each tensor.
 
         Raises:
-            HubError: If there is none, one is named that is not there, or one cannot be read.
+            HubError: If there are no weights, or a file is missing or unreadable.
         """
-        # As transformers does, which writes one or the other and may leave an old index behind.
-        if (self.path / _SINGLE).exists():
-            names = [_SINGLE]
-        elif (self.path / _INDEX).exists():
-            weight_map = _read_json(self.path / _INDEX).get("weight_map")
+        # The order of transformers, which writes one or the other and may leave an old index behind.
+        if (self.path / SINGLE).exists():
+            names = [SINGLE]
+        elif (self.path / INDEX).exists():
+            weight_map = _read_json(self.path / INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise HubError(
-                    f"weight_map in {self.path / _INDEX}",
+                    f"weight_map in {self.path / INDEX}",
                     got=repr(weight_map),
-                    rule="must map the name of each tensor to its file",
+                    rule="must map tensor names to file names",
                     remedy="Restore the file.",
                 )
             names = sorted({self._file_name(name) for name in weight_map.values()})
         else:
             names = []
-            refuse_other_weights(self.path, _SINGLE)
-        found: dict[str, Path] = {}
+            refuse_other_weights(self.path, SINGLE)
+        files: dict[str, Path] = {}
         for name in names:
             with _open(self.path / name) as file:
-                found |= dict.fromkeys(file.keys(), self.path / name)
-        return found
+                files |= dict.fromkeys(file.keys(), self.path / name)
+        return files
 
     def _file_name(self, name: object) -> str:
         try:
             return check_name(name) if isinstance(name, str) else check_name("")
         except ValueError as error:
             raise HubError(
-                f"weight_map in {self.path / _INDEX}",
+                f"weight_map in {self.path / INDEX}",
                 got=repr(name),
-                rule="must name files of its own folder",
+                rule="must name files of the same folder",
                 remedy="Restore the file.",
             ) from error
 
     @cached_property
     def tensors(self) -> dict[str, str]:
-        """The name in the files of each tensor, by the name that it has in the class with a head."""
+        """Stored name of each tensor, by its name in the transformers class with an output head."""
         return full_names(self.files, self.architecture.prefix)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Fill our parameters.
+        """Copy the weights into our parameters.
 
         Args:
-            weights: Each parameter of the model by name; written to, whatever the folder's dtype.
+            weights: Parameters of our model by name, filled in place; the folder may have another dtype.
 
         Raises:
-            HubError: If a tensor is missing, has another shape, is one too many, or repeats the embedding
-                with other values.
+            HubError: If a tensor is missing, unexpected, not finite or of another shape, or a copy of the
+                embedding differs from it.
         """
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         parts = self.check(shapes)
@@ -193,14 +190,14 @@ class ModelFolder:
                 tensor = opened[self.files[stored]].get_tensor(stored)
                 if not bool(torch.isfinite(tensor).all()):
                     raise self._wrong(f"NaN or infinity in {stored}", "must hold finite weights")
-                take_apart(part, tensor, weights)
+                split(part, tensor, weights)
             self._check_copies(opened, parts)
 
     def check(self, shapes: Mapping[str, Iterable[int]]) -> list[Part]:
-        """Hold the headers of the folder's tensors against our parameters.
+        """Compare the headers of the folder's tensors with our parameters, without reading the weights.
 
         Args:
-            shapes: Of each parameter, by name.
+            shapes: Shapes of our parameters by name.
 
         Returns:
             The tensors to read.
@@ -213,18 +210,18 @@ class ModelFolder:
         extra = [name for name in sorted(self.tensors.keys() - wanted.keys()) if not self._is_known(name)]
         if extra:
             raise self._wrong(
-                f"the tensor {_named([self.tensors[name] for name in extra])}",
-                "must hold no tensor that the model has not",
-                f"Save the model as {architecture.class_name}: no other head is read.",
+                f"the tensor {_first_name([self.tensors[name] for name in extra])}",
+                "must hold the model's tensors only",
+                f"Save the model as {architecture.class_name}: other heads are not supported.",
             )
         with ExitStack() as stack:
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for name, shape in wanted.items():
                 stored = self.tensors[self._source(name)]
                 view = opened[self.files[stored]].get_slice(stored)
-                found = tuple(view.get_shape())
-                if found != shape:
-                    raise self._wrong(f"{stored} of shape {found}", f"must hold it in the shape {shape}")
+                actual = tuple(view.get_shape())
+                if actual != shape:
+                    raise self._wrong(f"{stored} of shape {actual}", f"must hold it in the shape {shape}")
                 if view.get_dtype() not in _READABLE:
                     raise self._wrong(
                         f"{stored} of dtype {view.get_dtype()}", f"must hold it as {', '.join(_READABLE)}"
@@ -232,22 +229,20 @@ class ModelFolder:
         return parts
 
     def check_names(self) -> list[Part]:
-        """The tensors that the model is made of, each of which the folder has.
-
-        Costs little, however large a model config.json claims.
+        """The tensors of the model, by name only. Cheap, even if config.json describes a huge model.
 
         Raises:
-            HubError: If one is missing.
+            HubError: If the folder lacks one.
         """
         layouts = [self.architecture.parts, self.architecture.other_parts]
-        held = [self._held(parts(self.config)) for parts in layouts if parts is not None]
-        parts, missing = min(held, key=lambda one: len(one[1]))
+        candidates = [self._match(parts(self.config)) for parts in layouts if parts is not None]
+        parts, missing = min(candidates, key=lambda candidate: len(candidate[1]))
         if missing:
-            raise self._lacks(sorted(missing))
+            raise self._missing(sorted(missing))
         return parts
 
-    def _held(self, layout: Iterable[Part]) -> tuple[list[Part], list[str]]:
-        """The tensors of a layout, and the names of those that the folder lacks, up to a limit."""
+    def _match(self, layout: Iterable[Part]) -> tuple[list[Part], list[str]]:
+        """The tensors of a layout, and the names of those that are missing, up to a limit."""
         parts: list[Part] = []
         missing: list[str] = []
         for part in layout:
@@ -259,7 +254,7 @@ class ModelFolder:
         return parts, missing
 
     def _source(self, name: str) -> str:
-        """The tensor that a tensor of the model is read from: itself, or one that is tied to it."""
+        """Name of the tensor from which a tensor of the model is read: itself, or one that is tied to it."""
         architecture, embedding = self.architecture, self.architecture.embedding
         if name in self.tensors or name not in (embedding, HEAD):
             return name
@@ -269,28 +264,28 @@ class ModelFolder:
         others = (embedding, *sorted(architecture.copies), *((HEAD,) if is_tied else ()))
         return next((other for other in others if other in self.tensors), name)
 
-    def _lacks(self, missing: list[str]) -> HubError:
-        """The error for missing tensors; the usual reasons are named."""
-        held, whole = self.architecture.class_name, "must hold every tensor of the model"
-        got = f"no tensor {_named(missing)}"
+    def _missing(self, missing: list[str]) -> HubError:
+        """The error for missing tensors, with the cause in the usual cases."""
+        class_name, rule = self.architecture.class_name, "must hold every tensor of the model"
+        got = f"no tensor {_first_name(missing)}"
         if missing == [HEAD]:
             return self._wrong(
                 f"{got}: a base model without its output head, whose embeddings are not tied",
-                whole,
-                f"Save the model with its head, as {held}; transformers' base classes leave it out.",
+                rule,
+                f"Save the model with its head, as {class_name}; transformers' base classes leave it out.",
             )
         if any(name.startswith("encoder.") for name in self.tensors) and not any(
             name.startswith("decoder.") for name in self.tensors
         ):
-            return self._wrong(f"{got}: an encoder alone", whole, f"Save the whole model, as {held}.")
-        return self._wrong(got, whole)
+            return self._wrong(f"{got}: an encoder only", rule, f"Save the whole model, as {class_name}.")
+        return self._wrong(got, rule)
 
     def _is_known(self, name: str) -> bool:
         architecture = self.architecture
         return name == HEAD or name in architecture.copies or name.endswith(architecture.ignored or "\0")
 
     def _check_copies(self, opened: Mapping[Path, Any], parts: Iterable[Part]) -> None:
-        """A tensor that repeats the embedding must do so."""
+        """Refuse copies of the embedding that differ from it."""
         embedding = self._source(self.architecture.embedding)
         own_head = any(part.ours == ("head.weight",) for part in parts)
         for name in sorted(({*self.architecture.copies} | {HEAD}) & self.tensors.keys()):
@@ -300,10 +295,10 @@ class ModelFolder:
             one, other = (opened[self.files[key]].get_tensor(key) for key in keys)
             if not torch.equal(one, other):
                 raise self._wrong(
-                    f"other values in {name} than in {embedding}",
-                    "must tie them, as its tie_word_embeddings says"
+                    f"different values in {name} and {embedding}",
+                    "must have equal values, because tie_word_embeddings is set"
                     if name == HEAD
-                    else "must have one embedding for encoder and decoder",
+                    else "must have the same embedding in encoder and decoder",
                 )
 
     def _wrong(self, got: str, rule: str, remedy: str | None = None) -> HubError:
@@ -311,25 +306,25 @@ class ModelFolder:
             f"Hugging Face folder {self.path}",
             got=got,
             rule=rule,
-            remedy=remedy or "Restore its files, or write it again from the model that it should hold.",
+            remedy=remedy or "Restore its files, or save the model again.",
         )
 
 
-def _named(names: list[str]) -> str:
+def _first_name(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]}, and {len(names) - 1} more"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(read_small(path))
+        content = parse_json(read_small(path))
     except (OSError, ReadError) as error:
         raise HubError(
             str(path),
-            got=getattr(error, "strerror", None) or f"no JSON ({getattr(error, 'got', error)})",
+            got=getattr(error, "strerror", None) or f"invalid JSON ({getattr(error, 'got', error)})",
             rule="must be a readable JSON object",
             remedy="Check the path: a Hugging Face folder has a config.json and .safetensors files.",
         ) from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _open(path: Path) -> Any:
@@ -342,78 +337,3 @@ def _open(path: Path) -> Any:
             rule="must be a readable safetensors file",
             remedy="Restore the file.",
         ) from error
-
-
-def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture of a model of ours."""
-    return next(one for one in ARCHITECTURES if one.fits(config))
-
-
-def save_model(
-    path: Path,
-    config: ModelConfig,
-    weights: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    *,
-    max_shard_bytes: int,
-    dtype: str,
-) -> None:
-    """Write config.json and the weights; each file is whole or not there, and config.json comes last.
-
-    Args:
-        path: The folder.
-        config: The model.
-        weights: Its parameters by name.
-        settings: What else config.json says (see `model_settings`).
-        max_shard_bytes: A file holds more only where one tensor does.
-        dtype: fp32, bf16 or fp16.
-    """
-    architecture = architecture_of(config)
-    parts = list(architecture.parts(config))
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    width = _DTYPES[dtype].itemsize
-    shards: list[list[Part]] = [[]]
-    held = 0
-    for part in parts:
-        size = torch.Size(shape_of(part, shapes)).numel() * width
-        if shards[-1] and held + size > max_shard_bytes:
-            shards.append([])
-            held = 0
-        shards[-1].append(part)
-        held += size
-    names = (
-        ["model.safetensors"]
-        if len(shards) == 1
-        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    )
-    total = 0
-    for name, shard in zip(names, shards, strict=True):
-        tensors = {part.theirs: join(part, weights).to(_DTYPES[dtype]) for part in shard}
-        # Views of one parameter, as a shared layer's copies are, must not share memory in a file.
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / name, {"format": "pt"})
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1:
-        where = {part.theirs: name for name, shard in zip(names, shards, strict=True) for part in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        write_atomically(path / _INDEX, json.dumps(index, indent=2) + "\n")
-    write_atomically(path / CONFIG, json.dumps({**settings, "dtype": _dtype_name(dtype)}, indent=2) + "\n")
-
-
-def _dtype_name(dtype: str) -> str:
-    return str(_DTYPES[dtype]).removeprefix("torch.")
-
-
-def model_settings(config: ModelConfig, *, rows: int) -> dict[str, Any]:
-    """The config.json of a model.
-
-    Raises:
-        HubError: If transformers has no such model.
-    """
-    architecture = architecture_of(config)
-    return {
-        "architectures": [architecture.class_name],
-        "model_type": architecture.model_type,
-        "vocab_size": rows,
-        **architecture.write(config),
-        "use_cache": True,
-    }

@@ -1,4 +1,4 @@
-"""The GPT family, as transformers' GPT-2 has it."""
+"""transformers' GPT-2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reptrain.hub.keys import REQUIRED, Keys
 from reptrain.hub.parts import Part
 
 _NORMS = {"ln_1": "attention_norm", "ln_2": "mlp_norm"}
-# Their projections lie as input by output, with queries, keys and values in one.
+# GPT-2's projections have the shape (input, output); queries, keys and values are in one tensor.
 _PROJECTIONS = {
     "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
     "attn.c_proj": ("attention.output",),
@@ -25,7 +25,7 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
     yield Part("transformer.wte.weight", ("embedding.weight",))
     yield Part("transformer.wpe.weight", ("position_embedding.weight",))
     for layer in range(config.num_layers):
-        # A layer that runs with another's weights gets a copy of them.
+        # A layer with shared weights gets a copy of them.
         ours, theirs = f"blocks.{layer % config.stack.stored}", f"transformer.h.{layer}"
         for kind in ("weight", "bias"):
             for its, mine in _NORMS.items():
@@ -132,7 +132,7 @@ _KEYS = Keys(
         "add_cross_attention": False,
         "is_encoder_decoder": False,
     },
-    # Of dropout, of heads for classes, of precision, and an older name of n_positions.
+    # Dropout, classification heads, precision, and an older name of n_positions.
     free=frozenset(
         (
             "attn_pdrop",
@@ -170,6 +170,6 @@ GPT2 = Architecture(
     read=_read,
     parts=_parts,
     embedding="transformer.wte.weight",
-    # Masks, in old folders.
+    # Attention masks in old folders.
     ignored=(".attn.bias", ".attn.masked_bias"),
 )

@@ -1,8 +1,8 @@
-"""Keys of config.json: which are read, which change nothing, and the only value that the others may have.
+"""Keys of config.json: those that are read, those without effect, and those with one supported value.
 
-transformers fills in what a file leaves out, and obeys keys that older files lack. So each `model_type` has a
-table of all keys of its config class with the values that transformers takes for missing ones. A key outside
-of the table is refused unless it is null, false or empty.
+transformers uses defaults for missing keys, and newer versions have keys that older files lack. Each
+`model_type` therefore has a table of all keys of its config class with transformers' defaults. A key that is
+not in the table is refused unless its value is null, false or empty.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from reptrain.errors import HubError
 
 REQUIRED = "(required)"
-"""Stands for the default of a key that must be given: no model is meant without it."""
+"""In place of a default: the key must be set."""
 
 _SPECIAL_IDS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "unk_token_id",
     "decoder_start_token_id",
 )  # fmt: skip
-# How texts are generated, in older files.
+# Generation settings in older files.
 _GENERATION = (
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
     "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
@@ -29,7 +29,7 @@ _GENERATION = (
     "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
     "temperature", "top_k", "top_p", "typical_p", "use_cache",
 )  # fmt: skip
-# Where a file comes from, what it is for, and how it is computed.
+# Origin, purpose and execution of the model.
 _DESCRIPTION = (
     "architectures", "attn_implementation", "chunk_size_feed_forward", "dtype", "experts_implementation",
     "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "max_sequence_length", "model_type",
@@ -45,13 +45,13 @@ class Keys:
     """The keys of one `model_type`."""
 
     read: Mapping[str, Any]
-    """Keys that we read, with the value that transformers takes where they are missing."""
+    """Keys that are read, with transformers' defaults."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that change the function and have one value here: the one that transformers takes."""
+    """Keys that change the model and have one supported value, which is transformers' default."""
     free: frozenset[str] = frozenset()
-    """Keys that do not change the function in evaluation, beside those of every model_type."""
+    """Keys without effect on evaluation, in addition to those common to all model types."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names that transformers takes for keys."""
+    """Other names that transformers accepts for keys."""
 
     def has(self, key: str) -> bool:
         """Whether a key is in the table."""
@@ -59,13 +59,13 @@ class Keys:
         return known or key.startswith("_")
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """A config.json with missing keys filled in.
+        """Fill in missing keys.
 
         Args:
-            settings: The config.json.
+            settings: Content of config.json.
 
         Raises:
-            HubError: Naming a key that changes the function, or of which that is not known.
+            HubError: If a key changes the model in an unsupported way, or its effect is unknown.
         """
         given = dict(settings)
         for alias, name in self.aliases.items():
@@ -73,8 +73,8 @@ class Keys:
                 raise HubError(
                     f"{alias} in config.json",
                     got=given[alias],
-                    rule=f"must be {name}, {given[name]}, as both name the same",
-                    remedy="Remove the one that is wrong.",
+                    rule=f"must equal {name}, {given[name]}: both set the same value",
+                    remedy="Remove the wrong one.",
                 )
             given.pop(alias, None)
         for key, value in given.items():
@@ -83,13 +83,13 @@ class Keys:
                     f"{key} in config.json",
                     got=_shown(value),
                     rule=f"must be {_shown(self.fixed[key])}",
-                    remedy="reptrain has no such model.",
+                    remedy="reptrain does not support this model.",
                 )
             if not self.has(key) and not _is_off(value):
                 raise HubError(
                     f"{key} in config.json",
                     got=_shown(value),
-                    rule="must not be set, as reptrain does not know whether it changes the model",
+                    rule="must not be set: it is unknown whether it changes the model",
                     remedy="Remove it from config.json if it does not.",
                 )
         defaults = {key: value for key, value in self.read.items() if value is not REQUIRED}

@@ -1,10 +1,10 @@
-"""Llama and its kin as transformers has them: Mistral, Qwen2 and Mixtral."""
+"""transformers' Llama, Mistral, Qwen2 and Mixtral."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from reptrain.config.model import Activation, DecoderConfig, ModelConfig, MoEConfig
 from reptrain.errors import HubError
@@ -31,11 +31,16 @@ _ACTIVATIONS: dict[tuple[str, ...], Activation] = {SILU: "swiglu", TANH_GELU: "g
 
 
 def _parts(config: ModelConfig, *, fused: bool = False) -> Iterator[Part]:
-    """Of all four; ``fused``, with all experts of a layer in one tensor, as Mixtral is in transformers 5."""
+    """The tensors of a model of all four architectures.
+
+    Args:
+        config: The model.
+        fused: Whether all experts of a layer are in one tensor, as in Mixtral of transformers 5.
+    """
     assert isinstance(config, DecoderConfig)
     yield Part("model.embed_tokens.weight", ("embedding.weight",))
     for layer in range(config.num_layers):
-        # A layer that runs with another's weights gets a copy of them.
+        # A layer with shared weights gets a copy of them.
         ours, theirs = f"blocks.{layer % config.stack.stored}", f"model.layers.{layer}"
         yield Part(f"{theirs}.input_layernorm.weight", (f"{ours}.attention_norm.weight",))
         for mine, its in _ATTENTION.items():
@@ -76,14 +81,14 @@ def _has_bias(config: DecoderConfig, projection: str) -> bool:
 def _write_common(
     config: DecoderConfig, d_ff: int, *, name: str, biases: tuple[str, ...], has_window: bool
 ) -> dict[str, Any]:
-    """The keys that all have in common.
+    """The settings that all four architectures have.
 
     Args:
         config: The model.
         d_ff: Hidden units of the MLP, or of an expert.
-        name: Of the architecture, for messages.
-        biases: What of `attention_biases` it can express.
-        has_window: Whether it can express a sliding window.
+        name: Name of the architecture, for messages.
+        biases: Values of `attention_biases` that it supports.
+        has_window: Whether it supports a sliding window.
     """
     check_writable(
         {
@@ -134,12 +139,12 @@ def _write_common(
 def _read_common(
     settings: Settings, moe: MoEConfig | None = None, *, theta: float = 1e4, **more: Any
 ) -> DecoderConfig:
-    """The model of settings.
+    """Convert settings to our configuration.
 
     Args:
         settings: The completed config.json.
-        moe: Its sparse layers.
-        theta: Base of the rotary frequencies where the file names none.
+        moe: The sparse layers.
+        theta: Default base of RoPE.
         more: Settings of our model that only some of these architectures have.
     """
     heads, width = number(settings, "num_attention_heads"), number(settings, "hidden_size")
@@ -174,7 +179,7 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_llama(settings: Settings) -> ModelConfig:
-    # Null, not "none", for a model without: as it was before there were such settings.
+    # Null, not "none", keeps the config of models without biases as it was before these settings existed.
     return _read_common(
         settings,
         attention_bias="all" if settings.get("attention_bias") else None,
@@ -209,12 +214,12 @@ def _read_qwen2(settings: Settings) -> ModelConfig:
 
 
 def _window_of_qwen2(settings: Settings) -> int | None:
-    """The sliding window of all layers; None where none has one."""
+    """The sliding window of all layers; None if no layer has one."""
     window = settings.get("sliding_window") if settings.get("use_sliding_window") else None
     layers = number(settings, "num_hidden_layers")
     kinds = settings.get("layer_types")
     if kinds is None:
-        first = settings.get("max_window_layers")
+        first: Any = settings.get("max_window_layers")
         kinds = [
             "full_attention" if window is None or i < first else "sliding_attention" for i in range(layers)
         ]
@@ -226,7 +231,7 @@ def _window_of_qwen2(settings: Settings) -> int | None:
             else "max_window_layers in config.json",
             got=f"{sum(sliding)} of {layers} layers with a sliding window",
             rule="must give all layers a sliding window or none",
-            remedy="reptrain has no model whose layers differ in it.",
+            remedy="reptrain supports one attention window for all layers only.",
         )
     return window if all(sliding) else None
 
@@ -288,16 +293,20 @@ _COMMON: dict[str, Any] = {
     "original_max_position_embeddings": None,
 }
 _FIXED = {"is_encoder_decoder": False}
-# Dropout, the length of training texts, and slices of a product that is the same whole.
+# Dropout, length of training texts, and sliced computation of the same product.
 _FREE = frozenset(
     ("attention_dropout", "max_position_embeddings", "pretraining_tp", "is_decoder", "is_llama_config")
 )
 
 
+def _is_dense(config: ModelConfig) -> TypeGuard[DecoderConfig]:
+    return isinstance(config, DecoderConfig) and config.moe is None
+
+
 LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
-    fits=lambda config: isinstance(config, DecoderConfig) and config.moe is None,
+    fits=_is_dense,
     write=_write_llama,
     read=_read_llama,
     parts=_parts,
@@ -313,7 +322,7 @@ LLAMA = Architecture(
 MISTRAL = Architecture(
     model_type="mistral",
     class_name="MistralForCausalLM",
-    fits=lambda config: LLAMA.fits(config) and config.sliding_window is not None,
+    fits=lambda config: _is_dense(config) and config.sliding_window is not None,
     write=_write_mistral,
     read=_read_mistral,
     parts=_parts,
@@ -325,7 +334,7 @@ MISTRAL = Architecture(
 QWEN2 = Architecture(
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
-    fits=lambda config: LLAMA.fits(config) and config.attention_biases == "qkv",
+    fits=lambda config: _is_dense(config) and config.attention_biases == "qkv",
     write=_write_qwen2,
     read=_read_qwen2,
     parts=_parts,

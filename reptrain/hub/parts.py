@@ -1,4 +1,4 @@
-"""How our parameters lie in the tensors of a Hugging Face folder.
+"""Mapping between the parameters of our models and the tensors of a Hugging Face folder.
 
 Shapes: E experts.
 """
@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """One tensor of a folder, and the parameters of ours that it holds."""
+    """One tensor of a folder, and our parameters that it holds."""
 
     theirs: str
-    """Its name there."""
+    """Name of the tensor."""
     ours: tuple[str, ...]
-    """Names of parameters that lie one behind the other along ``dim``."""
+    """Names of our parameters, concatenated along ``dim``."""
     expert: int | None = None
-    """Which expert's share of them; None: all of them."""
+    """The expert whose slice of the parameters it holds; None: the whole parameters."""
     transposed: bool = False
-    """Whether it lies there as input by output."""
+    """Whether the tensor has the shape (input, output)."""
     dim: int = 0
-    """The dimension along which several parameters lie."""
+    """The dimension along which several parameters are concatenated."""
 
 
 def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]
 
     Args:
         part: The tensor.
-        shapes: Those of our parameters.
+        shapes: Shapes of our parameters by name.
     """
     held = [tuple(shapes[name])[0 if part.expert is None else 1 :] for name in part.ours]
     joined = sum(one[part.dim] for one in held)
@@ -41,16 +41,16 @@ def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]
 
 
 def join(part: Part, weights: Mapping[str, Tensor]) -> Tensor:
-    """The tensor for a folder, from our parameters."""
+    """Build a folder's tensor from our parameters."""
     held = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
     tensor = torch.cat(held, part.dim) if len(held) > 1 else held[0]
     return (tensor.T if part.transposed else tensor).contiguous()
 
 
-def take_apart(part: Part, tensor: Tensor, weights: Mapping[str, Tensor]) -> None:
-    """Write a folder's tensor into our parameters."""
+def split(part: Part, tensor: Tensor, weights: Mapping[str, Tensor]) -> None:
+    """Copy a folder's tensor into our parameters."""
     targets = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
     whole = tensor.T if part.transposed else tensor
     sizes = [target.shape[part.dim] for target in targets]
-    for target, found in zip(targets, whole.split(sizes, part.dim), strict=True):
-        target.copy_(found)
+    for target, values in zip(targets, torch.split(whole, sizes, part.dim), strict=True):
+        target.copy_(values)

@@ -1,6 +1,6 @@
-"""Rotary positions in a config.json.
+"""RoPE settings of config.json.
 
-transformers 4 has `rope_theta` and `rope_scaling`, transformers 5 has both in `rope_parameters`.
+transformers 4 has the keys `rope_theta` and `rope_scaling`; transformers 5 has `rope_parameters` with both.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _THETA = 1e4
 
 
 def read_rope(settings: Settings, *, theta: float = _THETA) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of our model.
+    """Our `rope_theta` and `rope_scaling`.
 
     Args:
-        settings: The config.json.
-        theta: The base where the file names none.
+        settings: Content of config.json.
+        theta: Default base.
 
     Raises:
-        HubError: If the positions are scaled in a way that we do not have.
+        HubError: If the scaling of positions is not supported.
     """
-    # transformers takes the older key where a file has both.
+    # If a file has both keys, transformers uses the older one.
     place = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"
     rope = settings.get(place) or {}
     for key, value in rope.items():
@@ -39,16 +39,16 @@ def read_rope(settings: Settings, *, theta: float = _THETA) -> dict[str, Any]:
         if holder.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise _wrong(name, holder["partial_rotary_factor"], "must be 1")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    # Not float(): of a text, that is no error of the model's settings.
-    found: dict[str, Any] = {
+    # Not float(), which would accept text.
+    ours: dict[str, Any] = {
         "rope_theta": 1.0 * (rope.get("rope_theta") or settings.get("rope_theta") or theta)
     }
     if kind == "linear":
-        found["rope_scaling"] = {"name": kind, "factor": _number(rope, place, "factor")}
+        ours["rope_scaling"] = {"name": kind, "factor": _number(rope, place, "factor")}
     elif kind == "llama3":
         longest = settings.get("original_max_position_embeddings")
         longest = longest or rope.get("original_max_position_embeddings")
-        found["rope_scaling"] = {
+        ours["rope_scaling"] = {
             "name": kind,
             "factor": _number(rope, place, "factor"),
             "low_freq_factor": _number(rope, place, "low_freq_factor"),
@@ -57,24 +57,24 @@ def read_rope(settings: Settings, *, theta: float = _THETA) -> dict[str, Any]:
         }
     elif kind != "default":
         raise _wrong(f"{place}.rope_type", kind, "must be default, linear or llama3")
-    return found
+    return ours
 
 
 def _number(holder: Settings, place: str, key: str) -> Any:
     if holder.get(key) is None:
         raise _wrong(
-            f"{place}.{key}".removeprefix("."), "nothing", "must be there", "Restore the folder's file."
+            f"{place}.{key}".removeprefix("."), "nothing", "must be set", "Restore the folder's file."
         )
     return holder[key]
 
 
-def _wrong(key: str, got: Any, rule: str, remedy: str = "reptrain has no such model.") -> HubError:
+def _wrong(key: str, got: Any, rule: str, remedy: str = "reptrain does not support this model.") -> HubError:
     return HubError(f"{key} in config.json", got=got, rule=rule, remedy=remedy)
 
 
 def write_rope(config: DecoderConfig) -> dict[str, Any]:
-    """The keys of a config.json, for transformers 4 and 5."""
-    scaling, kind = config.rope_scaling, {"rope_type": "default"}
+    """The keys of config.json for transformers 4 and 5."""
+    scaling, kind = config.rope_scaling, dict[str, Any](rope_type="default")
     if isinstance(scaling, Llama3Rope):
         kind = scaling.model_dump(exclude={"name", "original_max_positions"})
         kind |= {"rope_type": "llama3", "original_max_position_embeddings": scaling.original_max_positions}

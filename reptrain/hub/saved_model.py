@@ -1,14 +1,14 @@
-"""Models that were trained, here or elsewhere: opened from a run, a checkpoint, an import, or a Hugging Face
-folder, without DeepSpeed.
+"""Saved models: opened from a run, a checkpoint, an imported model or a Hugging Face folder, without
+DeepSpeed.
 
-An imported model is a folder like a run's, without plan and records:
+The folder of an imported model is like a run folder without plan and records:
 
-    model.yaml             the model, and the ids that begin and end a text
-    tokenizer.model, .json the tokenizer, where it came with one
-    parent.json            where it came from
-    checkpoints/step-0/    its weights, as a run keeps them
+    model.yaml             configuration of the model, start and end ids of a text
+    tokenizer.model, .json the tokenizer, if it came with one
+    parent.json            the folder it was imported from
+    checkpoints/step-0/    the weights, in the checkpoint format of a run
 
-A fine-tuned model is such a folder too, with checkpoints of several steps.
+A fine-tuned model has the same layout, with checkpoints of several steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from reptrain import checkpoint
 from reptrain.checkpoint import CheckpointManifest
-from reptrain.checkpoint.state import WEIGHT, Piece
+from reptrain.checkpoint.state import WEIGHT, Piece, set_expert_bias
 from reptrain.checkpoint.state_files import read_pieces
 from reptrain.checkpoint.weight_average import AVERAGE
 from reptrain.config.base import Frozen
@@ -48,13 +48,14 @@ from reptrain.store import open_store
 from reptrain.text import Tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
-_ALONE = World(0, 1, 0, torch.device("cpu"))
+_SINGLE_RANK = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
 
 
 Reading = Literal["causal", "prefix", "inputs", "unordered"]
-"""How a model was trained to read what it is given: each token after those before it; both ways, to go on
-behind it; both ways, to begin anew behind its EOS, as an encoder-decoder does; or with no order at all."""
+"""How a model treats its prompt. causal: causal attention. prefix: bidirectional attention; the output
+continues the prompt. inputs: bidirectional attention; the output is a new text after the prompt's EOS, as in
+an encoder-decoder. unordered: tokens are not predicted in an order (diffusion)."""
 
 
 class ImportedModel(Frozen):
@@ -63,23 +64,23 @@ class ImportedModel(Frozen):
     model: ModelConfig
     """The model; `vocab_size` is set."""
     start_id: int | None
-    """What a decoder reads before the first token; null: nothing."""
+    """Token before the first one of a decoder's text; null: none."""
     end_ids: list[int] = Field(default_factory=list)
-    """After any of these, a text is over."""
+    """Tokens that end a text."""
     window_tokens: int | None = None
-    """Positions that it is meant for, where it says so."""
+    """Maximum number of positions, if known."""
     reading: Reading | None = None
-    """How it reads a prompt; null: as its family does."""
+    """How it treats a prompt; null: by its family."""
 
 
-class TrainedModel(ABC):
+class SavedModel(ABC):
     """A model with its weights.
 
     Args:
-        path: Where it was opened.
-        config: The model; `vocab_size` is set.
-        step: Steps of the run that made it; None where there was none.
-        window_tokens: Positions that it was trained with or is meant for; None where that is not known.
+        path: Folder of the model.
+        config: Configuration of the model; `vocab_size` is set.
+        step: Completed steps of its run; None without a run.
+        window_tokens: Number of positions that it was trained with or made for; None if unknown.
     """
 
     def __init__(
@@ -89,72 +90,72 @@ class TrainedModel(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Of the weights; in a Hugging Face folder that reads them all."""
+        """Fingerprint of the weights. For a Hugging Face folder this reads all of them."""
 
     @abstractmethod
     def own_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that it was trained with; None where none is known.
+        """The tokenizer that the model was trained with; None if unknown.
 
         Raises:
-            ReptrainError: If it should be there and cannot be read.
+            ReptrainError: If the tokenizer cannot be read.
         """
 
     @abstractmethod
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
-        """What begins and ends a text."""
+        """Start and end ids of a text."""
 
     def named_end(self) -> NamedEnd | None:
-        """The end of a text that its folder names; None where another file of its tokenizer is to tell it."""
+        """The end of a text that the folder names; None if the tokenizer's file has to name it."""
         return None
 
     @abstractmethod
     def fill(self, model: Decoder | EncoderDecoder) -> None:
-        """Read the weights into a model of `config`, on the CPU in fp32.
+        """Load the weights into a model of `config`, on the CPU in fp32.
 
         Raises:
-            ReptrainError: If they are not whole.
+            ReptrainError: If weights are missing.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Hold what the files say of their weights against the model, before there is memory for it.
+        """Compare the shapes in the files with the model, before memory is allocated for it.
 
         Raises:
-            ReptrainError: If they have other shapes.
+            ReptrainError: If they differ.
         """
 
     @property
     def reading(self) -> Reading:
-        """How it reads a prompt."""
+        """How the model treats a prompt."""
         return "causal" if isinstance(self.config, DecoderConfig) else "inputs"
 
     @property
     def rows(self) -> int:
-        """Of the embedding."""
+        """Rows of the embedding."""
         assert self.config.vocab_size is not None
         return self.config.vocab_size
 
     def load(self, config: ModelConfig | None = None) -> Decoder | EncoderDecoder:
-        """The model in evaluation mode, on the CPU in fp32.
+        """Load the model in evaluation mode, on the CPU in fp32.
 
-        Experts that were trained by MegaBlocks, which wants CUDA, are multiplied by torch.
+        The experts use torch instead of MegaBlocks, which requires CUDA.
 
         Args:
-            config: What is built, where it differs in what has no weights; None: `config`.
+            config: Configuration to build, with the same weights as `config`; None: `config`.
         """
         self.check()
-        model = empty_model(_by_torch(config or self.config), vocab_size=self.rows)
+        model = empty_model(_without_megablocks(config or self.config), vocab_size=self.rows)
         self.fill(model)
         return model.eval()
 
     def tokenizer(self, path: Path | None = None) -> Tokenizer:
-        """Its tokenizer, or another file of the same.
+        """The model's tokenizer.
 
         Args:
-            path: The file; None takes its own.
+            path: A file of the same tokenizer; None: the model's own.
 
         Raises:
-            TokenizerError: If there is none, or one of more ids than the embedding has rows.
+            TokenizerError: If there is none, or it has more ids than the embedding has rows.
         """
         try:
             tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path, self.named_end())
@@ -162,31 +163,31 @@ class TrainedModel(ABC):
             raise TokenizerError(
                 f"tokenizer of {self.path}",
                 got=str(error.got),
-                rule=f"must be there: {error.what} {error.rule}",
-                remedy="Name its file with --tokenizer.",
+                rule=f"must be available: {error.what} {error.rule}",
+                remedy="Pass its file by --tokenizer.",
             ) from error
         if tokenizer is None:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
-                got="no file of one",
-                rule="must be there",
-                remedy="Name its file with --tokenizer.",
+                got="no tokenizer file",
+                rule="must be available",
+                remedy="Pass its file by --tokenizer.",
             )
         if tokenizer.vocab_size > self.rows:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
                 got=f"{tokenizer.vocab_size} ids",
-                rule=f"must have at most as many as the embedding has rows, {self.rows}",
-                remedy="Name the one that the model was trained with.",
+                rule=f"must have at most {self.rows} ids, the rows of the embedding",
+                remedy="Pass the tokenizer that the model was trained with.",
             )
         return tokenizer
 
 
-class _Checkpointed(TrainedModel):
-    """Its weights lie in a checkpoint of ours."""
+class _Checkpointed(SavedModel):
+    """A model whose weights are in a checkpoint of reptrain."""
 
     kind = WEIGHT
-    """Which of what is kept of each weight."""
+    """Kind of the pieces to load: the weights or their average."""
 
     def __init__(
         self,
@@ -198,13 +199,13 @@ class _Checkpointed(TrainedModel):
     ) -> None:
         rows = manifest.parameters.get("embedding.weight", [0])[0]
         if rows < 1:
-            raise _wrong(place, f"an embedding of {rows} rows", "must have one")
+            raise _wrong(place, f"an embedding of {rows} rows", "must have an embedding")
         config = config.model_copy(update={"vocab_size": rows})
         super().__init__(path, config, step=manifest.step, window_tokens=window_tokens)
         self._place, self._manifest = place, manifest
 
     def fingerprint(self) -> str:
-        """Of the weights: of what the checkpoint's manifest says of its files."""
+        """Fingerprint of the weights, from the checksums in the checkpoint's manifest."""
         text = " ".join(f"{name} {file.sha256}" for name, file in sorted(self._manifest.files.items()))
         if self.kind != WEIGHT:
             text += f" {self.kind}"
@@ -213,22 +214,19 @@ class _Checkpointed(TrainedModel):
     def check(self) -> None:
         shapes = parameter_shapes(self.config, vocab_size=self.rows)
         for name in sorted(shapes.keys() | self._manifest.parameters.keys()):
-            here, there = shapes.get(name), self._manifest.parameters.get(name)
-            if here is None or there is None or list(here) != there:
+            expected, stored = shapes.get(name), self._manifest.parameters.get(name)
+            if expected is None or stored is None or list(expected) != stored:
                 raise _wrong(
                     self.path,
-                    f"{name} of shape {there} in {self._place.name}",
-                    f"must hold the weights of its configuration, of shape {here and list(here)}",
+                    f"{name} of shape {stored} in {self._place.name}",
+                    f"must hold the weights of its configuration, of shape {expected and list(expected)}",
                 )
 
     def fill(self, model: Decoder | EncoderDecoder) -> None:
-        """Read the weights and the routers' votes; see `TrainedModel.fill`."""
-        weights = model.state_dict(keep_vars=True)
+        """Load the weights and the expert bias; see `SavedModel.fill`."""
         wanted = [Piece(name, 0, {self.kind: p.detach().view(-1)}) for name, p in model.named_parameters()]
         read_pieces([self._place / name for name in self._manifest.files], wanted)
-        for name, votes in self._manifest.votes.items():
-            if name in weights:
-                weights[name].copy_(torch.tensor(votes))
+        set_expert_bias(model, self._manifest.expert_bias)
 
 
 class _RunModel(_Checkpointed):
@@ -240,12 +238,12 @@ class _RunModel(_Checkpointed):
         self._folder, self._run = folder, run
         if average:
             if run.average is None:
-                raise _no_average(path, "keeps no average")
+                raise _no_average(path, "a run that keeps no average")
             self.kind = AVERAGE
 
     @property
     def reading(self) -> Reading:
-        """How it reads a prompt: as its objective taught it."""
+        """How the model treats a prompt, by its objective."""
         objective = self._run.objective
         if isinstance(objective, MaskedDiffusionConfig):
             return "unordered"
@@ -256,7 +254,7 @@ class _RunModel(_Checkpointed):
         return super().reading
 
     def own_tokenizer(self) -> Tokenizer:
-        # The plan has the store's absolute path.
+        # The plan holds the store's absolute path.
         return open_store(Path(self._folder.plan.sources[0].store)).tokenizer()
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
@@ -277,7 +275,7 @@ class _Imported(_Checkpointed):
 
     @property
     def reading(self) -> Reading:
-        """How it reads a prompt: as `model.yaml` says, or its family does."""
+        """How the model treats a prompt, by `model.yaml` or else by its family."""
         return self._reading or super().reading
 
     def own_tokenizer(self) -> Tokenizer | None:
@@ -290,7 +288,7 @@ class _Imported(_Checkpointed):
         return find_end(self.path)
 
 
-class _FolderModel(TrainedModel):
+class _FolderModel(SavedModel):
     def __init__(self, path: Path) -> None:
         self._folder = ModelFolder.open(path)
         super().__init__(
@@ -301,7 +299,7 @@ class _FolderModel(TrainedModel):
         )
 
     def fingerprint(self) -> str:
-        """Of the weights: of the files that hold them."""
+        """Fingerprint of the weights, from the files that hold them."""
         digest = hashlib.sha256()
         for path in sorted(set(self._folder.files.values())):
             with path.open("rb") as file:
@@ -315,7 +313,7 @@ class _FolderModel(TrainedModel):
         special = self._folder.special_ids()
         if special.ends or tokenizer.eos_id < 0 or self.named_end() is None:
             return special
-        # Its tokenizer_config.json alone names it.
+        # Only tokenizer_config.json names the end.
         return special._replace(ends=(tokenizer.eos_id,))
 
     def named_end(self) -> NamedEnd | None:
@@ -329,41 +327,41 @@ class _FolderModel(TrainedModel):
         self._folder.load(dict(model.named_parameters()))
 
 
-def open_trained(path: Path, step: int | None = None, *, average: bool = False) -> TrainedModel:
-    """Open a model that was trained.
+def open_saved_model(path: Path, step: int | None = None, *, average: bool = False) -> SavedModel:
+    """Open a saved model.
 
     Args:
         path: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
-        step: Of a run, whose checkpoint; None takes the newest that is whole.
-        average: Of a run that keeps one, the average of the weights in their place.
+        step: Step of the checkpoint; None: the newest intact one.
+        average: Use the average of the weights, if the run keeps one.
 
     Raises:
-        ReptrainError: If there is none, or none that is whole.
+        ReptrainError: If there is no model, or no intact checkpoint.
     """
     number = path.name.removeprefix("step-")
     if path.parent.name == "checkpoints" and number != path.name and number.isdecimal() and step is None:
         path, step = path.parent.parent, int(number)
     if average and not (path / "plan.json").exists():
-        raise _no_average(path, "is no run")
+        raise _no_average(path, "a folder that is not a run")
     if (path / CONFIG).exists() and not (path / "checkpoints").exists():
         if step is not None:
-            raise _wrong(path, f"step {step} of a Hugging Face folder", "has one set of weights")
+            raise _wrong(path, f"step {step} of a Hugging Face folder", "must be opened without a step")
         return _FolderModel(path)
     if (path / MODEL_FILE).exists():
         imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
         return _Imported(path, imported, *_checkpoint(path, step))
     if (path / "plan.json").exists():
         return _RunModel(path, RunFolder.open(path), *_checkpoint(path, step), average=average)
-    raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG} there", "must be the folder of a model")
+    raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG}", "must be the folder of a model")
 
 
 def _checkpoint(path: Path, step: int | None) -> tuple[Path, CheckpointManifest]:
     folder = path / "checkpoints"
     if step is None:
-        found = checkpoint.find(folder, world=_ALONE)
-        if found.path is None or found.manifest is None:
-            raise _wrong(path, "no checkpoint there yet", "must have a checkpoint")
-        return found.path, found.manifest
+        newest = checkpoint.find(folder, world=_SINGLE_RANK)
+        if newest.path is None or newest.manifest is None:
+            raise _wrong(path, "no checkpoint yet", "must have a checkpoint")
+        return newest.path, newest.manifest
     place = folder / f"step-{step}"
     try:
         manifest = CheckpointManifest.read(place)
@@ -374,17 +372,17 @@ def _checkpoint(path: Path, step: int | None) -> tuple[Path, CheckpointManifest]
     except (OSError, ValueError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     if problem is not None:
-        kept = ", ".join(sorted(found.name for found in folder.glob("step-*")))
-        raise _wrong(place, problem, f"must be a whole checkpoint (there are {kept or 'none'})")
+        existing = ", ".join(sorted(path.name for path in folder.glob("step-*")))
+        raise _wrong(place, problem, f"must be an intact checkpoint (existing: {existing or 'none'})")
     return place, manifest
 
 
 def _no_average(path: Path, got: str) -> RunError:
     return RunError(
         f"average of {path}",
-        got=f"one that {got}",
-        rule="needs a run that keeps an average of its weights",
-        remedy="Leave --average out, or train with the setting average.",
+        got=got,
+        rule="requires a run that keeps an average of its weights",
+        remedy="Omit --average, or train with the setting average.",
     )
 
 
@@ -393,13 +391,18 @@ def _wrong(path: Path, got: str, rule: str) -> RunError:
         f"model {path}",
         got=got,
         rule=rule,
-        remedy="Name a run folder, one of its checkpoints, or a Hugging Face folder.",
+        remedy="Pass a run folder, one of its checkpoints, or a Hugging Face folder.",
     )
 
 
-def _by_torch(config: ModelConfig) -> ModelConfig:
-    """The model with experts that any machine multiplies."""
+def _without_megablocks(config: ModelConfig) -> ModelConfig:
+    """The configuration with an expert backend that runs on any machine."""
     if config.moe is None or config.moe.backend != "megablocks":
         return config
-    # Not grouped, which not every width fits.
+    # Not grouped, which restricts the widths.
     return config.model_copy(update={"moe": config.moe.model_copy(update={"backend": "loop"})})
+
+
+# The former names, for callers that have not moved yet.
+TrainedModel = SavedModel
+open_trained = open_saved_model

@@ -1,4 +1,4 @@
-"""T5 1.0 and 1.1, mT5, umT5 and Switch, as transformers has them."""
+"""transformers' T5 1.0 and 1.1, mT5, umT5 and Switch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reptrain.hub.router_losses import published, switch_factor
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 _COPIES = frozenset(f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder"))
-# Tokens of one sequence that an expert of Switch takes there: more than any sequence has.
+# Capacity of a Switch expert in tokens of one sequence: larger than any sequence.
 _NO_LIMIT = 2**31 - 1
 
 
@@ -31,7 +31,7 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
     assert isinstance(config, T5Config)
     yield Part("shared.weight", ("embedding.weight",))
     if config.moe is not None and not config.tie_embeddings:
-        # An untied Switch there has a table in each stack, and reads those.
+        # An untied Switch has an embedding in each stack, and uses those.
         for name in sorted(_COPIES):
             yield Part(name, ("embedding.weight",))
     for name, shape in (("encoder", config.encoder), ("decoder", config.decoder)):
@@ -45,7 +45,7 @@ def _stack(config: T5Config, name: str, shape: StackShape) -> Iterator[Part]:
     if not config.relative_bias_per_layer:
         yield Part(f"{name}.block.0.{bias}", (f"{name}.relative_bias.table.weight",))
     for layer in range(shape.num_layers):
-        # A layer that runs with another's weights gets a copy of them.
+        # A layer with shared weights gets a copy of them.
         ours, theirs = f"{name}.blocks.{layer % shape.stored}", f"{name}.block.{layer}.layer"
         if config.relative_bias_per_layer:
             yield Part(f"{name}.block.{layer}.{bias}", (f"{ours}.relative_bias.table.weight",))
@@ -102,9 +102,9 @@ def _read_common(
     if settings.get("is_encoder_decoder") is False:
         raise HubError(
             "is_encoder_decoder in config.json",
-            got="false: an encoder alone",
+            got="false: an encoder only",
             rule="must be true",
-            remedy="reptrain has no model that is an encoder alone. Save the whole model.",
+            remedy="reptrain does not support encoder-only models. Save the whole model.",
         )
     layers = number(settings, "num_layers")
     return T5Config.model_validate(
@@ -129,7 +129,7 @@ def _read_common(
 
 
 _PROJ = {"relu": "relu", "gelu": "gelu_new", "geglu": "gated-gelu", "swiglu": "gated-silu"}
-"""`feed_forward_proj` by our activation."""
+"""`feed_forward_proj` for each of our activations."""
 
 
 def _write_t5(config: ModelConfig) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _write_t5(config: ModelConfig) -> dict[str, Any]:
         "feed_forward_proj": _PROJ[config.mlp],
         "dense_act_fn": _PROJ[config.mlp].replace("gated-gelu", "gelu_new").removeprefix("gated-"),
         "is_gated_act": is_gated(config.mlp),
-        # What transformers 5 reads; 4 goes by tie_word_embeddings.
+        # transformers 5 reads this key, transformers 4 reads tie_word_embeddings.
         "scale_decoder_outputs": config.tie_embeddings,
     }
 
@@ -149,7 +149,7 @@ def _read_t5(settings: Settings) -> ModelConfig:
 
 
 def _read_mt5(settings: Settings) -> ModelConfig:
-    # transformers scales the output of no mT5, which published ones have a head of their own for.
+    # transformers never scales the output of mT5; published models have an untied head.
     return _read_common(settings, mlp=_mlp_of(settings), tied=False)
 
 
@@ -158,12 +158,12 @@ def _read_umt5(settings: Settings) -> ModelConfig:
 
 
 def _mlp_of(settings: Settings) -> Activation:
-    """The activation: `dense_act_fn` and `is_gated_act` go before `feed_forward_proj`, as in transformers."""
+    """The activation; `dense_act_fn` and `is_gated_act` override `feed_forward_proj`, as in transformers."""
     proj = number(settings, "feed_forward_proj")
     gated, key = settings.get("is_gated_act"), "dense_act_fn"
     gated = proj.startswith("gated-") if gated is None else bool(gated)
     if settings.get(key) is None:
-        # Of "gated-gelu" transformers takes GELU's tanh form, of "gelu" the exact one.
+        # For "gated-gelu" transformers uses the tanh approximation of GELU, for "gelu" the exact GELU.
         settings = {"feed_forward_proj": "gelu_new" if proj == "gated-gelu" else proj.removeprefix("gated-")}
         key = "feed_forward_proj"
     if gated:
@@ -172,9 +172,9 @@ def _mlp_of(settings: Settings) -> Activation:
 
 
 def _scales(settings: Settings) -> bool:
-    """Whether the decoder's output is scaled, as ours is where the embeddings are tied.
+    """Whether the decoder's output is scaled, as ours is with tied embeddings.
 
-    Transformers 5 writes `tie_word_embeddings: true` for every T5, and keeps this apart.
+    transformers 5 writes `tie_word_embeddings: true` for every T5 and has a separate key for the scale.
     """
     scales = settings.get("scale_decoder_outputs")
     return settings.get("tie_word_embeddings") is not False if scales is None else bool(scales)
@@ -185,7 +185,7 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
     moe = config.moe
     check_writable(
         {
-            "mlp": (config.mlp == "relu", config.mlp, "must be relu: Switch there has no gated MLP"),
+            "mlp": (config.mlp == "relu", config.mlp, "must be relu: transformers' Switch has no gated MLP"),
             "relative_bias_per_layer": (
                 not config.relative_bias_per_layer,
                 True,
@@ -220,13 +220,13 @@ def _write_switch(config: ModelConfig) -> dict[str, Any]:
         if mine != _sparse_layers(settings, name, shape.num_layers):
             check_writable(
         {"moe.every": (False, f"{moe.every} over {shape.num_layers} layers of the {name}",
-                               "must be 1 or 2 with layers that it divides, as Switch there has it")},
+                               "must be 1 or 2 and divide the number of layers, as in transformers' Switch")},
             )  # fmt: skip
     return settings
 
 
 def _sparse_layers(settings: Settings, stack: str, num_layers: int) -> list[int]:
-    """Numbers of the layers that transformers makes sparse: the second of each so many, or all."""
+    """Indices of the layers that transformers makes sparse: the second of every `step` layers, or all."""
     given = number(settings, f"num_sparse_{stack}_layers", 3)
     step = settings.get(f"{stack}_sparse_step") or (num_layers // given if given > 0 else num_layers)
     return [layer for layer in range(num_layers) if step == 1 or (step > 0 and layer % step == 1)]
@@ -253,8 +253,8 @@ def _read_switch(settings: Settings) -> ModelConfig:
     raise HubError(
         "num_sparse_encoder_layers in config.json",
         got=f"sparse layers {theirs['encoder']} of the encoder and {theirs['decoder']} of the decoder",
-        rule="must make the last of each so many layers sparse, in both alike",
-        remedy="reptrain has no such model.",
+        rule="must be the last of every N layers, with the same N in both",
+        remedy="reptrain does not support this model.",
     )
 
 
@@ -274,7 +274,7 @@ _COMMON: dict[str, Any] = {
 }
 _ACTIVATION = {"dense_act_fn": None, "is_gated_act": None, "scale_decoder_outputs": None}
 _FIXED = {"is_decoder": False, "add_cross_attention": False}
-# Dropout, initial weights, heads for classes, and the length of training texts.
+# Dropout, initialization, classification heads, and length of training texts.
 _FREE = frozenset(("dropout_rate", "classifier_dropout", "initializer_factor", "n_positions"))
 _ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 _T5_ALIASES = _ALIASES | {"head_dim": "d_kv"}
@@ -308,11 +308,11 @@ MT5 = replace(
     T5,
     model_type="mt5",
     class_name="MT5ForConditionalGeneration",
-    # The same model as a T5, as which it is written.
+    # It is written as a T5, which is the same model.
     fits=lambda config: False,
     read=_read_mt5,
-    keys=replace(T5.keys, read=T5.keys.read | {"feed_forward_proj": "gated-gelu"}),
-    # Ties the head to the embedding where the file has none, whatever tie_word_embeddings says.
+    keys=replace(T5.keys, read={**T5.keys.read, "feed_forward_proj": "gated-gelu"}),
+    # A missing head is tied to the embedding, whatever tie_word_embeddings is.
     repeats_embedding=lambda settings: True,
 )
 UMT5 = replace(
@@ -325,8 +325,8 @@ UMT5 = replace(
     read=_read_umt5,
     keys=replace(
         T5.keys,
-        read=T5.keys.read | {"feed_forward_proj": "gated-gelu"},
-        # Of the trainer that the published ones come from: nothing in transformers reads it.
+        read={**T5.keys.read, "feed_forward_proj": "gated-gelu"},
+        # From the trainer of the published models; transformers does not read it.
         free=_FREE | {"scalable_attention"},
     ),
 )
@@ -356,14 +356,14 @@ SWITCH = Architecture(
             "dense_act_fn": "relu",
             "router_bias": False,
             "router_dtype": "float32",
-            # Of the library that the published ones come from; transformers has these values built in.
+            # From the library of the published models; in transformers these values are built in.
             "feed_forward_proj": "relu",
             "is_gated_act": False,
             "num_selected_experts": 1,
             "router_type": "tokens_masked",
             "batch_prioritized_routing": False,
         },
-        # A capacity drops tokens of long sequences in transformers; we drop none in evaluation.
+        # In transformers a capacity drops tokens of long sequences; we drop none in evaluation.
         free=_FREE | {"expert_capacity", "router_ignore_padding_tokens", "add_router_probs"},
         aliases=_ALIASES,
     ),

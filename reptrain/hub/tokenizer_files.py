@@ -1,8 +1,8 @@
-"""A tokenizer's files in a Hugging Face folder.
+"""Tokenizer files of a Hugging Face folder.
 
-What we write gives in transformers the ids that it gives here: tokenizer.json, for a SentencePiece model too,
-which lies beside it unchanged. Of two ways to cut a text that score the same in a unigram model, the two
-libraries may take different ones; both decode to the text.
+The exported tokenizer.json gives the same ids in transformers as our tokenizer does. A SentencePiece model is
+converted to tokenizer.json too, and also copied unchanged. If a unigram model scores two segmentations of a
+text equally, the libraries may choose different ones; both decode to the text.
 """
 
 from __future__ import annotations
@@ -30,57 +30,56 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
 class SpecialIds(NamedTuple):
-    """What begins and ends a text."""
+    """Start and end ids of a text."""
 
     start: int | None
-    """Before the first token that a decoder reads; None: nothing."""
+    """Id before the first token of a decoder's text; None: none."""
     ends: tuple[int, ...]
-    """After any of these, a text is over."""
+    """Ids that end a text."""
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Those with which our runs train: as in T5 a decoder starts from pad, or EOS where there is none."""
+    """The ids of our runs: as in T5, a decoder starts with the padding id, or else with EOS."""
     start = tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id
     return SpecialIds(start, (tokenizer.eos_id,))
 
 
 def read_tokenizer(path: Path) -> Tokenizer | None:
-    """The tokenizer in a folder; None where there is none.
+    """The tokenizer of a folder; None if there is none.
 
-    Of several files the one with the most ids: T5's spiece.model lacks the sentinels that its tokenizer.json
-    has. A model file that is no SentencePiece model, such as one of tiktoken, is passed over with a note
-    where there is a tokenizer.json.
+    Of several files, the one with the most ids: T5's spiece.model lacks the sentinels of its tokenizer.json.
+    A model file in another format, such as tiktoken's, is skipped with a note if there is a tokenizer.json.
 
     Raises:
-        TokenizerError: If a file is none.
+        TokenizerError: If a file is not a tokenizer.
     """
     end = find_end(path)
-    found: list[Tokenizer] = []
+    loaded: list[Tokenizer] = []
     for name in _NAMES:
         if not (path / name).exists():
             continue
         try:
-            found.append(Tokenizer.load(path / name, end))
+            loaded.append(Tokenizer.load(path / name, end))
         except TokenizerError as error:
             if name == "tokenizer.json" or not (path / "tokenizer.json").exists():
                 raise
-            sys.stderr.write(f"note: {path / name} is passed over for tokenizer.json: got {error.got}\n")
-    return max(found, key=lambda tokenizer: tokenizer.vocab_size, default=None)
+            sys.stderr.write(f"note: {path / name} is skipped in favor of tokenizer.json: got {error.got}\n")
+    return max(loaded, key=lambda tokenizer: tokenizer.vocab_size, default=None)
 
 
 def write_tokenizer(
     tokenizer: Tokenizer, path: Path, *, special: SpecialIds, is_encoder_decoder: bool
 ) -> None:
-    """Write tokenizer.json, its config, and the SentencePiece model where it is one.
+    """Write tokenizer.json, tokenizer_config.json, and the SentencePiece model if there is one.
 
     Args:
-        tokenizer: Ours.
+        tokenizer: The tokenizer.
         path: The folder.
-        special: A decoder's text begins with `start`, an encoder's ends with the first of `ends`.
-        is_encoder_decoder: Which of the two the model reads.
+        special: Start and end ids. A decoder's text begins with `start`; an encoder's ends with `ends[0]`.
+        is_encoder_decoder: Whether the tokenizer is for an encoder-decoder.
 
     Raises:
-        TokenizerError: If it is a SentencePiece model of a kind that tokenizer.json cannot hold.
+        TokenizerError: If tokenizer.json cannot express the type of SentencePiece model.
     """
     library = _library(tokenizer)
     added = special.start
@@ -94,7 +93,7 @@ def write_tokenizer(
     if tokenizer.file_name != "tokenizer.json":
         (path / tokenizer.file_name).write_bytes(tokenizer.model_bytes)
     end = special.ends[0] if special.ends else -1
-    # A decoder starts from our padding, which must not be masked.
+    # A decoder starts with our padding id, which must not be masked.
     pad = tokenizer.pad_id if is_encoder_decoder else end
     named = {"eos_token": end, "pad_token": pad, "unk_token": tokenizer.unk_id}
     if not is_encoder_decoder and special.start is not None:
@@ -112,7 +111,7 @@ def _library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _from_sentencepiece(model_bytes: bytes) -> tokenizers.Tokenizer:
-    """The same tokenizer in the other library."""
+    """Convert a SentencePiece model to the tokenizers library."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
     trained, rules, pieces = proto.trainer_spec, proto.normalizer_spec, proto.pieces
     fallback = bool(trained.byte_fallback)
@@ -155,7 +154,7 @@ def _from_sentencepiece(model_bytes: bytes) -> tokenizers.Tokenizer:
 
 
 def _merges(pieces: Any) -> list[tuple[str, str]]:
-    """SentencePiece merges the two neighbours whose union has the best score; the library wants a list."""
+    """The merges of a BPE model in order; SentencePiece merges the neighbors whose union scores best."""
     rank = {piece.piece: (-piece.score, i) for i, piece in enumerate(pieces) if piece.type == _NORMAL}
     splits = (
         (place, piece[:cut], piece[cut:])

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, kept, or asked for by signals and by the clock."""
+"""Checkpoints: damage, retention, and stop requests by signals and the time limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reptrain.checkpoint.state_files import FileSum, write_pieces
 from reptrain.config import RunConfig
 from reptrain.distributed import stop as preempt
 from reptrain.errors import ResumeError
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs import RunFolder
 from reptrain.runs.folder import refuse_to_resume
 from reptrain.training.loop import train
@@ -74,11 +74,11 @@ def state_of(folder: Path) -> Path:
         (lambda newest: state_of(newest).unlink(), "No such file"),
         (lambda newest: flip(newest / "manifest.json"), "manifest.json does not match its checksum"),
         (lambda newest: cut(newest / "manifest.json"), "manifest.json does not match its checksum"),
-        (shutil.rmtree, "is not there"),
+        (shutil.rmtree, "is missing"),
     ],
     ids=["flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "removed"],
 )
-def test_damaged_newest_is_passed_over_and_said(
+def test_damaged_newest_checkpoint_is_skipped_with_a_warning(
     damaged: RunFolder,
     unbroken: RunFolder,
     damage: Callable[[Path], None],
@@ -98,7 +98,7 @@ def test_damaged_newest_is_passed_over_and_said(
     assert audit(damaged.path).exact
 
 
-def test_status_tells_of_the_damage_while_the_run_goes_on(
+def test_status_reports_the_damage_while_the_run_continues(
     damaged: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(state_of(damaged.checkpoints / "step-14"))
@@ -110,7 +110,7 @@ def test_status_tells_of_the_damage_while_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (3, "a later")])
-def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
+def test_newest_checkpoint_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
     path = damaged.checkpoints / "step-14" / "manifest.json"
     body = json.dumps(json.loads(path.read_text().rpartition("}")[0] + "}") | {"format": found})
     path.write_text(f"{body}\n{sha256(body.encode()).hexdigest()}\n")
@@ -120,11 +120,11 @@ def test_newest_of_another_format_is_refused(damaged: RunFolder, found: int, wor
         train(damaged.config, damaged.path)
     for step in (None, 14):
         with pytest.raises(ResumeError, match=message):
-            open_trained(damaged.path, step)
+            open_saved_model(damaged.path, step)
     assert sorted(damaged.checkpoints.iterdir()) == kept
 
 
-def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken: RunFolder) -> None:
+def test_unreadable_latest_is_ignored(damaged: RunFolder, unbroken: RunFolder) -> None:
     (damaged.checkpoints / "latest").write_bytes(b"\xff\x00rubbish")
     train(damaged.config, damaged.path)
     assert any(event.step == 14 for event in damaged.events.records() if event.event == "resumed")
@@ -132,7 +132,7 @@ def test_pointer_that_cannot_be_read_costs_nothing(damaged: RunFolder, unbroken:
     assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
 
 
-def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder) -> None:
+def test_no_intact_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder) -> None:
     for folder in damaged.checkpoints.glob("step-*"):
         flip(state_of(folder))
     before = (damaged.path / "ledger.jsonl").read_bytes()
@@ -152,7 +152,7 @@ def test_no_whole_checkpoint_is_an_error_that_changes_nothing(damaged: RunFolder
     ],
     ids=["cut", "flipped", "no-record", "empty"],
 )
-def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
+def test_damaged_records_are_restored_from_the_newest_checkpoint(
     damaged: RunFolder,
     unbroken: RunFolder,
     name: str,
@@ -162,7 +162,7 @@ def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
     live = damaged.path / name
     live.write_bytes(b"".join(damage(live.read_bytes().splitlines(keepends=True))))
     train(damaged.config, damaged.path)
-    assert f"WARNING: {name}: not as written up to step 14: restored" in capsys.readouterr().out
+    assert f"WARNING: {name}: changed before step 14: restored" in capsys.readouterr().out
     (event,) = (event for event in damaged.events.records() if event.event == "damaged")
     assert event.step == 14 and name in event.detail
     assert audit(damaged.path).complete
@@ -172,7 +172,7 @@ def test_records_that_are_damaged_are_restored_from_the_newest_checkpoint(
     ]
 
 
-def test_records_behind_the_newest_checkpoint_may_hold_anything(
+def test_damage_after_the_newest_checkpoint_is_cut_off(
     damaged: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = damaged.ledger.path.read_bytes().splitlines(keepends=True)
@@ -183,9 +183,7 @@ def test_records_behind_the_newest_checkpoint_may_hold_anything(
     assert audit(damaged.path).complete
 
 
-def test_records_before_the_first_checkpoint_may_hold_anything(
-    damaged: RunFolder, unbroken: RunFolder
-) -> None:
+def test_damage_before_the_first_checkpoint_is_ignored(damaged: RunFolder, unbroken: RunFolder) -> None:
     shutil.rmtree(damaged.checkpoints)
     damaged.checkpoints.mkdir()
     damaged.ledger.path.write_bytes(b"no record\n")
@@ -193,7 +191,7 @@ def test_records_before_the_first_checkpoint_may_hold_anything(
     assert list(damaged.ledger.records()) == list(unbroken.ledger.records())
 
 
-def test_pointer_to_nowhere_costs_nothing(damaged: RunFolder) -> None:
+def test_latest_that_names_no_checkpoint_is_ignored(damaged: RunFolder) -> None:
     # One bit of step-14.
     (damaged.checkpoints / "latest").write_text("step-04\n")
     train(damaged.config, damaged.path)
@@ -210,7 +208,7 @@ def test_pointer_to_nowhere_costs_nothing(damaged: RunFolder) -> None:
         ),
     ],
 )
-def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit_at_any_stage(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
 ) -> None:
     config = tiny(
@@ -231,13 +229,13 @@ def test_crashed_run_equals_the_unbroken_bit_for_bit_at_any_stage(
     )
 
 
-def test_checkpoints_at_every_fraction_stay(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_checkpoints_at_every_fraction_are_kept(tiny: MakeConfig, tmp_path: Path) -> None:
     train(tiny("checkpoint.keep_every_fraction=0.2", "checkpoint.keep_last=1"), tmp_path / "run")
     kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*")}
     assert kept == {5, 11, 16, 22, 27}
 
 
-def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
+def test_repeated_signals_during_a_save_leave_an_intact_checkpoint(
     tiny: MakeConfig, unbroken: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def storm(path: Path, held: Sequence[Piece]) -> FileSum:
@@ -257,7 +255,7 @@ def test_storm_of_signals_in_a_save_leaves_a_whole_checkpoint(
     assert newest.read_bytes() == state_of(unbroken.checkpoints / "step-27").read_bytes()
 
 
-def test_second_ctrl_c_ends_at_once(
+def test_second_ctrl_c_quits_immediately(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def twice() -> None:

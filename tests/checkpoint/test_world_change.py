@@ -1,4 +1,4 @@
-"""A run that goes on with other ranks, another ZeRO stage and another micro-batch equals the unbroken one.
+"""A run that resumes with other ranks, ZeRO stage and micro-batch equals the uninterrupted run.
 
 One rank is this process; several are started once for all cases of a part.
 """
@@ -38,7 +38,7 @@ FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 64
 
 
 class Place(NamedTuple):
-    """Where a part of a run takes place."""
+    """The ranks and settings of a part of a run."""
 
     ranks: int
     stage: int
@@ -78,7 +78,7 @@ def _config(tiny: Callable[..., RunConfig], overrides: Sequence[str]) -> RunConf
 
 
 def _carry_out(out: Path, changes: Changes, tiny: Callable[..., RunConfig]) -> None:
-    """All parts of all runs, in one start of each number of ranks for each part."""
+    """Run all parts; each part starts once for each number of ranks."""
     write_config(out, _config(tiny, []))
     for part, until in enumerate((FIRST_CHANGE, SECOND_CHANGE, None)):
         for ranks in (1, 2, 4):
@@ -119,7 +119,7 @@ def _check(out: Path, changes: Changes) -> None:
 
 
 @pytest.mark.timeout(3 * LIMIT_S)
-def test_run_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_run_resumes_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, THIN, tiny)
     _check(tmp_path, THIN)
 
@@ -142,7 +142,7 @@ def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * LIMIT_S)
-def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_bf16_resumes_in_another_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     changes: Changes = {
         "unbroken": ("bf16", [Place(1, 1)]),
         "1-2-4": ("bf16", [Place(1, 1), Place(2, 3), Place(4, 2)]),
@@ -158,6 +158,6 @@ def test_bf16_goes_on_in_another_world(tiny: Callable[..., RunConfig], tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * LIMIT_S)
-def test_run_goes_on_in_any_other_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_run_resumes_in_any_other_world(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     _carry_out(tmp_path, WIDE, tiny)
     _check(tmp_path, WIDE)

@@ -1,4 +1,4 @@
-"""Experts over ranks: the losses, masks and checkpoints of experts that every rank holds."""
+"""Expert parallelism gives the losses, masks and checkpoints of runs without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reptrain.config import RunConfig, config_fingerprint
 from reptrain.config.model import MoEConfig
 from reptrain.distributed.world import choose_device, join
 from reptrain.errors import ConfigError
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.model.dropout import Dropout, Site
 from reptrain.model.sparse import SparseMLP
 from reptrain.runs import RunFolder
@@ -100,7 +100,7 @@ AFTER_FOUR: Cases = {
 @pytest.fixture(scope="module")
 @takes_up_to(LIMIT_S + 600)
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: MakeConfig) -> Path:
-    """The folder of all runs on one and two ranks."""
+    """Folder of all runs on one and two ranks."""
     out = tmp_path_factory.mktemp("experts")
     # 24 windows of an epoch of 16 in batches of 10; the last one is short.
     data = ("train.total_tokens=1.5epochs", "data.unique_tokens=500", "train.batch_windows=10")
@@ -113,7 +113,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: MakeConfig) -> Path:
 
 
 def losses(out: Path, name: str) -> list[tuple[int, float]]:
-    """Steps before each loss, and the loss: of training and of the three sets."""
+    """Step and loss of each training step and each evaluation of the three sets."""
     records = RunFolder.open(out / name).metrics
     trained = [(record.step, record.loss_nats) for record in records.records("train")]
     return trained + [(record.step, record.nats) for record in records.records("valid")]
@@ -129,7 +129,7 @@ def both(out: Path, *names: str) -> list[RunFolder]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", [name for name in ON_TWO if name.split("-")[0] in PLAIN])
-def test_losses_masks_and_norms_are_those_of_experts_on_every_rank(runs: Path, name: str) -> None:
+def test_losses_masks_and_norms_equal_those_without_expert_parallelism(runs: Path, name: str) -> None:
     assert_losses_agree(*both(runs, name, name.split("-")[0]))
 
 
@@ -140,23 +140,23 @@ def assert_bf16_follows(out: Path, name: str) -> None:
 
 
 @pytest.mark.ranks
-def test_bf16_follows_experts_on_every_rank(runs: Path) -> None:
+def test_bf16_matches_the_run_without_expert_parallelism(runs: Path) -> None:
     assert_bf16_follows(runs, "bf16-p2-zero1")
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(("name", "plain"), [("decoder-p2-zero1", "decoder"), ("t5-p2-zero2", "t5")])
-def test_routing_is_told_as_with_experts_on_every_rank(runs: Path, name: str, plain: str) -> None:
+def test_routing_records_equal_those_without_expert_parallelism(runs: Path, name: str, plain: str) -> None:
     if not assert_routing_agrees(*both(runs, name, plain)):
         return
     found, expected = (
-        CheckpointManifest.read(runs / run / f"checkpoints/step-{STEPS}").votes for run in (name, plain)
+        CheckpointManifest.read(runs / run / f"checkpoints/step-{STEPS}").expert_bias for run in (name, plain)
     )
     assert found == expected
 
 
 def whole(out: Path, name: str) -> dict[str, Tensor]:
-    """What a run's last checkpoint holds, each parameter put together; no element stands in it twice."""
+    """The parameters in a run's last checkpoint, assembled; checks that no element is written twice."""
     folder = out / name / f"checkpoints/step-{STEPS}"
     manifest = CheckpointManifest.read(folder)
     found: dict[str, Tensor] = {}
@@ -179,7 +179,10 @@ def assert_equal_state(out: Path, name: str, origin: str) -> None:
     for key, values in expected.items():
         assert torch.equal(found[key], values), key
     manifests = [CheckpointManifest.read(out / run / f"checkpoints/step-{STEPS}") for run in (name, origin)]
-    assert manifests[0].votes == manifests[1].votes and manifests[0].parameters == manifests[1].parameters
+    assert (
+        manifests[0].expert_bias == manifests[1].expert_bias
+        and manifests[0].parameters == manifests[1].parameters
+    )
     assert manifests[0].optimizer_steps == manifests[1].optimizer_steps == STEPS
 
 
@@ -192,13 +195,13 @@ def assert_equal_state(out: Path, name: str, origin: str) -> None:
         ("bf16-p2-to-p1", "bf16-p2-zero1"),
     ],
 )
-def test_checkpoint_moves_bit_for_bit(runs: Path, name: str, origin: str) -> None:
+def test_checkpoint_loads_bit_for_bit_in_the_other_layout(runs: Path, name: str, origin: str) -> None:
     assert_equal_state(runs, name, origin)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(("name", "plain"), [("decoder-p2-zero1", "decoder"), ("t5-p2-zero2", "t5")])
-def test_each_expert_lies_where_it_belongs(runs: Path, name: str, plain: str) -> None:
+def test_each_expert_is_at_its_place_in_the_whole_parameter(runs: Path, name: str, plain: str) -> None:
     found, expected = whole(runs, name), whole(runs, plain)
     experts = [key for key in expected if ".experts." in key]
     assert len(experts) >= 3 * 2 and {len(expected[key]) for key in experts} == {4}
@@ -210,7 +213,7 @@ def test_each_expert_lies_where_it_belongs(runs: Path, name: str, plain: str) ->
 
 
 @pytest.mark.ranks
-def test_a_new_run_begins_with_its_parents_experts(runs: Path) -> None:
+def test_init_from_takes_over_the_parents_experts(runs: Path) -> None:
     begun = RunFolder.open(runs / "continued-p2-zero2").metrics.records("valid")
     ended = RunFolder.open(runs / "decoder").metrics.records("valid")
     first = {record.set: record.nats for record in begun if record.step == 0}
@@ -219,15 +222,15 @@ def test_a_new_run_begins_with_its_parents_experts(runs: Path) -> None:
 
 
 @pytest.mark.ranks
-def test_a_model_is_opened_whose_experts_were_spread(runs: Path) -> None:
-    model = open_trained(runs / "decoder-p2-zero1").load()
+def test_model_trained_with_expert_parallelism_opens(runs: Path) -> None:
+    model = open_saved_model(runs / "decoder-p2-zero1").load()
     expected = whole(runs, "decoder-p2-zero1")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, expected[f"weight:{name}"]), name
 
 
 @pytest.mark.ranks
-def test_a_run_goes_on_with_experts_on_every_rank(runs: Path) -> None:
+def test_run_resumes_without_expert_parallelism(runs: Path) -> None:
     (event,) = (
         event for event in RunFolder.open(runs / "moved").events.records() if event.event == "resumed"
     )
@@ -241,7 +244,7 @@ def assert_left_out(out: Path, name: str) -> None:
 
 
 @pytest.mark.ranks
-def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(runs: Path) -> None:
+def test_step_that_is_not_finite_on_one_rank_is_applied_on_none(runs: Path) -> None:
     assert_left_out(runs, "nan-fp32-zero2")
 
 
@@ -287,7 +290,7 @@ def outcome(experts: torch.nn.Module, counts: Sequence[int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("backend", ["grouped", "loop"])
 @pytest.mark.parametrize("counts", [(3, 0, 4, 2), (0, 5, 0, 0), (0, 0, 0, 0)])
-def test_held_experts_take_any_number_of_rows(backend: str, counts: Sequence[int]) -> None:
+def test_held_experts_accept_any_number_of_rows(backend: str, counts: Sequence[int]) -> None:
     from reptrain.distributed.expert_parallel import HeldExperts
 
     join(choose_device("cpu"))
@@ -303,7 +306,7 @@ def test_held_experts_take_any_number_of_rows(backend: str, counts: Sequence[int
         assert torch.equal(tensor, expected)
 
 
-def test_held_experts_are_a_stretch_of_all() -> None:
+def test_held_experts_are_a_range_of_all_experts() -> None:
     from reptrain.distributed.expert_parallel import HeldExperts
 
     whole_layer = layer("loop")
@@ -333,18 +336,20 @@ MOE = "model.moe={num_experts: 6}"
         ),
     ],
 )
-def test_refuses_what_cannot_be_spread(tiny: MakeConfig, overrides: Sequence[str], words: str) -> None:
+def test_refuses_experts_that_cannot_be_spread(
+    tiny: MakeConfig, overrides: Sequence[str], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         tiny(*overrides)
 
 
-def test_refuses_ranks_that_make_no_whole_group(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_refuses_a_number_of_ranks_that_the_group_does_not_divide(tiny: MakeConfig, tmp_path: Path) -> None:
     config = tiny(MOE, "train.expert_parallel_size=2", "train.zero_stage=2")
     with pytest.raises(ConfigError, match="must divide the number of ranks, 1, but got 2"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_results_do_not_depend_on_it(tiny: MakeConfig) -> None:
+def test_expert_parallel_size_is_not_in_the_fingerprint(tiny: MakeConfig) -> None:
     spread = tiny(MOE, "train.expert_parallel_size=2", "train.zero_stage=1")
     assert config_fingerprint(spread) == config_fingerprint(tiny(MOE))

@@ -1,4 +1,4 @@
-"""The precision of a run on its device, and how ranks of one machine meet."""
+"""Precision of a run on its device, and the network interface of ranks on one machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_on_device_chooses_fp32_on_a_cpu_and_for_optimizers_of_whole_matrices(ti
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_on_device_leaves_a_precision_that_was_chosen(tiny: MakeConfig, device: str) -> None:
+def test_on_device_keeps_an_explicit_precision(tiny: MakeConfig, device: str) -> None:
     config = tiny("train={precision: fp32, zero_stage: 2}")
     assert config.on_device(device) == config
 
@@ -67,7 +67,7 @@ def test_precision_text_shows_precision_and_tf32(
 
 
 @pytest.mark.parametrize(("tf32", "expected"), [("true", "high"), ("false", "highest")])
-def test_allow_tf32_switches_the_products_of_a_gpu_alone(tiny: MakeConfig, tf32: str, expected: str) -> None:
+def test_allow_tf32_changes_gpu_products_only(tiny: MakeConfig, tf32: str, expected: str) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
@@ -81,7 +81,7 @@ def test_allow_tf32_switches_the_products_of_a_gpu_alone(tiny: MakeConfig, tf32:
 
 @pytest.mark.skipif(not Path("/sys/class/net/lo").exists(), reason="needs Linux")
 @pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", "lo"), ("localhost", "lo"), ("10.0.0.7", None)])
-def test_ranks_of_one_machine_meet_through_loopback(
+def test_ranks_of_one_machine_use_the_loopback_interface(
     host: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
@@ -89,7 +89,7 @@ def test_ranks_of_one_machine_meet_through_loopback(
     assert os.environ.get("NCCL_SOCKET_IFNAME") == os.environ.get("GLOO_SOCKET_IFNAME") == expected
 
 
-def test_a_chosen_interface_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_defined_interface_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"NCCL_SOCKET_IFNAME": "eth1"})
     _use_loopback("127.0.0.1")
     assert os.environ["NCCL_SOCKET_IFNAME"] == "eth1"

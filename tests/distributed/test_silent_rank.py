@@ -1,4 +1,4 @@
-"""A rank that is killed, stopped or stuck: the other ends in time and names it, and the run goes on."""
+"""A rank is killed, stopped or hangs: the other rank ends in time and names it, and the run can resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.timeout(2 * START_S + 8 * TIMEOUT_S
 
 
 class Ranks:
-    """Two ranks without a launcher, which would end them all by itself."""
+    """Two ranks without a launcher, which would end all ranks itself."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         write_config(folder, config)
@@ -81,7 +81,7 @@ def test_lost_rank_is_named_in_time(
     ranks.processes[lost].send_signal(how)
     other = ranks.processes[1 - lost]
     assert other.wait(timeout=4 * TIMEOUT_S) == 2
-    assert f"rank {lost}: must get on within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
+    assert f"rank {lost}: must make progress within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
     status = RunFolder.open(ranks.run).status()
     assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
     ranks.end()
@@ -93,14 +93,14 @@ def test_lost_rank_is_named_in_time(
     assert report.exact and report.complete, report.text()
 
 
-def test_rank_that_does_not_come_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_rank_that_does_not_join_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     write_config(tmp_path, tiny("train.rank_timeout_seconds=2"))
     command = ["-m", "reptrain", "train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
     # Of three ranks the first alone is started.
     (alone,) = begin_ranks(3, command, tmp_path, started_ranks=[0])
     assert alone.wait(timeout=START_S) == 2
     said = (tmp_path / "rank-0.txt").read_text()
-    assert "error: ranks 1, 2: must come within 2 seconds, but got 1 of 3." in said
+    assert "error: ranks 1, 2: must join within 2 seconds, but got 1 of 3." in said
     assert not (tmp_path / "run").exists()
 
 

@@ -18,7 +18,7 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
     assert settings["communication_data_type"] == "fp32"
 
 
-def test_deepspeed_config_multiplies_out(tiny: Callable[..., RunConfig]) -> None:
+def test_deepspeed_config_batch_sizes_are_consistent(tiny: Callable[..., RunConfig]) -> None:
     settings = deepspeed_config(tiny(), world_size=2, micro_batch_windows=3, micro_steps=4)
     assert settings["train_batch_size"] == 24
     assert "bf16" not in settings and "fp16" not in settings

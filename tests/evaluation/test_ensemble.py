@@ -52,7 +52,7 @@ def test_ensemble_of_one_is_the_model(runs: Callable[[str], Path]) -> None:
         assert other.nats == pytest.approx(one.nats, rel=1e-6)
 
 
-def test_nats_are_those_of_the_mean_probability(runs: Callable[[str], Path]) -> None:
+def test_ensemble_nats_are_those_of_the_mean_probability(runs: Callable[[str], Path]) -> None:
     members = [open_run(runs(name), device="cpu") for name in ("plain", "wider")]
     first = members[0]
     (select,) = (
@@ -91,12 +91,14 @@ def test_logits_are_normalized() -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("narrower windows", "window_tokens 16"), ("other objective", "objective")]
 )
-def test_other_examples_are_refused(name: str, words: str, runs: Callable[[str], Path]) -> None:
+def test_ensemble_of_different_examples_is_refused(
+    name: str, words: str, runs: Callable[[str], Path]
+) -> None:
     with pytest.raises(RunError, match=words):
         ensemble_of([open_run(runs("plain"), device="cpu"), open_run(runs(name), device="cpu")])
 
 
-def test_command_tells_members_and_their_mean(runs: Callable[[str], Path]) -> None:
+def test_evaluate_prints_members_and_their_ensemble(runs: Callable[[str], Path]) -> None:
     paths = [str(runs(name)) for name in ("plain", "other subset")]
     told = CliRunner().invoke(
         app, ["evaluate", *paths, "--ensemble", "--device", "cpu", "--json"], catch_exceptions=False

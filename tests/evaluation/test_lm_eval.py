@@ -1,4 +1,4 @@
-"""lm-eval on our models, offline: a task of a few lines, whose figures are ours."""
+"""lm-eval on our models, offline: its scores of a small task equal ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain.errors import ConfigError
 from reptrain.evaluation.lm_eval import score_by_lm_eval
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 
 pytestmark = pytest.mark.slow
 TEXTS = ["The list is sorted in place.", "Return the name of the module", "a loop over it"]
@@ -42,17 +42,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tasks"
 
 
-def test_bits_per_byte_are_ours(folder: Path, trained: Callable[[str], Path]) -> None:
+def test_lm_eval_bits_per_byte_equal_ours(folder: Path, trained: Callable[[str], Path]) -> None:
     run = trained("causal")
     (score,) = score_by_lm_eval(run, ["small_texts"], include=folder)
-    model, tokenizer = open_trained(run).load(), open_trained(run).tokenizer()
+    model, tokenizer = open_saved_model(run).load(), open_saved_model(run).tokenizer()
     nats = 0.0
     for ids in tokenizer.encode(TEXTS):
         tokens = torch.from_numpy(ids.astype("int64"))
         with torch.no_grad():
             logits_TV = model(torch.cat([torch.zeros(1, dtype=torch.int64), tokens[:-1]])[None])[0]
         nats += float(torch.nn.functional.cross_entropy(logits_TV, tokens, reduction="sum"))
-    assert open_trained(run).special_ids(tokenizer).start == 0
+    assert open_saved_model(run).special_ids(tokenizer).start == 0
     size = sum(len(text.encode()) for text in TEXTS)
     assert score.metric == "bits_per_byte" and score.value == pytest.approx(
         nats / size / math.log(2), rel=1e-4
@@ -67,11 +67,11 @@ def test_command_and_unknown_tasks(folder: Path, trained: Callable[[str], Path])
         score_by_lm_eval(trained("causal"), ["small_texts", "no_such_task"], include=folder)
 
 
-def test_data_that_cannot_be_had_is_refused(folder: Path, trained: Callable[[str], Path]) -> None:
+def test_task_without_available_data_is_refused(folder: Path, trained: Callable[[str], Path]) -> None:
     task = (
         (folder / "small.yaml").read_text().replace("small_texts", "gone").replace("rows.jsonl", "gone.jsonl")
     )
     (folder / "gone.yaml").write_text(task)
     for name in ("gone", "lambada_openai"):
-        with pytest.raises(ConfigError, match=f"--lm-eval {name}: must be tasks whose data can be loaded"):
+        with pytest.raises(ConfigError, match=f"--tasks {name}: must be tasks whose data can be loaded"):
             score_by_lm_eval(trained("causal"), [name], include=folder)

@@ -100,7 +100,7 @@ def two_hosts() -> Iterator[TwoHosts]:
 
 def _assert_names(ended: Ended, lost: int) -> None:
     assert ended.code == 2 and "Traceback" not in ended.said, ended.said
-    assert f"rank {lost}: must get on within" in ended.said, ended.said
+    assert f"rank {lost}: must make progress within" in ended.said, ended.said
 
 
 @pytest.mark.parametrize("lost", [0, 1])

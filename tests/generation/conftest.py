@@ -1,4 +1,4 @@
-"""Every test here computes small models."""
+"""Tests of this folder run small models."""
 
 from __future__ import annotations
 

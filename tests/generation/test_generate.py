@@ -1,4 +1,4 @@
-"""Texts: the uncached forward pass chooses the same; draws depend on seed, prompt and position alone."""
+"""Generation equals the uncached forward pass; draws depend on seed, prompt and position only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reptrain.errors import ConfigError, ReptrainError, TextError
 from reptrain.generation import Sampling, Writer, generate
 from reptrain.generation.prompts import decode_text, encode_prompt, read_prompts
 from reptrain.hub.export import export_model
-from reptrain.hub.saved_model import Reading, open_trained
+from reptrain.hub.saved_model import Reading, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import build_model
 from reptrain.text import Tokenizer
@@ -44,7 +44,7 @@ def writer(config: DecoderConfig | T5Config, reading: Reading = "causal") -> Wri
 
 @torch.no_grad()
 def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) -> list[int]:
-    """The whole forward pass for every token."""
+    """A full forward pass for every token."""
     chosen: list[int] = []
     for position in range(NEW):
         if isinstance(writer.model.config, DecoderConfig):
@@ -79,7 +79,7 @@ def uncached(writer: Writer, prompt: list[int], sampling: Sampling, row: int) ->
         (T5, "inputs", Sampling(0.8, 0.9, seed=4)),
     ],
 )
-def test_tokens_are_those_of_the_uncached_model_in_any_batch(
+def test_tokens_equal_those_of_the_uncached_model_in_any_batch(
     config: DecoderConfig | T5Config, reading: Reading, sampling: Sampling
 ) -> None:
     made = writer(config, reading)
@@ -90,7 +90,7 @@ def test_tokens_are_those_of_the_uncached_model_in_any_batch(
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
 
 
-def test_text_ends_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_stops_after_the_end_id(monkeypatch: pytest.MonkeyPatch) -> None:
     made = writer(DECODER)
     whole = list(made.write(PROMPTS, max_new_tokens=NEW, sampling=Sampling(), batch_rows=5))
     # What one row writes in its midst ends it, and no other row that does not write it.
@@ -106,7 +106,7 @@ def draws(sampling: Sampling, logits_V: Tensor, count: int = 20_000) -> Tensor:
     return torch.bincount(token_B, minlength=len(logits_V)) / count
 
 
-def test_draws_have_the_models_probabilities() -> None:
+def test_draws_follow_the_models_probabilities() -> None:
     logits_V = torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0])
     for temperature in (1.0, 0.5, 3.0):
         expected_V = (logits_V / temperature).softmax(-1)
@@ -120,7 +120,7 @@ def test_draws_have_the_models_probabilities() -> None:
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
 
 
-def test_top_p_leaves_the_most_likely_that_reach_it() -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     probability_V = torch.tensor([0.15, 0.5, 0.05, 0.3])
     found_V = draws(Sampling(1.0, top_p=0.75), probability_V.log())
     assert found_V.tolist() == [0, pytest.approx(0.5 / 0.8, abs=0.02), 0, pytest.approx(0.3 / 0.8, abs=0.02)]
@@ -138,7 +138,7 @@ def test_sampling_out_of_range_is_refused(values: dict[str, float], words: str) 
 
 @pytest.fixture(scope="module")
 def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 that has seen little."""
+    """A T5 after a few training steps."""
     out = tmp_path_factory.mktemp("run") / "t5"
     model = "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 1, num_heads: 2,"
     train(
@@ -150,7 +150,7 @@ def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_command_writes_texts_of_prompts_and_files(run: Path, tmp_path: Path) -> None:
+def test_generate_command_accepts_prompts_and_files(run: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("The <extra_id_0> of a list\n\nis\n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "The <extra_id_0> of a list"}\n{"prompt": "is"}\n')
     told = []
@@ -180,14 +180,14 @@ READINGS = {
 }
 
 
-def test_decoder_reads_a_prompt_as_its_objective_taught_it(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_decoder_treats_a_prompt_as_in_its_objective(tiny: MakeConfig, tmp_path: Path) -> None:
     train(tiny("train.total_tokens=400"), tmp_path)
     text = (tmp_path / "config.yaml").read_text()
     for objective, reading in READINGS.items():
         (tmp_path / "config.yaml").write_text(
             re.sub(r"objective:\n( .*\n)+", f"objective: {{name: {objective}}}\n", text)
         )
-        assert open_trained(tmp_path).reading == reading
+        assert open_saved_model(tmp_path).reading == reading
         if reading != "causal":
             with pytest.raises(ReptrainError, match="forwards only"):
                 export_model(tmp_path, tmp_path / "out")
@@ -207,7 +207,7 @@ def test_wrong_input_is_refused(run: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, TextError) and "p.jsonl:1" in str(result.exception)
 
 
-def test_sentinels_are_spelled_out(store_path: Path) -> None:
+def test_sentinels_are_written_as_text(store_path: Path) -> None:
     from reptrain.store import open_store
 
     tokenizer: Tokenizer = open_store(store_path).tokenizer()
@@ -217,7 +217,7 @@ def test_sentinels_are_spelled_out(store_path: Path) -> None:
     assert decode_text(tokenizer, [*ids, tokenizer.eos_id]) == text
 
 
-def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
+def test_read_prompts_accepts_every_kind_of_file(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\xe2\x80\xa8three\n")
     assert read_prompts(path) == ["one", "two\u2028three"]
@@ -228,7 +228,7 @@ def test_prompts_of_every_kind_of_file(tmp_path: Path) -> None:
         (b'{"prompt": null}', r"p\.jsonl:1: .*got null under 'prompt'"),
         (b'\n{"prompt": ["a"]}', r"p\.jsonl:2: .*got a list under 'prompt'"),
         (b'{"text": "a"}', r"p\.jsonl:1: .*got text"),
-        (b'{"prompt": "\\ud800"}', r"p\.jsonl:1: .*half of a surrogate pair"),
+        (b'{"prompt": "\\ud800"}', r"p\.jsonl:1: .*an unpaired surrogate"),
         (b'{"prompt": "a\tb"}', r"p\.jsonl:1: .*a raw tab in a string at column 14"),
         (b'{"prompt": "a", "prompt": "b"}', r"p\.jsonl:1: .*the key 'prompt' twice"),
         ("one".encode("utf-16"), r"p\.jsonl: must be UTF-8, but got UTF-16"),

@@ -1,4 +1,4 @@
-"""Folders that are not what they say: one clear error each."""
+"""Damaged or unsupported folders: one clear error each."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def settings(path: Path, **changed: Any) -> None:
 TENSORS: dict[str, tuple[str, Callable[[Tensors], Any], str]] = {
     "missing": ("t5-1.0", lambda t: t.pop(Q), f"no tensor {Q}"),
     "extra": (
-        "t5-1.0", lambda t: t.update(more=torch.ones(2)), "that the model has not, but got the tensor more",
+        "t5-1.0", lambda t: t.update(more=torch.ones(2)), "tensors only, but got the tensor more",
     ),
     "misshapen": ("t5-1.0", lambda t: t.update({Q: torch.ones(2, 3)}), r"q.weight of shape \(2, 3\)"),
     "another head": (
-        "t5-1.0", lambda t: t.update({"lm_head.weight": t["shared.weight"] + 1}), "must tie them",
+        "t5-1.0", lambda t: t.update({"lm_head.weight": t["shared.weight"] + 1}), "tie_word_embeddings",
     ),
     "another embedding": (
         "switch", lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"] + 1}),
-        "one embedding for encoder and decoder",
+        "same embedding in encoder and decoder",
     ),
     "no head": ("llama", lambda t: t.pop("lm_head.weight"), "no tensor lm_head.weight"),
 }  # fmt: skip
@@ -76,14 +76,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor in config.json: must be 1",
     ),
     "a scaling without its factor": (
-        "llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor in config.json: must be there",
+        "llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor in config.json: must be set",
     ),
     "some layers with a window": ("qwen2-window", {"layer_types": ["full_attention", "sliding_attention"]},
         "layer_types in config.json: must give all layers a sliding window or none",
     ),
-    "an encoder alone": ("t5-1.0", {"is_encoder_decoder": False}, "an encoder alone"),
+    "an encoder alone": ("t5-1.0", {"is_encoder_decoder": False}, "an encoder only"),
     "two names of one size": ("gpt2", {"hidden_size": 30}, "hidden_size in config.json: must be n_embd, 24"),
-    "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be there"),
+    "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be set"),
     "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": None}, "d_model must be num_heads times"),
     "odd head width": ("llama", {"head_dim": 9}, "head_dim must be even"),
     "first layer sparse": (
@@ -115,8 +115,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         ModelFolder.open(tmp_path)
 
 
-def test_new_t5_11_whose_head_transformers_tied_gets_a_copy(tmp_path: Path) -> None:
-    """Transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
+def test_untied_t5_11_without_a_head_gets_a_copy_of_the_embedding(tmp_path: Path) -> None:
+    """transformers 5 ties the head of every new T5 and does not scale the output of 1.1."""
     theirs = make("t5-1.1", own_head=False)
     ours = ours_from(save(theirs, tmp_path))
     tokens_BT = torch.arange(2, 42).view(2, 20)
@@ -140,7 +140,7 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("key", KINDS)
-def test_settings_of_another_kind_are_named(key: str, tmp_path: Path) -> None:
+def test_settings_of_the_wrong_type_are_named(key: str, tmp_path: Path) -> None:
     value, words = KINDS[key]
     save(make("llama"), tmp_path)
     if key == "rope_theta":
@@ -157,7 +157,7 @@ def test_special_ids_beyond_the_vocabulary_are_named(index: Any, tmp_path: Path)
         ModelFolder.open(tmp_path).special_ids()
 
 
-def test_an_index_that_maps_nothing_is_named(tmp_path: Path) -> None:
+def test_index_without_a_weight_map_is_named(tmp_path: Path) -> None:
     save(make("llama"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')

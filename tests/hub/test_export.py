@@ -1,4 +1,4 @@
-"""Our models as Hugging Face folders: transformers loads them, and gives our logits and our greedy tokens."""
+"""Exported models: transformers loads them and gives our logits and greedy tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reptrain.config import RunConfig
 from reptrain.errors import HubError, ReptrainError
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.export import export_model, import_model, write_model
-from reptrain.hub.saved_model import ImportedModel, open_trained
+from reptrain.hub.saved_model import ImportedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.store import open_store
 from reptrain.training.loop import train
@@ -36,7 +36,7 @@ def _no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder that was trained for a few steps."""
+    """A decoder after a few training steps."""
     out = tmp_path_factory.mktemp("runs") / "run"
     with torch.enable_grad():
         train(tiny("train.total_tokens=1200"), out)
@@ -45,7 +45,7 @@ def run(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untrained(tiny: MakeConfig, store_path: Path, run: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes the folder of a model with its initial weights, as an import does; without overrides, a run."""
+    """Create an imported model with initial weights; without overrides, a run."""
 
     def make_model(*overrides: str) -> Path:
         if not overrides:
@@ -100,7 +100,7 @@ def test_exported_model_gives_our_logits_in_transformers(
     run = untrained(*RUNS[kind])
     told = export_model(run, tmp_path / "out", max_shard_bytes=40_000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
-    trained = open_trained(run)
+    trained = open_saved_model(run)
     config = without_capacity(trained.config)
     ours = trained.load(config)
     tokens_BT, is_token_BT = rows([40, 25, 1], 3)
@@ -117,17 +117,17 @@ def test_exported_model_gives_our_logits_in_transformers(
     expected_BTV = theirs.eval()(input_ids=tokens_BT, attention_mask=is_token_BT, **inputs).logits
     close(logits_BTV[counted], expected_BTV[counted], spread=0.01)
     stored = sum(parameter.numel() for parameter in ours.parameters())
-    assert told.parameters == stored and told.step == open_trained(run).step
+    assert told.parameters == stored and told.step == open_saved_model(run).step
     # Shared layers are copied, and so is the embedding of an untied Switch.
     if kind not in ("shared", "switch"):
         assert sum(parameter.numel() for parameter in theirs.parameters()) == stored
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt"])
-def test_exported_decoder_reads_its_start_token_without_a_mask(
+def test_exported_decoder_attends_to_its_start_token_without_a_mask(
     kind: str, untrained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """transformers' own `generate` takes any other padding in a prompt for masked."""
+    """transformers' `generate` masks another padding id in a prompt."""
     run = untrained(*RUNS[kind])
     export_model(run, tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -135,7 +135,7 @@ def test_exported_decoder_reads_its_start_token_without_a_mask(
         # Far from uniform, and with an attention that tells one position from none.
         for name, parameter in theirs.named_parameters():
             parameter.mul_(1 if "norm" in name or "ln_" in name else 5)
-    start = open_trained(run).special_ids(open_trained(run).tokenizer(None)).start
+    start = open_saved_model(run).special_ids(open_saved_model(run).tokenizer(None)).start
     assert start == theirs.generation_config.bos_token_id == 0
     prompt = torch.tensor([[start, 7, start, 9], [start] * 4, [start, 7, 1, 9]])
     more = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -149,17 +149,17 @@ def test_exported_decoder_reads_its_start_token_without_a_mask(
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_import_and_export_give_back_the_same_tensors(kind: str, tmp_path: Path) -> None:
+def test_import_and_export_preserve_the_tensors(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     imported = import_model(save(theirs, tmp_path / "theirs"), tmp_path / "ours")
     assert imported.parameters == sum(parameter.numel() for parameter in theirs.parameters())
-    again = open_trained(tmp_path / "ours").load()
+    again = open_saved_model(tmp_path / "ours").load()
     for (name, parameter), other in zip(
-        open_trained(tmp_path / "theirs").load().named_parameters(), again.parameters(), strict=True
+        open_saved_model(tmp_path / "theirs").load().named_parameters(), again.parameters(), strict=True
     ):
         assert torch.equal(parameter, other), name
     record = json.loads((tmp_path / "ours" / "parent.json").read_text())
-    assert record["weights"] == open_trained(tmp_path / "theirs").fingerprint()
+    assert record["weights"] == open_saved_model(tmp_path / "theirs").fingerprint()
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_transformers_has_not_is_refused_by_name(kind: str, tiny: MakeConfig) -> None:
+def test_export_refuses_what_transformers_does_not_have(kind: str, tiny: MakeConfig) -> None:
     from reptrain.hub import model_settings
 
     overrides, name = REFUSED[kind]
@@ -202,7 +202,7 @@ def test_switch_every_fourth_is_refused(tiny: MakeConfig) -> None:
         model_settings(config, rows=512)
 
 
-def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
+def test_commands_print_their_results(run: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     words = ["export", str(run), str(out), "--step", "3", "--dtype", "bf16", "--json"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
@@ -210,16 +210,16 @@ def test_commands_tell_what_they_made(run: Path, tmp_path: Path) -> None:
     assert told["model_type"] == "llama" and told["step"] == 3
     result = CliRunner().invoke(app, ["import", str(out), str(again)], catch_exceptions=False)
     assert f"llama, {told['parameters']:,} parameters" in result.output
-    for name, parameter in open_trained(run, 3).load().named_parameters():
-        rounded = open_trained(again).load().get_parameter(name)
+    for name, parameter in open_saved_model(run, 3).load().named_parameters():
+        rounded = open_saved_model(again).load().get_parameter(name)
         assert torch.equal(parameter.bfloat16().float(), rounded), name
 
 
-def test_export_refuses_a_folder_in_use_and_a_step_that_is_not_there(run: Path, tmp_path: Path) -> None:
+def test_export_refuses_a_non_empty_folder_and_a_missing_step(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ReptrainError, match="must be new or empty"):
         export_model(run, tmp_path)
-    with pytest.raises(ReptrainError, match=r"must be a whole checkpoint \(there are step-"):
+    with pytest.raises(ReptrainError, match=r"must be an intact checkpoint \(existing: step-"):
         export_model(run, tmp_path / "out", step=777)
     with pytest.raises(ReptrainError, match="must be the folder of a model"):
         export_model(tmp_path, tmp_path / "out")

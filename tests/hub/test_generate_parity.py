@@ -1,4 +1,4 @@
-"""Greedy texts: transformers' tokens are ours, from its folders and from ours."""
+"""Greedy generation: our tokens equal those of transformers, for its folders and for ours."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LIKE_OTHERS = {"llama-gelu", "llama-linear", "mixtral-window", "qwen2", "t5-silu
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in LIKE_OTHERS])
-def test_greedy_tokens_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+def test_greedy_tokens_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
     theirs = make(kind, **LAYERS.get(kind, {}))
     folder = ModelFolder.open(save(theirs, tmp_path))
     special = folder.special_ids()
@@ -56,8 +56,8 @@ def test_greedy_tokens_are_those_of_transformers(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["t5-1.1", "llama"])
-def test_texts_from_a_folder_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    """With its tokenizer: what stands before and behind a prompt is the same."""
+def test_texts_from_a_folder_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    """With the tokenizer: the special tokens around a prompt are equal."""
     texts = (document.text for document, _ in zip(stdlib_documents(), range(30), strict=False))
     tokenizer = train_tokenizer(texts, tmp_path / "t.model", vocab_size=300, num_sentinels=8)
     is_encoder_decoder = kind.startswith("t5")

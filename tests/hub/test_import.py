@@ -1,4 +1,4 @@
-"""Folders of random models of transformers, read: the same logits, and clear errors."""
+"""Import of random models of transformers: equal logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _no_gradients() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ENCODER_DECODERS)
-def test_encoder_decoder_gives_their_logits(kind: str, tmp_path: Path) -> None:
+def test_encoder_decoder_logits_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     ours = ours_from(save(theirs, tmp_path))
     # Beyond the largest distance that has a bucket of its own, with padding on either side and on both.
@@ -41,7 +41,7 @@ def test_encoder_decoder_gives_their_logits(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ENCODER_DECODERS)
-def test_packed_encoder_decoder_gives_the_logits_of_each_document(kind: str, tmp_path: Path) -> None:
+def test_packed_encoder_decoder_logits_equal_those_of_each_document(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     ours = ours_from(save(theirs, tmp_path))
     source_BS, _ = rows([30, 30], 1)
@@ -58,7 +58,7 @@ def test_packed_encoder_decoder_gives_the_logits_of_each_document(kind: str, tmp
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_decoder_gives_their_logits_padded_and_packed(kind: str, tmp_path: Path) -> None:
+def test_decoder_logits_equal_those_of_transformers_padded_and_packed(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     ours = ours_from(save(theirs, tmp_path))
     tokens_BT, is_token_BT = rows([40, 25, 1], 3)

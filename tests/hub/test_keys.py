@@ -1,4 +1,4 @@
-"""Keys of config.json: our tables are those of transformers' config classes, and what we lack is refused."""
+"""Keys of config.json: our tables match transformers' config classes, and unsupported values are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_KEYS = {"get_text_config", "to_dict", "is_causal", "pretraining_tp", "use_r
 
 
 def defaults_of(model_type: str) -> dict[str, Any]:
-    """What transformers takes for each key that is missing."""
+    """transformers' defaults for missing keys."""
     found = {}
     for field in fields(CONFIG_MAPPING[model_type]):
         factory = field.default_factory
@@ -59,8 +59,8 @@ def test_tables_have_the_defaults_of_transformers(kind: Architecture) -> None:
     assert kind.keys.aliases == CONFIG_MAPPING[kind.model_type].attribute_map or kind.model_type == "mt5"
 
 
-def test_tables_have_all_that_the_modelling_code_reads(kind: Architecture) -> None:
-    """An attribute of the config that is no field of its class may still change the function."""
+def test_tables_have_every_key_that_the_modeling_code_reads(kind: Architecture) -> None:
+    """A config attribute that is not a field of the class may still change the model."""
     config = CONFIG_MAPPING[kind.model_type]
     module = inspect.getmodule(transformers.AutoModel._model_mapping[config])
     assert module is not None
@@ -94,7 +94,7 @@ def test_unknown_keys_are_refused_unless_they_are_off(kind: Architecture) -> Non
     assert kind.keys.complete({**off, "_name_or_path": "x"}).items() >= off.items()
 
 
-def test_aliases_are_taken_and_may_not_disagree(kind: Architecture) -> None:
+def test_aliases_are_accepted_and_must_agree(kind: Architecture) -> None:
     for alias, name in kind.keys.aliases.items():
         assert kind.keys.complete({alias: 5})[name] == 5
         with pytest.raises(HubError, match=f"{alias} in config.json: must be {name}, 6"):

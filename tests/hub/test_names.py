@@ -1,4 +1,4 @@
-"""Folders of one model under other names of its tensors."""
+"""Folders of a model with other tensor names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def logits(path: Path) -> torch.Tensor:
 
 
 def rename(path: Path, change: Callable[[str], str | None]) -> None:
-    """Rename a folder's tensors; those that become None are left out."""
+    """Rename a folder's tensors; tensors renamed to None are removed."""
     tensors = load_file(path / WEIGHTS)
     renamed = {change(name): tensor for name, tensor in tensors.items()}
     renamed.pop(None, None)
@@ -72,14 +72,14 @@ def test_base_model_with_the_head_beside_it_is_read(tmp_path: Path) -> None:
     assert torch.equal(logits(tmp_path), expected)
 
 
-def test_encoder_alone_is_refused(tmp_path: Path) -> None:
+def test_encoder_only_model_is_refused(tmp_path: Path) -> None:
     encoder = transformers.T5EncoderModel(transformers.T5Config(**T5))
     save(encoder, tmp_path)
-    with pytest.raises(HubError, match=r"is_encoder_decoder in config\.json.*an encoder alone"):
+    with pytest.raises(HubError, match=r"is_encoder_decoder in config\.json.*an encoder only"):
         ours_from(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"is_encoder_decoder": True}))
-    with pytest.raises(HubError, match=r"an encoder alone.*Save the whole model, as T5For"):
+    with pytest.raises(HubError, match=r"an encoder only.*Save the whole model, as T5For"):
         ours_from(tmp_path)
 
 
@@ -105,7 +105,7 @@ TIED = {
 
 
 @pytest.mark.parametrize("kind", TIED)
-def test_any_name_of_a_tied_tensor_will_do(kind: str, tmp_path: Path) -> None:
+def test_any_name_of_a_tied_tensor_is_accepted(kind: str, tmp_path: Path) -> None:
     expected = logits(save(make(kind), tmp_path))
     usual, other = TIED[kind]
     rename(tmp_path, lambda name: other if name == usual else name)
@@ -127,7 +127,7 @@ def test_untied_embedding_is_not_read_from_the_head(tmp_path: Path) -> None:
 
 
 def test_experts_in_one_tensor_are_read(tmp_path: Path) -> None:
-    """As transformers 5 keeps them in memory, and writes them where it is asked to."""
+    """The layout of transformers 5 in memory, which it can also write."""
     whole = make("mixtral")
     expected = logits(save(whole, tmp_path / "usual"))
     whole.save_pretrained(tmp_path / "fused", save_original_format=False)
@@ -136,13 +136,13 @@ def test_experts_in_one_tensor_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_prefix_of_a_wrapper_is_taken_off(wrapper: str, tmp_path: Path) -> None:
+def test_prefix_of_a_wrapper_is_removed(wrapper: str, tmp_path: Path) -> None:
     expected = logits(save(make("gpt2"), tmp_path))
     rename(tmp_path, lambda name: wrapper + name)
     assert torch.equal(logits(tmp_path), expected)
 
 
-def test_buffers_of_old_folders_mean_nothing(tmp_path: Path) -> None:
+def test_buffers_of_old_folders_are_ignored(tmp_path: Path) -> None:
     expected = logits(save(make("gpt2"), tmp_path / "gpt2"))
     tensors = load_file(tmp_path / "gpt2" / WEIGHTS)
     old = {f"transformer.h.0.attn.{name}": torch.ones(1) for name in ("bias", "masked_bias")}
@@ -159,7 +159,7 @@ def test_shards_of_a_base_model_are_read(tmp_path: Path) -> None:
     assert torch.equal(logits(tmp_path / "shards"), logits(tmp_path / "whole"))
 
 
-def test_one_file_goes_before_an_index_left_behind(tmp_path: Path) -> None:
+def test_single_file_takes_precedence_over_an_old_index(tmp_path: Path) -> None:
     expected = logits(save(make("llama"), tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     assert torch.equal(logits(tmp_path), expected)
@@ -175,14 +175,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_weights_in_another_form_are_named(name: str, tmp_path: Path) -> None:
+def test_weights_in_another_format_are_named(name: str, tmp_path: Path) -> None:
     transformers.LlamaConfig(**LLAMA).save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(HubError, match=OTHERS[name]):
         _ = ModelFolder.open(tmp_path).files
 
 
-def test_full_names_leave_a_mixture_as_it_is() -> None:
+def test_full_names_keep_names_with_mixed_prefixes() -> None:
     names = ["model.norm.weight", "norm.weight"]
     assert full_names(names, "model.") == {name: name for name in names}
     found: dict[str, Any] = full_names(["h.0.a", "lm_head.weight"], "transformer.")

@@ -32,7 +32,7 @@ def tokens(columns: int) -> Tensor:
 
 
 def our_router_losses(model: Any, *given: Tensor, group_windows: int, **more: Tensor) -> float:
-    """What the routers add to the loss of a step with one target for each position."""
+    """Router losses of a step with one target per position."""
     for _, layer in model.sparse_layers():
         config = layer.config.model_copy(update={"group_windows": group_windows})
         layer.config = layer.router.config = config
@@ -44,7 +44,7 @@ def our_router_losses(model: Any, *given: Tensor, group_windows: int, **more: Te
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_mixtral_coefficient_gives_their_loss(layers: int, top_k: int, tmp_path: Path) -> None:
+def test_mixtral_coefficient_gives_the_loss_of_transformers(layers: int, top_k: int, tmp_path: Path) -> None:
     more = {"num_hidden_layers": layers, "router_aux_loss_coef": 0.3}
     theirs = make("mixtral", **more)
     theirs.config.num_experts_per_tok = theirs.num_experts_per_tok = top_k
@@ -63,7 +63,7 @@ def test_mixtral_coefficient_gives_their_loss(layers: int, top_k: int, tmp_path:
 
 
 @pytest.mark.parametrize("sparse", [1, 2])
-def test_switch_coefficients_give_their_loss(sparse: int, tmp_path: Path) -> None:
+def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path: Path) -> None:
     more = {"num_layers": 2 * sparse, "num_decoder_layers": 2 * sparse, "num_sparse_encoder_layers": sparse,
             "num_sparse_decoder_layers": sparse}  # fmt: skip
     theirs = make("switch", **more, router_aux_loss_coef=0.3, router_z_loss_coef=0.02)
@@ -87,7 +87,7 @@ def test_switch_coefficients_give_their_loss(sparse: int, tmp_path: Path) -> Non
 
 
 def test_published_coefficient_of_mixtral_becomes_the_preset(tmp_path: Path) -> None:
-    """8x7B: .02 of what is 2 at balance, averaged over 32 layers, is .00125 of what is 1, summed."""
+    """8x7B: 0.02 times a mean over 32 layers (2 at balance) equals 0.00125 times a sum (of 1 at balance)."""
     from reptrain.sizes import load_subject
 
     preset = load_subject(Path(__file__).parents[2] / "configs/models/mixtral-8x7b.yaml").model
@@ -97,7 +97,7 @@ def test_published_coefficient_of_mixtral_becomes_the_preset(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["mixtral", "switch"])
 @pytest.mark.parametrize("coefficient", [0.001, 0.01, 0.02, 0.3])
-def test_coefficients_come_back_from_an_export(kind: str, coefficient: float, tmp_path: Path) -> None:
+def test_coefficients_survive_export_and_import(kind: str, coefficient: float, tmp_path: Path) -> None:
     more = {"router_aux_loss_coef": coefficient}
     more |= {"num_hidden_layers": 3} if kind == "mixtral" else {"router_z_loss_coef": coefficient / 10}
     theirs = make(kind, **more)

@@ -1,4 +1,4 @@
-"""Tokenizers in folders: transformers' ids are ours."""
+"""Tokenizers of folders: our ids equal those of transformers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def with_two_ends(tmp_path: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("is_encoder_decoder", [True, False])
-def test_read_tokenizer_takes_the_end_that_the_folder_names(tmp_path: Path, is_encoder_decoder: bool) -> None:
+def test_read_tokenizer_uses_the_end_that_the_folder_names(tmp_path: Path, is_encoder_decoder: bool) -> None:
     tokenizer = with_two_ends(tmp_path)
     folder = tmp_path / "hf"
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_read_tokenizer_takes_the_end_that_the_folder_names(tmp_path: Path, is_e
         assert found is not None and found.eos_id == tokenizer.eos_id != 0
 
 
-def test_read_tokenizer_passes_over_a_model_that_is_none_beside_a_good_file(
+def test_read_tokenizer_skips_a_file_of_another_format(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = byte_level(tmp_path)
@@ -134,7 +134,7 @@ def test_read_tokenizer_passes_over_a_model_that_is_none_beside_a_good_file(
         (tmp_path / name).write_text(content)
         found = read_tokenizer(tmp_path)
         assert found is not None and found.fingerprint == tokenizer.fingerprint
-        assert f"{name} is passed over for tokenizer.json" in capsys.readouterr().err
+        assert f"{name} is skipped in favor of tokenizer.json" in capsys.readouterr().err
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs")
     with pytest.raises(
         TokenizerError, match=r"tokenizer\.json: must be a SentencePiece model or a tokenizer"

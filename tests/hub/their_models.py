@@ -1,4 +1,4 @@
-"""Random models of transformers, saved as folders, and ours from them."""
+"""Random models of transformers, saved as folders, and our models of these folders."""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ def make(kind: str, *, own_head: bool = True, **more: Any) -> Any:
 
 
 def save(model: Any, path: Path) -> Path:
-    """Its folder."""
+    """Folder of the model."""
     model.save_pretrained(path)
     return path
 
 
 def ours_from(path: Path) -> Decoder | EncoderDecoder:
-    """The model in a folder, as ours."""
+    """Our model of a folder."""
     folder = ModelFolder.open(path)
     model = build_model(folder.config, vocab_size=VOCAB, seed=0).eval()
     folder.load(dict(model.named_parameters()))
@@ -141,7 +141,7 @@ def ours_from(path: Path) -> Decoder | EncoderDecoder:
 
 
 def rows(lengths: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    """Random ids, and 1 where they are not padding."""
+    """Random ids, and a mask that is 1 except for padding."""
     generator = torch.Generator().manual_seed(seed)
     is_token_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids_BT = torch.randint(2, VOCAB, is_token_BT.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Hostfiles: what is read and what is refused."""
+"""Hostfiles that are accepted and refused."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_read_hostfile_keeps_the_order_and_skips_comments(tmp_path: Path) -> Non
         "\n#b slots=1\na slots=4#half",
     ],
 )
-def test_read_hostfile_takes_the_forms_of_deepspeed_and_open_mpi(tmp_path: Path, text: str) -> None:
+def test_read_hostfile_accepts_deepspeed_and_open_mpi_syntax(tmp_path: Path, text: str) -> None:
     (tmp_path / "hosts").write_bytes(text.encode())
     assert read_hostfile(tmp_path / "hosts") == {"a": 4}
 
 
 @pytest.mark.parametrize("host", ["node-1.cluster.example", "user@node_1", "10.0.0.1", "fe80::1"])
-def test_read_hostfile_takes_every_form_of_a_host(tmp_path: Path, host: str) -> None:
+def test_read_hostfile_accepts_every_form_of_a_host(tmp_path: Path, host: str) -> None:
     (tmp_path / "hosts").write_text(f"{host} slots=1024\n")
     assert read_hostfile(tmp_path / "hosts") == {host: 1024}
 
@@ -41,8 +41,8 @@ def test_read_hostfile_takes_every_form_of_a_host(tmp_path: Path, host: str) -> 
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("node-0 slots=8\nnode-1\n", r"line 2: must say slots=N.*'node-1'"),
-        ("node-0\nnode-0\nnode-1\n", r"line 1: must say slots=N.*PBS"),
+        ("node-0 slots=8\nnode-1\n", r"line 2: must have slots=N.*'node-1'"),
+        ("node-0\nnode-0\nnode-1\n", r"line 1: must have slots=N.*PBS"),
         ("node-0 slots=0\n", r"line 1: must have slots from 1.*slots=0"),
         ("a slots=9 max_slots=8\n", r"line 1: must have slots from 1.*slots=9"),
         ("a slots=9999\n", "or 1024 without, but got slots=9999"),
@@ -71,7 +71,7 @@ def test_read_hostfile_refuses_by_line(tmp_path: Path, text: str, error: str) ->
     assert len(str(refused.value)) <= 500 + len(str(path))
 
 
-def test_read_hostfile_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+def test_read_hostfile_refuses_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="No such file"):
         read_hostfile(tmp_path / "none")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")

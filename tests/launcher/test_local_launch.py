@@ -23,7 +23,7 @@ CONFIG = Path("a config.yaml")
 
 
 def devices_in(command: Sequence[str]) -> list[int | str]:
-    """The devices of the ranks of this machine, in a command of DeepSpeed's per-node launcher."""
+    """Devices of this machine's ranks in a command of DeepSpeed's per-node launcher."""
     world = next(word.partition("=")[2] for word in command if word.startswith("--world_info="))
     devices: list[int | str] = json.loads(base64.urlsafe_b64decode(world))["localhost"]
     return devices
@@ -55,20 +55,20 @@ def test_launch_command_starts_the_ranks_as_train_processes() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_launch_command_passes_the_time_limit_on() -> None:
+def test_launch_command_passes_the_time_limit() -> None:
     command = launch_command(CONFIG, gpus=2, device="cpu", out=Path("runs/x"), max_minutes=7.5)
     assert command[command.index("train") :] == [
         *("train", str(CONFIG), "--max-minutes=7.5", "--out", "runs/x"),
     ]
 
 
-def test_launch_command_meets_at_another_port_for_each_local_run() -> None:
+def test_launch_command_uses_another_port_for_each_local_run() -> None:
     ports = {word for _ in range(3) for word in launch_command(CONFIG, gpus=2) if "master_port" in word}
     assert len(ports) == 3
     assert "--master_port=123" in launch_command(CONFIG, gpus=2, master_port=123)
 
 
-def test_launch_command_takes_the_slots_of_a_hostfile(tmp_path: Path) -> None:
+def test_launch_command_uses_the_slots_of_a_hostfile(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=8\nb slots=4\n")
     command = launch_command(CONFIG, hostfile=hosts)
@@ -82,14 +82,14 @@ def test_launch_command_takes_the_slots_of_a_hostfile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "error"), [(None, "must give the number of ranks"), (0, "must be at least 1")]
 )
-def test_launch_command_refuses_ranks_that_nothing_tells(gpus: int | None, error: str) -> None:
+def test_launch_command_requires_a_number_of_ranks_without_a_gpu(gpus: int | None, error: str) -> None:
     with pytest.raises(LaunchError, match=error):
         launch_command(CONFIG, gpus=gpus)
 
 
 @pytest.mark.usefixtures("four_gpus")
 def test_launch_command_refuses_more_ranks_than_gpus() -> None:
-    with pytest.raises(LaunchError, match="at most the number of GPUs here, 4, but got 5"):
+    with pytest.raises(LaunchError, match="at most the number of visible GPUs, 4, but got 5"):
         launch_command(CONFIG, gpus=5)
     assert devices_in(launch_command(CONFIG, gpus=5, device="cpu")) == [0, 1, 2, 3, 4]
     assert devices_in(launch_command(CONFIG)) == [0, 1, 2, 3]
@@ -117,12 +117,12 @@ def test_launch_command_gives_ranks_the_visible_gpus(
     hosts = tmp_path / "hosts"
     hosts.write_text(f"localhost slots={len(devices)}\n")
     assert devices_in(launch_command(CONFIG, gpus=gpus, hostfile=hosts)) == devices
-    with pytest.raises(LaunchError, match=r"number of GPUs here.*CUDA_VISIBLE_DEVICES is"):
+    with pytest.raises(LaunchError, match=r"number of visible GPUs.*CUDA_VISIBLE_DEVICES is"):
         launch_command(CONFIG, gpus=4)
 
 
-def test_the_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's launcher hands on the names, UUIDs too."""
+def test_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's launcher passes the names to the ranks, UUIDs too."""
     dev = make_devices(tmp_path, 4)
     monkeypatch.setattr(
         "reptrain_launcher.local.visible_gpus", lambda: visible_gpus(dev, tmp_path / "no driver")
@@ -149,7 +149,7 @@ def test_launch_command_refuses_hosts_whose_first_gpus_are_not_visible(
     hosts.write_text("a slots=2\nb slots=2\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if refused:
-        with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES: must hold 0 to 1"):
+        with pytest.raises(LaunchError, match="CUDA_VISIBLE_DEVICES: must include 0 to 1"):
             launch_command(CONFIG, hostfile=hosts)
     else:
         assert f"--hostfile={hosts}" in launch_command(CONFIG, hostfile=hosts)
@@ -168,7 +168,7 @@ def test_launch_command_writes_a_plain_hostfile_for_deepspeed(
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_launch_environment_shares_the_cores_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_environment_shares_the_cores_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert launch_environment(gpus=4).keys() == {"PATH"}
@@ -179,7 +179,7 @@ def test_launch_environment_shares_the_cores_on_a_cpu_alone(monkeypatch: pytest.
     assert launch_environment(gpus=4, device="cpu")["OMP_NUM_THREADS"] == "5"
 
 
-def test_shell_line_is_what_a_shell_takes_apart_again() -> None:
+def test_shell_line_round_trips_through_a_shell() -> None:
     line = shell_line(["python", "a b", "x=1"], {"A": "1 2"})
     assert shlex.split(line) == ["A=1 2", "python", "a b", "x=1"]
     assert subprocess.check_output(["sh", "-c", shell_line(["printenv", "A"], {"A": "1 $2"})]) == b"1 $2\n"
@@ -220,7 +220,7 @@ def test_shell_line_is_what_a_shell_takes_apart_again() -> None:
         ("MIG-GPU-a1/3/0", ("MIG-GPU-a1/3/0",)),
     ],
 )
-def test_visible_gpus_are_those_that_cuda_shows(
+def test_visible_gpus_match_cuda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str | None, shown: tuple[int | str, ...]
 ) -> None:
     dev = make_devices(tmp_path, 4)
@@ -249,7 +249,12 @@ def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
 
 def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFixture[str]) -> None:
     # DeepSpeed's launcher ends with the negative code of the rank.
-    for code, words in ((-9, "a rank was killed by signal 9. Often the memory"), (3, ""), (2, ""), (1, "")):
+    for code, words in (
+        (-9, "a rank was killed by signal 9. The usual cause"),
+        (3, ""),
+        (2, ""),
+        (1, ""),
+    ):
         assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}) == code % 256
         printed = capfd.readouterr().err
         assert words in printed and bool(printed) == bool(words)

@@ -1,4 +1,4 @@
-"""Child processes: their end, their output, and the signals that are passed on."""
+"""Child processes: exit code, output and forwarded signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ time.sleep(60)
 
 
 def send_when_ready(output: Path, number: int, *, times: int = 1) -> object:
-    """A listener that signals this process, once the child has said that it is ready."""
+    """A poll callback that signals this process once the child is ready."""
     left = [times]
 
     def listen() -> None:
@@ -45,7 +45,7 @@ def test_run_process_returns_the_exit_code_and_appends_the_output(tmp_path: Path
 
 @pytest.fixture
 def nothing_ignored() -> Iterator[None]:
-    """Tests that ran in the background ignore SIGHUP and SIGINT, and what ignores a signal is left so."""
+    """Default handlers: background processes ignore SIGHUP and SIGINT, which `run_process` keeps."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -57,7 +57,7 @@ def nothing_ignored() -> Iterator[None]:
     ("sent", "got"),
     [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
 )
-def test_run_process_passes_signals_on_and_lives(
+def test_run_process_forwards_signals_and_survives(
     tmp_path: Path, sent: str, got: str, nothing_ignored: None
 ) -> None:
     output, number = tmp_path / "out.log", getattr(signal, sent)
@@ -72,7 +72,7 @@ def test_run_process_passes_signals_on_and_lives(
     assert signal.getsignal(number) is before
 
 
-def test_run_process_kills_a_child_that_outstays_its_grace(tmp_path: Path) -> None:
+def test_run_process_kills_a_child_after_the_grace_period(tmp_path: Path) -> None:
     output = tmp_path / "out.log"
     code = (
         "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
@@ -109,7 +109,7 @@ def test_run_process_works_outside_the_main_thread() -> None:
     assert codes == [0]
 
 
-def test_run_process_signals_the_targets_and_not_the_child(tmp_path: Path) -> None:
+def test_run_process_signals_the_targets_instead_of_the_child(tmp_path: Path) -> None:
     # A parent that would die of the signal and lose the exit code, and below it the one who handles it.
     rank = WAIT.format(name="SIGTERM")
     code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {rank!r}]))"
@@ -135,7 +135,7 @@ def write_process(proc: Path, pid: int, parent: int, *command: str, name: str = 
     (folder / "cmdline").write_bytes(b"\0".join(word.encode() for word in command))
 
 
-def test_local_ranks_are_the_children_of_deepspeeds_starter(tmp_path: Path) -> None:
+def test_local_ranks_are_the_children_of_the_node_launcher_below_a_runner(tmp_path: Path) -> None:
     write_process(tmp_path, 10, 1, "python", "-m", "deepspeed.launcher.runner")
     write_process(tmp_path, 11, 10, "python", "-u", "-m", "deepspeed.launcher.launch", name="a) (b c")
     write_process(tmp_path, 12, 11, "python", "-m", "reptrain", "train")
@@ -147,12 +147,12 @@ def test_local_ranks_are_the_children_of_deepspeeds_starter(tmp_path: Path) -> N
     assert sorted(local_ranks(10, tmp_path)) == [12, 13]
 
 
-def test_local_ranks_are_the_children_of_the_starter_itself(tmp_path: Path) -> None:
+def test_local_ranks_are_the_children_of_the_node_launcher(tmp_path: Path) -> None:
     write_process(tmp_path, 10, 1, "python", "-u", "-m", "deepspeed.launcher.launch")
     write_process(tmp_path, 11, 10, "python", "-m", "reptrain", "train")
     assert local_ranks(10, tmp_path) == [11]
 
 
-def test_local_ranks_is_the_launcher_before_there_are_any(tmp_path: Path) -> None:
+def test_local_ranks_is_the_launcher_while_there_are_no_ranks(tmp_path: Path) -> None:
     write_process(tmp_path, 10, 1, "python", "-m", "deepspeed.launcher.runner")
     assert local_ranks(10, tmp_path) == [10]

@@ -1,4 +1,4 @@
-"""The variables of a launcher: whole sets are read, others refused by name."""
+"""Variables of a launcher: complete sets are read, others are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHOLE = {
 }
 
 
-def test_read_rank_environment_reads_a_whole_set() -> None:
+def test_read_rank_environment_reads_a_complete_set() -> None:
     assert read_rank_environment(WHOLE) == RankEnvironment(1, 2, 1, "node-0", 29500)
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
     assert read_rank_environment(alone) == RankEnvironment(0, 1, 0, "::1", 1)
@@ -39,7 +39,7 @@ def test_read_rank_environment_is_none_without_a_launcher(environ: dict[str, str
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_read_rank_environment_refuses_a_set_that_lacks_one(name: str) -> None:
+def test_read_rank_environment_refuses_a_missing_variable(name: str) -> None:
     environ = {key: value for key, value in WHOLE.items() if key != name}
     with pytest.raises(LaunchError, match=f"^environment variable {name}: .* but got nothing. Unset RANK"):
         read_rank_environment(environ)
@@ -64,7 +64,7 @@ def test_read_rank_environment_refuses_by_name(wrong: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("environ", [{"RANK": "0"}, {"RANK": ""}, {"WORLD_SIZE": "1"}, {"LOCAL_RANK": "1"}])
 def test_read_rank_environment_refuses_a_leftover(environ: dict[str, str]) -> None:
-    with pytest.raises(LaunchError, match=f"must be set where {next(iter(environ))} is"):
+    with pytest.raises(LaunchError, match=f"must be set if {next(iter(environ))} is"):
         read_rank_environment(environ)
 
 
@@ -73,11 +73,11 @@ def test_train_refuses_a_leftover_rank_with_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reptrain", "train", str(tmp_path / "none.yaml")]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: environment variable WORLD_SIZE: must be set where RANK is")
+    assert ended.stderr.startswith("error: environment variable WORLD_SIZE: must be set if RANK is")
     assert ended.stderr.count("\n") == 1
 
 
-def test_shown_rank_names_other_ranks_alone() -> None:
+def test_shown_rank_is_none_for_rank_0() -> None:
     assert shown_rank({"RANK": "3"}) == "3" and not is_main_rank({"RANK": "3"})
     for environ in ({}, {"RANK": "0"}, {"RANK": ""}, {"RANK": "x"}):
         assert shown_rank(environ) is None and is_main_rank(environ)
@@ -87,5 +87,5 @@ def test_local_device_index_is_the_local_rank_or_the_only_gpu() -> None:
     assert local_device_index(3, 8) == 3
     # Slurm may show each rank one GPU.
     assert local_device_index(3, 1) == 0
-    with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be below the 2 GPUs.*got 2"):
+    with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be less than .* GPUs, 2, but got 2"):
         local_device_index(2, 2)

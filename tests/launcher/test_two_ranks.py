@@ -1,4 +1,4 @@
-"""Two ranks through the deepspeed launcher, stopped by a signal and continued."""
+"""Two ranks under the deepspeed launcher are stopped by a signal and resume."""
 
 from __future__ import annotations
 

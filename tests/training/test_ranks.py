@@ -178,17 +178,17 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sparse")])
 def test_routing_is_the_same_on_any_ranks_micro_batch_and_stage(matrix: Matrix, name: str) -> None:
     plain = _plain(matrix, name)
-    votes = CheckpointManifest.read(plain.checkpoints / "step-3").votes
+    expert_bias = CheckpointManifest.read(plain.checkpoints / "step-3").expert_bias
     for ranks in (1, 2):
         found = matrix[name, ranks]
         agrees = assert_routing_agrees(found, plain)
         for record in found.metrics.records("train"):
             assert all((layer.dropped > 0) == name.startswith("sparse_t5") for layer in record.routing or [])
         if agrees:
-            assert CheckpointManifest.read(found.checkpoints / "step-3").votes == votes
-    cast = {abs(vote) for layer in votes.values() for vote in layer}
-    # Three steps, one vote each for those above and below their share; T5's has no bias.
-    assert cast == {0} if "t5" in name else 0 < max(cast) <= 3
+            assert CheckpointManifest.read(found.checkpoints / "step-3").expert_bias == expert_bias
+    updates = {abs(update) for layer in expert_bias.values() for update in layer}
+    # Three steps, each with one update for experts above and below their share; T5's router has no bias.
+    assert updates == {0} if "t5" in name else 0 < max(updates) <= 3
 
 
 def test_a_mixture_is_the_same_on_one_rank_and_two(matrix: Matrix) -> None:
