@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from reptrain.batch.collate import MicroBatch
 from reptrain.config.quantities import Budget
 from reptrain.config.scheduled import RunPosition
@@ -58,7 +60,7 @@ class ExampleBatches:
 
     def _micro_batches(self, first: int, count: int) -> tuple[list[MicroBatch], int]:
         """This rank's micro-batches of a step, and the target tokens of all ranks."""
-        number_N = self.order.locate(range(first, first + count)).start
+        number_N = self.order.locate(np.arange(first, first + count)).start
         chosen = [self.pairs[number] for number in number_N]
         # All micro-batches of a step have one width, so their number does not change the results.
         widths = widths_of(chosen, in_one_row=self.in_one_row)

@@ -61,7 +61,8 @@ class Task:
     @property
     def model(self) -> ModelConfig:
         """The model's settings with the dropout of the fine-tuning."""
-        return self.trained.config.model_copy(update={"dropout": self.config.model.dropout})
+        model: ModelConfig = self.trained.config.model_copy(update={"dropout": self.config.model.dropout})
+        return model
 
     @cached_property
     def train(self) -> list[Pair]:
@@ -257,7 +258,8 @@ class SeedHooks:
         return Request(save=self._best_step() == step)
 
     def _best_step(self) -> int | None:
-        return self._task.world.on_main(lambda: best_step(self._metrics))
+        best: int | None = self._task.world.on_main(lambda: best_step(self._metrics))
+        return best
 
     def save(self, step: int) -> None:
         """Save a checkpoint; the best and the newest stay."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.evaluation.score import Score
 from reptrain.model.attention_mask import attention_implementation
 from reptrain.plan import MixturePlan
@@ -46,7 +46,7 @@ def stated_attention(model: ModelConfig, device: torch.device, num_positions: in
     """
     attention = attention_implementation(model, device, num_positions)
     others = choose_implementation(device)
-    if attention != others:
+    if attention != others and isinstance(model, DecoderConfig):
         print_line(
             f"WARNING: model.sliding_window {model.sliding_window} is shorter than the window's"
             f" {num_positions} positions, and the {others} attention kernel has no sliding window."

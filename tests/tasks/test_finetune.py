@@ -134,14 +134,8 @@ def test_each_example_is_seen_in_each_epoch(
     inner = loop.train_step
 
     def noted(trainer: Trainer, batch: Batch, settings: Settings) -> Any:
-        seen.append(
-            [
-                n
-                for b in batch.micro_batches
-                for n, length in zip(b.start_B, b.length_B, strict=True)
-                if length
-            ]
-        )
+        rows = [row for part in batch.micro_batches for row in zip(part.start_B, part.length_B, strict=True)]
+        seen.append([number for number, length in rows if length])
         return inner(trainer, batch, settings)
 
     monkeypatch.setattr(loop, "train_step", noted)
