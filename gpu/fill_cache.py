@@ -143,7 +143,9 @@ def _model_step(run: TimedRun) -> None:
     example = data.objective.example(batch)
     from reptrain.plan.position import position_at
 
-    settings_now = Settings.at(config, position_at(data.plan, data.steps, 0))
+    settings_now = Settings.at(
+        position_at(data.plan, data.steps, 0), config.regularize, config.optimizer.weight_decay
+    )
     targets = targets_of(example, settings_now, factor=1.0)
     meta = torch.device("meta")
 

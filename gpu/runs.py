@@ -128,12 +128,8 @@ def train_steps(config: Any, device: str) -> Iterator[tuple[Any, float]]:
 
     import torch
 
-    from reptrain.config.schedule import step_learning_rate
     from reptrain.distributed.world import choose_device, join
-    from reptrain.model.dropout import set_rates
-    from reptrain.plan.position import position_at
-    from reptrain.training.optimizers import set_learning_rate
-    from reptrain.training.regularize import Settings
+    from reptrain.training.loop import apply_schedules
     from reptrain.training.setup import open_data, prepare
     from reptrain.training.step import train_step
 
@@ -143,25 +139,14 @@ def train_steps(config: Any, device: str) -> Iterator[tuple[Any, float]]:
     training = prepare(config, data, world)
     wait = torch.cuda.synchronize if place.type == "cuda" else (lambda: None)
     try:
-        for batch in training.loader.iterate(0):
+        for batch in training.batches.iterate(0):
             begin = time.perf_counter()
-            first, windows = data.steps.window_range(batch.step)
-            before, after = (data.plan.tokens_before(window) for window in (first, first + windows))
-            rate = step_learning_rate(
-                before, after, data.plan.total_tokens, config.optimizer, config.schedule
-            )
-            set_learning_rate(training.engine.optimizer, rate)
-            progress = position_at(data.plan, data.steps, batch.step)
-            set_rates(training.engine.module, progress)
-            result = train_step(
-                training.engine, batch.micro_batches, world=world, seed=config.seed, step=batch.step,
-                loss_tokens=batch.loss_tokens, objective=data.objective,
-                settings=Settings.at(config, progress), input_noise=training.input_noise,
-            )  # fmt: skip
+            _, settings = apply_schedules(training.trainer, batch)
+            result = train_step(training.trainer, batch, settings)
             wait()
             yield result, time.perf_counter() - begin
     finally:
-        training.engine.destroy()
+        training.trainer.engine.destroy()
         del training
         gc.collect()
         if place.type == "cuda":

@@ -100,12 +100,12 @@ def counted(path: Path | None) -> Iterator[None]:
 
 def copy(config: RunConfig, source: Path, target: Path, world: World) -> None:
     """Load the newest checkpoint of a run, and save it in another place."""
-    training = prepare(config, open_data(config), world)
+    engine = prepare(config, open_data(config), world).trainer.engine
     found = checkpoint.find(source / "checkpoints", world=world)
     assert found.path is not None and found.manifest is not None
-    checkpoint.load(training.engine, found.path, found.manifest)
+    checkpoint.load(engine, found.path, found.manifest)
     folder = target / "checkpoints"
-    checkpoint.save(training.engine, folder, found.manifest.step, world=world, records=[], keep_last=1)
+    checkpoint.save(engine, folder, found.manifest.step, world=world, records=[], keep_last=1)
 
 
 def partition_everything() -> None:

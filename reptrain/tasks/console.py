@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
-from reptrain.runs.events import EventRecord, Events
+from reptrain.runs.events import Events
 from reptrain.runs.pace import Pace, pace_text
 from reptrain.runs.spikes import SpikeWatch
 from reptrain.tasks.records import StepRecord
 from reptrain.terminal import StepDisplay
 from reptrain.training.recorder import print_line
+from reptrain.training.resume import note_event
 
 
 class TuningConsole:
@@ -34,10 +34,9 @@ class TuningConsole:
 
     def step(self, record: StepRecord) -> None:
         """Show a step, and note it where its loss or gradient is far out of its history."""
-        for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
-            print_line(f"WARNING: step {record.step}: {found}", aside=True)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._events.append(EventRecord(event="spike", step=record.step, detail=found, time=now))
+        for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            print_line(f"WARNING: step {record.step}: {spike}", aside=True)
+            note_event(self._events, "spike", spike, record.step)
         rate = self._pace.add(
             round((record.tokens_per_s or 0) * record.step_ms / 1000), record.step_ms / 1000
         )

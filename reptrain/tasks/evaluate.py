@@ -52,7 +52,7 @@ def score_on_task(
     trained = open_trained(run, step)
     encoder = Encoder.of(trained, trained.tokenizer(tokenizer), task.separator, limits)
     rows = read_report(task, limits, encoder.fits)
-    chosen = choose_device(device)  # type: ignore[arg-type]
+    chosen = choose_device(device)
     model = trained.load(without_capacity(trained.config)).to(chosen)
     score, texts = Scorer(task, encoder, World(0, 1, 0, chosen), _BATCH_EXAMPLES).score(model, rows)
     return ScoredModel(str(run), trained.step, score, texts)

@@ -110,7 +110,8 @@ class Scorer:
             targets = Targets(example.targets_BT, wants_correct=False)
             nats_BT = model(**example.inputs, targets=targets).nats
             nats_N[torch.from_numpy(number_B)] = nats_BT.sum(1).double().cpu()
-        return np.sum(self.world.gather(nats_N.numpy()), axis=0)
+        total_N: np.ndarray = np.sum(self.world.gather(nats_N.numpy()), axis=0)
+        return total_N
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
         """This rank's pairs, those of like length together."""

@@ -58,7 +58,7 @@ class Adafactor(torch.optim.Optimizer):
         return state | ({"momentum": torch.zeros_like(zeros)} if self.beta1 > 0 else {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:

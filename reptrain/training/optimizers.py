@@ -93,7 +93,7 @@ def _muon_scale(parameter: nn.Parameter, config: MuonConfig) -> float:
         # DeepSpeed's own.
         return 1.0
     rows, columns = parameter.shape[-2:]
-    return 0.2 * max(rows, columns) ** 0.5 / max(1.0, rows / columns) ** 0.5
+    return float(0.2 * max(rows, columns) ** 0.5 / max(1.0, rows / columns) ** 0.5)
 
 
 def _muon(groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:
@@ -118,7 +118,8 @@ def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 
     named = [group | {"name": str(place)} for place, group in enumerate(groups)]
-    return split_params_into_different_moe_groups_for_optimizer(named)
+    split: list[dict[str, Any]] = split_params_into_different_moe_groups_for_optimizer(named)
+    return split
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

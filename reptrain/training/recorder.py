@@ -6,12 +6,12 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from reptrain.config.model import ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.evaluation.score import Score
 from reptrain.model.attention_mask import attention_implementation
 from reptrain.plan import MixturePlan
@@ -21,6 +21,7 @@ from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.pace import Pace, pace_text, tokens_per_s
 from reptrain.runs.spikes import WINDOW_STEPS, SpikeWatch
 from reptrain.terminal import StepDisplay
+from reptrain.training.batches import Batch
 from reptrain.training.step import StepResult
 from reptrain.training.throughput import Throughput
 from reptrain_kernels.implementation import Implementation, choose_implementation
@@ -45,7 +46,7 @@ def stated_attention(model: ModelConfig, device: torch.device, num_positions: in
     """
     attention = attention_implementation(model, device, num_positions)
     others = choose_implementation(device)
-    if attention != others:
+    if attention != others and isinstance(model, DecoderConfig):
         print_line(
             f"WARNING: model.sliding_window {model.sliding_window} is shorter than the window's"
             f" {num_positions} positions, and the {others} attention kernel has no sliding window."
@@ -59,15 +60,6 @@ def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:
     # What fails in TensorBoard's thread, on a full disk above all, is raised again by the next call to it.
     if type(args.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(args)
-
-
-class StepPlace(NamedTuple):
-    """Where a step lies in the run's data."""
-
-    step: int
-    first_index: int
-    windows: int
-    tokens: int
 
 
 class Recorder:
@@ -86,7 +78,6 @@ class Recorder:
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._steps = folder.plan.step_plan()
         self._names = [source.name for source in folder.plan.sources]
         self._throughput = throughput
         self._num_steps = num_steps
@@ -110,18 +101,18 @@ class Recorder:
     ) -> None:
         self._board.close()
 
-    def step(self, place: StepPlace, result: StepResult, *, lr: float, seconds: float) -> None:
+    def step(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> None:
         """Record one attempt at a step: its place in the data, whether it was applied, and how it went."""
-        step, tokens = place.step, place.tokens
+        step, tokens = batch.step, batch.tokens
         self._folder.ledger.append(
             LedgerRecord(
                 step=step,
-                first_index=place.first_index,
-                windows=place.windows,
+                first_index=batch.first_index,
+                windows=batch.windows,
                 tokens=tokens,
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
-                **self._shares(place),
+                **self._shares(batch),
             )
         )
         if not result.applied:
@@ -135,7 +126,7 @@ class Recorder:
             tokens=self.tokens,
             input_tokens=self._input_tokens,
             target_tokens=self._target_tokens,
-            epoch=(place.first_index + place.windows) / self._plan.windows_per_epoch,
+            epoch=(batch.first_index + batch.windows) / self._plan.windows_per_epoch,
             loss_nats=result.loss_nats,
             lr=lr,
             grad_norm=result.grad_norm,
@@ -150,38 +141,38 @@ class Recorder:
         for layer in result.routing or ():
             for name in ("balance", "z", "dropped", "load", "unused"):
                 self._board.add_scalar(f"routing/{layer.layer}/{name}", getattr(layer, name), self.tokens)
-        for name, epoch in self._epochs_of_sources(record.step).items():
+        epochs = self._epochs_of_sources(batch)
+        for name, epoch in epochs.items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
         for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
             self._say(f"WARNING: step {step}: {found}")
             self._folder.note("spike", found, step=step)
-        self._show(record, self._pace.add(tokens, seconds))
+        self._show(record, epochs, self._pace.add(tokens, seconds))
 
     def skipped(self, step: int, found: str) -> None:
         """Tell of a step that was not applied."""
         self._say(f"WARNING: step {step} not applied: {found}")
         self._folder.note("skipped", found, step=step)
 
-    def _shares(self, place: StepPlace) -> dict[str, Any]:
+    def _shares(self, batch: Batch) -> dict[str, Any]:
         """The record's fields `epoch` and, in a mixture, `sources`."""
-        shares = self._plan.shares(place.first_index, place.windows)
-        first = self._plan.source_at(place.first_index)
+        shares = self._plan.shares(batch.first_index, batch.windows)
+        first = self._plan.source_at(batch.first_index)
         if len(shares) == 1:
             return {"epoch": shares[0].epoch}
         sources = {name: share._asdict() for name, share in zip(self._names, shares, strict=True)}
         return {"epoch": shares[first].epoch, "sources": sources}
 
-    def _epochs_of_sources(self, step: int) -> dict[str, float]:
-        """Epochs of each source of a mixture consumed with this step."""
+    def _epochs_of_sources(self, batch: Batch) -> dict[str, float]:
+        """Epochs of each source of a mixture consumed with this step; empty for a single source."""
         if len(self._names) == 1:
             return {}
-        first, windows = self._steps.window_range(step)
-        epochs = self._plan.epochs_before(first + windows)
+        epochs = self._plan.epochs_before(batch.first_index + batch.windows)
         return {name: float(epoch) for name, epoch in zip(self._names, epochs, strict=True)}
 
-    def _show(self, record: TrainRecord, rate: float) -> None:
-        epochs = [f"{name} {epoch:.2f}" for name, epoch in self._epochs_of_sources(record.step).items()]
-        by_source = f" ({', '.join(epochs)})" if epochs else ""
+    def _show(self, record: TrainRecord, epochs: dict[str, float], rate: float) -> None:
+        each = ", ".join(f"{name} {epoch:.2f}" for name, epoch in epochs.items())
+        by_source = f" ({each})" if each else ""
         devices = self._throughput.world_size
         mfu = self._throughput.mfu(rate / devices)
         self._display.step(

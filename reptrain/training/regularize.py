@@ -1,4 +1,4 @@
-"""Regularizers of a step: what they are set to, and noise in what the model reads.
+"""Regularizers of a step: their values, and noise in the model's inputs.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -6,21 +6,20 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reptrain.config import RunConfig
-from reptrain.config.finetune import FinetuneConfig
-from reptrain.config.scheduled import RunPosition
+from reptrain.config.scheduled import RunPosition, Scheduled
+from reptrain.config.schema import RegularizeConfig
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys
 from reptrain.text import Tokenizer
 from reptrain_kernels import counter
 
-# What the model reads; the targets stay as they are.
-_READ = ("tokens_BT", "inputs_BT", "source_BS")
+# Model inputs that take noise. The targets stay as they are.
+_NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
 
 
 class Settings(NamedTuple):
@@ -32,20 +31,19 @@ class Settings(NamedTuple):
     weight_decay: float = 0.0
 
     @classmethod
-    def at(cls, config: RunConfig | FinetuneConfig, progress: RunPosition) -> Settings:
-        """What they are in the step that begins there."""
-        given = config.regularize
+    def at(cls, position: RunPosition, regularize: RegularizeConfig, weight_decay: Scheduled) -> Settings:
+        """The values in the step that begins at ``position``."""
         scheduled = (
-            given.label_smoothing,
-            given.z_loss,
-            given.input_noise,
-            config.optimizer.weight_decay,
+            regularize.label_smoothing,
+            regularize.z_loss,
+            regularize.input_noise,
+            weight_decay,
         )
-        return cls(*(value.at(progress) for value in scheduled))
+        return cls(*(value.at(position) for value in scheduled))
 
 
 def set_weight_decay(optimizer: Any, weight_decay: float) -> None:
-    """Give the groups that decay the weight decay of a step."""
+    """Set the weight decay of the parameter groups that decay."""
     for group in optimizer.param_groups:
         if group["decays"]:
             group["weight_decay"] = weight_decay * group.get("decay_ratio", 1.0)
@@ -53,36 +51,36 @@ def set_weight_decay(optimizer: Any, weight_decay: float) -> None:
 
 @dataclass(frozen=True)
 class InputNoise:
-    """Replaces tokens that the model reads by others, as a function of (seed, step, row, position).
+    """Replaces input tokens by others, as a function of (seed, step, row, position).
 
     Args:
-        is_text_V: bool, the ids that may be replaced, and that others are replaced by.
-        unknown_id: What takes their place; None draws from all such ids evenly.
+        is_text_V: bool, the ids that may be replaced, and that replacements are drawn from.
+        unknown_id: The replacement; None draws one of the ids of ``is_text_V`` uniformly.
     """
 
     is_text_V: Tensor
     unknown_id: int | None
 
     @classmethod
-    def of(cls, config: RunConfig | FinetuneConfig, tokenizer: Tokenizer) -> InputNoise:
-        """That of a run: special ids and sentinels are left alone."""
+    def of(cls, by: Literal["unknown", "random"], tokenizer: Tokenizer) -> InputNoise:
+        """Noise over a tokenizer's ids; special ids and sentinels are never replaced."""
         is_text_V = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
         special = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.sentinel_ids)
         is_text_V[[index for index in special if index >= 0]] = False
-        return cls(is_text_V, tokenizer.unk_id if config.regularize.input_noise_by == "unknown" else None)
+        return cls(is_text_V, tokenizer.unk_id if by == "unknown" else None)
 
     def __call__(self, inputs: dict[str, Tensor], rate: float, context: DropoutContext) -> dict[str, Tensor]:
-        """The model's inputs with a share of their tokens replaced.
+        """Replace a share of the tokens in the model's inputs.
 
         Args:
             inputs: Keyword arguments of the model.
             rate: Share of the tokens, in [0, 1).
-            context: Keys what is drawn.
+            context: Keys the random draws.
         """
         if rate == 0:
             return inputs
         noisy = {}
-        for layer, name in enumerate(name for name in _READ if name in inputs):
+        for layer, name in enumerate(name for name in _NOISY_INPUTS if name in inputs):
             keys_PB = site_keys(context.key_B, layer)
             assert keys_PB is not None
             noisy[name] = self._replace(inputs[name], rate, keys_PB[Site.INPUT_NOISE])
@@ -91,7 +89,7 @@ class InputNoise:
     def _replace(self, token_BT: Tensor, rate: float, key_B: Tensor) -> Tensor:
         is_text_V = self.is_text_V.to(token_BT.device)
         threshold, _ = counter.threshold_and_scale(rate)
-        # Two words a position: whether, and by what.
+        # Two words per position: one decides on the replacement, one draws it.
         word_BT2 = counter.random_words(key_B, token_BT.shape[1], 2)
         replaced_BT = (word_BT2[..., 0] < threshold) & is_text_V[token_BT]
         if self.unknown_id is not None:

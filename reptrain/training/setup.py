@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import Objective, build_objective
@@ -13,6 +12,7 @@ from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.distributed.deepspeed_config import deepspeed_config
+from reptrain.distributed.engine import Engine
 from reptrain.distributed.precision import allow_tf32
 from reptrain.distributed.world import World
 from reptrain.errors import StoreError
@@ -26,8 +26,10 @@ from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
+from reptrain.training.batches import WindowBatches
 from reptrain.training.optimizers import build_optimizer
 from reptrain.training.regularize import InputNoise
+from reptrain.training.step import Trainer
 
 _HASHED_AT_START_BYTES = 1 << 28
 # 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
@@ -116,19 +118,17 @@ def _intact(path: Path, named_by: str) -> Store:
 
 @dataclass(frozen=True)
 class Training:
-    """All that the loop calls upon."""
+    """A pre-training run, ready for its first step."""
 
     data: Data
-    loader: Loader
-    engine: Any
+    trainer: Trainer
+    batches: WindowBatches
     sets: list[EvaluationSet]
-    average: WeightAverage | None
-    input_noise: InputNoise
 
     @property
     def select_set(self) -> EvaluationSet:
-        """The set that tells whether the run becomes better; in a mixture the first source's."""
-        return next(found for found in self.sets if found.name.split("/")[0] == "select")
+        """The set that early stopping uses; in a mixture the first source's."""
+        return next(one for one in self.sets if one.name.split("/")[0] == "select")
 
 
 def build_engine(
@@ -137,20 +137,28 @@ def build_engine(
     *,
     world: World,
     micro_batch_windows: int,
-) -> Any:
-    """Put the model on its device under DeepSpeed."""
+) -> Engine:
+    """Put a model on its device, under DeepSpeed.
+
+    Args:
+        config: The run or the fine-tuning, for its settings `train` and `optimizer`.
+        model: The model.
+        world: The ranks.
+        micro_batch_windows: Rows of one forward pass on one rank.
+    """
     import deepspeed
 
-    allow_tf32(config.train, world.device)
-    micro_steps = micro_steps_of(config.train.batch_windows, world.world_size, micro_batch_windows)
-    if config.train.expert_parallel_size > 1:
+    train = config.train
+    allow_tf32(train, world.device)
+    if train.expert_parallel_size > 1:
         from reptrain.distributed.expert_parallel import spread_experts
 
-        spread_experts(model, size=config.train.expert_parallel_size, world=world)
+        spread_experts(model, size=train.expert_parallel_size, world=world)
     model = model.to(world.device)
-    model.recompute = config.train.activation_checkpointing
-    if config.train.compile == "block":
+    model.recompute = train.activation_checkpointing
+    if train.compile == "block":
         compile_blocks(model)
+    engine: Engine
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, config.optimizer),
@@ -158,20 +166,27 @@ def build_engine(
             config,
             world_size=world.world_size,
             micro_batch_windows=micro_batch_windows,
-            micro_steps=micro_steps,
+            micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
         ),
     )
-    if config.train.zero_stage == 0:
-        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, is a
+    if train.zero_stage == 0:
+        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, holds a
         # second copy of all gradients of most models.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET_ELEMENTS)
-    if config.train.compile == "model":
+    if train.compile == "model":
         engine.compile()
     return engine
 
 
 def prepare(config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None) -> Training:
-    """Build everything for the loop, on every rank alike; the weights are those of the ancestor, if any."""
+    """Build the model, the loader and the evaluation sets, on every rank alike.
+
+    Args:
+        config: The run.
+        data: Its open stores and plan.
+        world: The ranks.
+        ancestor: Initial weights; None draws them by the seed.
+    """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
     if ancestor is not None:
@@ -187,20 +202,23 @@ def prepare(config: RunConfig, data: Data, world: World, ancestor: TrainedModel 
         pin=world.device.type == "cuda",
     )
     engine = build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows)
-    return Training(
-        data=data,
-        loader=loader,
-        engine=engine,
-        sets=evaluation_sets(
-            config,
-            {
-                name: (store, subset)
-                for (name, store), subset in zip(data.stores.items(), data.stream.subsets, strict=True)
-            },
-            data.tokenizer,
-            world=world,
-            micro_batch_windows=micro_batch_windows,
-        ),
-        average=WeightAverage(config.average, engine) if config.average else None,
-        input_noise=InputNoise.of(config, data.tokenizer),
+    sources = zip(data.stores.items(), data.stream.subsets, strict=True)
+    sets = evaluation_sets(
+        config,
+        {name: (store, subset) for (name, store), subset in sources},
+        data.tokenizer,
+        world=world,
+        micro_batch_windows=micro_batch_windows,
     )
+    trainer = Trainer(
+        engine=engine,
+        world=world,
+        seed=config.seed,
+        make_example=data.objective.example,
+        input_noise=InputNoise.of(config.regularize.input_noise_by, data.tokenizer),
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        regularize=config.regularize,
+        average=WeightAverage(config.average, engine) if config.average else None,
+    )
+    return Training(data, trainer, WindowBatches(loader), sets)

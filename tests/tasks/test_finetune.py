@@ -23,10 +23,13 @@ from reptrain.errors import ConfigError, ReptrainError, ResumeError, RunError
 from reptrain.generation import Sampling, Writer
 from reptrain.hub.saved_model import open_trained
 from reptrain.runs.parent import read_parent
-from reptrain.tasks import finetune as module
 from reptrain.tasks.finetune import Outcome, finetune, load_finetune
 from reptrain.tasks.pairs import Encoder, SourceTarget, pack, widths_of
 from reptrain.tasks.records import Results, StepRecord, read_results, task_metrics
+from reptrain.training import loop
+from reptrain.training.batches import Batch
+from reptrain.training.regularize import Settings
+from reptrain.training.step import Trainer
 
 Trained = Callable[[str], Path]
 _pad = Writer._pad
@@ -128,15 +131,14 @@ def test_each_example_is_seen_in_each_epoch(
     trained: Trained, make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    inner = module.train_step
+    inner = loop.train_step
 
-    def noted(engine: Any, micro_batches: Any, **rest: Any) -> Any:
-        seen.append(
-            [n for b in micro_batches for n, length in zip(b.start_B, b.length_B, strict=True) if length]
-        )
-        return inner(engine, micro_batches, **rest)
+    def noted(trainer: Trainer, batch: Batch, settings: Settings) -> Any:
+        rows = [row for part in batch.micro_batches for row in zip(part.start_B, part.length_B, strict=True)]
+        seen.append([number for number, length in rows if length])
+        return inner(trainer, batch, settings)
 
-    monkeypatch.setattr(module, "train_step", noted)
+    monkeypatch.setattr(loop, "train_step", noted)
     results = tune(trained("causal"), make_task(), tmp_path / "out", "train.micro_batch_windows=3")
     flat = [int(number) for step in seen for number in step]
     train = results.examples["train"]
@@ -166,24 +168,24 @@ def test_interrupted_goes_on_bit_for_bit(
 ) -> None:
     run, task = trained("t5"), make_task()
     unbroken = tune(run, task, tmp_path / "unbroken", seeds=2)
-    inner = module.train_step
+    inner = loop.train_step
     with monkeypatch.context() as patch:
 
-        def crashing(engine: Any, micro_batches: Any, **rest: Any) -> Any:
-            if rest["seed"] == 1 and rest["step"] == 7:
+        def crashing(trainer: Trainer, batch: Batch, settings: Settings) -> Any:
+            if trainer.seed == 1 and batch.step == 7:
                 raise KeyboardInterrupt
-            return inner(engine, micro_batches, **rest)
+            return inner(trainer, batch, settings)
 
-        patch.setattr(module, "train_step", crashing)
+        patch.setattr(loop, "train_step", crashing)
         with pytest.raises(KeyboardInterrupt):
             tune(run, task, tmp_path / "broken", seeds=2)
     steps: list[tuple[int, int]] = []
 
-    def noted(engine: Any, micro_batches: Any, **rest: Any) -> Any:
-        steps.append((rest["seed"], rest["step"]))
-        return inner(engine, micro_batches, **rest)
+    def noted(trainer: Trainer, batch: Batch, settings: Settings) -> Any:
+        steps.append((trainer.seed, batch.step))
+        return inner(trainer, batch, settings)
 
-    monkeypatch.setattr(module, "train_step", noted)
+    monkeypatch.setattr(loop, "train_step", noted)
     resumed = tune(run, task, tmp_path / "broken", seeds=2)
     # The first seed was done; the second had a checkpoint of its best so far.
     assert steps[0][0] == 1 and 0 < steps[0][1] <= 6
