@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from reptrain.store.manifest import StoreManifest
@@ -38,7 +39,7 @@ def describe(store: Store) -> dict[str, Any]:
         },
         "sources": [source.model_dump() for source in manifest.sources],
         "inputs": [item.model_dump() for item in manifest.inputs],
-        "options": manifest.options.model_dump(),
+        "options": asdict(manifest.options),
         "warnings": split_warnings(manifest),
     }
 

@@ -15,6 +15,7 @@ from reptrain.errors import StoreError
 from reptrain.files import read_small, write_atomically
 from reptrain.reading import parse_json
 from reptrain.text.ends import NamedEnd
+from reptrain.tokenize_options import StoreOptions
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -25,46 +26,6 @@ _FORMAT_NAME = re.compile(r"reptrain-store-(\d{1,9})")
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
-Dedup = Literal["none", "exact", "minhash", "group"]
-
-
-class NearSettings(Frozen):
-    """How near-duplicates are found: by MinHash over shingles of words, in bands of rows."""
-
-    algorithm: Literal["r-minhash-2"] = "r-minhash-2"
-    """The signature's function, as rensa numbers its versions."""
-    shingle_words: int = 5
-    """Words of a shingle; a shorter text is one."""
-    permutations: int = 128
-    """Length of a signature."""
-    bands: int = 21
-    """Parts of the signature; documents with one in common are compared."""
-    rows: int = 6
-    """Places of the signature in a band."""
-    threshold: float = 0.8
-    """Estimated Jaccard similarity from which two documents are near-duplicates."""
-    seed: int = 0
-    """Keys the permutations."""
-
-
-class Options(Frozen):
-    """What was asked of `tokenize`. With a given tokenizer, the settings of its training are null."""
-
-    dedup: Dedup
-    near: NearSettings | None = None
-    held_out_fraction: float
-    split_version: int = 1
-    """How held-out documents are drawn: 1 by content hash alone, 2 with quotas for small strata."""
-    passages: int | None = None
-    tokenizer: str | None
-    vocab_size: int | None
-    num_sentinels: int | None
-    eos: str | None = None
-    text_field: str
-    id_field: str
-    metadata_fields: tuple[str, ...] = ()
-    tags: dict[str, str] = Field(default_factory=dict)
-    """By key, or by SOURCE:KEY where only one source gets it."""
 
 
 class Input(Frozen):
@@ -155,7 +116,7 @@ class StoreManifest(Frozen):
     vocab_size: int
     eos_id: int
     dtype: Literal["uint16", "uint32"]
-    options: Options
+    options: StoreOptions
     counts: Counts
     sources: tuple[SourceCount, ...]
     inputs: tuple[Input, ...]

@@ -169,7 +169,7 @@ def _total_problems(manifest: StoreManifest, found: dict[SplitName, SplitInfo]) 
     held = sum(info.documents for info in found.values())
     counts = manifest.counts
     sealed = counts.kept if counts.passages is None else counts.passages
-    fates = counts.empty + counts.duplicates + counts.near_duplicates + counts.kept
-    if sealed != held or counts.read != fates:
+    read = counts.empty + counts.duplicates + counts.near_duplicates + counts.kept
+    if sealed != held or counts.read != read:
         problems.append(f"counts {counts} do not add up to {held} documents")
     return problems

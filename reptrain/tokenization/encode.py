@@ -81,15 +81,15 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
         StoreError: If the source is not what pass 1 read; after the last document.
     """
     # Bytes, not a list: one byte a document.
-    fates = np.load(work.fates(job.index)).tobytes()
+    statuses = np.load(work.statuses(job.index)).tobytes()
     documents = (document for part in job.slices for document in read_slice(part, fields))
     read = DocumentDigest()
-    for document, fate in itertools.zip_longest(documents, fates):
-        if document is None or fate is None:
+    for document, status in itertools.zip_longest(documents, statuses):
+        if document is None or status is None:
             raise changed(_named(job), "another number of documents")
         read.add(document, document.text.encode())
-        if fate >= KEPT:
-            yield KeptDocument(SPLITS[fate - KEPT], document)
+        if status >= KEPT:
+            yield KeptDocument(SPLITS[status - KEPT], document)
     if read.hexdigest() != Scan.read(work.scan(job.index)).digest:
         raise changed(_named(job), "other documents than before")
 

@@ -11,18 +11,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rensa import RMinHash
 
 from reptrain.errors import StoreError
 from reptrain.store.hashing import Uint64s, fold, mix, powers
-from reptrain.store.manifest import NearSettings
+from reptrain.tokenize_options import NearSettings
 
 # A document is hashed in pieces of so many characters: bounds the memory. No shingle crosses a piece's end.
 _PIECE_CHARACTERS = 1 << 18
@@ -48,7 +49,7 @@ def near_settings(pairs: Sequence[str]) -> NearSettings:
     """
     values = dict(pair.partition("=")[::2] for pair in pairs)
     try:
-        return NearSettings.model_validate_strings(values)
+        return TypeAdapter(NearSettings).validate_strings(values)
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"]))
@@ -56,7 +57,7 @@ def near_settings(pairs: Sequence[str]) -> NearSettings:
             f"near-duplicates {key}",
             got=repr(values.get(key)),
             rule="must be a setting and its value",
-            remedy=f"Known are {', '.join(NearSettings.model_fields)}; such as threshold=0.8.",
+            remedy=f"Use {', '.join(field.name for field in fields(NearSettings))}, as in threshold=0.8.",
         ) from error
 
 

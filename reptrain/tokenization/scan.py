@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.files import write_atomically
-from reptrain.store.manifest import SPLITS, Dedup, NearSettings
+from reptrain.store.manifest import SPLITS
 from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 from reptrain.tokenization.jobs import Job
 from reptrain.tokenization.near import SignatureWriter
 from reptrain.tokenization.strata import Strata, Thresholds, find_thresholds
 from reptrain.tokenization.work import Work, write_array
+from reptrain.tokenize_options import Dedup, NearSettings
 
 # What becomes of a document; a kept one has KEPT plus the index of its split.
 EMPTY, DUPLICATE, NEAR_DUPLICATE, KEPT = 0, 1, 2, 3
@@ -136,17 +137,17 @@ def _newlines(path: Path, start: int, stop: int) -> int:
 def decide(
     work: Work, scans: Sequence[Scan], strata: Strata, *, dedup: Dedup, held_out_fraction: float
 ) -> npt.NDArray[np.int64]:
-    """Write the fate of every document, uint8 [documents] for each job.
+    """Write the status of every document, uint8 [documents] for each job.
 
     Of documents with equal text the first stays, by (job, index). The split is drawn by the content hash
     (see `reptrain.tokenization.strata`), so that equal texts are never on both sides. Memory is
     bounded: the hashes are read range by range.
 
     Returns:
-        Documents by fate, int64 [KEPT + number of splits].
+        Documents by status, int64 [KEPT + number of splits].
     """
     tables = [np.load(work.hashes(index), mmap_mode="r") for index in range(len(scans))]
-    fates = [_allocate(work.fates(index), scan.documents) for index, scan in enumerate(scans)]
+    statuses = [_allocate(work.statuses(index), scan.documents) for index, scan in enumerate(scans)]
     thresholds = _thresholds(tables, strata, held_out_fraction)
     for job, index, high, low in sweep(tables):
         first = _first_of_equal(high, low)
@@ -155,11 +156,11 @@ def decide(
             decided[first != np.arange(len(first))] = DUPLICATE
         for number in np.unique(job):
             mine = job == number
-            fates[number][index[mine]] = decided[mine]
+            statuses[number][index[mine]] = decided[mine]
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
-    for fate in fates:
-        counts += np.bincount(fate, minlength=len(counts))
-        fate.flush()
+    for status in statuses:
+        counts += np.bincount(status, minlength=len(counts))
+        status.flush()
     return counts
 
 
@@ -193,9 +194,9 @@ def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     They are written first: a later store into a hole of a file would kill the process if the disk is full.
     """
     write_array(path, np.zeros(count, np.uint8))
-    fates = np.load(path, mmap_mode="r+")
-    assert isinstance(fates, np.memmap)
-    return fates
+    statuses = np.load(path, mmap_mode="r+")
+    assert isinstance(statuses, np.memmap)
+    return statuses
 
 
 def sweep(tables: Sequence[npt.NDArray[np.uint64]]) -> Iterator[Bucket]:

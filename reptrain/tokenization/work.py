@@ -50,9 +50,9 @@ class Work(NamedTuple):
         """Sorted hashes of the signatures' bands of a job."""
         return self.folder / f"bands-{job:05d}.bin"
 
-    def fates(self, job: int) -> Path:
+    def statuses(self, job: int) -> Path:
         """What becomes of each document of a job."""
-        return self.folder / f"fates-{job:05d}.npy"
+        return self.folder / f"statuses-{job:05d}.npy"
 
     def encoded(self, job: int) -> Path:
         """Record of a job of pass 2."""

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import StoreError
-from reptrain.store import NearSettings, Store, open_store, verify
-from reptrain.store.manifest import Dedup
+from reptrain.store import Store, open_store, verify
 from reptrain.text import stdlib_documents
 from reptrain.text.documents import Fields
 from reptrain.text.sources import expand_sources
@@ -28,6 +27,7 @@ from reptrain.tokenization.near import SignatureWriter, sign
 from reptrain.tokenization.scan import KEPT, NEAR_DUPLICATE, Scan, ScanTask, decide, scan_job
 from reptrain.tokenization.strata import find_strata
 from reptrain.tokenization.work import Work
+from reptrain.tokenize_options import Dedup, NearSettings
 
 GOLDEN = [
     [3314923851, 3422554085, 3535250984, 3243807544],
@@ -213,11 +213,11 @@ def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Ded
         decide(work, scans, strata, dedup=dedup, held_out_fraction=0.5)
         options: dict[str, Any] = {"dedup": dedup, "held_out_fraction": 0.5, "progress": lambda *_: None}
         found = decide_near(work, scans, NEAR, strata, **options)
-        fates = np.concatenate([np.load(work.fates(job.index)) for job in jobs])
+        statuses = np.concatenate([np.load(work.statuses(job.index)) for job in jobs])
     for first, *others in clusters:
-        assert fates[first] >= KEPT
-        assert set(fates[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else fates[first]}
-    assert found.fates.tolist() == np.bincount(fates, minlength=KEPT + 3).tolist()
+        assert statuses[first] >= KEPT
+        assert set(statuses[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else statuses[first]}
+    assert found.statuses.tolist() == np.bincount(statuses, minlength=KEPT + 3).tolist()
     assert found.largest == max(map(len, clusters))
 
 

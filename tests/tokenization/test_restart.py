@@ -126,7 +126,7 @@ def test_tokenize_survives_a_full_disk_at_every_write(
         try:
             tokenize([few], out, **options)
         except StoreError as error:
-            assert "must have room on its disk, but got No space left on device" in str(error)
+            assert "must have free space on its disk, but got No space left on device" in str(error)
         else:
             break
         assert not [*out.glob(".*.arrow.*"), *out.glob(".work/.*")]
@@ -151,7 +151,7 @@ def test_tokenize_on_a_full_disk_seals_nothing(
 ) -> None:
     tokenize([corpus], tmp_path / "whole", tokenizer=model)
     out = small_disk(size_kib) / "s"
-    with pytest.raises(StoreError, match="must have room on its disk"):
+    with pytest.raises(StoreError, match="must have free space on its disk"):
         tokenize([corpus], out, tokenizer=model)
     assert not (out / "manifest.json").exists()
     small_disk(4096)
