@@ -45,7 +45,7 @@ from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import open_store
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
 _ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -157,7 +157,7 @@ class TrainedModel(ABC):
             TokenizerError: If there is none, or one of more ids than the embedding has rows.
         """
         try:
-            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path, self.named_end())
+            tokenizer = self.own_tokenizer() if path is None else load_tokenizer(path, self.named_end())
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 
 class EventRecord(FrozenRecord):

@@ -21,9 +21,9 @@ from reptrain.errors import ConfigError, ResumeError, RunError
 from reptrain.files import read_small, remove_unfinished, write_atomically
 from reptrain.reading import parse_json
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
+from reptrain.runs.records import FrozenRecord, read_record
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 Whole = Annotated[int, Field(ge=0, strict=True)]
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, overload
 
 from pydantic import Field, TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 
 class RoutingRecord(FrozenRecord):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from reptrain.config.base import PathText
 from reptrain.files import write_atomically
-from reptrain.runs.files import FrozenRecord, read_record
+from reptrain.runs.records import FrozenRecord, read_record
 
 _FILE = "parent.json"
 

@@ -9,7 +9,7 @@ from reptrain.config import RunConfig, config_fingerprint
 from reptrain.config.base import PathText
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.records import FrozenRecord
 
 if TYPE_CHECKING:
     from reptrain.store import Store

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest, read_manifest
 from reptrain.store.shards import ShardReader
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.tokenizer import TokenArray
 
 
@@ -158,7 +158,7 @@ class Store:
         Raises:
             TokenizerError: If the file in the store's folder is another one.
         """
-        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.end)
+        tokenizer = load_tokenizer(self.path / self.manifest.tokenizer_file, self.manifest.end)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise TokenizerError(
                 f"tokenizer {self.path / self.manifest.tokenizer_file}",

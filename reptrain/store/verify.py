@@ -22,7 +22,7 @@ from reptrain.store.manifest import (
 )
 from reptrain.store.overlap import NGRAM, Overlap, measure_overlap
 from reptrain.store.shards import ShardReader
-from reptrain.text import Tokenizer
+from reptrain.text import load_tokenizer
 
 # Measured shares: Python's docs 11 to 16 %, technical pages 7 to 8 %, articles and books below 1 %.
 MAX_OVERLAP = 0.25
@@ -120,7 +120,7 @@ def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
 
 def _tokenizer_problems(path: Path, manifest: StoreManifest) -> list[str]:
     try:
-        tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.end)
+        tokenizer = load_tokenizer(path / manifest.tokenizer_file, manifest.end)
     except ReptrainError as error:
         return [str(error)]
     sealed = (manifest.tokenizer, manifest.vocab_size, manifest.eos_id)

@@ -41,9 +41,9 @@ from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, TrainedModel, op
 from reptrain.model import build_model
 from reptrain.model.dropout import set_rates
 from reptrain.plan import EpochPlan, StepPlan, plan_epochs, rank_rows
-from reptrain.runs.files import read_record
 from reptrain.runs.pace import tokens_per_s
 from reptrain.runs.parent import Parent, read_parent
+from reptrain.runs.records import read_record
 from reptrain.sizes import count_parameters
 from reptrain.tasks.console import TuningConsole
 from reptrain.tasks.files import TaskRows, read_rows, read_task

@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from reptrain.errors import TokenizerError
-from reptrain.text.ends import NamedEnd, find_end
 
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
 """What the piece that ends a document is usually called."""
@@ -74,35 +70,6 @@ class Tokenizer(ABC):
     def __init__(self, model_bytes: bytes) -> None:
         self.model_bytes = model_bytes
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()[:32]
-
-    @staticmethod
-    def load(path: Path, eos: str | NamedEnd | None = None) -> Tokenizer:
-        """Read a SentencePiece model or a tokenizer.json, told apart by their content.
-
-        Args:
-            path: The file.
-            eos: The piece that ends a document, or what a file says of it; None takes what the files beside
-                it name (see `find_end`), else the model's own, else a piece of a usual name.
-
-        Raises:
-            TokenizerError: If it cannot be read or is neither, or ``eos`` is not a special piece of it.
-        """
-        try:
-            model_bytes = path.read_bytes()
-        except OSError as error:
-            raise TokenizerError(
-                f"tokenizer {path}",
-                got=error.strerror or error,
-                rule="must be a readable file",
-                remedy="Check the path.",
-            ) from error
-        end = find_end(path.parent) if eos is None else eos
-        try:
-            return _kind_of(model_bytes)(model_bytes, end)
-        except TokenizerError as error:
-            raise TokenizerError(
-                f"tokenizer {path}", got=error.got, rule=error.rule, remedy=error.remedy
-            ) from error
 
     @property
     @abstractmethod
@@ -181,17 +148,6 @@ class Tokenizer(ABC):
                     return Seam(stop, start, len(guard))
         # A text where no cut is without effect; its ids decode to it all the same.
         return Seam(end, end, 0)
-
-
-def _kind_of(model_bytes: bytes) -> Callable[[bytes, str | NamedEnd | None], Tokenizer]:
-    # Each kind's library is loaded when it is needed.
-    if model_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and model_bytes.rstrip().endswith(b"}"):
-        from reptrain.text.huggingface import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer
-    from reptrain.text.sentencepiece_model import SentencePieceTokenizer
-
-    return SentencePieceTokenizer
 
 
 def _places(text: str, end: int) -> Iterator[int]:

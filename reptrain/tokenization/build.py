@@ -28,7 +28,7 @@ from reptrain.tokenization.fields import check_fields, parse_tags
 from reptrain.tokenization.guard import as_store_errors, check_same, check_splits, locked
 from reptrain.tokenization.inputs import check_same_content, check_unchanged, hash_inputs
 from reptrain.tokenization.jobs import Job, number_lines, plan_jobs
-from reptrain.tokenization.resolve_options import check_options, load_tokenizer, resolve_options
+from reptrain.tokenization.resolve_options import check_options, load_given_tokenizer, resolve_options
 from reptrain.tokenization.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.tokenization.seal import assemble
 from reptrain.tokenization.store_tokenizer import copy_tokenizer, train_or_load
@@ -99,7 +99,7 @@ def tokenize(
     """
     asked = check_options(options)
     _check_call(out, processes)
-    given = load_tokenizer(tokenizer, asked.eos)
+    given = load_given_tokenizer(tokenizer, asked.eos)
     resolved = resolve_options(asked, given)
     with as_store_errors(out), Workers(processes) as workers:
         files = expand_sources(sources)

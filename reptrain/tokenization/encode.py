@@ -18,7 +18,7 @@ from reptrain.files import write_atomically
 from reptrain.store.hashing import document_digest
 from reptrain.store.manifest import SPLITS, Shard, SplitName
 from reptrain.store.shards import ShardWriter
-from reptrain.text import Document, Tokenizer
+from reptrain.text import Document, Tokenizer, load_tokenizer
 from reptrain.text.documents import Fields, read_slice
 from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import TokenArray
@@ -112,7 +112,7 @@ def changed(source: str, got: str) -> StoreError:
 def encode_job(task: EncodeTask) -> Encoded:
     """Tokenize the kept documents of a job into a shard for each split that gets any."""
     index = task.job.index
-    tokenizer = _load_tokenizer(task.work.out, task.tokenizer)
+    tokenizer = _load_stored(task.work.out, task.tokenizer)
     eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
     empty = 0
     documents: Counter[str] = Counter()
@@ -182,8 +182,8 @@ def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(folder: Path, stored: StoredTokenizer) -> Tokenizer:
+def _load_stored(folder: Path, stored: StoredTokenizer) -> Tokenizer:
     """The tokenizer, loaded once in each worker; the fingerprint keeps a replaced file from being missed."""
-    tokenizer = Tokenizer.load(folder / stored.file, stored.end)
+    tokenizer = load_tokenizer(folder / stored.file, stored.end)
     assert tokenizer.fingerprint == stored.fingerprint
     return tokenizer

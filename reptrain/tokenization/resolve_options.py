@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from reptrain.errors import ConfigError, StoreError, TokenizerError, check_choice
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.training import DEFAULT_VOCAB_SIZE
 from reptrain.tokenization.near import check_near
 from reptrain.tokenization.strata import SPLIT_VERSION
@@ -83,7 +83,7 @@ def resolve_options(options: TokenizeOptions, tokenizer: Tokenizer | None) -> St
     return StoreOptions(**resolved)
 
 
-def load_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None:
+def load_given_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None:
     """The given tokenizer, or None where one is to be trained.
 
     Raises:
@@ -98,7 +98,7 @@ def load_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None:
                 remedy="A trained tokenizer ends documents with </s>.",
             )
         return None
-    tokenizer = Tokenizer.load(path, eos)
+    tokenizer = load_tokenizer(path, eos)
     if tokenizer.eos_id < 0:
         raise TokenizerError(
             f"tokenizer {path}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from reptrain.files import write_atomically
 from reptrain.stages import StageProgress
 from reptrain.store.manifest import TRAINED
-from reptrain.text import Tokenizer, train_tokenizer
+from reptrain.text import Tokenizer, load_tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
 from reptrain.tokenization.encode import kept_documents
 from reptrain.tokenization.jobs import Job
@@ -65,7 +65,7 @@ def train_or_load(
     """
     path = work.out / TRAINED
     if path.exists():
-        return Tokenizer.load(path)
+        return load_tokenizer(path)
     progress("train tokenizer", 0, text_bytes)
     assert options.vocab_size is not None and options.num_sentinels is not None
     fraction = min(1.0, _TRAINING_BYTES / text_bytes)

@@ -12,8 +12,8 @@ from reptrain.errors import ReptrainError, TextError
 from reptrain.files import read_small
 from reptrain.generation import read_prompts
 from reptrain.reading import parse_json
-from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent
+from reptrain.runs.records import read_record
 from reptrain.tasks.files import read_rows
 from reptrain.tokenization import tokenize
 
