@@ -102,7 +102,7 @@ def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
 def check_same(
     out: Path, manifest: StoreManifest, options: StoreOptions, files: Sequence[SourceFile]
 ) -> None:
-    """Refuse to take a sealed store for one of other options or sources.
+    """Refuse to reuse a sealed store that was made with other options or sources.
 
     Raises:
         StoreError: Naming the first difference.
@@ -126,12 +126,12 @@ def check_same(
         if value != sealed[key]:
             raise StoreError(
                 f"store {out}",
-                got=f"{key}={_shown(value)} where {MANIFEST} has {_shown(sealed[key])}",
+                got=f"{key}={_shorten(value)} where {MANIFEST} has {_shorten(sealed[key])}",
                 rule="must have been made with the same options",
                 remedy="Choose another --out, or delete the folder.",
             )
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -248,7 +248,7 @@ def test_tokenize_keeps_fields_and_tags_with_each_document(tmp_path: Path, model
     plain = tokenize([real, made], tmp_path / "plain", **options)
     assert plain.fingerprint == manifest.fingerprint
     assert set(map(str, metadata_of(tmp_path / "plain").values())) == {"{}"}
-    with pytest.raises(StoreError, match=r"tags=\{\} where manifest\.json says"):
+    with pytest.raises(StoreError, match=r"tags=\{\} where manifest\.json has"):
         tokenize([real, made], tmp_path / "s", metadata_fields=["meta.url"], **options)
 
 
@@ -363,7 +363,7 @@ def stray_file(path: Path, good: bytes) -> None:
         ("b.jsonl", stray_file, r"got notes\.docx beside 2"),
     ],
 )
-def test_tokenize_refuses_bad_input_and_goes_on_once_it_is_mended(
+def test_tokenize_refuses_bad_input_and_resumes_once_it_is_fixed(
     corpus: Path,
     table: pa.Table,
     model: Path,

@@ -172,7 +172,7 @@ def cluster(texts: Sequence[str], jobs: int, near: NearSettings, folder: Path) -
 
 def test_find_clusters_joins_chains_and_counts_through_all_jobs(tmp_path: Path) -> None:
     words = [f"w{index}" for index in range(260)]
-    # Windows of 200 words, moved by 15: neighbours have 0.86 in common, the ends 0.53.
+    # Windows of 200 words, moved by 15: neighbors have 0.86 in common, the ends 0.53.
     chain = [" ".join(words[start : start + 200]) for start in (0, 30, 15, 45)]
     assert similarity(chain[0], chain[3]) < 0.7 < 0.85 < similarity(chain[0], chain[2])
     other = " ".join(f"v{index}" for index in range(200))
@@ -181,10 +181,10 @@ def test_find_clusters_joins_chains_and_counts_through_all_jobs(tmp_path: Path) 
         assert cluster(texts, jobs, NEAR, tmp_path / str(jobs)) == [0, 1, 0, 3, 4, 0, 6, 0]
 
 
-def test_find_clusters_joins_a_group_larger_than_its_neighbourhood(
+def test_find_clusters_joins_a_group_larger_than_its_neighborhood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reptrain.tokenization.clusters._NEIGHBOURS", 2)
+    monkeypatch.setattr("reptrain.tokenization.clusters._NEIGHBORS", 2)
     monkeypatch.setattr("reptrain.tokenization.clusters._BUCKET_DOCUMENTS", 7)
     monkeypatch.setattr("reptrain.tokenization.clusters._PAIRS", 5)
     words = [f"w{index}" for index in range(300)]
@@ -198,7 +198,7 @@ def test_find_clusters_joins_a_group_larger_than_its_neighbourhood(
     dedup=st.sampled_from(["minhash", "group"]),
     job=st.sampled_from([3000, 10**6]),
 )
-def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Dedup, job: int) -> None:
+def test_decide_near_gives_a_cluster_one_status_for_any_seed(seed: int, dedup: Dedup, job: int) -> None:
     draw = random.Random(seed)
     plain = [" ".join(f"w{draw.randrange(999)}" for _ in range(100)) for _ in range(20)]
     texts, clusters = planted(plain, seed)
@@ -217,7 +217,7 @@ def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Ded
     for first, *others in clusters:
         assert statuses[first] >= KEPT
         assert set(statuses[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else statuses[first]}
-    assert found.statuses.tolist() == np.bincount(statuses, minlength=KEPT + 3).tolist()
+    assert found.counts.tolist() == np.bincount(statuses, minlength=KEPT + 3).tolist()
     assert found.largest == max(map(len, clusters))
 
 
@@ -357,7 +357,7 @@ def test_signature_writer_signs_a_job_without_words() -> None:
 
 
 def test_tokenize_refuses_near_settings_without_near_duplicates(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="near: must be left out where no near-duplicates"):
+    with pytest.raises(StoreError, match="near: must be left out"):
         tokenize([corpus], tmp_path / "s", dedup="exact", near=NEAR)
 
 
