@@ -66,7 +66,7 @@ def test_readme_command_is_understood(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", re.findall(r"^    (make [a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    "target", re.findall(r"^\$ (make [a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
 )
 def test_readme_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

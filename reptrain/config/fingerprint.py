@@ -67,7 +67,13 @@ def auto_values(config: RunConfig) -> dict[str, Any]:
 
 def _auto_values_of_model(model: DecoderConfig | T5Config) -> dict[str, Any]:
     if isinstance(model, DecoderConfig):
-        values: dict[str, Any] = {"num_kv_heads": model.kv_heads, "num_stored_layers": model.stack.stored}
+        values: dict[str, Any] = {
+            "num_kv_heads": model.kv_heads,
+            "num_stored_layers": model.stack.stored,
+            "head_dim": model.head_width,
+            "attention_bias": model.attention_biases,
+            "mlp_bias": model.has_mlp_bias,
+        }
     else:
         stored = {"encoder": model.encoder.stored, "decoder": model.decoder.stored}
         values = {f"num_stored_{name}_layers": layers for name, layers in stored.items()}

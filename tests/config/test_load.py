@@ -212,6 +212,8 @@ NOT_DERIVED = {
     "SpanCorruptionConfig.input_tokens",
     "DenoiserConfig.mean_span_tokens",
     "DecoderConfig.max_positions",
+    "DecoderConfig.rope_scaling",
+    "DecoderConfig.sliding_window",
     "DecoderConfig.vocab_size",
     "DecoderConfig.mup_base_width",
     "DecoderConfig.moe",

@@ -39,10 +39,11 @@ def test_a_source_with_such_a_line_is_refused(tmp_path: Path, name: str) -> None
     assert len(str(refused.value)) <= 500 and not (tmp_path / "store" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("name", LINES)
+# A task takes a number as it is written, however long.
+@pytest.mark.parametrize("name", [name for name in LINES if name != "digits"])
 def test_a_task_with_such_a_line_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "train.jsonl").write_text(LINES[name] + "\n")
-    with pytest.raises(TextError, match=r"train\.jsonl, line 1: must hold") as refused:
+    with pytest.raises(TextError, match=r"train\.jsonl, line 1: must (be|hold)") as refused:
         read_rows(task(tmp_path), TaskLimits())
     assert len(str(refused.value)) <= 500
 
@@ -57,8 +58,9 @@ def test_a_task_whose_files_are_elsewhere_is_refused(tmp_path: Path, pattern: st
 @pytest.mark.parametrize("name", LINES)
 def test_prompts_with_such_a_line_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "prompts.jsonl").write_text(LINES[name] + "\n")
-    with pytest.raises(TextError, match="must hold a prompt a line"):
+    with pytest.raises(TextError, match=r"prompts\.jsonl:1: must (be|hold)") as refused:
         read_prompts(tmp_path / "prompts.jsonl")
+    assert len(str(refused.value)) <= 500
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"9" * 5_000, b"", b"{]"])

@@ -93,6 +93,8 @@ def test_other_settings_are_read_or_refused(model: Path, key: str, value: object
     "name", ["../model.safetensors", "/etc/passwd", "a/b", "", ".", "..", "x\0y", 5, None, [], "x" * 5000]
 )
 def test_an_index_that_leads_out_of_the_folder_is_refused(model: Path, name: object) -> None:
+    # Beside a single file the index is not read.
+    (model / "model.safetensors").rename(model / "model-00001.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {NORM: name}}))
     refused("import", model, model.parent / "out")
 

@@ -272,7 +272,7 @@ def test_defaults_that_are_spelled_out_are_the_same_model_for_init_from() -> Non
         ),
         ({"rope_scaling": {"factor": 2}}, r"^model\.rope_scaling\.name: must be set"),
         ({"rope_scaling": {"name": "linear"}}, r"^model\.rope_scaling\.factor: must be set"),
-        ({"rope_scaling": {"name": "linear", "factr": 2.0}}, "Did you mean factor"),
+        ({"rope_scaling": {"name": "linear", "factr": 2.0}}, "Did you mean model.rope_scaling.factor"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "high_freq_factor must be above"),
         (
             {"positions": "learned", "max_positions": 64, "rope_scaling": LLAMA3},

@@ -113,7 +113,11 @@ def test_verify_finds_a_held_out_document_in_the_training_text(model: Path, tmp_
     for extra in range(100):
         # One of the copies, each with another end, falls into train.
         store = make(tmp_path / "b", [*texts, f"{planted} {extra}"], model, dedup="none")
-        if store.split("train").num_documents > clean.split("train").num_documents:
+        in_report, in_train = (
+            {part.document_id(index) for index in range(part.num_documents)}
+            for part in (store.split("report"), store.split("train"))
+        )
+        if leaked in in_report and f"d{len(texts)}" in in_train:
             break
         for path in store.path.glob("*"):
             path.unlink()

@@ -90,11 +90,22 @@ def put_corpus(server: Server, corpus: Path) -> list[str]:
     return [server.url("data/a.jsonl"), server.url("data/b.jsonl.gz")]
 
 
+def local_copies(server: Server, folder: Path) -> list[Path]:
+    """The files of the server on disk: which documents are held out depends on their files."""
+    copies = [folder / Path(name).name for name in sorted(server.files)]
+    for copy, name in zip(copies, sorted(server.files), strict=True):
+        copy.write_bytes(server.files[name])
+    return copies
+
+
 def test_tokenize_fetches_each_url_once(corpus: Path, model: Path, tmp_path: Path, server: Server) -> None:
     urls = put_corpus(server, corpus)
     stages: list[tuple[str, int, int]] = []
     manifest = tokenize(urls, tmp_path / "s", tokenizer=model, progress=lambda *step: stages.append(step))
-    assert manifest.fingerprint == tokenize([corpus], tmp_path / "local", tokenizer=model).fingerprint
+    assert (
+        manifest.fingerprint
+        == tokenize(local_copies(server, tmp_path), tmp_path / "local", tokenizer=model).fingerprint
+    )
     assert sorted(server.gets) == ["data/a.jsonl", "data/b.jsonl.gz"]
     assert [(item.name, item.url) for item in manifest.inputs] == [
         ("a.jsonl", urls[0]),
@@ -126,7 +137,10 @@ def test_tokenize_refuses_a_url_that_fails_and_goes_on_with_what_is_fetched(
     getattr(server, how).clear()
     manifest = tokenize(urls, out, tokenizer=model)
     assert server.gets.count("data/a.jsonl") == 1
-    assert manifest.fingerprint == tokenize([corpus], tmp_path / "local", tokenizer=model).fingerprint
+    assert (
+        manifest.fingerprint
+        == tokenize(local_copies(server, tmp_path), tmp_path / "local", tokenizer=model).fingerprint
+    )
 
 
 def test_tokenize_with_other_options_fetches_nothing_anew(
