@@ -1,4 +1,4 @@
-"""13-grams of held-out text that also stand in the training text."""
+"""13-grams of held-out text that also occur in the training text."""
 
 from __future__ import annotations
 
