@@ -164,8 +164,8 @@ def permute(index_N: Int64s, n: int, key: UInt64s) -> Int64s:
     """A keyed bijection on [0, n), without a table.
 
     A Feistel network on [0, a) x [0, b), with a * b slightly above n. Images outside [0, n) pass through it
-    again (cycle walking). `a` is even, as two odd sides give only even permutations. 24 rounds for n below 4096,
-    else 10.
+    again (cycle walking). `a` is even, as two odd sides give only even permutations. 24 rounds for n below
+    4096, else 10.
 
         index = left * b + right
         round 0, 2, ...: left  = (left  + f(round, right)) mod a
