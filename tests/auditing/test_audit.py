@@ -131,7 +131,7 @@ def test_audit_finds_other_windows_than_planned(run, fields):
 
 
 @pytest.mark.parametrize("fields", [{"first_index": 10**15}, {"windows": 10**15}, {"step": 10**15}])
-def test_audit_survives_a_record_from_nowhere(run, fields):
+def test_audit_survives_an_invalid_record(run, fields):
     rewrite(run, lambda records: replaced(records, 2, **fields))
     assert not audit(run.path).exact
 
@@ -156,7 +156,7 @@ def test_audit_finds_a_wrong_token_in_a_step_that_was_not_applied(run):
     assert only_problem(run).step == 3
 
 
-def test_audit_tells_of_steps_tried_again(run):
+def test_audit_reports_retried_steps(run):
     rewrite(
         run,
         lambda records: [
@@ -292,11 +292,11 @@ def test_audit_refuses_a_ledger_that_cannot_be_read(run):
         audit(run.path)
 
 
-def test_audit_tells_its_progress(run):
-    told = []
-    audit(run.path, progress=lambda *news: told.append(news), verify_store=False)
+def test_audit_reports_its_progress(run):
+    stages = []
+    audit(run.path, progress=lambda *news: stages.append(news), verify_store=False)
     steps = run.plan.step_plan().num_steps
-    assert told[-1] == ("audit", steps, steps)
+    assert stages[-1] == ("audit", steps, steps)
 
 
 @pytest.mark.parametrize(("budget", "begun", "ended"), [("2.5epochs", 3, 2), ("3epochs", 3, 3)])

@@ -208,10 +208,10 @@ def test_store_refuses_another_tokenizer_and_another_shard(copy: Path) -> None:
         open_store(copy).split("train").lengths(0, 1)
 
 
-def test_describe_tells_the_counts(sealed: Path) -> None:
+def test_describe_gives_the_counts(sealed: Path) -> None:
     store = open_store(sealed)
-    told = json.loads(json.dumps(describe(store)))
-    assert told["fingerprint"] == store.fingerprint
-    assert told["splits"]["train"]["tokens"] == store.split("train").num_tokens
+    described = json.loads(json.dumps(describe(store)))
+    assert described["fingerprint"] == store.fingerprint
+    assert described["splits"]["train"]["tokens"] == store.split("train").num_tokens
     text = describe_text(store)
     assert f"{store.split('train').num_tokens:,}" in text and "web" in text

@@ -1,4 +1,4 @@
-"""Bytes that each id stands for add up to the bytes of a text."""
+"""Bytes that each id represents add up to the bytes of a text."""
 
 from __future__ import annotations
 

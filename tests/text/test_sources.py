@@ -128,7 +128,7 @@ def test_tokenize_takes_globs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.label for file in expand_sources(["data/odd[1].jsonl"])] == ["odd[1].jsonl"]
     (tmp_path / "data" / "b" / "x.bin").unlink()
     assert len(expand_sources(["data/**"])) == 5
-    # A folder that matches stands for the files below it, each once.
+    # A matching folder means the files below it, each once.
     assert [file.label for file in expand_sources(["data/?"])] == [
         "data/a/3.jsonl", "data/b/1.jsonl", "data/b/2.jsonl", "data/b/deep/4.jsonl",
     ]  # fmt: skip
@@ -262,7 +262,7 @@ def test_tokenize_keeps_fields_and_tags_with_each_document(tmp_path: Path, model
         ({"metadata_fields": ["url", "url"]}, r"metadata url: must be one field or tag"),
     ],
 )
-def test_tokenize_refuses_tags_that_cannot_be_told_apart(
+def test_tokenize_refuses_ambiguous_tags(
     corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StoreError, match=message):
@@ -295,9 +295,9 @@ def test_tokenize_takes_a_tokenizer_json(
     assert decoded == {text for text in texts if text.strip()}
     infos = manifest.splits.values()
     assert (tokens, text_bytes) == (sum(i.tokens for i in infos), sum(i.text_bytes for i in infos))
-    told = describe(store)["splits"]["train"]["bytes_per_token"]
-    assert told == manifest.splits["train"].text_bytes / manifest.splits["train"].tokens
-    assert f"{told:.3f}" in describe_text(store)
+    described = describe(store)["splits"]["train"]["bytes_per_token"]
+    assert described == manifest.splits["train"].text_bytes / manifest.splits["train"].tokens
+    assert f"{described:.3f}" in describe_text(store)
     assert verify(tmp_path / "s").ok
     (tmp_path / "s" / "tokenizer.json").unlink()
     with pytest.raises(StoreError, match=r"tokenizer\.json: must be as it was sealed"):

@@ -71,7 +71,7 @@ def unigram() -> Library:
 
 
 def words() -> Library:
-    """Whole words, with pieces that stand in the vocabulary and nowhere else."""
+    """Whole words, with pieces that are in the vocabulary alone."""
     vocab = {piece: index for index, piece in enumerate(["[UNK]", "[PAD]", "[SEP]", *WORDS])}
     library = Library(models.WordLevel(vocab, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -190,7 +190,7 @@ def test_encode_starts_no_threads(fallback: HuggingFaceTokenizer) -> None:
 
 
 @pytest.mark.parametrize("make", [with_byte_fallback, byte_level])
-def test_load_tells_the_kind_by_content(tmp_path: Path, make: Any) -> None:
+def test_load_tokenizer_recognizes_the_kind_by_content(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_text(make().to_str())
     tokenizer = load_tokenizer(path)
@@ -263,7 +263,7 @@ def test_load_takes_the_end_that_a_file_beside_it_names(
 
 
 @pytest.mark.parametrize("content", ["{}", '{"eos_token_id": null}', '{"eos_token_id": true}', "[]"])
-def test_load_does_not_guess_among_two_ends_where_no_file_names_one(tmp_path: Path, content: str) -> None:
+def test_load_tokenizer_does_not_guess_between_two_ends(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(two_ends().to_str())
     for name in ("config.json", "manifest.json"):
         (tmp_path / name).write_text(content)

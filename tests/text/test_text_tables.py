@@ -48,7 +48,7 @@ def whole(path: Path) -> Slice:
 
 @every_kind
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_read_slice_reads_tables_as_it_does_lines(
+def test_read_slice_reads_tables_like_lines(
     tmp_path: Path, write: Write, suffix: str, kind: pa.DataType
 ) -> None:
     texts = [f"text {index % 4}\u2028 ü" for index in range(10)]
@@ -148,7 +148,7 @@ def test_read_slice_refuses_tables_by_name(
 
 
 @every_kind
-def test_read_slice_refuses_a_column_that_stands_twice(tmp_path: Path, write: Write, suffix: str) -> None:
+def test_read_slice_refuses_a_duplicate_column(tmp_path: Path, write: Write, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     write(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "other"]), path)
     with pytest.raises(TextError, match="must have each column once, but got 2 columns 'text'"):

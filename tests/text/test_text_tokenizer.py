@@ -39,7 +39,7 @@ def test_train_tokenizer_lays_the_ids_out_as_t5_does(tokenizer: Tokenizer) -> No
     ]
 
 
-def test_train_tokenizer_gives_the_same_bytes_twice(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_train_tokenizer_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(iter(TEXTS), tmp_path / "b.model", vocab_size=64, num_sentinels=5)
     assert again.model_bytes == tokenizer.model_bytes == (tmp_path / "b.model").read_bytes()
     assert again.fingerprint == tokenizer.fingerprint

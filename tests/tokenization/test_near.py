@@ -106,7 +106,7 @@ def planted(texts: Sequence[str], seed: int) -> tuple[list[str], list[list[int]]
     size=st.integers(1, 6),
     piece=st.sampled_from([1 << 18, 97]),
 )
-def test_sign_knows_words_and_their_order_only(text: str, size: int, piece: int) -> None:
+def test_sign_depends_on_words_and_their_order_only(text: str, size: int, piece: int) -> None:
     tidy = " ".join("".join(c.lower() if c.isalnum() else " " for c in text).split())
     near = NearSettings(shingle_words=size, permutations=64, bands=8, rows=8)
     with pytest.MonkeyPatch.context() as patch:
@@ -283,7 +283,7 @@ def test_tokenize_gives_the_same_near_duplicates_and_passages_for_any_number_of_
 
 
 @pytest.mark.parametrize(("stage", "count"), [("scan", 3), ("find near-duplicates", 4)])
-def test_tokenize_goes_on_with_near_duplicates(
+def test_tokenize_resumes_with_near_duplicates(
     real_texts: list[str], model: Path, tmp_path: Path, files_of: FilesOf, stage: str, count: int
 ) -> None:
     source = write(tmp_path / "real.jsonl", planted(real_texts, 0)[0])
@@ -316,7 +316,7 @@ def test_tokenize_drops_equal_and_keeps_very_short_documents(model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("same", [["one text"], ["one text"] * 9, ["One text."] * 4 + ["one text"] * 4])
-def test_tokenize_refuses_one_text_however_often_it_stands(
+def test_tokenize_refuses_one_text_however_often_it_occurs(
     model: Path, tmp_path: Path, same: list[str]
 ) -> None:
     source = write(tmp_path / "one.jsonl", same)
