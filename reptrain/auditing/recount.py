@@ -133,7 +133,7 @@ class Recount:
             self._skipped(int(before[place]))
         expected = before + (before_applied | skipped)
         self.problems.add_records(
-            records, step != expected, lambda place: f"follows in place of step {expected[place]}"
+            records, step != expected, lambda place: f"comes instead of step {expected[place]}"
         )
         self._missed.add(step[~records.applied])
         self._last_step, self._last_applied = int(step[-1]), bool(records.applied[-1])

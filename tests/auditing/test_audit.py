@@ -80,7 +80,7 @@ def test_audit_finds_a_step_left_out(store, run):
     rewrite(run, lambda records: [*records[:3], *records[4:]])
     report = audit(run.path)
     assert not report.exact and not report.complete
-    assert report.problems[0].text() == "step 4, global index 32: comes where step 3 should"
+    assert report.problems[0].text() == "step 4, global index 32: comes instead of step 3"
     missing = next(problem for problem in report.problems if "tokens were consumed" in problem.message)
     assert missing.step == 3 and 24 <= missing.index < 32
     where = next(place for place in range(UNIQUE) if f"is at position {place} of" in missing.message)
@@ -92,7 +92,7 @@ def test_audit_finds_a_step_left_out(store, run):
 def test_audit_finds_a_step_consumed_twice(run):
     rewrite(run, lambda records: [*records[:4], records[3], *records[4:]])
     report = audit(run.path)
-    assert report.problems[0].text() == "step 3, global index 24: comes where step 4 should"
+    assert report.problems[0].text() == "step 3, global index 24: comes instead of step 4"
     assert not report.complete
 
 
@@ -100,9 +100,9 @@ def test_audit_finds_two_steps_in_each_others_place(run):
     rewrite(run, lambda records: [*records[:3], records[4], records[3], *records[5:]])
     report = audit(run.path)
     assert [problem.text() for problem in report.problems] == [
-        "step 4, global index 32: comes where step 3 should",
-        "step 3, global index 24: comes where step 5 should",
-        "step 5, global index 40: comes where step 4 should",
+        "step 4, global index 32: comes instead of step 3",
+        "step 3, global index 24: comes instead of step 5",
+        "step 5, global index 40: comes instead of step 4",
     ]
     assert report.exposures == audit(run.path).exposures and not report.exact
 

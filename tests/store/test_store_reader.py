@@ -184,7 +184,7 @@ def test_verify_names_every_damage(copy: Path, damage: Callable[[Path], None], p
         ("manifest.json", b'{"format": "reptrain-store-1"}', "Read it with the version of reptrain"),
         ("manifest.json", b'{"format": "reptrain-store-3"}', "Read it with a later version of reptrain"),
         ("train-00000.arrow", None, "train-00000.arrow: must be as it was sealed, but got No such file"),
-        ("train-00000.arrow", b"short", "but got 5 bytes where the manifest says"),
+        ("train-00000.arrow", b"short", "but got 5 bytes, where the manifest has"),
         ("tokenizer.model", None, "tokenizer.model: must be as it was sealed"),
     ],
 )

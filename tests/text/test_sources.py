@@ -173,9 +173,9 @@ def test_select_refuses_a_saved_dataset_without_its_list() -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows that were chosen.*flatten_indices"),
-        ({"_data_files": [{"filename": "a.arrow", "skip": 3, "take": 5}]}, "takes a part of its files"),
-        ({"_data_files": [{"filename": "a.arrow", "take": 5}]}, "takes a part of its files"),
+        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows selected.*flatten_indices"),
+        ({"_data_files": [{"filename": "a.arrow", "skip": 3, "take": 5}]}, "uses a part of its files"),
+        ({"_data_files": [{"filename": "a.arrow", "take": 5}]}, "uses a part of its files"),
         (
             {"_inplace_history": [{"transforms": [["rename_column_", ["a", "b"], {}]]}]},
             "changes their columns",
@@ -356,7 +356,11 @@ def stray_file(path: Path, good: bytes) -> None:
         ("b.jsonl.gz", cut_gz, "must be a readable file"),
         ("b.jsonl.zst", cut_zst, "must be a readable file"),
         ("b.parquet", no_column, "must have a column 'text' of type string, but got the columns body, title"),
-        ("b.parquet", other_type, "must have a column 'text' of type string, but got one of type double"),
+        (
+            "b.parquet",
+            other_type,
+            "must have a column 'text' of type string, but got a column of type double",
+        ),
         ("b.parquet", null_text, "row 2: .*but got null under 'text'"),
         ("b.parquet", no_rows, "must hold documents, but got 0 rows"),
         ("b.parquet", no_parquet, "must be a readable file"),
