@@ -1,7 +1,7 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
-Each says what is wrong, the value got, the rule, and the remedy. The command line prints
-the message alone and exits with code 2; bugs keep their traceback.
+Each names what is wrong, the value got, the rule and the remedy. The command line prints only the message and
+exits with code 2; bugs keep their traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SHORTEST_PART = 100
 
 
 def shorten(text: str, length: int) -> str:
-    """A text of at most so many characters, cut in the middle; what no terminal prints is escaped.
+    """A text of at most this many characters, shortened in the middle. Unprintable characters are escaped.
 
     >>> shorten("abcdefghij", 5)
     'ab…ij'
@@ -29,13 +29,13 @@ def shorten(text: str, length: int) -> str:
 
 
 class ReptrainError(ValueError):
-    """Base of all errors that a user can mend.
+    """Base of all errors that a user can fix.
 
     Args:
         what: The name of the setting, file or quantity that is wrong.
-        got: The value met.
-        rule: What the value must be.
-        remedy: What to do about it.
+        got: Its value.
+        rule: The rule that it breaks.
+        remedy: How to fix it.
     """
 
     def __init__(self, what: str, *, got: object, rule: str, remedy: str) -> None:
@@ -43,12 +43,12 @@ class ReptrainError(ValueError):
         super().__init__(_message(what, rule, str(got), remedy))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel from the main rank to the others.
+        # Errors are sent from the main rank to the others.
         return _rebuild, (type(self), self.what, str(self.got), self.rule, self.remedy)
 
 
 def _message(what: str, rule: str, got: str, remedy: str) -> str:
-    """The parts as one line; where they are too long, what the input says is cut before our own words."""
+    """The parts as one line. If it is too long, the parts from the input are shortened first."""
     parts = {"what": what, "rule": rule, "got": got, "remedy": remedy}
     excess = sum(map(len, parts.values())) + len(": , but got . ") - _LONGEST_MESSAGE
     for name in ("got", "what", "remedy", "rule"):
@@ -65,19 +65,19 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
 
 
 class ConfigError(ReptrainError):
-    """A configuration that cannot be run."""
+    """An invalid configuration."""
 
 
 def check_choice(what: str, got: object, choices: Iterable[str]) -> None:
-    """Refuse a word that is none of the choices; the types say so, but Python does not hold them.
+    """Refuse a value that is not one of the choices. Python does not check Literal types.
 
     Args:
         what: The name of the argument.
-        got: The value given.
-        choices: The words that it may be.
+        got: Its value.
+        choices: The valid values.
 
     Raises:
-        ConfigError: If it is none of them.
+        ConfigError: If it is not one of them.
     """
     known = list(choices)
     if got not in known:
@@ -91,7 +91,7 @@ class TextError(ReptrainError):
 
 
 class TokenizerError(ReptrainError):
-    """A tokenizer that cannot be loaded, trained, or that does not fit its data."""
+    """A tokenizer that cannot be loaded or trained, or does not fit its data."""
 
 
 class StoreError(ReptrainError):
@@ -99,24 +99,24 @@ class StoreError(ReptrainError):
 
 
 class PlanError(ReptrainError):
-    """A plan of epochs that cannot be followed exactly."""
+    """A plan of epochs that cannot be carried out exactly."""
 
 
 class RunError(ReptrainError):
-    """A run folder that is missing, locked, or in a state that forbids the request."""
+    """A run folder that is missing, locked, or in the wrong state."""
 
 
 class ResumeError(RunError):
-    """A run folder that holds something other than what is to be resumed."""
+    """A run folder that holds another run than the one to resume."""
 
 
 class LaunchError(ReptrainError):
-    """Ranks that cannot be started as asked."""
+    """Ranks that cannot be started."""
 
 
 class StudyError(ReptrainError):
-    """A study file that cannot be carried out."""
+    """A study that cannot be run."""
 
 
 class HubError(ReptrainError):
-    """A Hugging Face folder that cannot be read as a model, or a model that cannot be written as one."""
+    """A Hugging Face folder that cannot be imported, or a model that cannot be exported."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic file operations."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
     """Write under a temporary name in the same folder, flush to the disk, and rename.
 
     Args:
-        path: The file to make or to replace.
-        data: Its content; pieces of text are written one after another.
+        path: The file to create or replace.
+        data: Its content; an iterable of strings is concatenated.
 
     Raises:
-        OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
+        OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
     """
     pieces = [data] if isinstance(data, (str, bytes)) else data
     with replacing(path) as file:
@@ -30,14 +30,14 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
 
 
 def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
-    """The bytes of a file that is read whole.
+    """The content of a small file.
 
     Args:
         path: The file.
-        most_bytes: A larger one, or a device without an end, is refused before it fills the memory.
+        most_bytes: Limit, so that a large file or an endless device does not fill the memory.
 
     Raises:
-        OSError: If it cannot be read or is larger; EFBIG then.
+        OSError: If it cannot be read, or is larger (EFBIG).
     """
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
@@ -48,13 +48,13 @@ def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name in the same folder, which takes its place when all went well.
+    """A file under a temporary name in the same folder, renamed at the end if no exception was raised.
 
     Args:
-        path: The file to make or to replace.
+        path: The file to create or replace.
 
     Raises:
-        OSError: If the disk is full or the folder is not writable; ``path`` is as it was then.
+        OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
@@ -73,13 +73,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left under temporary names; nobody else may write there now."""
+    """Remove temporary files of killed writers. No other process may write in the folder."""
     for path in folder.glob(f".*{_UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def flush_folder(path: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut."""
+    """Flush a folder's entries to the disk, so that a rename survives a power loss."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -88,7 +88,7 @@ def flush_folder(path: Path) -> None:
 
 
 def _umask() -> int:
-    # The system tells the mask only by setting it; `mkstemp` makes files that nobody else can read.
+    # The mask can only be read by setting it; `mkstemp` creates files that only the user can read.
     mask = os.umask(0)
     os.umask(mask)
     return mask

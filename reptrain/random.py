@@ -1,7 +1,7 @@
-"""Random numbers as a function of a key and a counter: no state, any element at once.
+"""Random numbers as a function of a key and a counter: no state, and random access to every element.
 
 Draws come from Philox4x32-10: ten rounds over a 128-bit counter under a 64-bit key, which pass BigCrush
-however counters and keys are strided. A key is one uint64; ``key(seed, purpose, *parts)`` derives it, so
+however counters and keys are strided. A key is one uint64, derived by ``key(seed, purpose, *parts)``, so
 that no two purposes share a stream:
 
     counter words (32 bits each)                       key         gives
@@ -9,11 +9,11 @@ that no two purposes share a stream:
     part i low, part i high, i + 1, 1                  key i       key i + 1
     counter low, counter high, 0, 0                    last key    draws
 
-The last word keeps derivation and draws apart; words 0 and 1 of the output are the low and the high half
-of the 64-bit result. The name of a purpose enters by its BLAKE2b hash.
+The last word separates derivation and draws; words 0 and 1 of the output are the low and the high half of
+the 64-bit result. A purpose is represented by the BLAKE2b hash of its name.
 
-Permutations are Feistel networks whose rounds are splitmix64, which is far cheaper: round i adds output
-`half` of the generator that starts at s_i, where s_i is output i of the one that starts at the key.
+Permutations are Feistel networks with splitmix64 as round function, which is much faster: round i adds output
+`half` of the generator that starts at s_i, where s_i is output i of the generator that starts at the key.
 
 Sources: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 3.3;
 Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, section 4.
@@ -45,10 +45,10 @@ GAMMA = 0x9E3779B97F4A7C15
 MULTIPLY = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _UNMULTIPLY = tuple(np.uint64(pow(factor, -1, 2**64)) for factor in MULTIPLY)
 
-# Below a side of 64 a round mixes little: at n = 8, chi-squared over the images of four indices still
-# tells 12 rounds from uniform, and 16 no more. Ten are what FF1 (NIST SP 800-38G) takes for large sets.
+# Below a side of 64, a round mixes little: at n = 8, a chi-squared test over the images of four indices
+# rejects 12 rounds, but not 16. FF1 (NIST SP 800-38G) uses ten rounds for large sets.
 _SMALL, _ROUNDS_SMALL, _ROUNDS_LARGE = 4096, 24, 10
-# Keeps the temporaries of one pass inside a core's cache.
+# Temporaries of one chunk fit in a core's cache.
 _CHUNK = 1 << 14
 
 _Words = tuple[UInt64s, UInt64s, UInt64s, UInt64s]
@@ -58,11 +58,11 @@ def philox4x32(counter: _Words, key: tuple[UInt64s, UInt64s]) -> _Words:
     """Ten rounds of Philox4x32.
 
     Args:
-        counter: Four arrays of 32-bit words held as uint64; they broadcast.
+        counter: Four broadcastable arrays of 32-bit words, stored as uint64.
         key: Two such arrays.
 
     Returns:
-        Four arrays of 32-bit words held as uint64.
+        Four arrays of 32-bit words, stored as uint64.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -89,7 +89,7 @@ def key(seed: int, purpose: str, *parts: int | Int64s) -> UInt64s:
         parts: Integers of at least 0, or int64 arrays of them, which broadcast.
 
     Returns:
-        uint64, of the shape that the parts broadcast to (a 0-d array for none).
+        uint64, of the parts' broadcast shape (a 0-d array without parts).
     """
     derived = np.asarray(_purpose_key(seed, purpose, len(parts)), dtype=np.uint64)
     for number, part in enumerate(parts, start=1):
@@ -106,10 +106,10 @@ def _purpose_key(seed: int, purpose: str, num_parts: int) -> int:
 
 
 def uint64(key: UInt64s, counter_N: int | Int64s) -> UInt64s:
-    """Uniform 64-bit integers: element i is a function of the key and of counter i alone.
+    """Uniform 64-bit integers. Each element depends only on its key and counter.
 
     Args:
-        key: From `key`; broadcasts against the counters. Use a key for one kind of draw only.
+        key: From `key`; broadcasts with the counters. Use a key for one kind of draw only.
         counter_N: int64, at least 0.
     """
     word = np.asarray(counter_N).astype(np.uint64)
@@ -117,7 +117,7 @@ def uint64(key: UInt64s, counter_N: int | Int64s) -> UInt64s:
 
 
 def uint32(key: UInt64s, counter_N: int | Int64s) -> npt.NDArray[np.uint32]:
-    """Uniform 32-bit integers; see `uint64`, whose low half this is."""
+    """Uniform 32-bit integers: the low half of `uint64`."""
     return (uint64(key, counter_N) & _LOW).astype(np.uint32)
 
 
@@ -151,7 +151,7 @@ def mix(x: UInt64s) -> UInt64s:
 
 
 def unmix(x: UInt64s) -> UInt64s:
-    """The inverse of `mix`: which number is mixed to each. Changes a uint64 array in place."""
+    """The inverse of `mix`. Changes a uint64 array in place."""
     x ^= x >> np.uint64(31) ^ x >> np.uint64(62)
     x *= _UNMULTIPLY[1]
     x ^= x >> np.uint64(27) ^ x >> np.uint64(54)
@@ -161,11 +161,11 @@ def unmix(x: UInt64s) -> UInt64s:
 
 
 def permute(index_N: Int64s, n: int, key: UInt64s) -> Int64s:
-    """A keyed bijection on [0, n): where each index goes, without a table.
+    """A keyed bijection on [0, n), without a table.
 
-    A Feistel network on [0, a) x [0, b), a * b slightly above n; an image outside [0, n) is sent through
-    again (cycle walking). `a` is even, as two odd sides would reach even permutations only. 24 rounds for
-    n below 4096, else 10.
+    A Feistel network on [0, a) x [0, b), with a * b slightly above n. Images outside [0, n) pass through it
+    again (cycle walking). `a` is even, as two odd sides give only even permutations. 24 rounds for n below
+    4096, else 10.
 
         index = left * b + right
         round 0, 2, ...: left  = (left  + f(round, right)) mod a
@@ -175,7 +175,7 @@ def permute(index_N: Int64s, n: int, key: UInt64s) -> Int64s:
     Args:
         index_N: int64 in [0, n), any shape.
         n: Size of the set, 1 to 2**62.
-        key: From `key`; a single one, or one for each index.
+        key: From `key`; a single key, or one for each index.
 
     Returns:
         int64 in [0, n), of the same shape.
@@ -186,7 +186,7 @@ def permute(index_N: Int64s, n: int, key: UInt64s) -> Int64s:
 
 
 def unpermute(image_N: Int64s, n: int, key: UInt64s) -> Int64s:
-    """The inverse of `permute`: which index goes to each image."""
+    """The inverse of `permute`."""
     return _walk(image_N, n, key, forward=False)
 
 

@@ -1,8 +1,7 @@
-"""Text and JSON from bytes: the one reader of every text file that a user gives.
+"""Reading text and JSON. Every text file of a user is read by these functions.
 
-Text is UTF-8, with or without a byte order mark. Lines end at ``\\n`` or ``\\r\\n`` and at no other
-separator of Unicode. What cannot be read raises `ReadError`, which names the cause; the caller adds the file
-and the line.
+Text is UTF-8, with or without a byte order mark. Only ``\\n`` and ``\\r\\n`` end a line, no other
+Unicode separator. Invalid input raises `ReadError`, which names the cause; the caller adds file and line.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ _WIDE = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "zip", b"BZh": "bzip2"}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "zip", b"BZh": "bzip2"}
 _CONTROL = {"\t": ("tab", "\\t"), "\r": ("carriage return", "\\r"), "\n": ("line end", "\\n")}
 
 
 class ReadError(ValueError):
-    """Why bytes or a text cannot be read.
+    """Bytes or text that cannot be parsed.
 
     Args:
-        got: What was met, and where.
-        rule: What must hold.
-        remedy: What to do.
+        got: The invalid part and its position.
+        rule: The rule that it breaks.
+        remedy: How to fix it.
     """
 
     def __init__(self, *, got: str, rule: str, remedy: str) -> None:
@@ -39,14 +38,14 @@ class ReadError(ValueError):
 
 
 class Number(str):
-    """A number of a JSON text as it is written there."""
+    """A number as written in a JSON text."""
 
 
 def decode(data: bytes) -> str:
-    """Text from UTF-8, without its byte order mark.
+    """Decode UTF-8, without its byte order mark.
 
     Raises:
-        ReadError: If it is in another encoding, packed, or holds a NUL.
+        ReadError: If it has another encoding, is compressed, or contains NUL.
     """
     try:
         text = data.removeprefix(_BOM).decode()
@@ -71,7 +70,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair, as JSON's ``\\ud800`` makes one."""
+    """Whether a text has no lone surrogate, such as JSON's ``\\ud800``."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -80,7 +79,7 @@ def is_unicode(text: str) -> bool:
 
 
 def escape_name(name: str) -> str:
-    """A file's name for messages and records: bytes that are not UTF-8, and control characters, as ``\\xff``.
+    """A file name for messages and records, with control characters and invalid UTF-8 escaped as ``\\xff``.
 
     >>> escape_name("a\\udcff\\nb")
     'a\\\\xff\\\\x0ab'
@@ -94,14 +93,14 @@ def _escape(sign: str) -> str:
 
 
 def parse_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
-        text: One value, white space around it; or its bytes in UTF-8.
-        numbers_as_text: Give numbers as `Number`, and refuse NaN and infinity, which JSON does not have.
+        text: One value, as a string or as UTF-8 bytes.
+        numbers_as_text: Return numbers as `Number`, and refuse NaN and infinity.
 
     Raises:
-        ReadError: If it is not UTF-8, not JSON, holds a duplicate key, a number of too many digits, or is
+        ReadError: If it is not UTF-8 or not JSON, has a duplicate key or a number with too many digits, or is
             nested too deeply.
     """
     text = text if isinstance(text, str) else decode(text)
@@ -114,7 +113,7 @@ def parse_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
         raise ReadError(
             got=f"{_depth(text):,} levels of nesting",
             rule="must be JSON that is less deeply nested",
-            remedy="Take the nested value out, or write it as a text.",
+            remedy="Remove the nested value, or write it as a string.",
         ) from error
     except ReadError:
         raise
@@ -123,19 +122,21 @@ def parse_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
 
 
 def parse_object(text: str, *, numbers_as_text: bool = False) -> dict[str, Any]:
-    """The JSON object of a line; see `parse_json`.
+    """Parse a JSON object; see `parse_json`.
 
     Raises:
-        ReadError: If it is no JSON, or no object.
+        ReadError: If it is not JSON, or not an object.
     """
     value = parse_json(text, numbers_as_text=numbers_as_text)
     if not isinstance(value, dict):
-        raise ReadError(got=json_type(value), rule="must be a JSON object", remedy="Write one object a line.")
+        raise ReadError(
+            got=json_type(value), rule="must be a JSON object", remedy="Write one object per line."
+        )
     return value
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the type of a value."""
+    """The JSON name of a value's type."""
     names: list[tuple[Any, str]] = [
         (type(None), "null"),
         (bool, "true or false"),
@@ -155,12 +156,12 @@ def _undecodable(data: bytes, error: UnicodeDecodeError) -> ReadError:
                 rule="must be UTF-8",
                 remedy=f"Convert it: iconv -f {encoding} -t UTF-8.",
             )
-    for magic, kind in _PACKED.items():
+    for magic, kind in _COMPRESSED.items():
         if data.startswith(magic):
             return ReadError(
                 got=f"{kind} data",
                 rule="must be text in UTF-8",
-                remedy="Unpack it, or give the file the suffix of its kind.",
+                remedy="Decompress it, or give the file the right suffix.",
             )
     return ReadError(
         got=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",
@@ -170,8 +171,8 @@ def _undecodable(data: bytes, error: UnicodeDecodeError) -> ReadError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         seen: set[str] = set()
         key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ReadError(
@@ -179,12 +180,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             rule="must be JSON with each key once",
             remedy="Rename or remove one of them.",
         )
-    return found
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ReadError(
-        got=name, rule="must be JSON, which has finite numbers only", remedy="Write a number or a text."
+        got=name, rule="must be JSON, which has finite numbers only", remedy="Write a number or a string."
     )
 
 
@@ -208,7 +209,7 @@ def _not_json(text: str, error: json.JSONDecodeError) -> ReadError:
     elif not text.lstrip().startswith(("{", "[")):
         got, rule, remedy = _shorten(text), "must be a JSON object", "Write one object a line."
     elif error.msg.startswith("Extra data"):
-        got, remedy = f"more text behind the first value, at {at}", "Write one object a line."
+        got, remedy = f"more text after the first value, at {at}", "Write one object a line."
     elif error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         got = f"an end inside a value that begins before {at}"
         if error.msg.startswith("Unterminated string"):
@@ -221,18 +222,18 @@ def _not_json(text: str, error: json.JSONDecodeError) -> ReadError:
 
 def _long_number(text: str, error: ValueError) -> ReadError:
     most = sys.get_int_max_str_digits()
-    found = re.search(rf"\d{{{most + 1},}}", text) if most else None
-    if found is None:
+    number = re.search(rf"\d{{{most + 1},}}", text) if most else None
+    if number is None:
         return ReadError(got=str(error), rule="must be JSON", remedy="Fix the text there.")
     return ReadError(
-        got=f"a number of {len(found[0]):,} digits at column {found.start() + 1}",
+        got=f"a number of {len(number[0]):,} digits at column {number.start() + 1}",
         rule=f"must be JSON with numbers of at most {most:,} digits",
-        remedy="Write the number as a text.",
+        remedy="Write the number as a string.",
     )
 
 
 def _depth(text: str) -> int:
-    """The deepest nesting in a JSON text."""
+    """The largest nesting depth of a JSON text."""
     depth = deepest = 0
     for sign in re.findall(r'"(?:[^"\\]|\\.)*"|[][{}]', text):
         depth += (sign in "[{") - (sign in "]}")

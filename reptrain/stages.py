@@ -1,8 +1,8 @@
-"""The type of a callback that shows the progress of a long job."""
+"""The progress callback of long jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 StageProgress = Callable[[str, int, int], None]
-"""Called with the name of the stage, the units (bytes or steps) that are done, and their total."""
+"""Called with the name of the stage, the units (bytes or steps) done, and their total."""

@@ -1,4 +1,4 @@
-"""Runs that were never trained: what a faultless engine would have left behind, and ways to spoil it."""
+"""Runs that were never trained: files as a correct engine writes them, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WINDOW = 48
 def trained(
     store, path, *, state="done", budget="2.5epochs", batch=8, environment=None, seed=0, **data
 ) -> RunFolder:
-    """What a faultless engine leaves behind."""
+    """The files that a correct engine writes."""
     config = RunConfig.model_validate(
         {
             "data": {

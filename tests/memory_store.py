@@ -1,4 +1,4 @@
-"""A token store in memory: what a plan asks of a store, with documents of any lengths."""
+"""A token store in memory, with documents of any lengths, for tests of plans."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MemorySplit:
 
 
 class MemoryStore:
-    """A store of one split whose fingerprint is its lengths."""
+    """A store with one split, whose fingerprint is the lengths."""
 
     def __init__(self, path: Path, lengths: list[int]) -> None:
         self.path = path

@@ -1,8 +1,8 @@
-"""The audit: recount every token's exposures from the ledger, and prove the digests from the store.
+"""The audit: recount every token's exposures from the ledger, and check the digests against the store.
 
-Nothing is believed but plan.json and the store. Each record of the ledger names global indices; the plan
-says which windows these are; the store says which tokens stand there. Their digest must be the one that
-was taken from the tensors that the model saw.
+Only plan.json and the store are trusted. Each ledger record names global indices; the plan maps them to
+windows, and the store holds the tokens of these windows. Their digest must equal the one in the ledger, which
+was computed from the tensors that the model saw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.stages import StageProgress
 from reptrain.store import Store, open_store, verify
 
-# Windows derived at once: bounds the memory, and lets a token be hashed once for many windows.
+# Windows per chunk: bounds the memory. A token that many windows of a chunk share is hashed once.
 _CHUNK_WINDOWS = 1 << 20
 
 
@@ -36,18 +36,19 @@ def audit(
     verify_store: bool = True,
     exposures: Path | None = None,
 ) -> AuditReport:
-    """Recount a run.
+    """Recount the exposures of a run.
 
     Args:
-        run: Its folder.
-        store: Where the store is now, or in a mixture the stores by source; None: where plan.json says.
+        run: The run folder.
+        store: The store's folder, or in a mixture the folders by source. None uses the paths in plan.json.
         progress: Called with a stage, the steps done and all steps.
-        verify_store: Hash the shards of the stores again.
-        exposures: Also write how often each token was consumed to this Arrow file (`runs/exposures_file.py`).
+        verify_store: Also hash the shards of the stores.
+        exposures: Also write each token's number of exposures to this Arrow file (see
+            `reptrain.auditing.exposures_file`).
 
     Raises:
-        RunError: If the folder is no run's, a line of its ledger is no record, a store is another, or the
-            file for the exposures cannot be written or is something else.
+        RunError: If the folder holds no run, a line of its ledger is invalid, a store differs from the run's,
+            or the exposures file cannot be written or holds something else.
         StoreError: If a store cannot be opened.
     """
     folder = RunFolder.open(run)
@@ -61,11 +62,13 @@ def audit(
     if verify_store:
         for path in dict.fromkeys(store.path for store in stores.values()):
             for message in verify(path, progress).problems:
-                recount.problem(message)
+                recount.problems.add(message)
     for source, subset in zip(plan.sources, stream.subsets, strict=True):
         if not subset.has_order_of_its_seed():
             path = stores[source.name].path
-            recount.problem(f"the order of documents cached for {path} is not the one that the seed gives")
+            recount.problems.add(
+                f"the order of documents cached for {path} differs from the one that the seed gives"
+            )
     _check_config(folder, stores, stream, recount)
     num_steps = plan.step_plan().num_steps
     names = [source.name for source in plan.sources] if plan.is_mixture else []
@@ -84,10 +87,10 @@ def audit(
 
 
 def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:
-    """Stores by source from texts: ``NAME=PATH`` for each, or ``PATH`` alone where the run has one.
+    """Store folders by source, from ``NAME=PATH`` for each, or ``PATH`` for a run with one store.
 
     Raises:
-        RunError: If a text names no source of the run.
+        RunError: If a name is not a source of the run.
     """
     names = [source.name for source in RunFolder.open(run).plan.sources]
     places = {}
@@ -98,7 +101,7 @@ def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:
         elif len(names) == 1:
             places[names[0]] = Path(text)
         else:
-            raise _nameless(text, names)
+            raise _unnamed(text, names)
     return places
 
 
@@ -106,17 +109,17 @@ def _places(plan: RunPlan, given: Path | Mapping[str, Path] | None) -> dict[str,
     names = [source.name for source in plan.sources]
     if isinstance(given, Path):
         if plan.is_mixture:
-            raise _nameless(str(given), names)
+            raise _unnamed(str(given), names)
         given = {names[0]: given}
     moved = given or {}
     return {source.name: moved.get(source.name, Path(source.store)) for source in plan.sources}
 
 
-def _nameless(text: str, names: Sequence[str]) -> RunError:
+def _unnamed(text: str, names: Sequence[str]) -> RunError:
     return RunError(
         "store of a mixture",
         got=text,
-        rule=f"must be told as NAME=PATH with a source of the run, {' or '.join(names)}",
+        rule=f"must be NAME=PATH with a source of the run, {' or '.join(names)}",
         remedy="Name each store that has moved.",
     )
 
@@ -125,16 +128,16 @@ def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:
     """The run's subset of a source.
 
     Raises:
-        RunError: If the store holds other content than the run's, or orders it otherwise.
+        RunError: If the store's content or document order differs from the run's.
     """
-    found, expected = store.fingerprint, source.store_fingerprint
-    if found == expected:
+    actual, expected = store.fingerprint, source.store_fingerprint
+    if actual == expected:
         subset = Subset.open(store, seed=source.subset_seed, unique_tokens=source.unique_tokens)
-        found, expected = subset.fingerprint, source.subset_fingerprint
-    if found != expected:
+        actual, expected = subset.fingerprint, source.subset_fingerprint
+    if actual != expected:
         raise RunError(
             f"source {source.name}: store {store.path}" if plan.is_mixture else f"store {store.path}",
-            got=f"fingerprint {found}, where plan.json has {expected}",
+            got=f"fingerprint {actual}, where plan.json has {expected}",
             rule="must be the store that the run was trained on",
             remedy="Name it with --store.",
         )
@@ -142,10 +145,10 @@ def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:
 
 
 def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream, recount: Recount) -> None:
-    """The plan must be what config.yaml asks for."""
+    """Note where the plan differs from config.yaml."""
     names, wanted = [*stores], [*folder.config.sources]
     if names != wanted:
-        recount.problem(
+        recount.problems.add(
             f"plan.json has the sources {', '.join(names)}, where config.yaml asks for {', '.join(wanted)}"
         )
         return
@@ -153,10 +156,13 @@ def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream
     asked = RunPlan.of(folder.config, stores=stores, stream=stream).facts()
     for key, value in facts.items():
         if value != asked[key]:
-            recount.problem(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")
-    made, found = folder.plan.config_fingerprint, config_fingerprint(folder.config)
+            recount.problems.add(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")
+    recorded, actual = folder.plan.config_fingerprint, config_fingerprint(folder.config)
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return
     # Another release may have other settings, and so other fingerprints.
-    if made != found and folder.environment.get("packages", {}).get("reptrain") == version("reptrain"):
-        recount.problem(f"config.yaml has the fingerprint {found}, where plan.json has {made}: it was edited")
+    release = folder.environment.get("packages", {}).get("reptrain")
+    if recorded != actual and release == version("reptrain"):
+        recount.problems.add(
+            f"config.yaml has the fingerprint {actual}, where plan.json has {recorded}: it was edited"
+        )

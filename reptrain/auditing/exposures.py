@@ -1,4 +1,4 @@
-"""Exposures: how often each token was consumed, counted over the whole stream."""
+"""Exposures: how often each token of the stream was consumed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Stretches(NamedTuple):
-    """Runs of tokens with one count: [start, end) of the stream was consumed `times` times."""
+    """Ranges of equal count: the tokens [start, end) of the stream were consumed `times` times."""
 
     start: Int64s
     end: Int64s
     times: Int64s
 
     def between(self, first: int, end: int) -> Stretches:
-        """Those within [first, end) of the stream, cut off at its bounds."""
+        """The stretches within [first, end) of the stream, clipped to it."""
         within = slice(
             int(np.searchsorted(self.end, first, side="right")), int(np.searchsorted(self.start, end))
         )
@@ -36,19 +36,19 @@ class Stretches(NamedTuple):
         return {int(count): int(number) for count, number in zip(counts, tokens, strict=True)}
 
     def each(self) -> Int64s:
-        """The count of every token, from the first stretch to the last: keep the stretch short."""
+        """The count of every token, int64. Uses memory for each token, so call it on part of a stream."""
         return np.repeat(self.times, self.end - self.start)
 
 
 class Exposures:
-    """The differences of every token's count from its neighbour's, kept where they are not zero.
+    """Counts exposures as differences between adjacent tokens, stored where they are not zero.
 
     Windows [0 4) [0 4) [4 6) of 8 tokens:  +2 at 0, -1 at 4, -1 at 6  ->  2 2 2 2 1 1 0 0
 
-    So the memory follows the number of distinct window boundaries, 12 bytes for each, not of tokens.
+    Memory grows with the number of distinct window boundaries, 12 bytes each, not with the tokens.
 
     Args:
-        bounds: 0, where each further source begins, and the tokens of the stream: no stretch goes across.
+        bounds: 0, the start of each further source, and the stream's length. No stretch crosses a bound.
     """
 
     def __init__(self, bounds: Sequence[int]) -> None:
@@ -56,11 +56,11 @@ class Exposures:
         self._change = np.zeros(len(bounds), dtype=np.int32)
 
     def add(self, cuts: Cuts, chosen: npt.NDArray[np.bool_] | None = None) -> None:
-        """Count one exposure of every token of these windows.
+        """Count one exposure for every token of these windows.
 
         Args:
             cuts: The windows.
-            chosen: bool [N], the windows that count; None counts all.
+            chosen: bool [N], the windows to count; None counts all.
         """
         change = cuts.changes(chosen).astype(np.int32)
         place = np.searchsorted(self._position, cuts.boundary)
@@ -72,6 +72,6 @@ class Exposures:
             self._change = np.insert(self._change, place[is_new], change[is_new])
 
     def stretches(self) -> Stretches:
-        """The counts of all tokens, from the first to the last of the stream."""
+        """The counts of all tokens of the stream."""
         times = np.cumsum(self._change, dtype=np.int64)[:-1]
         return Stretches(self._position[:-1], self._position[1:], times)

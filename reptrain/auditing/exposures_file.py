@@ -1,13 +1,13 @@
-"""How often each token was consumed, as an Arrow IPC file that memory-maps.
+"""The exposures of every token, as an Arrow IPC file that can be memory-mapped.
 
-One row for each document of a subset, in the order of the stream; a very long one comes in several rows:
+One row for each document of a subset, in the order of the stream; a very long document has several rows:
 
-    source     dictionary of strings   the run's name of the source
-    document   string                  its id in the store
-    position   int64                   where its tokens begin in the source's own subset
+    source     dictionary of strings   name of the source in the run
+    document   string                  id of the document in the store
+    position   int64                   position of its first token in the source's subset
     counts     list<uint32>            exposures of each token; the subset may end inside its last document
 
-`counts` of a record batch lie side by side: `batch.column("counts").values` is one array without a copy.
+The `counts` of a record batch are contiguous: `batch.column("counts").values` is one array without copying.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ EXPOSURES_SCHEMA = pa.schema(
     ]
 )
 
-# Tokens of a record batch: 8 MiB of counts.
+# Tokens per record batch: 8 MiB of counts.
 _BATCH_TOKENS = 1 << 21
 
 
 def check_target(path: Path) -> None:
-    """Refuse a place that holds something else, or where no file can be made.
+    """Refuse a path that holds something else, or whose folder does not exist.
 
     Raises:
-        RunError: Saying why.
+        RunError: Naming the reason.
     """
     if path.exists():
         try:
             with pa.OSFile(str(path)) as file:
-                found = pa.ipc.open_file(file).schema
+                schema = pa.ipc.open_file(file).schema
         except (OSError, pa.ArrowInvalid):
-            found = None
-        if found != EXPOSURES_SCHEMA:
+            schema = None
+        if schema != EXPOSURES_SCHEMA:
             raise RunError(
                 f"--exposures {path}",
-                got="something else with this name",
+                got="another kind of file",
                 rule="must be a new file, or one that an earlier audit wrote",
                 remedy="Choose another name.",
             )
@@ -59,22 +59,22 @@ def check_target(path: Path) -> None:
         raise RunError(
             f"--exposures {path}",
             got=f"no folder {path.parent}",
-            rule="must lie in a folder that exists",
-            remedy="Make the folder, or choose another place.",
+            rule="must be in a folder that exists",
+            remedy="Create the folder, or choose another path.",
         )
 
 
 def write_exposures(path: Path, stretches: Stretches, stream: Stream, sources: Sequence[str]) -> None:
-    """Write the counts of every token, batch by batch, and put the file in place when it is whole.
+    """Write the counts of every token. The file appears, or replaces an earlier one, when it is complete.
 
     Args:
         path: The file.
         stretches: The counts over the stream.
-        stream: Which tokens they are of.
-        sources: Names of its subsets.
+        stream: The run's tokens.
+        sources: The names of its sources.
 
     Raises:
-        RunError: If it cannot be written; there is no file then, or the earlier one.
+        RunError: If it cannot be written.
     """
     try:
         with replacing(path) as file, pa.ipc.new_file(file, EXPOSURES_SCHEMA) as writer:
@@ -86,7 +86,7 @@ def write_exposures(path: Path, stretches: Stretches, stream: Stream, sources: S
             f"--exposures {path}",
             got=error.strerror or error,
             rule="must be a file that can be written",
-            remedy="Choose another place, or free space.",
+            remedy="Choose another path, or free space.",
         ) from error
 
 
@@ -95,7 +95,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     subset, start = stream.subsets[place], int(stream.starts[place])
     names = pa.array(sources, pa.string())
-    # A batch ends with a document where one ends in it, so that only a longer document is cut.
+    # A batch ends at a document's end if it holds one, so that only longer documents are split.
     position = 0
     while position < subset.unique_tokens:
         length = min(_BATCH_TOKENS, subset.unique_tokens - position)

@@ -1,4 +1,4 @@
-"""The ledger as columns: what an audit works on."""
+"""The ledger as columns, for the audit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reptrain.runs.ledger import LedgerRecord
 
 Int64s = npt.NDArray[np.int64]
 
-# Records held as objects at once: they take far more memory than their columns.
+# Records held as objects at a time: they take far more memory than their columns.
 _BLOCK = 1 << 12
 _LARGEST = 2**62
 _NO_SHARE = (-1, -1, -1)
 
 
 class Columns(NamedTuple):
-    """Records of the ledger; a number above 2**62, which no run reaches, is held as 2**62."""
+    """Records of the ledger. Numbers above 2**62, which no run reaches, become 2**62."""
 
     step: Int64s
     first_index: Int64s
@@ -30,8 +30,8 @@ class Columns(NamedTuple):
     applied: npt.NDArray[np.bool_]
     digest: npt.NDArray[np.uint64]
     shares: Int64s
-    """int64 [R, S, 3]: windows, tokens and epoch of each source of a mixture, -1 where the record has none;
-    int64 [R, 0, 3] where the run has one store."""
+    """int64 [R, S, 3]: windows, tokens and epoch of each source of a mixture, -1 if a record lacks it.
+    int64 [R, 0, 3] for a run on one store."""
 
     @classmethod
     def of(cls, records: Sequence[LedgerRecord], sources: Sequence[str] = ()) -> Self:
@@ -54,12 +54,12 @@ class Columns(NamedTuple):
         )
 
     def at(self, where: npt.NDArray[np.bool_]) -> Self:
-        """Some of the records."""
+        """The records where a mask is true."""
         return type(self)._make(column[where] for column in self)
 
 
 def column_chunks(records: Iterable[LedgerRecord], sources: Sequence[str], size: int) -> Iterator[Columns]:
-    """The records in their order, about `size` at a time and at least one."""
+    """The records in order, in chunks of about `size`, each of at least one."""
     waiting, held = [], 0
     records = iter(records)
     while block := list(islice(records, min(_BLOCK, size))):

@@ -1,9 +1,9 @@
-"""What a wrong digest tells: the sum of a step narrowed down to a window or a token where that is possible.
+"""From a wrong digest to the wrong window or token, where there is a single fault.
 
-The sum over a step does not say which window is wrong. But it is invertible window by window and token by
-token, so that each single fault can be tried: a window that is missing, that came too often, or in whose
-place another came, and one token for another. A guess that is wrong fits by chance once in about 2**64 /
-(guesses); more than one fault at once is not found, and the documents of the step are named.
+A step's digest is a sum over its windows, so it does not show which window is wrong. But the hash is
+invertible for each window and token, so every single fault can be tested: a window that is missing, added or
+replaced by another, and a token replaced by another. A wrong guess fits by chance once in about 2**64 /
+(guesses). Several faults at once are not located; the documents of the step are listed.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ _CANDIDATES = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and where."""
+    """A fault and its place."""
 
     message: str
     index: int
-    """Global index of the window, or the first of the step where it is not known."""
+    """Global index of the window, or the step's first one if it is unknown."""
     document: str | None = None
-    """Document of the fault, where it is known."""
+    """Document of the fault, if known."""
     candidates: tuple[str, ...] = ()
-    """Else the first documents of the step."""
+    """Otherwise the first documents of the step."""
 
 
 @dataclass(frozen=True)
 class Narrower:
-    """Narrows wrong digests down, among windows that were derived together.
+    """Locates the faults behind wrong digests, within one chunk of windows.
 
     Args:
         stream: The tokens.
-        vocab_size: Ids of the stream's tokens lie below it.
+        vocab_size: All token ids are below it.
         index: int64 [N], global indices of the windows.
-        windows: Where they lie.
-        digests: uint64 [N], of the windows, from the store.
-        step: int64 [R], the steps that the windows belong to.
+        windows: Their place in the stream.
+        digests: uint64 [N], digests of the windows, from the store.
+        step: int64 [R], the steps of the windows.
         offset: int64 [R], first window of each step.
-        sums: uint64 [R], the steps' digests, from the store.
+        sums: uint64 [R], digests of the steps, from the store.
     """
 
     stream: Stream
@@ -60,42 +60,42 @@ class Narrower:
     offset: Int64s
     sums: UInt64s
 
-    def find(self, place: int, told: np.uint64) -> Finding:
-        """What may have made the digest `told` out of the windows of the step at `place`."""
+    def find(self, place: int, recorded: np.uint64) -> Finding:
+        """The fault that may have changed the digest of the step at `place` to the recorded one."""
         first = int(self.offset[place])
         last = int(self.offset[place + 1]) if place + 1 < self.offset.size else self.index.size
         step = np.arange(first, last)
-        # An array of one, as numpy warns where a scalar wraps.
-        difference = told - self.sums[place : place + 1]
-        found = self._step(place, told) or self._window(step, difference) or self._token(step, difference)
-        found = found or self._unknown(step)
-        if found.document is None and step.size == 1:
-            return replace(found, document=self._documents(step[0])[0])
-        return found
+        # An array, as numpy warns when a scalar wraps around.
+        difference = recorded - self.sums[place : place + 1]
+        finding = self._step(place, recorded) or self._window(step, difference)
+        finding = finding or self._token(step, difference) or self._unknown(step)
+        if finding.document is None and step.size == 1:
+            return replace(finding, document=self._documents(step[0])[0])
+        return finding
 
     @cached_property
     def _sorted(self) -> Int64s:
         return np.argsort(self.digests, kind="stable")
 
     def _find(self, digest_N: UInt64s) -> Int64s:
-        """A window that has each digest, or -1."""
+        """For each digest a window that has it, or -1."""
         place = np.searchsorted(self.digests, digest_N, sorter=self._sorted)
         window = self._sorted[np.minimum(place, self.digests.size - 1)]
         return np.where(self.digests[window] == digest_N, window, -1)
 
-    def _step(self, place: int, told: np.uint64) -> Finding | None:
+    def _step(self, place: int, recorded: np.uint64) -> Finding | None:
         index = int(self.index[self.offset[place]])
-        if not told:
+        if not recorded:
             return Finding("it saw no window at all", index)
-        same = np.flatnonzero(self.sums == told)
+        same = np.flatnonzero(self.sums == recorded)
         return Finding(f"it saw the windows of step {self.step[same[0]]}", index) if same.size else None
 
     def _window(self, step_W: Int64s, difference: UInt64s) -> Finding | None:
-        """One window missing, too many or in the place of another."""
+        """One window missing, added or replaced."""
         digest_W = self.digests[step_W]
         missing = np.flatnonzero(digest_W + difference == 0)
         if missing.size:
-            return self._of_window(step_W[missing[0]], "its window is missing")
+            return self._finding(step_W[missing[0]], "its window is missing")
         (added,) = self._find(difference)
         if added >= 0:
             first = int(self.index[step_W[0]])
@@ -104,14 +104,14 @@ class Narrower:
         replaced = np.flatnonzero(other_W >= 0)
         if replaced.size:
             window, other = step_W[replaced[0]], other_W[replaced[0]]
-            return self._of_window(window, f"{self._name(other)} came in its place")
+            return self._finding(window, f"{self._name(other)} came in its place")
         return None
 
-    def _of_window(self, window: np.int64, message: str) -> Finding:
+    def _finding(self, window: np.int64, message: str) -> Finding:
         return Finding(message, int(self.index[window]), self._documents(window)[0])
 
     def _name(self, window: np.int64) -> str:
-        # Not by its global index: with fixed cuts the same window comes in every epoch.
+        # Not by global index: with fixed cuts the same window occurs in every epoch.
         return (
             f"the window of {self.windows.length[window]} tokens from position {self.windows.start[window]}"
         )
@@ -121,7 +121,7 @@ class Narrower:
         return self.stream.documents(start, length)
 
     def _token(self, step_W: Int64s, difference: UInt64s) -> Finding | None:
-        """One token that came for another: what it would have to be is computed at every place."""
+        """One token replaced: for every position, compute the token that would explain the digest."""
         for window in step_W:
             part = slice(window, window + 1)
             start_B, length_B = self.windows.start[part], self.windows.length[part]
@@ -157,7 +157,7 @@ class Narrower:
                 candidates if len(candidates) > 1 else (),
             )
         return Finding(
-            f"several tokens or windows differ, and the sum of {step_W.size} windows does not tell which",
+            f"several tokens or windows differ, and the sum of {step_W.size} windows does not show which",
             first,
             candidates=candidates,
         )

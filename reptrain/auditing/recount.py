@@ -1,21 +1,23 @@
-"""The recount: exposures and digests of what a ledger says, from the plan and the store's bytes."""
+"""The recount: exposures and digests of a ledger's steps, derived from the plan and the store's bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from reptrain.auditing.applied_ranges import AppliedRanges
 from reptrain.auditing.cuts import Cuts
 from reptrain.auditing.exposures import Exposures, Stretches
 from reptrain.auditing.ledger_columns import Columns
 from reptrain.auditing.mixed import EpochEnd, differing, mixed_prefix
 from reptrain.auditing.narrow import Narrower
+from reptrain.auditing.problems import MissedSteps, Problems
 from reptrain.auditing.rehash import window_digests
-from reptrain.auditing.report import AuditReport, NotApplied, Problem, SourceAudit
+from reptrain.auditing.report import AuditReport, Problem, SourceAudit
 from reptrain.plan import Stream, Windows
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.store import Store
@@ -24,16 +26,12 @@ Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
-_LISTED = 10
-# Stretches of applied windows that are remembered; a ledger with more is no ledger of a run.
-_MOST_RANGES = 1 << 12
-
 
 class _Derived(NamedTuple):
-    """What plan and store say of some records: windows [N], of records [R], of sources [S]."""
+    """Derived from plan and store for some records. N: windows, R: records, S: sources."""
 
     index_N: Int64s
-    found: Windows
+    windows: Windows
     offset_R: Int64s
     windows_RS: Int64s
     tokens_RS: Int64s
@@ -42,11 +40,11 @@ class _Derived(NamedTuple):
 
 
 class Recount:
-    """Counts and problems so far; `add` takes the ledger piece by piece.
+    """Counts exposures and notes problems; `add` takes the ledger piece by piece.
 
     Args:
-        plan: Of the run.
-        stores: By source.
+        plan: The run's plan.
+        stores: The stores by source.
         stream: Their subsets.
     """
 
@@ -62,15 +60,10 @@ class Recount:
         self._tokens = np.zeros(len(plan.sources), dtype=np.int64)
         self._by_epoch = [np.zeros(0, dtype=np.int64) for _ in plan.sources]
         self._applied = 0
-        self._ranges: list[list[int]] = []
+        self._ranges = AppliedRanges()
         self._last_step, self._last_applied = -1, True
-        self._missed = _Missed()
-        self._problems: list[Problem] = []
-        self._num_problems = 0
-
-    def problem(self, message: str, *, step: int | None = None, index: int | None = None) -> None:
-        """Note a problem; the first ones are kept in full."""
-        self._note(1, lambda _: Problem(message=message, step=step, index=index))
+        self._missed = MissedSteps()
+        self.problems = Problems()
 
     def add(self, records: Columns) -> None:
         """Check the next records and count their exposures."""
@@ -78,37 +71,43 @@ class Recount:
         if not records.step.size:
             return
         index_N, offset_R = _indices(records)
-        found = self._mixture.locate(index_N)
-        cuts = Cuts.of(found.start, found.length)
+        windows = self._mixture.locate(index_N)
+        cuts = Cuts.of(windows.start, windows.length)
         used_N = np.repeat(records.applied, records.windows)
         self._exposures.add(cuts, used_N)
-        windows_RS, tokens_RS = self._shares(found, offset_R)
+        windows_RS, tokens_RS = self._shares(windows, offset_R)
         digest_N = window_digests(self._stream, cuts)
         digest_R = np.add.reduceat(digest_N, offset_R)
-        derived = _Derived(index_N, found, offset_R, windows_RS, tokens_RS, digest_N, digest_R)
+        derived = _Derived(index_N, windows, offset_R, windows_RS, tokens_RS, digest_N, digest_R)
         self._count(records, derived, used_N)
         self._check_digests(records, derived)
         self._check_counts(records, derived)
 
     def stretches(self) -> Stretches:
-        """The exposures of the stream so far."""
+        """The exposures of the stream by the records added so far."""
         return self._exposures.stretches()
 
     def report(self, *, done: bool, ended_early: bool, store_verified: bool) -> AuditReport:
-        """The answer for all records added, of a run that says it is done, perhaps before its plan's end."""
+        """The report on all records added.
+
+        Args:
+            done: Whether status.json has the state `done`.
+            ended_early: Whether the run stopped before the end of its plan, by its own rule.
+            store_verified: Whether the shards were hashed again.
+        """
         windows = int(self._windows.sum())
         if done and not self._last_applied:
             self._skipped(self._last_step)
         if done and not ended_early and windows < self._plan.total_windows:
-            self.problem(
-                f"status.json says done, but the ledger has {windows} applied windows"
+            self.problems.add(
+                f"status.json has the state done, but the ledger has {windows} applied windows"
                 f" of {self._plan.total_windows}"
             )
         stretches = self.stretches()
-        sources = tuple(self._of_source(place, stretches) for place in range(len(self._plan.sources)))
+        sources = tuple(self._audit_source(place, stretches) for place in range(len(self._plan.sources)))
         return AuditReport(
-            exact=self._num_problems == 0 and all(source.exact for source in sources),
-            as_planned=self._num_problems == 0,
+            exact=self.problems.count == 0 and all(source.exact for source in sources),
+            as_planned=self.problems.count == 0,
             complete=done and windows == self._plan.total_windows,
             exposures=stretches.histogram(),
             epochs=str(Fraction(windows, self._mixture.windows_per_epoch)),
@@ -117,30 +116,15 @@ class Recount:
             total_windows=self._plan.total_windows,
             tokens_consumed=int(self._tokens.sum()),
             unique_tokens=self._plan.unique_tokens,
-            not_applied=self._missed.told(),
+            not_applied=self._missed.report(),
             sources=sources,
             store_verified=store_verified,
-            num_problems=self._num_problems,
-            problems=tuple(self._problems),
+            num_problems=self.problems.count,
+            problems=tuple(self.problems.first),
         )
 
-    def _note(self, count: int, problem: Callable[[int], Problem]) -> None:
-        listed = min(count, _LISTED - len(self._problems))
-        self._problems += [problem(number) for number in range(listed)]
-        self._num_problems += count
-
-    def _note_records(self, records: Columns, wrong: Bools, message: Callable[[int], str]) -> None:
-        places = np.flatnonzero(wrong)
-
-        def problem(number: int) -> Problem:
-            place = int(places[number])
-            step, index = int(records.step[place]), int(records.first_index[place])
-            return Problem(message=message(place), step=step, index=index)
-
-        self._note(places.size, problem)
-
     def _check_places(self, records: Columns) -> Bools:
-        """Which records name windows of the run; notes steps left out, doubled, or not applied."""
+        """Which records name windows of the run. Notes steps that are missing, repeated or not applied."""
         step, last_step = records.step, self._last_step
         before = np.append(last_step, step[:-1])
         before_applied = np.append(self._last_applied, records.applied[:-1])
@@ -148,18 +132,19 @@ class Recount:
         for place in np.flatnonzero(skipped):
             self._skipped(int(before[place]))
         expected = before + (before_applied | skipped)
-        self._note_records(
-            records, step != expected, lambda place: f"comes where step {expected[place]} should"
+        self.problems.add_records(
+            records, step != expected, lambda place: f"comes instead of step {expected[place]}"
         )
-        self._missed.attempts += int((~records.applied).sum())
-        self._missed.note(step[~records.applied])
+        self._missed.add(step[~records.applied])
         self._last_step, self._last_applied = int(step[-1]), bool(records.applied[-1])
         beyond = step >= self._steps.num_steps
-        self._note_records(records, beyond, lambda _: f"lies behind the run's {self._steps.num_steps} steps")
+        self.problems.add_records(
+            records, beyond, lambda _: f"is beyond the run's {self._steps.num_steps} steps"
+        )
         first = np.where(beyond, 0, step) * self._steps.batch_windows
         count = np.minimum(self._steps.batch_windows, self._steps.total_windows - first)
         other = ~beyond & ((records.first_index != first) | (records.windows != count))
-        self._note_records(
+        self.problems.add_records(
             records,
             other,
             lambda place: (
@@ -173,19 +158,19 @@ class Recount:
 
     def _skipped(self, step: int) -> None:
         self._missed.skip(step)
-        self.problem(
-            "was not applied, and its windows were not tried again",
+        self.problems.add(
+            "was not applied, and its windows were not retried",
             step=step,
             index=step * self._steps.batch_windows,
         )
 
-    def _shares(self, found: Windows, offset_R: Int64s) -> tuple[Int64s, Int64s]:
-        """Windows and tokens by record and source."""
+    def _shares(self, windows: Windows, offset_R: Int64s) -> tuple[Int64s, Int64s]:
+        """Windows and tokens by record and source: int64 [R, S] each."""
         shape = offset_R.size, len(self._plan.sources)
-        record_N = np.repeat(np.arange(shape[0]), np.diff(offset_R, append=found.source.size))
-        cell_N, cells = record_N * shape[1] + found.source, shape[0] * shape[1]
+        record_N = np.repeat(np.arange(shape[0]), np.diff(offset_R, append=windows.source.size))
+        cell_N, cells = record_N * shape[1] + windows.source, shape[0] * shape[1]
         # Sums of weights are float64: exact far above the tokens of a step.
-        tokens = np.bincount(cell_N, weights=found.length, minlength=cells).astype(np.int64)
+        tokens = np.bincount(cell_N, weights=windows.length, minlength=cells).astype(np.int64)
         return np.bincount(cell_N, minlength=cells).reshape(shape), tokens.reshape(shape)
 
     def _count(self, records: Columns, derived: _Derived, used_N: Bools) -> None:
@@ -194,10 +179,10 @@ class Recount:
         self._windows += derived.windows_RS[applied].sum(axis=0)
         self._tokens += derived.tokens_RS[applied].sum(axis=0)
         for source in range(len(self._plan.sources)):
-            epoch = derived.found.epoch[used_N & (derived.found.source == source)]
+            epoch = derived.windows.epoch[used_N & (derived.windows.source == source)]
             self._by_epoch[source] = _added(self._by_epoch[source], np.bincount(epoch))
         ends = records.first_index + records.windows
-        self._ranges = _merged(self._ranges, records.first_index[applied], ends[applied])
+        self._ranges.add(records.first_index[applied], ends[applied])
 
     def _check_digests(self, records: Columns, derived: _Derived) -> None:
         places = np.flatnonzero(records.digest != derived.digest_R)
@@ -205,7 +190,7 @@ class Recount:
             self._stream,
             max(store.vocab_size for store in self._stores.values()),
             derived.index_N,
-            derived.found,
+            derived.windows,
             derived.digest_N,
             records.step,
             derived.offset_R,
@@ -214,10 +199,10 @@ class Recount:
 
         def problem(number: int) -> Problem:
             place = int(places[number])
-            told, first = records.digest[place], int(records.first_index[place])
-            finding = narrower.find(place, told)
+            recorded, first = records.digest[place], int(records.first_index[place])
+            finding = narrower.find(place, recorded)
             return Problem(
-                message=f"digest {int(told):016x} in the ledger, {int(derived.digest_R[place]):016x} from"
+                message=f"digest {int(recorded):016x} in the ledger, {int(derived.digest_R[place]):016x} from"
                 f" the store, for global indices {first} to {first + int(records.windows[place]) - 1}:"
                 f" the model saw other tokens; {finding.message}",
                 step=int(records.step[place]),
@@ -226,15 +211,15 @@ class Recount:
                 candidates=finding.candidates,
             )
 
-        self._note(places.size, problem)
+        self.problems.add_many(places.size, problem)
 
     def _check_counts(self, records: Columns, derived: _Derived) -> None:
-        """The records' tokens and epochs must be the plan's."""
+        """Compare the records' tokens and epochs with the plan's."""
         epoch_RS = self._counts_before(records, derived) // self._per_epoch
-        source_R = derived.found.source[derived.offset_R]
+        source_R = derived.windows.source[derived.offset_R]
         tokens_R = derived.tokens_RS.sum(axis=1)
         epoch_R = epoch_RS[np.arange(source_R.size), source_R]
-        self._note_records(
+        self.problems.add_records(
             records,
             (records.tokens != tokens_R) | (records.epoch != epoch_R),
             lambda place: (
@@ -247,13 +232,13 @@ class Recount:
             self._check_shares(records, source, planned_RSC[:, source])
 
     def _check_shares(self, records: Columns, source: int, planned_RC: Int64s) -> None:
-        """What the records say of one source, windows, tokens and epoch, must be the plan's."""
-        name, told_RC = self._plan.sources[source].name, records.shares[:, source]
-        self._note_records(
+        """Compare the records' windows, tokens and epoch of one source with the plan's."""
+        name, recorded_RC = self._plan.sources[source].name, records.shares[:, source]
+        self.problems.add_records(
             records,
-            (told_RC != planned_RC).any(axis=1),
+            (recorded_RC != planned_RC).any(axis=1),
             lambda place: (
-                f"source {name}: {_share_text(told_RC[place])} in the ledger,"
+                f"source {name}: {_share_text(recorded_RC[place])} in the ledger,"
                 f" {_share_text(planned_RC[place])} by the plan"
             ),
         )
@@ -263,14 +248,14 @@ class Recount:
         end = records.first_index + records.windows
         jumps = np.flatnonzero(np.append(True, records.first_index[1:] != end[:-1]))
         before = np.cumsum(derived.windows_RS, axis=0) - derived.windows_RS
-        # Behind a jump the sums go on from where the plan stands there.
+        # After a jump the sums start from the plan's counts at that index.
         for jump, stop in zip(jumps, np.append(jumps[1:], end.size), strict=True):
             start = self._mixture.interleaving.counts_before(int(records.first_index[jump]))
             before[jump:stop] += np.asarray(start) - before[jump]
         return before
 
-    def _of_source(self, place: int, stretches: Stretches) -> SourceAudit:
-        """What was consumed of a source; a token used more or less often than planned is a problem."""
+    def _audit_source(self, place: int, stretches: Stretches) -> SourceAudit:
+        """What was consumed of a source. A token used more or less often than planned is a problem."""
         source, start = self._plan.sources[place], int(self._stream.starts[place])
         windows = int(self._windows[place])
         within = stretches.between(start, start + source.unique_tokens)
@@ -318,59 +303,31 @@ class Recount:
             return Problem(
                 message=f"{f'source {source.name}: ' if self._plan.is_mixture else ''}"
                 f"{tokens} tokens were consumed {times} times, not {planned};"
-                f" the first stands at {position} of the stream",
+                f" the first is at position {position} of the stream",
                 step=None if index is None else index // self._plan.batch_windows,
                 index=index,
                 document=self._stream.documents(position, 1)[0],
             )
 
-        self._note(1, problem)
+        self.problems.add_many(1, problem)
 
     def _irregular_index(self, place: int, source: SourcePlan, position: int) -> int | None:
-        """The first global index with this position of a source that was not applied just once."""
-        reached = max((end for _, end in self._ranges), default=0)
+        """The first global index that holds this position of a source and was not applied exactly once."""
         plan = self._mixture.plans[place]
         local = np.sort(
             plan.indices_of(position, np.arange(-(-source.total_windows // plan.windows_per_epoch)))
         )
         for number in local[local < source.total_windows].tolist():
             index = self._mixture.index_of(place, number)
-            if index >= reached:
+            if index >= self._ranges.end:
                 return None
-            if sum(first <= index < end for first, end in self._ranges) != 1:
+            if self._ranges.count(index) != 1:
                 return index
         return None
 
 
-class _Missed:
-    """Steps that the optimizer did not apply."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-        self._steps: list[int] = []
-        self._skipped: list[int] = []
-        self._num_skipped = 0
-
-    def note(self, steps: Int64s) -> None:
-        if len(self._steps) < _LISTED and steps.size:
-            self._steps = [*dict.fromkeys([*self._steps, *steps[: 8 * _LISTED].tolist()])][:_LISTED]
-
-    def skip(self, step: int) -> None:
-        self._num_skipped += 1
-        if len(self._skipped) < _LISTED:
-            self._skipped.append(step)
-
-    def told(self) -> NotApplied:
-        return NotApplied(
-            attempts=self.attempts,
-            steps=tuple(self._steps),
-            num_skipped=self._num_skipped,
-            skipped=tuple(self._skipped),
-        )
-
-
 def _indices(records: Columns) -> tuple[Int64s, Int64s]:
-    """The global indices of records, one record after another, and where each record begins among them."""
+    """The global indices of records, concatenated, and the offset of each record among them."""
     offset_R = np.cumsum(records.windows) - records.windows
     index_N = np.repeat(records.first_index - offset_R, records.windows)
     return index_N + np.arange(index_N.size), offset_R
@@ -383,29 +340,15 @@ def _added(counts: Int64s, more: Int64s) -> Int64s:
     return counts
 
 
-def _merged(ranges: list[list[int]], first_R: Int64s, end_R: Int64s) -> list[list[int]]:
-    """Ranges of indices with those of further records, neighbours joined."""
-    if not first_R.size:
-        return ranges
-    breaks = np.flatnonzero(np.append(True, first_R[1:] != end_R[:-1]))
-    stops = np.append(breaks[1:], first_R.size) - 1
-    for first, end in zip(first_R[breaks].tolist(), end_R[stops].tolist(), strict=True):
-        if ranges and ranges[-1][1] == first:
-            ranges[-1][1] = end
-        elif len(ranges) < _MOST_RANGES:
-            ranges.append([first, end])
-    return ranges
-
-
 def _share_text(share: Iterable[int]) -> str:
     windows, tokens, epoch = (int(value) for value in share)
     return "nothing" if windows < 0 else f"{windows} windows of {tokens} tokens from epoch {epoch}"
 
 
 def _tags(store: Store) -> dict[str, str]:
-    """What the text of a store was tagged with, such as `synthetic`: what model wrote it."""
+    """The tags of a store's sources, such as `synthetic`: the model that wrote the text."""
     values: dict[str, set[str]] = {}
     for source in store.manifest.sources:
         for key, value in source.tags.items():
             values.setdefault(key, set()).add(value)
-    return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
+    return {key: ", ".join(sorted(names)) for key, names in sorted(values.items())}

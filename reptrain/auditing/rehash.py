@@ -1,6 +1,6 @@
-"""Digests of windows, derived from the store: each token is hashed once for all its windows.
+"""Digests of windows, computed from the store. Each token is hashed once for all its windows.
 
-windows [0 4) [2 6):    segments [0 2) [2 4) [4 6), hashed once each; a window is a sum of neighbours
+windows [0 4) [2 6):    segments [0 2) [2 4) [4 6), hashed once each; a window is a sum of segments
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from reptrain.plan.digest import place_base, token_hash, window_digest_of_sum
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
-# Tokens hashed at once: their temporaries stay inside a core's cache.
+# Tokens hashed at a time: temporaries fit in a core's cache.
 _PIECE_TOKENS = 1 << 14
-# Tokens read at once by a thread.
+# Tokens that a thread reads at a time.
 _TASK_TOKENS = 1 << 20
 
 
@@ -30,13 +30,13 @@ def window_digests(stream: Stream, cuts: Cuts, *, threads: int | None = None) ->
     """The digests of windows: uint64 [N].
 
     Args:
-        stream: Where the tokens come from.
+        stream: The tokens.
         cuts: The windows, each within one source.
-        threads: None takes as many as this process has cores.
+        threads: Number of threads; None uses one for each core of this process.
     """
     start_N = cuts.boundary[cuts.first]
     length_N = cuts.boundary[cuts.last] - start_N
-    # Between two boundaries there may be tokens of no window: they are not read.
+    # Tokens that lie in no window are not read.
     is_covered = np.cumsum(cuts.changes())[:-1] > 0
     sums = np.zeros(cuts.boundary.size, dtype=np.uint64)
     begin, end = cuts.boundary[:-1][is_covered], cuts.boundary[1:][is_covered]
@@ -49,10 +49,10 @@ def segment_sums(stream: Stream, start_N: Int64s, length_N: Int64s, *, threads: 
     """Sums of the hashes of the tokens in segments of the stream: uint64 [N].
 
     Args:
-        stream: Where the tokens come from.
+        stream: The tokens.
         start_N: int64 [N], ascending: first position of each segment.
         length_N: int64 [N], at least 1: its tokens, all of one source.
-        threads: None takes as many as this process has cores.
+        threads: Number of threads; None uses one for each core of this process.
     """
     sums = np.empty(start_N.size, dtype=np.uint64)
 
@@ -60,7 +60,7 @@ def segment_sums(stream: Stream, start_N: Int64s, length_N: Int64s, *, threads: 
         sums[part] = _task_sums(stream, start_N[part], length_N[part])
 
     tasks = _groups(length_N, _TASK_TOKENS, stream.source_of(start_N))
-    # numpy's loops run beside one another: they hold no lock of the interpreter.
+    # numpy releases the interpreter lock in its loops.
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(hash_task, tasks):
             pass
@@ -68,7 +68,7 @@ def segment_sums(stream: Stream, start_N: Int64s, length_N: Int64s, *, threads: 
 
 
 def _groups(length_N: Int64s, tokens: int, kind_N: Int64s | None = None) -> Iterator[slice]:
-    """Neighbouring segments of one kind with about so many tokens together."""
+    """Groups of adjacent segments of one kind, each of about this many tokens."""
     group_N = (np.cumsum(length_N) - length_N) // tokens
     changes = np.diff(group_N, prepend=-1) != 0
     if kind_N is not None:
@@ -77,7 +77,7 @@ def _groups(length_N: Int64s, tokens: int, kind_N: Int64s | None = None) -> Iter
 
 
 def _task_sums(stream: Stream, start_N: Int64s, length_N: Int64s) -> UInt64s:
-    """Sums of segments of one source. Reading costs little for many tokens at once, hashing for few."""
+    """Sums of segments of one source. Reads many tokens at a time, hashes few: both are fastest that way."""
     tokens = stream.flat(*_joined(start_N, length_N))
     offset_N = np.cumsum(length_N) - length_N
     sums = np.empty(start_N.size, dtype=np.uint64)
@@ -90,16 +90,16 @@ def _task_sums(stream: Stream, start_N: Int64s, length_N: Int64s) -> UInt64s:
 
 
 def _joined(start_N: Int64s, length_N: Int64s) -> tuple[Int64s, Int64s]:
-    """The same segments, those that follow each other without a gap as one."""
+    """The segments, with those that touch merged into one."""
     first_R = np.flatnonzero(np.append(True, start_N[1:] != start_N[:-1] + length_N[:-1]))
     return start_N[first_R], np.add.reduceat(length_N, first_R)
 
 
 def _bases(start_R: Int64s, length_R: Int64s) -> UInt64s:
-    """`place_base` of every position of segments, one segment after another."""
+    """`place_base` of every position of the segments, concatenated."""
     total = int(length_R.sum())
     table = _TABLE[:total] if total <= _TABLE.size else place_base(np.arange(total))
-    # It is linear in the position: a segment's first less the table's there serves all its places.
+    # place_base is linear, so one shift per segment turns table entries into its values.
     shift_R = place_base(start_R) - table[np.cumsum(length_R) - length_R]
     return np.asarray(table + (shift_R if shift_R.size == 1 else np.repeat(shift_R, length_R)))
 

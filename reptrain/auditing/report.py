@@ -1,4 +1,4 @@
-"""What an audit found."""
+"""The report of an audit."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from reptrain.auditing.mixed import EpochEnd
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.records import FrozenRecord
 from reptrain.runs.run_plan import Order
 
 
 class Problem(FrozenRecord):
-    """One thing that is not as the plan says."""
+    """A difference between the run and its plan."""
 
     message: str
-    """What is wrong."""
+    """Description."""
     step: int | None = None
     """Step of the ledger."""
     index: int | None = None
-    """First global index concerned."""
+    """First global index affected."""
     document: str | None = None
-    """First document concerned."""
+    """First document affected."""
     candidates: tuple[str, ...] = ()
-    """Where that is not known, the first documents that it may be."""
+    """If unknown, the first documents that it may be."""
 
     def text(self) -> str:
-        """One line: where, and what."""
+        """One line of text."""
         names = (("step", self.step), ("global index", self.index), ("document", self.document))
         where = ", ".join(f"{name} {value}" for name, value in names if value is not None)
         message = f"{where}: {self.message}" if where else self.message
@@ -33,22 +33,22 @@ class Problem(FrozenRecord):
 
 
 class NotApplied(FrozenRecord):
-    """Steps that the optimizer did not apply: no exposure."""
+    """Steps that the optimizer did not apply; they count no exposure."""
 
     attempts: int = 0
-    """Attempts at steps that were not applied."""
+    """Attempts that were not applied."""
     steps: tuple[int, ...] = ()
     """The first steps with such an attempt."""
     num_skipped: int = 0
-    """Steps that were not tried again: their windows are lost to the run."""
+    """Steps that were not retried: the run lost their windows."""
     skipped: tuple[int, ...] = ()
-    """The first of them."""
+    """The first of these steps."""
 
     def text(self) -> str:
-        """One line for people."""
+        """One line of text."""
         return (
             f"not applied, and no exposure: {_plural(self.attempts, 'attempt')},"
-            f" at {_steps(self.steps)}; {_plural(self.num_skipped, 'step')} not tried again"
+            f" at {_steps(self.steps)}; {_plural(self.num_skipped, 'step')} not retried"
         )
 
 
@@ -63,12 +63,12 @@ def _steps(steps: Sequence[int], count: int | None = None) -> str:
 
 
 class SourceAudit(FrozenRecord):
-    """What was consumed of one source."""
+    """Consumption of one source."""
 
     name: str
-    """Of the source."""
+    """Name of the source."""
     tags: dict[str, str]
-    """What its store was tagged with when it was made."""
+    """Tags of its store."""
     order: Order
     """Order of its windows."""
     exact: bool
@@ -76,25 +76,25 @@ class SourceAudit(FrozenRecord):
     exposures: dict[int, int]
     """Tokens of its subset by number of exposures."""
     epochs: str
-    """Its epochs consumed, as a fraction."""
+    """Epochs of it consumed, as a fraction."""
     epochs_begun: int
-    """Epochs with a window consumed; in the order `mixed`, nominal ones."""
+    """Epochs with a window consumed; for the order `mixed`, nominal ones."""
     epochs_ended: int
-    """Epochs with all windows consumed; in the order `mixed`, nominal ones."""
+    """Epochs with all windows consumed; for the order `mixed`, nominal ones."""
     windows: int
-    """Its windows consumed."""
+    """Windows of it consumed."""
     total_windows: int
-    """Its windows in the whole run."""
+    """Windows of it in the whole run."""
     tokens_consumed: int
-    """Exposures of all its tokens together."""
+    """Sum of its tokens' exposures."""
     unique_tokens: int
     """Tokens of its subset."""
     mixed_ends: tuple[EpochEnd, ...] = ()
-    """In the order `mixed`, what had been seen at the first eight nominal epoch ends, at powers of two and
-    at the last."""
+    """For the order `mixed`, how much had been seen at the first eight nominal epoch ends, at powers of two,
+    and at the last."""
 
     def text(self) -> str:
-        """Lines for people."""
+        """Lines of text."""
         tags = ", ".join(f"{key}={value}" for key, value in self.tags.items())
         lines = [
             f"source {self.name}{f' ({tags})' if tags else ''}:"
@@ -110,7 +110,7 @@ class SourceAudit(FrozenRecord):
         return f"epochs {self.epochs} ({self.epochs_begun:,} begun, {self.epochs_ended:,} ended)"
 
     def mixed_lines(self) -> list[str]:
-        """What the order `mixed` does, a line for each nominal epoch end."""
+        """For the order `mixed`, a line for each reported nominal epoch end."""
         return [f"order mixed, {end.text()}" for end in self.mixed_ends]
 
 
@@ -123,19 +123,19 @@ def consumed_text(exposures: Mapping[int, int], unique_tokens: int) -> str:
 
 
 class AuditReport(FrozenRecord):
-    """The answer of `reptrain audit`."""
+    """The result of `reptrain audit`."""
 
     exact: bool
     """As planned, and each token of a source was consumed floor(k) or ceil(k) times in its k epochs."""
     as_planned: bool
-    """The steps are the plan's, all applied, and the model saw the store's bytes. From that follows in every
-    order but `mixed` that the run is exact; `mixed` is so at the end of a whole number of epochs only."""
+    """The steps are the plan's, all were applied, and the model saw the store's tokens. Then the run is exact
+    in every order but `mixed`, which is exact only at the end of a whole number of epochs."""
     complete: bool
     """The run is done and consumed all its windows."""
     exposures: dict[int, int]
     """Tokens by number of exposures, all sources together."""
     epochs: str
-    """Epochs consumed, as a fraction; in a mixture passes over all sources together."""
+    """Epochs consumed, as a fraction; in a mixture, passes over all sources together."""
     steps: int
     """Steps applied."""
     windows: int
@@ -143,19 +143,19 @@ class AuditReport(FrozenRecord):
     total_windows: int
     """Windows of the whole run."""
     tokens_consumed: int
-    """Exposures of all tokens together."""
+    """Sum of all tokens' exposures."""
     unique_tokens: int
     """Tokens of all subsets together."""
     not_applied: NotApplied
-    """Steps that count as no exposure."""
+    """Steps that count no exposure."""
     sources: tuple[SourceAudit, ...]
-    """The same by source, in their order."""
+    """The same for each source, in the order of the configuration."""
     store_verified: bool
-    """Whether the shards of the stores were hashed again."""
+    """Whether the shards of the stores were hashed."""
     num_problems: int
-    """All problems, also those not listed."""
+    """Number of problems, including those not listed."""
     problems: tuple[Problem, ...]
-    """The first of them."""
+    """The first problems."""
 
     @classmethod
     def impossible(cls, reason: str) -> Self:
@@ -183,7 +183,7 @@ class AuditReport(FrozenRecord):
         return self.model_dump_json(indent=2)
 
     def head(self) -> str:
-        """The answer in one line."""
+        """The verdict in one line."""
         if self.exact:
             return "exact" if self.complete else "exact so far, not complete"
         if self.as_planned:
@@ -203,24 +203,24 @@ class AuditReport(FrozenRecord):
         )
 
     def text(self) -> str:
-        """The report for people."""
+        """The report as lines of text."""
         windows = f"windows {self.windows:,} of {self.total_windows:,}, tokens {self.tokens_consumed:,}"
         if len(self.sources) > 1:
-            found = [source.text() for source in self.sources]
-            found += [f"together: steps {self.steps:,}, {windows}"]
+            lines = [source.text() for source in self.sources]
+            lines += [f"together: steps {self.steps:,}, {windows}"]
         else:
             (source,) = self.sources or (None,)
-            found = [
+            lines = [
                 f"consumed: {consumed_text(self.exposures, self.unique_tokens)}",
                 f"{source.epochs_text() if source else f'epochs {self.epochs}'},"
                 f" steps {self.steps:,}, {windows}",
                 *(source.mixed_lines() if source else []),
             ]
         if self.not_applied.attempts:
-            found.append(self.not_applied.text())
+            lines.append(self.not_applied.text())
         lines = [
             self.head(),
-            *found,
+            *lines,
             f"store{'s' * (len(self.sources) > 1)}:"
             f" {'hashed again' if self.store_verified else 'hashes not checked'}",
             *(f"  {problem.text()}" for problem in self.problems),

@@ -32,7 +32,7 @@ from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import flush_folder, replacing, write_atomically
-from reptrain.runs.files import JsonLines
+from reptrain.runs.records import JsonLines
 
 CHECKPOINT_FORMAT = 2
 """Format of a checkpoint's files. Format 1 is refused."""

@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from reptrain.cli.common import DONE, NO, AsJson, app, count_option, show, store_app
+from reptrain.tokenize_options import Option, TokenizeOptions
+
+
+def _option(settings: Option, name: str, kind: Any) -> Any:
+    """The command-line option of a field of `TokenizeOptions`."""
+    flag = settings.flag or f"--{name.replace('_', '-')}"
+    shown: dict[str, Any] = {} if settings.default is None else {"show_default": settings.default}
+    if kind == int | None:
+        return Annotated[kind, count_option(flag, least=settings.least, help=settings.help, **shown)]
+    repeated = name in ("near", "metadata_fields", "tags")
+    return Annotated[
+        list[str] | None if repeated else kind,
+        typer.Option(flag, help=settings.help, metavar=settings.metavar, **shown),
+    ]
+
+
+def _with_tokenize_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of `TokenizeOptions` in place of ``**options``."""
+    signature = inspect.signature(command, eval_str=True)
+    kinds = get_type_hints(TokenizeOptions, include_extras=True)
+    *own, _ = signature.parameters.values()
+    parameters = []
+    for field in dataclasses.fields(TokenizeOptions):
+        kind, settings = get_args(kinds[field.name])
+        default = None if field.default is dataclasses.MISSING else field.default or None
+        annotation = _option(settings, field.name, kind)
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+        )
+
+    @functools.wraps(command)
+    def wrapper(*arguments: Any, **options: Any) -> None:
+        command(*arguments, **options)
+
+    wrapper.__signature__ = signature.replace(parameters=[*own, *parameters])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *parameters]} | {
+        "return": None
+    }
+    del wrapper.__wrapped__
+    return wrapper
 
 
 @app.command()
+@_with_tokenize_options
 def tokenize(
     sources: Annotated[
         list[str],
@@ -29,109 +76,35 @@ def tokenize(
             help="A SentencePiece model or a tokenizer.json; without it one is trained on the sources.",
         ),
     ] = None,
-    eos: Annotated[
-        str | None,
-        typer.Option(
-            "--eos", metavar="PIECE", help="Special piece of the given tokenizer that ends a document."
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None,
-        count_option(
-            "--vocab-size",
-            help="Pieces of the tokenizer to train.",
-            show_default="2048, or as near as the text allows",
-        ),
-    ] = None,
-    num_sentinels: Annotated[
-        int | None,
-        count_option(
-            "--num-sentinels",
-            least=0,
-            help="Of them, those kept for spans that are hidden.",
-            show_default="32",
-        ),
-    ] = None,
-    dedup: Annotated[
-        Literal["none", "exact", "minhash", "group"],
-        typer.Option(
-            "--dedup",
-            help="exact: drop documents of equal text. minhash: near-duplicates too. group: keep those, "
-            "but hold each cluster of them out whole or not at all.",
-        ),
-    ] = "exact",
-    held_out: Annotated[
-        float,
-        typer.Option("--held-out", help="Share of the documents sealed as held-out text, select and report."),
-    ] = 0.05,
-    near: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--near",
-            metavar="KEY=VALUE",
-            help="How near-duplicates are found: shingle_words, permutations, bands, rows, threshold, seed.",
-        ),
-    ] = None,
-    passages: Annotated[
-        int | None,
-        count_option(
-            "--passages",
-            help="Cut documents into passages of at most N tokens, EOS of each included.",
-        ),
-    ] = None,
     processes: Annotated[
         int,
         typer.Option(
-            "--processes", help="Worker processes; the bytes are the same.", show_default="one for each core"
+            "--processes",
+            help="Worker processes; their number does not change the store.",
+            show_default="one for each core",
         ),
     ] = 0,
-    text_field: Annotated[
-        str,
-        typer.Option("--text-field", help="Key of the text in a JSON line, or column; a.b reaches into a."),
-    ] = "text",
-    id_field: Annotated[str, typer.Option("--id-field", help="Key or column of the document's id.")] = "id",
-    metadata_fields: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metadata-field",
-            metavar="NAME",
-            help="Key or column that is kept with each document; give it once for each.",
-        ),
-    ] = None,
-    tags: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tag",
-            metavar="[SOURCE:]KEY=VALUE",
-            help="Kept with each document, of all sources or of one; give it once for each.",
-        ),
-    ] = None,
     as_json: AsJson = False,
+    **options: Any,
 ) -> None:
-    """Turn text into a sealed token store. A killed run goes on where it was."""
+    """Turn text into a sealed token store. The same command resumes an interrupted call."""
     from reptrain.progress import stage_progress
     from reptrain.store import describe, describe_text, open_store
     from reptrain.tokenization import near_settings, tag_pairs
     from reptrain.tokenization import tokenize as build
 
+    near = options.pop("near")
     with stage_progress() as progress:
         build(
             sources,
             out,
             tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            num_sentinels=num_sentinels,
-            dedup=dedup,
-            near=near_settings(near) if near else None,
-            passages=passages,
-            held_out_fraction=held_out,
             processes=processes or os.cpu_count() or 1,
-            text_field=text_field,
-            id_field=id_field,
-            metadata_fields=metadata_fields or [],
-            tags=tag_pairs(tags or []),
-            eos=eos,
             progress=progress,
+            near=near_settings(near) if near else None,
+            metadata_fields=options.pop("metadata_fields") or (),
+            tags=tag_pairs(options.pop("tags") or []),
+            **options,
         )
     store = open_store(out)
     show(describe(store), describe_text(store), as_json=as_json)
@@ -141,7 +114,7 @@ def tokenize(
 def store_show(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
 ) -> None:
-    """Print what a store holds."""
+    """Print the contents of a store."""
     from reptrain.store import describe, describe_text, open_store
 
     opened = open_store(store)
@@ -164,9 +137,9 @@ def store_verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash every shard again, recount it, and compare held-out with training text.
+    """Check every shard against the manifest, and compare the held-out with the training text.
 
-    Exit code 1 if anything is not as sealed, or if they share more than the limit.
+    Exit code 1 if the store has changed since it was sealed, or the texts share more than the limit.
     """
     from reptrain.progress import stage_progress
     from reptrain.store import MAX_OVERLAP, verify
@@ -178,7 +151,7 @@ def store_verify(
         "ok": report.ok,
         "problems": list(report.problems),
         "max_overlap": limit,
-        "overlap": [found.as_json() for found in report.overlap],
+        "overlap": [overlap.as_json() for overlap in report.overlap],
     }
     show(data, report.text(store), as_json=as_json)
     raise typer.Exit(DONE if report.ok else NO)

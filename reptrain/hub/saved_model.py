@@ -45,7 +45,7 @@ from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import open_store
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
 _SINGLE_RANK = World(0, 1, 0, torch.device("cpu"))
@@ -158,7 +158,7 @@ class SavedModel(ABC):
             TokenizerError: If there is none, or it has more ids than the embedding has rows.
         """
         try:
-            tokenizer = self.own_tokenizer() if path is None else Tokenizer.load(path, self.named_end())
+            tokenizer = self.own_tokenizer() if path is None else load_tokenizer(path, self.named_end())
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",

@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from reptrain.errors import TokenizerError
 from reptrain.reading import decode
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import find_end
 
 _SPACE = "\u2581"
@@ -59,7 +59,7 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
         if not (path / name).exists():
             continue
         try:
-            loaded.append(Tokenizer.load(path / name, end))
+            loaded.append(load_tokenizer(path / name, end))
         except TokenizerError as error:
             if name == "tokenizer.json" or not (path / "tokenizer.json").exists():
                 raise

@@ -1,4 +1,4 @@
-"""Plans: which tokens, in which order, on which rank. Pure functions of the configuration."""
+"""Plans: the tokens of a run, their order, and the rank of each. Pure functions of the configuration."""
 
 from reptrain.plan.epochs import EpochPlan, Windows, plan_epochs
 from reptrain.plan.interleaving import Interleaving

@@ -4,27 +4,27 @@ All arithmetic is on 64 bits and wraps. With splitmix64's finalizer
 
     mix(x):  x ^= x >> 30;  x *= 0xBF58476D1CE4E5B9;  x ^= x >> 27;  x *= 0x94D049BB133111EB;  x ^= x >> 31
 
-(shifts are logical), the golden gamma G = 0x9E3779B97F4A7C15 and m(x) = mix(x * G), a token t that stands
-at position p of the stream has the hash
+(shifts are logical), the golden gamma G = 0x9E3779B97F4A7C15 and m(x) = mix(x * G), a token t at
+position p of the stream has the hash
 
     h(t, p) = mix(t + (p + 1) * G)          output p of the splitmix64 generator that starts at t
 
-and the window [start, start + length) with the tokens t_0 ... t_(length-1) the digest
+The window [start, start + length) with the tokens t_0 ... t_(length-1) has the digest
 
     a = sum over i < length of h(t_i, start + i)
     window digest = mix(a + m(m(start) + length)),  and 0 for a window of no tokens
 
-and a step the sum of its windows' digests. So it does not depend on the order of rows, on ranks or on
-micro-batches, and a masked row adds nothing. mix and m are bijections: one wrong token always changes the
-digest, and two exchanged ones, a shifted window or another start all but always do. No two places and
-tokens give mix the same number while places are less than 2**30 apart, or less than 2**41 with ids below
-2**22: multiples of the golden gamma keep far from one another.
+The digest of a step is the sum of its windows' digests. So it does not depend on the order of rows, on ranks
+or on micro-batches, and a masked row adds nothing. mix and m are bijections: one wrong token always changes
+the digest; two swapped tokens, a shifted window or another start almost always do. The argument of mix is
+distinct for all tokens and positions, as long as positions are less than 2**30 apart, or less than 2**41 with
+ids below 2**22, because multiples of the golden gamma are far apart.
 
-A token's hash knows its place in the stream, not in the window. So `a` is a difference of two prefix sums
-over the stream, and an audit hashes each token once however many windows it came in (`runs/rehash.py`).
+A token's hash depends on its position in the stream, not in the window. So `a` is a difference of two prefix
+sums over the stream, and the audit hashes each token once for all its windows (`reptrain.auditing.rehash`).
 
-On int64 tensors the same holds bit for bit: products and sums wrap alike, the constants above 2**63
-are their value minus 2**64, and a logical shift by s is (x >> s) & ((1 << (64 - s)) - 1).
+int64 tensors give the same bits: products and sums wrap alike, constants above 2**63
+become their value minus 2**64, and a logical shift by s is (x >> s) & ((1 << (64 - s)) - 1).
 
 Source: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (splitmix64).
 """
@@ -44,7 +44,7 @@ _GAMMA = np.uint64(GAMMA)
 
 
 def place_base(position: npt.ArrayLike) -> UInt64s:
-    """(p + 1) * G for positions p: what a token is added to before it is mixed."""
+    """(p + 1) * G for positions p. A token is added to it before mixing."""
     return (np.asarray(position, dtype=np.int64).astype(np.uint64) + np.uint64(1)) * _GAMMA
 
 
@@ -54,7 +54,7 @@ def token_hash(tokens: Tokens, base: UInt64s) -> UInt64s:
 
 
 def token_of_hash(hashed: UInt64s, base: UInt64s) -> UInt64s:
-    """The inverse of `token_hash`: which number, below 2**64, has this hash at a place."""
+    """The inverse of `token_hash`: the number below 2**64 that has this hash at a position."""
     return unmix(hashed.copy()) - base
 
 
@@ -73,7 +73,7 @@ def window_digest(tokens_BL: Tokens, start_B: Int64s, length_B: Int64s) -> UInt6
     """Digests of windows.
 
     Args:
-        tokens_BL: Integers [B, L] in [0, 2**32); what lies after a window's length is ignored.
+        tokens_BL: Integers [B, L] in [0, 2**32); columns after a window's length are ignored.
         start_B: int64 [B], first position of each window in the subset's stream.
         length_B: int64 [B], tokens of each window, 0 for a masked row.
 
@@ -88,7 +88,7 @@ def window_digest(tokens_BL: Tokens, start_B: Int64s, length_B: Int64s) -> UInt6
 
 
 def step_digest(window_digest_B: UInt64s) -> str:
-    """The digest of a step as the ledger holds it: 16 hexadecimal digits of the wrapping sum."""
+    """The digest of a step as in the ledger: the wrapping sum as 16 hexadecimal digits."""
     return f"{int(window_digest_B.sum(dtype=np.uint64)):016x}"
 
 

@@ -1,8 +1,8 @@
 """The seeded order of a split's documents, cached by fingerprint and memory-mapped.
 
-One pass over the documents' lengths makes it; every later opening is O(1). The file is one int64
-array [2, N + 1]: row 0 holds where each document begins in the stream (and its end), row 1 which
-document it is (and -1).
+Computed by one pass over the documents' lengths; later openings are O(1). The file is one int64
+array [2, N + 1]: row 0 holds the start of each document in the stream (and the end of the stream), row 1 the
+index of that document (and -1).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 Int64s = npt.NDArray[np.int64]
 
-# Documents handled at once while an order is made: bounds the memory beside the mapped file.
+# Documents per chunk when an order is computed: bounds the memory beside the mapped file.
 _CHUNK = 1 << 18
 
 
 class DocumentOrder(NamedTuple):
-    """Where documents lie in the stream.
+    """The position of each document in the stream.
 
     Args:
         starts: int64 [N + 1], cumulative lengths in the order; the last is the number of tokens.
@@ -42,13 +42,13 @@ class DocumentOrder(NamedTuple):
 
 
 def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentOrder:
-    """The cached order, made now where there is none.
+    """The cached order; computes and caches it if there is none.
 
     Args:
         split: The documents.
-        name: Fingerprint of store, split and seed; names the file.
-        seed: Keys the order.
-        beside: The store's folder, the first choice; the user's cache is the second.
+        name: Fingerprint of store, split and seed; the name of the file.
+        seed: Seed of the order.
+        beside: The store's folder, tried before the user's cache.
 
     Raises:
         PlanError: If neither folder can be written.
@@ -77,16 +77,16 @@ def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentO
 
 
 def derive_order(split: Split, *, seed: int) -> DocumentOrder:
-    """The order in memory, made anew whatever is cached."""
+    """The order, computed in memory without the cache."""
     table = np.empty((2, split.num_documents + 1), dtype=np.int64)
     _fill(table, split, seed)
     return DocumentOrder(starts=table[0], documents=table[1, :-1])
 
 
 def _load(path: Path, split: Split) -> DocumentOrder | None:
-    """The order in a file, or None where there is no whole one."""
+    """The order in a file, or None if the file is missing or incomplete."""
     try:
-        # A plain view: slicing a memmap costs more than the search in it.
+        # A plain view: slicing a memmap is slower than searching in it.
         table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError):
         return None
@@ -97,7 +97,7 @@ def _load(path: Path, split: Split) -> DocumentOrder | None:
 
 
 def _write(path: Path, split: Split, seed: int) -> None:
-    """Write an order under a temporary name and put it in place: processes at once do no harm.
+    """Write an order under a temporary name, then rename it: concurrent processes are safe.
 
     Raises:
         OSError: If the folder cannot be written or is full.
@@ -116,7 +116,7 @@ def _write(path: Path, split: Split, seed: int) -> None:
 def _allocate(path: Path, columns: int) -> np.memmap[tuple[int, ...], np.dtype[np.int64]]:
     table = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(2, columns))
     with path.open("r+b") as file:
-        # A full disk must be an error here: met later, through the mapping, it kills the process.
+        # A full disk must fail here: a later write through the mapping would kill the process.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return table
 

@@ -1,4 +1,4 @@
-"""Which window comes at a global index: a pure function, with no table and no state.
+"""The window at a global index: a pure function, without table or state.
 
 U = 10 tokens, window_tokens = 4, cut fixed:    [0 4) [4 8) [8 10)              W = 3
 the same, cut shifted, this epoch's offset 3:   [0 3) [3 7) [7 10)              W = 3
@@ -37,7 +37,7 @@ class Windows(NamedTuple):
     start: Int64s
     length: Int64s
     source: Int64s
-    """Place of the source in the run; 0 where there is one."""
+    """Index of the source in the run; 0 in a run on one store."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class EpochPlan:
         unique_tokens: U, the tokens of the subset.
         window_tokens: L, the tokens of a window, at most U.
         total_windows: Global indices of the run: [0, total_windows).
-        order: A new permutation each epoch, one for all epochs, or all epochs shuffled as one list.
-        cut: Window boundaries fixed, or from a keyed offset in each epoch.
-        seed: Keys the permutations and the offsets.
+        order: A new permutation for each epoch, one for all epochs, or all epochs shuffled as one list.
+        cut: Fixed window boundaries, or a keyed offset in each epoch.
+        seed: Seed of the permutations and offsets.
     """
 
     unique_tokens: int
@@ -78,7 +78,7 @@ class EpochPlan:
 
     @cached_property
     def windows_per_epoch(self) -> int:
-        """W: the same for every epoch, also under shifted cuts."""
+        """W. The same for every epoch, also with shifted cuts."""
         return _windows_per_epoch(self.unique_tokens, self.window_tokens, self.cut)
 
     @property
@@ -104,7 +104,7 @@ class EpochPlan:
         return Windows(epoch, window, start, length, np.zeros_like(window))
 
     def noise_place(self, windows: Windows) -> tuple[Int64s, Int64s]:
-        """What keys the noise of windows beside their epoch: the seed of the order, and their start."""
+        """The keys of the windows' noise, besides the epoch: the seed of the order, and their start."""
         return np.full_like(windows.start, self.seed), windows.start
 
     def tokens_of(self, global_index: Int64s) -> Int64s:
@@ -114,8 +114,8 @@ class EpochPlan:
     def tokens_before(self, global_index: int) -> int:
         """Tokens of all windows before a global index, from 0 to total_windows.
 
-        Costs O(1), or O(epochs) for the order `mixed`: every window is full but the first and the
-        last of an epoch, and a permutation tells backwards where these two come.
+        O(1), or O(epochs) for the order `mixed`: every window is full except for the first and the last of an
+        epoch, and the inverse permutation gives the global index of these two.
         """
         per_epoch = self.windows_per_epoch
         ends = np.asarray([0, per_epoch - 1] if per_epoch > 1 else [0], dtype=np.int64)
@@ -148,8 +148,8 @@ class EpochPlan:
     def indices_of(self, position: int, epoch: Int64s) -> Int64s:
         """The global index, in each of these epochs, of the window that holds a position of the subset.
 
-        In the order `mixed` an epoch is one of the ceil(k) copies that are shuffled, and an index may lie
-        behind the run's last.
+        In the order `mixed` an epoch is one of the ceil(k) shuffled copies, and an index may be beyond the
+        run's last one.
         """
         boundary = self._boundary(epoch)
         return self._global_index(epoch, (position - boundary) // self.window_tokens)
@@ -170,12 +170,12 @@ class EpochPlan:
         return start, end - start
 
     def _boundary(self, epoch: Int64s) -> Int64s:
-        """Where window 0 of each epoch would begin if it were a full one: at most 0."""
+        """Where window 0 of each epoch would begin if it were full: at most 0."""
         offset = self.offset(epoch)
         return np.where(offset > 0, offset - self.window_tokens, 0)
 
     def offset(self, epoch: Int64s) -> Int64s:
-        """Tokens before the first boundary of each epoch; 0 where the first window is a full one."""
+        """Tokens before the first boundary of each epoch; 0 if the first window is full."""
         return _by_epoch(self._offset, epoch)
 
     def _offset(self, epoch: Int64s) -> Int64s:
@@ -195,7 +195,7 @@ def plan_epochs(
     """The plan that spends a budget: k x W windows, rounded half up to a whole window, at least one.
 
     Raises:
-        PlanError: If a window is longer than the subset, or the budget beyond 2**62 windows.
+        PlanError: If a window is longer than the subset, or the budget exceeds 2**62 windows.
     """
     one = EpochPlan(unique_tokens, window_tokens, 1, order, cut, seed)
     windows = budget.epochs_over(unique_tokens) * one.windows_per_epoch
@@ -204,7 +204,7 @@ def plan_epochs(
 
 
 def _by_epoch(function: Callable[[Int64s], Number], epoch: Int64s) -> Number:
-    """`function` of each epoch, called once for epochs that come often."""
+    """`function` of each epoch; evaluates repeated epochs once."""
     low, high = (int(epoch.min()), int(epoch.max())) if epoch.size else (0, 0)
     if high - low >= epoch.size // 2:
         return function(epoch)
@@ -212,7 +212,7 @@ def _by_epoch(function: Callable[[Int64s], Number], epoch: Int64s) -> Number:
 
 
 def _offset_counts(unique_tokens: int, window_tokens: int) -> tuple[int, int]:
-    """How many offsets cut U = q L + r tokens into q + 1 and into q + 2 windows.
+    """How many offsets give q + 1 and how many give q + 2 windows, for U = q L + r tokens.
 
     q + 1 windows: offset 0 (if r > 0) and [max(r, 1), L - 1]. q + 2 windows: [1, r - 1].
     """

@@ -1,4 +1,4 @@
-"""In which order several sources take turns: a pure function of the global index, with no table.
+"""The order in which several sources take turns: a pure function of the global index, without table.
 
 Sources of 4 and 2 windows, each window at (2 j + 1) / (2 n) of its source (Webster's order):
 
@@ -22,11 +22,11 @@ Int64s = npt.NDArray[np.int64]
 
 LARGEST_WINDOWS = 2**62
 BLOCK_WINDOWS = 4096
-"""Windows that are put in order at once. Changing it changes the order of every mixture."""
+"""Windows per block of the order. Changing it changes the order of every mixture."""
 
 
 class Turns(NamedTuple):
-    """Whose turns: the source at each place, and which of that source's windows it is (int64)."""
+    """The source at each index, and the number of the window within that source (int64)."""
 
     source: Int64s
     local: Int64s
@@ -37,13 +37,14 @@ class Interleaving:
     """The order of the windows of several sources.
 
     The counts at the start of every block of `BLOCK_WINDOWS` are those of Webster's order over the whole
-    run, and within a block its windows are in Webster's order again. With S sources, N windows in all, n of
+    run; within a block, the windows are again in Webster's order. With S sources, N windows in all, n of
     them from a source, that source has
 
         before any global index g:         n g / N  to within  max(1, S - 1)
         in any stretch of m windows:       n m / N  to within  2 max(1, S - 1)
 
-    since it has n x to within 1/2 before the place x of Webster's order, and a block adds as much again.
+    since in Webster's order it has n x windows to within 1/2 before position x, and a block adds as much
+    again.
 
     Args:
         counts: Windows of each source, each at least 1.
@@ -68,7 +69,7 @@ class Interleaving:
         return sum(self.counts)
 
     def locate(self, global_index: Int64s) -> Turns:
-        """Whose turn it is at these global indices.
+        """The turns at these global indices.
 
         Args:
             global_index: int64 in [0, total), any shape.
@@ -82,11 +83,11 @@ class Interleaving:
         order = np.argsort(owner, kind="stable")
         ends = np.cumsum(np.bincount(owner, minlength=blocks.size))
         for block, first, end in zip(blocks, ends - np.diff(ends, prepend=0), ends, strict=True):
-            here = order[first:end]
+            members = order[first:end]
             before, turns = self._block(int(block))
-            place = flat[here] - block * BLOCK_WINDOWS
-            source[here] = turns.source[place]
-            local[here] = turns.local[place] + np.asarray(before)[source[here]]
+            place = flat[members] - block * BLOCK_WINDOWS
+            source[members] = turns.source[place]
+            local[members] = turns.local[place] + np.asarray(before)[source[members]]
         return Turns(source.reshape(index.shape), local.reshape(index.shape))
 
     def counts_before(self, global_index: int) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ class Interleaving:
         return tuple(start + int(more) for start, more in zip(before, within, strict=True))
 
     def _block(self, block: int) -> tuple[tuple[int, ...], Turns]:
-        """The counts before a block, and the turns within it with locals counted from there."""
+        """The counts before a block, and the turns in it, with window numbers relative to its start."""
         first = block * BLOCK_WINDOWS
         before = _webster(self.counts, first)
         after = _webster(self.counts, min(first + BLOCK_WINDOWS, self.total))
@@ -110,9 +111,9 @@ class Interleaving:
 
 @lru_cache(maxsize=1024)
 def _webster(counts: tuple[int, ...], place: int) -> tuple[int, ...]:
-    """How many windows of each source are among the first `place` of Webster's order; ties by source."""
+    """Windows of each source among the first `place` of Webster's order. Ties go by source."""
     total = sum(counts)
-    # All windows up to the fraction place / total; that is off by half a window for each source at most.
+    # Windows up to the fraction place / total; off by at most half a window for each source.
     taken = [(2 * place * count + total) // (2 * total) for count in counts]
     while sum(taken) > place:
         last = max(range(len(counts)), key=lambda i: (Fraction(2 * taken[i] - 1, counts[i]), i))
@@ -125,10 +126,10 @@ def _webster(counts: tuple[int, ...], place: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _turns(counts: tuple[int, ...]) -> Turns:
-    """Webster's order of the few windows of a block."""
+    """Webster's order of the windows of a block."""
     source = np.repeat(np.arange(len(counts)), counts)
     local = np.concatenate([np.arange(count) for count in counts])
-    # Two fractions with denominators up to 4096 that differ do so by 2**-24 or more: this keeps them apart.
+    # Distinct fractions with denominators up to 4096 differ by at least 2**-24, so 30 bits separate them.
     at = ((2 * local + 1) << 30) // np.repeat(counts, counts)
     order = np.argsort(at, kind="stable")
     return Turns(source[order].astype(np.int64), local[order].astype(np.int64))

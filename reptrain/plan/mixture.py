@@ -1,4 +1,4 @@
-"""Which window of which source comes at a global index of the run.
+"""The source and window at each global index of a run.
 
 Two sources: real text of 6 tokens for 2 epochs, synthetic text of 4 tokens once, windows of 2 tokens:
 
@@ -29,32 +29,32 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Share(NamedTuple):
-    """What a step takes of one source."""
+    """One source's part of a step."""
 
     windows: int
     tokens: int
     epoch: int
-    """Of the source's next window at the step's start."""
+    """Epoch of the source's next window at the step's start."""
 
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """The order of a run's windows. A run on one store is a mixture of one, at no cost.
+    """The order of a run's windows. A run on one store is a mixture of one.
 
     Args:
-        plans: One for each source, all with the same window_tokens; at least one.
+        plans: One plan for each source, with equal window_tokens.
     """
 
     plans: tuple[EpochPlan, ...]
 
     def __post_init__(self) -> None:
         assert len({plan.window_tokens for plan in self.plans}) == 1
-        # Counts that cannot be interleaved are refused here, not at the first window.
+        # Refuse counts that cannot be interleaved now, not at the first window.
         _ = self.interleaving
 
     @cached_property
     def interleaving(self) -> Interleaving:
-        """Whose turn it is."""
+        """The order of the sources."""
         return Interleaving(tuple(plan.total_windows for plan in self.plans))
 
     @property
@@ -69,7 +69,7 @@ class MixturePlan:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows of one pass over every source: what `epoch` is counted in for the run as a whole."""
+        """Windows of one pass over every source: an epoch of the run as a whole."""
         return sum(plan.windows_per_epoch for plan in self.plans)
 
     @property
@@ -106,16 +106,16 @@ class MixturePlan:
         turns = self.interleaving.locate(global_index)
         epoch, window, start, length = (np.empty_like(turns.local) for _ in range(4))
         for source in np.unique(turns.source):
-            here = turns.source == source
-            found = self.plans[source].locate(turns.local[here])
-            epoch[here], window[here], length[here] = found.epoch, found.window, found.length
-            start[here] = found.start + self._starts[source]
+            mine = turns.source == source
+            part = self.plans[source].locate(turns.local[mine])
+            epoch[mine], window[mine], length[mine] = part.epoch, part.window, part.length
+            start[mine] = part.start + self._starts[source]
         return Windows(epoch, window, start, length, turns.source)
 
     def noise_place(self, windows: Windows) -> tuple[Int64s, Int64s]:
-        """What keys the noise of windows beside their epoch: as `EpochPlan.noise_place` of each source.
+        """The keys of the windows' noise, besides the epoch: `EpochPlan.noise_place` of each source.
 
-        So a source's noise does not depend on what else is mixed in.
+        So a source's noise does not depend on the other sources.
         """
         seeds = np.asarray([plan.seed for plan in self.plans], dtype=np.int64)
         return seeds[windows.source], windows.start - self._starts[windows.source]
@@ -137,7 +137,7 @@ class MixturePlan:
         )
 
     def shares(self, first_index: int, windows: int) -> tuple[Share, ...]:
-        """What each source gives to a number of windows from a global index on."""
+        """Each source's part of some windows from a global index."""
         before = self.interleaving.counts_before(first_index)
         after = self.interleaving.counts_before(first_index + windows)
         return tuple(
@@ -150,7 +150,7 @@ class MixturePlan:
         )
 
     def index_of(self, source: int, local: int) -> int:
-        """The global index of a source's window number `local`, by bisection: the inverse of its turns."""
+        """The global index of a source's window number `local`, by bisection."""
         if len(self.plans) == 1:
             return local
         low, high = local, self.total_windows - 1
@@ -163,7 +163,7 @@ class MixturePlan:
         return low
 
     def source_at(self, global_index: int) -> int:
-        """The place of the source whose turn it is."""
+        """The index of the source at a global index."""
         return int(self.interleaving.locate(np.asarray([global_index])).source[0])
 
 
@@ -172,7 +172,7 @@ def plan_mixture(config: RunConfig, unique_tokens: Mapping[str, int]) -> Mixture
 
     Args:
         config: The run.
-        unique_tokens: U of each of its sources, by name.
+        unique_tokens: U of each source, by name.
 
     Raises:
         PlanError: If a window is longer than a source's subset, or there are more than 2**62 windows.
@@ -200,9 +200,9 @@ def plan_mixture(config: RunConfig, unique_tokens: Mapping[str, int]) -> Mixture
 
 
 def source_seed(seed: int, name: str) -> int:
-    """The seed of a source of a mixture, which keys its permutations and cuts.
+    """The seed of a source's permutations and cuts in a mixture.
 
-    It follows from the run's seed and the source's name: two stores of equal size are not shuffled alike,
-    and a source keeps its order whatever else is mixed in.
+    Derived from the run's seed and the source's name: stores of equal size are shuffled differently, and a
+    source keeps its order whatever the other sources are.
     """
     return int(random.key(seed, f"source {name}")) >> 1

@@ -1,4 +1,4 @@
-"""How far a run is at each of its steps."""
+"""The position of a run at each step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reptrain.plan.shard import StepPlan
 
 
 def position_at(plan: MixturePlan, steps: StepPlan, step: int) -> RunPosition:
-    """How far a run is where a step begins."""
+    """The position of a run at the start of a step."""
     first, _ = steps.window_range(step)
     return RunPosition(
         step=step,

@@ -12,7 +12,7 @@ from reptrain.errors import PlanError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Global indices by step: `batch_windows` consecutive ones, fewer in the last step.
+    """Global indices by step: `batch_windows` consecutive ones, possibly fewer in the last step.
 
     batch_windows 4, total_windows 10: steps [0, 4) [4, 8) [8, 10)
     """
@@ -36,7 +36,7 @@ class StepPlan:
                 "step",
                 got=step,
                 rule=f"must be from 0 to {self.num_steps - 1}",
-                remedy="Ask for a step of the run.",
+                remedy="Choose a step of the run.",
             )
         first = step * self.batch_windows
         return first, min(self.batch_windows, self.total_windows - first)
@@ -57,7 +57,7 @@ def rank_rows(
         micro_batch_windows: Rows of one forward pass on one rank.
 
     Returns:
-        int64 [micro_steps, micro_batch_windows]. A row at or above the step's windows is masked.
+        int64 [micro_steps, micro_batch_windows]. Rows at or above the step's number of windows are masked.
     """
     micro_steps = micro_steps_of(batch_windows, world_size, micro_batch_windows)
     share = micro_steps * micro_batch_windows
@@ -65,5 +65,5 @@ def rank_rows(
 
 
 def micro_steps_of(batch_windows: int, world_size: int, micro_batch_windows: int) -> int:
-    """Forward passes of one rank in a step: gradient accumulation."""
+    """Forward passes of one rank in a step (gradient accumulation steps)."""
     return -(-batch_windows // (world_size * micro_batch_windows))

@@ -1,4 +1,4 @@
-"""The stream of a run: the subsets of its sources, one after the other.
+"""The stream of a run: the subsets of its sources, concatenated.
 
 subsets of 7 and 4 tokens:    C C A A A B B | D D E E       starts 0 and 7, 11 tokens
 """
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Stream:
-    """Subsets read as one; a window lies in one of them. One subset alone is its own stream.
+    """Concatenated subsets. A window lies within one of them.
 
     Args:
         subsets: At least one, in the order of the run's sources.
@@ -32,18 +32,18 @@ class Stream:
         self.subsets = tuple(subsets)
         unique = [subset.unique_tokens for subset in self.subsets]
         self.starts: Int64s = np.cumsum([0, *unique[:-1]], dtype=np.int64)
-        """Where each subset begins."""
+        """Start of each subset."""
         self.unique_tokens = sum(unique)
 
     @property
     def fingerprint(self) -> str:
-        """Of the subsets in their order; of one alone its own."""
+        """Fingerprint of the subsets in order; a single subset keeps its own."""
         if len(self.subsets) == 1:
             return self.subsets[0].fingerprint
         return fingerprint([subset.fingerprint for subset in self.subsets])
 
     def source_of(self, start: Int64s | int) -> Int64s:
-        """Which subset each position belongs to: int64 of the same shape."""
+        """The subset of each position: int64 of the same shape."""
         return np.asarray(np.searchsorted(self.starts, start, side="right") - 1, dtype=np.int64)
 
     def tokens(self, start_B: Int64s, length_B: Int64s, width: int) -> tuple[Int64s, Int64s]:
@@ -58,7 +58,7 @@ class Stream:
             Tokens int64 [B, width], zero after a window's end, and the lengths int64 [B].
 
         Raises:
-            PlanError: If a window leaves its source or is wider than `width`.
+            PlanError: If a window exceeds its source or `width`.
         """
         if len(self.subsets) == 1:
             return self.subsets[0].tokens(start_B, length_B, width)
@@ -73,14 +73,14 @@ class Stream:
         return tokens_BL, length_B
 
     def flat(self, start_N: Int64s, length_N: Int64s) -> npt.NDArray[np.unsignedinteger]:
-        """Parts of one source, one after another, as its store holds them: uint16 or uint32.
+        """Parts of one source, concatenated, as its store holds them: uint16 or uint32.
 
         Args:
             start_N: int64 [N], first position of each part in the stream.
             length_N: int64 [N], tokens of each.
 
         Raises:
-            PlanError: If a part leaves the source of the first.
+            PlanError: If a part is not in the source of the first.
         """
         source = int(self.source_of(int(start_N[0])))
         return self.subsets[source].flat(start_N - self.starts[source], length_N)
@@ -99,7 +99,7 @@ class Stream:
         return read(self.subsets[source], start - int(self.starts[source]), length)
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
-        check_windows(start_B, length_B, self.unique_tokens, of="stream")
+        check_windows(start_B, length_B, self.unique_tokens, name="stream")
 
 
 def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
@@ -110,7 +110,7 @@ def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
         stores: Its open stores by the name of the source.
 
     Raises:
-        PlanError: If a source asks for more than its store has, or an order can be cached nowhere.
+        PlanError: If a subset is larger than its store, or an order cannot be cached.
     """
     return Stream(
         [
@@ -126,5 +126,5 @@ def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
 
 
 def unique_tokens_setting(config: RunConfig, source: str) -> str:
-    """The key that says how many tokens of a source are used."""
+    """The configuration key for the unique tokens of a source."""
     return f"data.sources.{source}.unique_tokens" if config.data.sources else "data.unique_tokens"

@@ -24,24 +24,24 @@ Int64s = npt.NDArray[np.int64]
 
 
 class _Pieces(NamedTuple):
-    """Runs of tokens that lie in one document each: int64 arrays of one shape."""
+    """Runs of tokens within one document each: int64 arrays of one shape."""
 
     document: Int64s
     offset: Int64s
     length: Int64s
 
 
-def check_windows(start_B: Int64s, length_B: Int64s, num_tokens: int, *, of: str) -> None:
-    """Refuse windows that do not lie in a stream.
+def check_windows(start_B: Int64s, length_B: Int64s, num_tokens: int, *, name: str) -> None:
+    """Refuse windows that are not within a stream.
 
     Args:
         start_B: int64 [B], first position of each.
         length_B: int64 [B], tokens of each.
-        num_tokens: Of the stream.
-        of: What the stream is, in a word.
+        num_tokens: Length of the stream.
+        name: Name of the stream in the message.
 
     Raises:
-        PlanError: Naming the first that does not.
+        PlanError: Naming the first bad window.
     """
     bad = (start_B < 0) | (length_B < 0) | (start_B + length_B > num_tokens)
     if bad.any():
@@ -49,13 +49,13 @@ def check_windows(start_B: Int64s, length_B: Int64s, num_tokens: int, *, of: str
         raise PlanError(
             "window",
             got=f"{int(length_B[first])} tokens from {int(start_B[first])}",
-            rule=f"must lie in the {of}'s {num_tokens} tokens",
-            remedy=f"Ask for a window of this {of}.",
+            rule=f"must be within the {name}'s {num_tokens} tokens",
+            remedy=f"Choose a window of this {name}.",
         )
 
 
 class Subset:
-    """A stream of `unique_tokens` tokens; smaller subsets of one seed are its prefixes."""
+    """A stream of `unique_tokens` tokens. Smaller subsets with the same seed are prefixes of it."""
 
     def __init__(
         self, split: Split, order: DocumentOrder, *, seed: int, unique_tokens: int, fingerprint: str
@@ -76,17 +76,17 @@ class Subset:
         unique_tokens: int | None = None,
         setting: str = "data.unique_tokens",
     ) -> Subset:
-        """Open a subset. The first opening of an order passes once over the documents' lengths.
+        """Open a subset. The first time, this computes the order from the documents' lengths.
 
         Args:
             store: The token store.
-            split: Which of its splits.
-            seed: Keys the order of documents.
-            unique_tokens: U; None takes every token of the split.
-            setting: What asks for U, to be named where it is too large.
+            split: One of its splits.
+            seed: Seed of the order of documents.
+            unique_tokens: U; None uses every token of the split.
+            setting: The setting that gives U, for the error message.
 
         Raises:
-            PlanError: If the split has fewer tokens, or the order can be cached nowhere.
+            PlanError: If the split has fewer tokens, or the order cannot be cached.
         """
         part = store.split(split)
         available = int(part.num_tokens)
@@ -106,7 +106,7 @@ class Subset:
         return cls(part, order, seed=seed, unique_tokens=wanted, fingerprint=marked)
 
     def has_order_of_its_seed(self) -> bool:
-        """Whether the cached order of documents is the one that the seed gives: derives it anew."""
+        """Whether the cached order of documents equals the one that the seed gives; computes it again."""
         order = derive_order(self._split, seed=self._seed)
         return all(map(np.array_equal, self._order, order))
 
@@ -122,7 +122,7 @@ class Subset:
             Tokens int64 [B, width], zero after a window's end, and the lengths int64 [B].
 
         Raises:
-            PlanError: If a window leaves the stream or is wider than `width`.
+            PlanError: If a window exceeds the stream or `width`.
         """
         start_B, length_B = np.asarray(start_B, np.int64), np.asarray(length_B, np.int64)
         self._check(start_B, length_B)
@@ -131,7 +131,7 @@ class Subset:
                 "width",
                 got=f"{width} for a window of {int(length_B.max())} tokens",
                 rule="must hold the longest window",
-                remedy="Widen the rows.",
+                remedy="Raise width.",
             )
         tokens_BL = np.zeros((start_B.size, width), dtype=np.int64)
         present_BL = np.arange(width) < length_B[:, None]
@@ -139,14 +139,14 @@ class Subset:
         return tokens_BL, length_B
 
     def flat(self, start_N: Int64s, length_N: Int64s) -> npt.NDArray[np.unsignedinteger]:
-        """Parts of the stream, one after another, as the store holds them: uint16 or uint32.
+        """Parts of the stream, concatenated, as the store holds them: uint16 or uint32.
 
         Args:
             start_N: int64 [N], first position of each part.
             length_N: int64 [N], tokens of each.
 
         Raises:
-            PlanError: If a part leaves the stream.
+            PlanError: If a part exceeds the stream.
         """
         self._check(start_N, length_N)
         return self._split.read(*self._pieces(start_N, length_N))
@@ -156,11 +156,11 @@ class Subset:
         return self.tokens(np.asarray([start]), np.asarray([length]), length)[0].reshape(-1)
 
     def documents(self, start: int, length: int) -> list[str]:
-        """Ids of the documents that have tokens in [start, start + length) of the stream, in order."""
+        """Ids of the documents with tokens in [start, start + length) of the stream, in order."""
         return [identity for identity, _ in self.passages(start, length)]
 
     def passages(self, start: int, length: int) -> list[tuple[str, int]]:
-        """The documents in [start, start + length) of the stream, each with its tokens there, in order."""
+        """Ids and numbers of tokens of the documents in [start, start + length) of the stream, in order."""
         start_B, length_B = np.asarray([start]), np.asarray([length])
         self._check(start_B, length_B)
         pieces = self._pieces(start_B, length_B)
@@ -170,10 +170,10 @@ class Subset:
         ]
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
-        check_windows(start_B, length_B, self.unique_tokens, of="subset")
+        check_windows(start_B, length_B, self.unique_tokens, name="subset")
 
     def _pieces(self, start_B: Int64s, length_B: Int64s) -> _Pieces:
-        """The windows cut at document boundaries, window after window."""
+        """The windows split at document boundaries, in order."""
         starts = self._order.starts
         kept = length_B > 0
         begin, end = start_B[kept], start_B[kept] + length_B[kept]

@@ -1,4 +1,4 @@
-"""Runs: the folder, its ledger, metrics and status, and the audit."""
+"""Run folders: plan, ledger, metrics, events and status."""
 
 from reptrain.runs.folder import RunFolder, RunStatus
 from reptrain.runs.ledger import Ledger, LedgerRecord

@@ -1,4 +1,4 @@
-"""Where a run was made: versions, commit, machine."""
+"""The environment of a run: versions, commit, machine."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _PACKAGES = (
 
 
 def collect(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A description of this process's environment, as JSON allows it. Imports none of the packages.
+    """A description of this process's environment for JSON. Imports none of the packages.
 
     Args:
-        extra: What only the caller can know: devices, ranks.
+        extra: Further entries: devices, ranks.
     """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: release for name in _PACKAGES if (release := _version(name))},
         "commit": _commit(Path.cwd()),
         "command": sys.argv,
         "host": platform.node(),
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(folder: Path) -> str | None:
-    """The git commit of a folder, `+changes` where the tree differs from it; None outside git."""
+    """The git commit of a folder, with `+changes` if files differ from it; None outside git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -68,7 +68,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name as Linux tells it, else the architecture."""
+    """The processor's name on Linux, otherwise the architecture."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():

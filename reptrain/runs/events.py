@@ -1,4 +1,4 @@
-"""What happened to a run from outside: starts, resumes, damage that was found, stops. Never cut back."""
+"""Events of a run: starts, resumes, damage, stops. This file is never truncated."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 
 class EventRecord(FrozenRecord):
-    """One thing that happened."""
+    """One event."""
 
     event: Literal["started", "resumed", "damaged", "skipped", "spike", "preempted", "failed", "done"]
-    """What it was. damaged: a checkpoint was passed over, or records were
-    restored; skipped: a step was not applied; spike: its
-    loss or gradient norm was far above its history."""
+    """Kind of event. damaged: a checkpoint was skipped, or records were restored; skipped: a step was not
+    applied; spike: the loss or gradient norm was far above its recent values."""
     step: Whole
-    """Steps completed then."""
+    """Steps completed."""
     detail: str
-    """In words."""
+    """Description."""
     time: str
-    """When, in UTC."""
+    """Time in UTC."""
 
 
 class Events(JsonLines[EventRecord]):

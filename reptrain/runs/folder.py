@@ -1,4 +1,4 @@
-"""The run folder: everything needed to understand, prove and repeat a run."""
+"""The run folder: everything needed to understand, audit and repeat a run."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from reptrain.errors import ConfigError, ResumeError, RunError
 from reptrain.files import read_small, remove_unfinished, write_atomically
 from reptrain.reading import parse_json
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import FrozenRecord, read_record
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
+from reptrain.runs.records import FrozenRecord, read_record
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
 State = Literal["created", "running", "done", "failed", "preempted"]
 
 
 class RunStatus(FrozenRecord):
-    """`status.json`. A folder without one is `created`."""
+    """`status.json`. Without the file, the state is `created`."""
 
     state: State
-    """Where the run stands."""
+    """State of the run."""
     reason: str | None = None
-    """Why it failed, stopped, or was done before the end of its plan."""
+    """Why it failed, stopped, or ended before the end of its plan."""
     step: int | None = None
     """Steps completed."""
     pid: int
@@ -43,14 +43,14 @@ class RunStatus(FrozenRecord):
     host: str
     """Machine of that process."""
     time: str
-    """When, in UTC."""
+    """Time in UTC."""
 
 
 class RunFolder:
-    """A run's folder.
+    """A run folder.
 
     Args:
-        path: The folder.
+        path: Its path.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,18 +65,18 @@ class RunFolder:
     def create_or_open(
         cls, path: Path, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]
     ) -> RunFolder:
-        """Make the folder of a run, or open it to go on with the same run.
+        """Create the folder of a run, or open it to resume the same run.
 
-        Settings that do not change the mathematics may differ on resume, and so may the store's place:
-        the folder then holds the new ones. The folder of a run that is done is left as it is.
+        Settings that do not change the results may differ on resume, and so may the store's path: the folder
+        then records the new ones. The folder of a finished run is not changed.
 
         Raises:
-            ResumeError: If the folder holds another run: names each differing key with both values.
-            RunError: If the path cannot hold a run, or a run is in progress there.
+            ResumeError: If the folder holds another run; names each differing key with both values.
+            RunError: If the folder cannot be written, or a run is in progress in it.
         """
         folder = cls(path)
         if folder._plan_file.exists():
-            # Before the lock: a folder that holds another run, or may not be written, says so.
+            # Before the lock, so that a folder with another run gives that error.
             folder._refuse_another(config, plan)
             if folder.status().state == "done":
                 return folder
@@ -85,7 +85,7 @@ class RunFolder:
             with folder.lock():
                 for written in (path, folder.checkpoints):
                     remove_unfinished(written)
-                # Again within: another process may have made the folder meanwhile.
+                # Again with the lock: another process may have created the folder meanwhile.
                 if folder._plan_file.exists():
                     cls(path)._refuse_another(config, plan)
                 folder._write(config, plan, environment)
@@ -103,16 +103,16 @@ class RunFolder:
         """Open the folder of a run.
 
         Raises:
-            RunError: If there is none.
+            RunError: If it holds no run.
         """
         folder = cls(path)
         if not folder._plan_file.exists():
             raise RunError(
                 f"run folder {path}",
-                got="no plan.json there",
+                got="no plan.json",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` makes run folders. Models that were fine-tuned or"
-                " imported are scored on tasks: --task, --lm-eval.",
+                remedy="Check the path; `reptrain train` creates run folders. Fine-tuned and imported models"
+                " are evaluated on tasks: --task, --lm-eval.",
             )
         return folder
 
@@ -121,7 +121,7 @@ class RunFolder:
         """The run's configuration.
 
         Raises:
-            ConfigError: If config.yaml is missing or wrong.
+            ConfigError: If config.yaml is missing or invalid.
         """
         path = self.path / "config.yaml"
         try:
@@ -139,7 +139,7 @@ class RunFolder:
         """The run's plan.
 
         Raises:
-            RunError: If plan.json is missing, wrong, or in a newer format.
+            RunError: If plan.json is missing, invalid, or in a newer format.
         """
         _refuse_newer_format(self._plan_file)
         return read_record(
@@ -148,39 +148,39 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where the run was last started; `earlier` lists the starts before, where they differ.
+        """The environment of the last start; `earlier` lists those of previous starts if they differ.
 
         Raises:
             RunError: If environment.json is damaged.
         """
         path = self.path / "environment.json"
         try:
-            found = parse_json(read_small(path)) if path.exists() else {}
-            if not isinstance(found, dict):
-                raise ValueError(f"a {type(found).__name__}")
+            environment = parse_json(read_small(path)) if path.exists() else {}
+            if not isinstance(environment, dict):
+                raise ValueError(f"a {type(environment).__name__}")
         except (OSError, ValueError) as error:
             raise RunError(
                 str(path),
                 got=f"no JSON ({error})",
                 rule="must be a whole record of the run",
-                remedy="Remove the file; the next start writes it anew.",
+                remedy="Remove the file; the next start writes it again.",
             ) from error
-        return found
+        return environment
 
     def status(self) -> RunStatus:
-        """Where the run stands.
+        """The status of the run.
 
         Raises:
-            RunError: If status.json is wrong.
+            RunError: If status.json is invalid.
         """
         path = self.path / "status.json"
-        remedy = "Remove the file; the next start writes it anew."
+        remedy = "Remove the file; the next start writes it again."
         if not path.exists():
             return _status("created", None, None)
         return read_record(RunStatus, path, remedy=remedy)
 
     def set_status(self, state: State, reason: str | None = None, *, step: int | None = None) -> None:
-        """Write where the run stands, atomically.
+        """Write the status atomically.
 
         Args:
             state: The new state.
@@ -191,11 +191,11 @@ class RunFolder:
         write_atomically(self.path / "status.json", [status.model_dump_json(indent=2), "\n"])
 
     def note(self, event: str, detail: str, *, step: int) -> None:
-        """Add to what happened to the run.
+        """Add an event.
 
         Args:
-            event: As in `EventRecord`.
-            detail: In words.
+            event: Kind of event, as in `EventRecord`.
+            detail: Description.
             step: Steps completed.
         """
         record = EventRecord.model_validate({"event": event, "step": step, "detail": detail, "time": _now()})
@@ -203,10 +203,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for one process; the system lets go of it when the process ends.
+        """Lock the folder for one process; the lock ends with the process.
 
         Raises:
-            RunError: If another process holds it.
+            RunError: If another process holds the lock.
         """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
@@ -232,7 +232,7 @@ class RunFolder:
         self._refuse_other_numerics()
         differing = differing_keys(self.config, config)
         if not differing:
-            # Settings before fingerprints: they say better what is another.
+            # Compare settings before fingerprints, as they name the difference.
             old, new = self.plan.facts(), plan.facts()
             differing = [(key, value, new.get(key)) for key, value in old.items() if value != new.get(key)]
         if differing:
@@ -244,13 +244,13 @@ class RunFolder:
             )
 
     def _refuse_other_numerics(self) -> None:
-        found = self.plan.numerics_version
-        if found != NUMERICS_VERSION:
+        recorded = self.plan.numerics_version
+        if recorded != NUMERICS_VERSION:
             raise ResumeError(
                 f"run folder {self.path}",
-                got=f"numerics_version {found}",
-                rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
-                remedy="The same configuration now computes something else (docs/decisions/versions.md):"
+                got=f"numerics_version {recorded}",
+                rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed",
+                remedy="The same configuration now gives other results (docs/decisions/versions.md):"
                 f" resume with {_writer(self.environment)}, or choose another --out.",
             )
 
@@ -262,12 +262,12 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))
         write_atomically(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
-        # Last: a folder with a plan is whole.
+        # Last: a folder with a plan is complete.
         write_atomically(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
 
 
 def refuse_to_resume(path: Path) -> None:
-    """Refuse a folder that a run would go on in.
+    """Refuse a folder in which a run would resume.
 
     Raises:
         ResumeError: If it has a checkpoint.
@@ -275,14 +275,14 @@ def refuse_to_resume(path: Path) -> None:
     if any(RunFolder(path).checkpoints.glob("step-*")):
         raise ResumeError(
             f"run folder {path}",
-            got="a checkpoint there, and --no-resume",
+            got="a checkpoint, with --no-resume",
             rule="must be new",
-            remedy="Leave --no-resume out to go on, or choose another --out.",
+            remedy="Leave --no-resume out to resume, or choose another --out.",
         )
 
 
 def _writer(environment: Mapping[str, Any]) -> str:
-    """The version that last wrote to a run folder, as its environment.json names it."""
+    """The version that last wrote to a run folder, from its environment.json."""
     release = environment.get("packages", {}).get("reptrain")
     commit = environment.get("commit")
     named = f"reptrain {release}" if release else "the version of reptrain that started it"
@@ -291,14 +291,14 @@ def _writer(environment: Mapping[str, Any]) -> str:
 
 def _refuse_newer_format(plan_file: Path) -> None:
     try:
-        found = parse_json(read_small(plan_file)).get("format", 1)
+        number = parse_json(read_small(plan_file)).get("format", 1)
     except (OSError, ValueError, AttributeError):
-        # Reading the plan itself says better what is wrong.
+        # Reading the plan gives a better error.
         return
-    if isinstance(found, int) and found > RUN_FORMAT:
+    if isinstance(number, int) and number > RUN_FORMAT:
         raise RunError(
             f"run folder {plan_file.parent}",
-            got=f"format {found}",
+            got=f"format {number}",
             rule=f"must have a format from 1 to {RUN_FORMAT}",
             remedy="Use the version of reptrain that wrote it, or a later one.",
         )

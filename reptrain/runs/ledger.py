@@ -1,4 +1,4 @@
-"""The ledger: which global indices each step consumed, and the digest of what the model saw."""
+"""The ledger: the global indices that each step consumed, and the digest of the model's inputs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 Whole = Annotated[int, Field(ge=0, strict=True)]
 
 
 class SourceShare(FrozenRecord):
-    """What a step took of one source of a mixture."""
+    """One source's part of a step, in a mixture."""
 
     windows: Whole
-    """Its windows in the step; 0 where its turn did not come."""
+    """Windows of the source in the step; may be 0."""
     tokens: Whole
-    """Their tokens."""
+    """Tokens of these windows."""
     epoch: Whole
-    """Epoch of its next window at the step's start."""
+    """Epoch of the source's next window at the step's start."""
 
 
 class LedgerRecord(FrozenRecord):
@@ -29,11 +29,11 @@ class LedgerRecord(FrozenRecord):
     step: Whole
     """The step, from 0."""
     first_index: Whole
-    """Its first global index."""
+    """First global index."""
     windows: Annotated[int, Field(gt=0, strict=True)]
-    """Its number of consecutive global indices."""
+    """Number of consecutive global indices."""
     tokens: Whole
-    """Tokens of its windows."""
+    """Tokens of these windows."""
     epoch: Whole
     """Epoch of the first index, within its source."""
     applied: bool
@@ -41,7 +41,7 @@ class LedgerRecord(FrozenRecord):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     """Sum of the windows' digests, in hexadecimal."""
     sources: dict[str, SourceShare] | None = None
-    """What was taken of each source by name, in a mixture; of one store the record says all itself."""
+    """In a mixture, each source's part by name; None in a run on one store."""
 
 
 class Ledger(JsonLines[LedgerRecord]):
@@ -51,5 +51,5 @@ class Ledger(JsonLines[LedgerRecord]):
         super().__init__(path, TypeAdapter(LedgerRecord))
 
     def end(self) -> int:
-        """The step after the last record's, 0 where there is none."""
+        """One more than the largest step; 0 if there is no record."""
         return max((record.step + 1 for record in self.records()), default=0)

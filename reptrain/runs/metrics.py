@@ -1,4 +1,4 @@
-"""What a run measures: typed records, one a line."""
+"""Metrics of a run: typed records, one per line."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Annotated, Literal, overload
 
 from pydantic import Field, TypeAdapter
 
-from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
+from reptrain.runs.records import FrozenRecord, JsonLines
 
 
 class RoutingRecord(FrozenRecord):
-    """What the router of one sparse layer did in one step."""
+    """Routing statistics of one sparse layer in one step."""
 
     layer: str
-    """Number of the layer; of an encoder-decoder behind the name of its stack."""
+    """Number of the layer; in an encoder-decoder, after the name of its stack."""
     balance: float
-    """Balance loss before its coefficient; 1 where all experts get as much."""
+    """Load-balancing loss without its coefficient; 1 if all experts get equal loads."""
     z: float
-    """Router z-loss before its coefficient."""
+    """Router z-loss without its coefficient."""
     dropped: float
-    """Share of the assignments that found their expert full."""
+    """Fraction of assignments dropped because the expert was full."""
     load: float
-    """Assignments of the busiest expert over an even share."""
+    """Assignments of the busiest expert, relative to a uniform load."""
     unused: Whole
-    """Experts that no token was sent to."""
+    """Experts that received no token."""
 
 
 class TrainRecord(FrozenRecord):
@@ -37,28 +37,28 @@ class TrainRecord(FrozenRecord):
     step: Whole
     """The step, from 0, as in the ledger."""
     tokens: Whole
-    """Tokens consumed with this step, repeats counted."""
+    """Tokens consumed up to and including this step, with repeats."""
     input_tokens: Whole
-    """Tokens that the model has read without predicting them, with this step: what its encoder reads, what
-    a decoder reads bidirectionally, what diffusion leaves unmasked."""
+    """Tokens given to the model without being predicted, up to and including this step: encoder inputs,
+    prefixes with bidirectional attention, tokens that diffusion leaves unmasked."""
     target_tokens: Whole
-    """Tokens that the model has predicted with this step."""
+    """Tokens predicted up to and including this step."""
     epoch: float
-    """Epochs consumed with this step."""
+    """Epochs consumed up to and including this step."""
     loss_nats: float
-    """Nats per token of the step's batch, with dropout: per target, or for diffusion the bound per token."""
+    """Loss of the step's batch with dropout, in nats per target token; for diffusion, the ELBO per token."""
     lr: float
     """Learning rate of the step."""
     grad_norm: float
-    """L2 norm of the whole gradient before clipping."""
+    """L2 norm of the gradient before clipping."""
     step_ms: float
     """Wall-clock time of the step, from the request for its batch to the updated weights."""
     tokens_per_s: float
-    """Tokens of the step over its time, all devices together (see `reptrain.runs.pace`)."""
+    """Tokens per second of the step, over all devices (see `reptrain.runs.pace`)."""
     tokens_per_s_per_device: float
-    """The same for one device."""
+    """The same per device."""
     routing: list[RoutingRecord] | None = None
-    """Of each sparse layer, in the order in which they run; None for a dense model."""
+    """One record per sparse layer, in order of execution; None for a dense model."""
 
 
 class ValidRecord(FrozenRecord):
@@ -72,21 +72,21 @@ class ValidRecord(FrozenRecord):
     epoch: float
     """Epochs consumed before it."""
     set: Annotated[str, Field(pattern=r"^(probe|select|report)(/[A-Za-z0-9_-]+)?$")]
-    """A fixed probe of training windows, or a sealed held-out set; in a mixture followed by the source."""
+    """A fixed probe of training windows, or a held-out split; in a mixture followed by the source."""
     weights: Literal["own", "average"] = "own"
-    """Those of the run, or their average."""
+    """The run's weights, or their average."""
     nats: float
-    """Nats per scored token; for diffusion the bound per token of the windows."""
+    """Nats per scored token; for diffusion, the ELBO per token of the windows."""
     bits_per_byte: float
     """Bits per UTF-8 byte of the scored text."""
     accuracy: float
-    """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
+    """Fraction of scored tokens that the model ranks first, including sentinels and EOS."""
     scored_tokens: Whole
-    """Tokens scored."""
+    """Number of scored tokens."""
     raw_accuracy: float
-    """The same share of the windows' own tokens alone."""
+    """The same fraction over the windows' own tokens alone."""
     raw_tokens: Whole
-    """Of the tokens scored the windows' own."""
+    """Number of scored tokens that are the windows' own."""
 
 
 MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]
@@ -105,17 +105,17 @@ class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
     @overload
     def records(self, kind: Literal["valid"]) -> Iterator[ValidRecord]: ...
     def records(self, kind: Literal["train", "valid"] | None = None) -> Iterator[TrainRecord | ValidRecord]:
-        """Every record, or those of one kind, in the order of the file.
+        """All records, or those of one kind, in the order of the file.
 
         Raises:
-            RunError: Naming the first line that is no record.
+            RunError: Naming the first invalid line.
         """
         return (record for record in super().records() if kind is None or record.kind == kind)
 
     def last_train(self, steps: int) -> list[TrainRecord]:
-        """The records of the last steps that were applied, the newest last.
+        """The records of the last applied steps, the newest last.
 
         Args:
-            steps: How many at most.
+            steps: Maximum number.
         """
         return list(deque(self.records("train"), maxlen=steps))

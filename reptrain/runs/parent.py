@@ -1,4 +1,4 @@
-"""Where a run's first weights came from."""
+"""The parent of a run: the model that its initial weights came from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from reptrain.config.base import PathText
 from reptrain.files import write_atomically
-from reptrain.runs.files import FrozenRecord, read_record
+from reptrain.runs.records import FrozenRecord, read_record
 
 _FILE = "parent.json"
 
@@ -18,21 +18,21 @@ class Parent(FrozenRecord):
     """`parent.json` of a run with `init_from`, and of an imported model."""
 
     path: PathText
-    """The model that was read."""
+    """Path of the parent."""
     step: int | None
-    """Steps of the run that made it; None for a Hugging Face folder."""
+    """Steps of the parent run; None for a Hugging Face folder."""
     weights: str
     """Fingerprint of its weights."""
     changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
-    """Settings of the model by dotted key that differ: there, and here."""
+    """Model settings that differ, by dotted key: (the parent's value, this run's value)."""
 
     def write(self, folder: Path) -> None:
-        """Put it into a folder."""
+        """Write it into a folder."""
         write_atomically(folder / _FILE, [self.model_dump_json(indent=2), "\n"])
 
 
 def read_parent(folder: Path) -> Parent | None:
-    """The parent that a folder names; None where it names none.
+    """The parent recorded in a folder, or None.
 
     Raises:
         RunError: If the file is damaged.
@@ -40,4 +40,4 @@ def read_parent(folder: Path) -> Parent | None:
     path = folder / _FILE
     if not path.exists():
         return None
-    return read_record(Parent, path, remedy="Restore the file, or begin again in a new folder.")
+    return read_record(Parent, path, remedy="Restore the file, or start again in a new folder.")

@@ -1,4 +1,4 @@
-"""The plan of a run as its folder keeps it: enough to derive every window again."""
+"""The plan in a run folder: it determines every window of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reptrain.config import RunConfig, config_fingerprint
 from reptrain.config.base import PathText
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
-from reptrain.runs.files import FrozenRecord
+from reptrain.runs.records import FrozenRecord
 
 if TYPE_CHECKING:
     from reptrain.store import Store
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 Order = Literal["reshuffle", "same", "mixed"]
 RUN_FORMAT = 2
-"""Format of a run folder's files. Format 1 had neither `format` nor `numerics_version` in plan.json; it is
-read."""
+"""Format of a run folder's files. Format 1 has neither `format` nor `numerics_version` in plan.json; it can
+be read."""
 
 
 class SourcePlan(FrozenRecord):
-    """What a run takes of one store."""
+    """The part of a plan for one source."""
 
     name: str
-    """Of the source; `data` where there is but one store."""
+    """Name of the source; `data` in a run on one store."""
     store: PathText
     """Folder of the token store."""
     store_fingerprint: str
-    """Of its content."""
+    """Fingerprint of the store's content."""
     subset_fingerprint: str
-    """Of store, split, seed and size of the subset."""
+    """Fingerprint of store, split, seed and size of the subset."""
     unique_tokens: int
-    """U, the tokens of the subset."""
+    """U, the number of tokens of the subset."""
     windows_per_epoch: int
-    """W."""
+    """W, the number of windows per epoch."""
     total_windows: int
-    """Its windows in the run."""
+    """Windows of the source in the run."""
     epochs: str
     """k = total_windows / W, as a fraction."""
     order: Order
@@ -45,9 +45,9 @@ class SourcePlan(FrozenRecord):
     cut: Literal["fixed", "shifted"]
     """Window boundaries."""
     seed: int
-    """Keys order and cut."""
+    """Seed of order and cut."""
     subset_seed: int
-    """Keys the order of documents."""
+    """Seed of the order of documents."""
 
 
 class RunPlan(FrozenRecord):
@@ -58,25 +58,25 @@ class RunPlan(FrozenRecord):
     numerics_version: int = 1
     """`NUMERICS_VERSION` of the version that started the run."""
     sources: tuple[SourcePlan, ...]
-    """One for each store, in the order of the configuration."""
+    """One for each source, in the order of the configuration."""
     config_fingerprint: str
-    """Of the numerics version and the settings that change what a run computes."""
+    """Fingerprint of the numerics version and the settings that change the results."""
     window_tokens: int
     """L, the tokens of a window."""
     total_windows: int
-    """Global indices of the run."""
+    """Number of global indices of the run."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     batch_windows: int
-    """Windows of a step."""
+    """Windows per step."""
 
     @classmethod
     def of(cls, config: RunConfig, *, stores: Mapping[str, Store], stream: Stream) -> Self:
-        """The plan that follows from a configuration and its text.
+        """The plan of a configuration and its stores.
 
         Args:
             config: The run.
-            stores: Its open stores by the name of the source.
+            stores: Its open stores by source.
             stream: Their subsets in the same order.
 
         Raises:
@@ -119,7 +119,7 @@ class RunPlan(FrozenRecord):
 
     @property
     def is_mixture(self) -> bool:
-        """Whether there are several sources, so that what concerns one has to name it."""
+        """Whether there are several sources."""
         return len(self.sources) > 1
 
     def mixture_plan(self) -> MixturePlan:
@@ -143,21 +143,21 @@ class RunPlan(FrozenRecord):
         )
 
     def step_plan(self) -> StepPlan:
-        """The steps."""
+        """The steps of the run."""
         return StepPlan(self.batch_windows, self.total_windows)
 
     def facts(self) -> dict[str, Any]:
-        """What makes the run by key, such as `order` or, in a mixture, `books.order`.
+        """The values that identify the run, by key, such as `order` or, in a mixture, `books.order`.
 
-        The stores' paths, the versions and the config fingerprint are left out: a later release may compute
-        the fingerprint differently.
+        Paths, versions and the config fingerprint are left out: a later release may compute the fingerprint
+        differently.
         """
         facts = self.model_dump(exclude={"format", "numerics_version", "sources", "config_fingerprint"})
         for source in self.sources:
             prefix = f"{source.name}." if self.is_mixture else ""
-            found = source.model_dump(exclude={"store"} if self.is_mixture else {"store", "total_windows"})
+            values = source.model_dump(exclude={"store"} if self.is_mixture else {"store", "total_windows"})
             if not self.is_mixture:
-                # Beside the run's own seed.
-                found["order_seed"] = found.pop("seed")
-            facts |= {f"{prefix}{key}": value for key, value in found.items()}
+                # The key `seed` is the run's own.
+                values["order_seed"] = values.pop("seed")
+            facts |= {f"{prefix}{key}": value for key, value in values.items()}
         return facts

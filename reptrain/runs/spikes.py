@@ -1,13 +1,13 @@
-"""Steps whose loss or gradient norm is far above its recent history.
+"""Steps whose loss or gradient norm is far above its recent values.
 
-A value is a spike where it exceeds the median of the last values by more than a number of robust standard
-deviations (1.4826 times the median absolute deviation), and by a least amount, so that a curve without noise
-raises no alarm at every wiggle. The gradient norm is judged on a logarithmic scale, on which its noise is
-close to symmetric. Only values above the history count: a falling loss is no spike.
+A value is a spike if it exceeds the median of the last values by more than a number of robust standard
+deviations (1.4826 times the median absolute deviation), and by a minimum amount, so that smooth curves do not
+raise alarms. The gradient norm is compared on a logarithmic scale, where its noise is nearly symmetric. Only
+values above the median count: a drop of the loss is not a spike.
 
 Source: Team OLMo, "2 OLMo 2 Furious", 2024, whose spike score counts values many standard
-deviations away from a rolling average. Median and median absolute deviation replace both, since spikes do
-not move them.
+deviations away from a rolling average. Median and median absolute deviation replace both, since they are
+robust to spikes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import statistics
 from collections import deque
 
 WINDOW_STEPS = 64
-"""Steps of the history."""
+"""Steps whose values are kept."""
 LEAST_STEPS = 32
-"""Steps before the first judgement."""
+"""Steps before the first check."""
 _DEVIATIONS = 7.0
-# With few values the deviation is known badly: with n of them the limit is _DEVIATIONS (1 + _FEW / n).
+# The deviation of few values is uncertain: with n values the limit is _DEVIATIONS (1 + _FEW / n).
 _FEW = 16.0
 _NORMAL = 1.4826
 _LEAST_LOSS_RATIO = 1.05
@@ -29,33 +29,29 @@ _LEAST_GRAD_RATIO = 2.0
 
 
 class _History:
-    """Recent values of one quantity.
-
-    Args:
-        least: By how much a spike exceeds the median at least.
-    """
+    """Recent values of one quantity."""
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._is_above = False
 
     def add(self, value: float, *, least_above: float) -> tuple[float, float] | None:
-        """Judge a value by those before it, and remember it.
+        """Compare a value with the previous ones, and add it.
 
         Args:
-            value: The new one.
-            least_above: By how much a spike exceeds the median at least.
+            value: The new value.
+            least_above: Minimum amount by which a spike exceeds the median.
 
         Returns:
-            The median, and by how many deviations the value exceeds it, where a spike begins.
+            If a spike begins, the median, and the number of deviations by which the value exceeds it.
         """
-        found = self._judge(value, least_above)
-        begins = found is not None and not self._is_above
-        self._is_above = found is not None
+        spike = self._compare(value, least_above)
+        begins = spike is not None and not self._is_above
+        self._is_above = spike is not None
         self._values.append(value)
-        return found if begins else None
+        return spike if begins else None
 
-    def _judge(self, value: float, least_above: float) -> tuple[float, float] | None:
+    def _compare(self, value: float, least_above: float) -> tuple[float, float] | None:
         count = len(self._values)
         if count < LEAST_STEPS:
             return None
@@ -68,29 +64,29 @@ class _History:
 
 
 class SpikeWatch:
-    """Watches a run's loss and gradient norm step by step; a spike of several steps is noted once."""
+    """Watches a run's loss and gradient norm. A spike of several steps is reported once."""
 
     def __init__(self) -> None:
         self._loss, self._grad = _History(), _History()
 
     def add(self, *, loss_nats: float, grad_norm: float | None) -> list[str]:
-        """Add a step that was applied; returns what is unusual in it, in words.
+        """Add an applied step. Returns a message for each spike that begins.
 
         Args:
             loss_nats: Loss of the step.
-            grad_norm: L2 norm of its gradient before clipping; None where it is not known.
+            grad_norm: L2 norm of its gradient before clipping; None if unknown.
         """
-        found = []
+        messages = []
         if math.isfinite(loss_nats):
             least = (_LEAST_LOSS_RATIO - 1) * abs(loss_nats)
             spike = self._loss.add(loss_nats, least_above=least)
             if spike is not None:
-                found.append(_text("loss", loss_nats, *spike))
+                messages.append(_text("loss", loss_nats, *spike))
         if grad_norm is not None and math.isfinite(grad_norm) and grad_norm > 0:
             spike = self._grad.add(math.log(grad_norm), least_above=math.log(_LEAST_GRAD_RATIO))
             if spike is not None:
-                found.append(_text("gradient norm", grad_norm, math.exp(spike[0]), spike[1]))
-        return found
+                messages.append(_text("gradient norm", grad_norm, math.exp(spike[0]), spike[1]))
+        return messages
 
 
 def _text(name: str, value: float, median: float, deviations: float) -> str:

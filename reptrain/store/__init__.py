@@ -1,13 +1,12 @@
 """Token stores: immutable folders of Arrow shards under a sealed manifest."""
 
 from reptrain.store.describe import describe, describe_text, split_warnings
-from reptrain.store.manifest import NearSettings, StoreManifest
+from reptrain.store.manifest import StoreManifest
 from reptrain.store.reader import Split, Store, open_store
 from reptrain.store.verify import MAX_OVERLAP, VerifyReport, verify
 
 __all__ = [
     "MAX_OVERLAP",
-    "NearSettings",
     "Split",
     "Store",
     "StoreManifest",

@@ -1,8 +1,9 @@
-"""A store in words and numbers."""
+"""Descriptions of a store, as data and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from reptrain.store.manifest import StoreManifest
@@ -13,7 +14,7 @@ _FEW_TOKENS = 4096
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """What a store holds, ready for JSON: counts by split and source, the tokenizer, the options."""
+    """The contents of a store for JSON: counts by split and source, the tokenizer, the options."""
     manifest = store.manifest
     return {
         "path": str(store.path),
@@ -38,7 +39,7 @@ def describe(store: Store) -> dict[str, Any]:
         },
         "sources": [source.model_dump() for source in manifest.sources],
         "inputs": [item.model_dump() for item in manifest.inputs],
-        "options": manifest.options.model_dump(),
+        "options": asdict(manifest.options),
         "warnings": split_warnings(manifest),
     }
 
@@ -65,7 +66,7 @@ def _passages_line(manifest: StoreManifest) -> list[str]:
 
 
 def describe_text(store: Store) -> str:
-    """`describe` as lines for a terminal."""
+    """The same as lines of text."""
     manifest = store.manifest
     counts = manifest.counts
     row = "documents" if counts.passages is None else "passages"
@@ -95,7 +96,7 @@ def describe_text(store: Store) -> str:
 
 
 def split_warnings(manifest: StoreManifest) -> list[str]:
-    """What makes held-out losses of a store uncertain: splits of few documents or tokens."""
+    """Warnings about held-out splits with too few documents or tokens for a reliable loss."""
     few = [
         f"{name} ({info.documents:,} documents, {info.tokens:,} tokens)"
         for name, info in manifest.splits.items()
@@ -104,6 +105,6 @@ def split_warnings(manifest: StoreManifest) -> list[str]:
     if not few:
         return []
     return [
-        f"held-out text is small: {', '.join(few)}. Losses on it depend on which documents these are."
-        " Give more text, or raise the held-out fraction (--held-out)."
+        f"held-out text is small: {', '.join(few)}. Losses on it vary with the choice of documents."
+        " Add more text, or raise the held-out fraction (--held-out)."
     ]

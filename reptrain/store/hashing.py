@@ -22,8 +22,8 @@ Uint64s = npt.NDArray[np.uint64]
 def powers(count: int) -> tuple[Uint64s, Uint64s]:
     """The first powers of an odd number, and of its inverse, modulo 2**64: uint64 [count] each.
 
-    With them the hash of any part of a sequence is a difference of two sums, moved to the part's start:
-    ``(sum[stop] - sum[start]) * inverse[start]`` where ``sum`` adds ``value * power`` up.
+    The hash of any part of a sequence is then a difference of two prefix sums, shifted to its start:
+    ``(sum[stop] - sum[start]) * inverse[start]``, where ``sum`` is the prefix sum of ``value * power``.
     """
     power, inverse = (np.full(count, base, np.uint64) for base in (_ODD, _INVERSE))
     power[0] = inverse[0] = 1
@@ -31,7 +31,7 @@ def powers(count: int) -> tuple[Uint64s, Uint64s]:
 
 
 def fold(parts: Iterable[Uint64s]) -> Uint64s:
-    """One hash of several arrays, place by place."""
+    """Hash several arrays elementwise into one."""
     parts = iter(parts)
     folded = next(parts)
     for part in parts:
@@ -54,6 +54,6 @@ def file_sha256(path: Path) -> str:
 
 
 def document_digest(tokens: TokenArray) -> bytes:
-    """128-bit hash of a document's tokens as little-endian integers of the store's width."""
+    """128-bit hash of a document's tokens as little-endian integers of the store's dtype."""
     little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False)
     return hashlib.blake2b(little_endian.tobytes(), digest_size=16, person=b"reptrain.tokens").digest()

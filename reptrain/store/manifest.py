@@ -1,4 +1,4 @@
-"""The sealed description of a token store: what it holds, and from what it was made."""
+"""The manifest of a token store: its contents, and the sources and options that made it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from reptrain.errors import StoreError
 from reptrain.files import read_small, write_atomically
 from reptrain.reading import parse_json
 from reptrain.text.ends import NamedEnd
+from reptrain.tokenize_options import StoreOptions
 
 MANIFEST = "manifest.json"
 TRAINED = "tokenizer.model"
@@ -25,52 +26,12 @@ _FORMAT_NAME = re.compile(r"reptrain-store-(\d{1,9})")
 
 SplitName = Literal["train", "select", "report"]
 SPLITS: tuple[SplitName, ...] = ("train", "select", "report")
-Dedup = Literal["none", "exact", "minhash", "group"]
-
-
-class NearSettings(Frozen):
-    """How near-duplicates are found: by MinHash over shingles of words, in bands of rows."""
-
-    algorithm: Literal["r-minhash-2"] = "r-minhash-2"
-    """The signature's function, as rensa numbers its versions."""
-    shingle_words: int = 5
-    """Words of a shingle; a shorter text is one."""
-    permutations: int = 128
-    """Length of a signature."""
-    bands: int = 21
-    """Parts of the signature; documents with one in common are compared."""
-    rows: int = 6
-    """Places of the signature in a band."""
-    threshold: float = 0.8
-    """Estimated Jaccard similarity from which two documents are near-duplicates."""
-    seed: int = 0
-    """Keys the permutations."""
-
-
-class Options(Frozen):
-    """What was asked of `tokenize`. With a given tokenizer, the settings of its training are null."""
-
-    dedup: Dedup
-    near: NearSettings | None = None
-    held_out_fraction: float
-    split_version: int = 1
-    """How held-out documents are drawn: 1 by content hash alone, 2 with quotas for small strata."""
-    passages: int | None = None
-    tokenizer: str | None
-    vocab_size: int | None
-    num_sentinels: int | None
-    eos: str | None = None
-    text_field: str
-    id_field: str
-    metadata_fields: tuple[str, ...] = ()
-    tags: dict[str, str] = Field(default_factory=dict)
-    """By key, or by SOURCE:KEY where only one source gets it."""
 
 
 class Input(Frozen):
-    """A source file as it was read; a remote one with its URL, but without what gives access to it.
+    """A source file as it was read; a remote one with its URL, without credentials.
 
-    `version` is what the server told of the file's content: ETag, checksum or time of change.
+    `version` is the server's ETag, checksum or modification time.
     """
 
     name: str
@@ -81,10 +42,10 @@ class Input(Frozen):
 
 
 class Counts(Frozen):
-    """Documents by what became of them: read = empty + duplicates + near_duplicates + kept.
+    """Documents by status: read = empty + duplicates + near_duplicates + kept.
 
-    `clusters` counts the clusters of two and more near-duplicates, equal texts counted once, and
-    `largest_cluster` the documents of the largest. `passages` are what the kept documents were cut into.
+    `clusters` counts clusters of at least two near-duplicates, with equal texts counted once;
+    `largest_cluster` is the size of the largest. `passages` counts the passages of the kept documents.
     """
 
     read: int
@@ -98,7 +59,7 @@ class Counts(Frozen):
 
 
 class SourceCount(Frozen):
-    """What a source gave to all splits together, and the tags that each of its documents carries."""
+    """Documents and tokens of a source in all splits together, and the tags of its documents."""
 
     name: str
     documents: int
@@ -120,7 +81,7 @@ class Shard(Frozen):
 class SplitInfo(Frozen):
     """The shards of a split, in order, with their totals and the digest of its tokens.
 
-    Where documents were cut into passages, each passage counts as a document here.
+    If documents were cut into passages, each passage counts as a document.
     """
 
     documents: int
@@ -131,7 +92,7 @@ class SplitInfo(Frozen):
 
     @classmethod
     def of(cls, shards: tuple[Shard, ...], digest: str) -> SplitInfo:
-        """Sum the shards up."""
+        """The totals of shards."""
         return cls(
             documents=sum(shard.documents for shard in shards),
             tokens=sum(shard.tokens for shard in shards),
@@ -142,10 +103,10 @@ class SplitInfo(Frozen):
 
 
 class StoreManifest(Frozen):
-    """The store's table of contents, written last: a folder without it is no store.
+    """The store's table of contents. It is written last, so a folder without it is not a store.
 
-    `text_bytes` counts UTF-8 before tokenization, for bits per byte. `fingerprint` names the content: it is
-    equal for equal tokens from an equal tokenizer, whatever the paths, the shards and the processes.
+    `text_bytes` counts UTF-8 before tokenization, for bits per byte. `fingerprint` identifies the content:
+    equal tokens from an equal tokenizer give equal fingerprints, whatever the paths, shards and processes.
     """
 
     format: Literal["reptrain-store-2"]
@@ -155,7 +116,7 @@ class StoreManifest(Frozen):
     vocab_size: int
     eos_id: int
     dtype: Literal["uint16", "uint32"]
-    options: Options
+    options: StoreOptions
     counts: Counts
     sources: tuple[SourceCount, ...]
     inputs: tuple[Input, ...]
@@ -163,7 +124,7 @@ class StoreManifest(Frozen):
 
     @property
     def end(self) -> NamedEnd:
-        """What ends every document."""
+        """The end of every document."""
         return NamedEnd(self.eos_id, None, MANIFEST)
 
 
@@ -172,14 +133,14 @@ def content_fingerprint(tokenizer: str, splits: Mapping[SplitName, SplitInfo]) -
 
     Args:
         tokenizer: Fingerprint of the tokenizer.
-        splits: Each with the digest of its documents' tokens.
+        splits: The splits, with the digest of their tokens.
     """
     digests = {name: [info.documents, info.tokens, info.digest] for name, info in splits.items()}
     return fingerprint({"format": FORMAT, "tokenizer": tokenizer, "splits": digests})
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
-    """Seal a store."""
+    """Seal a store by writing its manifest."""
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
@@ -191,7 +152,7 @@ def read_manifest(folder: Path, *, named_by: str | None = None) -> StoreManifest
         named_by: As in `open_store`.
 
     Raises:
-        StoreError: If there is none, it is in another format, or it is damaged.
+        StoreError: If it is missing, damaged or in another format.
     """
     path = folder / MANIFEST
     try:
@@ -221,17 +182,17 @@ def read_manifest(folder: Path, *, named_by: str | None = None) -> StoreManifest
 
 def _refuse_other_format(folder: Path, content: bytes) -> None:
     try:
-        found = parse_json(content).get("format")
+        name = parse_json(content).get("format")
     except (ValueError, AttributeError):
-        # Validation names what is wrong.
+        # Validation will name the fault.
         return
-    match = _FORMAT_NAME.fullmatch(found) if isinstance(found, str) else None
-    if match is not None and found != FORMAT:
+    match = _FORMAT_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is not None and name != FORMAT:
         newer = int(match[1]) > int(FORMAT.rpartition("-")[2])
         read_by = "a later version of reptrain" if newer else "the version of reptrain that wrote it"
         raise StoreError(
             f"store {folder}",
-            got=found,
+            got=name,
             rule=f"must have the format {FORMAT}",
             remedy=f"Read it with {read_by}, or rebuild the store with `reptrain tokenize`.",
         )

@@ -1,6 +1,6 @@
-"""How much of the held-out text also stands in the training text, counted in 13-grams of token ids.
+"""How much of the held-out text also occurs in the training text, counted in 13-grams of token ids.
 
-A 13-gram is 13 tokens in a row of one document, its EOS left out. n = 3, for brevity:
+A 13-gram is 13 consecutive tokens of one document, without its EOS. With n = 3 for brevity:
 
 train  a b c d EOS    held out  b c d e EOS x y EOS  ->  b c d, shared; c d e, not; x y is too short
 """
@@ -21,7 +21,7 @@ from reptrain.store.shards import ShardReader
 
 NGRAM = 13
 WORST_DOCUMENTS = 10
-# Held-out 13-grams above this number are sampled, by their hash, so that memory stays flat.
+# More held-out 13-grams than this are sampled by their hash, to bound the memory.
 _SAMPLE = 1 << 20
 _CHUNK_TOKENS = 1 << 18
 _FILTER_BYTES = 1 << 26
@@ -32,7 +32,7 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SharedDocument:
-    """A held-out document with 13-grams of the training text."""
+    """A held-out document that shares 13-grams with the training text."""
 
     id: str
     ngrams: int
@@ -41,10 +41,11 @@ class SharedDocument:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The 13-grams of a held-out split, how many of them training shares, and where most of those stand.
+    """The 13-grams of a held-out split, how many the training text shares, and the documents with most of
+    them.
 
-    Counts are of the sample: the share ``sampled`` of all distinct 13-grams, chosen by their hash. `distinct`
-    counts each 13-gram once, `ngrams` as often as it stands in the split.
+    Counts are of a sample: the fraction ``sampled`` of all distinct 13-grams, chosen by their hash.
+    `distinct` counts each 13-gram once, `ngrams` counts every occurrence in the split.
     """
 
     split: SplitName
@@ -57,16 +58,16 @@ class Overlap:
 
     @property
     def distinct_share(self) -> float:
-        """Share of the distinct 13-grams that also stand in the training text."""
+        """Fraction of the distinct 13-grams that also occur in the training text."""
         return self.distinct_shared / max(1, self.distinct)
 
     @property
     def share(self) -> float:
-        """The same, each 13-gram as often as it stands in the split."""
+        """The same fraction over all occurrences in the split."""
         return self.ngrams_shared / max(1, self.ngrams)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """All values for JSON."""
         return {
             "split": self.split,
             "n": NGRAM,
@@ -81,27 +82,27 @@ class Overlap:
         }
 
     def text(self) -> str:
-        """One line."""
+        """One line of text."""
         if self.ngrams == 0:
-            return f"{self.split}: not measured, as no document of it has {NGRAM} tokens before its EOS"
+            return f"{self.split}: not measured, as none of its documents has {NGRAM} tokens before the EOS"
         sample = "" if self.sampled == 1 else f" (of a sample of {self.sampled:.2%})"
         return (
             f"{self.split}: {self.distinct_share:.2%} of {self.distinct:,} distinct {NGRAM}-grams of tokens"
-            f"{sample} also stand in train, {self.share:.2%} of all {self.ngrams:,}"
+            f"{sample} also occur in train, {self.share:.2%} of all {self.ngrams:,}"
         )
 
 
 def measure_overlap(
     path: Path, manifest: StoreManifest, progress: Callable[[int, int], None] | None = None
 ) -> list[Overlap]:
-    """The overlap of `select` and of `report` with `train`, each on its own.
+    """The overlap of `select` and of `report` with `train`.
 
-    Memory does not depend on the training text: it is read once, shard by shard.
+    Memory does not grow with the training text, which is read once, shard by shard.
 
     Args:
-        path: The store's folder, its shards as sealed.
+        path: The store's folder, with verified shards.
         manifest: Its manifest.
-        progress: Told the bytes done and all bytes.
+        progress: Called with the bytes done and all bytes.
 
     Raises:
         StoreError: If a shard cannot be read.
@@ -116,15 +117,15 @@ def measure_overlap(
 
 
 def ngram_hashes(tokens: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> Iterator[tuple[Uint64s, Int64s]]:
-    """Hashes of all 13-grams of some documents, and where each begins, chunk by chunk.
+    """Hashes of all 13-grams of some documents, and the position of each, chunk by chunk.
 
     Args:
-        tokens: unsigned [T], documents one after another, each ended by EOS.
-        offsets: integers [D + 1], where they begin and the last one ends.
+        tokens: unsigned [T], concatenated documents, each with its EOS.
+        offsets: integers [D + 1], the start of each document, and the end of the last.
     """
     power, inverse = powers(_CHUNK_TOKENS + NGRAM)
     lengths = np.diff(offsets).astype(np.int64)
-    # A document of n tokens, EOS among them, has n - 13 starts.
+    # A document of n tokens, including EOS, has n - 13 of them.
     first = np.flatnonzero(lengths > NGRAM)
     starts, counts = offsets[first].astype(np.int64), lengths[first] - NGRAM
     base = int(offsets[0])
@@ -138,7 +139,7 @@ def ngram_hashes(tokens: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> Iterato
 
 
 def _inside(starts: Int64s, counts: Int64s, low: int, high: int) -> Int64s:
-    """The places of all ranges [start, start + count) that lie in [low, high)."""
+    """The positions of all ranges [start, start + count) within [low, high)."""
     first = int(np.searchsorted(starts + counts, low, side="right"))
     last = int(np.searchsorted(starts, high, side="left"))
     begin = np.maximum(starts[first:last], low)
@@ -154,7 +155,7 @@ def _is_sampled(hashes: Uint64s, sampled: float) -> npt.NDArray[np.bool_]:
 
 
 def _held_out(path: Path, info: SplitInfo, sampled: float) -> tuple[Uint64s, Int64s]:
-    """Hashes of a split's 13-grams, or of a sample of them, and the document of each."""
+    """Hashes of a split's 13-grams, or of a sample, and the document of each."""
     hashes, documents = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     before = 0
     for shard in info.shards:
@@ -175,9 +176,9 @@ def _shared(
     sampled: float,
     progress: Callable[[int, int], None] | None,
 ) -> npt.NDArray[np.bool_]:
-    """Which of the sorted hashes stand in the training text."""
+    """Which of the sorted hashes occur in the training text."""
     shared = np.zeros(len(known), np.bool_)
-    # Most 13-grams are in no held-out text, and a small table of hashes says so before the search.
+    # A small hash table rules out most 13-grams before the binary search.
     slots = np.zeros(min(_FILTER_BYTES, 1 << (16 * len(known) + 1).bit_length()), np.bool_)
     mask = np.uint64(len(slots) - 1)
     slots[known & mask] = True

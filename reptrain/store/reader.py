@@ -12,18 +12,18 @@ import numpy.typing as npt
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest, read_manifest
 from reptrain.store.shards import ShardReader
-from reptrain.text import Tokenizer
+from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.tokenizer import TokenArray
 
 
 class Split:
-    """The documents of one split, addressed by index; shards are mapped when they are first touched.
+    """The documents of one split, by index. Shards are mapped when they are first used.
 
     Args:
         name: train, select or report.
         folder: The store's folder.
-        info: What the manifest says.
-        dtype: Of the tokens.
+        info: The split's entry in the manifest.
+        dtype: Type of the tokens.
     """
 
     def __init__(self, name: SplitName, folder: Path, info: SplitInfo, dtype: str) -> None:
@@ -38,10 +38,10 @@ class Split:
         self._readers: list[ShardReader | None] = [None] * len(info.shards)
 
     def lengths(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """Tokens of ``count`` documents from index ``first``, EOS included, int64 [count].
+        """Lengths in tokens of ``count`` documents from index ``first``, including EOS, int64 [count].
 
         Raises:
-            IndexError: If there are not so many.
+            IndexError: If the split has fewer documents.
         """
         if not 0 <= first <= first + count <= self.num_documents:
             raise IndexError(f"documents {first} to {first + count} of {self.num_documents}")
@@ -53,10 +53,11 @@ class Split:
         return np.concatenate(parts)
 
     def leading_shards(self, num_tokens: int) -> tuple[list[TokenArray], int]:
-        """The tokens of the first shards, until these hold ``num_tokens``, and the UTF-8 bytes of their text.
+        """The tokens of the first shards that hold ``num_tokens`` together, and the UTF-8 bytes of their
+        text.
 
         Returns:
-            Arrays uint16 or uint32, memory-mapped, and a number of bytes before tokenization.
+            Memory-mapped arrays, uint16 or uint32, and the number of bytes before tokenization.
         """
         arrays: list[TokenArray] = []
         text_bytes = 0
@@ -68,18 +69,18 @@ class Split:
         return arrays, text_bytes
 
     def read(self, doc_D: npt.ArrayLike, offset_D: npt.ArrayLike, length_D: npt.ArrayLike) -> TokenArray:
-        """Pieces of documents, concatenated.
+        """Read parts of documents, concatenated.
 
         Args:
-            doc_D: Index of each piece's document.
-            offset_D: First token of the piece within it.
-            length_D: Number of tokens.
+            doc_D: Index of each part's document.
+            offset_D: First token of the part in its document.
+            length_D: Tokens of the part.
 
         Returns:
             uint16 or uint32 [sum of length_D].
 
         Raises:
-            IndexError: If a piece is not within its document.
+            IndexError: If a part exceeds its document.
         """
         doc, offset, length = (np.asarray(values, np.int64) for values in (doc_D, offset_D, length_D))
         if len(doc) and not 0 <= doc.min() <= doc.max() < self.num_documents:
@@ -96,15 +97,15 @@ class Split:
         return out
 
     def document_id(self, index: int) -> str:
-        """The id of a document: its own from the source, or ``file:line``."""
+        """The id of a document: from the source, or ``file:line``."""
         return str(self._text("id", index))
 
     def document_source(self, index: int) -> str:
-        """The name of the source that a document came from."""
+        """The name of a document's source."""
         return str(self._text("source", index))
 
     def document_metadata(self, index: int) -> dict[str, Any]:
-        """The metadata fields and tags that a document carries; empty where it has none."""
+        """The metadata fields and tags of a document; may be empty."""
         metadata: dict[str, Any] = json.loads(self._text("metadata", index) or "{}")
         return metadata
 
@@ -123,10 +124,10 @@ class Split:
 
 
 class Store:
-    """A sealed token store. `open_store` makes one.
+    """A sealed token store, opened by `open_store`.
 
     Args:
-        path: The folder.
+        path: Its folder.
         manifest: Its manifest.
     """
 
@@ -139,12 +140,12 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Names the content: the same text, tokenizer and options give the same, wherever it lies."""
+        """Identifies the content: the same text, tokenizer and options give the same fingerprint."""
         return self.manifest.fingerprint
 
     @property
     def vocab_size(self) -> int:
-        """The tokenizer's number of pieces; every token is below it."""
+        """The vocabulary size; every token id is below it."""
         return self.manifest.vocab_size
 
     @property
@@ -156,15 +157,15 @@ class Store:
         """The tokenizer that made the store.
 
         Raises:
-            TokenizerError: If the file in the store's folder is another one.
+            TokenizerError: If the store's tokenizer file has changed.
         """
-        tokenizer = Tokenizer.load(self.path / self.manifest.tokenizer_file, self.manifest.end)
+        tokenizer = load_tokenizer(self.path / self.manifest.tokenizer_file, self.manifest.end)
         if tokenizer.fingerprint != self.manifest.tokenizer:
             raise TokenizerError(
                 f"tokenizer {self.path / self.manifest.tokenizer_file}",
                 got=f"fingerprint {tokenizer.fingerprint}",
                 rule=f"must be the one that made the store, {self.manifest.tokenizer}",
-                remedy="Put it back, or make the store anew.",
+                remedy="Restore it, or rebuild the store.",
             )
         return tokenizer
 
@@ -181,20 +182,20 @@ class Store:
             "split",
             got=repr(name),
             rule=f"must be one of {', '.join(self._splits)}",
-            remedy="`train` is for training, `select` for choosing, `report` for the figure that is told.",
+            remedy="`train` is for training, `select` for selection, `report` for reported scores.",
         )
 
 
 def open_store(path: Path, *, named_by: str | None = None) -> Store:
-    """Open a sealed store: reads the manifest and the sizes of the files, not the data.
+    """Open a sealed store. Reads the manifest and the file sizes, not the data.
 
     Args:
         path: Its folder.
-        named_by: What names the folder in the caller's command, for the message where there is no store:
-            ``data.store`` or ``--store``.
+        named_by: The setting or option that names the folder, such as ``data.store`` or ``--store``, for the
+            error message.
 
     Raises:
-        StoreError: If it is not sealed, or a file is missing or of another size.
+        StoreError: If it is not sealed, or a file is missing or has another size.
     """
     path = Path(path)
     manifest = read_manifest(path, named_by=named_by)
@@ -208,11 +209,11 @@ def open_store(path: Path, *, named_by: str | None = None) -> Store:
 
 def _check_size(path: Path, size: int) -> None:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from error
-    if found != size:
-        raise _damaged(path, f"{found} bytes where the manifest says {size}")
+    if actual != size:
+        raise _damaged(path, f"{actual} bytes, where the manifest has {size}")
 
 
 def _damaged(path: Path, got: str) -> StoreError:
@@ -220,5 +221,5 @@ def _damaged(path: Path, got: str) -> StoreError:
         f"store file {path}",
         got=got,
         rule="must be as it was sealed",
-        remedy="Copy the store anew, or make it anew with `reptrain tokenize`.",
+        remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
     )

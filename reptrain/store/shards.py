@@ -19,9 +19,9 @@ from reptrain.text import Document
 from reptrain.text.tokenizer import TokenArray, TokenDtype
 
 BATCH_TOKENS = 1 << 22
-# Of short documents, what Python keeps for each is larger than its tokens.
+# For short documents, Python's overhead per document exceeds its tokens.
 BATCH_DOCUMENTS = 1 << 15
-# From this mean length on, copying piece by piece costs less than an index for every token.
+# From this mean length, copying slices is faster than indexing every token.
 _LONG_TOKENS = 64
 
 
@@ -32,18 +32,18 @@ def shard_schema(dtype: TokenDtype) -> pa.Schema:
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; `close` puts it in place.
+    """Writes one shard under a temporary name; `close` renames it.
 
-    A context manager: left without `close`, it leaves no file. Without documents there is none either.
+    A context manager. Without `close`, or without documents, it leaves no file.
 
     Args:
-        path: The shard's final place.
-        dtype: Of the tokens.
+        path: The shard's final path.
+        dtype: Type of the tokens.
     """
 
     def __init__(self, path: Path, dtype: TokenDtype) -> None:
         self._path = path
-        # Named by process, so that what a killed run's last worker still writes disturbs nobody.
+        # Named by process, so that a worker of a killed call cannot disturb this one.
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._schema = shard_schema(dtype)
         self._file: IO[bytes] | None = None
@@ -58,13 +58,13 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Unlinked first: on a full disk, closing fails once more.
+        # Unlink first: on a full disk, closing fails again.
         self._temporary.unlink(missing_ok=True)
         if self._file is not None:
             self._file.close()
 
     def add(self, document: Document, tokens: TokenArray) -> None:
-        """Append a document with its tokens, EOS included."""
+        """Append a document with its tokens, including EOS."""
         self._pending.append((document, tokens))
         self._pending_tokens += len(tokens)
         self._documents += 1
@@ -74,7 +74,7 @@ class ShardWriter:
             self._flush()
 
     def close(self) -> Shard | None:
-        """Finish the file, flush it to the disk and rename it; None where there was no document."""
+        """Finish the file, flush it to the disk and rename it. Returns None if there was no document."""
         if self._documents == 0:
             return None
         self._flush()
@@ -119,10 +119,10 @@ class ShardReader:
 
     Args:
         path: The Arrow file.
-        shard: What the manifest says of it.
+        shard: Its entry in the manifest.
 
     Raises:
-        StoreError: If it cannot be read, or holds another number of documents or tokens.
+        StoreError: If it cannot be read, or has another number of documents or tokens.
     """
 
     def __init__(self, path: Path, shard: Shard) -> None:
@@ -139,7 +139,7 @@ class ShardReader:
             raise _changed(path, f"{documents} documents of {tokens} tokens")
 
     def lengths(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """Tokens of ``count`` documents from ``first``, int64 [count]."""
+        """Lengths in tokens of ``count`` documents from ``first``, int64 [count]."""
         parts = [np.zeros(0, np.int64)]
         for start, offsets in zip(self.first_document, self.offsets, strict=False):
             low, high = max(first - start, 0), min(first + count - start, len(offsets) - 1)
@@ -155,10 +155,10 @@ class ShardReader:
         out: TokenArray,
         target_D: npt.NDArray[np.int64],
     ) -> None:
-        """Copy pieces of documents to the places ``target_D`` of ``out``.
+        """Copy parts of documents to positions ``target_D`` of ``out``.
 
         Raises:
-            IndexError: If a piece is not within its document.
+            IndexError: If a part exceeds its document.
         """
         batch_D = np.searchsorted(self.first_document, doc_D, side="right") - 1
         for batch in np.unique(batch_D):
@@ -169,7 +169,7 @@ class ShardReader:
             outside = (offset < 0) | (start + length > offsets[row + 1])
             if outside.any():
                 first = int(np.argmax(outside))
-                raise IndexError(f"{length[first]} tokens from {offset[first]} reach out of their document")
+                raise IndexError(f"{length[first]} tokens from {offset[first]} exceed their document")
             _copy(self.tokens[batch], start, length, out, target_D[piece])
 
     def text(self, column: str, index: int) -> str | None:
@@ -208,5 +208,5 @@ def _changed(path: Path, got: str) -> StoreError:
         f"shard {path}",
         got=got,
         rule="must be as the manifest says",
-        remedy="Run `reptrain store verify`, and make the store anew.",
+        remedy="Run `reptrain store verify`, and rebuild the store.",
     )

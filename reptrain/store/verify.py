@@ -1,4 +1,4 @@
-"""Re-hash and recount a store: are its bytes those that were sealed?"""
+"""Verify a store: hash and count its contents, and compare them with the manifest."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from reptrain.store.manifest import (
 )
 from reptrain.store.overlap import NGRAM, Overlap, measure_overlap
 from reptrain.store.shards import ShardReader
-from reptrain.text import Tokenizer
+from reptrain.text import load_tokenizer
 
-# Measured shares: Python's docs 11 to 16 %, technical pages 7 to 8 %, articles and books below 1 %.
+# Measured overlaps: Python's docs 11 to 16 %, technical pages 7 to 8 %, articles and books below 1 %.
 MAX_OVERLAP = 0.25
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found."""
+    """The result of `verify`."""
 
     shards: int
     documents: int
     tokens: int
     problems: list[str]
     overlap: list[Overlap] = field(default_factory=list)
-    """Of `select` and of `report` with `train`, where it was asked for and the bytes are as sealed."""
+    """Overlap of `select` and of `report` with `train`, if requested and the contents are unchanged."""
 
     @property
     def ok(self) -> bool:
-        """Whether every byte and count is as sealed, and no overlap above the limit."""
+        """Whether the contents are unchanged, and no overlap exceeds the limit."""
         return not self.problems
 
     def text(self, path: Path) -> str:
-        """The report as lines for a terminal."""
+        """The report as lines of text."""
         lines = self.problems or [f"{path}: as sealed"]
-        return "\n".join([*(found.text() for found in self.overlap), *lines])
+        return "\n".join([*(overlap.text() for overlap in self.overlap), *lines])
 
 
 def verify(
@@ -57,21 +57,21 @@ def verify(
     overlap: bool = False,
     max_overlap: float = MAX_OVERLAP,
 ) -> VerifyReport:
-    """Read a store in full and hold it against its manifest.
+    """Read a whole store and compare it with its manifest.
 
-    Checks each shard's hash, counts, ids below the vocabulary's size and EOS at each document's end; the
-    totals; the tokenizer; and the fingerprint, derived anew from the tokens.
+    Checks each shard's hash, counts, ids below the vocabulary size and EOS at each document's end; the
+    totals; the tokenizer; and the fingerprint, computed again from the tokens.
 
     Args:
         path: The store's folder.
         progress: Called after each shard with the bytes read.
-        overlap: Also count the 13-grams of the held-out text that stand in the training text.
-        max_overlap: Share of the distinct 13-grams of `select` or `report` above which that is a problem. The
-            default, 0.25, lets technical documentation pass, which shares up to 0.17; prose below 0.01.
+        overlap: Also count the 13-grams of the held-out text that occur in the training text.
+        max_overlap: Largest allowed fraction of the distinct 13-grams of `select` or `report`. Technical
+            documentation shares up to 0.17, prose less than 0.01.
 
     Raises:
-        StoreError: If there is no manifest, or the limit is no share. Everything else is a problem in the
-            report.
+        StoreError: If there is no manifest, or the limit is not a fraction. Everything else is a problem in
+            the report.
     """
     if not 0 <= max_overlap <= 1:
         raise StoreError(
@@ -82,7 +82,7 @@ def verify(
     problems = _tokenizer_problems(path, manifest)
     total = sum(shard.bytes for info in manifest.splits.values() for shard in info.shards)
     done = 0
-    found: dict[SplitName, SplitInfo] = {}
+    actual: dict[SplitName, SplitInfo] = {}
     for name, info in manifest.splits.items():
         digest = hashlib.sha256()
         for shard in info.shards:
@@ -90,18 +90,18 @@ def verify(
             done += shard.bytes
             if progress:
                 progress("verify", done, total)
-        found[name] = SplitInfo.of(info.shards, digest.hexdigest())
+        actual[name] = SplitInfo.of(info.shards, digest.hexdigest())
     if not problems:
-        problems = _total_problems(manifest, found)
+        problems = _total_problems(manifest, actual)
     overlaps = []
     if overlap and not problems:
-        tell = None if progress is None else partial(progress, "compare held-out text")
-        overlaps = measure_overlap(path, manifest, tell)
+        stage = None if progress is None else partial(progress, "compare held-out text")
+        overlaps = measure_overlap(path, manifest, stage)
         problems = _overlap_problems(overlaps, max_overlap)
     return VerifyReport(
         shards=sum(len(info.shards) for info in manifest.splits.values()),
-        documents=sum(info.documents for info in found.values()),
-        tokens=sum(info.tokens for info in found.values()),
+        documents=sum(info.documents for info in actual.values()),
+        tokens=sum(info.tokens for info in actual.values()),
         problems=problems,
         overlap=overlaps,
     )
@@ -109,18 +109,19 @@ def verify(
 
 def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
     return [
-        f"split {found.split}: {found.distinct_share:.2%} of its distinct {NGRAM}-grams also stand in train,"
+        f"split {overlap.split}: {overlap.distinct_share:.2%} of its distinct {NGRAM}-grams"
+        " also occur in train,"
         f" above the limit {limit:.2%}; most in "
-        + ", ".join(f"{document.id} ({document.shared} of {document.ngrams})" for document in found.documents)
-        + ". Take the documents out, or tokenize with dedup `group` or `minhash`."
-        for found in overlaps
-        if found.distinct_share > limit
+        + ", ".join(f"{item.id} ({item.shared} of {item.ngrams})" for item in overlap.documents)
+        + ". Remove the documents, or tokenize with dedup `group` or `minhash`."
+        for overlap in overlaps
+        if overlap.distinct_share > limit
     ]
 
 
 def _tokenizer_problems(path: Path, manifest: StoreManifest) -> list[str]:
     try:
-        tokenizer = Tokenizer.load(path / manifest.tokenizer_file, manifest.end)
+        tokenizer = load_tokenizer(path / manifest.tokenizer_file, manifest.end)
     except ReptrainError as error:
         return [str(error)]
     sealed = (manifest.tokenizer, manifest.vocab_size, manifest.eos_id)
@@ -135,7 +136,7 @@ def _tokenizer_problems(path: Path, manifest: StoreManifest) -> list[str]:
 def _shard_problems(
     path: Path, shard: Shard, manifest: StoreManifest, add_digest: Callable[[bytes], None]
 ) -> list[str]:
-    """What is wrong with one shard; the digests of its documents go to ``add_digest``."""
+    """The problems of one shard. Passes the digests of its documents to ``add_digest``."""
     try:
         sha256 = file_sha256(path)
     except OSError as error:
@@ -157,19 +158,19 @@ def _shard_problems(
     return problems
 
 
-def _total_problems(manifest: StoreManifest, found: dict[SplitName, SplitInfo]) -> list[str]:
+def _total_problems(manifest: StoreManifest, actual: dict[SplitName, SplitInfo]) -> list[str]:
     problems = [
         f"split {name}: totals or digest differ from those of its shards"
         for name, info in manifest.splits.items()
-        if info != found[name]
+        if info != actual[name]
     ]
-    fingerprint = content_fingerprint(manifest.tokenizer, found)
+    fingerprint = content_fingerprint(manifest.tokenizer, actual)
     if fingerprint != manifest.fingerprint:
-        problems.append(f"fingerprint {manifest.fingerprint}, of the content {fingerprint}")
-    held = sum(info.documents for info in found.values())
+        problems.append(f"fingerprint {manifest.fingerprint}, but the content has {fingerprint}")
+    stored = sum(info.documents for info in actual.values())
     counts = manifest.counts
     sealed = counts.kept if counts.passages is None else counts.passages
-    fates = counts.empty + counts.duplicates + counts.near_duplicates + counts.kept
-    if sealed != held or counts.read != fates:
-        problems.append(f"counts {counts} do not add up to {held} documents")
+    read = counts.empty + counts.duplicates + counts.near_duplicates + counts.kept
+    if sealed != stored or counts.read != read:
+        problems.append(f"counts {counts} do not add up to {stored} documents")
     return problems

@@ -12,9 +12,9 @@ from reptrain.config import RunConfig, fingerprint
 from reptrain.errors import RunError
 from reptrain.files import read_small
 from reptrain.reading import parse_json
-from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
+from reptrain.runs.records import FrozenRecord
 from reptrain.study.folder import difference, is_run_of, run_path
 from reptrain.study.grid import Arm, arms
 from reptrain.study.schema import StudyConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.records import FrozenRecord
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.collect import RowState
 from reptrain.study.folder import difference, run_path

@@ -27,8 +27,8 @@ from reptrain.distributed.world import choose_device, describe, join
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import write_atomically
 from reptrain.hub.saved_model import open_trained
-from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent, read_parent
+from reptrain.runs.records import read_record
 from reptrain.sizes import count_parameters
 from reptrain.tasks.files import TaskRows, read_rows, read_task
 from reptrain.tasks.pairs import Encoder

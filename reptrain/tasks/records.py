@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
 from reptrain.files import read_small, write_atomically
-from reptrain.runs.files import FrozenRecord, JsonLines
+from reptrain.runs.records import FrozenRecord, JsonLines
 from reptrain.tasks.intervals import Interval, mean_interval, paired_interval
 from reptrain.tasks.scoring import TaskScore
 

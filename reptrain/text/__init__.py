@@ -1,6 +1,7 @@
 """Text and its tokenizers: readers of documents, SentencePiece models, tokenizer.json files."""
 
 from reptrain.text.documents import Document, read_documents
+from reptrain.text.load import load_tokenizer
 from reptrain.text.sentencepiece_model import SentencePieceTokenizer
 from reptrain.text.stdlib import stdlib_documents
 from reptrain.text.tokenizer import Tokenizer
@@ -10,6 +11,7 @@ __all__ = [
     "Document",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "load_tokenizer",
     "read_documents",
     "stdlib_documents",
     "train_tokenizer",

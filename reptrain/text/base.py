@@ -1,4 +1,4 @@
-"""What all readers share: a document, the piece of a file that holds it, and the errors that name both."""
+"""What all readers share: documents, slices of files, and errors that name the file and line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COLUMNAR = (".parquet", ".arrow")
 
 
 class Document(NamedTuple):
-    """One text, with a name of its own and the name of the source that it came from.
+    """One text with its id and the name of its source.
 
-    ``metadata`` is a compact JSON object of the fields and tags that are kept with it, or None.
+    ``metadata`` is a compact JSON object of the fields and tags kept with it, or None.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Document(NamedTuple):
 
 
 class Tag(NamedTuple):
-    """A key and value that every document of a source gets; source None means all sources."""
+    """A key and value for every document of a source; source None means all sources."""
 
     source: str | None
     key: str
@@ -37,9 +37,9 @@ class Tag(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """The keys of a JSON line, or columns of a table, that hold text, id and metadata, and the tags to add.
+    """The keys of a JSON line, or columns of a table, for text, id and metadata; and the tags to add.
 
-    A dotted name reaches into nested objects: ``meta.url``.
+    A dotted name is a key of a nested object: ``meta.url``.
     """
 
     text: str = "text"
@@ -48,19 +48,19 @@ class Fields(NamedTuple):
     tags: tuple[Tag, ...] = ()
 
     def tags_of(self, source: str) -> dict[str, str]:
-        """The tags of one source; one that names the source goes before one for all."""
+        """The tags of one source. A tag for that source overrides one for all."""
         common = {tag.key: tag.value for tag in self.tags if tag.source is None}
         return common | {tag.key: tag.value for tag in self.tags if tag.source == source}
 
 
 class Slice(NamedTuple):
-    """Whole records of a file: bytes [start, stop), ``first_line`` counted from 1.
+    """Whole records of a file: bytes [start, stop), with ``first_line`` counted from 1.
 
-    Where it is None, not known yet, documents without an id of their own are named ``file:?``.
+    A ``first_line`` of None is not known yet: documents without an id are then named ``file:?``.
 
-    A file that cannot be cut (.txt, .gz, .zst, an Arrow stream) is one slice. Of a file that is made of
-    blocks (row groups of Parquet, batches of Arrow), ``blocks`` are those [first, last) of the slice, None
-    for all, and the bytes are their share of the file.
+    A file that cannot be split (.txt, .gz, .zst, an Arrow stream) is one slice. In a file of blocks (row
+    groups of Parquet, batches of Arrow), ``blocks`` is the range [first, last) of the slice, or None for all,
+    and the byte range is its proportional part of the file.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Slice(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """The file's name in messages: its URL, if it was fetched from one."""
+        """The file's name in messages: its URL if it was fetched, else its path."""
         return self.url or escape_name(str(self.path))
 
 
@@ -91,7 +91,7 @@ def source_name(path: Path) -> str:
 
 @contextmanager
 def arrow_path(path: Path) -> Iterator[str]:
-    """A path that pyarrow opens: it takes no names with bytes that are not UTF-8."""
+    """A path that pyarrow can open. It cannot open names that are not UTF-8."""
     if is_unicode(str(path)):
         yield str(path)
         return
@@ -109,11 +109,11 @@ def make_document(
     """The document of one record.
 
     Args:
-        part: Where it comes from.
-        fields: What of it to take.
-        place: Tells file and line for an error.
-        line: Tells the record's number, for the name of one without id.
-        record: Its values by name.
+        part: The slice of the record.
+        fields: Keys of text, id and metadata.
+        place: Returns file and line, for errors.
+        line: Returns the record's number, for the id of a record without one.
+        record: The values by name.
 
     Raises:
         TextError: If it holds no text.
@@ -127,7 +127,7 @@ def make_document(
             f"source {place()}",
             got=f"{type(given).__name__} under {fields.id!r}",
             rule="must have a text or a number as its id",
-            remedy="Name another field with --id-field.",
+            remedy="Choose another field with --id-field.",
         )
     if not (is_unicode(text) and is_unicode(str(given))):
         raise TextError(
@@ -142,7 +142,7 @@ def make_document(
 
 
 def look_up(record: Mapping[str, Any], name: str) -> Any:
-    """A value by its name or dotted name; None where there is none."""
+    """A value by its name or dotted name, or None."""
     if name in record or "." not in name:
         return record.get(name)
     head, _, rest = name.partition(".")
@@ -151,10 +151,10 @@ def look_up(record: Mapping[str, Any], name: str) -> Any:
 
 
 def dump_metadata(values: Mapping[str, Any], place: Callable[[], str]) -> str | None:
-    """Metadata as compact JSON, None where there is none. Dates become ISO text, NaN and infinity null.
+    """Metadata as compact JSON, or None if empty. Dates become ISO text, NaN and infinity become null.
 
     Raises:
-        TextError: If a value has no form in JSON.
+        TextError: If JSON cannot express a value.
     """
     if not values:
         return None
@@ -197,23 +197,23 @@ def _no_text(place: str, field: str, record: Mapping[str, Any], text: Any) -> Te
         f"source {place}",
         got=got,
         rule=f"must be a JSON object with a text under {field!r}",
-        remedy="Name the right key with --text-field, or mend the file.",
+        remedy="Set the key with --text-field, or fix the file.",
     )
 
 
 def unreadable(origin: str, error: Exception) -> TextError:
-    """The error of a file that cannot be read."""
+    """The error for a file that cannot be read."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else error
     return TextError(f"source {origin}", got=reason, rule="must be a readable file", remedy="Check the file.")
 
 
-def unfit(place: str, cause: ReadError) -> TextError:
-    """The error of bytes or a line that cannot be read."""
+def invalid(place: str, cause: ReadError) -> TextError:
+    """The error for bytes or a line that cannot be parsed."""
     return TextError(f"source {place}", got=cause.got, rule=cause.rule, remedy=cause.remedy)
 
 
 def not_utf8(place: str, error: UnicodeDecodeError) -> TextError:
-    """The error of bytes that are no text."""
+    """The error for bytes that are not UTF-8."""
     return TextError(
         f"source {place}",
         got=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",

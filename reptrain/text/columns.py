@@ -28,19 +28,19 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 class Block(NamedTuple):
-    """A row group or batch: its rows, and its weight among the blocks of the file."""
+    """A row group or batch: its rows, and its weight (bytes or rows) among the blocks of the file."""
 
     rows: int
     weight: int
 
 
 def check_table(path: Path, origin: str, fields: Fields) -> list[Block] | None:
-    """The blocks of a table that has the columns asked for; None for a stream, which has no index.
+    """Check that a table has the needed columns. Returns its blocks; None for a stream, which has none.
 
     Args:
         path: A .parquet or .arrow file.
         origin: Its name in messages.
-        fields: The columns.
+        fields: The needed columns.
 
     Raises:
         TextError: If it cannot be read, is empty, or a column is missing or of another type.
@@ -58,7 +58,7 @@ def check_table(path: Path, origin: str, fields: Fields) -> list[Block] | None:
 
 
 def cut_blocks(part: Slice, blocks: Sequence[Block], slice_bytes: int) -> list[Slice]:
-    """Slices of neighbouring blocks, each of at least ``slice_bytes`` of the file but for the last.
+    """Slices of adjacent blocks, each of at least ``slice_bytes`` of the file, except for the last.
 
     Three blocks of equal weight in a file of 90 bytes, and ``slice_bytes`` 40:
 
@@ -77,7 +77,7 @@ def cut_blocks(part: Slice, blocks: Sequence[Block], slice_bytes: int) -> list[S
 
 
 def read_table(part: Slice, fields: Fields) -> Iterator[Document]:
-    """The documents of a slice of a table, a few megabytes of the needed columns at a time.
+    """The documents of a slice of a table. Reads a few megabytes of the needed columns at a time.
 
     Raises:
         TextError: If it cannot be read, or a text is null.
@@ -119,18 +119,18 @@ def _describe(path: Path) -> tuple[pa.Schema, list[Block] | None]:
 
 
 def _columns(schema: pa.Schema, origin: str, fields: Fields) -> list[str]:
-    """The columns to read, as dotted paths; the id may be missing.
+    """The columns to read, as dotted names. The id column may be missing.
 
     Raises:
-        TextError: If one is missing, stands twice, or the text's is of another type.
+        TextError: If a column is missing or duplicated, or the text has another type.
     """
     text = _column(schema, fields.text)
     if text is None or not _is_text(text):
         raise TextError(
             f"source {origin}",
-            got=f"the columns {_listed(schema)}" if text is None else f"one of type {text}",
+            got=f"the columns {_listed(schema)}" if text is None else f"a column of type {text}",
             rule=f"must have a column {fields.text!r} of type string",
-            remedy="Name the right one with --text-field.",
+            remedy="Set the column with --text-field.",
         )
     wanted = [fields.text, *fields.metadata]
     for name in fields.metadata:
@@ -139,7 +139,7 @@ def _columns(schema: pa.Schema, origin: str, fields: Fields) -> list[str]:
                 f"source {origin}",
                 got=f"the columns {_listed(schema)}",
                 rule=f"must have the column {name!r} of the metadata",
-                remedy="Name the right one with --metadata-field.",
+                remedy="Set the column with --metadata-field.",
             )
     if _column(schema, fields.id) is not None:
         wanted.append(fields.id)
@@ -156,7 +156,7 @@ def _columns(schema: pa.Schema, origin: str, fields: Fields) -> list[str]:
 
 
 def _column(schema: pa.Schema, name: str) -> pa.DataType | None:
-    """The type of a column by its name or dotted name."""
+    """The type of a column by its name or dotted name, or None."""
     if name in schema.names:
         return schema.field(schema.names.index(name)).type
     head, dot, rest = name.partition(".")
@@ -169,7 +169,7 @@ def _column(schema: pa.Schema, name: str) -> pa.DataType | None:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    # A column of nulls only is read, so that the error can name the row.
+    # A column of nulls is accepted, so that the error can name the row.
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -188,7 +188,7 @@ def _batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
-    # Buffered reads take a page at a time; pre-buffering would hold whole row groups.
+    # Buffered reads load a page at a time; pre-buffering would load whole row groups.
     with (
         arrow_path(part.path) as path,
         pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file,
@@ -222,5 +222,5 @@ def _arrow_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
 
 
 def _rows(num_bytes: int, rows: int) -> int:
-    """Rows of about `_BATCH_BYTES` together."""
+    """Number of rows with about `_BATCH_BYTES` in total."""
     return max(1, min(_MOST_ROWS, _BATCH_BYTES * rows // max(1, num_bytes)))

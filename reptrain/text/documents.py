@@ -1,4 +1,4 @@
-"""Readers of documents from files of every supported kind. All of them stream, but for .txt."""
+"""Readers of documents from files of every supported kind. All but .txt are streamed."""
 
 from __future__ import annotations
 
@@ -83,24 +83,24 @@ def file_bytes(path: Path) -> int:
 def read_documents(
     path: Path, *, source: str | None = None, text_field: str = "text", id_field: str = "id"
 ) -> Iterator[Document]:
-    """The documents of one file, streaming: a .txt is one document, another file one a line or row.
+    """The documents of one file, streamed: a .txt file is one document, other files have one per line or row.
 
     Args:
         path: A file in UTF-8, of a kind in SUFFIXES.
-        source: Name of the source; None takes the file's name without its suffix.
+        source: Name of the source; None uses the file's name without its suffix.
         text_field: Key or column of the text.
         id_field: Key or column of the id; a record without it is named ``file:line``.
 
     Raises:
-        TextError: If the file is missing, empty, not UTF-8, or a line does not hold a text.
+        TextError: If the file is missing, empty or not UTF-8, or a line holds no text.
     """
     size = file_bytes(path)
     whole = Slice(path, escape_name(path.name), source or source_name(path), 0, size)
-    found = False
+    is_empty = True
     for document in read_slice(whole, Fields(text_field, id_field)):
-        found = True
+        is_empty = False
         yield document
-    if not found:
+    if is_empty:
         raise TextError(
             f"source {whole.origin}",
             got="blank lines only",
@@ -128,12 +128,12 @@ def read_slice(part: Slice, fields: Fields) -> Iterator[Document]:
 
 
 def cut_slice(whole: Slice, fields: Fields, slice_bytes: int) -> list[Slice]:
-    """A file as slices of about ``slice_bytes`` or more, by its content alone.
+    """Split a file into slices of about ``slice_bytes`` or more. Depends on its content alone.
 
     Args:
         whole: The file.
-        fields: What a table must have.
-        slice_bytes: Of the file, compressed where it is.
+        fields: Columns that a table must have.
+        slice_bytes: Bytes of the file, compressed or not.
 
     Raises:
         TextError: If a table cannot be read, is empty or lacks a column.
@@ -151,7 +151,7 @@ def cut_slice(whole: Slice, fields: Fields, slice_bytes: int) -> list[Slice]:
 
 
 def unknown_kind(origin: str) -> TextError:
-    """The error of a file that no reader knows."""
+    """The error for a file without a reader."""
     suffix = Path(origin).suffix
     return TextError(
         f"source {origin}",
@@ -162,7 +162,7 @@ def unknown_kind(origin: str) -> TextError:
 
 
 def no_bytes(origin: str) -> TextError:
-    """The error of an empty file."""
+    """The error for an empty file."""
     return TextError(
         f"source {origin}", got="0 bytes", rule="must hold text", remedy="Leave the file out or fill it."
     )

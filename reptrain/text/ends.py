@@ -1,4 +1,4 @@
-"""Which token ends a text, where the files beside a tokenizer name it."""
+"""The token that ends a text, as named by the files beside a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reptrain.reading import ReadError, decode, parse_json
 
 
 class NamedEnd(NamedTuple):
-    """The end of a text as a file names it: by its id or by its piece."""
+    """The end of a text as a file names it: by id or by piece."""
 
     id: int | None
     piece: str | None
@@ -20,13 +20,13 @@ class NamedEnd(NamedTuple):
 
 
 def find_end(folder: Path) -> NamedEnd | None:
-    """The end that the files of a store, an imported or fine-tuned model, or a Hugging Face model name.
+    """The end named by the files of a store, an imported or fine-tuned model, or a Hugging Face model.
 
-    The first of manifest.json, model.yaml, config.json, generation_config.json and tokenizer_config.json that
-    names one; of several ends in it the first.
+    Reads manifest.json, model.yaml, config.json, generation_config.json and tokenizer_config.json, in this
+    order. The first file that names an end decides; if it names several, the first one.
 
     Args:
-        folder: Of a tokenizer's file.
+        folder: Folder of the tokenizer's file.
 
     Raises:
         TokenizerError: If one of these files cannot be read.
@@ -41,7 +41,7 @@ def find_end(folder: Path) -> NamedEnd | None:
                 f"{folder / name} beside the tokenizer",
                 got=getattr(error, "got", None) or getattr(error, "strerror", None) or str(error),
                 rule="must be readable, as it may name what ends a text",
-                remedy="Restore or remove it, or name the end with --eos where the command has that option.",
+                remedy="Restore or remove it, or set the end with --eos if the command has that option.",
             ) from error
         end = read(data) if isinstance(data, Mapping) else None
         if isinstance(end, list):

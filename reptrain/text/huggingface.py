@@ -1,4 +1,4 @@
-"""Tokenizers of the Hugging Face `tokenizers` library: a tokenizer.json, with byte fallback or byte-level."""
+"""Tokenizers of the Hugging Face `tokenizers` library: tokenizer.json files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
 
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
-# A noncharacter of Unicode, replaced where a text has it, so that what it begins cannot be spelled.
 _BYTES = frozenset(ByteLevel.alphabet())
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+# A Unicode noncharacter, which is replaced in texts: no text can spell a piece that begins with it.
 _MARK = "\U0010fffe"
 
 
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json.
 
-    Stored truncation, padding and templates are switched off. In memory, every special piece but unk gets a
-    name that no text can spell: `encode_special_tokens` alone does not keep a unigram or word model from
-    finding ``</s>`` in its own vocabulary.
+    Stored truncation, padding and templates are disabled. In memory, every special piece except unk gets a
+    name that no text can spell: `encode_special_tokens` alone does not prevent a unigram or word model from
+    matching ``</s>`` in its vocabulary.
 
     Args:
         model_bytes: The file's content.
-        eos: The piece that ends a document, or what a file says of it; None looks for one of the usual names.
+        eos: The piece that ends a document, or the end that a file names. None looks for a usual name.
 
     Raises:
-        TokenizerError: If it is not a tokenizer.json, has no such piece, or several usual ones.
+        TokenizerError: If it is not a tokenizer.json, lacks the piece, or has several with usual names.
     """
 
     file_name = "tokenizer.json"
@@ -71,12 +71,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._vocab_size
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) leave no trace."""
+        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) are skipped."""
         shown = [index for index in np.asarray(ids, np.int64).tolist() if index not in self._hidden]
         return str(self._tokenizer.decode(shown, skip_special_tokens=False))
 
     def piece(self, index: int) -> str:
-        """The piece as it stands in the vocabulary."""
+        """The piece as in the vocabulary."""
         return str(self._tokenizer.id_to_token(index) or "").removeprefix(_MARK)
 
     def _piece_bytes(self, index: int) -> int:
@@ -84,14 +84,14 @@ class HuggingFaceTokenizer(Tokenizer):
         if index in self._hidden:
             return 0
         if self._is_byte_level and _BYTES.issuperset(piece):
-            # Each character stands for one byte.
+            # Each character represents one byte.
             return len(piece)
         if _BYTE_PIECE.fullmatch(piece):
             return 1
         return len(piece.removeprefix("##").replace("▁", " ").encode())
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # Text by text: a batch would start a thread for each core, in every worker process.
+        # One text at a time: a batch would start a thread per core in every worker process.
         return [
             self._tokenizer.encode(text.replace(_MARK, "\ufffd"), add_special_tokens=False).ids
             for text in texts
@@ -113,7 +113,7 @@ def _parse(model_bytes: bytes) -> dict[str, Any]:
 
 
 def _ids(data: Mapping[str, Any]) -> dict[str, int]:
-    """Every piece, added ones too, with its id."""
+    """The id of every piece, including added ones."""
     vocab = data["model"]["vocab"]
     try:
         pieces = vocab.items() if isinstance(vocab, dict) else ((row[0], i) for i, row in enumerate(vocab))
@@ -131,22 +131,22 @@ def _eos(
     if isinstance(asked, str):
         return _check_eos(asked, added)
     names = {asked.piece} if asked.id is None else {name for name in ids if ids[name] == asked.id}
-    # A piece that texts need, such as a line end, cannot be hidden from them.
+    # A piece that texts need, such as a line end, cannot be reserved.
     return next((name for name in names if name in ids and (name in added or name in EOS_NAMES)), None)
 
 
 def _choose_eos(ids: Mapping[str, int], added: set[str], special: set[str]) -> str | None:
     for pieces in (special, added, set(ids)):
-        found = [name for name in EOS_NAMES if name in pieces and name in ids]
-        if len(found) > 1:
+        names = [name for name in EOS_NAMES if name in pieces and name in ids]
+        if len(names) > 1:
             raise TokenizerError(
                 "tokenizer",
-                got=f"{' and '.join(found)}",
+                got=f"{' and '.join(names)}",
                 rule="must have one end-of-sentence piece",
                 remedy="Choose with --eos, or by the eos_token_id of a config.json beside it.",
             )
-        if found:
-            return found[0]
+        if names:
+            return names[0]
     return None
 
 
@@ -178,7 +178,7 @@ def _unk(data: Mapping[str, Any], ids: Mapping[str, int]) -> str | None:
 
 
 def _check_bytes(unk: str | None, ids: Mapping[str, int]) -> None:
-    """Where EOS or pad serve as unk too, no text may need it."""
+    """If EOS or pad is also unk, the vocabulary must encode every text without unk."""
     if not set(ByteLevel.alphabet()) <= ids.keys():
         raise TokenizerError(
             "tokenizer",
@@ -200,7 +200,7 @@ def _build(data: dict[str, Any], hidden: set[str], ids: Mapping[str, int]) -> to
     else:
         model["vocab"] = [[name(piece), score] for piece, score in model["vocab"]]
     for token in data["added_tokens"]:
-        # A normalizer may drop the mark of a name.
+        # A normalizer may remove the mark from a name.
         token["normalized"] = token.get("normalized", False) and token["content"] not in hidden
         token["content"] = name(token["content"])
     try:
@@ -220,7 +220,7 @@ def _build(data: dict[str, Any], hidden: set[str], ids: Mapping[str, int]) -> to
 
 
 def _without(merges: Sequence[Any], hidden: set[str], prefix: str) -> list[Any]:
-    """The merges but for those that make a hidden piece or take one."""
+    """The merges, without those that produce or use a hidden piece."""
 
     def is_kept(merge: Any) -> bool:
         left, right = merge.split(" ") if isinstance(merge, str) else merge

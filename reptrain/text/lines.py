@@ -1,4 +1,4 @@
-"""Readers of .txt, .jsonl, .jsonl.gz and .jsonl.zst. Lines end at a newline byte and nowhere else."""
+"""Readers of .txt, .jsonl, .jsonl.gz and .jsonl.zst. Only a newline byte ends a line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reptrain.text.base import (
     Slice,
     arrow_path,
     dump_metadata,
+    invalid,
     make_document,
     suffix_of,
-    unfit,
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -28,21 +28,21 @@ def read_text(part: Slice, fields: Fields) -> Document:
     """A whole .txt file as one document.
 
     Raises:
-        TextError: If it is no text in UTF-8.
+        TextError: If it is not UTF-8.
     """
     try:
         text = decode(part.path.read_bytes())
     except ReadError as error:
-        raise unfit(part.origin, error) from error
+        raise invalid(part.origin, error) from error
     tags = dump_metadata(fields.tags_of(part.source), lambda: part.origin)
     return Document(part.name, part.source, text, tags)
 
 
 def read_lines(part: Slice, fields: Fields) -> Iterator[Document]:
-    """The documents of a slice of JSON lines; blank lines hold none.
+    """The documents of a slice of JSON lines. Blank lines are skipped.
 
     Raises:
-        TextError: If a line holds no text, naming it.
+        TextError: If a line holds no text, naming the line.
     """
     for index, line in enumerate(_lines(part)):
         document = _parse_line(part, index, line, fields)
@@ -53,7 +53,7 @@ def read_lines(part: Slice, fields: Fields) -> Iterator[Document]:
 def cut_lines(path: Path, size: int, slice_bytes: int) -> list[tuple[int, int]]:
     """Byte ranges of about ``slice_bytes`` that end at line ends and cover the file.
 
-    A function of the file alone. For lines of 4 bytes and ``slice_bytes`` 5:
+    Depends on the file alone. For lines of 4 bytes and ``slice_bytes`` 5:
 
         aaa\\nbbb\\nccc\\n  ->  [(0, 8), (8, 12)]
     """
@@ -108,18 +108,18 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
         return f"{part.origin}:{_line_number(part, index)}"
 
     try:
-        # Joined files have byte order marks before other lines than the first.
+        # Concatenated files have byte order marks in the middle.
         text = decode(line)
         if not text.strip():
             return None
         record = parse_object(text.rstrip("\r\n"))
     except ReadError as error:
-        raise unfit(place(), error) from error
+        raise invalid(place(), error) from error
     return make_document(part, fields, place, lambda: _name(part, index), record)
 
 
 def _name(part: Slice, index: int) -> int | str:
-    # To count the lines before it for every document would read the file again and again.
+    # Counting the lines before each document would read the file again each time.
     return "?" if part.first_line is None else part.first_line + index
 
 

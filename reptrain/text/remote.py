@@ -1,4 +1,4 @@
-"""Files behind URLs: what a server has, and a copy of it in the work folder."""
+"""Remote files: listing them by URL, and copying them into the work folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SILENT_SECONDS = 300
 
 
 class RemoteFile(NamedTuple):
-    """A file on a server; size and version are None where the server does not tell them."""
+    """A file on a server. Size and version are None if the server does not report them."""
 
     address: str
     url: str
@@ -33,7 +33,7 @@ class RemoteFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The files behind a URL by their names below it; ``folder`` is None if it names a single one."""
+    """The files at a URL, by their names below it. ``folder`` is None if the URL is a single file."""
 
     url: str
     folder: str | None
@@ -47,7 +47,7 @@ def is_url(source: str) -> bool:
 
 
 def local_path(source: str) -> str | None:
-    """The path that a file:// URL stands for; None for another URL."""
+    """The path of a file:// URL; None for other URLs."""
     scheme, _, path = source.partition("://")
     return path if scheme.lower() in ("file", "local") else None
 
@@ -61,30 +61,30 @@ def without_credentials(address: str) -> str:
 
 
 def list_remote(address: str) -> Listing:
-    """Ask a server for the file, the folder, or the files that match.
+    """List the file, the folder, or the files that match a pattern.
 
     Raises:
-        TextError: If there is nothing, the server refuses, or a package for the protocol is missing.
+        TextError: If there is no file, the server refuses, or a package for the protocol is missing.
     """
     url = without_credentials(address)
     with _explained(address):
         files, path = _open(address)
         is_web = address.lower().startswith(("http:", "https:"))
         if "*" in url or (not is_web and any(sign in path for sign in "?[")):
-            found = files.glob(path, detail=True)
+            entries = files.glob(path, detail=True)
             root = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         elif not is_web and files.isdir(path):
-            found, root = files.find(path, detail=True), path.rstrip("/")
+            entries, root = files.find(path, detail=True), path.rstrip("/")
         else:
             remote = _file(address, files.info(path))
             name = url.rstrip("/").rpartition("/")[2]
             return Listing(url, None, {name: remote}, lambda _: b"")
         prefix = address[: -len(path)] if address.endswith(path) else ""
         listed = {}
-        for name, info in sorted(found.items()):
+        for name, info in sorted(entries.items()):
             if info["type"] == "file":
-                told = files.info(name) if is_web else info
-                listed[name.removeprefix(root).lstrip("/")] = _file(prefix + name, told)
+                details = files.info(name) if is_web else info
+                listed[name.removeprefix(root).lstrip("/")] = _file(prefix + name, details)
     if not listed:
         raise TextError(
             f"source {url}", got="none", rule="must match a file", remedy="Check the address and the pattern."
@@ -94,33 +94,33 @@ def list_remote(address: str) -> Listing:
 
 
 class Wanted(NamedTuple):
-    """A remote file and the place of its copy."""
+    """A remote file and the path of its copy."""
 
     remote: RemoteFile
     path: Path
 
 
 def copy_name(remote: RemoteFile, suffix: str, number: int) -> str:
-    """The name of a copy: the same for the same content as the server tells it, with any credentials.
+    """The name of a copy. It depends on the content's version on the server, not on credentials.
 
     Args:
         remote: The file.
-        suffix: Of its name.
-        number: Tells files apart that differ in their queries alone.
+        suffix: Suffix of the name.
+        number: Distinguishes files whose URLs differ only in the query.
     """
-    told = repr((remote.url, remote.size, remote.version, number))
-    return hashlib.sha256(told.encode()).hexdigest()[:32] + suffix
+    identity = repr((remote.url, remote.size, remote.version, number))
+    return hashlib.sha256(identity.encode()).hexdigest()[:32] + suffix
 
 
 def fetch(wanted: Sequence[Wanted], progress: Callable[[int, int], None]) -> None:
-    """Copy the files that are not there yet, several at a time; each appears when it is whole.
+    """Copy the missing files, several at a time. Each appears when it is complete.
 
     Args:
-        wanted: Files and places, all in one folder.
-        progress: Told the bytes copied and the bytes in all.
+        wanted: Files and paths, all in one folder.
+        progress: Called with the bytes copied and all bytes.
 
     Raises:
-        TextError: If one cannot be fetched, naming its URL. Those that are whole stay.
+        TextError: If a file cannot be fetched, naming its URL. Complete copies are kept.
     """
     total = sum(item.remote.size or 0 for item in wanted)
     left = [item for item in wanted if not item.path.exists()]
@@ -143,7 +143,7 @@ class _Count:
     def add(self, num_bytes: int) -> None:
         with self._lock:
             self._done += num_bytes
-            # Where a server tells no size, the total is not known before the end.
+            # If a server reports no size, the total is unknown until the end.
             self._total = max(self._total, self._done)
             self._progress(self._done, self._total)
 
@@ -165,9 +165,9 @@ def _fetch_one(item: Wanted, count: _Count) -> None:
         if size == 0 or size != (remote.size or size):
             raise TextError(
                 f"source {remote.url}",
-                got=f"{size} bytes" + (f" where the server says {remote.size}" if remote.size else ""),
+                got=f"{size} bytes" + (f" where the server reports {remote.size}" if remote.size else ""),
                 rule="must be fetched whole",
-                remedy="Run the same command again; it goes on with what is fetched.",
+                remedy="Run the same command again; it keeps the complete copies.",
             )
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -184,11 +184,11 @@ def _open(address: str) -> tuple[Any, str]:
     if address.lower().startswith(("http:", "https:")):
         from aiohttp import ClientTimeout
 
-        # A large file takes longer than the five minutes that aiohttp allows by itself.
+        # A large file takes longer than aiohttp's default limit of five minutes.
         timeout = ClientTimeout(total=None, sock_connect=60, sock_read=_SILENT_SECONDS)
         options = {"client_kwargs": {"timeout": timeout}, "headers": {"Accept-Encoding": "identity"}}
     files, path = url_to_fs(address, **options)
-    # What was listed before may have changed since.
+    # Listings may have changed.
     files.invalidate_cache()
     return files, str(path)
 
@@ -201,10 +201,10 @@ def _file(address: str, info: Mapping[str, Any]) -> RemoteFile:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn whatever a protocol's package raises into one error that names the URL.
+    """Turn exceptions of a protocol's package into one error that names the URL.
 
     Raises:
-        TextError: For anything but a full disk.
+        TextError: For everything except a full disk.
     """
     url = without_credentials(address)
     try:
@@ -214,7 +214,7 @@ def _explained(address: str) -> Iterator[None]:
         raise TextError(
             f"source {url}",
             got=f"none for {scheme}://",
-            rule="must have a package installed that knows its protocol",
+            rule="must have a package installed for its protocol",
             remedy=f"pip install '{_PACKAGES[scheme]}'." if scheme in _PACKAGES else f"{error}.",
         ) from error
     except Exception as error:
@@ -224,19 +224,19 @@ def _explained(address: str) -> Iterator[None]:
             f"source {url}",
             got=_reason(error, address),
             rule="must be fetched whole",
-            remedy="Check the address and your access to it; the same command goes on with what is fetched.",
+            remedy="Check the address and your access to it; the same command keeps the complete copies.",
         ) from error
 
 
 def _reason(error: BaseException, address: str) -> str:
-    """What a server or a package said, without the address, which may hold a password."""
+    """The reason given by a server or package, without the address, which may hold a password."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(status := getattr(cause, "status", None), int):
             return f"HTTP status {status} {getattr(cause, 'message', '')}".rstrip()
         cause = cause.__cause__ or cause.__context__
-    # fsspec tells a refused connection as a missing file; what raised it says why.
-    told = (isinstance(error, FileNotFoundError) and error.__cause__) or error
-    if without_credentials(address) != address or not str(told):
-        return type(told).__name__
-    return f"{type(told).__name__}: {str(told).splitlines()[0]}"
+    # fsspec reports a refused connection as a missing file; its cause has the reason.
+    shown = (isinstance(error, FileNotFoundError) and error.__cause__) or error
+    if without_credentials(address) != address or not str(shown):
+        return type(shown).__name__
+    return f"{type(shown).__name__}: {str(shown).splitlines()[0]}"

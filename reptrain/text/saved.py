@@ -1,4 +1,4 @@
-"""Folders that the `datasets` library saved: what their state says of the rows is obeyed or refused."""
+"""Folders saved by the `datasets` library. A state.json that selects or changes rows is refused."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from reptrain.reading import ReadError, decode, parse_object
 
 STATE = "state.json"
 DICT = "dataset_dict.json"
-# Results of earlier calls of map and filter, and what a writer left behind.
+# Cached results of map and filter, and temporary files.
 _CACHE = re.compile(r"cache-\w+\.arrow|tmp\w{8}(\.arrow)?")
 
 
 def is_cache(name: str) -> bool:
-    """Whether a file is one that the library keeps beside a data set: the result of a map or a filter."""
+    """Whether a file is a cached result of map or filter, or a temporary file, beside a dataset."""
     return _CACHE.fullmatch(PurePosixPath(name).name) is not None
 
 
 def saved_files(source: str, folder: str, names: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
-    """The data files of a saved data set, in the order of its state.json.
+    """The data files of a saved dataset, in the order of its state.json.
 
-    Formats are not applied: they change how a row is shown, not which rows there are.
+    Formats are ignored: they change how rows are displayed, not which rows there are.
 
     Args:
         source: The source, for messages.
-        folder: The data set's folder below it, empty or with a closing ``/``.
-        names: All files in the folder but for those that describe it.
-        read: Gives a file's content.
+        folder: The dataset's folder below the source, empty or with a trailing ``/``.
+        names: All files in the folder, without README, LICENSE and the like.
+        read: Returns a file's content.
 
     Raises:
-        TextError: If the state chooses or changes rows, or files are there that it does not list.
+        TextError: If the state selects or changes rows, or the folder has files that it does not list.
     """
     state = _read(source, f"{folder}{STATE}", read)
     items = state.get("_data_files")
@@ -49,29 +49,29 @@ def saved_files(source: str, folder: str, names: Sequence[str], read: Callable[[
     if chosen is not None:
         raise _refused(
             source,
-            f"{chosen} in {folder}{STATE}: rows that were chosen from those of its files",
+            f"{chosen} in {folder}{STATE}: rows selected from its files",
             "save it again with a newer version: load_from_disk(OLD).flatten_indices().save_to_disk(NEW)",
         )
     if any(_is_part(item) for item in items) or _has_transforms(state.get("_inplace_history")):
         raise _refused(
             source,
-            f"a {folder}{STATE} that takes a part of its files, or changes their columns",
+            f"a {folder}{STATE} that uses a part of its files, or changes their columns",
             "save it again with a newer version: load_from_disk(OLD).save_to_disk(NEW)",
         )
     other = [name for name in names if name not in (*files, f"{folder}{STATE}") and not is_cache(name)]
     if other:
-        raise _refused(source, f"{other[0]}, which {folder}{STATE} does not list", "take the file away")
+        raise _refused(source, f"{other[0]}, which {folder}{STATE} does not list", "remove the file")
     return files
 
 
 def check_splits(source: str, folder: str, saved: Sequence[str], read: Callable[[str], bytes]) -> None:
-    """Hold the splits that a dataset_dict.json lists against the folders below it.
+    """Compare the splits in a dataset_dict.json with the folders below it.
 
     Args:
         source: The source, for messages.
-        folder: Of the dataset_dict.json, empty or with a closing ``/``.
-        saved: Folders of saved data sets, each with a closing ``/``.
-        read: Gives a file's content.
+        folder: Folder of the dataset_dict.json, empty or with a trailing ``/``.
+        saved: Folders of saved datasets, each with a trailing ``/``.
+        read: Returns a file's content.
 
     Raises:
         TextError: If they differ.
@@ -79,10 +79,10 @@ def check_splits(source: str, folder: str, saved: Sequence[str], read: Callable[
     splits = _read(source, f"{folder}{DICT}", read).get("splits")
     if not isinstance(splits, list):
         raise _refused(source, f"a {folder}{DICT} without splits", "save it again with save_to_disk")
-    there = {name.removeprefix(folder).rstrip("/") for name in saved if name.startswith(folder)}
-    for name in sorted({*map(str, splits)} ^ there):
+    present = {name.removeprefix(folder).rstrip("/") for name in saved if name.startswith(folder)}
+    for name in sorted({*map(str, splits)} ^ present):
         got = f"no {folder}{name}, which {DICT} lists"
-        if name in there:
+        if name in present:
             got = f"{folder}{name}, which {DICT} does not list"
         raise _refused(source, got, "restore or remove the split, or name the folder of one split")
 
@@ -110,6 +110,6 @@ def _refused(source: str, got: str, remedy: str) -> TextError:
     return TextError(
         f"source {source}",
         got=got,
-        rule="must be a folder that the datasets library saved, rows as they are in its files",
+        rule="must be a folder saved by the datasets library, with the rows as in its files",
         remedy=f"{remedy[:1].upper()}{remedy[1:]}.",
     )

@@ -18,11 +18,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         model_bytes: The serialized model.
-        eos: The control piece that ends a document, or what a file says of it; None takes the model's own, or
-            one of a usual name.
+        eos: The control piece that ends a document, or the end that a file names. None takes the model's own,
+            or a piece with a usual name.
 
     Raises:
-        TokenizerError: If the bytes are no SentencePiece model, or ``eos`` is not a control piece of it.
+        TokenizerError: If the bytes are not a SentencePiece model, or ``eos`` is not a control piece of it.
     """
 
     file_name = "tokenizer.model"
@@ -43,21 +43,21 @@ class SentencePieceTokenizer(Tokenizer):
                 "tokenizer",
                 got=repr(eos),
                 rule="must have the --eos piece as a control piece, which no text encodes to",
-                remedy="Name another piece, or leave it out to take the model's own.",
+                remedy="Choose another piece, or leave --eos out to use the model's own.",
             )
         self.sentinel_ids = self._find_sentinels()
 
     @property
     def vocab_size(self) -> int:
-        """The number of pieces, sentinels among them."""
+        """The number of pieces, including sentinels."""
         return int(self._processor.get_piece_size())
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of one sequence of ids; control pieces (pad, EOS, sentinels) leave no trace."""
+        """The text of one sequence of ids; control pieces (pad, EOS, sentinels) are skipped."""
         return str(self._processor.decode(np.asarray(ids, dtype=np.int64).tolist()))
 
     def piece(self, index: int) -> str:
-        """The piece as it stands in the vocabulary, ``▁`` for a space."""
+        """The piece as in the vocabulary, with ``▁`` for a space."""
         return str(self._processor.id_to_piece(index))
 
     def _piece_bytes(self, index: int) -> int:
@@ -72,7 +72,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _own_eos(self) -> int:
-        """The model's EOS; that of a model which declares none, such as ALBERT's, by a usual name."""
+        """The model's EOS. In a model that declares none, such as ALBERT's, a piece with a usual name."""
         if (declared := int(self._processor.eos_id())) >= 0:
             return declared
         return next((index for name in EOS_NAMES if (index := self._control(name)) >= 0), -1)
@@ -89,7 +89,7 @@ class SentencePieceTokenizer(Tokenizer):
         return index if is_own or self._processor.is_control(index) else -1
 
     def _control(self, piece: str) -> int:
-        """The id of a control piece; -1 where it is none. Other pieces can be spelled by a text."""
+        """The id of a control piece, or -1. A text can spell any other piece."""
         index = int(self._processor.piece_to_id(piece))
         return index if index != self.unk_id and self._processor.is_control(index) else -1
 

@@ -1,4 +1,4 @@
-"""From what the user names to files: paths, folders, globs and URLs."""
+"""The files of sources: paths, folders, globs and URLs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reptrain.text.remote import RemoteFile, Wanted, copy_name, fetch, is_url, l
 from reptrain.text.saved import DICT, STATE, check_splits, is_cache, saved_files
 from reptrain.text.walk import files_below, files_matching, has_magic, split_glob
 
-# Files that describe the data, by their names without suffix.
+# Files that describe the data, by name without suffix.
 _READMES = ("readme", "license", "licence")
 _COMPANIONS = (*_READMES, "copying", "notice", "changelog", "citation", "authors")
 _MARKERS = ("_success", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json")
@@ -22,10 +22,10 @@ _MOST_NAMED = 5
 
 
 class SourceFile(NamedTuple):
-    """A file to read: ``name`` is its place below the source, ``label`` the same with the source.
+    """A file to read: ``name`` is its path below the source, ``label`` the same with the source's name.
 
-    A remote file has a ``url`` without what gives access to it, ``address`` with it, and the ``version`` that
-    the server told; ``size`` is 0 where it told none. Its ``path`` is where it will lie once it is fetched.
+    A remote file has a ``url`` without credentials, an ``address`` with them, and the ``version`` that the
+    server reports; ``size`` is 0 if it reports none. Its ``path`` is valid once it is fetched.
     """
 
     path: Path
@@ -39,21 +39,21 @@ class SourceFile(NamedTuple):
 
     @property
     def identity(self) -> list[str | int | None]:
-        """What changes when the file may have changed."""
+        """Values that change when the file's content may have changed."""
         if self.url is not None:
             return [self.url, self.size, self.version]
         return [escape_name(str(self.path.resolve())), self.size, self.path.stat().st_mtime_ns]
 
 
 def expand_sources(sources: Sequence[str | Path]) -> list[SourceFile]:
-    """The files of all sources, in order; a folder or glob stands for its text files, sorted.
+    """The files of all sources, in order. A folder or glob stands for its text files, sorted.
 
-    A folder that the `datasets` library saved stands for the files that its state.json lists. Links are
-    followed. Names hold no bytes that are not UTF-8: those are escaped.
+    A folder saved by the `datasets` library stands for the files that its state.json lists. Links are
+    followed. Bytes in names that are not UTF-8 are escaped.
 
     Raises:
-        TextError: If a file is missing, empty or of another kind, a folder holds none or others too, a glob
-            matches nothing, or a server cannot be asked.
+        TextError: If a file is missing, empty or of another kind, a folder holds no text file or other files
+            too, a glob matches nothing, or a server fails.
     """
     return [file for source in sources for file in _expand(str(source))]
 
@@ -106,10 +106,10 @@ def _remote(url: str) -> Iterator[SourceFile]:
 def fetch_sources(
     files: Sequence[SourceFile], folder: Path, progress: Callable[[int, int], None]
 ) -> list[SourceFile]:
-    """The files with the remote ones among them copied to a folder; copies of others there are removed.
+    """Copy the remote files to a folder, and remove other copies there. Returns all files.
 
     Raises:
-        TextError: If one cannot be fetched.
+        TextError: If a file cannot be fetched.
     """
     wanted: dict[int, Wanted] = {}
     names: Counter[str] = Counter()
@@ -134,16 +134,16 @@ def fetch_sources(
 
 
 def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
-    """The text files among those below a folder, sorted; of a saved dataset what its state.json lists.
+    """The text files below a folder, sorted; for a saved dataset, those that its state.json lists.
 
     Args:
         source: The folder, for messages.
-        names: Relative paths of all files in it, but for hidden ones.
-        read: Gives a file's content.
+        names: Relative paths of all files in it, except for hidden ones.
+        read: Returns a file's content.
 
     Raises:
-        TextError: If there are none, or files of a kind that cannot be read beside them, or a saved dataset
-            whose state changes its rows.
+        TextError: If there are none, or other files beside them, or a saved dataset whose state changes its
+            rows.
     """
     shown = sorted(names)
     saved = sorted({_folder(name) for name in shown if PurePosixPath(name).name == STATE})
@@ -168,14 +168,14 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
             f"source {source}",
             got=_some(unknown) if unknown else "none",
             rule=f"must hold files that end in {', '.join(SUFFIXES)}",
-            remedy="Name the files or another folder.",
+            remedy="Pass the files or another folder.",
         )
     if unknown:
         raise TextError(
             f"source {source}",
             got=f"{_some(unknown)} beside {len(chosen)} that can be read",
             rule=f"must hold files that end in {', '.join(SUFFIXES)} alone",
-            remedy="Choose by a glob in quotes, such as 'FOLDER/**/*.jsonl', or take the others away.",
+            remedy="Choose by a glob in quotes, such as 'FOLDER/**/*.jsonl', or move the others away.",
         )
     return chosen
 
@@ -185,7 +185,7 @@ def _is_data(name: str) -> bool:
 
 
 def _is_companion(name: str) -> bool:
-    """Whether a file describes the data: README and LICENSE, as .txt too, and what other programs leave."""
+    """Whether a file describes the data: README and LICENSE, also as .txt, and marker files of programs."""
     base = PurePosixPath(name).name.lower()
     stem, _, suffix = base.partition(".")
     is_data = suffix_of(base) is not None and not (suffix == "txt" and stem in _READMES)
@@ -207,5 +207,5 @@ def _no_match(source: str) -> TextError:
         f"source {source}",
         got="none",
         rule="must match a file",
-        remedy="Check the pattern: ** is any folders below, and [[] a bracket that is part of a name.",
+        remedy="Check the pattern: ** matches any folders below, and [[] a bracket in a name.",
     )

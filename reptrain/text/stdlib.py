@@ -1,4 +1,4 @@
-"""The English documentation that comes with every Python installation, as documents."""
+"""The English documentation in every Python installation, as documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from reptrain.text.documents import Document
 
 _SKIPPED_FOLDERS = frozenset(
-    # Installed packages and tests are no documentation; the others exist in some versions only.
+    # Installed packages and tests are not documentation; the others only exist in some versions.
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
     | {"ensurepip", "pydoc_data", "__pycache__"}
 )
@@ -21,8 +21,8 @@ _Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def stdlib_documents() -> Iterator[Document]:
     """Python's help topics, then the docstrings of the standard library, in a fixed order.
 
-    Docstrings are parsed from the source; no module but ``pydoc_data.topics`` is imported. Those
-    shorter than 64 characters say too little to be a document and are left out.
+    Docstrings are parsed from the source; only ``pydoc_data.topics`` is imported. Docstrings of less than
+    64 characters are left out.
 
     Returns:
         About 5,000 documents, 2 MB, from the sources ``topics`` and ``docstrings``.
@@ -58,6 +58,6 @@ def _walk_body(body: Iterable[ast.stmt], name: str) -> Iterator[tuple[str, str]]
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _walk(node, f"{name}.{node.name}")
         elif isinstance(node, ast.If | ast.Try):
-            # A module may define one function in several branches, one for each platform.
+            # A module may define a function in several branches, one per platform.
             yield from _walk_body(node.body, name)
             yield from _walk_body(node.orelse, name)

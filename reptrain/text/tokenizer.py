@@ -1,27 +1,23 @@
-"""Tokenizers: loading by content, encoding, decoding. One interface, two kinds of files."""
+"""Tokenizers: encoding and decoding. One interface for two kinds of files."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.errors import TokenizerError
-from reptrain.text.ends import NamedEnd, find_end
-
 EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS]")
-"""What the piece that ends a document is usually called."""
+"""Usual names of the piece that ends a document."""
 
 TokenDtype = np.dtype[np.unsignedinteger[Any]]
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 
-# The libraries need up to a hundred bytes of memory a character while they encode one text.
+# The libraries use up to a hundred bytes of memory per character while they encode a text.
 _MOST_CHARACTERS = 1 << 20
 _SEAM_CHARACTERS = 256
 _MOST_SEAMS = 1000
@@ -35,11 +31,11 @@ def token_dtype(vocab_size: int) -> TokenDtype:
 
 
 class Seam(NamedTuple):
-    """A cut through a long text: the left part ends at ``stop``, the right one starts at ``start``.
+    """A cut in a long text: the left part ends at ``stop``, the right part starts at ``start``.
 
-    ``start`` is before ``stop`` where a character has to stand before the right part for its ids to come out
-    as in the whole text, and ``drop`` ids are its; it is after ``stop`` where the tokenizer puts a space
-    before every text by itself.
+    ``start`` is before ``stop`` if the right part needs the character before it to get the ids of the whole
+    text; the first ``drop`` ids belong to that character. It is after ``stop`` if the tokenizer itself puts a
+    space before every text.
     """
 
     stop: int
@@ -54,17 +50,17 @@ class Tokenizer(ABC):
         model_bytes: The content of its file.
 
     Attributes:
-        fingerprint: Of those bytes.
-        dtype: Of the tokens.
-        eos_id: The id that ends a document; -1 where there is none, or a file names one that is not a
-            special piece.
-        pad_id: The id of the padding piece; -1 where there is none.
-        unk_id: The id of what the vocabulary does not hold; -1 where it holds everything.
-        sentinel_ids: Those of ``<extra_id_0>`` onwards.
+        fingerprint: Fingerprint of these bytes.
+        dtype: Type of the tokens.
+        eos_id: The id that ends a document; -1 if there is none, or a file names one that is not a special
+            piece.
+        pad_id: The id of the padding piece, or -1.
+        unk_id: The id of unknown text, or -1 if the vocabulary covers every text.
+        sentinel_ids: The ids of ``<extra_id_0>`` onwards.
     """
 
     file_name: ClassVar[str]
-    """Its file's name in a store, which tells the kind."""
+    """Name of its file in a store; each kind has its own."""
 
     eos_id: int
     pad_id: int
@@ -75,39 +71,10 @@ class Tokenizer(ABC):
         self.model_bytes = model_bytes
         self.fingerprint = hashlib.sha256(model_bytes).hexdigest()[:32]
 
-    @staticmethod
-    def load(path: Path, eos: str | NamedEnd | None = None) -> Tokenizer:
-        """Read a SentencePiece model or a tokenizer.json, told apart by their content.
-
-        Args:
-            path: The file.
-            eos: The piece that ends a document, or what a file says of it; None takes what the files beside
-                it name (see `find_end`), else the model's own, else a piece of a usual name.
-
-        Raises:
-            TokenizerError: If it cannot be read or is neither, or ``eos`` is not a special piece of it.
-        """
-        try:
-            model_bytes = path.read_bytes()
-        except OSError as error:
-            raise TokenizerError(
-                f"tokenizer {path}",
-                got=error.strerror or error,
-                rule="must be a readable file",
-                remedy="Check the path.",
-            ) from error
-        end = find_end(path.parent) if eos is None else eos
-        try:
-            return _kind_of(model_bytes)(model_bytes, end)
-        except TokenizerError as error:
-            raise TokenizerError(
-                f"tokenizer {path}", got=error.got, rule=error.rule, remedy=error.remedy
-            ) from error
-
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """The number of ids, special pieces among them."""
+        """The number of ids, including special pieces."""
 
     @property
     def dtype(self) -> TokenDtype:
@@ -122,8 +89,8 @@ class Tokenizer(ABC):
     def encode(self, texts: Sequence[str]) -> list[TokenArray]:
         """Token ids of each text, without EOS, as uint16 or uint32 by the vocabulary's size.
 
-        One thread, since the callers are processes that share the machine already. A text of more than
-        2^20 characters is encoded in parts, cut where the ids on both sides are those of the uncut text.
+        Uses one thread, as callers run in several processes. A text of more than 2^20 characters is encoded
+        in parts, cut where this does not change the ids.
         """
         encoded = iter(self._encode([text for text in texts if len(text) <= _MOST_CHARACTERS]))
         return [
@@ -133,17 +100,17 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) leave no trace."""
+        """The text of one sequence of ids; special pieces (pad, EOS, sentinels) are skipped."""
 
     @abstractmethod
     def piece(self, index: int) -> str:
-        """The piece as it stands in the vocabulary."""
+        """The piece as in the vocabulary."""
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes that each id stands for, int64 [vocab_size].
+        """UTF-8 bytes that each id represents, int64 [vocab_size].
 
-        Special pieces stand for none, unknown text for 3: what a vocabulary lacks is mostly rare characters
-        of scripts that take 3 bytes each.
+        Special pieces represent none, unknown text 3: it is mostly rare characters of scripts with 3 bytes
+        per character.
         """
         lengths = np.array([self._piece_bytes(index) for index in range(self.vocab_size)], np.int64)
         lengths[[index for index in (self.eos_id, self.pad_id, *self.sentinel_ids) if index >= 0]] = 0
@@ -153,11 +120,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _piece_bytes(self, index: int) -> int:
-        """UTF-8 bytes that a piece stands for; 0 for one that leaves no trace in a text."""
+        """UTF-8 bytes that a piece represents; 0 if decoding skips it."""
 
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, which is not too long, on one thread."""
+        """Ids of each text, on one thread. The texts have at most 2^20 characters."""
 
     def _encode_long(self, text: str) -> TokenArray:
         parts: list[TokenArray] = []
@@ -170,7 +137,7 @@ class Tokenizer(ABC):
         return np.concatenate(parts)
 
     def _find_seam(self, text: str, end: int) -> Seam:
-        """The last place before ``end`` where a cut leaves the ids around it as they are."""
+        """The last cut before ``end`` that does not change the ids around it."""
         for stop in _places(text, end):
             first, last = stop - _SEAM_CHARACTERS, stop + _SEAM_CHARACTERS
             whole, left = self._encode([text[first:last], text[first:stop]])
@@ -179,23 +146,12 @@ class Tokenizer(ABC):
                 guard, right = self._encode([text[start:stop], text[start:last]])
                 if left + right[len(guard) :] == whole:
                     return Seam(stop, start, len(guard))
-        # A text where no cut is without effect; its ids decode to it all the same.
+        # Every cut changes the ids; they still decode to the text.
         return Seam(end, end, 0)
 
 
-def _kind_of(model_bytes: bytes) -> Callable[[bytes, str | NamedEnd | None], Tokenizer]:
-    # Each kind's library is loaded when it is needed.
-    if model_bytes.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and model_bytes.rstrip().endswith(b"}"):
-        from reptrain.text.huggingface import HuggingFaceTokenizer
-
-        return HuggingFaceTokenizer
-    from reptrain.text.sentencepiece_model import SentencePieceTokenizer
-
-    return SentencePieceTokenizer
-
-
 def _places(text: str, end: int) -> Iterator[int]:
-    """Where to try to cut: at white space first, then anywhere, backwards from ``end``."""
+    """Cuts to try, backwards from ``end``: first at white space, then anywhere."""
     spaces = (stop for stop in range(end, end - _MOST_CHARACTERS // 2, -1) if text[stop].isspace())
     yield from itertools.islice(spaces, _MOST_SEAMS)
     yield from range(end, end - _MOST_SEAMS, -1)

@@ -30,21 +30,20 @@ def train_tokenizer(
     fit: bool = False,
     seed: int = 0,
 ) -> SentencePieceTokenizer:
-    """Train a unigram model (Kudo 2018) and write it; the same texts give the same bytes.
+    """Train a unigram model (Kudo 2018) and write it. The same texts give the same bytes.
 
-    The text is taken as it is (no normalization, no prefix space), so that decoding gives back what was
-    encoded, but for rare characters, which become unk, and ▁, which becomes a space. A line end is a piece
-    of its own.
+    The text is not changed (no normalization, no prefix space), so decoding restores the encoded text, except
+    for rare characters, which become unk, and ▁, which becomes a space. A line end is a separate piece.
 
     Args:
-        texts: Documents; with ``fit`` they may be read several times.
+        texts: Documents; with ``fit`` they may be iterated several times.
         out: The ``.model`` file to write.
-        vocab_size: All pieces: pad 0, eos 1, unk 2, line end 3, learnt ones, sentinels.
+        vocab_size: Number of pieces: pad 0, eos 1, unk 2, line end 3, trained pieces, sentinels.
         num_sentinels: Reserved ids at the top, as in T5: ``<extra_id_0>`` is vocab_size - 1, counting down.
             No text encodes to them.
-        fit: Where the text has too few pieces, or too many characters, train a vocabulary of the nearest size
-            that fits instead of raising.
-        seed: Of SentencePiece's random generator.
+        fit: If the text has too few pieces or too many characters, train the nearest size that fits instead
+            of raising.
+        seed: Seed of SentencePiece's random generator.
 
     Raises:
         TokenizerError: If the vocabulary does not fit the text.
@@ -61,10 +60,10 @@ def train_tokenizer(
         trained = _train_unigram(texts, num_trained, seed)
     except _DoesNotFit as error:
         if not fit:
-            raise error.explained(num_trained, num_sentinels) from error
+            raise error.user_error(num_trained, num_sentinels) from error
         fitted = _train_to_fit(texts, error, seed)
         if fitted is None:
-            raise error.explained(num_trained, num_sentinels) from error
+            raise error.user_error(num_trained, num_sentinels) from error
         trained, num_trained = fitted
     vocab_size = num_trained + num_sentinels
     model_bytes = _with_sentinels(trained, num_sentinels, vocab_size)
@@ -74,19 +73,19 @@ def train_tokenizer(
     return tokenizer
 
 
-class _DoesNotFit(Exception):  # noqa: N818 - caught here, and never an error of its own
-    """SentencePiece's refusal of a size, with the bound that it names."""
+class _DoesNotFit(Exception):  # noqa: N818 - internal, always caught
+    """SentencePiece refused a size; holds the bound that it names."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         most, least = re.search(r"value <= (\d+)", reason), re.search(r"\d+ vs (\d+)", reason)
         self.most = int(most[1]) if most else None
-        """Pieces that the text can fill."""
+        """Largest number of pieces for this text."""
         self.least = int(least[1]) if least and not most else None
-        """Pieces that its characters need; more are needed."""
+        """Pieces that its characters need; the size must be larger."""
 
-    def explained(self, num_trained: int, num_sentinels: int) -> TokenizerError:
-        """The same for the user."""
+    def user_error(self, num_trained: int, num_sentinels: int) -> TokenizerError:
+        """The error for the user."""
         remedy = "Raise vocab_size"
         if self.most is not None:
             remedy = f"Set vocab_size to at most {self.most + num_sentinels}"
@@ -101,8 +100,8 @@ class _DoesNotFit(Exception):  # noqa: N818 - caught here, and never an error of
 
 
 def _train_to_fit(texts: Iterable[str], refusal: _DoesNotFit, seed: int) -> tuple[bytes, int] | None:
-    """A model of the nearest size that fits the text, and the number of its pieces; None where none fits."""
-    # Twice the characters leave room for pieces of several.
+    """A model of the nearest size that fits the text, and its number of pieces; None if none fits."""
+    # Twice the characters leaves room for longer pieces.
     size = refusal.most if refusal.least is None else 2 * refusal.least
     for _ in range(_ATTEMPTS):
         if size is None or size <= _RESERVED:
@@ -132,7 +131,7 @@ def _train_unigram(texts: Iterable[str], num_trained: int, seed: int) -> bytes:
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
-            # The rule of thumb 0.9995 drops even some capital letters from English text.
+            # The usual 0.9995 drops even some capital letters from English text.
             character_coverage=0.99995,
             max_sentence_length=4 * _SENTENCE_CHARACTERS,
             num_threads=1,
@@ -144,7 +143,7 @@ def _train_unigram(texts: Iterable[str], num_trained: int, seed: int) -> bytes:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines, long ones in pieces: what is longer than a limit SentencePiece leaves out silently."""
+    """Lines, with long ones split: SentencePiece silently skips lines above a limit."""
     for text in texts:
         for line in text.split("\n"):
             for start in range(0, len(line), _SENTENCE_CHARACTERS):
@@ -154,9 +153,9 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 def _with_sentinels(model_bytes: bytes, num_sentinels: int, vocab_size: int) -> bytes:
     """Append control pieces to a serialized model, the last sentinel first, and set its vocab_size.
 
-    Protocol buffers concatenate the repeated fields, and merge the messages, of two encodings that
-    follow each other, so that the appended pieces get the next ids. A control piece stands for itself
-    alone: text that spells ``<extra_id_0>`` encodes to ordinary pieces.
+    In concatenated protocol buffers, repeated fields are concatenated and messages merged, so the appended
+    pieces get the next ids. No text encodes to a control piece: text that spells ``<extra_id_0>`` encodes to
+    ordinary pieces.
 
     Source: protobuf.dev/programming-guides/encoding, "Last One Wins"; sentencepiece_model.proto:
         ModelProto {pieces = 1, trainer_spec = 2}, SentencePiece {piece = 1, score = 2, type = 3},

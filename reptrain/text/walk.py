@@ -1,4 +1,4 @@
-"""The files of folders and globs: links are followed, loops are cut, and no entry is left out unseen."""
+"""The files of folders and globs: follows links, detects loops, and skips no entry silently."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 class Glob(NamedTuple):
-    """A pattern: the folder before its first part that is one, and the parts from there on."""
+    """A pattern: the folder before the first part with a wildcard, and the parts from there on."""
 
     folder: Path
     parts: tuple[str, ...]
 
 
 def has_magic(source: str) -> bool:
-    """Whether a source has a sign of a pattern: ``*``, ``?`` or ``[``."""
+    """Whether a source has a wildcard: ``*``, ``?`` or ``[``."""
     return _MAGIC.search(source) is not None
 
 
 def split_glob(source: str) -> Glob:
-    """Take a pattern apart. A part that exists by its name is no pattern: ``my [v2]/*.jsonl``."""
+    """Split a pattern. A part that exists as a name is not a pattern: ``my [v2]/*.jsonl``."""
     folder, parts = Path(), Path(source).parts
     for place, part in enumerate(parts):
         if has_magic(part) and not (folder / part).exists():
@@ -38,13 +38,13 @@ def split_glob(source: str) -> Glob:
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """All entries below a folder that are no folders, by name, sorted; hidden ones are passed over.
+    """All entries below a folder except for folders and hidden entries, sorted by name.
 
-    Links to folders are walked. A file that is reached twice, by a link and its own name or by two links, is
-    taken once, by its own name if that is below the folder.
+    Links to folders are followed. A file that is reached twice, by a link and its own name or by two links,
+    is listed once, by its own name if that is below the folder.
 
     Returns:
-        Paths by their names below the folder, with ``/``; bytes that are not UTF-8 are escaped in the names.
+        Paths by their names below the folder, with ``/``. Bytes in names that are not UTF-8 are escaped.
 
     Raises:
         TextError: If a folder cannot be read.
@@ -53,9 +53,9 @@ def files_below(folder: Path) -> dict[str, Path]:
 
 
 def files_matching(glob: Glob) -> dict[str, Path]:
-    """The files that a pattern matches, as `files_below` gives them; a folder stands for the files below it.
+    """The files that match a pattern, as in `files_below`. A folder stands for the files below it.
 
-    A part matches a hidden name only if it begins with a dot itself.
+    A part matches a hidden name only if the part begins with a dot.
 
     Raises:
         TextError: If a folder cannot be read.
@@ -66,10 +66,10 @@ def files_matching(glob: Glob) -> dict[str, Path]:
 class _Entry(NamedTuple):
     path: Path
     name: str
-    """Its place below the source; empty for the source itself."""
+    """Its path below the source; empty for the source itself."""
     real: str
     is_linked: bool
-    """Whether a link leads to it."""
+    """Whether it was reached through a link."""
 
     @classmethod
     def root(cls, folder: Path) -> _Entry:
@@ -110,7 +110,7 @@ def _match(folder: _Entry, parts: Sequence[str]) -> Iterator[_Entry]:
 
 
 def _folders(folder: _Entry) -> Iterator[tuple[_Entry, list[os.DirEntry[str]]]]:
-    """A folder and those below it, each once, with their entries; those behind links come last."""
+    """A folder and those below it, each once, with their entries; linked folders come last."""
     seen: set[str] = set()
     own, linked = [folder], list[_Entry]()
     while own or linked:
@@ -126,17 +126,17 @@ def _folders(folder: _Entry) -> Iterator[tuple[_Entry, list[os.DirEntry[str]]]]:
 
 
 def _sorted(files: Iterable[_Entry]) -> dict[str, Path]:
-    """The files by name; of two names of one file its own, then the shallowest, then the first."""
+    """The files by name. A file with two names keeps its own, then the shallowest, then the first."""
     by_real: dict[str, _Entry] = {}
     for file in files:
         if file.real not in by_real or _rank(file) < _rank(by_real[file.real]):
             by_real[file.real] = file
-    found: dict[str, Path] = {}
+    files_by_name: dict[str, Path] = {}
     for file in sorted(by_real.values(), key=lambda file: file.name):
-        if file.name in found:
+        if file.name in files_by_name:
             raise _refused(file.path, f"two files that are called {file.name}", "must have names that differ")
-        found[file.name] = file.path
-    return found
+        files_by_name[file.name] = file.path
+    return files_by_name
 
 
 def _rank(file: _Entry) -> tuple[bool, int, str]:
@@ -147,7 +147,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads to itself; whoever opens it says so.
+        # A link to itself; opening it will fail with a clear error.
         return False
 
 

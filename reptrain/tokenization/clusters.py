@@ -1,4 +1,4 @@
-"""Clusters of near-duplicates: candidates by bands, verified by signatures, connected."""
+"""Clusters of near-duplicates: candidate pairs by bands, verified by signatures, joined by union-find."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.store.manifest import SPLITS, Dedup, NearSettings
+from reptrain.store.manifest import SPLITS
 from reptrain.tokenization.near import open_bands, open_signatures
 from reptrain.tokenization.scan import DUPLICATE, KEPT, NEAR_DUPLICATE, Scan, between, sweep
 from reptrain.tokenization.strata import Strata, find_thresholds
 from reptrain.tokenization.work import Work
+from reptrain.tokenize_options import Dedup, NearSettings
 
-# Documents that share a band are compared with so many neighbours at most: a large loose group stays cheap.
-_NEIGHBOURS = 64
+# Each document is compared with at most this many neighbors in a band, so that large groups stay cheap.
+_NEIGHBORS = 64
 _BUCKET_DOCUMENTS = 1 << 18
 _PAIRS = 1 << 14
 
 Int64s = npt.NDArray[np.int64]
 
 
-class Clustered(NamedTuple):
-    """What `decide_near` found: documents by fate, clusters of two and more, documents in the largest."""
+class Decided(NamedTuple):
+    """Documents by status, and clusters of near-duplicates."""
 
-    fates: Int64s
+    counts: Int64s
+    """Documents by status, int64 [KEPT + number of splits]."""
     clusters: int
+    """Clusters of two and more documents."""
     largest: int
+    """Documents of the largest cluster."""
 
 
 def decide_near(
@@ -41,33 +45,33 @@ def decide_near(
     dedup: Dedup,
     held_out_fraction: float,
     progress: Callable[[int, int], None],
-) -> Clustered:
-    """Change the fates that `decide` wrote: each cluster of near-duplicates is on one side.
+) -> Decided:
+    """Update the statuses that `decide` wrote, so that each cluster of near-duplicates is in one split.
 
-    With ``minhash`` only the first document of a cluster, by (job, index), stays. A cluster is drawn by the
-    smallest content hash in it, and belongs to the stratum of that document.
+    ``minhash`` keeps only the first document of a cluster, by (job, index). The smallest content hash in a
+    cluster decides its split, and the document with that hash its stratum.
 
     Args:
-        work: With the hashes, signatures, bands and fates of every job.
+        work: With the hashes, signatures, bands and statuses of every job.
         scans: The records of the jobs.
-        settings: Of the near-duplicates.
-        strata: As `decide` had it.
+        settings: How near-duplicates are detected.
+        strata: The same as for `decide`.
         dedup: `minhash` or `group`.
-        held_out_fraction: As `decide` had it.
-        progress: Told the bands done and all bands.
+        held_out_fraction: The same as for `decide`.
+        progress: Called with the bands done and all bands.
     """
     first = np.cumsum([0, *(scan.documents for scan in scans)])
     distinct = np.concatenate(
-        [np.zeros(0, np.bool_), *(np.load(work.fates(job)) >= KEPT for job in range(len(scans)))]
+        [np.zeros(0, np.bool_), *(np.load(work.statuses(job)) >= KEPT for job in range(len(scans)))]
     )
     root = find_clusters(work, scans, settings, distinct, progress)
-    _settle(work, first, root, strata, dedup, held_out_fraction)
+    _assign_splits(work, first, root, strata, dedup, held_out_fraction)
     sizes = np.bincount(root[distinct], minlength=1)
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
     for job in range(len(scans)):
-        counts += np.bincount(np.load(work.fates(job)), minlength=len(counts))
+        counts += np.bincount(np.load(work.statuses(job)), minlength=len(counts))
     sizes = sizes[sizes > 1]
-    return Clustered(counts, len(sizes), int(sizes.max(initial=0)))
+    return Decided(counts, len(sizes), int(sizes.max(initial=0)))
 
 
 def find_clusters(
@@ -77,17 +81,17 @@ def find_clusters(
     distinct: npt.NDArray[np.bool_],
     progress: Callable[[int, int], None],
 ) -> Int64s:
-    """For every document, counted through all jobs, the first of its cluster, int64 [documents].
+    """The first document of each document's cluster, int64 [documents], numbered through all jobs.
 
-    Two documents are joined if they share a band and at least ``threshold`` of their signatures' places. Of
-    documents with equal text only the first takes part.
+    Two documents are joined if they agree in a band and in at least ``threshold`` of their signatures'
+    entries. Of documents with equal text only the first takes part.
 
     Args:
         work: With the signatures and bands of every job.
         scans: The records of the jobs.
         settings: Bands, rows and threshold.
-        distinct: bool [documents], which take part.
-        progress: Told the bands done and all bands.
+        distinct: bool [documents], which documents take part.
+        progress: Called with the bands done and all bands.
     """
     first = np.cumsum([0, *(scan.documents for scan in scans)])
     root = np.arange(len(distinct))
@@ -114,7 +118,7 @@ def find(root: Int64s, members: Int64s) -> Int64s:
 
 
 def unite(root: Int64s, left: Int64s, right: Int64s) -> None:
-    """Join clusters pair by pair; every document points to an earlier one of its cluster, or to itself."""
+    """Union clusters pair by pair; each document points to an earlier one of its cluster, or to itself."""
     members = np.concatenate([left, right])
     while len(left):
         left, right = find(root, left), find(root, right)
@@ -132,7 +136,7 @@ def _members(
     edges: tuple[int, int],
     distinct: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.uint64], Int64s]:
-    """The documents whose hash of a band lies in a range and is not theirs alone, sorted by hash."""
+    """The documents that share a band's hash within a range, sorted by hash."""
     hashes, members = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for job in range(len(first) - 1):
         part = between(open_bands(work.bands(job), settings)[band], *edges)
@@ -149,9 +153,9 @@ def _members(
 
 
 def _candidates(sorted_members: tuple[npt.NDArray[np.uint64], Int64s]) -> Iterator[tuple[Int64s, Int64s]]:
-    """Pairs of documents of one hash, neighbours first."""
+    """Pairs of documents with equal hashes, adjacent ones first."""
     hash_, member = sorted_members
-    for offset in range(1, _NEIGHBOURS + 1):
+    for offset in range(1, _NEIGHBORS + 1):
         at = np.flatnonzero(hash_[offset:] == hash_[:-offset])
         if len(at) == 0:
             return
@@ -177,24 +181,24 @@ def _alike(
     return alike
 
 
-def _settle(
+def _assign_splits(
     work: Work, first: Int64s, root: Int64s, strata: Strata, dedup: Dedup, held_out_fraction: float
 ) -> None:
-    """Give each cluster one split, by its smallest content hash, and drop near-duplicates."""
+    """Assign each cluster to one split, by its smallest content hash, and drop near-duplicates."""
     jobs = range(len(first) - 1)
     tables = [np.load(work.hashes(number), mmap_mode="r") for number in jobs]
-    fates = [np.load(work.fates(job), mmap_mode="r+") for job in jobs]
+    statuses = [np.load(work.statuses(job), mmap_mode="r+") for job in jobs]
     draw, drawn = np.zeros(len(root), np.uint64), np.zeros(len(root), np.bool_)
     stratum = np.zeros(len(root), np.int64)
     for job, index, _, low in sweep(tables):
-        # In the order of the hashes: the first document met of a cluster has its smallest.
+        # In hash order, so the first document of a cluster has its smallest hash.
         cluster = root[first[job] + index]
         new, at = np.unique(cluster, return_index=True)
         new, at = new[~drawn[new]], at[~drawn[new]]
         draw[new], drawn[new] = low[at], True
         stratum[new] = strata.of(job[at], index[at])
-    # Of equal texts only the first takes part in a cluster; the others are roots of their own.
-    alone = np.concatenate([np.zeros(0, np.bool_), *(fate != DUPLICATE for fate in fates)])
+    # Of equal texts only the first is in a cluster; the others are their own roots.
+    alone = np.concatenate([np.zeros(0, np.bool_), *(status != DUPLICATE for status in statuses)])
     units = np.flatnonzero(drawn & alone)
     counts = np.bincount(stratum[units], minlength=strata.num_strata)
     thresholds = find_thresholds(counts, [(draw[units], stratum[units])], held_out_fraction)
@@ -206,7 +210,7 @@ def _settle(
             decided[cluster != document] = NEAR_DUPLICATE
         for number in np.unique(job):
             mine = np.flatnonzero(job == number)
-            mine = mine[fates[number][index[mine]] != DUPLICATE]
-            fates[number][index[mine]] = decided[mine]
-    for fate in fates:
-        fate.flush()
+            mine = mine[statuses[number][index[mine]] != DUPLICATE]
+            statuses[number][index[mine]] = decided[mine]
+    for status in statuses:
+        status.flush()

@@ -18,7 +18,7 @@ from reptrain.files import write_atomically
 from reptrain.store.hashing import document_digest
 from reptrain.store.manifest import SPLITS, Shard, SplitName
 from reptrain.store.shards import ShardWriter
-from reptrain.text import Document, Tokenizer
+from reptrain.text import Document, Tokenizer, load_tokenizer
 from reptrain.text.documents import Fields, read_slice
 from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import TokenArray
@@ -30,7 +30,7 @@ _ENCODE_CHARACTERS = 1 << 20
 
 
 class StoredTokenizer(NamedTuple):
-    """The tokenizer of a store in the making: its file, its fingerprint and what ends a document."""
+    """The tokenizer of an unfinished store: its file, its fingerprint and its end of document."""
 
     file: str
     fingerprint: str
@@ -48,7 +48,7 @@ class EncodeTask(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What pass 2 made of a job: shards by split, documents without tokens, and counts by source."""
+    """Result of pass 2 for a job: shards by split, documents without tokens, and counts by source."""
 
     shards: dict[SplitName, Shard]
     empty: int
@@ -62,39 +62,39 @@ class Encoded(NamedTuple):
         return cls({split: Shard.model_validate(shard) for split, shard in shards.items()}, *counts)
 
     def write(self, path: Path) -> None:
-        """Write the record that says the job is done."""
+        """Write the record that marks the job as done."""
         shards = {split: shard.model_dump() for split, shard in self.shards.items()}
         write_atomically(path, json.dumps([shards, *self[1:]]))
 
 
 class KeptDocument(NamedTuple):
-    """A document and the split that it belongs to."""
+    """A document and its split."""
 
     split: SplitName
     document: Document
 
 
 def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocument]:
-    """The documents of a job that stay, in order.
+    """The documents of a job that are kept, in order.
 
     Raises:
-        StoreError: If the source is not what pass 1 read; after the last document.
+        StoreError: If the source has changed since pass 1; raised after the last document.
     """
-    # Bytes, not a list: one byte a document.
-    fates = np.load(work.fates(job.index)).tobytes()
+    # Bytes, not a list: one byte per document.
+    statuses = np.load(work.statuses(job.index)).tobytes()
     documents = (document for part in job.slices for document in read_slice(part, fields))
     read = DocumentDigest()
-    for document, fate in itertools.zip_longest(documents, fates):
-        if document is None or fate is None:
-            raise changed(_named(job), "another number of documents")
+    for document, status in itertools.zip_longest(documents, statuses):
+        if document is None or status is None:
+            raise changed(_job_name(job), "another number of documents")
         read.add(document, document.text.encode())
-        if fate >= KEPT:
-            yield KeptDocument(SPLITS[fate - KEPT], document)
+        if status >= KEPT:
+            yield KeptDocument(SPLITS[status - KEPT], document)
     if read.hexdigest() != Scan.read(work.scan(job.index)).digest:
-        raise changed(_named(job), "other documents than before")
+        raise changed(_job_name(job), "other documents than before")
 
 
-def _named(job: Job) -> str:
+def _job_name(job: Job) -> str:
     names = list(dict.fromkeys(part.origin for part in job.slices))
     return names[0] + (f" or one of {len(names) - 1} files after it" if len(names) > 1 else "")
 
@@ -110,9 +110,9 @@ def changed(source: str, got: str) -> StoreError:
 
 
 def encode_job(task: EncodeTask) -> Encoded:
-    """Tokenize the kept documents of a job into a shard for each split that gets any."""
+    """Tokenize the kept documents of a job into one shard for each split that has any."""
     index = task.job.index
-    tokenizer = _load_tokenizer(task.work.out, task.tokenizer)
+    tokenizer = _load_stored(task.work.out, task.tokenizer)
     eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
     empty = 0
     documents: Counter[str] = Counter()
@@ -146,7 +146,7 @@ def encode_job(task: EncodeTask) -> Encoded:
 def _passages(
     document: Document, ids: TokenArray, most_tokens: int | None
 ) -> Iterator[tuple[Document, TokenArray]]:
-    """The document, or its passages: as few as can be, and of equal length but for one token.
+    """The document, or its passages: as few as possible, with lengths that differ by at most one token.
 
     most_tokens 4, one of them for EOS:  d = a b c d e f g  ->  d#0 = a b c, d#1 = d e, d#2 = f g
     """
@@ -155,7 +155,7 @@ def _passages(
         return
     count = -(-len(ids) // (most_tokens - 1))
     for number, part in enumerate(np.array_split(ids, count)):
-        # The first carries the text, so that its bytes count once.
+        # The first passage keeps the text, so that its bytes count once.
         text = document.text if number == 0 else ""
         yield document._replace(id=f"{document.id}#{number}", text=text), part
 
@@ -168,7 +168,7 @@ def _encode(
 
 
 def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
-    """Groups of about equal length, so that memory stays flat."""
+    """Groups of about equal length, to bound the memory."""
     group: list[KeptDocument] = []
     characters = 0
     for kept in documents:
@@ -182,8 +182,8 @@ def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(folder: Path, stored: StoredTokenizer) -> Tokenizer:
-    """The tokenizer, loaded once in each worker; the fingerprint keeps a replaced file from being missed."""
-    tokenizer = Tokenizer.load(folder / stored.file, stored.end)
+def _load_stored(folder: Path, stored: StoredTokenizer) -> Tokenizer:
+    """The tokenizer, loaded once in each worker. The fingerprint in the cache key detects a replaced file."""
+    tokenizer = load_tokenizer(folder / stored.file, stored.end)
     assert tokenizer.fingerprint == stored.fingerprint
     return tokenizer

@@ -1,4 +1,4 @@
-"""What is kept with each document: fields of its record, and tags."""
+"""Metadata kept with each document: fields of its record, and tags."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def parse_tags(tags: Mapping[str, str]) -> tuple[Tag, ...]:
 
 
 def tag_pairs(pairs: Collection[str]) -> dict[str, str]:
-    """Tags by key from texts KEY=VALUE.
+    """Tags by key, from KEY=VALUE.
 
     Raises:
-        StoreError: If one is not of this form, or a key stands twice.
+        StoreError: If one has another form, or for a duplicate key.
     """
     tags: dict[str, str] = {}
     for pair in pairs:
@@ -38,11 +38,11 @@ def tag_pairs(pairs: Collection[str]) -> dict[str, str]:
 
 
 def check_fields(fields: Fields, sources: Mapping[str, Collection[str]]) -> None:
-    """Refuse tags and metadata fields that cannot be told apart, or name no source.
+    """Refuse tags and metadata fields with equal names, and tags of unknown sources.
 
     Args:
-        fields: What is to be kept.
-        sources: The names of the sources, each with the places where its files lie.
+        fields: The metadata to keep.
+        sources: The names of the sources, each with the folders of its files.
 
     Raises:
         StoreError: Naming the tag or field.
@@ -53,7 +53,7 @@ def check_fields(fields: Fields, sources: Mapping[str, Collection[str]]) -> None
                 f"tag {tag.source}:{tag.key}",
                 got=repr(tag.source),
                 rule=f"must name one of the sources, {', '.join(sorted(sources))}",
-                remedy="A source's name is its file's without suffix, or its folder's.",
+                remedy="A source is named by its file without suffix, or by its folder.",
             )
         if tag.source is not None and len(sources[tag.source]) > 1:
             raise StoreError(
@@ -74,7 +74,7 @@ def check_fields(fields: Fields, sources: Mapping[str, Collection[str]]) -> None
         if kept.count(name) > 1:
             raise StoreError(
                 f"metadata {name}",
-                got=f"{kept.count(name)} of that name",
+                got=f"{kept.count(name)} fields or tags of that name",
                 rule="must be one field or tag",
                 remedy="Rename the tag, or leave the field out.",
             )

@@ -1,23 +1,25 @@
-"""What must hold before, while and after a store is written."""
+"""Checks before, during and after the writing of a store."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from reptrain.errors import StoreError
-from reptrain.store.manifest import MANIFEST, SPLITS, Options, StoreManifest
+from reptrain.store.manifest import MANIFEST, SPLITS, StoreManifest
 from reptrain.text.sources import SourceFile
 from reptrain.tokenization.work import LOCK, WORK
+from reptrain.tokenize_options import StoreOptions
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the store's folder for one writer; a killed one holds it no more.
+    """Lock the store's folder for one writer; the lock ends with the process.
 
     Raises:
         StoreError: If another process writes there, or the folder holds something else.
@@ -36,8 +38,8 @@ def locked(out: Path) -> Iterator[None]:
     except Timeout as error:
         raise StoreError(
             f"store {out}",
-            got="another process at work there",
-            rule="must have one writer",
+            got="another process that writes there",
+            rule="must have one writer at a time",
             remedy="Wait for it to end.",
         ) from error
     try:
@@ -48,10 +50,10 @@ def locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def as_store_errors(out: Path) -> Iterator[None]:
-    """Turn failures of the disk into errors that a user can mend.
+    """Turn disk failures into errors that a user can fix.
 
     Raises:
-        StoreError: For any OSError, a full disk above all.
+        StoreError: For any OSError, such as a full disk.
     """
     try:
         yield
@@ -60,8 +62,8 @@ def as_store_errors(out: Path) -> Iterator[None]:
         raise StoreError(
             f"store {out}",
             got=error.strerror or error,
-            rule="must have room on its disk" if full else "must be writable, and its sources readable",
-            remedy="Free some space; the same command goes on where it stopped."
+            rule="must have free space on its disk" if full else "must be writable, and its sources readable",
+            remedy="Free some space; the same command resumes."
             if full
             else f"Check {error.filename or out}.",
         ) from error
@@ -72,10 +74,10 @@ def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
 
     Args:
         documents: Documents of each split, in the order of SPLITS.
-        held_out_fraction: The share that was to be held out.
+        held_out_fraction: The requested fraction.
 
     Raises:
-        StoreError: If one of them is zero.
+        StoreError: If a split has no document.
     """
     counts = dict(zip(SPLITS, map(int, documents), strict=True))
     total = sum(counts.values())
@@ -84,7 +86,7 @@ def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
             "sources",
             got="none",
             rule="must hold documents that are not empty",
-            remedy="Check the files and the text field.",
+            remedy="Check the files and --text-field.",
         )
     for split, count in counts.items():
         if count == 0:
@@ -97,34 +99,39 @@ def check_splits(documents: Iterable[int], held_out_fraction: float) -> None:
             )
 
 
-def check_same(out: Path, manifest: StoreManifest, options: Options, files: Sequence[SourceFile]) -> None:
-    """Refuse to take a sealed store for one of other options or sources.
+def check_same(
+    out: Path, manifest: StoreManifest, options: StoreOptions, files: Sequence[SourceFile]
+) -> None:
+    """Refuse to reuse a sealed store that was made with other options or sources.
 
     Raises:
         StoreError: Naming the first difference.
     """
-    # A server may tell no size.
+    # A server may report no size.
     sizes = [file.size or item.bytes for file, item in zip(files, manifest.inputs, strict=False)]
     sizes += [file.size for file in files[len(sizes) :]]
-    # A sealed store keeps the split that it was made with.
+    # A sealed store keeps its version of the split.
     asked = {
-        **options.model_dump(exclude={"split_version"}),
+        # First, as other options depend on it.
+        "tokenizer": options.tokenizer,
+        **asdict(options),
+        "split_version": manifest.options.split_version,
         "sources": [(file.label, size) for file, size in zip(files, sizes, strict=True)],
     }
     sealed = {
-        **manifest.options.model_dump(),
+        **asdict(manifest.options),
         "sources": [(item.name, item.bytes) for item in manifest.inputs],
     }
     for key, value in asked.items():
         if value != sealed[key]:
             raise StoreError(
                 f"store {out}",
-                got=f"{key}={_shown(value)} where {MANIFEST} says {_shown(sealed[key])}",
-                rule="must be made with the options asked for",
+                got=f"{key}={_shorten(value)} where {MANIFEST} has {_shorten(sealed[key])}",
+                rule="must have been made with the same options",
                 remedy="Choose another --out, or delete the folder.",
             )
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""From sources to jobs: which lines of which files each worker reads."""
+"""Jobs: which lines of which files each worker reads."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from reptrain.text.documents import Fields, Slice, cut_slice
 from reptrain.text.sources import SourceFile
 
 _SMALLEST_JOB_BYTES = 1 << 20
-# A job writes up to three shards; all of them can then be mapped under the usual limit of 1,024 open files.
+# A job writes up to three shards: with 256 jobs all can be mapped under the usual limit of 1,024 open files.
 _MOST_JOBS = 256
 
 
 @dataclass(frozen=True)
 class Job:
-    """An independent piece of work, about equal in bytes to the others."""
+    """An independent part of the sources. Jobs have about equal sizes."""
 
     index: int
     slices: tuple[Slice, ...]
 
     @property
     def size(self) -> int:
-        """Bytes of the sources that it reads, compressed where they are."""
+        """Bytes to read from the files, compressed or not."""
         return sum(part.stop - part.start for part in self.slices)
 
 
 def plan_jobs(files: Sequence[SourceFile], fields: Fields) -> list[Job]:
     """Cut the files into jobs of about equal size.
 
-    A function of the files alone, never of the number of processes: the shards are the same for any.
+    Depends on the files alone, not on the number of processes, and so do the shards.
 
     Raises:
         TextError: If a table cannot be read, is empty or lacks a column.
@@ -53,11 +53,11 @@ def _slices(file: SourceFile, fields: Fields, slice_bytes: int) -> list[Slice]:
 
 
 def number_lines(jobs: Sequence[Job], newlines: Sequence[Sequence[int]]) -> list[Job]:
-    """The jobs with the first line of every slice known.
+    """The jobs, with the number of the first line set in every slice.
 
     Args:
-        jobs: As planned.
-        newlines: Line ends in each slice of each job.
+        jobs: The planned jobs.
+        newlines: Number of line ends in each slice of each job.
     """
     numbered = []
     line = 1

@@ -1,7 +1,7 @@
-"""Signatures for near-duplicates: shingles of words, hashed, then MinHash by rensa.
+"""Signatures for near-duplicates: hashes of word shingles, then MinHash by rensa.
 
-A word is a run of letters and digits, ASCII in lower case, or one character of a script that writes no
-spaces. A shingle is ``shingle_words`` words in a row; a shorter text is one shingle.
+A word is a run of letters and digits, with ASCII in lower case, or one character of a script without spaces.
+A shingle is ``shingle_words`` consecutive words; a shorter text is one shingle.
 
 shingle_words 2: "The cat -- the CAT!"  ->  the cat | cat the | the cat
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rensa import RMinHash
 
 from reptrain.errors import StoreError
 from reptrain.store.hashing import Uint64s, fold, mix, powers
-from reptrain.store.manifest import NearSettings
+from reptrain.tokenize_options import NearSettings
 
-# A document is hashed in pieces of so many characters: bounds the memory. No shingle crosses a piece's end.
+# Documents are hashed in pieces of this many characters to bound the memory. Shingles do not cross pieces.
 _PIECE_CHARACTERS = 1 << 18
 _NO_WORD = ((0x80, 0xC0), (0x2000, 0x2070), (0x3000, 0x3040), (0xFF00, 0xFF10))
 # Thai to Burmese, Khmer, kana, Chinese characters: written without spaces.
@@ -41,14 +42,14 @@ Signatures = npt.NDArray[np.uint32]
 
 
 def near_settings(pairs: Sequence[str]) -> NearSettings:
-    """Settings from ``KEY=VALUE``, the others at their defaults.
+    """Settings from ``KEY=VALUE``; the others keep their defaults.
 
     Raises:
-        StoreError: If a key is not known or a value is of another kind.
+        StoreError: If a key is unknown or a value has another type.
     """
     values = dict(pair.partition("=")[::2] for pair in pairs)
     try:
-        return NearSettings.model_validate_strings(values)
+        return TypeAdapter(NearSettings).validate_strings(values)
     except ValidationError as error:
         detail = error.errors()[0]
         key = ".".join(map(str, detail["loc"]))
@@ -56,23 +57,28 @@ def near_settings(pairs: Sequence[str]) -> NearSettings:
             f"near-duplicates {key}",
             got=repr(values.get(key)),
             rule="must be a setting and its value",
-            remedy=f"Known are {', '.join(NearSettings.model_fields)}; such as threshold=0.8.",
+            remedy=f"Use {', '.join(field.name for field in fields(NearSettings))}, as in threshold=0.8.",
         ) from error
 
 
 def check_near(settings: NearSettings) -> NearSettings:
-    """The settings, refused where they cannot work.
+    """The same settings, checked.
 
     Raises:
         StoreError: Naming the setting.
     """
     rules = [
-        ("shingle_words", settings.shingle_words >= 1, "must be at least 1", "5 is usual."),
-        ("permutations", 1 <= settings.permutations <= 4096, "must be between 1 and 4096", "128 is usual."),
+        ("shingle_words", settings.shingle_words >= 1, "must be at least 1", "The default is 5."),
+        (
+            "permutations",
+            1 <= settings.permutations <= 4096,
+            "must be between 1 and 4096",
+            "The default is 128.",
+        ),
         ("bands", settings.bands >= 1, "must be at least 1", "21 bands of 6 rows fit the threshold 0.8."),
         ("rows", settings.rows >= 1, "must be at least 1", "21 bands of 6 rows fit the threshold 0.8."),
-        ("threshold", 0 < settings.threshold <= 1, "must be above 0 and at most 1", "0.8 is usual."),
-        ("seed", 0 <= settings.seed < 2**64, "must be at least 0 and below 2**64", "0 is usual."),
+        ("threshold", 0 < settings.threshold <= 1, "must be above 0 and at most 1", "The default is 0.8."),
+        ("seed", 0 <= settings.seed < 2**64, "must be at least 0 and below 2**64", "The default is 0."),
     ]
     for name, holds, rule, remedy in rules:
         if not holds:
@@ -82,22 +88,22 @@ def check_near(settings: NearSettings) -> NearSettings:
             "near-duplicates bands x rows",
             got=f"{settings.bands} x {settings.rows}",
             rule=f"must be at most the {settings.permutations} permutations",
-            remedy="Take fewer bands or more permutations.",
+            remedy="Use fewer bands or more permutations.",
         )
     return settings
 
 
 class Signed(NamedTuple):
-    """Signatures of documents, uint32 [D, permutations], and which of the documents have any word."""
+    """Signatures of documents, uint32 [D, permutations], and which documents have a word, bool [D]."""
 
     signatures: Signatures
     has_words: npt.NDArray[np.bool_]
 
 
 def sign(texts: Sequence[str], settings: NearSettings) -> Signed:
-    """The MinHash signatures of texts: the same for the same text, alone or among others, on any machine.
+    """The MinHash signatures of texts. They depend on the text alone, not on its batch or the machine.
 
-    The share of equal places of two signatures estimates the Jaccard similarity of the texts' shingles.
+    The fraction of equal entries of two signatures estimates the Jaccard similarity of the texts' shingles.
 
     Args:
         texts: The documents.
@@ -120,15 +126,15 @@ def sign(texts: Sequence[str], settings: NearSettings) -> Signed:
 
 
 class SignatureWriter:
-    """Signs a job's documents and writes what `find_clusters` reads. A context manager.
+    """Writes the signatures and band hashes of a job, for `find_clusters`. A context manager.
 
-    `signatures` is uint32 [documents, permutations]; `bands` is uint64 [bands, 2, documents with words], for
-    each band the hashes of its rows, sorted, with the index of the document.
+    `signatures` is uint32 [documents, permutations]; `bands` is uint64 [bands, 2, documents with words]: for
+    each band the sorted hashes of its rows, and the documents' indices.
 
     Args:
-        signatures: The one file.
-        bands: The other, written by `close`.
-        settings: How to sign.
+        signatures: Path of the signatures.
+        bands: Path of the band hashes, written by `close`.
+        settings: Shingle size, permutations, bands and rows.
     """
 
     def __init__(self, signatures: Path, bands: Path, settings: NearSettings) -> None:
@@ -148,7 +154,7 @@ class SignatureWriter:
         self._file.close()
 
     def add(self, text: str) -> None:
-        """Sign the next document."""
+        """Add the next document."""
         self._texts.append(text)
         self._characters += len(text)
         if self._characters >= _PIECE_CHARACTERS:
@@ -178,7 +184,7 @@ class SignatureWriter:
 
 
 def _close(file: IO[bytes]) -> None:
-    """Close a file whose job will be called done: it must survive a power cut."""
+    """Flush to the disk and close: the file of a finished job must survive a power loss."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
@@ -199,7 +205,7 @@ def open_bands(path: Path, settings: NearSettings) -> Uint64s:
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
-    """The texts in pieces, some at once, and the index of each piece's text."""
+    """Groups of pieces of the texts, and the index of each piece's text."""
     every = (
         (text[start : start + _PIECE_CHARACTERS], index)
         for index, text in enumerate(texts)
@@ -235,7 +241,7 @@ def _shingles(pieces: Sequence[str], num_words: int) -> tuple[Uint64s, npt.NDArr
 def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
     """Hashes of the words of the pieces, and the piece of each."""
     letter, stands_alone = _characters()
-    # A line break, which is in no word, keeps the pieces apart.
+    # Pieces are separated by a line break, which is part of no word.
     points = np.frombuffer("\n".join(pieces).encode("utf-32-le"), np.uint32)
     letters, alone = letter[points], stands_alone[points]
     is_word = letters > 0
@@ -245,7 +251,7 @@ def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
     if len(first) == 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     power, inverse = powers(1 << (len(points) - 1).bit_length())
-    # The polynomial of a word at its place, moved to place 0.
+    # The polynomial hash of a word at its position, shifted to position 0.
     words = mix(np.add.reduceat(letters * power[: len(letters)], first) * inverse[first])
     ends = np.cumsum([len(piece) + 1 for piece in pieces])
     return words, np.searchsorted(ends, first, side="right")
@@ -253,9 +259,9 @@ def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
 
 @functools.cache
 def _characters() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
-    """For every code point: itself in lower case, 0 where it is in no word; and whether it is a word alone.
+    """For every code point: its lower case, or 0 if it is in no word; and whether it is a word by itself.
 
-    Fixed ranges, as the tables of Unicode change from one Python to the next.
+    Ranges are fixed, as Unicode tables differ between Python versions.
     """
     letter = np.arange(0x110000, dtype=np.uint64)
     letter[:0x80] = [ord(chr(point).lower()) if chr(point).isalnum() else 0 for point in range(0x80)]

@@ -1,4 +1,4 @@
-"""Pass 1: hash every document, then decide what becomes of each."""
+"""Pass 1: hash every document, then decide its status: empty, duplicate, or kept in a split."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.files import write_atomically
-from reptrain.store.manifest import SPLITS, Dedup, NearSettings
+from reptrain.store.manifest import SPLITS
 from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 from reptrain.tokenization.jobs import Job
 from reptrain.tokenization.near import SignatureWriter
 from reptrain.tokenization.strata import Strata, Thresholds, find_thresholds
 from reptrain.tokenization.work import Work, write_array
+from reptrain.tokenize_options import Dedup, NearSettings
 
-# What becomes of a document; a kept one has KEPT plus the index of its split.
+# Document status. A kept document has KEPT plus the index of its split.
 EMPTY, DUPLICATE, NEAR_DUPLICATE, KEPT = 0, 1, 2, 3
 _BUCKET_DOCUMENTS = 1 << 18
 
@@ -40,8 +41,8 @@ class ScanTask(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of pass 1 for a job: documents, UTF-8 bytes of their texts, line ends in each slice, and a
-    digest of all documents, by which pass 2 knows that it reads the same.
+    """Result of pass 1 for a job: documents, UTF-8 bytes of text, line ends in each slice, and a digest by
+    which pass 2 detects changes.
     """
 
     documents: int
@@ -59,27 +60,27 @@ class Scan(NamedTuple):
 
 
 class DocumentDigest:
-    """A digest of documents one after another: their texts and metadata.
+    """A digest of the texts and metadata of consecutive documents.
 
-    Not of their ids, which have line numbers that pass 1 does not know yet.
+    Ids are left out: they have line numbers, which pass 1 does not know yet.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16, person=b"reptrain.docs")
 
     def add(self, document: Document, content: bytes) -> None:
-        """Take in a document.
+        """Add a document.
 
         Args:
             document: The document.
             content: Its text as UTF-8.
         """
-        beside = json.dumps([len(content), document.source, document.metadata])
-        self._digest.update(beside.encode())
+        header = json.dumps([len(content), document.source, document.metadata])
+        self._digest.update(header.encode())
         self._digest.update(content)
 
     def hexdigest(self) -> str:
-        """Of what was taken in."""
+        """The digest of the documents so far."""
         return self._digest.hexdigest()
 
 
@@ -87,8 +88,8 @@ def scan_job(task: ScanTask) -> Scan:
     """Hash the documents of a job.
 
     Writes the sorted table uint64 [3, n] of the n documents with text: the high and the low half of the
-    128-bit content hash, and the document's index in the job. Where near-duplicates are looked for, also the
-    documents' signatures. Then the record, which says it is done.
+    128-bit content hash, and the document's index in the job. With near-duplicate detection also the
+    documents' signatures. Last the record, which marks the job as done.
     """
     digests, indices = bytearray(), array("Q")
     documents = text_bytes = 0
@@ -136,17 +137,17 @@ def _newlines(path: Path, start: int, stop: int) -> int:
 def decide(
     work: Work, scans: Sequence[Scan], strata: Strata, *, dedup: Dedup, held_out_fraction: float
 ) -> npt.NDArray[np.int64]:
-    """Write the fate of every document, uint8 [documents] for each job.
+    """Write the status of every document, uint8 [documents] for each job.
 
-    Of documents with equal text the first stays, by (job, index). The split is drawn by the content hash
-    (see `reptrain.tokenization.strata`), so that equal texts are never on both sides. Memory is
-    bounded: the hashes are read range by range.
+    Of documents with equal text the first is kept, by (job, index). The content hash decides the split (see
+    `reptrain.tokenization.strata`), so that equal texts are always in the same split. Hashes are read range
+    by range, to bound the memory.
 
     Returns:
-        Documents by fate, int64 [KEPT + number of splits].
+        Documents by status, int64 [KEPT + number of splits].
     """
     tables = [np.load(work.hashes(index), mmap_mode="r") for index in range(len(scans))]
-    fates = [_allocate(work.fates(index), scan.documents) for index, scan in enumerate(scans)]
+    statuses = [_allocate(work.statuses(index), scan.documents) for index, scan in enumerate(scans)]
     thresholds = _thresholds(tables, strata, held_out_fraction)
     for job, index, high, low in sweep(tables):
         first = _first_of_equal(high, low)
@@ -155,18 +156,18 @@ def decide(
             decided[first != np.arange(len(first))] = DUPLICATE
         for number in np.unique(job):
             mine = job == number
-            fates[number][index[mine]] = decided[mine]
+            statuses[number][index[mine]] = decided[mine]
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
-    for fate in fates:
-        counts += np.bincount(fate, minlength=len(counts))
-        fate.flush()
+    for status in statuses:
+        counts += np.bincount(status, minlength=len(counts))
+        status.flush()
     return counts
 
 
 def _thresholds(
     tables: Sequence[npt.NDArray[np.uint64]], strata: Strata, held_out_fraction: float
 ) -> Thresholds:
-    """Those of the distinct texts of each stratum: two passes over the hashes."""
+    """Thresholds from the distinct texts of each stratum, by two passes over the hashes."""
 
     def distinct() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
         for job, index, high, low in sweep(tables):
@@ -180,7 +181,7 @@ def _thresholds(
 
 
 def _first_of_equal(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """For sorted hashes the place of the first that is equal, int64 of the same shape."""
+    """For sorted hashes, the position of the first equal one, int64 of the same shape."""
     place = np.arange(len(low))
     place[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])] = 0
     first: npt.NDArray[np.int64] = np.maximum.accumulate(place)
@@ -190,22 +191,22 @@ def _first_of_equal(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -
 def _allocate(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint8]]:
     """Zeros (EMPTY), memory-mapped.
 
-    They are written first: a later store into a hole of a file would kill the process if the disk is full.
+    Zeros are written first: on a full disk, a later write into a sparse file would kill the process.
     """
     write_array(path, np.zeros(count, np.uint8))
-    fates = np.load(path, mmap_mode="r+")
-    assert isinstance(fates, np.memmap)
-    return fates
+    statuses = np.load(path, mmap_mode="r+")
+    assert isinstance(statuses, np.memmap)
+    return statuses
 
 
 def sweep(tables: Sequence[npt.NDArray[np.uint64]]) -> Iterator[Bucket]:
-    """All documents with text in the order of their hashes, range by range.
+    """All documents with text, in hash order, range by range.
 
     Args:
         tables: The sorted table of each job.
 
     Returns:
-        Job, index in the job, high and low half of the hash; equal hashes by job and index, in one range.
+        Job, index in the job, high and low half of the hash. Equal hashes are in one range, by job and index.
     """
     num_buckets = 1 + sum(table.shape[1] for table in tables) // _BUCKET_DOCUMENTS
     edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]

@@ -1,4 +1,4 @@
-"""From the jobs' records to the manifest."""
+"""The manifest, assembled from the records of the jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from reptrain.store.manifest import (
     SPLITS,
     Counts,
     Input,
-    Options,
     SourceCount,
     SplitInfo,
     SplitName,
@@ -22,34 +21,35 @@ from reptrain.store.manifest import (
 )
 from reptrain.text import Tokenizer
 from reptrain.text.documents import Fields
-from reptrain.tokenization.clusters import Clustered
+from reptrain.tokenization.clusters import Decided
 from reptrain.tokenization.encode import Encoded
 from reptrain.tokenization.scan import DUPLICATE, EMPTY, KEPT, NEAR_DUPLICATE
 from reptrain.tokenization.work import Work
+from reptrain.tokenize_options import StoreOptions
 
 
 def assemble(
-    options: Options,
+    options: StoreOptions,
     fields: Fields,
     tokenizer: Tokenizer,
     inputs: Sequence[Input],
-    decided: Clustered,
+    decided: Decided,
     encoded: Sequence[Encoded],
     work: Work,
 ) -> StoreManifest:
     """The manifest of a finished store.
 
     Args:
-        options: What was asked.
-        fields: Which tags each source gets.
+        options: The resolved options.
+        fields: The tags of each source.
         tokenizer: The store's tokenizer.
-        inputs: The files read.
-        decided: Documents by fate, and the clusters of near-duplicates.
+        inputs: The source files.
+        decided: Documents by status, and the clusters of near-duplicates.
         encoded: The records of pass 2, in the order of the jobs.
-        work: Where the digests lie.
+        work: The work in progress, with the digests.
     """
     splits = {name: _split(name, encoded, work) for name in SPLITS}
-    fates = decided.fates
+    counts = decided.counts
     empty = sum(record.empty for record in encoded)
     return StoreManifest(
         format=FORMAT,
@@ -61,13 +61,13 @@ def assemble(
         dtype="uint16" if tokenizer.dtype == np.uint16 else "uint32",
         options=options,
         counts=Counts(
-            read=int(fates.sum()),
-            empty=int(fates[EMPTY]) + empty,
-            duplicates=int(fates[DUPLICATE]),
-            near_duplicates=int(fates[NEAR_DUPLICATE]),
+            read=int(counts.sum()),
+            empty=int(counts[EMPTY]) + empty,
+            duplicates=int(counts[DUPLICATE]),
+            near_duplicates=int(counts[NEAR_DUPLICATE]),
             clusters=decided.clusters,
             largest_cluster=decided.largest,
-            kept=int(fates[KEPT:].sum()) - empty,
+            kept=int(counts[KEPT:].sum()) - empty,
             passages=None if options.passages is None else sum(info.documents for info in splits.values()),
         ),
         sources=_sources(encoded, fields),

@@ -1,8 +1,8 @@
-"""Held-out documents by stratum: a source, a file (or its numbered shards), or a folder of texts.
+"""Held-out documents by stratum: a source, a file (or its numbered shards), or a folder of text files.
 
-A document is held out where its content hash lies below a threshold. In a large stratum the threshold is the
-held-out fraction itself, so that equal texts fall on the same side in every store of equal fraction. In a
-small one chance would decide how much is held out: there the threshold is the hash that gives its share.
+A document is held out if its content hash is below a threshold. In a large stratum the threshold is the
+held-out fraction itself, so that equal texts are in the same split in all stores with that fraction. In a
+small stratum the number held out would depend on chance, so the threshold is chosen to give a quota.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from reptrain.text.documents import Slice
 from reptrain.tokenization.jobs import Job
 
 SPLIT_VERSION = 2
-# From so many held-out documents on, their number is within an eighth of its mean: no quota is needed.
+# With at least this many held-out documents, their number is within an eighth of its mean without a quota.
 _LARGE_HELD_OUT = 64
-# More would be the shards of something else: sources are strata then.
+# More files are taken for parts of a whole; then sources are the strata.
 _MOST_STRATA = 256
 
 Int64s = npt.NDArray[np.int64]
@@ -29,13 +29,13 @@ UInt64s = npt.NDArray[np.uint64]
 
 
 class Strata(NamedTuple):
-    """Which stratum each document of each job belongs to."""
+    """The stratum of each document of each job."""
 
     num_strata: int
     ends: tuple[Int64s, ...]
-    """Of each job, the number of documents up to the end of each slice."""
+    """For each job, the number of documents up to the end of each slice."""
     numbers: tuple[Int64s, ...]
-    """Of each job, the stratum of each slice."""
+    """For each job, the stratum of each slice."""
 
     def of(self, job: Int64s, index: Int64s) -> Int64s:
         """The stratum of documents by job and index in the job, int64 of the same shape."""
@@ -51,8 +51,8 @@ def find_strata(jobs: Sequence[Job], documents: Sequence[Sequence[int]]) -> Stra
     """The strata of the jobs' documents.
 
     Args:
-        jobs: As planned.
-        documents: Documents in each slice of each job.
+        jobs: The planned jobs.
+        documents: Number of documents in each slice of each job.
     """
     for name in (_file_or_folder, _source, _all):
         names = sorted({name(part) for job in jobs for part in job.slices})
@@ -68,8 +68,8 @@ def find_strata(jobs: Sequence[Job], documents: Sequence[Sequence[int]]) -> Stra
 
 def _file_or_folder(part: Slice) -> tuple[str, ...]:
     path = PurePosixPath(part.name)
-    # A .txt file is one document: its folder says more of what it is. Files whose names differ in numbers
-    # alone, such as data-00000-of-00002.arrow, are shards of one text.
+    # A .txt file is one document, so its folder is the stratum. Files whose names differ only in numbers,
+    # such as data-00000-of-00002.arrow, are shards of one stratum.
     name = "" if path.name.lower().endswith(".txt") else re.sub(r"\d+", "#", path.name)
     return (part.source, str(path.parent), name)
 
@@ -83,7 +83,7 @@ def _all(part: Slice) -> tuple[str, ...]:
 
 
 class Thresholds(NamedTuple):
-    """A document is `select` where its draw is below the first, `report` where it is below the second."""
+    """A document whose draw is below `select` is in that split; else below `report`, in that one."""
 
     select: UInt64s
     """By stratum."""
@@ -91,13 +91,13 @@ class Thresholds(NamedTuple):
     """By stratum."""
 
     def split_of(self, draw: UInt64s, stratum: Int64s) -> Int64s:
-        """Index into SPLITS of documents by their draw and stratum."""
+        """The documents' index into SPLITS, by draw and stratum."""
         is_select, is_train = draw < self.select[stratum], draw >= self.report[stratum]
         return np.where(is_train, 0, np.where(is_select, 1, 2))
 
 
 def is_large(counts: Int64s, held_out_fraction: float) -> npt.NDArray[np.bool_]:
-    """Which strata need no quota, by their documents."""
+    """Which strata need no quota, by their number of documents."""
     large: npt.NDArray[np.bool_] = counts * held_out_fraction >= _LARGE_HELD_OUT
     return large
 
@@ -107,12 +107,12 @@ def find_thresholds(
 ) -> Thresholds:
     """The thresholds of each stratum.
 
-    Rounding is carried from one small stratum to the next, so that the share of all together is right.
+    Rounding errors are carried from one small stratum to the next, so that the overall fraction is right.
 
     Args:
         counts: int64 [strata], distinct documents (or clusters of near-duplicates) of each stratum.
-        draws: Draw and stratum of these documents in pieces; those of large strata are left out or ignored.
-        held_out_fraction: Share of the documents to hold out.
+        draws: Draw and stratum of these documents, in parts; large strata may be left out.
+        held_out_fraction: Fraction of the documents to hold out.
     """
     held_out = int(held_out_fraction * 2**64)
     select = np.full(len(counts), held_out // 2, np.uint64)
@@ -125,12 +125,12 @@ def find_thresholds(
     draw, stratum = draw[order], stratum[order]
     begins = np.flatnonzero(np.diff(stratum, prepend=-1))
     groups = np.split(draw, begins[1:]) if len(begins) else []
-    # By their lowest draw: a function of the texts, not of names or the order of the sources.
+    # Sorted by lowest draw, which depends on the texts, not on names or the order of the sources.
     ordered = sorted(zip(groups, stratum[begins], strict=True), key=lambda pair: int(pair[0][0]))
     seen, taken = 0, 0
     for group, number in ordered:
         seen += len(group)
-        # As many for `report` as for `select`.
+        # `select` and `report` get equal numbers.
         half = min(int(seen * held_out_fraction / 2 + 0.5) - taken, len(group) // 2)
         taken += half
         ends = np.append(group, np.uint64(2**64 - 1))

@@ -1,4 +1,4 @@
-"""Work in progress: the folder that lets a killed `tokenize` go on."""
+"""Work in progress: the folder by which an interrupted `tokenize` resumes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ LOCK = "lock"
 
 
 class Work(NamedTuple):
-    """Names of the files of work in progress. A job's record is written last: if it is there, it is done."""
+    """File names of work in progress. A job's record is written last: it marks the job as done."""
 
     out: Path
 
     @property
     def folder(self) -> Path:
-        """The folder of all of them, inside the store's."""
+        """The work folder, inside the store's folder."""
         return self.out / WORK
 
     @property
     def fetched(self) -> Path:
-        """The folder of the copies of remote files."""
+        """The folder for copies of remote files."""
         return self.folder / "fetched"
 
     def scan(self, job: int) -> Path:
@@ -47,28 +47,28 @@ class Work(NamedTuple):
         return self.folder / f"signatures-{job:05d}.bin"
 
     def bands(self, job: int) -> Path:
-        """Sorted hashes of the signatures' bands of a job."""
+        """Sorted band hashes of a job's signatures."""
         return self.folder / f"bands-{job:05d}.bin"
 
-    def fates(self, job: int) -> Path:
-        """What becomes of each document of a job."""
-        return self.folder / f"fates-{job:05d}.npy"
+    def statuses(self, job: int) -> Path:
+        """Status of each document of a job."""
+        return self.folder / f"statuses-{job:05d}.npy"
 
     def encoded(self, job: int) -> Path:
         """Record of a job of pass 2."""
         return self.folder / f"encoded-{job:05d}.json"
 
     def digests(self, split: SplitName, job: int) -> Path:
-        """Digests of the documents that a job gave to a split, 16 bytes each."""
+        """Digests of a job's documents in a split, 16 bytes each."""
         return self.folder / f"digests-{split}-{job:05d}.bin"
 
 
 def open_work(out: Path, fingerprint: str) -> Work:
-    """The work folder for a plan; what another plan left there is removed.
+    """Open the work folder for a plan. Files of another plan are removed.
 
     Args:
         out: The store's folder, locked and without a manifest.
-        fingerprint: Of the sources and options.
+        fingerprint: Fingerprint of the sources and options.
     """
     work = Work(out)
     plan = work.folder / "plan.json"
@@ -83,18 +83,18 @@ def open_work(out: Path, fingerprint: str) -> Work:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an unsealed store's folder holds, but for the lock and what was fetched."""
+    """Remove the files of an unsealed store, except for the lock and fetched copies."""
     for path in [*out.glob("*.arrow"), *out.glob("tokenizer.*"), *(out / WORK).iterdir()]:
         if path.name != LOCK and not path.is_dir():
             path.unlink()
 
 
 def hold_inputs(work: Work, hashes: Sequence[str]) -> None:
-    """Begin anew where a killed call read other content than the files have now.
+    """Start over if the files have changed since an interrupted call read them.
 
     Args:
         work: The work in progress.
-        hashes: SHA-256 of each file as it is now.
+        hashes: Current SHA-256 of each file.
     """
     path = work.folder / "inputs.json"
     content = json.dumps(hashes)
@@ -105,7 +105,7 @@ def hold_inputs(work: Work, hashes: Sequence[str]) -> None:
 
 
 def discard(work: Work) -> None:
-    """Remove what was made of sources that have changed; fetched files stay."""
+    """Remove what was made of sources that have changed. Fetched copies are kept."""
     plan = (work.folder / "plan.json").read_text()
     _clear(work.out)
     write_atomically(work.folder / "plan.json", plan)
@@ -117,7 +117,7 @@ def finish(out: Path) -> None:
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write a .npy file, whole or not at all."""
+    """Write a .npy file atomically."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomically(path, buffer.getvalue())

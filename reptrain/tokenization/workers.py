@@ -23,12 +23,12 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs independent jobs; the processes start with the first jobs that need them and serve all stages.
+    """Runs independent jobs. The processes start when they are first needed and serve all stages.
 
     A context manager: leaving it ends the processes.
 
     Args:
-        processes: How many; 1 works in this process.
+        processes: Number of processes; with 1, jobs run in this process.
     """
 
     def __init__(self, processes: int) -> None:
@@ -45,14 +45,14 @@ class Workers:
     def run(
         self, function: Callable[[Argument], Result], arguments: Sequence[Argument]
     ) -> Iterator[tuple[Argument, Result]]:
-        """Call ``function`` on each argument, in any order, and yield each pair as it is done.
+        """Call ``function`` on each argument, in any order, and yield each result as it completes.
 
         Args:
-            function: A module's function, so that it can be sent to another process.
+            function: A module-level function, so that it can be pickled.
             arguments: One for each job.
 
         Raises:
-            StoreError: If a worker was killed. What ``function`` raises is raised here.
+            StoreError: If a worker was killed. Exceptions of ``function`` are passed on.
         """
         if min(self._processes, len(arguments)) <= 1:
             yield from ((argument, function(argument)) for argument in arguments)
@@ -65,8 +65,8 @@ class Workers:
             raise StoreError(
                 "processes",
                 got=f"one of {self._processes} ended",
-                rule="must all live until the work is done",
-                remedy="Look for a lack of memory; the same command goes on where it stopped.",
+                rule="must all run until the work is done",
+                remedy="Check for a lack of memory; the same command resumes.",
             ) from error
 
     def _start(self) -> ProcessPoolExecutor:
@@ -79,9 +79,9 @@ class Workers:
 class _Process(SpawnProcess):
     """A spawned process that does not run the caller's `__main__` again.
 
-    Spawning imports that module in the child, so that functions defined there can be called. The workers
-    call functions of reptrain alone, while a script without `if __name__ == "__main__"` would start itself
-    anew in each worker, and one read from standard input cannot be imported.
+    Spawning imports that module in the child, so that functions defined in it can be called. Workers only
+    call functions of reptrain, while a script without `if __name__ == "__main__"` would run again in each
+    worker, and a script from standard input cannot be imported.
     """
 
     @staticmethod
@@ -99,8 +99,8 @@ class _Context(SpawnContext):
 
 
 def _start_worker() -> None:
-    """End with the parent: when it is killed, a worker would wait for its next job for ever."""
-    # Ctrl-C reaches every process of the terminal; the parent says what there is to say.
+    """End with the parent: if it is killed, a worker would wait for its next job forever."""
+    # Ctrl-C reaches every process of the terminal; only the parent reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

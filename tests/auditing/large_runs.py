@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--document-tokens", type=int, default=600)
     parser.add_argument("--exposures", action="store_true", help="also write the count of every token")
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="keep the store here, and take it where it is made")
+    parser.add_argument("--folder", type=Path, help="keep the store in this folder, and reuse it")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)

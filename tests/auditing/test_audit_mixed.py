@@ -1,4 +1,4 @@
-"""The order `mixed`: what it does is told, and it is not called wrong for it."""
+"""The order `mixed`: the audit reports its exposures, and they are no problem of the run."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_mixed_prefix_equals_a_count_token_by_token(size, epochs, cut, seed, dat
         if number % per_epoch == 0:
             shares[number // per_epoch] = [np.mean(plain == 0), np.mean(plain == 1), np.mean(plain > 1)]
     assert prefix.stretches.each().tolist() == plain.tolist()
-    told = {end.epoch: [end.unseen, end.once, end.more] for end in prefix.ends}
-    assert told == {epoch: pytest.approx(shares[epoch]) for epoch in told}
+    reported = {end.epoch: [end.unseen, end.once, end.more] for end in prefix.ends}
+    assert reported == {epoch: pytest.approx(shares[epoch]) for epoch in reported}
     last = windows // per_epoch
-    assert set(told) == {e for e in range(1, last + 1) if e <= 8 or e == last or e & (e - 1) == 0}
+    assert set(reported) == {e for e in range(1, last + 1) if e <= 8 or e == last or e & (e - 1) == 0}
 
 
-def test_audit_of_whole_mixed_epochs_is_exact_and_tells_the_ends(store, tmp_path):
+def test_audit_of_whole_mixed_epochs_is_exact_and_reports_the_ends(store, tmp_path):
     report = audit(trained(store, tmp_path / "run", budget="4epochs", order="mixed").path)
     assert report.exact and report.as_planned and report.exposures == {4: UNIQUE}
     (source,) = report.sources
@@ -123,8 +123,8 @@ def test_audit_of_a_mixed_run_that_consumed_a_step_twice_is_not_as_planned(store
 def test_audit_command_answers_1_for_a_mixed_run_between_whole_epochs(store, tmp_path):
     folder = trained(store, tmp_path / "run", order="mixed")
     done = CliRunner().invoke(app, ["audit", str(folder.path), "--json"])
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["exact"], told["as_planned"]) == (1, False, True)
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["exact"], report["as_planned"]) == (1, False, True)
     whole = trained(store, tmp_path / "whole", order="mixed", budget="2epochs")
     assert CliRunner().invoke(app, ["audit", str(whole.path)]).exit_code == 0
 

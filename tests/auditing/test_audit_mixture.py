@@ -50,7 +50,7 @@ def configured(stores: dict[str, Store], *, synthetic: str = "1epochs", seed: in
 
 
 def trained(stores: dict[str, Store], path: Path, *, state: str = "done", steps: int | None = None):
-    """What a faultless engine leaves behind, after some steps or all."""
+    """What a correct engine writes, after some steps or all."""
     config = configured(stores)
     stream = open_stream(config, stores)
     plan = RunPlan.of(config, stores=stores, stream=stream)
@@ -107,7 +107,7 @@ def test_audit_recounts_each_source(run: RunFolder) -> None:
     assert report.exposures == {**synthetic.exposures, **real.exposures}
 
 
-def test_audit_text_tells_each_source(run: RunFolder) -> None:
+def test_audit_text_lists_each_source(run: RunFolder) -> None:
     lines = audit(run.path).text().splitlines()
     assert lines[0] == "exact"
     assert lines[1].startswith("source real: ") and "of 500 unique tokens" in lines[1]
@@ -116,7 +116,7 @@ def test_audit_text_tells_each_source(run: RunFolder) -> None:
     assert lines[5].startswith("together: steps 22, windows 169 of 169, tokens ")
 
 
-def test_audit_counts_each_source_up_to_where_a_run_stands(stores: dict[str, Store], tmp_path: Path) -> None:
+def test_audit_counts_each_source_of_an_unfinished_run(stores: dict[str, Store], tmp_path: Path) -> None:
     report = audit(trained(stores, tmp_path / "run", state="preempted", steps=9).path)
     assert report.exact and not report.complete
     assert sum(source.windows for source in report.sources) == report.windows == 72

@@ -41,7 +41,7 @@ def test_stretches_between_are_those_of_one_source(batch, bound):
 
 
 @given(windows, st.integers(0, 29), st.integers(1, 30))
-def test_stretches_between_cuts_them_anywhere(batch, first, size):
+def test_stretches_between_clips_at_any_position(batch, first, size):
     start, length = np.asarray(batch, dtype=np.int64).reshape(-1, 2).T
     counted = Exposures([0, 30])
     counted.add(Cuts.of(start, length))

@@ -119,7 +119,7 @@ def test_exposures_command_replaces_its_own_file_and_refuses_another(store, tmp_
     for taken in (other, shard, tmp_path):
         with pytest.raises(RunError, match="must be a new file, or one that an earlier audit wrote"):
             audit(folder.path, exposures=taken)
-    with pytest.raises(RunError, match="must lie in a folder that exists"):
+    with pytest.raises(RunError, match="must be in a folder that exists"):
         audit(folder.path, exposures=tmp_path / "nowhere" / "x.arrow")
     assert other.read_text() == "mine" and path.read_bytes() == before
 

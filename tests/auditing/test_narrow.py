@@ -1,4 +1,4 @@
-"""A wrong digest is narrowed down to the token or window at fault, where the sum of a step tells it."""
+"""From a wrong digest to the wrong token or window, where there is a single fault."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place(run, row):
     return int(run.plan.mixture_plan().locate(np.asarray([FIRST + row])).start[0])
 
 
-def test_one_wrong_token_is_found_to_the_token(run, subset):
+def test_one_wrong_token_is_located(run, subset):
     before = []
 
     def wrong(tokens):
@@ -63,7 +63,7 @@ def test_two_exchanged_tokens_name_the_documents_of_the_step(run, subset):
 
     problem = spoilt(run, subset, swap)
     assert problem.message.endswith(
-        "several tokens or windows differ, and the sum of 8 windows does not tell which"
+        "several tokens or windows differ, and the sum of 8 windows does not show which"
     )
     assert (problem.index, problem.document) == (FIRST, None)
     found = run.plan.mixture_plan().locate(np.arange(FIRST, FIRST + 8))
@@ -102,27 +102,27 @@ def other_digest(run, subset, change):
     return problem
 
 
-def test_a_window_in_the_place_of_another_is_found(run, subset):
+def test_a_replaced_window_is_located(run, subset):
     problem = other_digest(run, subset, lambda index: [*index[:3], 40, *index[4:]])
     assert problem.message.endswith(f"tokens from position {place(run, 24)} came in its place")
     assert problem.index == FIRST + 3 and problem.document == subset.documents(place(run, 3), 1)[0]
 
 
-def test_a_window_left_out_is_found(run, subset):
+def test_a_missing_window_is_located(run, subset):
     problem = other_digest(run, subset, lambda index: [*index[:3], *index[4:]])
     assert problem.message.endswith("its window is missing")
     assert problem.index == FIRST + 3
 
 
-def test_a_window_that_came_twice_is_found(run, subset):
+def test_a_repeated_window_is_located(run, subset):
     problem = other_digest(run, subset, lambda index: [*index, FIRST + 6])
     assert problem.message.endswith(f"tokens from position {place(run, 6)} came in addition")
 
 
-def test_the_windows_of_another_step_are_found(run, subset):
+def test_the_windows_of_another_step_are_recognized(run, subset):
     problem = other_digest(run, subset, lambda index: range(24, 32))
     assert problem.message.endswith("it saw the windows of step 3")
 
 
-def test_no_windows_at_all_are_found(run, subset):
+def test_a_step_without_windows_is_recognized(run, subset):
     assert other_digest(run, subset, lambda index: []).message.endswith("it saw no window at all")

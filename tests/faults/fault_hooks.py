@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reptrain.runs.files import JsonLines
+from reptrain.runs.records import JsonLines
 
 _PAGE_BYTES = 1 << 12
 _CLONE_NEWNET = 0x40000000

@@ -18,7 +18,7 @@ LONGEST_MESSAGE = 520
 # Measured: at most 0.4 s; a slow machine may take some times that.
 LONGEST_CPU_S = 2.0
 _USAGE = "Usage: "
-# Typer builds them anew at each call, which takes longer than most calls do.
+# Typer builds them again at each call, which takes longer than most calls.
 _COMMANDS: Any = typer.main.get_command(common.app)
 
 
@@ -68,7 +68,7 @@ def check(ended: Ended) -> None:
     assert ended.code in (0, 1, 2, 4), ended
     if ended.code != 2 or ended.err.startswith(_USAGE):
         return
-    # Progress may stand before it.
+    # Progress may precede it.
     *before, message = ended.err.rstrip("\n").split("\n")
     assert message.startswith("error: ") and "error: " not in before, ended.err[:1000]
     assert message.isprintable(), message[:1000]

@@ -12,8 +12,8 @@ from reptrain.errors import ReptrainError, TextError
 from reptrain.files import read_small
 from reptrain.generation import read_prompts
 from reptrain.reading import parse_json
-from reptrain.runs.files import read_record
 from reptrain.runs.parent import Parent
+from reptrain.runs.records import read_record
 from reptrain.tasks.files import read_rows
 from reptrain.tokenization import tokenize
 
@@ -64,7 +64,7 @@ def test_prompts_with_such_a_line_are_refused(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"9" * 5_000, b"", b"{]"])
-def test_parse_json_knows_one_error(text: bytes) -> None:
+def test_parse_json_raises_one_type_of_error(text: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
 

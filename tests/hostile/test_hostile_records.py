@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from reptrain.config.load import parse_yaml
 
-# What each file is read by; {} stands for the folder with all of them.
+# The reader of each file; {} is the folder with all of them.
 READERS: dict[str, Sequence[str]] = {
     "store/manifest.json": ("store show {}/store", "store verify {}/store", "audit {}/run"),
     "run/config.yaml": ("audit {}/run", "export {}/run {}/out"),

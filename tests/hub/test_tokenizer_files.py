@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from reptrain.errors import TokenizerError
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids, write_tokenizer
-from reptrain.text import SentencePieceTokenizer, Tokenizer, stdlib_documents, train_tokenizer
+from reptrain.text import SentencePieceTokenizer, Tokenizer, load_tokenizer, stdlib_documents, train_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: no parity")
 
@@ -54,7 +54,7 @@ def byte_level(tmp_path: Path) -> Tokenizer:
     )  # fmt: skip
     library.train_from_iterator(TEXTS, trainer)
     library.save(str(tmp_path / "made.json"))
-    return Tokenizer.load(tmp_path / "made.json")
+    return load_tokenizer(tmp_path / "made.json")
 
 
 KINDS = {
@@ -107,7 +107,7 @@ def with_two_ends(tmp_path: Path) -> Tokenizer:
     library = Library.from_str(byte_level(tmp_path).model_bytes.decode())
     library.add_special_tokens(["</s>"])
     library.save(str(tmp_path / "two.json"))
-    return Tokenizer.load(tmp_path / "two.json", "</s>")
+    return load_tokenizer(tmp_path / "two.json", "</s>")
 
 
 @pytest.mark.parametrize("is_encoder_decoder", [True, False])

@@ -92,13 +92,13 @@ def test_token_of_hash_and_sum_of_window_digest_are_inverses(tokens, position):
 
 
 def test_token_hash_of_places_far_apart_differs():
-    """Multiples of the golden gamma keep far from one another, so that no token stands in for a place."""
+    """Multiples of the golden gamma are far apart, so that no token can replace a position."""
     base = place_base(np.arange(1 << 20))
     gaps = np.diff(np.sort(base))
     assert int(gaps.min()) > 2**32
 
 
-def test_window_digest_tells_start_and_length_apart():
+def test_window_digest_depends_on_start_and_length():
     assert (
         len({digest([5, 6]), digest([5, 6], start=1), digest([5]), digest([5, 6, 0]), digest([0, 5, 6])}) == 5
     )
@@ -108,7 +108,7 @@ def test_window_digest_of_a_masked_row_is_zero():
     assert window_digest(np.asarray([[7, 7]]), np.asarray([3]), np.asarray([0])).tolist() == [0]
 
 
-def test_step_digest_exchanging_tokens_between_windows_is_found():
+def test_step_digest_detects_tokens_swapped_between_windows():
     tokens = np.asarray([[1, 2], [3, 4]])
     start, length = np.asarray([0, 2]), np.asarray([2, 2])
     swapped = np.asarray([[3, 2], [1, 4]])

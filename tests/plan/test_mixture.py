@@ -60,11 +60,11 @@ def test_locate_gives_each_source_its_own_windows_in_their_order(drawn):
     found = plan.locate(np.arange(plan.total_windows))
     first = 0
     for place, own in enumerate(plan.plans):
-        here = found.source == place
+        mine = found.source == place
         expected = own.locate(np.arange(own.total_windows))
-        assert (found.start[here] == expected.start + first).all()
+        assert (found.start[mine] == expected.start + first).all()
         for name in ("epoch", "window", "length"):
-            assert (getattr(found, name)[here] == getattr(expected, name)).all()
+            assert (getattr(found, name)[mine] == getattr(expected, name)).all()
         first += own.unique_tokens
 
 
@@ -158,7 +158,7 @@ def test_plan_mixture_names_the_source_that_is_shorter_than_a_window():
         plan_mixture(configured(), {"real": 6, "synthetic": 1})
 
 
-def test_the_module_shows_a_mixture_as_it_is():
+def test_module_docstring_shows_a_correct_mixture():
     plan = plan_mixture(configured(cut="fixed"), {"real": 6, "synthetic": 4})
     found = plan.locate(np.arange(8))
     names = np.asarray(["real", "syn"])[found.source]

@@ -91,7 +91,7 @@ def test_subset_seeds_give_other_orders(store):
     assert len(orders) == 4
 
 
-def test_subset_fingerprint_tells_what_it_is(store, tmp_path_factory):
+def test_subset_fingerprint_identifies_the_subset(store, tmp_path_factory):
     subsets = [
         Subset.open(store),
         Subset.open(store, seed=1),
@@ -137,7 +137,7 @@ def test_order_cut_short_is_made_again(store):
     assert (Subset.open(store).read(0, 37) == expected).all()
 
 
-def test_order_goes_to_the_users_cache_where_the_store_is_read_only(store, tmp_path_factory, monkeypatch):
+def test_order_is_cached_for_the_user_if_the_store_is_read_only(store, tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(cache))
     (store.path / "orders").write_text("a file in the way")
@@ -145,7 +145,7 @@ def test_order_goes_to_the_users_cache_where_the_store_is_read_only(store, tmp_p
     assert len(list((cache / "orders").iterdir())) == 1
 
 
-def test_order_that_can_be_kept_nowhere_is_refused_and_leaves_nothing(store, tmp_path_factory, monkeypatch):
+def test_order_that_cannot_be_cached_is_refused_and_leaves_no_file(store, tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(cache))
 

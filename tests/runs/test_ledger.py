@@ -78,7 +78,7 @@ def test_ledger_of_a_run_without_steps_is_empty(tmp_path):
     assert not ledger.path.exists()
 
 
-def test_cut_drops_what_stands_behind_a_size_whatever_it_is(ledger):
+def test_cut_drops_everything_beyond_a_size(ledger):
     size = len(b"".join(ledger.path.read_bytes().splitlines(keepends=True)[:2]))
     with ledger.path.open("ab") as file:
         file.write(b"\xff no record\n{half")

@@ -59,7 +59,7 @@ def test_run_plan_is_what_the_config_asks_for(tmp_path):
     assert RunPlan.model_validate_json(plan.model_dump_json()) == plan
 
 
-def test_create_or_open_makes_a_folder_that_tells_the_run(tmp_path):
+def test_create_or_open_makes_a_folder_that_describes_the_run(tmp_path):
     folder = opened(tmp_path, environment={"python": "3.11"})
     again = RunFolder.open(folder.path)
     # The store's path is absolute there, and not part of the fingerprint.
@@ -145,7 +145,7 @@ def test_create_or_open_finishes_a_folder_whose_making_was_killed(tmp_path):
     assert opened(tmp_path).plan == planned(configured(), tmp_path)
 
 
-def test_create_or_open_leaves_a_run_that_is_done_as_it_is(tmp_path):
+def test_create_or_open_does_not_change_a_finished_run(tmp_path):
     folder = opened(tmp_path, environment={"host": "a"})
     folder.set_status("done")
     before = files_of(folder.path)
@@ -215,7 +215,7 @@ def test_environment_names_versions_without_importing_them():
     assert environment["device"] == "cpu" and environment["cores"] >= 1 and environment["cpu"]
 
 
-def test_environment_tells_the_commit_of_the_current_folder(tmp_path, monkeypatch):
+def test_environment_has_the_commit_of_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert collect()["commit"] is None
     git = ["git", "-c", "user.name=n", "-c", "user.email=e"]

@@ -46,7 +46,7 @@ def test_ordinary_noisy_curves_raise_no_alarm() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_planted_spike_is_found_once_at_its_first_step(seed: int) -> None:
+def test_a_planted_spike_is_reported_once_at_its_first_step(seed: int) -> None:
     loss, grad = curves(seed)
     noise = 1.4826 * np.median(np.abs(np.diff(loss)))
     grad[150] *= math.exp(1 + 10 * 1.4826 * np.median(np.abs(np.diff(np.log(grad)))))
@@ -55,7 +55,7 @@ def test_a_planted_spike_is_found_once_at_its_first_step(seed: int) -> None:
     assert alarms(loss, grad) == [(150, "gradient norm"), (250, "loss")]
 
 
-def test_a_spike_is_told_from_a_new_level_and_each_return_counts() -> None:
+def test_a_new_level_is_one_spike_and_each_return_counts() -> None:
     loss = np.full(600, 3.0) + np.random.default_rng(0).normal(0, 0.01, 600)
     grad = np.ones(600)
     loss[100] = loss[104] = 6

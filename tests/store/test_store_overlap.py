@@ -1,4 +1,4 @@
-"""13-grams of held-out text that also stand in the training text."""
+"""13-grams of held-out text that also occur in the training text."""
 
 from __future__ import annotations
 
@@ -172,10 +172,10 @@ def test_verify_refuses_a_limit_that_is_no_share(corpus: Path, tmp_path: Path, l
         verify(tmp_path, max_overlap=limit)
 
 
-def test_verify_tells_its_progress_by_bytes(leaky_texts: list[str], model: Path, tmp_path: Path) -> None:
+def test_verify_reports_its_progress_in_bytes(leaky_texts: list[str], model: Path, tmp_path: Path) -> None:
     store = make(tmp_path, leaky_texts, model)
     steps: list[tuple[str, int, int]] = []
-    tell: Callable[[str, int, int], None] = lambda *step: steps.append(step)  # noqa: E731
-    verify(store.path, tell, overlap=True)
+    progress: Callable[[str, int, int], None] = lambda *step: steps.append(step)  # noqa: E731
+    verify(store.path, progress, overlap=True)
     compared = [(done, total) for stage, done, total in steps if stage == "compare held-out text"]
     assert compared[-1][0] == compared[-1][1] > 0

@@ -184,7 +184,7 @@ def test_verify_names_every_damage(copy: Path, damage: Callable[[Path], None], p
         ("manifest.json", b'{"format": "reptrain-store-1"}', "Read it with the version of reptrain"),
         ("manifest.json", b'{"format": "reptrain-store-3"}', "Read it with a later version of reptrain"),
         ("train-00000.arrow", None, "train-00000.arrow: must be as it was sealed, but got No such file"),
-        ("train-00000.arrow", b"short", "but got 5 bytes where the manifest says"),
+        ("train-00000.arrow", b"short", "but got 5 bytes, where the manifest has"),
         ("tokenizer.model", None, "tokenizer.model: must be as it was sealed"),
     ],
 )
@@ -208,10 +208,10 @@ def test_store_refuses_another_tokenizer_and_another_shard(copy: Path) -> None:
         open_store(copy).split("train").lengths(0, 1)
 
 
-def test_describe_tells_the_counts(sealed: Path) -> None:
+def test_describe_gives_the_counts(sealed: Path) -> None:
     store = open_store(sealed)
-    told = json.loads(json.dumps(describe(store)))
-    assert told["fingerprint"] == store.fingerprint
-    assert told["splits"]["train"]["tokens"] == store.split("train").num_tokens
+    described = json.loads(json.dumps(describe(store)))
+    assert described["fingerprint"] == store.fingerprint
+    assert described["splits"]["train"]["tokens"] == store.split("train").num_tokens
     text = describe_text(store)
     assert f"{store.split('train').num_tokens:,}" in text and "web" in text

@@ -1,4 +1,4 @@
-"""Bytes that each id stands for add up to the bytes of a text."""
+"""Bytes that each id represents add up to the bytes of a text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from reptrain.text import Tokenizer, train_tokenizer
+from reptrain.text import Tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = [f"Straße {n}: 山水 and ünï-cödé, بيت نهر 🙂 line {n}\n  two" for n in range(60)]
 
@@ -25,7 +25,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], initial_alphabet=alphabet)
     made.train_from_iterator(TEXTS, trainer)
     made.save(str(tmp_path / "tokenizer.json"))
-    return Tokenizer.load(tmp_path / "tokenizer.json")
+    return load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_byte_lengths_add_up_to_the_bytes_of_the_text(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Sources behind URLs: a server on loopback that serves, refuses and breaks off; S3; credentials."""
+"""Sources behind URLs: a loopback server that serves, refuses and breaks off; S3; credentials."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_tokenize_fetches_each_url_once(corpus: Path, model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", ["closed", "broken"])
-def test_tokenize_refuses_a_url_that_fails_and_goes_on_with_what_is_fetched(
+def test_tokenize_refuses_a_url_that_fails_and_keeps_fetched_copies(
     corpus: Path, model: Path, tmp_path: Path, server: Server, how: str
 ) -> None:
     urls, out = put_corpus(server, corpus), tmp_path / "s"
@@ -143,7 +143,7 @@ def test_tokenize_refuses_a_url_that_fails_and_goes_on_with_what_is_fetched(
     )
 
 
-def test_tokenize_with_other_options_fetches_nothing_anew(
+def test_tokenize_with_other_options_does_not_fetch_again(
     corpus: Path, model: Path, tmp_path: Path, server: Server
 ) -> None:
     urls, out = put_corpus(server, corpus), tmp_path / "s"

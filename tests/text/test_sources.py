@@ -128,7 +128,7 @@ def test_tokenize_takes_globs_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.label for file in expand_sources(["data/odd[1].jsonl"])] == ["odd[1].jsonl"]
     (tmp_path / "data" / "b" / "x.bin").unlink()
     assert len(expand_sources(["data/**"])) == 5
-    # A folder that matches stands for the files below it, each once.
+    # A matching folder means the files below it, each once.
     assert [file.label for file in expand_sources(["data/?"])] == [
         "data/a/3.jsonl", "data/b/1.jsonl", "data/b/2.jsonl", "data/b/deep/4.jsonl",
     ]  # fmt: skip
@@ -173,9 +173,9 @@ def test_select_refuses_a_saved_dataset_without_its_list() -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows that were chosen.*flatten_indices"),
-        ({"_data_files": [{"filename": "a.arrow", "skip": 3, "take": 5}]}, "takes a part of its files"),
-        ({"_data_files": [{"filename": "a.arrow", "take": 5}]}, "takes a part of its files"),
+        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows selected.*flatten_indices"),
+        ({"_data_files": [{"filename": "a.arrow", "skip": 3, "take": 5}]}, "uses a part of its files"),
+        ({"_data_files": [{"filename": "a.arrow", "take": 5}]}, "uses a part of its files"),
         (
             {"_inplace_history": [{"transforms": [["rename_column_", ["a", "b"], {}]]}]},
             "changes their columns",
@@ -248,7 +248,7 @@ def test_tokenize_keeps_fields_and_tags_with_each_document(tmp_path: Path, model
     plain = tokenize([real, made], tmp_path / "plain", **options)
     assert plain.fingerprint == manifest.fingerprint
     assert set(map(str, metadata_of(tmp_path / "plain").values())) == {"{}"}
-    with pytest.raises(StoreError, match=r"tags=\{\} where manifest\.json says"):
+    with pytest.raises(StoreError, match=r"tags=\{\} where manifest\.json has"):
         tokenize([real, made], tmp_path / "s", metadata_fields=["meta.url"], **options)
 
 
@@ -262,7 +262,7 @@ def test_tokenize_keeps_fields_and_tags_with_each_document(tmp_path: Path, model
         ({"metadata_fields": ["url", "url"]}, r"metadata url: must be one field or tag"),
     ],
 )
-def test_tokenize_refuses_tags_that_cannot_be_told_apart(
+def test_tokenize_refuses_ambiguous_tags(
     corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StoreError, match=message):
@@ -295,9 +295,9 @@ def test_tokenize_takes_a_tokenizer_json(
     assert decoded == {text for text in texts if text.strip()}
     infos = manifest.splits.values()
     assert (tokens, text_bytes) == (sum(i.tokens for i in infos), sum(i.text_bytes for i in infos))
-    told = describe(store)["splits"]["train"]["bytes_per_token"]
-    assert told == manifest.splits["train"].text_bytes / manifest.splits["train"].tokens
-    assert f"{told:.3f}" in describe_text(store)
+    described = describe(store)["splits"]["train"]["bytes_per_token"]
+    assert described == manifest.splits["train"].text_bytes / manifest.splits["train"].tokens
+    assert f"{described:.3f}" in describe_text(store)
     assert verify(tmp_path / "s").ok
     (tmp_path / "s" / "tokenizer.json").unlink()
     with pytest.raises(StoreError, match=r"tokenizer\.json: must be as it was sealed"):
@@ -356,14 +356,18 @@ def stray_file(path: Path, good: bytes) -> None:
         ("b.jsonl.gz", cut_gz, "must be a readable file"),
         ("b.jsonl.zst", cut_zst, "must be a readable file"),
         ("b.parquet", no_column, "must have a column 'text' of type string, but got the columns body, title"),
-        ("b.parquet", other_type, "must have a column 'text' of type string, but got one of type double"),
+        (
+            "b.parquet",
+            other_type,
+            "must have a column 'text' of type string, but got a column of type double",
+        ),
         ("b.parquet", null_text, "row 2: .*but got null under 'text'"),
         ("b.parquet", no_rows, "must hold documents, but got 0 rows"),
         ("b.parquet", no_parquet, "must be a readable file"),
         ("b.jsonl", stray_file, r"got notes\.docx beside 2"),
     ],
 )
-def test_tokenize_refuses_bad_input_and_goes_on_once_it_is_mended(
+def test_tokenize_refuses_bad_input_and_resumes_once_it_is_fixed(
     corpus: Path,
     table: pa.Table,
     model: Path,

@@ -63,7 +63,7 @@ def test_read_documents_takes_other_fields(tmp_path: Path) -> None:
             r"bad.jsonl:1: .* got a number of 5,000 digits at column",
         ),
         (b'{"text": "a", "x": {"y": 1, "y": 2}}', r"bad.jsonl:1: .* got the key 'y' twice in one object"),
-        (b'{"text": "a"} {"text": "b"}', r"bad.jsonl:1: .* more text behind the first value, at column 15"),
+        (b'{"text": "a"} {"text": "b"}', r"bad.jsonl:1: .* more text after the first value, at column 15"),
         (b'{\n "text": "a"\n}', r"bad.jsonl:1: .* an end inside a value that begins before column 2"),
         (b'{"text": "a\nb"}', r"bad.jsonl:1: .* no closing quote for the string at column 10"),
         (b"{\"text\": 'a'}", r"bad.jsonl:1: .* expecting value at column 10"),

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from reptrain.errors import TokenizerError
-from reptrain.text import Tokenizer
+from reptrain.text import load_tokenizer
 from reptrain.text.huggingface import HuggingFaceTokenizer
 
 WORDS = [f"{one}{two}" for one in ("ab", "ca", "do", "ex") for two in ("la", "mi", "so", "ti")]
@@ -71,7 +71,7 @@ def unigram() -> Library:
 
 
 def words() -> Library:
-    """Whole words, with pieces that stand in the vocabulary and nowhere else."""
+    """Whole words, with pieces that are in the vocabulary alone."""
     vocab = {piece: index for index, piece in enumerate(["[UNK]", "[PAD]", "[SEP]", *WORDS])}
     library = Library(models.WordLevel(vocab, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -190,14 +190,14 @@ def test_encode_starts_no_threads(fallback: HuggingFaceTokenizer) -> None:
 
 
 @pytest.mark.parametrize("make", [with_byte_fallback, byte_level])
-def test_load_tells_the_kind_by_content(tmp_path: Path, make: Any) -> None:
+def test_load_tokenizer_recognizes_the_kind_by_content(tmp_path: Path, make: Any) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_text(make().to_str())
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.file_name == "tokenizer.json"
     assert tokenizer.model_bytes == path.read_bytes()
     path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
-    assert Tokenizer.load(path).fingerprint != tokenizer.fingerprint
+    assert load_tokenizer(path).fingerprint != tokenizer.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_load_refuses_what_is_no_tokenizer(tmp_path: Path, content: str, got: st
     with pytest.raises(
         TokenizerError, match=rf"json: must be a SentencePiece model or a tokenizer\.json, but got {got}"
     ):
-        Tokenizer.load(path)
+        load_tokenizer(path)
 
 
 def two_ends() -> Library:
@@ -254,26 +254,26 @@ def test_load_takes_the_end_that_a_file_beside_it_names(
     path = tmp_path / "tokenizer.json"
     path.write_text(library.to_str())
     (tmp_path / name).write_text(content.replace("END", str(library.token_to_id("</s>"))), encoding="utf-8")
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     assert tokenizer.eos_id == (-1 if eos is None else library.token_to_id(eos))
     # What the caller says comes first, and so does a file that is read before another.
-    assert Tokenizer.load(path, "<|endoftext|>").eos_id == 0
+    assert load_tokenizer(path, "<|endoftext|>").eos_id == 0
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    assert Tokenizer.load(path).eos_id == (0 if name == "tokenizer_config.json" else tokenizer.eos_id)
+    assert load_tokenizer(path).eos_id == (0 if name == "tokenizer_config.json" else tokenizer.eos_id)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"eos_token_id": null}', '{"eos_token_id": true}', "[]"])
-def test_load_does_not_guess_among_two_ends_where_no_file_names_one(tmp_path: Path, content: str) -> None:
+def test_load_tokenizer_does_not_guess_between_two_ends(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(two_ends().to_str())
     for name in ("config.json", "manifest.json"):
         (tmp_path / name).write_text(content)
     with pytest.raises(TokenizerError, match=r"Choose with --eos, or by the eos_token_id of a config\.json"):
-        Tokenizer.load(tmp_path / "tokenizer.json")
+        load_tokenizer(tmp_path / "tokenizer.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(
         TokenizerError, match=r"config\.json.*must be readable, as it may name what ends a text"
     ):
-        Tokenizer.load(tmp_path / "tokenizer.json")
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("form", ["texts", "pairs"])

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from reptrain.text import Tokenizer
+from reptrain.text import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("REPTRAIN_DATA") or ROOT.parent / "shared" / "data") / "tokenizers"
@@ -42,7 +42,7 @@ def gpt2(path: Path) -> Path:
     [("albert_30k", "spiece.model", "[SEP]", 0), ("mistral_v1_32k", "tokenizer.model", "</s>", -1)],
 )
 def test_encode_gives_sentencepieces_own_ids(name: str, file: str, eos: str, pad: int) -> None:
-    tokenizer = Tokenizer.load(DATA / name / file)
+    tokenizer = load_tokenizer(DATA / name / file)
     rows = parity(name)
     assert len(rows) > 100
     found = tokenizer.encode([row["text"] for row in rows])
@@ -52,7 +52,7 @@ def test_encode_gives_sentencepieces_own_ids(name: str, file: str, eos: str, pad
 
 @needs_data
 def test_encode_gives_gpt2s_ids_and_texts_back(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(gpt2(tmp_path / "gpt2"))
+    tokenizer = load_tokenizer(gpt2(tmp_path / "gpt2"))
     rows = parity("gpt2_bpe_50k")
     assert len(rows) > 100
     found = tokenizer.encode([row["text"] for row in rows])
@@ -67,7 +67,7 @@ def test_encode_of_a_long_text_in_parts_is_that_of_the_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = gpt2(tmp_path / "gpt2") if name.startswith("gpt2") else next((DATA / name).glob("*.model"))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     # Without line ends at the texts' seams alone, and with runs of spaces and of one letter.
     text = "\n\n".join(row["text"] + "  " + row["text"] for row in parity(name)) + "a" * 300 + " " * 100 + "b"
     (whole,) = tokenizer.encode([text])

@@ -48,7 +48,7 @@ def whole(path: Path) -> Slice:
 
 @every_kind
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_read_slice_reads_tables_as_it_does_lines(
+def test_read_slice_reads_tables_like_lines(
     tmp_path: Path, write: Write, suffix: str, kind: pa.DataType
 ) -> None:
     texts = [f"text {index % 4}\u2028 ü" for index in range(10)]
@@ -122,15 +122,15 @@ def test_read_slice_keeps_fields_of_lines(tmp_path: Path) -> None:
             {},
             r"must have a column 'text' of type string, but got the columns body",
         ),
-        ({"text": [1]}, {}, r"must have a column 'text' of type string, but got one of type int64"),
-        ({"text": [0.5]}, {}, r"got one of type double"),
-        ({"text": [b"a"]}, {}, r"got one of type binary"),
+        ({"text": [1]}, {}, r"must have a column 'text' of type string, but got a column of type int64"),
+        ({"text": [0.5]}, {}, r"got a column of type double"),
+        ({"text": [b"a"]}, {}, r"got a column of type binary"),
         (
             {"text": ["a"]},
             {"metadata": ("url",)},
             r"must have the column 'url' of the metadata, but got the col",
         ),
-        ({"text": [{"body": "a"}]}, {}, r"got one of type struct"),
+        ({"text": [{"body": "a"}]}, {}, r"got a column of type struct"),
         ({"text": [{"body": "a"}]}, {"text": "text.title"}, r"a column 'text\.title' of type string"),
         ({"text": ["a", None]}, {}, r"row 2: .*but got null under 'text'"),
         ({"text": [None]}, {}, r"row 1: .*but got null under 'text'"),
@@ -148,7 +148,7 @@ def test_read_slice_refuses_tables_by_name(
 
 
 @every_kind
-def test_read_slice_refuses_a_column_that_stands_twice(tmp_path: Path, write: Write, suffix: str) -> None:
+def test_read_slice_refuses_a_duplicate_column(tmp_path: Path, write: Write, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     write(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "other"]), path)
     with pytest.raises(TextError, match="must have each column once, but got 2 columns 'text'"):

@@ -128,7 +128,7 @@ def test_tokenize_trains_on_a_share_of_much_text(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tokenize([corpus], tmp_path / "a", vocab_size=64, num_sentinels=4)
-    monkeypatch.setattr("reptrain.tokenization.build._TRAINING_BYTES", 8_000)
+    monkeypatch.setattr("reptrain.tokenization.store_tokenizer._TRAINING_BYTES", 8_000)
     share = tokenize([corpus], tmp_path / "b", vocab_size=64, num_sentinels=4)
     again = tokenize([corpus], tmp_path / "c", vocab_size=64, num_sentinels=4)
     assert whole.tokenizer != share.tokenizer == again.tokenizer
@@ -156,7 +156,7 @@ def test_tokenize_again_returns_at_once_and_refuses_other_options(
     again = tokenize([corpus], out, tokenizer=model, progress=lambda stage, *_: stages.append(stage))
     assert again == sealed and set(stages) == {"hash"}
     for change in ({"held_out_fraction": 0.1}, {"dedup": "none"}, {"tokenizer": None}, {"id_field": "k"}):
-        with pytest.raises(StoreError, match=f"{next(iter(change))}=.* where manifest.json says"):
+        with pytest.raises(StoreError, match=f"{next(iter(change))}=.* where manifest.json has"):
             tokenize([copy], out, **{"tokenizer": model, **change})
     copy.write_bytes(corpus.read_bytes().replace(b"epoch", b"cpohe", 1))
     with pytest.raises(StoreError, match="sources with other content"):

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reptrain.errors import StoreError
-from reptrain.store import NearSettings, Store, open_store, verify
-from reptrain.store.manifest import Dedup
+from reptrain.store import Store, open_store, verify
 from reptrain.text import stdlib_documents
 from reptrain.text.documents import Fields
 from reptrain.text.sources import expand_sources
@@ -28,6 +27,7 @@ from reptrain.tokenization.near import SignatureWriter, sign
 from reptrain.tokenization.scan import KEPT, NEAR_DUPLICATE, Scan, ScanTask, decide, scan_job
 from reptrain.tokenization.strata import find_strata
 from reptrain.tokenization.work import Work
+from reptrain.tokenize_options import Dedup, NearSettings
 
 GOLDEN = [
     [3314923851, 3422554085, 3535250984, 3243807544],
@@ -106,7 +106,7 @@ def planted(texts: Sequence[str], seed: int) -> tuple[list[str], list[list[int]]
     size=st.integers(1, 6),
     piece=st.sampled_from([1 << 18, 97]),
 )
-def test_sign_knows_words_and_their_order_only(text: str, size: int, piece: int) -> None:
+def test_sign_depends_on_words_and_their_order_only(text: str, size: int, piece: int) -> None:
     tidy = " ".join("".join(c.lower() if c.isalnum() else " " for c in text).split())
     near = NearSettings(shingle_words=size, permutations=64, bands=8, rows=8)
     with pytest.MonkeyPatch.context() as patch:
@@ -172,7 +172,7 @@ def cluster(texts: Sequence[str], jobs: int, near: NearSettings, folder: Path) -
 
 def test_find_clusters_joins_chains_and_counts_through_all_jobs(tmp_path: Path) -> None:
     words = [f"w{index}" for index in range(260)]
-    # Windows of 200 words, moved by 15: neighbours have 0.86 in common, the ends 0.53.
+    # Windows of 200 words, moved by 15: neighbors have 0.86 in common, the ends 0.53.
     chain = [" ".join(words[start : start + 200]) for start in (0, 30, 15, 45)]
     assert similarity(chain[0], chain[3]) < 0.7 < 0.85 < similarity(chain[0], chain[2])
     other = " ".join(f"v{index}" for index in range(200))
@@ -181,10 +181,10 @@ def test_find_clusters_joins_chains_and_counts_through_all_jobs(tmp_path: Path) 
         assert cluster(texts, jobs, NEAR, tmp_path / str(jobs)) == [0, 1, 0, 3, 4, 0, 6, 0]
 
 
-def test_find_clusters_joins_a_group_larger_than_its_neighbourhood(
+def test_find_clusters_joins_a_group_larger_than_its_neighborhood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reptrain.tokenization.clusters._NEIGHBOURS", 2)
+    monkeypatch.setattr("reptrain.tokenization.clusters._NEIGHBORS", 2)
     monkeypatch.setattr("reptrain.tokenization.clusters._BUCKET_DOCUMENTS", 7)
     monkeypatch.setattr("reptrain.tokenization.clusters._PAIRS", 5)
     words = [f"w{index}" for index in range(300)]
@@ -198,7 +198,7 @@ def test_find_clusters_joins_a_group_larger_than_its_neighbourhood(
     dedup=st.sampled_from(["minhash", "group"]),
     job=st.sampled_from([3000, 10**6]),
 )
-def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Dedup, job: int) -> None:
+def test_decide_near_gives_a_cluster_one_status_for_any_seed(seed: int, dedup: Dedup, job: int) -> None:
     draw = random.Random(seed)
     plain = [" ".join(f"w{draw.randrange(999)}" for _ in range(100)) for _ in range(20)]
     texts, clusters = planted(plain, seed)
@@ -213,11 +213,11 @@ def test_decide_near_gives_a_cluster_one_fate_for_any_seed(seed: int, dedup: Ded
         decide(work, scans, strata, dedup=dedup, held_out_fraction=0.5)
         options: dict[str, Any] = {"dedup": dedup, "held_out_fraction": 0.5, "progress": lambda *_: None}
         found = decide_near(work, scans, NEAR, strata, **options)
-        fates = np.concatenate([np.load(work.fates(job.index)) for job in jobs])
+        statuses = np.concatenate([np.load(work.statuses(job.index)) for job in jobs])
     for first, *others in clusters:
-        assert fates[first] >= KEPT
-        assert set(fates[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else fates[first]}
-    assert found.fates.tolist() == np.bincount(fates, minlength=KEPT + 3).tolist()
+        assert statuses[first] >= KEPT
+        assert set(statuses[others]) <= {NEAR_DUPLICATE if dedup == "minhash" else statuses[first]}
+    assert found.counts.tolist() == np.bincount(statuses, minlength=KEPT + 3).tolist()
     assert found.largest == max(map(len, clusters))
 
 
@@ -283,7 +283,7 @@ def test_tokenize_gives_the_same_near_duplicates_and_passages_for_any_number_of_
 
 
 @pytest.mark.parametrize(("stage", "count"), [("scan", 3), ("find near-duplicates", 4)])
-def test_tokenize_goes_on_with_near_duplicates(
+def test_tokenize_resumes_with_near_duplicates(
     real_texts: list[str], model: Path, tmp_path: Path, files_of: FilesOf, stage: str, count: int
 ) -> None:
     source = write(tmp_path / "real.jsonl", planted(real_texts, 0)[0])
@@ -316,7 +316,7 @@ def test_tokenize_drops_equal_and_keeps_very_short_documents(model: Path, tmp_pa
 
 
 @pytest.mark.parametrize("same", [["one text"], ["one text"] * 9, ["One text."] * 4 + ["one text"] * 4])
-def test_tokenize_refuses_one_text_however_often_it_stands(
+def test_tokenize_refuses_one_text_however_often_it_occurs(
     model: Path, tmp_path: Path, same: list[str]
 ) -> None:
     source = write(tmp_path / "one.jsonl", same)
@@ -357,7 +357,7 @@ def test_signature_writer_signs_a_job_without_words() -> None:
 
 
 def test_tokenize_refuses_near_settings_without_near_duplicates(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="near: must be left out where no near-duplicates"):
+    with pytest.raises(StoreError, match="near: must be left out"):
         tokenize([corpus], tmp_path / "s", dedup="exact", near=NEAR)
 
 

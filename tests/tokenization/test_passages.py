@@ -36,7 +36,7 @@ def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pieces(store: Store) -> Pieces:
-    """For each document the split and tokens of what it was cut into, in the store's order."""
+    """For each document, the split and tokens of its passages, in the order of the store."""
     found: Pieces = defaultdict(list)
     for name in ("train", "select", "report"):
         split = store.split(name)

@@ -1,4 +1,4 @@
-"""A `tokenize` that is killed, or runs out of disk, at any point goes on and ends in the same bytes."""
+"""A `tokenize` that is killed, or runs out of disk, at any point resumes and gives the same bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("processes", "stage", "count"),
     [(1, "scan", 3), (1, "train tokenizer", 2), (1, "flush", 5), (2, "tokenize", 3)],
 )
-def test_tokenize_goes_on_after_a_kill_and_gives_the_same_bytes(
+def test_tokenize_resumes_after_a_kill_and_gives_the_same_bytes(
     corpus: Path, whole: Path, tmp_path: Path, files_of: FilesOf, processes: int, stage: str, count: int
 ) -> None:
     out, script = tmp_path / "store", tmp_path / "killed.py"
@@ -91,7 +91,7 @@ def test_tokenize_goes_on_after_a_kill_and_gives_the_same_bytes(
     assert files_of(out) == files_of(whole)
 
 
-def test_tokenize_begins_anew_where_another_plan_was_killed(
+def test_tokenize_starts_over_after_an_interrupted_call_with_another_plan(
     corpus: Path, whole: Path, tmp_path: Path, files_of: FilesOf
 ) -> None:
     def stop(stage: str, done: int, total: int) -> None:
@@ -126,7 +126,7 @@ def test_tokenize_survives_a_full_disk_at_every_write(
         try:
             tokenize([few], out, **options)
         except StoreError as error:
-            assert "must have room on its disk, but got No space left on device" in str(error)
+            assert "must have free space on its disk, but got No space left on device" in str(error)
         else:
             break
         assert not [*out.glob(".*.arrow.*"), *out.glob(".work/.*")]
@@ -151,7 +151,7 @@ def test_tokenize_on_a_full_disk_seals_nothing(
 ) -> None:
     tokenize([corpus], tmp_path / "whole", tokenizer=model)
     out = small_disk(size_kib) / "s"
-    with pytest.raises(StoreError, match="must have room on its disk"):
+    with pytest.raises(StoreError, match="must have free space on its disk"):
         tokenize([corpus], out, tokenizer=model)
     assert not (out / "manifest.json").exists()
     small_disk(4096)
@@ -204,7 +204,7 @@ def test_tokenize_refuses_a_source_that_is_edited_meanwhile(
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
-def test_tokenize_begins_anew_where_a_source_was_edited_after_a_kill(
+def test_tokenize_starts_over_if_a_source_was_edited_after_a_kill(
     corpus: Path, model: Path, tmp_path: Path, files_of: FilesOf
 ) -> None:
     def stop(stage: str, done: int, total: int) -> None:

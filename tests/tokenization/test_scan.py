@@ -55,7 +55,7 @@ def test_decide_keeps_the_first_of_equal_hashes(
             1, tuple(np.array([len(job)]) for job in jobs), tuple(np.zeros(1, np.int64) for _ in jobs)
         )
         counts = decide(work, scans, strata, dedup="exact", held_out_fraction=0.5)
-        found = np.concatenate([np.load(work.fates(number)) for number in range(len(jobs))])
+        found = np.concatenate([np.load(work.statuses(number)) for number in range(len(jobs))])
     assert found.tolist() == expected
     assert counts.tolist() == np.bincount(expected, minlength=KEPT + 3).tolist()
 

@@ -64,9 +64,11 @@ def test_tokenize_holds_out_as_much_of_each_language(tmp_path: Path, form: str) 
 def test_tokenize_holds_out_the_same_texts_for_any_order_of_the_sources(tmp_path: Path, dedup: str) -> None:
     paths = [write_rows(tmp_path / f"{name}.jsonl", texts_of(name, 90)) for name in LANGUAGES]
     options = {"vocab_size": 100, "num_sentinels": 0, "held_out_fraction": 0.1, "dedup": dedup}
-    there = tokenize(paths, tmp_path / "a", **options)  # type: ignore[arg-type]
-    here = tokenize(paths[::-1], tmp_path / "b", **options, processes=2)  # type: ignore[arg-type]
-    count = [[manifest.splits[name].documents for name in ("select", "report")] for manifest in (there, here)]
+    forward = tokenize(paths, tmp_path / "a", **options)  # type: ignore[arg-type]
+    backward = tokenize(paths[::-1], tmp_path / "b", **options, processes=2)  # type: ignore[arg-type]
+    count = [
+        [manifest.splits[name].documents for name in ("select", "report")] for manifest in (forward, backward)
+    ]
     assert count[0] == count[1]
     assert held_out(tmp_path / "a") == held_out(tmp_path / "b")
 

@@ -1,4 +1,4 @@
-"""What a run folder's files are made of: frozen records, and logs of one record a line."""
+"""Records of a run folder, and logs with one record per line."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class FrozenRecord(BaseModel):
-    """Base of what is written to a run folder. A float that is not finite is kept as text."""
+    """Base of the records in a run folder. Non-finite floats are stored as strings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 def read_record(model: type[Record], path: Path, *, remedy: str) -> Record:
-    """The record that a file holds.
+    """Read the record in a file.
 
     Args:
-        model: Its class.
+        model: Class of the record.
         path: The file.
-        remedy: What to do where it is missing or damaged.
+        remedy: What to do if it is missing or damaged.
 
     Raises:
-        RunError: If it cannot be read, or is no such record.
+        RunError: If it cannot be read, or is not such a record.
     """
     try:
         return model.model_validate_json(read_small(path))
@@ -47,10 +47,10 @@ def read_record(model: type[Record], path: Path, *, remedy: str) -> Record:
 
 
 class JsonLines(Generic[Record]):
-    """An append-only file of records, one a line.
+    """An append-only file with one record per line.
 
-    A line is a record once its newline is there: what a kill left behind in the middle of a line is
-    none, and `drop_half_line` cuts it off.
+    A line counts once its newline is written. `drop_half_line` removes the incomplete last line that a killed
+    process may leave.
     """
 
     def __init__(self, path: Path, adapter: TypeAdapter[Record]) -> None:
@@ -59,10 +59,10 @@ class JsonLines(Generic[Record]):
         self._checked = False
 
     def append(self, record: Record) -> None:
-        """Add one line and hand it to the system. Fields that are None are left out.
+        """Append one line. Fields that are None are left out.
 
         Raises:
-            RunError: If the file ends inside a line, so that the record would be lost with it.
+            RunError: If the file ends with an incomplete line.
         """
         if not self._checked:
             self._check_end()
@@ -77,16 +77,16 @@ class JsonLines(Generic[Record]):
             raise
 
     def sync(self) -> None:
-        """Force what was appended to the disk: call it before a checkpoint counts on it."""
+        """Flush the appended lines to the disk. Call it before writing a checkpoint."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def records(self) -> Iterator[Record]:
-        """Every record, in the order of the file; none where there is no file.
+        """All records, in the order of the file; none if there is no file.
 
         Raises:
-            RunError: Naming the first line that is no record.
+            RunError: Naming the first invalid line.
         """
         if not self.path.exists():
             return
@@ -97,14 +97,14 @@ class JsonLines(Generic[Record]):
                 yield self._parse(line, number)
 
     def cut(self, size: int) -> None:
-        """Cut the file back to its first ``size`` bytes, whatever stands after them, for good."""
+        """Truncate the file to its first ``size`` bytes, and flush it."""
         if self.path.exists():
             os.truncate(self.path, size)
             self.sync()
         self._checked = False
 
     def drop_half_line(self) -> None:
-        """Cut off a last line without its end."""
+        """Remove an incomplete last line."""
         if self.path.exists():
             self.cut(self.path.read_bytes().rfind(b"\n") + 1)
 
@@ -118,7 +118,7 @@ class JsonLines(Generic[Record]):
                 f"{self.path}, line {number}",
                 got=line[:80].decode("utf-8", "replace").strip() or "an empty line",
                 rule=f"must be a record ({where + ': ' if where else ''}{first['msg']})",
-                remedy="Mend the line, or copy the file from the newest checkpoint where that has it.",
+                remedy="Fix the line, or copy the file from the newest checkpoint.",
             ) from error
 
     def _check_end(self) -> None:
@@ -128,8 +128,8 @@ class JsonLines(Generic[Record]):
                 if file.read(1) != b"\n":
                     raise RunError(
                         str(self.path),
-                        got="a last line without its end",
-                        rule="must end with a whole line before more is added",
-                        remedy="Resume from a checkpoint, which cuts it back.",
+                        got="an incomplete last line",
+                        rule="must end with a whole line",
+                        remedy="Resume from a checkpoint, which truncates it.",
                     )
         self._checked = True
