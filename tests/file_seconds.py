@@ -1,4 +1,4 @@
-"""CPU seconds of each test file: the longest files start first, so that processes that share the tests end together.
+"""CPU seconds of each test file: the longest start first, so that processes that share tests end together.
 
 `make test-seconds` renews the table after tests were added or moved.
 """
