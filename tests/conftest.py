@@ -121,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests the time that their fixtures may take; processes that share them start the longest files first."""
+    """Give tests the time that their fixtures may take; under xdist, start the longest files first."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         file_seconds.longest_first(items, json.loads(file_seconds.TABLE.read_text()))
     for item in items:
