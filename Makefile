@@ -6,6 +6,9 @@
 # make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
+# make test-seconds  measure the CPU seconds of each test file, by which make test orders them
+# make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
+# make coverage  lines that make test runs, by file
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
@@ -62,8 +65,23 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The longest files first: tests/file_seconds.json.
+SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.test
-	$(BIN)/pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest -m 'not slow' $(SHARED)
+
+test-seconds: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --record-seconds
+
+coverage: $(VENV)/.test
+	$(BIN)/pytest -m 'not slow' $(SHARED) --cov --cov-report=term:skip-covered
+
+# The rooms without torch or training, whose tests take seconds.
+FAST := tests/config tests/plan tests/store tests/text tests/runs tests/auditing tests/study tests/report tests/launcher/test_process.py
+
+coverage-fast: $(VENV)/.test
+	$(BIN)/pytest -m 'not slow' $(FAST) $(SHARED) --cov --cov-report=term
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest
@@ -78,7 +96,7 @@ test-machines: $(VENV)/.test
 		IFS=: read -r aten onednn mkl threads <<< "$$machine"; \
 		echo "== torch $$aten, oneDNN $$onednn, MKL $$mkl, threads $$threads"; \
 		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
-			$(BIN)/pytest -m 'not slow' $(TRAINING) --numprocesses $(JOBS) --dist loadfile || exit 1; \
+			$(BIN)/pytest -m 'not slow' $(TRAINING) $(SHARED) || exit 1; \
 	done
 
 RECORD ?= runs/golden.json
