@@ -25,8 +25,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults test-triton \
-	gpu-kit gpu-goldens check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
+	test-faults test-triton test-triton-quick coverage coverage-fast gpu-kit gpu-goldens check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -111,6 +111,13 @@ golden-check: $(VENV)/.test
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
 
+NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 python3.11; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done)
+
+test-versions: $(BIN)/python
+	$(BIN)/python tools/try_versions.py oldest
+	$(BIN)/python tools/try_versions.py newest --python $(NEWEST_PYTHON)
+
 # Beside the pinned one, which .venv has: first on Python's path, all else is shared.
 OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
 
@@ -135,4 +142,4 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .triton .versions .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
