@@ -155,9 +155,8 @@ def test_decoder_checkpointing_keeps_less_for_the_backward_pass() -> None:
     assert kept[1] < kept[0] / 2
 
 
-@pytest.mark.parametrize(
-    "recompute", ["none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("selective", "full"))]
-)
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.slow
 def test_decoder_compiles_whole_and_once_for_all_steps(recompute: Recompute) -> None:
     model = built(dropout=ALL_SITES)
     model.recompute = recompute

@@ -100,7 +100,7 @@ def test_a_compiled_model_takes_a_schedule_without_compiling_again(
 
 
 @SCHEDULES
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("decoder", marks=pytest.mark.slow), "t5", "sparse"])
 def test_compiled_layers_take_a_schedule_without_compiling_again(
     family: str, schedule: dict[str, Any], times: int
 ) -> None:
