@@ -2,6 +2,7 @@
 # make test    set up .venv with the test extras, then the tests (CPU, minutes)
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
 # make test-triton  the kernels on the oldest Triton that setup.cfg promises, compiled and interpreted
+# make test-triton-quick  some of them, as CI runs them
 # make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
 # make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
@@ -129,7 +130,13 @@ OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
 
 test-triton: .triton/$(OLDEST_TRITON)/.done
 	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(BIN)/pytest tests/kernels -m 'not slow and not gpu' \
-		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' --numprocesses $(JOBS) --dist loadfile
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' $(SHARED)
+
+# Tables of compiled kernels, and one operation with products and one without under the interpreter.
+test-triton-quick: .triton/$(OLDEST_TRITON)/.done
+	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not gpu' \
+		tests/kernels/test_compiled.py tests/kernels/test_linear_cross_entropy.py tests/kernels/test_gated.py \
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix'
 
 gpu-kit: .triton/$(OLDEST_TRITON)/.done
 	$(BIN)/python gpu/kit.py --triton .triton/$(OLDEST_TRITON)
