@@ -2,10 +2,14 @@
 # make test    set up .venv with the test extras, then the tests (CPU, minutes)
 # make megablocks  MegaBlocks into .venv, for model.moe.backend=megablocks
 # make test-triton  the kernels on the oldest Triton that setup.cfg promises, compiled and interpreted
+# make test-triton-quick  some of them, as CI runs them
 # make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
 # make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
 # make test-all  the long and many-rank tests too
+# make test-seconds  measure the CPU seconds of each test file, by which make test orders them
+# make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
+# make coverage  lines that make test runs, by file
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
@@ -22,8 +26,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults test-triton \
-	gpu-kit gpu-goldens check format clean
+.PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
+	test-faults test-triton test-triton-quick coverage coverage-fast gpu-kit gpu-goldens check format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -62,8 +66,23 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The longest files first: tests/file_seconds.json.
+SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.test
-	$(BIN)/pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest -m 'not slow' $(SHARED)
+
+test-seconds: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --record-seconds
+
+coverage: $(VENV)/.test
+	$(BIN)/pytest -m 'not slow' $(SHARED) --cov --cov-report=term:skip-covered
+
+# The rooms without torch or training, whose tests take seconds.
+FAST := tests/config tests/plan tests/store tests/text tests/runs tests/auditing tests/study tests/report tests/launcher/test_process.py
+
+coverage-fast: $(VENV)/.test
+	$(BIN)/pytest -m 'not slow' $(FAST) $(SHARED) --cov --cov-report=term
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest
@@ -78,7 +97,7 @@ test-machines: $(VENV)/.test
 		IFS=: read -r aten onednn mkl threads <<< "$$machine"; \
 		echo "== torch $$aten, oneDNN $$onednn, MKL $$mkl, threads $$threads"; \
 		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
-			$(BIN)/pytest -m 'not slow' $(TRAINING) --numprocesses $(JOBS) --dist loadfile || exit 1; \
+			$(BIN)/pytest -m 'not slow' $(TRAINING) $(SHARED) || exit 1; \
 	done
 
 RECORD ?= runs/golden.json
@@ -93,6 +112,13 @@ golden-check: $(VENV)/.test
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
 
+NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 python3.11; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done)
+
+test-versions: $(BIN)/python
+	$(BIN)/python tools/try_versions.py oldest
+	$(BIN)/python tools/try_versions.py newest --python $(NEWEST_PYTHON)
+
 # Beside the pinned one, which .venv has: first on Python's path, all else is shared.
 OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
 
@@ -104,7 +130,13 @@ OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
 
 test-triton: .triton/$(OLDEST_TRITON)/.done
 	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(BIN)/pytest tests/kernels -m 'not slow and not gpu' \
-		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' --numprocesses $(JOBS) --dist loadfile
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' $(SHARED)
+
+# Tables of compiled kernels, and one operation with products and one without under the interpreter.
+test-triton-quick: .triton/$(OLDEST_TRITON)/.done
+	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not gpu' \
+		tests/kernels/test_compiled.py tests/kernels/test_linear_cross_entropy.py tests/kernels/test_gated.py \
+		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix'
 
 gpu-kit: .triton/$(OLDEST_TRITON)/.done
 	$(BIN)/python gpu/kit.py --triton .triton/$(OLDEST_TRITON)
@@ -117,4 +149,4 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .triton .versions .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

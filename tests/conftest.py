@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     shared = len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
+import file_seconds
 from time_limits import extend
 
 if TYPE_CHECKING:
@@ -106,8 +107,23 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-seconds",
+        action="store_true",
+        help="write the CPU seconds of each file to file_seconds.json",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("record_seconds"):
+        config.pluginmanager.register(file_seconds.Recorder(), "record-seconds")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests the time that their fixtures may take."""
+    """Give tests the time that their fixtures may take; under xdist, start the longest files first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        file_seconds.longest_first(items, json.loads(file_seconds.TABLE.read_text()))
     for item in items:
         extend(item, float(config.getoption("timeout") or config.getini("timeout") or 0))
 

@@ -89,6 +89,20 @@ def test_help_is_as_wide_as_the_terminal(columns: int) -> None:
     assert columns - 25 < longest <= columns
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_than_linux_are_refused_in_one_sentence(
+    platform: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from reptrain.cli import main
+
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: operating system: must be Linux, but got {platform}. Use a Linux")
+
+
 def test_shell_completion_is_there() -> None:
     assert "--install-completion" in run("--help").stdout
     words = {"_REPTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "reptrain tok", "COMP_CWORD": "1"}

@@ -99,6 +99,7 @@ def _common(
 def main() -> None:
     """Run a command; an error that the user can mend is one line and exit code 2."""
     try:
+        _check_platform()
         _check_arguments(sys.argv[1:])
         app()
     except ReptrainError as error:
@@ -111,6 +112,17 @@ def main() -> None:
         if error.filename is None:
             raise
         _refuse(f"{shorten(str(error.filename), 300)}: {error.strerror}. Check the path and its permissions.")
+
+
+def _check_platform() -> None:
+    """Processes, signals and CPU ranks are those of Linux, and Triton has no package elsewhere."""
+    if sys.platform != "linux":
+        raise ConfigError(
+            "operating system",
+            got=sys.platform,
+            rule="must be Linux",
+            remedy="Use a Linux machine, container or virtual machine.",
+        )
 
 
 def _check_arguments(arguments: list[str]) -> None:

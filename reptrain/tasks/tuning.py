@@ -24,9 +24,9 @@ from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, TrainedModel, op
 from reptrain.model import build_model
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
-from reptrain.runs.files import read_record
 from reptrain.runs.pace import tokens_per_s
 from reptrain.runs.parent import Parent
+from reptrain.runs.records import read_record
 from reptrain.tasks.console import TuningConsole
 from reptrain.tasks.examples import ExampleBatches, example_order
 from reptrain.tasks.files import TaskRows

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from reptrain import checkpoint
 from reptrain.checkpoint import FoundCheckpoint, Topology
 from reptrain.runs.events import EventRecord, Events
-from reptrain.runs.files import JsonLines
+from reptrain.runs.records import JsonLines
 from reptrain.training.step import Trainer
 
 

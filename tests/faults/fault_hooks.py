@@ -22,7 +22,7 @@ _ACTIONS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 Within = tuple[str, str]
 """Module and function."""
-SAVE: Within = ("reptrain.checkpoint.step_folder", "save")
+SAVE: Within = ("reptrain.checkpoint", "save")
 SEAL: Within = ("reptrain.tokenization.build", "write_manifest")
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 # What a trainer needs and a kernel does not.
 ABSENT = (
@@ -37,6 +39,7 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
 """
 
 
+@pytest.mark.slow
 def test_tests_of_kernels_need_none_of_the_trainers_packages() -> None:
     files = sorted(path for path in HERE.glob("test_*.py") if path.name not in OF_THE_TRAINER)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}

@@ -111,7 +111,7 @@ def test_dropout_passes_gradcheck_twice() -> None:
     assert torch.autograd.gradgradcheck(lambda x: counter.dropout(x, keys(2), 0.4), x)
 
 
-@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.slow), "aot_eager"])
 def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
     def model(x: torch.Tensor, key: torch.Tensor, rate: counter.Rate) -> torch.Tensor:
         key = counter.fold(counter.fold(key, 17)[:, None], torch.arange(3))

@@ -98,7 +98,7 @@ def test_rate_schedule_does_not_recompile_a_model(family: str, schedule: dict[st
 
 
 @SCHEDULES
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("decoder", marks=pytest.mark.slow), "t5", "sparse"])
 def test_rate_schedule_does_not_recompile_layers(family: str, schedule: dict[str, Any], times: int) -> None:
     model = built(family, schedule)
     expected = results_of_steps(model, model, family)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
 from reptrain.runs.folder import RunFolder
@@ -54,14 +55,17 @@ def on_a_terminal(words: list[str], folder: Path) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
 
 
-def test_a_run_shows_what_it_trains_and_what_comes_next(config_file: Path) -> None:
+def test_a_run_shows_what_it_trains_and_what_comes_next(
+    one_thread: None,
+    config_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = config_file.parent
-    ended = subprocess.run(
-        command(config_file, "runs/a b"), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    monkeypatch.chdir(folder)
+    app(["train", str(config_file), "--out", "runs/a b"], standalone_mode=False)
     plan = RunFolder.open(folder / "runs" / "a b").plan
-    shown = ended.stdout
+    shown = capsys.readouterr().out
     header = shown[: shown.index("step 0/")]
     for fact in (
         rf"store +{re.escape(plan.sources[0].store)}\n",

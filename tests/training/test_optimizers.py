@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,43 @@ T5_RECIPE = (
     "schedule.name=constant",
     "schedule.warmup_fraction=0",
 )
-needs_vectors = pytest.mark.skipif(
-    not pick_vec_isa(), reason="torch.compile fails on a CPU without AVX2, and DeepSpeed's Muon is compiled"
-)
+# DeepSpeed compiles its Muon, which takes longer than all other tests of this file together.
+EAGER_OR_COMPILED = [
+    "force_eager",
+    pytest.param(
+        "default",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not pick_vec_isa(), reason="torch.compile fails on a CPU without AVX2"),
+        ],
+    ),
+]
 OPTIMIZERS = {"adafactor": T5_RECIPE, "muon": ("optimizer.name=muon", "optimizer.weight_decay=0.01")}
 
 
-@pytest.mark.parametrize("name", ["adafactor", pytest.param("muon", marks=needs_vectors)])
-def test_it_learns_and_is_exact_on_resume(
+@pytest.fixture(params=EAGER_OR_COMPILED)
+def muon_stance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Muon without compilation; compiled too where slow tests run."""
+    with torch.compiler.set_stance(request.param):
+        yield
+
+
+def test_muon_learns_and_is_exact_on_resume(
+    muon_stance: None, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_resume("muon", tiny, tmp_path, monkeypatch)
+
+
+def test_adafactor_learns_and_is_exact_on_resume(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_resume("adafactor", tiny, tmp_path, monkeypatch)
+
+
+def check_resume(
     name: str, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run learns, and one that was interrupted ends with the same losses and states."""
     given = ("optimizer.lr=0.02", *OPTIMIZERS[name], MOE, "train.total_tokens=0.5epochs")
     config = tiny(*given, "checkpoint.every_fraction=0.3")
     train(config, tmp_path / "unbroken")
@@ -139,8 +166,7 @@ def test_adafactor_leaves_the_row_of_an_unseen_token_alone(smallest: int) -> Non
     assert not (embedding.weight[:4] == before[:4]).any()
 
 
-@needs_vectors
-def test_muon_moves_the_layers_matrices_orthogonally_and_the_rest_as_adamw() -> None:
+def test_muon_moves_the_layers_matrices_orthogonally_and_the_rest_as_adamw(muon_stance: None) -> None:
     shape = DecoderConfig(d_model=16, num_layers=1, num_heads=2, d_ff=16)
     models = [build_model(shape, vocab_size=30, seed=1) for _ in range(2)]
     muon = build_optimizer(models[0], MuonConfig(name="muon", weight_decay=0.0, adam_lr=0.01))
