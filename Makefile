@@ -5,6 +5,7 @@
 # make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
 # make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
+# make docs    build the documentation into site/; warnings and broken links are errors
 # make test-all  the long and many-rank tests too
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
@@ -23,7 +24,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-machines golden golden-check test-faults test-triton \
-	gpu-kit gpu-goldens check format clean
+	gpu-kit gpu-goldens check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -38,6 +39,10 @@ $(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
 
 $(VENV)/.test: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/.run
 
 # It pins an older torch, and its compiled parts want CUDA: so it is no extra.
@@ -61,6 +66,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The variables hide notices about the future of MkDocs; constraints.txt pins the versions that work together.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 test: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile
@@ -117,4 +126,4 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .triton .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
