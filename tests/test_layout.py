@@ -33,7 +33,8 @@ def test_folders_with_common_names_are_no_packages(folder: str) -> None:
 
 def test_every_make_target_of_the_pages_exists() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    named = {name for page in pages for name in re.findall(r"(?:^    |\$ |`)make ([a-z-]+)", page.read_text(), re.M)}
+    text = "\n".join(page.read_text() for page in pages)
+    named = set(re.findall(r"(?:^    |\$ |`)make ([a-z-]+)", text, re.MULTILINE))
     assert {"demo", "test", "docs"} <= named
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named <= targets

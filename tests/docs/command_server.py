@@ -1,7 +1,7 @@
 """Runs `reptrain` commands in forks of one process that has imported everything.
 
-A page has dozens of commands, and each would spend seconds on imports. `python command_server.py SOCKET` serves,
-`call` is the client.
+A page has dozens of commands, and each would spend seconds on imports. `python command_server.py SOCKET`
+serves; `call` is the client.
 """
 
 from __future__ import annotations

@@ -8,7 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TUTORIALS = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+TUTORIALS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "quickstart.md",
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
 """Pages whose every `sh` block a test runs."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _SMALL = ["data.unique_tokens=2**10", "train.batch_windows=4", "evaluate.max_windows=4", "train.device=cpu"]
 
 
@@ -21,3 +23,13 @@ def shorten(arguments: list[str]) -> list[str]:
     if command == "generate":
         return [*arguments, "--max-new-tokens", "4"]
     return arguments
+
+
+def is_repeated_launch(arguments: list[str]) -> bool:
+    """Whether an earlier page ran this very launch, whose ranks take most of the time of all pages."""
+    if arguments[0] != "launch":
+        return False
+    launched, command = Path("launched.txt"), " ".join(arguments)
+    earlier = launched.read_text().splitlines() if launched.exists() else []
+    launched.write_text("\n".join([*earlier, command]))
+    return command in earlier

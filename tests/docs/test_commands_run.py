@@ -1,7 +1,7 @@
 """Every command of README, the quickstart and the tutorials runs, page by page, in one folder.
 
-The short form shrinks each command: a `reptrain` that comes first on PATH appends overrides and passes the command on
-to a server. The long form (slow) runs the commands as printed, each in a process of its own.
+The short form shrinks each command: a `reptrain` that comes first on PATH appends overrides and passes the
+command on to a server. The long form (slow) runs the commands as printed, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ WRAPPER = """#!{python} -S
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from short_form import shorten
+from short_form import is_repeated_launch, shorten
 from command_server import call
-sys.exit(call(Path({address!r}), shorten(sys.argv[1:])))
+if not is_repeated_launch(sys.argv[1:]):
+    sys.exit(call(Path({address!r}), shorten(sys.argv[1:])))
 """
 
 
