@@ -6,6 +6,7 @@
 # make gpu-kit  .gpu/, what gpu/run.sh needs on a machine with one GPU and no internet
 # make gpu-goldens  rebuild gpu/goldens.json, the CPU's results that a GPU is compared with
 # make check   ruff, mypy and import-linter
+# make docs    build the documentation into site/; warnings and broken links are errors
 # make test-all  the long and many-rank tests too
 # make test-seconds  measure the CPU seconds of each test file, by which make test orders them
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
@@ -27,7 +28,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
-	test-faults test-triton test-triton-quick coverage coverage-fast gpu-kit gpu-goldens check format clean
+	test-faults test-triton test-triton-quick coverage coverage-fast gpu-kit gpu-goldens check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,6 +43,10 @@ $(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
 
 $(VENV)/.test: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/.run
 
 # It pins an older torch, and its compiled parts want CUDA: so it is no extra.
@@ -65,6 +70,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The variables hide notices about the future of MkDocs; constraints.txt pins the versions that work together.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 # The longest files first: tests/file_seconds.json.
 SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -149,4 +158,4 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .triton .versions .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .triton .versions .gpu gpu-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

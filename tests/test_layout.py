@@ -1,10 +1,9 @@
-"""The house as it stands, against what is written about it."""
+"""The tree against setup.cfg, the Makefile and the pages."""
 
 from __future__ import annotations
 
 import configparser
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -32,44 +31,13 @@ def test_folders_with_common_names_are_no_packages(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
 
 
-def commands(markdown: str) -> list[str]:
-    """The `reptrain …` lines of a page's shell blocks, with their continuation lines."""
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", markdown, flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    lines = [line.split("#")[0].strip() for line in lines]
-    # The deepspeed launcher hands --local_rank to what it starts.
-    lines = [line.replace("deepspeed --module reptrain", "reptrain --local_rank=0") for line in lines]
-    return [line for line in lines if line.startswith("reptrain ")]
-
-
-README_COMMANDS = commands((ROOT / "README.md").read_text())
-
-
-def test_readme_shows_commands() -> None:
-    assert len(README_COMMANDS) > 5
-
-
-@pytest.mark.parametrize("line", README_COMMANDS)
-def test_readme_command_is_understood(line: str) -> None:
-    """Every command parses: its names and options exist. What they do is tested elsewhere."""
-    from reptrain.cli import app
-
-    words = shlex.split(line)[1:]
-    command = get_command(app)
-    if words[0].startswith("--"):
-        command.make_context(line, [*words])
-        words.pop(0)
-    while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words.pop(0)]
-    assert not hasattr(command, "commands"), f"{line}: no such command"
-    command.make_context(line, words)
-
-
-@pytest.mark.parametrize(
-    "target", re.findall(r"^\$ (make [a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-)
-def test_readme_make_target_exists(target: str) -> None:
-    assert re.search(rf"^{target.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_every_make_target_of_the_pages_exists() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    named = set(re.findall(r"(?:^    |\$ |`)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"demo", "test", "docs"} <= named
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named <= targets
 
 
 def test_cli_without_a_command_shows_the_help() -> None:

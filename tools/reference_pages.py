@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from types import NoneType, UnionType
@@ -34,7 +35,30 @@ def command_page() -> str:
     """Every command with its arguments and options."""
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="reptrain")
-    return get_docs_for_click(obj=command, ctx=context, name="reptrain", title="Command line")
+    page = get_docs_for_click(obj=command, ctx=context, name="reptrain", title="Command line")
+    return "\n".join(linked_commands(page.splitlines(), command))
+
+
+def linked_commands(lines: list[str], program: Any) -> Iterator[str]:
+    """The page's lists of commands with links and whole sentences; typer cuts the sentences."""
+    group: list[str] = []
+    for line in lines:
+        if heading := re.fullmatch(r"#+ `reptrain ?(.*)`", line):
+            group = heading[1].split()
+        item = re.match(r"\* `([^`]+)`: ", line)
+        commands = getattr(command_at(program, group), "commands", {})
+        if item and item[1] in commands:
+            anchor = "-".join(["reptrain", *group, item[1]])
+            text = " ".join((commands[item[1]].help or "").split("\n\n")[0].split())
+            line = f"* [`{item[1]}`](#{anchor}): {text}"
+        yield line
+
+
+def command_at(program: Any, names: list[str]) -> Any:
+    """The command or group behind these names."""
+    for name in names:
+        program = program.commands[name]
+    return program
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -58,36 +82,45 @@ def default_text(field: FieldInfo) -> str:
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation as a reader of YAML sees it: ``4``, ``int or null``, ``list of str``."""
+    """An annotation for a reader of YAML: ``int or null``, ``list of str``, links to sections."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(arguments[0])
     if origin is Literal:
-        return " or ".join(str(value) for value in arguments)
+        return " or ".join(f"`{value}`" for value in arguments)
     if origin in (list, tuple, set):
         return f"list of {type_text(arguments[0])}"
     if origin is dict:
         return f"mapping of {type_text(arguments[1])} by {type_text(arguments[0])}"
     if origin in (Union, UnionType):
         return " or ".join(type_text(argument) for argument in arguments)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
-def config_rows(model: type[BaseModel], prefix: str, seen: frozenset[type[BaseModel]]) -> Iterator[str]:
-    """Sections of Markdown for a class and for the classes below it."""
-    rows = ["| key | type | default | description |", "|---|---|---|---|"]
-    below: list[tuple[str, type[BaseModel]]] = []
+def sections(model: type[BaseModel], key: str, keys: dict[type[BaseModel], list[str]]) -> None:
+    """Collect the keys of a class and of the classes below it, in the order of the file."""
+    keys.setdefault(model, []).append(key)
     for name, field in model.model_fields.items():
-        key = f"{prefix}.{name}" if prefix else name
-        nested = [found for found in models_in(field.annotation) if found not in seen]
-        below += [(key, found) for found in nested]
+        for below in dict.fromkeys(models_in(field.annotation)):
+            sections(below, f"{key}.{name}".lstrip("."), keys)
+
+
+def section_text(model: type[BaseModel], keys: list[str]) -> str:
+    """A class as a table of its keys."""
+    keys = list(dict.fromkeys(keys))
+    only = keys[0] if len(keys) == 1 else ""
+    rows = ["| key | type | default | description |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        key = f"{only}.{name}".lstrip(".")
         description = " ".join((field.description or "").split()).replace("|", "\\|")
-        kind = type_text(field.annotation)
-        rows.append(f"| `{key}` | {kind} | `{default_text(field)}` | {description} |")
-    title = f"`{prefix}`: {model.__name__}" if prefix else model.__name__
-    yield f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(rows) + "\n"
-    for key, found in below:
-        yield from config_rows(found, key, seen | {found})
+        default = default_text(field)
+        default = default if default in ("", "required") else f"`{default}`"
+        rows.append(f"| `{key}` | {type_text(field.annotation)} | {default} | {description} |")
+    used = ", ".join(f"`{key}`" for key in keys if key)
+    where = f"Section {used}. " if used else ""
+    return f"## {model.__name__}\n\n{where}{(model.__doc__ or '').strip()}\n\n" + "\n".join(rows) + "\n"
 
 
 def config_page(title: str, model: type[BaseModel]) -> str:
@@ -96,15 +129,17 @@ def config_page(title: str, model: type[BaseModel]) -> str:
         "Every key can be overridden on the command line as `key=value`. "
         "Numbers may be written `2**20`, `1e9`, `100M` or `64epochs`.\n\n"
     )
-    return f"# {title}\n\n{intro}" + "\n".join(config_rows(model, "", frozenset({model})))
+    keys: dict[type[BaseModel], list[str]] = {}
+    sections(model, "", keys)
+    return f"# {title}\n\n{intro}" + "\n".join(section_text(part, used) for part, used in keys.items())
 
 
 def python_page() -> str:
     """The public functions, each from its docstring."""
-    parts = ["# Python\n", "Every command is a function. Each name is imported when it is first used.\n"]
+    parts = ["# Python API\n", "Every command is a function. Each name is imported when it is first used.\n"]
     for name in reptrain.__all__:
         if name != "__version__":
-            parts.append(f"::: {getattr(reptrain, name).__module__}.{name}\n")
+            parts.append(f"## reptrain.{name}\n\n::: {getattr(reptrain, name).__module__}.{name}\n")
     return "\n".join(parts)
 
 

@@ -182,7 +182,10 @@ def _reproduced(
         noise = objective.noise(places, width=total_tokens)
         row_B = np.arange(len(start_B))
         batch = MicroBatch(
-            *(torch.from_numpy(array) for array in (tokens_BL, length_B, start_B, row_B)),
+            torch.from_numpy(tokens_BL),
+            torch.from_numpy(length_B),
+            torch.from_numpy(start_B),
+            torch.from_numpy(row_B),
             {name: torch.from_numpy(np.ascontiguousarray(drawn)) for name, drawn in noise.items()},
         ).to(run.world.device)
         if isinstance(objective, MaskedDiffusion):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.distributed.world import choose_device
 from reptrain.errors import ConfigError
 from reptrain.generation.prompts import decode_text, encode_prompt
@@ -107,6 +107,7 @@ class Writer:
         if self.reading != "causal":
             # The start token of the output does not belong to the inputs.
             prefix_B = is_token_BT.sum(1) - (len(start) if self.reading == "inputs" else 0)
+        assert isinstance(model.config, DecoderConfig)
         cache = self._cache(model.config.num_layers, tokens_BT, max_new_tokens)
 
         def step(tokens_BT: Tensor, is_token_BT: Tensor) -> Tensor:
@@ -122,6 +123,7 @@ class Writer:
         segments_BS = is_source_BS.long()
         states_BSD = model.encode(source_BS, segments_BS)
         inputs_B1 = torch.full_like(source_BS[:, :1], self.special.start or 0)
+        assert isinstance(model.config, T5Config)
         cache = self._cache(model.config.num_decoder_layers, inputs_B1, max_new_tokens)
 
         def step(inputs_BT: Tensor, is_token_BT: Tensor) -> Tensor:

@@ -167,9 +167,12 @@ def pack(
     else:
         noise = {"target_BT": _padded([pair.target for pair in chosen], widths[1], IGNORE)}
     length_B = np.array([len(ids) for ids in sources], dtype=np.int64)
-    arrays = (_padded(sources, widths[0], 0), length_B, np.maximum(number_B, 0), row_B)
     return MicroBatch(
-        *map(torch.from_numpy, arrays), {name: torch.from_numpy(value) for name, value in noise.items()}
+        torch.from_numpy(_padded(sources, widths[0], 0)),
+        torch.from_numpy(length_B),
+        torch.from_numpy(np.maximum(number_B, 0)),
+        torch.from_numpy(row_B),
+        {name: torch.from_numpy(value) for name, value in noise.items()},
     )
 
 

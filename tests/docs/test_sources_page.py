@@ -1,4 +1,4 @@
-"""Every command of docs/sources.md is run, on files and servers like those that it names."""
+"""Every command of docs/guides/sources.md is run, on files and servers like those that it names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from reptrain.store import open_store
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "sources.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

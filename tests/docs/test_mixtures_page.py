@@ -1,4 +1,4 @@
-"""docs/mixtures.md, command by command: what it shows is what happens."""
+"""docs/guides/mixtures.md, command by command: what it shows is what happens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 
-ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "mixtures.md").read_text()
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "guides" / "mixtures.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

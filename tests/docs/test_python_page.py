@@ -1,4 +1,4 @@
-"""The example of docs/api.md as printed, in processes of its own: a script, standard input, a REPL."""
+"""The example of docs/guides/python.md as printed: as a script, from standard input, in a REPL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from reptrain.runs.folder import RunFolder
 
-ROOT = Path(__file__).parents[1]
-(CODE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "guides" / "python.md"
+(CODE,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 # Smaller stand-ins of the files that the page names.
 DECODER = """
 data: {unique_tokens: 2**30, window_tokens: 64}

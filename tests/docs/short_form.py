@@ -1,0 +1,35 @@
+"""Makes a command of the documentation small enough for a test of seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_SMALL = ["data.unique_tokens=2**10", "train.batch_windows=4", "evaluate.max_windows=4", "train.device=cpu"]
+
+
+def shorten(arguments: list[str]) -> list[str]:
+    """A `reptrain` command's arguments with overrides appended; of an option given twice the last counts."""
+    command = arguments[0]
+    if command in ("train", "launch"):
+        budget = any(argument.startswith("train.total_tokens=") for argument in arguments)
+        small = [*_SMALL, *([] if budget else ["train.total_tokens=2epochs"])]
+        stop = ["--max-minutes", "0.0001"] if "--max-minutes" in arguments else []
+        return [*arguments, *small, *stop]
+    if command == "tokenize":
+        return [*arguments, "--vocab-size", "400", "--processes", "1"]
+    if command == "demo":
+        out = [] if "--out" in arguments else ["--out", "runs/demo"]
+        return [*arguments, "--quick", "--store-only", *out]
+    if command == "generate":
+        return [*arguments, "--max-new-tokens", "4"]
+    return arguments
+
+
+def is_repeated_launch(arguments: list[str]) -> bool:
+    """Whether an earlier page ran this very launch, whose ranks take most of the time of all pages."""
+    if arguments[0] != "launch":
+        return False
+    launched, command = Path("launched.txt"), " ".join(arguments)
+    earlier = launched.read_text().splitlines() if launched.exists() else []
+    launched.write_text("\n".join([*earlier, command]))
+    return command in earlier

@@ -1,0 +1,116 @@
+"""Every command of README, the quickstart and the tutorials runs, page by page, in one folder.
+
+The short form shrinks each command: a `reptrain` that comes first on PATH appends overrides and passes the
+command on to a server. The long form (slow) runs the commands as printed, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from page_commands import ROOT, TUTORIALS, shell_lines
+from time_limits import START_S, takes_up_to
+
+STOPPED = 3
+"""Exit code of a run that was stopped with a checkpoint."""
+WRAPPER = """#!{python} -S
+import sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from short_form import is_repeated_launch, shorten
+from command_server import call
+if not is_repeated_launch(sys.argv[1:]):
+    sys.exit(call(Path({address!r}), shorten(sys.argv[1:])))
+"""
+
+
+def workspace(folder: Path, *, documents: int | None) -> None:
+    """Fill a folder with what the pages assume: the configurations and a folder of text."""
+    from reptrain.text import stdlib_documents
+
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    # The environment is active already.
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+    (folder / "my_text").mkdir()
+    rows = [json.dumps({"text": document.text}) for document in islice(stdlib_documents(), documents)]
+    for part in range(2):
+        (folder / "my_text" / f"{part}.jsonl").write_text("\n".join(rows[part::2]) + "\n")
+
+
+def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
+    """Run a page's commands in a folder; all must succeed, or stop where --max-minutes is given."""
+    path = f"{first_on_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    for line in shell_lines(page):
+        ended = subprocess.run(
+            ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        expected = {0, STOPPED} if "--max-minutes" in shlex.split(line) else {0}
+        assert ended.returncode in expected, f"{line}\n{ended.stdout}{ended.stderr}"
+        assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr}"
+
+
+@pytest.fixture(scope="module")
+@takes_up_to(600)
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], None]]:
+    """Runs a page in the short form."""
+    folder = tmp_path_factory.mktemp("short")
+    workspace(folder, documents=150)
+    program, address = folder / "bin" / "reptrain", folder / "socket"
+    program.parent.mkdir()
+    tests = str(Path(__file__).parent)
+    program.write_text(WRAPPER.format(python=sys.executable, tests=tests, address=str(address)))
+    program.chmod(0o755)
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(tests) / "command_server.py"), str(address)], env=environment
+    )
+    try:
+        end = time.monotonic() + START_S
+        while not address.exists():
+            assert server.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        yield lambda page: run_page(page, folder, program.parent)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+@takes_up_to(3600)
+def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Runs a page as printed."""
+    folder = tmp_path_factory.mktemp("full")
+    workspace(folder, documents=None)
+    return lambda page: run_page(page, folder, folder)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_in_the_short_form(page: Path, short: Callable[[Path], None]) -> None:
+    short(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_as_printed(page: Path, full: Callable[[Path], None]) -> None:
+    full(page)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md"])
+def test_the_links_of_a_page_outside_of_the_site_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
