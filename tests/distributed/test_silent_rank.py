@@ -83,11 +83,11 @@ def test_lost_rank_is_named_in_time(
     assert other.wait(timeout=4 * TIMEOUT_S) == 2
     assert f"rank {lost}: must make progress within" in (tmp_path / f"rank-{1 - lost}.txt").read_text()
     status = RunFolder.open(ranks.run).status()
-    assert status.state == "failed" and f"rank {lost}: must get on" in str(status.reason)
+    assert status.state == "failed" and f"rank {lost}: must make progress" in str(status.reason)
     ranks.end()
     partial = audit(ranks.run)
     assert partial.exact and not partial.complete, partial.text()
-    # What is left goes on on one rank.
+    # One rank resumes the run.
     assert train(RunFolder.open(ranks.run).config, ranks.run).state == "done"
     report = audit(ranks.run)
     assert report.exact and report.complete, report.text()
@@ -96,7 +96,7 @@ def test_lost_rank_is_named_in_time(
 def test_rank_that_does_not_join_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     write_config(tmp_path, tiny("train.rank_timeout_seconds=2"))
     command = ["-m", "reptrain", "train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
-    # Of three ranks the first alone is started.
+    # Start only the first of three ranks.
     (alone,) = begin_ranks(3, command, tmp_path, started_ranks=[0])
     assert alone.wait(timeout=START_S) == 2
     said = (tmp_path / "rank-0.txt").read_text()
@@ -108,5 +108,5 @@ def test_rank_that_does_not_join_is_named(tiny: Callable[..., RunConfig], tmp_pa
 def test_rank_that_hangs_is_named(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
     write_config(tmp_path, tiny(f"train.rank_timeout_seconds={TIMEOUT_S}"))
     said = start_ranks(2, tmp_path, {"run": {"overrides": [], "hang": [1, 4]}}, fails=True)
-    assert "rank 1: must get on" in said and f"no progress for {TIMEOUT_S} s" in said
-    assert "rank 1: must get on" in str(RunFolder.open(tmp_path / "run").status().reason)
+    assert "rank 1: must make progress" in said and f"no progress for {TIMEOUT_S} s" in said
+    assert "rank 1: must make progress" in str(RunFolder.open(tmp_path / "run").status().reason)

@@ -189,7 +189,7 @@ def test_decoder_treats_a_prompt_as_in_its_objective(tiny: MakeConfig, tmp_path:
         )
         assert open_saved_model(tmp_path).reading == reading
         if reading != "causal":
-            with pytest.raises(ReptrainError, match="forwards only"):
+            with pytest.raises(ReptrainError, match="causal attention only"):
                 export_model(tmp_path, tmp_path / "out")
     with pytest.raises(ConfigError, match="must be one that predicts tokens in an order"):
         generate(tmp_path, ["a"])

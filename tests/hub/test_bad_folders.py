@@ -82,7 +82,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "layer_types in config.json: must give all layers a sliding window or none",
     ),
     "an encoder alone": ("t5-1.0", {"is_encoder_decoder": False}, "an encoder only"),
-    "two names of one size": ("gpt2", {"hidden_size": 30}, "hidden_size in config.json: must be n_embd, 24"),
+    "two names of one size": ("gpt2", {"hidden_size": 30}, "hidden_size in config.json: must equal n_embd"),
     "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be set"),
     "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": None}, "d_model must be num_heads times"),
     "odd head width": ("llama", {"head_dim": 9}, "head_dim must be even"),
@@ -132,10 +132,10 @@ def test_untied_t5_11_without_a_head_gets_a_copy_of_the_embedding(tmp_path: Path
 
 KINDS: dict[str, tuple[Any, str]] = {
     "num_attention_heads": (0, "num_heads=0"),
-    "num_key_value_heads": ("two", "num_key_value_heads|num_kv_heads|another kind"),
+    "num_key_value_heads": ("two", "num_key_value_heads|num_kv_heads|wrong type"),
     "model_type": (["llama"], "model_type"),
-    "rope_parameters": ([1], "another kind"),
-    "rope_theta": ("abc", "another kind"),
+    "rope_parameters": ([1], "wrong type"),
+    "rope_theta": ("abc", "wrong type"),
 }
 
 

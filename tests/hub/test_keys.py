@@ -97,7 +97,7 @@ def test_unknown_keys_are_refused_unless_they_are_off(kind: Architecture) -> Non
 def test_aliases_are_accepted_and_must_agree(kind: Architecture) -> None:
     for alias, name in kind.keys.aliases.items():
         assert kind.keys.complete({alias: 5})[name] == 5
-        with pytest.raises(HubError, match=f"{alias} in config.json: must be {name}, 6"):
+        with pytest.raises(HubError, match=f"{alias} in config.json: must equal {name}, 6"):
             kind.keys.complete({alias: 5, name: 6})
 
 

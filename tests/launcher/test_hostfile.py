@@ -45,7 +45,7 @@ def test_read_hostfile_accepts_every_form_of_a_host(tmp_path: Path, host: str) -
         ("node-0\nnode-0\nnode-1\n", r"line 1: must have slots=N.*PBS"),
         ("node-0 slots=0\n", r"line 1: must have slots from 1.*slots=0"),
         ("a slots=9 max_slots=8\n", r"line 1: must have slots from 1.*slots=9"),
-        ("a slots=9999\n", "or 1024 without, but got slots=9999"),
+        ("a slots=9999\n", "at most 1024, but got slots=9999"),
         (f"a slots={'9' * 5000}\n", "line 1: must be HOST slots=N"),
         ("a slots=1 slots=2\n", "line 1: must be HOST slots=N"),
         ("a slots = 4\n", "line 1: must be HOST slots=N"),

@@ -80,7 +80,7 @@ def test_launch_command_uses_the_slots_of_a_hostfile(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(
-    ("gpus", "error"), [(None, "must give the number of ranks"), (0, "must be at least 1")]
+    ("gpus", "error"), [(None, "must be the number of ranks"), (0, "must be at least 1")]
 )
 def test_launch_command_requires_a_number_of_ranks_without_a_gpu(gpus: int | None, error: str) -> None:
     with pytest.raises(LaunchError, match=error):

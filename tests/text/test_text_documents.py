@@ -71,7 +71,7 @@ def test_read_documents_takes_other_fields(tmp_path: Path) -> None:
         (b'{"text": "a", "id": true}', r"bad.jsonl:1: .* as its id, but got bool under 'id'"),
         (b'{"text": "a"}\0', r"bad.jsonl:1: must be text in UTF-8, but got a NUL byte at offset 13"),
         ('{"text": "a"}'.encode("utf-16"), r"bad.jsonl:1: must be UTF-8, but got UTF-16.*iconv -f UTF-16"),
-        (gzip.compress(b"{}"), r"bad.jsonl:1: must be text in UTF-8, but got gzip data"),
+        (gzip.compress(b"{}", mtime=0), r"bad.jsonl:1: must be text in UTF-8, but got gzip data"),
     ],
 )
 def test_read_documents_refuses_bad_lines_by_name(tmp_path: Path, content: bytes, message: str) -> None:

@@ -292,7 +292,7 @@ def test_runs_are_scored_on_another_store_of_the_same_tokenizer_alone(
     run = open_run(runs["causal"].path, stores={"data": tmp_path / "same"}, device="cpu")
     scores = score_run(run)
     assert [(score.set, score.gap_nats) for score in scores] == [("select", None), ("report", None)]
-    with pytest.raises(StoreError, match="must have been made by the tokenizer of"):
+    with pytest.raises(StoreError, match="must have the tokenizer of"):
         open_run(runs["causal"].path, stores={"data": tmp_path / "other"}, device="cpu")
 
 

@@ -172,7 +172,7 @@ def test_an_average_goes_out_of_the_house(tiny: Make, plain: RunFolder, tmp_path
     average = state(folder, folder.ledger.end())["average:embedding.weight@0"]
     assert torch.equal(whole.flatten(), average)
     run = CliRunner().invoke(app, ["generate", str(plain.path), "--prompt", "a", "--average"])
-    assert "needs a run that keeps an average" in str(run.exception)
+    assert "requires a run that keeps an average" in str(run.exception)
     with pytest.raises(RunError, match="a folder that is not a run"):
         open_trained(tmp_path / "exported", average=True)
 
