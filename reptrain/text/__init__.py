@@ -5,7 +5,7 @@ from reptrain.text.load import load_tokenizer
 from reptrain.text.sentencepiece_model import SentencePieceTokenizer
 from reptrain.text.stdlib import stdlib_documents
 from reptrain.text.tokenizer import Tokenizer
-from reptrain.text.training import train_tokenizer
+from reptrain.text.train_unigram import train_tokenizer
 
 __all__ = [
     "Document",

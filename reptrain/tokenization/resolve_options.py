@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reptrain.errors import ConfigError, StoreError, TokenizerError, check_choice
 from reptrain.text import Tokenizer, load_tokenizer
-from reptrain.text.training import DEFAULT_VOCAB_SIZE
+from reptrain.text.train_unigram import DEFAULT_VOCAB_SIZE
 from reptrain.tokenization.near import check_near
 from reptrain.tokenization.strata import SPLIT_VERSION
 from reptrain.tokenize_options import Dedup, NearSettings, StoreOptions, TokenizeOptions
