@@ -60,7 +60,7 @@ def test_wheel_has_every_package_and_data_file(installed: Path) -> None:
             "reptrain_launcher": ROOT / "launcher",
         }
         source = {path.relative_to(roots[package]) for path in (roots[package] / package).rglob("*.py")}
-        tsource = {path.relative_to(installed) for path in (installed / package).rglob("*.py")}
+        packed = {path.relative_to(installed) for path in (installed / package).rglob("*.py")}
         assert packed == source
 
 
