@@ -139,7 +139,9 @@ def python_page() -> str:
     parts = ["# Python API\n", "Every command is a function. Each name is imported when it is first used.\n"]
     for name in reptrain.__all__:
         if name != "__version__":
-            parts.append(f"## reptrain.{name}\n\n::: {getattr(reptrain, name).__module__}.{name}\n")
+            home = getattr(reptrain, name).__module__
+            options = f"    options:\n      heading: reptrain.{name}\n      toc_label: {name}\n"
+            parts.append(f"::: {home}.{name}\n{options}")
     return "\n".join(parts)
 
 

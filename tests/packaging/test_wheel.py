@@ -59,9 +59,9 @@ def test_wheel_has_every_package_and_data_file(installed: Path) -> None:
             "reptrain_kernels": ROOT / "kernels",
             "reptrain_launcher": ROOT / "launcher",
         }
-        here = {path.relative_to(roots[package]) for path in (roots[package] / package).rglob("*.py")}
-        there = {path.relative_to(installed) for path in (installed / package).rglob("*.py")}
-        assert there == here
+        source = {path.relative_to(roots[package]) for path in (roots[package] / package).rglob("*.py")}
+        packed = {path.relative_to(installed) for path in (installed / package).rglob("*.py")}
+        assert packed == source
 
 
 def test_wheel_runs_the_demo_without_the_checkout(installed: Path, tmp_path: Path) -> None:
@@ -78,5 +78,5 @@ def test_wheel_runs_the_demo_without_the_checkout(installed: Path, tmp_path: Pat
     assert (store / "manifest.json").exists()
 
 
-def test_version_stands_in_one_place() -> None:
+def test_citation_has_the_version_of_the_package() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == reptrain.__version__

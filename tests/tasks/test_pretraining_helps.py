@@ -1,4 +1,4 @@
-"""What pre-training is worth downstream: the session of docs/tasks.md, from articles to intervals."""
+"""What pre-training is worth downstream: the session of docs/guides/tasks.md, from articles to intervals."""
 
 from __future__ import annotations
 
