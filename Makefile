@@ -79,7 +79,7 @@ coverage: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' $(SHARED) --cov --cov-report=term:skip-covered
 
 # The rooms without torch or training, whose tests take seconds.
-FAST := tests/config tests/plan tests/store tests/text tests/runs tests/auditing tests/study tests/report tests/launcher/test_process.py
+FAST := tests/config tests/store tests/runs tests/study
 
 coverage-fast: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' $(FAST) $(SHARED) --cov --cov-report=term

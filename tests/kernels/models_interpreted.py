@@ -1,4 +1,4 @@
-"""One training step of tiny models, every fused operation in Triton, against the plain path; takes their names.
+"""One training step of tiny models with every fused operation in Triton, against the plain path; takes names.
 
 Prints {model: {"calls": {operation: number}, "loss": difference, "grad": the largest relative error of a
 parameter's gradient}} as JSON.
