@@ -9,7 +9,7 @@
 # make test-all  the long and many-rank tests too
 # make test-seconds  measure the CPU seconds of each test file, by which make test orders them
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
-# make coverage  lines that make test runs, by file
+# make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
