@@ -10,7 +10,7 @@
 # make test-all  the long and many-rank tests too
 # make test-seconds  measure the CPU seconds of each test file, by which make test orders them
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
-# make coverage  lines that make test runs, by file
+# make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
@@ -88,7 +88,7 @@ coverage: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' $(SHARED) --cov --cov-report=term:skip-covered
 
 # The rooms without torch or training, whose tests take seconds.
-FAST := tests/config tests/plan tests/store tests/text tests/runs tests/auditing tests/study tests/report tests/launcher/test_process.py
+FAST := tests/config tests/store tests/runs tests/study
 
 coverage-fast: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' $(FAST) $(SHARED) --cov --cov-report=term
