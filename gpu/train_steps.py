@@ -50,7 +50,13 @@ def rates_of(device: str, config: Any) -> Any:
     from reptrain.training.throughput import throughput_of
 
     return throughput_of(
-        config, vocab_size=config.model.vocab_size, world_size=1, device=torch.device(device)
+        config.model,
+        config.train,
+        shape=config.example_shape,
+        window_tokens=config.window_tokens,
+        vocab_size=config.model.vocab_size,
+        world_size=1,
+        device=torch.device(device),
     )
 
 

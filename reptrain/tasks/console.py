@@ -1,4 +1,4 @@
-"""What a fine-tuning shows while it trains: progress, and unusual steps."""
+"""Progress of a fine-tuning, and warnings about unusual steps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TuningConsole:
     """Progress of one seed on standard error, and its `events.jsonl`.
 
     Args:
-        folder: Of the seed.
+        folder: Folder of the seed.
         display: Shows the steps.
-        devices: That train together.
-        before: Records of the steps that are done.
+        devices: Number of devices.
+        before: Records of completed steps.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TuningConsole:
             self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm)
 
     def step(self, record: StepRecord) -> None:
-        """Show a step, and note it where its loss or gradient is far out of its history."""
+        """Show a step; warn if its loss or gradient norm is far above its history."""
         for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
             print_line(f"WARNING: step {record.step}: {spike}", aside=True)
             note_event(self._events, "spike", spike, record.step)

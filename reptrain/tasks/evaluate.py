@@ -1,4 +1,4 @@
-"""Trained models on a task, as they are."""
+"""Score trained models on a task without fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BATCH_EXAMPLES = 32
 
 
 class ScoredModel(NamedTuple):
-    """A model and how it did."""
+    """The score of a model."""
 
     run: str
     step: int | None
-    """Of the run that made it; None where there was none."""
+    """Step of the run; None if the model has none."""
     score: TaskScore
     texts: list[str]
-    """What it wrote or chose, row by row."""
+    """The generated text or chosen label of each row."""
 
 
 def score_on_task(
@@ -36,18 +36,18 @@ def score_on_task(
     tokenizer: Path | None = None,
     device: str = "auto",
 ) -> ScoredModel:
-    """Score a model on the rows of a task that are told of, without training.
+    """Score a model on the reporting split of a task, without training.
 
     Args:
         run: A run folder, one of its checkpoints, a fine-tuned or imported model, or a Hugging Face folder.
         task: The task.
-        limits: How long inputs and targets may be, and how many rows.
-        step: Of a run, whose checkpoint; None takes the newest that is whole.
-        tokenizer: Its file, where the model's own is not found.
+        limits: Longest inputs and targets, and the number of rows.
+        step: Checkpoint of the run; None takes the newest undamaged one.
+        tokenizer: Tokenizer file, if the model's own is missing.
         device: As train.device.
 
     Raises:
-        ReptrainError: For a model or a task that cannot be used.
+        ReptrainError: If the model or the task cannot be used.
     """
     trained = open_trained(run, step)
     encoder = Encoder.of(trained, trained.tokenizer(tokenizer), task.separator, limits)

@@ -1,4 +1,4 @@
-"""A task's files: rows as texts, and which of them are trained on, choose, and are told of."""
+"""A task's files: rows as texts, in training, selection and reporting splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reptrain.errors import ConfigError, TextError
 from reptrain.reading import Number, ReadError, decode, is_unicode, json_type, parse_object, split_lines
 
 TASK_FILE = "task.yaml"
-# What SQuAD keeps of an answer.
+# Keys of an answer in SQuAD.
 _SPAN = {"text", "answer_start", "answer_end", "answer_id"}
 _SELECT_EXAMPLES = 256
 _KEY = re.compile(r"\{(\w+)\}")
@@ -33,9 +33,9 @@ class Row(NamedTuple):
     input: str
     target: str
     answers: tuple[str, ...]
-    """All that are right; the target where the row names none."""
+    """All correct answers; the target if the row names none."""
     group: str | None
-    """What it shares with rows of the same origin."""
+    """Shared by rows of the same origin."""
 
 
 def read_task(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,10 +43,10 @@ def read_task(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         path: A folder with a task.yaml, or such a file.
-        overrides: Texts KEY=VALUE.
+        overrides: Overrides KEY=VALUE.
 
     Raises:
-        ConfigError: If there is no such file, or a value is no YAML.
+        ConfigError: If there is no such file, or a value is not YAML.
     """
     file = path / TASK_FILE if path.is_dir() else path
     data = read_config(file)
@@ -70,7 +70,7 @@ def load_task(path: Path, overrides: Sequence[str] = ()) -> TaskConfig:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of a task by their use."""
+    """The rows of a task by split."""
 
     train: list[Row]
     select: list[Row]
@@ -82,21 +82,21 @@ class TaskRows:
 
 
 Fits = Callable[[list[Row]], list[bool]]
-"""Tells which rows are short enough."""
+"""Returns for each row whether it is short enough."""
 
 
 def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> TaskRows:
-    """Read the rows to train on, those that choose, and those that are told of.
+    """Read the training, selection and reporting splits.
 
-    Which rows are taken, where not all are, is a function of the files alone, so that seeds and arms compare.
+    The choice of rows depends on the files alone, so seeds and arms are comparable.
 
     Args:
         task: The task.
-        limits: How many of each.
-        fits: Tells which rows are used; None: all are.
+        limits: Number of rows in each split.
+        fits: Selects the rows to use; None uses all.
 
     Raises:
-        TextError: If a file is missing, or a row is not as it must be.
+        TextError: If a file is missing, or a row is invalid.
         ConfigError: If too few rows are left.
     """
     files = _Files(task, fits)
@@ -113,7 +113,7 @@ def read_rows(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) ->
         raise ConfigError(
             "limits.train_examples",
             got=limits.train_examples,
-            rule=f"must be at most {len(train)}, the rows that are not kept apart",
+            rule=f"must be at most {len(train)}, the training rows without the selection split",
             remedy="Lower it, or leave it out.",
         )
     report = _scattered(files.rows(task.report))[: limits.report_examples]
@@ -131,22 +131,22 @@ def _too_few(task: TaskConfig, least: int, rows: int) -> ConfigError:
 
 
 def read_report(task: TaskConfig, limits: TaskLimits, fits: Fits | None = None) -> list[Row]:
-    """The rows that are told of alone; see `read_rows`.
+    """The rows of the reporting split; see `read_rows`.
 
     Raises:
-        TextError: If a file is missing, or a row is not as it must be.
+        TextError: If a file is missing, or a row is invalid.
     """
     return _scattered(_Files(task, fits).rows(task.report))[: limits.report_examples]
 
 
 def _scattered(rows: list[Row]) -> list[Row]:
-    """In an order that has nothing to do with that of the file."""
+    """Shuffle the rows by a fixed key."""
     order = np.argsort(random.key(0, "task rows", np.arange(len(rows))), kind="stable")
     return [rows[place] for place in order]
 
 
 def _keep_apart(rows: list[Row], least: int) -> tuple[list[Row], list[Row]]:
-    """All but whole groups of at least so many rows, and these; a row without a group is one by itself."""
+    """Split off whole groups with at least ``least`` rows; a row without a group is a group of its own."""
     by_group: dict[str | int, list[Row]] = {}
     for place, row in enumerate(rows):
         by_group.setdefault(place if row.group is None else row.group, []).append(row)

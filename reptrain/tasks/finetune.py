@@ -3,9 +3,9 @@
 OUT/
   config.yaml      settings          parent.json       the model, its step, and its weights' fingerprint
   data.json        checksums, versions environment.json  versions, machine
-  results.json     figures of every seed, and their means with intervals
+  results.json     scores of every seed, and their means with intervals
   seed-N/          a trained model as `reptrain import` makes one, with the best and the last checkpoint,
-                   metrics.jsonl, result.json, and texts.jsonl: what the best wrote
+                   metrics.jsonl, result.json, and texts.jsonl: the outputs of the best
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from reptrain.tasks.tuning import Task, tune_seed
 from reptrain.training.recorder import stated_attention
 from reptrain.training.summary import facts_text, machine_facts
 
-# The same fine-tuning by another road.
+# Settings that do not change the results.
 _MAY_DIFFER = (
     "task.data", "train.device", "train.micro_batch_windows", "train.zero_stage", "train.compile",
     "train.activation_checkpointing", "train.rank_timeout_seconds", "evaluate.batch_examples",
@@ -45,16 +45,16 @@ _MAY_DIFFER = (
 
 
 class Outcome(NamedTuple):
-    """How a call of `finetune` ended."""
+    """The outcome of a call of `finetune`."""
 
     results: Results | None
-    """None where it was stopped."""
+    """None if it was stopped."""
     reason: str | None
-    """What asked it to stop."""
+    """The request to stop."""
 
 
 def load_finetune(task: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """The settings of a fine-tuning on a task: the task's file, and texts KEY=VALUE.
+    """Load the settings of a fine-tuning: the task's file, and overrides KEY=VALUE.
 
     Raises:
         ConfigError: If anything in them is wrong.
@@ -72,22 +72,22 @@ def finetune(
     tokenizer: Path | None = None,
     stop: StopRequest | None = None,
 ) -> Outcome:
-    """Fine-tune a model on a task with several seeds, and tell how the best and the last checkpoint do.
+    """Fine-tune a model on a task with several seeds; score the best and the last checkpoint of each.
 
-    Called again it goes on: seeds that are done stay, and one that was interrupted goes on from its newest
-    checkpoint, the best so far.
+    A second call resumes: finished seeds are kept, and an interrupted one continues from its
+    newest checkpoint.
 
     Args:
         run: A run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
         config: The settings. Under `deepspeed` or `torchrun` every rank passes the same.
         out: The folder to write; it may exist if it holds the same settings.
-        seeds: How many, from `config.seed` on.
-        step: Of a run, whose checkpoint; None takes the newest that is whole.
-        tokenizer: Its file, where the model's own is not found.
-        stop: Where requests to stop are noted already; None catches signals during the call.
+        seeds: Number of seeds, starting at `config.seed`.
+        step: Checkpoint of the run; None takes the newest undamaged one.
+        tokenizer: Tokenizer file, if the model's own is missing.
+        stop: Collects requests to stop; None handles signals during the call.
 
     Raises:
-        ReptrainError: For a model or a task that cannot be used, before anything is written.
+        ReptrainError: If the model or the task cannot be used; nothing is written then.
         ResumeError: If ``out`` holds another fine-tuning.
         RunError: If the loss or the gradient is no longer finite.
     """
@@ -134,7 +134,7 @@ class _Data(Frozen):
 def _enter(
     out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows, environment: dict[str, Any]
 ) -> None:
-    """Make the folder, or refuse one of another fine-tuning by name."""
+    """Create the folder, or check that it holds this fine-tuning; an error names the key that differs."""
     data = _Data(files=rows.files, numerics_version=NUMERICS_VERSION)
     if (out / "config.yaml").exists():
         before = validate(FinetuneConfig, read_yaml(out / "config.yaml"))
@@ -158,27 +158,27 @@ def _enter(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(
             f"folder {out}",
-            got="other files there",
-            rule="must be new, empty, or a fine-tuning's",
+            got="a folder with other files",
+            rule="must be new, empty, or the folder of a fine-tuning",
             remedy="Choose another --out.",
         )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "data.json", data.model_dump_json(indent=1) + "\n")
     write_atomically(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     parent.write(out)
-    # Last: where it is, all is.
+    # Written last: if it exists, the folder is complete.
     settings = config.model_dump(mode="json")
     settings["task"]["data"] = str(Path(settings["task"]["data"]).absolute())
     write_atomically(out / "config.yaml", dump_yaml(settings))
 
 
-def _refuse_other_numerics(out: Path, found: int) -> None:
-    if found != NUMERICS_VERSION:
+def _refuse_other_numerics(out: Path, version: int) -> None:
+    if version != NUMERICS_VERSION:
         raise ResumeError(
             f"fine-tuning {out}",
-            got=f"numerics_version {found}",
+            got=f"numerics_version {version}",
             rule=f"must have been started with numerics_version {NUMERICS_VERSION} to be resumed here",
-            remedy="The same settings now compute something else (docs/decisions/versions.md): choose another"
+            remedy="The same settings now give other results (docs/decisions/versions.md): choose another"
             " --out, or use the version of reptrain that started it (environment.json).",
         )
 

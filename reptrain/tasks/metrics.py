@@ -1,4 +1,4 @@
-"""How texts are judged: SQuAD's exact match and F1, BLEU, chrF and ROUGE-L. All in percent."""
+"""Text metrics in percent: SQuAD's exact match and F1, BLEU, chrF, ROUGE-L, and accuracy."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(text: str, answers: Sequence[str]) -> float:
-    """1 where the text has the normal form of one of the answers, else 0."""
+    """1 if the normalized text equals a normalized answer, else 0."""
     return float(any(normalize_answer(text) == normalize_answer(answer) for answer in answers))
 
 
 def f1(text: str, answers: Sequence[str]) -> float:
-    """The best F1 between the words of the text and of an answer, as bags, in normal form; 0 where no word is
-    common.
+    """Best F1 over the answers, between bags of normalized words; 0 without a common word.
 
     >>> f1("the cat sat", ["cat", "a dog"])
     0.6666666666666666
@@ -69,9 +68,9 @@ def generation_metrics(
     """BLEU and chrF of all texts together, by sacrebleu's defaults, and mean ROUGE-L.
 
     Args:
-        texts: What the model wrote.
+        texts: Texts of the model.
         answers: References of each text, one or more.
-        lowercase: Whether BLEU and chrF disregard case; ROUGE-L does always.
+        lowercase: Whether BLEU and chrF ignore case; ROUGE-L always does.
 
     Returns:
         `bleu` (up to 4-grams, tokenizer 13a, exponential smoothing), `chrf` (chrF2: characters up to 6-grams)
@@ -82,7 +81,7 @@ def generation_metrics(
     """
     metrics, scorer = _libraries()
     most = max(map(len, answers))
-    # sacrebleu wants the n-th reference of all texts together, None where a text has fewer.
+    # sacrebleu expects the n-th references of all texts as one list, with None if a text has fewer.
     references = [[given[n] if n < len(given) else None for given in answers] for n in range(most)]
     judges = {"bleu": metrics.BLEU(lowercase=lowercase), "chrf": metrics.CHRF(lowercase=lowercase)}
     found = {name: judge.corpus_score(list(texts), references).score for name, judge in judges.items()}
@@ -108,6 +107,6 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def accuracy(guesses: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """Share of the guesses that are right, surrounding spaces aside."""
+    """Percentage of correct guesses, ignoring surrounding spaces."""
     right = sum(guess.strip() == target.strip() for guess, target in zip(guesses, targets, strict=True))
     return {"accuracy": 100 * right / len(targets)}

@@ -1,4 +1,4 @@
-"""Texts as token ids: what a model reads and what it should write.
+"""Texts as token ids: sources and targets.
 
 Shapes: B rows; S positions of the source; T positions of the decoder.
 """
@@ -29,26 +29,26 @@ class Pair(NamedTuple):
     """An input and its target as ids."""
 
     source: list[int]
-    """With what stands before and behind an input."""
+    """With the tokens before and after an input."""
     target: list[int]
-    """With what ends a text, unless it is cut."""
+    """With the end token, unless it is cut."""
     prefix: int = 0
-    """So many of a decoder's first positions are read both ways."""
+    """Prefix length: number of a decoder's first positions with bidirectional attention."""
     source_is_cut: bool = False
     target_is_cut: bool = False
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes pairs of texts.
+    """Turns texts into pairs of token ids.
 
     Args:
-        tokenizer: The model's.
-        special: What begins and ends a text.
-        reading: How the model reads its inputs.
-        in_one_row: Whether it is a decoder.
-        separator: Between an input and a target that a decoder reads in one direction.
-        limits: The longest of both.
+        tokenizer: The model's tokenizer.
+        special: Start and end tokens.
+        reading: How the model attends to its inputs.
+        in_one_row: Whether the model is a decoder, with source and target in one row.
+        separator: Text between input and target for a causal decoder.
+        limits: Longest source and target.
     """
 
     tokenizer: Tokenizer
@@ -60,7 +60,7 @@ class Encoder:
 
     @classmethod
     def of(cls, trained: TrainedModel, tokenizer: Tokenizer, separator: str, limits: TaskLimits) -> Encoder:
-        """That of a model.
+        """The encoder for a model.
 
         Raises:
             ConfigError: If the limits leave no room, or more than the model has positions; or if the model
@@ -102,7 +102,7 @@ class Encoder:
 
     @property
     def _around(self) -> tuple[list[int], list[int]]:
-        """What stands before and behind the ids of an input; the same as where texts are generated."""
+        """Token ids before and after an input, as in generation."""
         end = list(self.special.ends[:1])
         if not self.in_one_row:
             return [], end
@@ -112,7 +112,7 @@ class Encoder:
         return self._start, separator
 
     def pairs(self, inputs: Sequence[str], targets: Sequence[str]) -> list[Pair]:
-        """Pairs of ids. Of an input or target that is too long the end is cut off."""
+        """Pairs of token ids. Long inputs and targets are truncated at the end."""
         before, behind = self._around
         room = self.limits.input_tokens - len(before) - len(behind)
         ends, longest = list(self.special.ends[:1]), self.limits.target_tokens
@@ -128,14 +128,14 @@ class Encoder:
 
     @property
     def fits(self) -> Fits | None:
-        """Which rows are used, for `read_rows`."""
+        """Selects the rows that are short enough, for `read_rows`; None if all are used."""
         if self.limits.long_inputs == "cut":
             return None
         room = self.limits.input_tokens - sum(map(len, self._around))
         return lambda rows: [len(ids) <= room for ids in self.tokenizer.encode([row.input for row in rows])]
 
     def prompt(self, pair: Pair) -> list[int]:
-        """A pair's source as `Writer.write` takes it, which adds start and end by itself."""
+        """A pair's source without the start and end tokens that `Writer.write` adds."""
         before, behind = self._around
         if self.in_one_row and self.reading != "inputs":
             behind = []
@@ -153,11 +153,11 @@ def pack(
     """Pairs as a micro-batch for `SourceTarget`.
 
     Args:
-        pairs: All of them.
-        number_B: int64, which pair each row is; -1 for a row that pads the batch.
-        row_B: int64, the row's place in the step's batch.
-        in_one_row: For a decoder: the target stands behind the source.
-        widths: Columns of the source, or of the whole row, and of the target.
+        pairs: All pairs.
+        number_B: int64, index of each row's pair; -1 for a padding row.
+        row_B: int64, the row's position in the step's batch.
+        in_one_row: For a decoder: the target follows the source.
+        widths: Columns of the source (or of the whole row), and of the target.
     """
     chosen = [pairs[number] if number >= 0 else Pair([], []) for number in number_B]
     sources = [[*pair.source, *pair.target] if in_one_row else pair.source for pair in chosen]
@@ -177,7 +177,7 @@ def pack(
 
 
 def widths_of(pairs: Sequence[Pair], *, in_one_row: bool) -> tuple[int, int]:
-    """Columns that hold these pairs, for `pack`."""
+    """The smallest widths for these pairs, for `pack`."""
     targets = max(len(pair.target) for pair in pairs)
     if in_one_row:
         return max(len(pair.source) + len(pair.target) for pair in pairs), targets
@@ -193,7 +193,7 @@ def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SourceTarget:
-    """The target from the source.
+    """The objective of fine-tuning: predict the target from the source.
 
     An encoder-decoder reads the source with its encoder:
 
@@ -206,7 +206,7 @@ class SourceTarget:
     >>> example.targets_BT.tolist()
     [[21, 1, -100], [22, 23, 1]]
 
-    A decoder reads both in one row, of which the target alone is predicted:
+    A decoder has both in one row and predicts the target only:
 
     >>> batch = pack(pairs, number, number, in_one_row=True, widths=widths_of(pairs, in_one_row=True))
     >>> example = SourceTarget(start_id=0, in_one_row=True).example(batch)
@@ -216,15 +216,15 @@ class SourceTarget:
     ([[-100, -100, 21, 1], [-100, 22, 23, 1]], [3, 2])
 
     Args:
-        start_id: What the decoder of an encoder-decoder reads first.
-        in_one_row: For a decoder alone.
+        start_id: First input of an encoder-decoder's decoder.
+        in_one_row: Whether the model is a decoder.
     """
 
     start_id: int
     in_one_row: bool
 
     def example(self, batch: MicroBatch) -> Example:
-        """Inputs of the model, and its targets, in a micro-batch of `pack`."""
+        """Model inputs and targets of a micro-batch made by `pack`."""
         column_L = torch.arange(batch.tokens_BL.shape[1], device=batch.length_B.device)
         if self.in_one_row:
             return self._row(batch, column_L)

@@ -1,4 +1,4 @@
-"""Tasks from what others publish: SQuAD's JSON files, and folders that the `datasets` library saved."""
+"""Make tasks from SQuAD's JSON files, and from folders saved by the `datasets` library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEDY = "Check the path, and that the file is whole."
 
 
 class Prepared(NamedTuple):
-    """What was written."""
+    """The written task."""
 
     path: str
     """The task's folder."""
@@ -36,10 +36,10 @@ class Prepared(NamedTuple):
     report: int
     """Rows of the reporting split."""
     unanswerable: int
-    """Questions without an answer, which were left out."""
+    """Questions without an answer, left out."""
 
     def text(self) -> str:
-        """In words."""
+        """The counts as text."""
         left_out = f", {self.unanswerable:,} without an answer left out" if self.unanswerable else ""
         return f"{self.path}: {self.train:,} rows to train on, {self.report:,} to report{left_out}"
 
@@ -48,13 +48,13 @@ def prepare_squad(source: Path, out: Path, *, validation: Path | None = None) ->
     """Make a task of SQuAD, with the files and keys that configs/tasks/squad.yaml reads.
 
     Args:
-        source: A JSON file such as train-v1.1.json, a folder that `datasets` saved, or one of both splits.
-        out: The folder to make.
-        validation: The reporting split, where ``source`` is one split alone.
+        source: A JSON file such as train-v1.1.json, a folder saved by `datasets`, or one of both splits.
+        out: The folder to create.
+        validation: The reporting split, if ``source`` is a single split.
 
     Raises:
-        TextError: If a file is not of that form.
-        ConfigError: If a split is missing, or ``out`` holds something.
+        TextError: If a file has another format.
+        ConfigError: If a split is missing, or ``out`` is not empty.
     """
     found = _squad_splits(source, validation)
     splits = {
@@ -74,13 +74,13 @@ def prepare_rows(
 
     Args:
         source: The folder of a DatasetDict, or of one split.
-        out: The folder to make.
-        settings: Those of task.yaml: kind, input, target and so on.
-        validation: The reporting split, where ``source`` is one split alone.
+        out: The folder to create.
+        settings: Settings of task.yaml: kind, input, target and so on.
+        validation: The reporting split, if ``source`` is a single split.
 
     Raises:
-        TextError: If a folder is not of that form.
-        ConfigError: If a split is missing, the settings are wrong, or ``out`` holds something.
+        TextError: If a folder has another format.
+        ConfigError: If a split is missing, the settings are wrong, or ``out`` is not empty.
     """
     found = {name: _saved(path) for name, path in _split_paths(source, validation, suffix=None).items()}
     splits = {name: [_json_row(row) for row in rows] for name, rows in found.items()}
@@ -98,7 +98,7 @@ def _write(out: Path, splits: dict[str, list[dict[str, Any]]], settings: dict[st
     out.mkdir(parents=True, exist_ok=True)
     for name, file in (("train", TRAIN_FILE), ("report", REPORT_FILE)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in splits[name])
-        # Without a time, so that equal rows give equal files.
+        # No timestamp, so that equal rows give equal files.
         write_atomically(out / file, gzip.compress(lines.encode(), mtime=0))
     write_atomically(out / TASK_FILE, dump_yaml(task))
 
@@ -241,6 +241,6 @@ def _with_label_names(rows: Iterable[dict[str, Any]], features: dict[str, Any]) 
 
 
 def _json_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row as JSON has it: what JSON lacks, such as a date, becomes its text."""
+    """The row as JSON; values that JSON lacks, such as dates, become text."""
     plain: dict[str, Any] = json.loads(json.dumps(row, default=str))
     return plain

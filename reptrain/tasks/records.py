@@ -1,4 +1,4 @@
-"""What a fine-tuning writes down."""
+"""The records of a fine-tuning."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class StepRecord(FrozenRecord):
     epoch: float
     """Epochs seen with this step."""
     examples: int
-    """Of the step."""
+    """Examples of the step."""
     target_tokens: int
-    """Predicted in the step."""
+    """Target tokens of the step."""
     loss_nats: float
     """Nats per target token, with dropout."""
     lr: float
@@ -43,7 +43,7 @@ class StepRecord(FrozenRecord):
 
 
 class SelectRecord(FrozenRecord):
-    """A look at the examples that choose the best checkpoint, without dropout."""
+    """Loss on the selection split, which chooses the best checkpoint; without dropout."""
 
     kind: Literal["select"] = "select"
     step: int
@@ -51,9 +51,9 @@ class SelectRecord(FrozenRecord):
     epoch: float
     """Epochs seen before it."""
     nats_per_token: float
-    """Of the targets."""
+    """Mean over target tokens."""
     nats_per_answer: float
-    """The same, summed over a target's tokens."""
+    """Mean over answers of the sum over their tokens."""
 
 
 TaskRecord = Annotated[StepRecord | SelectRecord, Field(discriminator="kind")]
@@ -65,20 +65,20 @@ def task_metrics(folder: Path) -> JsonLines[Any]:
 
 
 def best_step(metrics: JsonLines[Any]) -> int | None:
-    """The step of the fewest nats so far on the examples that choose, the first of several; or None."""
+    """The first step with the lowest loss on the selection split so far; None without an evaluation."""
     looks = [record for record in metrics.records() if isinstance(record, SelectRecord)]
     return min(looks, key=lambda look: look.nats_per_token).step if looks else None
 
 
 class Chosen(FrozenRecord):
-    """A checkpoint and how it did on the examples that are told of."""
+    """A checkpoint and its score on the reporting split."""
 
     step: int
     """Its step."""
     select_nats_per_token: float
-    """On the examples that choose."""
+    """On the selection split."""
     report: TaskScore
-    """On those that are told of."""
+    """On the reporting split."""
 
 
 class SeedResult(FrozenRecord):
@@ -89,13 +89,13 @@ class SeedResult(FrozenRecord):
     steps: int
     """Optimizer steps."""
     best: Chosen
-    """The checkpoint of the fewest nats on the examples that choose."""
+    """The checkpoint with the lowest loss on the selection split."""
     last: Chosen
-    """The one at the end."""
+    """The final checkpoint."""
 
 
 class Results(FrozenRecord):
-    """`results.json`: every seed, and what they say together."""
+    """`results.json`: the results of every seed, and their means."""
 
     task: str
     """Its name."""
@@ -104,13 +104,13 @@ class Results(FrozenRecord):
     parent: str
     """The model that was fine-tuned, and its step."""
     weights: Literal["trained", "fresh"]
-    """What the fine-tunings began with."""
+    """Initial weights."""
     examples: dict[str, int]
-    """Rows trained on, that choose, and that are told of."""
+    """Rows of the training, selection and reporting splits."""
     cut: dict[str, int]
-    """Rows to train on whose input or target was longer than the limit."""
+    """Training rows whose input or target was longer than the limit."""
     left_out: int
-    """Rows of all files that were left out, their inputs being longer than the limit."""
+    """Rows of all files left out because their input is longer than the limit."""
     seeds: list[SeedResult]
     """Every seed."""
     mean: dict[str, dict[str, Interval]]
@@ -122,15 +122,15 @@ class Results(FrozenRecord):
         return {name: {seed: score[name] for seed, score in scores.items()} for name in self.mean[which]}
 
     def write(self, folder: Path) -> None:
-        """Put it into a folder."""
+        """Write it to a folder."""
         write_atomically(folder / RESULTS_FILE, [self.model_dump_json(indent=1), "\n"])
 
     def text(self) -> str:
-        """In words."""
+        """The results as text."""
         lines = [
             f"{self.task}: {self.parent}, {self.weights} weights, {len(self.seeds)} seeds;"
             f" trained on {self.examples['train']:,} examples, chosen by {self.examples['select']:,} others,"
-            f" told of {self.examples['report']:,}"
+            f" reported on {self.examples['report']:,}"
         ]
         for what, count in self.cut.items():
             if count:
@@ -177,7 +177,7 @@ def against(results: Results, others: Results) -> dict[str, dict[str, Interval]]
     Seeds that both have are paired: they share the order of the examples and the dropout masks.
 
     Raises:
-        RunError: If they are of other tasks, or were told of other examples.
+        RunError: If they are of other tasks, or were reported on other examples.
     """
     mine, theirs = (
         (found.task, found.kind, found.examples["report"], sorted(found.mean["best"]))

@@ -1,4 +1,4 @@
-"""A model on a task: nats of the right answers, and what its texts or its choices are worth.
+"""Scores of a model on a task: nats of the targets, and metrics of its outputs.
 
 Shapes: B rows, T positions of the decoder.
 """
@@ -25,15 +25,15 @@ from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 
 class TaskScore(BaseModel):
-    """How a model did on rows of a task."""
+    """Scores of a model on rows of a task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     examples: int
     nats_per_token: float
-    """Of the targets, given their inputs, without dropout."""
+    """Mean over target tokens, without dropout."""
     nats_per_answer: float
-    """The same, summed over a target's tokens."""
+    """Mean over answers of the sum over their tokens."""
     metrics: dict[str, float]
     """In percent."""
     cut_inputs: int
@@ -43,7 +43,7 @@ class TaskScore(BaseModel):
 
     @property
     def figures(self) -> dict[str, float]:
-        """All that is told, by name."""
+        """All scores by name."""
         return {
             "nats_per_token": self.nats_per_token,
             "nats_per_answer": self.nats_per_answer,
@@ -56,9 +56,9 @@ class Scorer:
 
     Args:
         task: The task.
-        encoder: Makes pairs of its texts.
-        world: The ranks, of which each scores its share.
-        batch_examples: Examples of a forward pass; changes nothing.
+        encoder: Turns its texts into token ids.
+        world: The ranks; each scores a share.
+        batch_examples: Examples of a forward pass; does not change the results.
     """
 
     task: TaskConfig
@@ -68,16 +68,16 @@ class Scorer:
 
     @property
     def objective(self) -> SourceTarget:
-        """What is predicted from what."""
+        """Predicts the target from the source."""
         start = self.encoder.special.start
         return SourceTarget(0 if start is None else start, self.encoder.in_one_row)
 
     def score(self, model: Decoder | EncoderDecoder, rows: Sequence[Row]) -> tuple[TaskScore, list[str]]:
-        """Figures over rows, and the text or label that the model gave each.
+        """Score rows; returns the scores, and the text or label that the model gave each row.
 
         Args:
             model: In evaluation mode, on the device.
-            rows: Of the task.
+            rows: Rows of the task.
         """
         pairs = self.encoder.pairs([row.input for row in rows], [row.target for row in rows])
         nats_N = self.nats(model, pairs)
@@ -98,7 +98,7 @@ class Scorer:
 
         Args:
             model: DeepSpeed's engine or a plain model, in evaluation mode.
-            pairs: What is read and what should be written.
+            pairs: Sources and targets.
         """
         nats_N = torch.zeros(len(pairs), dtype=torch.float64)
         for number_B in self._batches(pairs):
@@ -114,7 +114,7 @@ class Scorer:
         return total_N
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
-        """This rank's pairs, those of like length together."""
+        """This rank's pairs in batches of similar length."""
         order = np.argsort([len(pair.source) + len(pair.target) for pair in pairs], kind="stable")
         own = order[self.world.rank :: self.world.world_size]
         for first in range(0, len(own), self.batch_examples):

@@ -1,4 +1,4 @@
-"""Adafactor as T5X has it. torch's has neither a smallest side for factoring nor a momentum."""
+"""Adafactor as in T5X. torch's has no minimum size for factoring and no momentum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of T5X: added to squared gradients, and the smallest scale of a parameter.
+# From T5X: added to squared gradients, and the smallest scale of a parameter.
 _SQUARE_EPS, _SCALE_EPS = 1e-30, 1e-3
 
 
@@ -16,7 +16,7 @@ class Adafactor(torch.optim.Optimizer):
     """Second moments by rows and columns, updates in units of the parameter's root mean square.
 
     The last two dimensions of a parameter are its matrix. A parameter with more, such as the experts of a
-    layer, holds several, each with a scale and a clipping of its own.
+    layer, holds several matrices, each with its own scale and clipping.
 
     Args:
         params: Parameters or groups of them.
@@ -48,7 +48,7 @@ class Adafactor(torch.optim.Optimizer):
         self.min_dim_to_factor, self.beta1 = min_dim_to_factor, beta1
 
     def fresh_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is kept of a parameter before its first step."""
+        """Optimizer state of a parameter before its first step."""
         zeros = torch.zeros_like(parameter, requires_grad=False)
         state = {"step": torch.zeros((), dtype=torch.float32)}
         if parameter.ndim > 1 and min(parameter.shape[-2:]) >= self.min_dim_to_factor:

@@ -1,4 +1,4 @@
-"""A run that begins with the weights of a trained model (`init_from`)."""
+"""Runs that start from the weights of a trained model (`init_from`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from reptrain.config import RunConfig
 from reptrain.config.fingerprint import flatten
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
@@ -15,7 +14,8 @@ from reptrain.model.init import parameter_shapes
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.text import Tokenizer
 
-# What may change with the data or the budget; of all else the weights know. The shapes are compared first.
+# Settings that may differ from the parent's; all others are built into the weights. Shapes are compared
+# first.
 _MAY_DIFFER = (
     "init_std", "init_scale", "rope_theta", "rope_scaling", "rope_scaling.*", "sliding_window", "norm_eps",
     "dropout.*", "moe.capacity_factor", "moe.eval_capacity_factor", "moe.min_capacity", "moe.*_coefficient",
@@ -23,61 +23,64 @@ _MAY_DIFFER = (
 )  # fmt: skip
 
 
-def open_ancestor(config: RunConfig, out: Path, tokenizer: Tokenizer) -> TrainedModel | None:
-    """The model whose weights a run begins with; None where it has none, or has a checkpoint of its own.
+def open_parent(
+    init_from: str | None, model: ModelConfig, out: Path, tokenizer: Tokenizer
+) -> TrainedModel | None:
+    """Open the model that a run starts from; None without `init_from`, or if the run has a checkpoint.
 
     Args:
-        config: The run.
-        out: Its folder, which may not exist yet.
-        tokenizer: That of its data.
+        init_from: The setting of the run.
+        model: The run's model.
+        out: The run's folder, which may not exist yet.
+        tokenizer: The tokenizer of the run's data.
 
     Raises:
         ConfigError: If the model has other shapes, computes something else, or has another vocabulary.
         ReptrainError: If there is no such model.
     """
-    if config.init_from is None or any((out / "checkpoints").glob("step-*")):
+    if init_from is None or any((out / "checkpoints").glob("step-*")):
         return None
-    ancestor = open_trained(Path(config.init_from))
-    _refuse_other_shapes(ancestor, config.model, tokenizer.vocab_size)
-    for key, (there, here) in _differing(ancestor, config.model).items():
+    parent = open_trained(Path(init_from))
+    _refuse_other_shapes(parent, model, tokenizer.vocab_size)
+    for key, (there, here) in _differing(parent, model).items():
         if not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER):
             raise ConfigError(
                 f"model.{key}",
                 got=here,
-                rule=f"must be {there}, as in {ancestor.path}",
-                remedy="Set it so, or leave init_from out.",
+                rule=f"must be {there}, as in {parent.path}",
+                remedy="Set it to that value, or leave init_from out.",
             )
-    _refuse_another_vocabulary(ancestor, tokenizer)
-    return ancestor
+    _refuse_another_vocabulary(parent, tokenizer)
+    return parent
 
 
-def record_ancestor(ancestor: TrainedModel, config: RunConfig, folder: Path) -> None:
-    """Write down in the run's folder where its weights come from.
+def record_parent(parent: TrainedModel, model: ModelConfig, folder: Path) -> None:
+    """Record in the run's folder where its weights come from.
 
     Raises:
-        ResumeError: If the run was begun with other weights, and has no checkpoint yet.
+        ResumeError: If the run started from other weights, and has no checkpoint yet.
     """
-    changed = _differing(ancestor, config.model)
-    parent = Parent(
-        path=str(ancestor.path.resolve()), step=ancestor.step, weights=ancestor.fingerprint(), changed=changed
+    changed = _differing(parent, model)
+    record = Parent(
+        path=str(parent.path.resolve()), step=parent.step, weights=parent.fingerprint(), changed=changed
     )
     before = read_parent(folder)
-    if before is not None and before.weights != parent.weights:
+    if before is not None and before.weights != record.weights:
         raise ResumeError(
-            f"init_from {config.init_from}",
-            got=f"weights {parent.weights}",
-            rule=f"must hold the weights {before.weights} with which the run was begun",
-            remedy="Restore them, name the checkpoint that was meant, or choose another --out.",
+            f"init_from {parent.path}",
+            got=f"weights {record.weights}",
+            rule=f"must hold the weights {before.weights} that the run started from",
+            remedy="Restore them, name the right checkpoint, or choose another --out.",
         )
-    parent.write(folder)
+    record.write(folder)
 
 
-def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    there, here = _settings(ancestor.config), _settings(model)
-    # What only one of them has is null in the other, whole sections too. The vocabulary's size is null where
-    # it is the tokenizer's; shapes and tokenizers are compared by themselves.
+def _differing(parent: TrainedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    there, here = _settings(parent.config), _settings(model)
+    # A key that only one of them has counts as null in the other. vocab_size is left out: null means the
+    # tokenizer's size, and shapes and tokenizers are compared separately.
     given = dict(flatten(model.model_dump(mode="json")))
-    # What was set comes before what follows from it.
+    # Keys that are set come before keys that are derived from them.
     keys = sorted(
         (there.keys() | here.keys()) - {"vocab_size"}, key=lambda key: (given.get(key) is None, key)
     )
@@ -85,7 +88,7 @@ def _differing(ancestor: TrainedModel, model: ModelConfig) -> dict[str, tuple[An
 
 
 def _settings(model: ModelConfig) -> dict[str, Any]:
-    """A model's settings by dotted key, where null stands for another with that other's value."""
+    """A model's settings by dotted key, with derived defaults filled in for null."""
     if isinstance(model, DecoderConfig):
         filled: dict[str, Any] = {
             "num_kv_heads": model.kv_heads,
@@ -101,15 +104,15 @@ def _settings(model: ModelConfig) -> dict[str, Any]:
     return dict(flatten(model.model_dump(mode="json"))) | filled
 
 
-def _refuse_other_shapes(ancestor: TrainedModel, model: ModelConfig, vocab_size: int) -> None:
-    if model.family != ancestor.config.family:
+def _refuse_other_shapes(parent: TrainedModel, model: ModelConfig, vocab_size: int) -> None:
+    if model.family != parent.config.family:
         raise ConfigError(
             "model.family",
             got=model.family,
-            rule=f"must be {ancestor.config.family}, as in {ancestor.path}",
-            remedy="Set it so, or leave init_from out.",
+            rule=f"must be {parent.config.family}, as in {parent.path}",
+            remedy="Set it to that value, or leave init_from out.",
         )
-    there = parameter_shapes(ancestor.config, vocab_size=ancestor.rows)
+    there = parameter_shapes(parent.config, vocab_size=parent.rows)
     here = parameter_shapes(model, vocab_size=vocab_size)
     for name in here | there:
         if here.get(name) != there.get(name):
@@ -120,14 +123,14 @@ def _refuse_other_shapes(ancestor: TrainedModel, model: ModelConfig, vocab_size:
             raise ConfigError(
                 f"model, parameter {name}",
                 got=got,
-                rule=f"must have {wanted}, as in {ancestor.path}",
+                rule=f"must have {wanted}, as in {parent.path}",
                 remedy="Set model as there (embedding: model.vocab_size), or leave init_from out.",
             )
 
 
-def _refuse_another_vocabulary(ancestor: TrainedModel, tokenizer: Tokenizer) -> None:
+def _refuse_another_vocabulary(parent: TrainedModel, tokenizer: Tokenizer) -> None:
     try:
-        known = ancestor.own_tokenizer()
+        known = parent.own_tokenizer()
     except ReptrainError:
         # The store of an old run may be gone.
         return
@@ -140,6 +143,6 @@ def _refuse_another_vocabulary(ancestor: TrainedModel, tokenizer: Tokenizer) -> 
             raise ConfigError(
                 "data",
                 got=f"a store whose tokenizer has {pieces[1]!r} as id {index}",
-                rule=f"must have {pieces[0]!r} there, as the tokenizer of {ancestor.path}",
+                rule=f"must have {pieces[0]!r} there, as the tokenizer of {parent.path}",
                 remedy="Make the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
             )

@@ -1,6 +1,6 @@
-"""What the routers of a step did over all ranks: the records of it, and the bias that balances.
+"""Routing statistics of a step over all ranks, and the expert bias that balances the load.
 
-Shapes: L sparse layers in the order in which they run, E experts, S = 4 + E figures of a layer
+Shapes: L sparse layers in the order in which they run, E experts, S = 4 + E statistics of a layer
 (see `reptrain.model.sparse.LayerRouting`).
 """
 
@@ -19,9 +19,9 @@ def routing_records(
     """One record for each sparse layer; None for a dense model.
 
     Args:
-        model: Names the layers.
+        model: Gives the names of the layers.
         figure_LS: Sums over the whole step.
-        num_targets: Of the step: what the losses are divided by.
+        num_targets: Divisor of the losses in the step.
     """
     if figure_LS is None:
         return None
@@ -43,13 +43,13 @@ def routing_records(
 
 
 @torch.no_grad()
-def vote(model: Decoder | EncoderDecoder, figure_LS: Tensor | None) -> None:
-    """Raise the selection bias of each expert that got less than its share, and lower that of one with more.
+def update_expert_bias(model: Decoder | EncoderDecoder, figure_LS: Tensor | None) -> None:
+    """Raise the bias of each expert with less than its share of tokens, and lower that of the others.
 
-    A layer that runs several times votes once, on the sum.
+    A layer that runs several times is updated once, from the sum.
 
     Args:
-        model: Its routers' votes change, on every rank alike.
+        model: The model; its expert biases change equally on every rank.
         figure_LS: Sums over the whole step.
     """
     if figure_LS is None:

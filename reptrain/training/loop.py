@@ -29,7 +29,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.failures import failures_recorded
 from reptrain.training.hooks import Hooks, Request
-from reptrain.training.init_from import open_ancestor, record_ancestor
+from reptrain.training.init_from import open_parent, record_parent
 from reptrain.training.optimizers import set_learning_rate
 from reptrain.training.pretraining import Pretraining
 from reptrain.training.recorder import print_line, stated_attention
@@ -81,7 +81,7 @@ def _take_step(trainer: Trainer, batch: Batch, hooks: Hooks, *, waited_s: float)
 
     Args:
         trainer: The model under DeepSpeed.
-        batch: Of the step.
+        batch: The batch of the step.
         hooks: Record each attempt.
         waited_s: Seconds that the step waited for its batch.
     """
@@ -123,31 +123,31 @@ def _is_finite(value: float | None) -> bool:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a call of `train` ended."""
+    """The outcome of a call of `train`."""
 
     run: Path
     steps: int
     """Optimizer steps completed, those of earlier calls included."""
     state: Literal["done", "already done", "preempted"]
-    """Whether the run is complete, was so before the call, or stopped with a checkpoint when asked to."""
+    """Whether the run is complete, was complete before the call, or stopped on request with a checkpoint."""
     reason: str | None = None
-    """What asked it to stop."""
+    """The request to stop, or why the run ended early."""
 
 
 def train(
     config: RunConfig, out: Path, *, max_minutes: float | None = None, stop: StopRequest | None = None
 ) -> TrainResult:
-    """Train in ``out``, or go on from its newest checkpoint that is whole, whoever wrote it.
+    """Train in ``out``, or resume from its newest undamaged checkpoint, written by any number of ranks.
 
     Args:
         config: The run. Under `deepspeed` or `torchrun` every rank passes the same.
-        out: The run folder; it may exist if it holds the same mathematics.
-        max_minutes: Minutes from the start of this process after which it stops with a checkpoint.
-        stop: Where requests to stop are noted already; None catches signals during the call.
+        out: The run folder; it may exist if it holds the same config fingerprint.
+        max_minutes: Minutes since the start of this process after which it stops with a checkpoint.
+        stop: Collects requests to stop; None handles signals during the call.
 
     Raises:
-        ReptrainError: For input that cannot be trained on, before anything is written.
-        ResumeError: If ``out`` holds another configuration or subset, or no checkpoint that is whole.
+        ReptrainError: If the run cannot be trained; nothing is written then.
+        ResumeError: If ``out`` holds another configuration or subset, or only damaged checkpoints.
         RunError: If the loss or the gradient is no longer finite, or another process trains in ``out``.
     """
     device = choose_device(config.train.device)
@@ -164,12 +164,12 @@ def train(
 
 
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
-    """`train` for a process that has joined its ranks."""
+    """`train` in a process that has joined the other ranks."""
     check_expert_parallel(config.train.expert_parallel_size, world)
     config = config.on_device(world.device.type)
     with ExitStack() as held:
-        ancestor = open_ancestor(config, out, data.tokenizer)
-        folder = _enter_folder(config, out, data, world, held, ancestor)
+        parent = open_parent(config.init_from, config.model, out, data.tokenizer)
+        folder = _enter_folder(config, out, data, world, held, parent)
         if folder.status().state == "done":
             return TrainResult(out, folder.status().step or data.steps.num_steps, "already done")
         with failures_recorded(
@@ -177,7 +177,7 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
             timeout_s=config.train.rank_timeout_seconds,
             record=partial(_record_failure, folder),
         ) as pulse:
-            ending = _run(config, folder, data, world, stop, pulse, ancestor)
+            ending = _run(config, folder, data, world, stop, pulse, parent)
         if world.is_main:
             folder.set_status(ending.state, ending.reason, step=ending.steps)
             folder.note(ending.state, ending.reason or "", step=ending.steps)
@@ -197,17 +197,17 @@ def _record_failure(folder: RunFolder, reason: str) -> None:
 
 
 def _enter_folder(
-    config: RunConfig, out: Path, data: Data, world: World, held: ExitStack, ancestor: TrainedModel | None
+    config: RunConfig, out: Path, data: Data, world: World, held: ExitStack, parent: TrainedModel | None
 ) -> RunFolder:
-    """The main rank makes or checks the folder and locks it; the others follow, or fail as it did."""
+    """Create or check the folder and lock it on the main rank; an error there is raised on every rank."""
 
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
         here = describe(world, config.train, attention)
         folder = RunFolder.create_or_open(out, config, data.run_plan, here)
         held.enter_context(folder.lock())
-        if ancestor is not None:
-            record_ancestor(ancestor, config, folder.path)
+        if parent is not None:
+            record_parent(parent, config.model, folder.path)
 
     world.on_main(enter)
     return RunFolder.open(out)
@@ -220,12 +220,12 @@ def _run(
     world: World,
     stop: StopRequest,
     pulse: Callable[[], None],
-    ancestor: TrainedModel | None,
+    parent: TrainedModel | None,
 ) -> _Ending:
     """Train to the end, until a request to stop, or until early stopping."""
     if world.is_main:
         print_line(run_header(config, folder.path, data, world))
-    training = prepare(config, data, world, ancestor)
+    training = prepare(config, data, world, parent)
     training.trainer.engine.register_forward_pre_hook(lambda *_: pulse())
     with ExitStack() as resources:
         hooks = Pretraining(config, folder, training, resources)

@@ -13,11 +13,11 @@ from reptrain.training.adafactor import Adafactor
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over `optimizer_groups`.
+    """Build the optimizer over `optimizer_groups`.
 
     Args:
-        model: Whose parameters are trained.
-        config: Which optimizer.
+        model: The model to train.
+        config: The optimizer's settings.
     """
     groups, decay = optimizer_groups(model, config), config.weight_decay.first
     for group in groups:
@@ -43,19 +43,19 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def optimizer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """The groups of parameters that an optimizer treats alike.
+    """Parameter groups with the same learning rate, weight decay and update rule.
 
     Args:
-        model: Any model, on the device "meta" too.
-        config: Which optimizer.
+        model: Any model; it may be on the device "meta".
+        config: The optimizer's settings.
 
     Returns:
-        Groups with `decays`; where they differ from 1, `lr_ratio` (the group's rate over `config.lr`) and
-        `decay_ratio` (its weight decay over the configured one); for Muon `use_muon`.
+        Groups with `decays`; if different from 1, `lr_ratio` (the group's learning rate over `config.lr`)
+        and `decay_ratio` (its weight decay over the configured one); for Muon `use_muon`.
     """
     groups = parameter_groups(model)
     if isinstance(config, AdamWConfig) and not config.mup_scales_decay:
-        # The rate multiplies the decay: divided by the ratio of the widths, it would weaken it.
+        # The learning rate multiplies the decay, so the width ratio in the rate would weaken the decay.
         return [
             group | ({"decay_ratio": 1 / group["lr_ratio"]} if "lr_ratio" in group else {})
             for group in groups
@@ -65,7 +65,7 @@ def optimizer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a matrix of a layer, or such matrices of many experts."""
-    # A layer's table of position biases is looked up: no product has it as a matrix.
+    # The table of position biases is a lookup table, not a matrix of a product.
     return ".blocks." in f".{name}" and parameter.ndim > 1 and "relative_bias" not in name
 
 
@@ -88,9 +88,9 @@ def _muon_groups(model: nn.Module, groups: list[dict[str, Any]], config: MuonCon
 
 
 def _muon_scale(parameter: nn.Parameter, config: MuonConfig) -> float:
-    """What the rate of a matrix is multiplied by, so that its update has the configured size."""
+    """Factor on the learning rate of a matrix that gives its update the configured size."""
     if config.adjust_lr == "original":
-        # DeepSpeed's own.
+        # DeepSpeed's own scaling.
         return 1.0
     rows, columns = parameter.shape[-2:]
     return float(0.2 * max(rows, columns) ** 0.5 / max(1.0, rows / columns) ** 0.5)
@@ -123,6 +123,6 @@ def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its rate: ``rate``, or that in a fixed ratio."""
+    """Set every group's learning rate: ``rate`` times the group's fixed ratio."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_ratio", 1.0)

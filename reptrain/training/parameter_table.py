@@ -1,4 +1,4 @@
-"""How an optimizer treats each parameter of a model, told without the memory for it."""
+"""How the optimizer treats each parameter of a model; computed on the device "meta"."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from reptrain.training.optimizers import optimizer_groups
 
 
 class Treatment(NamedTuple):
-    """Of one parameter, or of the same one in several layers."""
+    """The optimizer's settings for one parameter, or for the same parameter in several layers."""
 
     name: str
-    """With `*` for the number of a layer."""
+    """With `*` in place of a layer's number."""
     number: int
-    """How many are stored."""
+    """Number of stored tensors."""
     shape: tuple[int, ...]
-    """Of each."""
+    """Shape of each."""
     optimizer: str
     peak_lr: float
     weight_decay: float
-    """At the beginning of the run."""
+    """At the start of the run."""
 
     @property
     def parameters(self) -> int:
-        """Numbers of all together."""
+        """Parameters in total."""
         return self.number * prod(self.shape)
 
 
 def treatments(model: ModelConfig, optimizer: OptimizerConfig, *, vocab_size: int) -> list[Treatment]:
-    """Of every parameter, in the model's order.
+    """List the treatment of every parameter, in the model's order.
 
     Args:
         model: The model.
-        optimizer: What trains it.
-        vocab_size: Ids of the tokenizer.
+        optimizer: The optimizer's settings.
+        vocab_size: Size of the tokenizer's vocabulary.
     """
     built = meta_model(model, vocab_size=vocab_size)
     groups = optimizer_groups(built, optimizer)
     group_of = {parameter: group for group in groups for parameter in group["params"]}
-    found: dict[Treatment, int] = {}
+    counts: dict[Treatment, int] = {}
     for name, parameter in built.named_parameters():
         group = group_of[parameter]
         decay = optimizer.weight_decay.first * group.get("decay_ratio", 1.0) if group["decays"] else 0.0
@@ -52,12 +52,12 @@ def treatments(model: ModelConfig, optimizer: OptimizerConfig, *, vocab_size: in
         rate = optimizer.lr * group.get("lr_ratio", 1.0)
         layers = re.sub(r"\.\d+\.", ".*.", name)
         treatment = Treatment(layers, 0, tuple(parameter.shape), how, rate, decay)
-        found[treatment] = found.get(treatment, 0) + 1
-    return [treatment._replace(number=number) for treatment, number in found.items()]
+        counts[treatment] = counts.get(treatment, 0) + 1
+    return [treatment._replace(number=number) for treatment, number in counts.items()]
 
 
 def treatments_text(found: Iterable[Treatment]) -> str:
-    """The table as it is printed, with the sums of what decays and what does not."""
+    """The table as printed, with the number of parameters that decay."""
     rows = list(found)
     width = max(len(row.name) for row in rows)
     lines = [f"{'parameter':{width}}  {'stored':>14}  {'by':9}  {'peak lr':>8}  weight decay"]

@@ -89,7 +89,13 @@ class Pretraining:
         """The main rank's recorder with its progress bar."""
         folder, data, world = self._folder, self._training.data, self._world
         throughput = throughput_of(
-            config, vocab_size=data.tokenizer.vocab_size, world_size=world.world_size, device=world.device
+            config.model,
+            config.train,
+            shape=config.example_shape,
+            window_tokens=config.window_tokens,
+            vocab_size=data.tokenizer.vocab_size,
+            world_size=world.world_size,
+            device=world.device,
         )
         consumed = min(self.first_step * data.steps.batch_windows, data.plan.total_windows)
         not_applied = sum(record.tokens for record in folder.ledger.records() if not record.applied)

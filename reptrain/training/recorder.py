@@ -1,4 +1,4 @@
-"""The main rank's records: ledger, typed metrics, TensorBoard, and a line on the console."""
+"""Records of pre-training on the main rank: ledger, metrics, TensorBoard, and progress."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tok
 
 
 def print_line(text: str, *, aside: bool = False) -> None:
-    """A line that another process can follow at once; ``aside``, on stderr, where stdout is for results."""
+    """Print a line and flush it; to stderr if ``aside``, where stdout is for results."""
     stream = sys.stderr if aside else sys.stdout
     stream.write(text + "\n")
     stream.flush()
 
 
 def stated_attention(model: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
-    """Which implementation of attention a run uses, with a warning where it is not that of its other kernels.
+    """The attention implementation of a run; warns if it differs from that of the other kernels.
 
     Args:
         model: The model.
-        device: Where it runs.
-        num_positions: Positions of its longest window.
+        device: The device of the run.
+        num_positions: Positions of the longest window.
     """
     attention = attention_implementation(model, device, num_positions)
     others = choose_implementation(device)
@@ -57,13 +57,13 @@ def stated_attention(model: ModelConfig, device: torch.device, num_positions: in
 
 
 def _leave_to_the_caller(args: threading.ExceptHookArgs) -> None:
-    # What fails in TensorBoard's thread, on a full disk above all, is raised again by the next call to it.
+    # An error in TensorBoard's thread, such as a full disk, is raised again by the next call to TensorBoard.
     if type(args.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(args)
 
 
 class Recorder:
-    """Writes what a run did. Ledger and metrics are flushed line by line."""
+    """Writes the records of a run. Ledger and metrics are flushed line by line."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Recorder:
         threading.excepthook = _leave_to_the_caller
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=tokens_before + 1)
         self.tokens = tokens_before
-        """Tokens consumed by steps that were applied."""
+        """Tokens consumed by applied steps."""
         recent = folder.metrics.last_train(WINDOW_STEPS)
         self._input_tokens = recent[-1].input_tokens if recent else 0
         self._target_tokens = recent[-1].target_tokens if recent else 0
@@ -102,7 +102,7 @@ class Recorder:
         self._board.close()
 
     def step(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> None:
-        """Record one attempt at a step: its place in the data, whether it was applied, and how it went."""
+        """Record one attempt at a step: always in the ledger, in the metrics if it was applied."""
         step, tokens = batch.step, batch.tokens
         self._folder.ledger.append(
             LedgerRecord(
@@ -144,15 +144,15 @@ class Recorder:
         epochs = self._epochs_of_sources(batch)
         for name, epoch in epochs.items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
-        for found in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
-            self._say(f"WARNING: step {step}: {found}")
-            self._folder.note("spike", found, step=step)
+        for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            self._say(f"WARNING: step {step}: {spike}")
+            self._folder.note("spike", spike, step=step)
         self._show(record, epochs, self._pace.add(tokens, seconds))
 
-    def skipped(self, step: int, found: str) -> None:
-        """Tell of a step that was not applied."""
-        self._say(f"WARNING: step {step} not applied: {found}")
-        self._folder.note("skipped", found, step=step)
+    def skipped(self, step: int, reason: str) -> None:
+        """Report a step that was not applied."""
+        self._say(f"WARNING: step {step} not applied: {reason}")
+        self._folder.note("skipped", reason, step=step)
 
     def _shares(self, batch: Batch) -> dict[str, Any]:
         """The record's fields `epoch` and, in a mixture, `sources`."""
@@ -183,7 +183,7 @@ class Recorder:
         )
 
     def sync(self) -> None:
-        """Force the records to the disk, so that no checkpoint is ahead of them."""
+        """Force the records to disk, so that no checkpoint is ahead of them."""
         self._folder.ledger.sync()
         self._folder.metrics.sync()
 
@@ -195,7 +195,7 @@ class Recorder:
         score: Score,
         weights: Literal["own", "average"] = "own",
     ) -> None:
-        """Record the score of a set after ``step`` steps, by the run's own weights or by their average."""
+        """Record the score of a set after ``step`` steps, with the run's own weights or their average."""
         record = ValidRecord(
             step=step,
             tokens=self.tokens,

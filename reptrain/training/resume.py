@@ -72,7 +72,7 @@ def _cut_back(
     events.drop_half_line()
     step = newest.manifest.step if newest.manifest else 0
     for damage in newest.damaged:
-        say(f"WARNING: skipped a damaged checkpoint: {damage}")
+        say(f"WARNING: {damage}: skipped")
         note_event(events, "damaged", damage, step)
     for damage in checkpoint.restore_records(newest, logs):
         say(f"WARNING: {damage}: restored from {newest.path}")

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: data, plan, model, engine, evaluation sets."""
+"""Setup before the first step: data, plan, model, engine, evaluation sets."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ _BUCKET_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Data:
-    """The stores, their subsets as one stream, and which window comes when."""
+    """The stores, their subsets as one stream, and the order of the windows."""
 
     stores: dict[str, Store]
-    """By the name of the source."""
+    """By name of the source."""
     stream: Stream
     run_plan: RunPlan
-    """What plan.json records; `plan` and `steps` follow from it."""
+    """The content of plan.json; `plan` and `steps` are derived from it."""
     plan: MixturePlan
     steps: StepPlan
     tokenizer: Tokenizer
     objective: Objective
-    """What is predicted from what, with the run's own noise."""
+    """The objective, with the noise of the run's seed."""
 
 
 def open_data(config: RunConfig) -> Data:
-    """Open the stores and lay the plan. No pass over the data but the cached document orders.
+    """Open the stores and build the plan. Only the cached document orders need a pass over the data.
 
     Raises:
-        StoreError: If a store is missing, not sealed, or changed since, or has another tokenizer.
+        StoreError: If a store is missing, not sealed, modified, or made by another tokenizer.
         PlanError: If a subset is larger than its store, or shorter than a window.
-        ConfigError: If the embedding or the sentinels do not suffice.
+        ConfigError: If the embedding has too few rows, or the tokenizer too few sentinels.
     """
     stores = _open_stores(config)
     tokenizer = next(iter(stores.values())).tokenizer()
@@ -78,7 +78,7 @@ def open_data(config: RunConfig) -> Data:
 
 
 def _open_stores(config: RunConfig) -> dict[str, Store]:
-    """The store of each source; one that serves several is opened once.
+    """Open the store of each source; a store of several sources is opened once.
 
     Raises:
         StoreError: If one cannot be used, or they have different tokenizers.
@@ -94,14 +94,14 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
                 got=f"tokenizers with the fingerprints {first.manifest.tokenizer}"
                 f" and {other.manifest.tokenizer}",
                 rule="must have been made by one tokenizer to be mixed",
-                remedy="Make one of them anew with `reptrain tokenize --tokenizer`"
-                f" and the tokenizer that lies in {first.path}.",
+                remedy="Rebuild one of them with `reptrain tokenize --tokenizer`"
+                f" and the tokenizer in {first.path}.",
             )
     return {name: opened[path] for name, path in paths.items()}
 
 
 def _intact(path: Path, named_by: str) -> Store:
-    """The store, hashed again where that takes a moment; a larger one is left to the audit."""
+    """Open a store. A small one is hashed again; the audit verifies larger ones."""
     store = open_store(path, named_by=named_by)
     if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
         return store
@@ -111,7 +111,7 @@ def _intact(path: Path, named_by: str) -> Store:
             f"store {path}",
             got=report.problems[0],
             rule="must be as it was sealed",
-            remedy="Restore its files, or make it again with `reptrain tokenize`.",
+            remedy="Restore its files, or rebuild it with `reptrain tokenize`.",
         )
     return store
 
@@ -178,19 +178,19 @@ def build_engine(
     return engine
 
 
-def prepare(config: RunConfig, data: Data, world: World, ancestor: TrainedModel | None = None) -> Training:
+def prepare(config: RunConfig, data: Data, world: World, parent: TrainedModel | None = None) -> Training:
     """Build the model, the loader and the evaluation sets, on every rank alike.
 
     Args:
         config: The run.
         data: Its open stores and plan.
         world: The ranks.
-        ancestor: Initial weights; None draws them by the seed.
+        parent: Initial weights; None draws them by the seed.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
-    if ancestor is not None:
-        ancestor.fill(model)
+    if parent is not None:
+        parent.fill(model)
     loader = Loader(
         stream=data.stream,
         plan=data.plan,

@@ -26,7 +26,7 @@ from reptrain.distributed.world import World
 from reptrain.model import DropoutContext, Routing
 from reptrain.runs.metrics import RoutingRecord
 from reptrain.training.batches import Batch
-from reptrain.training.load_balance import routing_records, vote
+from reptrain.training.load_balance import routing_records, update_expert_bias
 from reptrain.training.regularize import InputNoise, Settings
 from reptrain.training.targets import targets_of
 
@@ -116,7 +116,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
     if applied:
-        vote(engine.module, stats_LS)
+        update_expert_bias(engine.module, stats_LS)
     return StepResult(
         loss_nats=nats.item() / batch.loss_tokens,
         input_tokens=input_tokens,

@@ -1,4 +1,4 @@
-"""What a training prints before its first step and after its last."""
+"""The text that a run prints before its first step and after its last."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Facts = list[tuple[str, str]]
 
 
 def facts_text(facts: Facts) -> str:
-    """Names and values, one pair a line."""
+    """Format names and values, one pair per line."""
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts)
 
 
 def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
-    """What is about to be trained on what, with a warning where most of a store goes unused.
+    """Summary of a run before it starts, with a warning if most of a store stays unused.
 
     Args:
         config: The run.
@@ -46,13 +46,13 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
     warnings = []
     for name, source in zip(data.stores, data.run_plan.sources, strict=True):
         prefix = f"{name}: " if data.run_plan.is_mixture else ""
-        there = data.stores[name].split("train").num_tokens
-        facts += _source_facts(source, prefix, there)
+        available = data.stores[name].split("train").num_tokens
+        facts += _source_facts(source, prefix, available)
         read = source.unique_tokens * min(Fraction(1), Fraction(source.epochs))
-        if read < _SMALL_SHARE * there:
+        if read < _SMALL_SHARE * available:
             whole = f"{unique_tokens_setting(config, name)}=null takes all of them."
-            remedy = "It ends within its first epoch." if source.unique_tokens == there else whole
-            share = f"{_share(read, there)} of the store's training tokens"
+            remedy = "It ends within its first epoch." if source.unique_tokens == available else whole
+            share = f"{_share(read, available)} of the store's training tokens"
             warnings.append(f"WARNING: {prefix}the run reads {share}. {remedy}")
     micro = config.micro_batch_windows(world.world_size)
     facts += [
@@ -69,8 +69,9 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
     return "\n".join(["training", facts_text(facts), *warnings])
 
 
-def _source_facts(source: SourcePlan, prefix: str, there: int) -> Facts:
-    part = f"{source.unique_tokens:,} of {there:,} training tokens ({_share(source.unique_tokens, there)})"
+def _source_facts(source: SourcePlan, prefix: str, available: int) -> Facts:
+    share = _share(source.unique_tokens, available)
+    part = f"{source.unique_tokens:,} of {available:,} training tokens ({share})"
     epochs = f"{float(Fraction(source.epochs)):.6g} over the subset, order {source.order}, cut {source.cut}"
     return [
         ("store", f"{prefix}{source.store}"),
@@ -80,7 +81,7 @@ def _source_facts(source: SourcePlan, prefix: str, there: int) -> Facts:
 
 
 def machine_facts(train: TrainConfig, world: World) -> Facts:
-    """Devices and precision.
+    """Device and precision.
 
     Args:
         train: The settings `train`.
@@ -110,7 +111,7 @@ def _share(part: Fraction | int, whole: int) -> str:
 
 
 def closing_text(run: Path) -> str:
-    """How a run ended, from its folder: tokens, speed, losses, and the commands that come next.
+    """Summary of a finished run: tokens, speed, losses, and the next commands.
 
     Args:
         run: The run folder.
@@ -136,7 +137,7 @@ def closing_text(run: Path) -> str:
 
 
 def next_facts(commands: Sequence[str]) -> Facts:
-    """The commands that come next, one a line."""
+    """The next commands, one per line."""
     return [("" if place else "next", command) for place, command in enumerate(commands)]
 
 

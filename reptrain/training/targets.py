@@ -1,4 +1,4 @@
-"""What a micro-batch asks of the model in training: targets, and how each counts in the step's loss."""
+"""Targets of a micro-batch in training, with the weight of each in the step's loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from reptrain_kernels.ops.linear_cross_entropy import Targets, coefficient
 
 
 def targets_of(example: Example, settings: Settings, *, factor: float) -> Targets:
-    """The targets of an example, each with its weight times ``factor``, and what the regularizers add.
+    """Build the targets of an example, weighted by ``factor``, with label smoothing and z-loss.
 
     Args:
-        example: Of the micro-batch.
-        settings: Label smoothing and z-loss of the step.
-        factor: What the sum of the weighted nats is multiplied by before its gradient is taken.
+        example: The example of the micro-batch.
+        settings: Values of the regularizers in the step.
+        factor: Multiplies the sum of the weighted nats before the gradient is computed.
     """
     if example.weight_BT is None:
         weight_BT = torch.full_like(example.targets_BT, factor, dtype=torch.float32)

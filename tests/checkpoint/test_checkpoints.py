@@ -106,7 +106,7 @@ def test_status_reports_the_damage_while_the_run_continues(
     interrupt_at(monkeypatch, 7, lambda: seen.append(damaged.status()) or crash())
     with pytest.raises(KeyboardInterrupt):
         train(damaged.config, damaged.path)
-    assert seen[0].state == "running" and "went on from step 7: checkpoint step-14" in str(seen[0].reason)
+    assert seen[0].state == "running" and "from step 7: checkpoint step-14" in str(seen[0].reason)
 
 
 @pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (3, "a later")])

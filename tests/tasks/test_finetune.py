@@ -255,7 +255,7 @@ def test_other_settings_and_other_folders_are_refused(
     (task / "train.jsonl").write_text((task / "train.jsonl").read_text().replace("sys", "sis"))
     with pytest.raises(ResumeError, match="files"):
         tune(run, task, out, "epochs=1")
-    with pytest.raises(RunError, match="other files there"):
+    with pytest.raises(RunError, match="must be new, empty"):
         tune(run, task, task)
     for override, words in (
         ("train.total_tokens=3epochs", "set epochs instead"),

@@ -19,7 +19,7 @@ from reptrain.hub.saved_model import open_trained
 from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
 from reptrain.text import SentencePieceTokenizer
-from reptrain.training.init_from import open_ancestor
+from reptrain.training.init_from import open_parent
 from reptrain.training.loop import train
 
 MakeConfig = Callable[..., RunConfig]
@@ -95,7 +95,7 @@ def test_begun_anew_with_other_weights_is_refused(tiny: MakeConfig, parent: Path
         train(config, tmp_path / "run")
     shutil.rmtree(source)
     train(tiny(*SHORT, "seed=9"), source)
-    with pytest.raises(ResumeError, match=r"must hold the weights .* with which the run was begun"):
+    with pytest.raises(ResumeError, match=r"must hold the weights .* that the run started from"):
         train(config, tmp_path / "run")
 
 
@@ -122,11 +122,12 @@ def test_another_model_is_refused_by_name(case: str, tiny: MakeConfig, parent: P
 def test_another_vocabulary_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
     config = tiny(*SHORT, f"init_from={parent}")
     tokenizer = open_trained(parent).tokenizer()
-    assert open_ancestor(config, tmp_path / "run", tokenizer) is not None
+    assert open_parent(config.init_from, config.model, tmp_path / "run", tokenizer) is not None
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
     was, proto.pieces[100].piece = proto.pieces[100].piece, "another"
     with pytest.raises(ConfigError, match=rf"must have '{re.escape(was)}' there.*'another' as id 100"):
-        open_ancestor(config, tmp_path / "run", SentencePieceTokenizer(proto.SerializeToString()))
+        other = SentencePieceTokenizer(proto.SerializeToString())
+        open_parent(config.init_from, config.model, tmp_path / "run", other)
 
 
 def test_no_model_is_refused(tiny: MakeConfig, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_patience_ends_a_run_early_and_for_good(
     forgets = "optimizer.weight_decay={value: 300, before: 0, start: 40%}"
     config = tiny(forgets, "evaluate.every_fraction=0.1", "evaluate.patience=2")
     result = train(config, tmp_path / "run")
-    assert result.state == "done" and str(result.reason).startswith("select was not better than")
+    assert result.state == "done" and str(result.reason).startswith("select did not improve on")
     folder = RunFolder.open(tmp_path / "run")
     select = [record.nats for record in scores(folder, "own") if record.set == "select"]
     assert min(select) == select[-3] and 3 < len(select) < 10
