@@ -193,7 +193,7 @@ def milliseconds(call: Any) -> float:
 @pytest.mark.gpu
 @pytest.mark.parametrize("positions", [512, 2048])
 def test_attention_on_a_gpu_is_faster_than_torchs_with_a_bias_spelled_out(positions: int) -> None:
-    from reptrain_kernels.bench.operations.attention import ATTENTION, attention_tensors
+    from reptrain_kernels.ops.attention.bench import ATTENTION, attention_tensors
 
     shape = next(shape for shape in ATTENTION if shape.name == "T5-Base encoder")
     shape = shape._replace(B=8192 // positions, T=positions, S=positions)

@@ -23,9 +23,9 @@ from reptrain_kernels.bench.compiled import (
 )
 from reptrain_kernels.bench.operation import RATES
 from reptrain_kernels.bench.operations import OPERATIONS
-from reptrain_kernels.bench.operations.attention import ATTENTION, attention_moved, attention_needed
 from reptrain_kernels.bench.readme import README, rewritten
 from reptrain_kernels.bench.traffic import table
+from reptrain_kernels.ops.attention.bench import ATTENTION, attention_moved, attention_needed
 from reptrain_kernels.ops.attention.tiles import attention_tiles
 
 # Triton of another version has a table of its own.

@@ -267,7 +267,7 @@ def _flex_way(shape: AttentionShape, given: AttentionTensors) -> Callable[[], Te
     )
 
 
-ATTENTION_OPERATION = Operation(
+OPERATION = Operation(
     name="attention",
     shapes=ATTENTION,
     launch=attention_launch,
