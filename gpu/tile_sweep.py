@@ -23,8 +23,8 @@ def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> tuple[floa
     import torch
 
     from reptrain_kernels.bench import timed
-    from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION
     from reptrain_kernels.ops.attention import triton as attention_triton
+    from reptrain_kernels.ops.attention.bench import OPERATION as ATTENTION_OPERATION
     from reptrain_kernels.ops.attention.tiles import attention_tiles
 
     def chosen(which: str, *about: Any) -> Any:
@@ -52,7 +52,7 @@ def main() -> int:
 
         interpreted.prepare()
     from kernel_checks import SMALL
-    from reptrain_kernels.bench.operations.attention import ATTENTION
+    from reptrain_kernels.ops.attention.bench import ATTENTION
     from reptrain_kernels.ops.attention.tiles import Tiles
 
     before = done_before(PART)

@@ -1,93 +1,78 @@
-"""What positions may read, told by structure: fused attention takes this, the plain one [T, S] tensors.
+"""The attention masks of models (see `reptrain_kernels.ops.attention`).
 
-Which of the two runs is decided by the device (see `reptrain_kernels.implementation`).
-
-Shapes: B rows, T query positions, S key positions, H heads, K key-value heads, N width of a head, R offsets.
+Shapes: B rows, T query positions.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reptrain.config.model import DecoderConfig, ModelConfig
-from reptrain.model.dropout import Dropout
-from reptrain_kernels.implementation import Implementation, choose_implementation
-from reptrain_kernels.ops.attention import Mask, attention
-
-
-class Sight(NamedTuple):
-    """What each position may read, and with what bias by distance."""
-
-    mask: Mask
-    bias_HR: Tensor | None = None
-
-
-def is_fused(device: torch.device) -> bool:
-    """Whether models on the device attend by the fused operation."""
-    return choose_implementation(device) == "triton"
-
-
-def hides(sliding_window: int | None, num_positions: int) -> bool:
-    """Whether a sliding window hides any of ``num_positions`` positions from another."""
-    return sliding_window is not None and sliding_window < num_positions
+from reptrain.model.cache import Cache
+from reptrain_kernels.implementation import Implementation
+from reptrain_kernels.ops.attention import AttentionMask, choose_attention, prepare_mask
 
 
 def attention_implementation(config: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
-    """Which implementation of attention a model runs: the fused kernel knows no sliding window.
+    """Which implementation of attention a model runs: the Triton kernels support no sliding window.
 
     Args:
         config: The model.
         device: Where it runs.
         num_positions: Positions of its longest window.
     """
-    if isinstance(config, DecoderConfig) and hides(config.sliding_window, num_positions):
-        return "torch"
-    return choose_implementation(device)
+    window = config.sliding_window if isinstance(config, DecoderConfig) else None
+    mask = AttentionMask(causal=True, sliding_window=window).without_idle_window(num_positions)
+    return choose_attention(device, mask)
 
 
-def causal_sight(tokens_BT: Tensor, segments_BT: Tensor | None, prefix_B: Tensor | None = None) -> Sight:
-    """What the positions of a decoder read.
+def decoder_mask(
+    tokens_BT: Tensor,
+    segments_BT: Tensor | None = None,
+    prefix_B: Tensor | None = None,
+    sliding_window: int | None = None,
+    cache: Cache | None = None,
+) -> AttentionMask:
+    """The mask of a decoder's self-attention, for all layers.
 
-    Args:
-        tokens_BT: Gives T.
-        segments_BT: A position reads its own segment only; None: any.
-        prefix_B: int64, so many of a row's first positions are read by those before them too; None: none.
-    """
-    prefix_BT = None if prefix_B is None else prefix_B[:, None].expand(tokens_BT.shape)
-    return Sight(Mask(causal=True, segments_BT=segments_BT, prefix_BT=prefix_BT))
-
-
-def attend(
-    q_BHTN: Tensor,
-    k_BKSN: Tensor,
-    v_BKSN: Tensor,
-    sight: Sight,
-    *,
-    scale: float,
-    dropout: Dropout,
-    keys_PB: Tensor | None,
-) -> Tensor:
-    """Fused attention, y_BHTN; a position that may read nothing gets zeros.
+    Example:
+        Three positions and a prefix of [2]: positions 0 and 1 attend to [0, 1], position 2 to [0, 1, 2].
 
     Args:
-        q_BHTN: Queries.
-        k_BKSN: Keys.
-        v_BKSN: Values.
-        sight: What each query may read.
-        scale: Of the scores.
-        dropout: Of the weights.
-        keys_PB: Dropout keys of the layer's sites; None drops nothing.
+        tokens_BT: Gives B, T and the device.
+        segments_BT: A position attends only to its own segment; None: to any.
+        prefix_B: int64, length of the prefix, whose positions all positions of a row attend to; None: 0.
+        sliding_window: A position attends only to positions fewer than this many places away; None: to any.
+        cache: Holds the keys, those of ``tokens_BT`` already among them; None: the keys are those of
+            ``tokens_BT``.
     """
-    return attention(
-        q_BHTN,
-        k_BKSN,
-        v_BKSN,
-        scale=scale,
-        bias_HR=sight.bias_HR,
-        mask=sight.mask,
-        key_BH=None if keys_PB is None or not dropout.is_on else dropout.head_keys(keys_PB, q_BHTN.shape[1]),
-        rate=dropout.rate_2,
+    B, T = tokens_BT.shape
+    mask = AttentionMask(
+        causal=True,
+        segments_BT=segments_BT,
+        prefix_BT=None if prefix_B is None else prefix_B[:, None].expand(B, T),
+        sliding_window=sliding_window,
+        position_BT=None if cache is None else cache.position_BT,
     )
+    return prepare_mask(mask, T, T if cache is None else cache.num_columns, tokens_BT.device)
+
+
+def self_mask(segments_BT: Tensor, *, causal: bool, cache: Cache | None = None) -> AttentionMask:
+    """The mask of the self-attention of T5, without its bias, for all layers.
+
+    Args:
+        segments_BT: A position attends to its own segment.
+        causal: Whether it attends only to itself and the positions before.
+        cache: Holds the keys; ``segments_BT`` then only give B, T and the device.
+    """
+    if cache is not None:
+        return decoder_mask(segments_BT, cache=cache)
+    T = segments_BT.shape[1]
+    return prepare_mask(AttentionMask(causal=causal, segments_BT=segments_BT), T, T, segments_BT.device)
+
+
+def cross_mask(segments_BT: Tensor, source_segments_BS: Tensor) -> AttentionMask:
+    """The mask of cross-attention: a position attends to the source positions of its segment."""
+    mask = AttentionMask(segments_BT=segments_BT, segments_BS=source_segments_BS)
+    return prepare_mask(mask, segments_BT.shape[1], source_segments_BS.shape[1], segments_BT.device)

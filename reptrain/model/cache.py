@@ -14,8 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reptrain.model.segments import near
-
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -37,20 +35,11 @@ class Cache:
         self._last_B = self.length_B
         self.layers = [LayerCache(self) for _ in range(num_layers)]
 
-    def advance(
-        self, is_token_BT: Tensor, prefix_B: Tensor | None = None, sliding_window: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Make room for new positions.
+    def advance(self, is_token_BT: Tensor) -> None:
+        """Make room for new positions, and set ``position_BT`` and ``num_columns``.
 
         Args:
-            is_token_BT: bool, False behind a row's tokens.
-            prefix_B: int64, so many of a row's first positions are read by those before them too; they come
-                all at once.
-            sliding_window: A position reads only those fewer than this many places away; None: any. The cache
-                keeps the others too.
-
-        Returns:
-            position_BT, and visible_B1TP: a position reads itself and those before it.
+            is_token_BT: bool, False for padding, which follows a row's tokens.
         """
         new = torch.arange(is_token_BT.shape[1], device=is_token_BT.device)
         # A row that has ended may stand at the end of its columns.
@@ -59,13 +48,6 @@ class Cache:
         self.length_B = self.length_B + new_B
         self._last_B = (new_B - 1).clamp(min=0)
         self.num_columns = min(self.num_columns + len(new), self.num_positions)
-        column_P = torch.arange(self.num_columns, device=is_token_BT.device)
-        visible_BTP = column_P <= self.position_BT[..., None]
-        if prefix_B is not None:
-            visible_BTP = visible_BTP | (column_P < prefix_B[:, None, None])
-        if sliding_window is not None:
-            visible_BTP = visible_BTP & near(self.position_BT, column_P, sliding_window)
-        return self.position_BT, visible_BTP[:, None]
 
     def last(self, x_BTD: Tensor) -> Tensor:
         """The last token of each row among the new positions, [B, 1, D]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig, MoEConfig, Recompute
 from reptrain.model.attention import CausalAttention
-from reptrain.model.attention_mask import Sight, causal_sight, hides, is_fused
+from reptrain.model.attention_mask import decoder_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
@@ -18,9 +18,10 @@ from reptrain.model.head import Head
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
-from reptrain.model.segments import positions_in_segment, visible
+from reptrain.model.segments import positions_in_segment
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
+from reptrain_kernels.ops.attention import AttentionMask
 from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
@@ -50,11 +51,11 @@ class Block(nn.Module):
         keys_PB: Tensor | None,
         routed: RoutedTokens,
         rotation: Rotation | None,
-        visible_B1TT: Tensor | Sight | None,
+        mask: AttentionMask,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, visible_B1TT, keys_PB, cache)
+        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask, keys_PB, cache)
         x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
         transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
         return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
@@ -136,25 +137,19 @@ class Decoder(nn.Module):
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-        visible_B1TT: Tensor | Sight | None
-        window = self.config.sliding_window
-        # The fused kernel knows no sliding window: one that hides something is given as a mask.
-        if cache is None and is_fused(tokens_BT.device) and not hides(window, tokens_BT.shape[1]):
-            visible_B1TT = causal_sight(tokens_BT, segments_BT, prefix_B)
-        else:
-            visible_B1TT = visible(tokens_BT, segments_BT, prefix_B, window)
         position_BT = None if segments_BT is None else positions_in_segment(segments_BT)
         num_positions = tokens_BT.shape[1]
         if cache is not None:
-            position_BT, visible_B1TT = cache.advance(is_token_BT, prefix_B, window)
-            num_positions = cache.num_columns
+            cache.advance(is_token_BT)
+            position_BT, num_positions = cache.position_BT, cache.num_columns
+        mask = decoder_mask(tokens_BT, segments_BT, prefix_B, self.config.sliding_window, cache)
         x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
         x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
         x_BTD, layers = run_layers(
             self.blocks,
             x_BTD,
             rotary,
-            visible_B1TT,
+            mask,
             key_B=key_B,
             routed=RoutedTokens(is_token_BT, None if routing is None else routing.num_targets_B),
             shape=self.config.stack,

@@ -118,12 +118,10 @@ class Dropout(nn.Module):
         """Arguments of fused operations: key_B, None without dropout, and the packed rate."""
         return keys_PB[self.site] if keys_PB is not None and self.is_on else None, self.rate_2
 
-    def forward_heads(self, x_BHTS: Tensor, keys_PB: Tensor) -> Tensor:
-        """Drop attention weights: the query is the position, the key the unit."""
-        return counter.dropout(x_BHTS, self.head_keys(keys_PB, x_BHTS.shape[1]), self.rate_2)
-
-    def head_keys(self, keys_PB: Tensor, num_heads: int) -> Tensor:
-        """The keys of each row's heads, int64 [B, H]."""
+    def head_keys(self, keys_PB: Tensor | None, num_heads: int) -> Tensor | None:
+        """The keys of each row's heads, int64 [B, H]; None where nothing is dropped."""
+        if keys_PB is None or not self.is_on:
+            return None
         head_H = torch.arange(num_heads, device=keys_PB.device)
         return counter.fold(keys_PB[self.site][:, None], head_H)
 

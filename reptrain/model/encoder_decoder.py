@@ -8,46 +8,30 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import MoEConfig, Recompute, StackShape, T5Config
-from reptrain.model.attention_mask import Sight, is_fused
+from reptrain.model.attention_mask import cross_mask, self_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.head import Head
 from reptrain.model.norm import RMSNorm
-from reptrain.model.relative_bias import Places, RelativeBias
+from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
-from reptrain.model.segments import same_segment
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
-from reptrain_kernels.ops.attention import Mask
+from reptrain_kernels.ops.attention import AttentionMask
 from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 from reptrain_kernels.ops.norm import Drops
 
 
 class Source(NamedTuple):
-    """What the decoder reads of the encoder."""
+    """The encoder's output, as the decoder attends to it."""
 
     states_BSD: Tensor
-    bias_B1TS: Tensor | Sight
-    """-inf where a position may not read; 0 all along where it finds nothing to read. Or by structure."""
-    found_BT1: Tensor | None
-    """Whether a position finds anything to read; if not, cross-attention gives zeros. None: it sees to it."""
-
-
-def read_source(states_BSD: Tensor, source_segments_BS: Tensor, segments_BT: Tensor) -> Source:
-    """Let each position of the decoder read the encoder's positions of its own segment."""
-    if is_fused(states_BSD.device):
-        return Source(states_BSD, Sight(Mask(False, segments_BT, source_segments_BS)), None)
-    visible_BTS = same_segment(segments_BT, source_segments_BS)
-    found_BT1 = visible_BTS.any(-1, keepdim=True)
-    hidden_B1TS = (~visible_BTS & found_BT1)[:, None]
-    bias_B1TS = states_BSD.new_zeros(hidden_B1TS.shape).masked_fill(hidden_B1TS, -torch.inf)
-    return Source(states_BSD, bias_B1TS, found_BT1)
+    mask: AttentionMask
 
 
 class T5Block(nn.Module):
@@ -77,16 +61,15 @@ class T5Block(nn.Module):
     def mix(
         self,
         x_BTD: Tensor,
-        bias_BHTT: Tensor | Sight | Places,
+        mask: AttentionMask,
         keys_PB: Tensor | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """The branch of the layer's self-attention; it is given places where it has a bias of its own."""
-        if isinstance(bias_BHTT, Places):
-            assert self.relative_bias is not None
-            bias_BHTT = self.relative_bias.at(bias_BHTT)
+        """The branch of the layer's self-attention; a layer with its own bias adds it to the mask."""
+        if self.relative_bias is not None:
+            mask = self.relative_bias(mask)
         normed_BTD = self.attention_norm(x_BTD)
-        return self.attention(normed_BTD, normed_BTD, bias_BHTT, keys_PB, cache)
+        return self.attention(normed_BTD, normed_BTD, mask, keys_PB, cache)
 
     def transform(
         self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys_PB: Tensor | None, routed: RoutedTokens
@@ -101,10 +84,10 @@ class EncoderBlock(T5Block):
     """A layer of the encoder: self-attention, then the MLP, each with a residual add."""
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, bias_BHTT: Tensor | Sight | Places
+        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, mask: AttentionMask
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB)
+        mixed_BTD = self.mix(x_BTD, mask, keys_PB)
         return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB), keys_PB, routed)
 
 
@@ -124,22 +107,20 @@ class DecoderBlock(T5Block):
         x_BTD: Tensor,
         keys_PB: Tensor | None,
         routed: RoutedTokens,
-        bias_BHTT: Tensor | Sight | Places,
+        mask: AttentionMask,
         source: Source,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, bias_BHTT, keys_PB, cache)
+        mixed_BTD = self.mix(x_BTD, mask, keys_PB, cache)
         x_BTD, normed_BTD = self.cross_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
         read_BTD = self.cross_attention(
             normed_BTD,
             source.states_BSD,
-            source.bias_B1TS,
+            source.mask,
             keys_PB,
             None if cache is None else cache.cross,
         )
-        if source.found_BT1 is not None:
-            read_BTD = read_BTD * source.found_BT1
         return self.transform(x_BTD, read_BTD, self.cross_dropout.drops(keys_PB), keys_PB, routed)
 
 
@@ -201,16 +182,17 @@ class Stack(nn.Module):
         Returns:
             Normalized states, and the routing of each sparse layer.
         """
-        places = Places(segments_BT, self.causal)
         if cache is not None:
-            places = Places(segments_BT, self.causal, *cache.advance(segments_BT > 0))
-        bias_BHTT = places if self.relative_bias is None else self.relative_bias.at(places)
+            cache.advance(segments_BT > 0)
+        mask = self_mask(segments_BT, causal=self.causal, cache=cache)
+        if self.relative_bias is not None:
+            mask = self.relative_bias(mask)
         # Dropout outside of the layers uses the keys of the first one.
         keys_PB = site_keys(key_B, self.first_layer)
         x_BTD, layers = run_layers(
             self.blocks,
             self.embedding_dropout(x_BTD, keys_PB),
-            bias_BHTT,
+            mask,
             *source,
             key_B=key_B,
             routed=RoutedTokens(segments_BT > 0, num_targets_B),
@@ -296,7 +278,7 @@ class EncoderDecoder(nn.Module):
             "recompute": self.recompute if self.training else "none",
         }
         states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **options)
-        source = read_source(states_BSD, source_segments_BS, segments_BT)
+        source = Source(states_BSD, cross_mask(segments_BT, source_segments_BS))
         x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **options)
         if routing is not None:
             routing.fill(layers + more_layers)
@@ -330,7 +312,7 @@ class EncoderDecoder(nn.Module):
             source_segments_BS: int64, the segments passed to `encode`.
             cache: The cache of previous inputs, to which this call adds its own.
         """
-        source = read_source(states_BSD, source_segments_BS, segments_BT)
+        source = Source(states_BSD, cross_mask(segments_BT, source_segments_BS))
         x_BTD, _ = self.decoder(self.embedding(inputs_BT), segments_BT, source, cache=cache)
         return self._score(cache.last(x_BTD))
 

@@ -10,15 +10,12 @@ Source:
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
-from reptrain.model.attention_mask import Sight, is_fused
-from reptrain.model.segments import same_segment
-from reptrain_kernels.ops.attention import Mask, offset_bias
+from reptrain_kernels.ops.attention import AttentionMask
 
 
 class Buckets:
@@ -64,19 +61,6 @@ class Buckets:
         return bucket_R + (offset_R > 0) * self.per_direction if self.bidirectional else bucket_R
 
 
-class Places(NamedTuple):
-    """Which positions of a stack attend to which: what a table of biases is applied to."""
-
-    segments_BT: Tensor
-    """A position attends within its own segment."""
-    causal: bool
-    """And of it only to itself and what is before."""
-    position_BT: Tensor | None = None
-    """With a cache: where the new positions lie in it."""
-    visible_B1TP: Tensor | None = None
-    """With a cache: which of its positions each new one attends to."""
-
-
 class RelativeBias(nn.Module):
     """A table of biases, shared by the self-attention of all layers of a stack, or of one layer.
 
@@ -94,40 +78,13 @@ class RelativeBias(nn.Module):
         )
         self.table = nn.Embedding(config.relative_buckets, config.num_heads)
 
-    def forward(self, num_positions: int, device: torch.device) -> Tensor:
-        """What is added to the scores, bias_HTS: the same along each diagonal."""
-        offset_R = torch.arange(1 - num_positions, num_positions, device=device)
-        bias_HR = self.table(self.buckets(offset_R)).T
-        return bias_HR.unfold(1, num_positions, 1).flip(1)
-
-    def at(self, places: Places) -> Tensor | Sight:
-        """What positions add to each other's scores (see `within`)."""
-        if places.position_BT is None or places.visible_B1TP is None:
-            return self.within(places.segments_BT, causal=places.causal)
-        bias_BHTP = self.between(places.position_BT, places.visible_B1TP.shape[-1])
-        return torch.where(places.visible_B1TP, bias_BHTP, -torch.inf)
-
-    def within(self, segments_BT: Tensor, *, causal: bool) -> Tensor | Sight:
-        """What a stack's positions add to each other's scores, bias_BHTT with -inf where one may not read.
-
-        Or the same by structure, where models on the device attend by the fused operation.
+    def forward(self, mask: AttentionMask) -> AttentionMask:
+        """The mask with the bias of each head and offset.
 
         Args:
-            segments_BT: A position reads its own segment.
-            causal: And of it only itself and what is before.
+            mask: Prepared for the device (see `prepare_mask`).
         """
-        if is_fused(segments_BT.device):
-            end = self.buckets.end
-            bucket_R = self.buckets(torch.arange(-end, end + 1, device=segments_BT.device))
-            mask = Mask(causal=causal, segments_BT=segments_BT)
-            return Sight(mask, offset_bias(self.table.weight, bucket_R))
-        visible_BTT = same_segment(segments_BT, segments_BT)
-        if causal:
-            visible_BTT = visible_BTT.tril()
-        bias_HTT = self(segments_BT.shape[1], segments_BT.device)
-        return torch.where(visible_BTT[:, None], bias_HTT, -torch.inf)
-
-    def between(self, position_BT: Tensor, num_keys: int) -> Tensor:
-        """The same for queries at given positions, bias_BHTS, with keys at 0 ... num_keys - 1."""
-        offset_BTS = torch.arange(num_keys, device=position_BT.device) - position_BT[..., None]
-        return self.table(self.buckets(offset_BTS)).movedim(-1, 1)
+        # A dense mask needs every offset. Triton takes the offsets up to the last bucket's first.
+        reach = self.buckets.end if mask.dense is None else mask.dense.mask.shape[-1] - 1
+        offset_R = torch.arange(-reach, reach + 1, device=self.table.weight.device)
+        return mask.with_bias(self.table(self.buckets(offset_R)).T)

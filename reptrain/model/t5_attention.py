@@ -6,17 +6,16 @@ N width of a head.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
-from reptrain.model.attention_mask import Sight, attend
 from reptrain.model.cache import CrossCache, LayerCache
 from reptrain.model.dropout import Dropout, Site
+from reptrain_kernels.ops.attention import AttentionMask, attention
 
 
 class T5Attention(nn.Module):
-    """Attention whose scores are not divided by sqrt(N): the initial weights see to their size.
+    """Attention whose scores are not divided by sqrt(N): the initialization scales them.
 
     Args:
         config: The model.
@@ -39,40 +38,38 @@ class T5Attention(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        read_BSD: Tensor,
-        bias_BHTS: Tensor | Sight,
+        source_BSD: Tensor,
+        mask: AttentionMask,
         keys_PB: Tensor | None,
         cache: LayerCache | CrossCache | None = None,
     ) -> Tensor:
-        """Gather from ``read_BSD`` what each position of ``x_BTD`` asks for.
+        """Attend from ``x_BTD`` to ``source_BSD``, y_BTD.
 
         Args:
-            x_BTD: Asks.
-            read_BSD: Is read; ``x_BTD`` itself in self-attention.
-            bias_BHTS: Added to the scores, -inf where nothing may be read; every position reads something. Or
-                the same by structure, for the fused operation.
+            x_BTD: Gives the queries.
+            source_BSD: Gives the keys and values; ``x_BTD`` itself in self-attention.
+            mask: Which positions of the source each position attends to, and the bias of the scores.
             keys_PB: Dropout keys of the layer's sites; None drops nothing.
-            cache: Of what was read before; ``bias_BHTS`` is then for all of it.
+            cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
         """
         q_BHTN = self._heads(self.query(x_BTD))
         if cache is None:
-            k_BHSN, v_BHSN = self._read(read_BSD)
+            k_BHSN, v_BHSN = self._keys_values(source_BSD)
         else:
-            k_BHSN, v_BHSN = cache.extend(lambda: self._read(read_BSD))
-        if isinstance(bias_BHTS, Sight):
-            y_BHTN = attend(
-                q_BHTN, k_BHSN, v_BHSN, bias_BHTS, scale=1.0, dropout=self.dropout, keys_PB=keys_PB
-            )
-        elif keys_PB is None or not self.dropout.is_on:
-            y_BHTN = F.scaled_dot_product_attention(q_BHTN, k_BHSN, v_BHSN, attn_mask=bias_BHTS, scale=1.0)
-        else:
-            score_BHTS = (q_BHTN @ k_BHSN.transpose(-1, -2)).float() + bias_BHTS
-            weight_BHTS = score_BHTS.softmax(-1).to(v_BHSN.dtype)
-            y_BHTN = self.dropout.forward_heads(weight_BHTS, keys_PB) @ v_BHSN
+            k_BHSN, v_BHSN = cache.extend(lambda: self._keys_values(source_BSD))
+        y_BHTN = attention(
+            q_BHTN,
+            k_BHSN,
+            v_BHSN,
+            scale=1.0,
+            mask=mask,
+            key_BH=self.dropout.head_keys(keys_PB, q_BHTN.shape[1]),
+            rate=self.dropout.rate_2,
+        )
         return self.output(y_BHTN.transpose(1, 2).flatten(2))
 
-    def _read(self, read_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        return self._heads(self.key(read_BSD)), self._heads(self.value(read_BSD))
+    def _keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        return self._heads(self.key(source_BSD)), self._heads(self.value(source_BSD))
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels.ops.attention import Mask, attention
+from reptrain_kernels.ops.attention import AttentionMask, attention
 
 
 class Case(NamedTuple):
@@ -80,7 +80,7 @@ class Inputs(NamedTuple):
     k_BKSN: Tensor
     v_BKSN: Tensor
     bias_HR: Tensor | None
-    mask: Mask
+    mask: AttentionMask
     key_BH: Tensor | None
     grad_BHTN: Tensor
 
@@ -101,7 +101,7 @@ def inputs_of(case: Case, device: str = "cpu") -> Inputs:
         shape = (case.rows, positions, number, case.width)
         return torch.randn(shape, generator=generator).to(case.dtype).transpose(1, 2).to(device)
 
-    mask = Mask(causal=case.causal)
+    mask = AttentionMask(causal=case.causal)
     if case.segments:
         mask = mask._replace(segments_BT=segments_of(case.rows, case.queries).to(device))
         if case.is_cross:
@@ -131,8 +131,7 @@ def results(case: Case, inputs: Inputs, impl: str, *, exact: bool = False) -> di
     y_BHTN = attention(
         *leaves[:3],
         scale=case.scale,
-        bias_HR=None if inputs.bias_HR is None else leaves[3],
-        mask=inputs.mask,
+        mask=inputs.mask._replace(bias_HR=None if inputs.bias_HR is None else leaves[3]),
         key_BH=inputs.key_BH,
         rate=case.rate,
         impl=impl,

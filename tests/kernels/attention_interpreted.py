@@ -20,7 +20,7 @@ from attention_cases import CASES, SLOW_CASES, inputs_of, results  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 
 from reptrain_kernels import counter  # noqa: E402
-from reptrain_kernels.ops.attention import Mask, attention  # noqa: E402
+from reptrain_kernels.ops.attention import AttentionMask, attention  # noqa: E402
 from reptrain_kernels.ops.attention import triton as attention_triton  # noqa: E402
 from reptrain_kernels.ops.attention.tiles import Tiles, attention_tiles  # noqa: E402
 
@@ -42,7 +42,7 @@ def errors(name: str) -> dict[str, float]:
     inputs = inputs_of(case)
     expected = results(case, inputs, "torch", exact=True)
     found = results(case, inputs, "triton")
-    visible = inputs.mask.visible(case.queries, case.keys, inputs.q_BHTN.device)
+    visible = inputs.mask.allowed(case.queries, case.keys, inputs.q_BHTN.device)
     empty_BT = ~visible.any(-1).expand(case.rows, -1)
     assert not found["y"].transpose(1, 2)[empty_BT].any()
     assert not found["q"].transpose(1, 2)[empty_BT].any()
@@ -76,9 +76,18 @@ def operator() -> dict[str, bool]:
     forward = attention_triton.attention_forward
     torch.library.opcheck(forward, (q, k, v, bias, None, None, None, *rest))
 
+    mask = AttentionMask(bias_HR=bias)
+
     def model(q: torch.Tensor) -> torch.Tensor:
         return attention(
-            q * 2, k, v, scale=0.3, bias_HR=bias, mask=Mask(), key_BH=inputs.key_BH, rate=0.3, impl="triton"
+            q * 2,
+            k,
+            v,
+            scale=0.3,
+            mask=mask,
+            key_BH=inputs.key_BH,
+            rate=0.3,
+            impl="triton",
         )
 
     def recomputed(q: torch.Tensor) -> torch.Tensor:

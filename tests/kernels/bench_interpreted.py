@@ -16,10 +16,12 @@ from torch import Tensor  # noqa: E402
 
 from reptrain_kernels.bench import timed  # noqa: E402
 from reptrain_kernels.bench.operation import Ways  # noqa: E402
-from reptrain_kernels.bench.operations.attention import ATTENTION_OPERATION, AttentionShape  # noqa: E402
-from reptrain_kernels.bench.operations.norm import NORM_OPERATION, NormShape  # noqa: E402
 from reptrain_kernels.ops.attention import triton as attention_triton  # noqa: E402
+from reptrain_kernels.ops.attention.bench import OPERATION as ATTENTION_OPERATION  # noqa: E402
+from reptrain_kernels.ops.attention.bench import AttentionShape  # noqa: E402
 from reptrain_kernels.ops.attention.tiles import Tiles  # noqa: E402
+from reptrain_kernels.ops.norm.bench import OPERATION as NORM_OPERATION  # noqa: E402
+from reptrain_kernels.ops.norm.bench import NormShape  # noqa: E402
 
 SHAPE = AttentionShape("small", H=2, K=2, N=16, B=1, T=20, S=20, E=3, dtype=torch.float32)
 

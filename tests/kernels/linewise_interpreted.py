@@ -1,12 +1,13 @@
-"""Holds an operation on lines in Triton against float64, interpreted: prints what it found as JSON.
+"""Compares linewise operations in Triton with float64, interpreted, and prints the results as JSON.
 
-Arguments: which (norm, gated, rope, linear_cross_entropy), then names of cases, of the check below or of
-those of the module of cases. A case gives its errors.
+Arguments: OPERATION:NAME each, the arguments of an operation together. OPERATION is norm, gated, rope or
+linear_cross_entropy; NAME is a case, which gives its errors, or a check of this file or of the cases.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def same_bits(module: Any) -> dict[str, bool]:
         )
 
     ways: dict[str, Callable[..., Tensor]] = {"eager": model, "again": model, "recomputed": recomputed}
+    # Another operation in this process would make dynamo compile `model` with dynamic shapes.
+    torch._dynamo.reset()
     ways["compiled"] = torch.compile(model, fullgraph=True, backend="aot_eager")
     grads = {name: torch.autograd.grad(way(*leaves), leaves) for name, way in ways.items()}
     return {
@@ -49,17 +52,26 @@ def same_bits(module: Any) -> dict[str, bool]:
 
 
 def check(module: Any, name: str) -> dict[str, Any]:
-    """What a case or a check found."""
+    """The results of a case or a check."""
     if name in module.CASES | module.SLOW_CASES:
         return errors_of(module, name)
     return same_bits(module) if name == "same_bits" else getattr(module, name)()
 
 
-if __name__ == "__main__":
-    asked = importlib.import_module(f"{sys.argv[1]}_cases")
-    kernels = importlib.import_module(f"reptrain_kernels.ops.{sys.argv[1]}.triton")
-    for name, size in getattr(asked, "BLOCKS", {}).items():
+def cases_of(operation: str) -> Any:
+    """The module of cases of an operation, whose kernels get the block sizes of the tests."""
+    cases = importlib.import_module(f"{operation}_cases")
+    kernels = importlib.import_module(f"reptrain_kernels.ops.{operation}.triton")
+    for name, size in getattr(cases, "BLOCKS", {}).items():
         assert hasattr(kernels, name)
         setattr(kernels, name, size)
-    torch.manual_seed(0)
-    print(json.dumps({name: check(asked, name) for name in sys.argv[2:]}))
+    return cases
+
+
+if __name__ == "__main__":
+    results = {}
+    for operation, group in itertools.groupby(sys.argv[1:], key=lambda argument: argument.split(":")[0]):
+        cases = cases_of(operation)
+        torch.manual_seed(0)
+        results |= {argument: check(cases, argument.split(":")[1]) for argument in group}
+    print(json.dumps(results))

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import CASES, SLOW_CASES, Case, inputs_of, results
+from attention_cases import CASES, SLOW_CASES, Case, inputs_of, results, segments_of
 from interpreted import results_of
 from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter
-from reptrain_kernels.ops.attention import Mask, attention, offset_bias, spread_bias
+from reptrain_kernels.ops.attention import AttentionMask, attention, prepare_mask, spread_bias
 
 CHECKS = ["dropped_weights", "operator"]
 
@@ -82,7 +82,7 @@ def test_attention_follows_its_written_formula(name: str) -> None:
     keys = 9 if name == "cross_dropout" else 12
     case = CASES[name]._replace(queries=12, keys=keys, dtype=torch.float64, rate=0.0)
     inputs = inputs_of(case)
-    y = attention(*inputs[:3], scale=case.scale, bias_HR=inputs.bias_HR, mask=inputs.mask)
+    y = attention(*inputs[:3], scale=case.scale, mask=inputs.mask._replace(bias_HR=inputs.bias_HR))
     segments_BS = inputs.mask.key_segments_BS
     for row in range(case.rows):
         for head in range(case.heads):
@@ -108,7 +108,7 @@ def test_attention_passes_gradcheck() -> None:
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return attention(
-            q, k, v, scale=0.7, bias_HR=bias, mask=inputs.mask, key_BH=inputs.key_BH, rate=case.rate
+            q, k, v, scale=0.7, mask=inputs.mask._replace(bias_HR=bias), key_BH=inputs.key_BH, rate=case.rate
         )
 
     assert torch.autograd.gradcheck(call, leaves)
@@ -130,17 +130,41 @@ def test_attention_drops_weights_by_the_counter() -> None:
     torch.testing.assert_close(y, counter.dropout(weight, key_BH, 0.4))
 
 
+MASKS = {
+    "window": AttentionMask(causal=True, sliding_window=3),
+    "window with a bias": AttentionMask(sliding_window=3, bias_HR=torch.randn(2, 7)),
+    "positions": AttentionMask(causal=True, position_BT=torch.tensor([[3, 4], [7, 8]])),
+    "positions with a bias": AttentionMask(
+        causal=True, position_BT=torch.tensor([[3, 4], [7, 8]]), bias_HR=torch.randn(2, 5)
+    ),
+    "queries without keys": AttentionMask(segments_BT=segments_of(2, 9), segments_BS=segments_of(2, 9) + 5),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_masks_are_the_same_in_sdpa_and_in_the_reference(name: str, prepared: bool) -> None:
+    mask = MASKS[name]
+    queries = 9 if mask.position_BT is None else 2
+    q, k, v = (torch.randn(2, 2, length, 8) for length in (queries, 9, 9))
+    expected = attention(q, k, v, scale=0.4, mask=mask, impl="torch")
+    if prepared:
+        mask = prepare_mask(mask, queries, 9, q.device)
+        assert mask.dense is not None
+    torch.testing.assert_close(attention(q, k, v, scale=0.4, mask=mask), expected)
+
+
+def test_mask_allows_the_keys_that_every_rule_allows() -> None:
+    mask = AttentionMask(causal=True, sliding_window=2, position_BT=torch.tensor([[1, 3]]))
+    expected = [[[True, True, False, False], [False, False, True, True]]]
+    assert mask.allowed(2, 4, torch.device("cpu")).tolist() == expected
+
+
 def test_spread_bias_repeats_its_ends() -> None:
     assert spread_bias(torch.tensor([[5, 6, 7]]), 3, 3).tolist() == [[[6, 7, 7], [5, 6, 7], [5, 5, 6]]]
 
 
-def test_offset_bias_gives_each_offset_its_buckets_number() -> None:
-    table = torch.randn(4, 2, requires_grad=True)
-    bucket = torch.tensor([2, 1, 0, 3, 3])
-    bias = offset_bias(table, bucket)
-    assert torch.equal(bias, table[bucket].T)
-    bias.sum().backward()
-    assert table.grad[:, 0].tolist() == [1, 1, 1, 2]
+FIVE_KEYS = dict.fromkeys(("k_BKSN", "v_BKSN"), torch.ones(1, 2, 5, 8))
 
 
 @pytest.mark.parametrize(
@@ -148,11 +172,16 @@ def test_offset_bias_gives_each_offset_its_buckets_number() -> None:
     [
         ({"k_BKSN": torch.ones(1, 3, 4, 8), "v_BKSN": torch.ones(1, 3, 4, 8)}, "H a multiple of K"),
         ({"v_BKSN": torch.ones(1, 2, 4, 8).half()}, "one dtype"),
-        ({"bias_HR": torch.ones(2, 4)}, "bias_HR: must be"),
-        ({"mask": Mask(causal=True)} | dict.fromkeys(("k_BKSN", "v_BKSN"), torch.ones(1, 2, 5, 8)), "keys"),
-        ({"mask": Mask(prefix_BT=torch.ones(1, 4))}, "causal must be True"),
-        ({"mask": Mask(segments_BT=torch.ones(1, 3))}, "segments_BT: must have shape"),
-        ({"mask": Mask(segments_BS=torch.ones(1, 4))}, "needs the queries' segments"),
+        ({"mask": AttentionMask(bias_HR=torch.ones(2, 4))}, "bias_HR: must be"),
+        (
+            {"mask": AttentionMask(causal=True)} | FIVE_KEYS,
+            "keys",
+        ),
+        ({"mask": AttentionMask(sliding_window=2), "impl": "triton"}, "supports no sliding_window"),
+        ({"mask": AttentionMask(position_BT=torch.ones(1, 3))}, "position_BT: must have shape"),
+        ({"mask": AttentionMask(prefix_BT=torch.ones(1, 4))}, "causal must be True"),
+        ({"mask": AttentionMask(segments_BT=torch.ones(1, 3))}, "segments_BT: must have shape"),
+        ({"mask": AttentionMask(segments_BS=torch.ones(1, 4))}, "needs the queries' segments"),
         ({"key_BH": torch.ones(1, 2)}, "key_BH: must be int64"),
         ({"key_BH": torch.ones(1, 2).long(), "rate": 1.0}, "rate: must be in"),
         ({"impl": "cuda"}, "impl: must be one of"),
@@ -167,7 +196,9 @@ def test_attention_refuses_what_does_not_fit(change: dict[str, Any], message: st
 def test_attention_in_triton_refuses_more_heads_than_a_grid_has() -> None:
     x = torch.ones(4096, 16, 1, 8)
     with pytest.raises(ValueError, match="at most 65535, but got 4096 x 16"):
-        attention(x, x, x, scale=1.0, mask=Mask(segments_BT=torch.ones(4096, 1).long()), impl="triton")
+        attention(
+            x, x, x, scale=1.0, mask=AttentionMask(segments_BT=torch.ones(4096, 1).long()), impl="triton"
+        )
 
 
 @pytest.mark.gpu
@@ -193,7 +224,7 @@ def milliseconds(call: Any) -> float:
 @pytest.mark.gpu
 @pytest.mark.parametrize("positions", [512, 2048])
 def test_attention_on_a_gpu_is_faster_than_torchs_with_a_bias_spelled_out(positions: int) -> None:
-    from reptrain_kernels.bench.operations.attention import ATTENTION, attention_tensors
+    from reptrain_kernels.ops.attention.bench import ATTENTION, attention_tensors
 
     shape = next(shape for shape in ATTENTION if shape.name == "T5-Base encoder")
     shape = shape._replace(B=8192 // positions, T=positions, S=positions)
@@ -202,7 +233,7 @@ def test_attention_on_a_gpu_is_faster_than_torchs_with_a_bias_spelled_out(positi
     grad = torch.randn_like(q)
 
     def fused() -> None:
-        torch.autograd.grad(attention(q, k, v, scale=1.0, bias_HR=bias), leaves, grad)
+        torch.autograd.grad(attention(q, k, v, scale=1.0, mask=AttentionMask(bias_HR=bias)), leaves, grad)
 
     def spelled_out() -> None:
         offset = torch.arange(1 - positions, positions, device="cuda").clamp(-shape.E, shape.E) + shape.E

@@ -23,9 +23,9 @@ from reptrain_kernels.bench.compiled import (
 )
 from reptrain_kernels.bench.operation import RATES
 from reptrain_kernels.bench.operations import OPERATIONS
-from reptrain_kernels.bench.operations.attention import ATTENTION, attention_moved, attention_needed
-from reptrain_kernels.bench.readme import README, rewritten
+from reptrain_kernels.bench.pages import PAGE, page
 from reptrain_kernels.bench.traffic import table
+from reptrain_kernels.ops.attention.bench import ATTENTION, attention_moved, attention_needed
 from reptrain_kernels.ops.attention.tiles import attention_tiles
 
 # Triton of another version has a table of its own.
@@ -159,6 +159,5 @@ def test_traffic_table_has_no_time_below_its_roofline() -> None:
     assert all(round(row.ratio, 9) >= 1 for row in table())
 
 
-def test_readme_shows_the_tables_as_they_are() -> None:
-    text = README.read_text()
-    assert rewritten(text) == text, "python -m reptrain_kernels.bench.readme"
+def test_kernels_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "run python -m reptrain_kernels.bench.pages"

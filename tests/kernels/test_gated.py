@@ -1,46 +1,15 @@
-"""Gated activations: the definition in plain torch, and the Triton kernels without a GPU and on one."""
+"""Gated activations: the reference in plain torch (`test_linewise` tests the kernels)."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import gated_cases as cases
 import pytest
 import torch
-from interpreted import results_of
-from linewise import assert_within, run_on_a_gpu
-from time_limits import takes_up_to
 
 from reptrain_kernels import counter
 from reptrain_kernels.ops.gated import activate
-
-
-@pytest.fixture(scope="module")
-@takes_up_to(900)
-def found() -> Any:
-    """One process for all: half of its time is imports."""
-    return results_of("linewise_interpreted.py", "gated", *cases.CASES, "same_bits", "masks")
-
-
-@pytest.mark.parametrize("name", cases.CASES)
-def test_activate_in_triton_equals_float64_under_the_interpreter(name: str, found: Any) -> None:
-    assert_within(cases, name, found[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", cases.SLOW_CASES)
-def test_activate_at_length_equals_float64_under_the_interpreter(name: str) -> None:
-    assert_within(cases, name, results_of("linewise_interpreted.py", "gated", name)[name])
-
-
-def test_activate_in_triton_drops_what_the_counter_says(found: Any) -> None:
-    assert found["masks"] == {"0.25": True, "0.75": True}
-
-
-@pytest.mark.parametrize("way", ["again", "recomputed", "compiled"])
-def test_activate_in_triton_gives_the_same_bits(way: str, found: Any) -> None:
-    assert found["same_bits"][way]
 
 
 def plain(activation: str, up: float, gate: float) -> float:
@@ -93,9 +62,3 @@ def test_activate_refuses_what_does_not_fit(change: dict[str, Any], message: str
     x = torch.ones(1, 4, 8)
     with pytest.raises(ValueError, match=message):
         activate(**({"activation": "swiglu", "up": x, "gate": x} | change))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
-def test_activate_on_a_gpu_equals_float64(name: str) -> None:
-    run_on_a_gpu(cases, name)

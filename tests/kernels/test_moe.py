@@ -31,9 +31,9 @@ from time_limits import takes_up_to
 from tolerances import relative_error, tolerance
 
 from reptrain_kernels import counter, implementation
-from reptrain_kernels.bench.operations.grouped import GROUPED_OPERATION
 from reptrain_kernels.implementation import assume, choose_grouped
 from reptrain_kernels.ops.grouped import grouped_mlp, grouped_mm, one_by_one
+from reptrain_kernels.ops.grouped.bench import OPERATION as GROUPED_OPERATION
 from reptrain_kernels.ops.grouped.tiles import grouped_tiles
 from reptrain_kernels.ops.permute import Places, collect, send, sort
 from reptrain_kernels.ops.router import route

@@ -1,4 +1,4 @@
-"""Joining the stream and RMSNorm: the definition in plain torch, and Triton without a GPU and on one."""
+"""Residual add and RMSNorm: the reference in plain torch (`test_linewise` tests the kernels)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from typing import Any
 import norm_cases as cases
 import pytest
 import torch
-from interpreted import results_of
-from linewise import assert_within, run_on_a_gpu
-from time_limits import takes_up_to
 
 from reptrain_kernels import counter
 from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
-
-
-@pytest.fixture(scope="module")
-@takes_up_to(900)
-def found() -> Any:
-    """One process for all: half of its time is imports."""
-    return results_of("linewise_interpreted.py", "norm", *cases.CASES, "same_bits", "masks")
-
-
-@pytest.mark.parametrize("name", cases.CASES)
-def test_norm_in_triton_equals_float64_under_the_interpreter(name: str, found: Any) -> None:
-    assert_within(cases, name, found[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", cases.SLOW_CASES)
-def test_norm_at_length_equals_float64_under_the_interpreter(name: str) -> None:
-    assert_within(cases, name, results_of("linewise_interpreted.py", "norm", name)[name])
 
 
 def test_cases_drop_one_rows_path_and_keep_anothers() -> None:
@@ -39,16 +18,6 @@ def test_cases_drop_one_rows_path_and_keep_anothers() -> None:
             key_B = cases.inputs_of(case).drops.path_key_B
             is_kept_B = counter.dropout(torch.ones(case.rows, 1, 1), key_B, case.path).flatten() > 0
             assert is_kept_B.tolist() == [False, True], name
-
-
-def test_join_in_triton_has_the_definitions_bits(found: Any) -> None:
-    assert len(found["masks"]) == 7
-    assert all(found["masks"].values()), found["masks"]
-
-
-@pytest.mark.parametrize("way", ["again", "recomputed", "compiled"])
-def test_norm_in_triton_gives_the_same_bits(way: str, found: Any) -> None:
-    assert found["same_bits"][way]
 
 
 def drops_of(rows: int, units: float, path: float) -> Drops:
@@ -108,9 +77,3 @@ def test_join_and_norm_refuse_what_does_not_fit(change: dict[str, Any], message:
     given = {"x_BTD": torch.ones(2, 4, 8), "branch_BTD": torch.ones(2, 4, 8), "weight_D": torch.ones(8)}
     with pytest.raises(ValueError, match=message):
         join_and_norm(**(given | {"eps": 0.1} | change))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
-def test_norm_on_a_gpu_equals_float64(name: str) -> None:
-    run_on_a_gpu(cases, name)

@@ -1,4 +1,4 @@
-"""Rotary embedding: the definition in plain torch, and the Triton kernel without a GPU and on one."""
+"""Rotary embedding: the reference in plain torch (`test_linewise` tests the kernels)."""
 
 from __future__ import annotations
 
@@ -8,34 +8,8 @@ from typing import Any
 import pytest
 import rope_cases as cases
 import torch
-from interpreted import results_of
-from linewise import assert_within, run_on_a_gpu
-from time_limits import takes_up_to
 
 from reptrain_kernels.ops.rope import rotate
-
-
-@pytest.fixture(scope="module")
-@takes_up_to(900)
-def found() -> Any:
-    """One process for all: half of its time is imports."""
-    return results_of("linewise_interpreted.py", "rope", *cases.CASES, "same_bits")
-
-
-@pytest.mark.parametrize("name", cases.CASES)
-def test_rotate_in_triton_equals_float64_under_the_interpreter(name: str, found: Any) -> None:
-    assert_within(cases, name, found[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", cases.SLOW_CASES)
-def test_rotate_at_length_equals_float64_under_the_interpreter(name: str) -> None:
-    assert_within(cases, name, results_of("linewise_interpreted.py", "rope", name)[name])
-
-
-@pytest.mark.parametrize("way", ["again", "recomputed", "compiled"])
-def test_rotate_in_triton_gives_the_same_bits(way: str, found: Any) -> None:
-    assert found["same_bits"][way]
 
 
 def test_rotate_follows_its_written_formula() -> None:
@@ -75,9 +49,3 @@ def test_rotate_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
     given |= {name: torch.ones(4, 4) for name in ("cos_TM", "sin_TM")}
     with pytest.raises(ValueError, match=message):
         rotate(**(given | change))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", [*cases.CASES, *cases.SLOW_CASES])
-def test_rotate_on_a_gpu_equals_float64(name: str) -> None:
-    run_on_a_gpu(cases, name)

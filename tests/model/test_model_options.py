@@ -15,10 +15,9 @@ from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.rope import LinearRope, Llama3Rope
 from reptrain.errors import ConfigError
 from reptrain.model import Decoder, DropoutContext, Routing, build_model
-from reptrain.model.attention_mask import attention_implementation
+from reptrain.model.attention_mask import attention_implementation, decoder_mask
 from reptrain.model.init import parameter_groups
 from reptrain.model.rope import rotation
-from reptrain.model.segments import visible
 from reptrain.sizes import count_parameters
 from reptrain.training.init_from import _settings
 from reptrain.training.optimizers import is_for_muon
@@ -131,7 +130,7 @@ def test_sliding_window_as_long_as_the_row_changes_nothing() -> None:
         for window in (None, 14, 2**20)
     ]
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
-    assert visible(tokens(), None, None, 14) is None
+    assert decoder_mask(tokens(), sliding_window=14).is_plain
 
 
 def test_scaled_rope_follows_its_formula() -> None:

@@ -16,6 +16,7 @@ from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.rope import rotation
 from reptrain_kernels import counter
+from reptrain_kernels.ops.attention import AttentionMask, prepare_mask
 from reptrain_kernels.ops.rope import rotate
 
 
@@ -77,7 +78,8 @@ def test_relative_bias_looks_up_the_bucket_of_each_offset() -> None:
     config = T5Config(family="t5", num_heads=2, relative_buckets=8, relative_max_distance=16)
     for bidirectional in (False, True):
         bias = RelativeBias(config, bidirectional=bidirectional)
-        bias_HTS = bias(25, torch.device("cpu"))
+        mask = prepare_mask(AttentionMask(segments_BT=torch.ones(1, 25)), 25, 25, torch.device("cpu"))
+        bias_HTS = bias(mask).dense.mask[0]
         assert bias_HTS.shape == (2, 25, 25)
         for query, key in [(0, 0), (0, 24), (24, 0), (7, 5), (5, 7)]:
             bucket = bias.buckets(torch.tensor([key - query]))
@@ -86,7 +88,8 @@ def test_relative_bias_looks_up_the_bucket_of_each_offset() -> None:
 
 def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:
     keys_PB = site_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 0)
-    mask_BHTS = Dropout(0.5, Site.ATTENTION_WEIGHTS).forward_heads(torch.ones(3, 4, 6, 7), keys_PB)
+    key_BH = Dropout(0.5, Site.ATTENTION_WEIGHTS).head_keys(keys_PB, 4)
+    mask_BHTS = counter.dropout(torch.ones(3, 4, 6, 7), key_BH, 0.5)
     assert len(mask_BHTS.flatten(0, 1).flatten(1).unique(dim=0)) == 12
 
 

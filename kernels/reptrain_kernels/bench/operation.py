@@ -98,7 +98,7 @@ class Operation(NamedTuple):
     ways: Callable[[Any, str], Ways]
     """Of a shape on a device: what is timed. Tensors are random."""
     shown: Iterable[str]
-    """Names of the shapes in the tables of README.md."""
+    """Names of the shapes in the tables of docs/kernel-tables.md."""
     matrix_kernels: frozenset[str] = frozenset()
     """Names of the kernels that multiply matrices, which must use the chip's matrix units."""
     on_blackwell: frozenset[str] = frozenset()

@@ -9,16 +9,15 @@ Source:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.ops.gated.reference import Activation, activate_reference
 
-Activation = Literal["swiglu", "geglu", "gelu", "relu"]
-"""The first two are gated, by SiLU and by GELU."""
+__all__ = ["Activation", "activate"]
 
 
 def activate(
@@ -50,21 +49,10 @@ def activate(
     _check(activation, up, gate, key)
     key, rate_2 = counter.key_and_rate(key, rate)
     if choose_implementation(up.device, impl) == "torch":
-        return activate_in_torch(activation, up, gate, key, rate_2)
+        return activate_reference(activation, up, gate, key, rate_2)
     from reptrain_kernels.ops.gated.triton import gated_forward
 
     return gated_forward(up, gate, key, rate_2, activation)
-
-
-def activate_in_torch(
-    activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None, rate_2: Tensor | None
-) -> Tensor:
-    """The definition in plain torch."""
-    if gate is None:
-        h = F.relu(up) if activation == "relu" else F.gelu(up, approximate="tanh")
-    else:
-        h = (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh")) * up
-    return h if key is None or rate_2 is None else counter.dropout(h, key, rate_2, impl="torch")
 
 
 def _check(activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None) -> None:

@@ -14,15 +14,19 @@ Source:
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.implementation import Implementation, choose_grouped
-from reptrain_kernels.ops.gated import Activation, activate
+from reptrain_kernels.ops.gated import Activation
+from reptrain_kernels.ops.grouped.reference import (
+    ends,
+    grouped_mlp_reference,
+    grouped_mm_reference,
+    one_by_one,
+)
+
+__all__ = ["ends", "grouped_mlp", "grouped_mm", "one_by_one"]
 
 
 def grouped_mm(
@@ -48,9 +52,7 @@ def grouped_mm(
         from reptrain_kernels.ops.grouped import triton as grouped_triton
 
         return grouped_triton.grouped_mm(x_NI, weight_EOI, ends(count_E))
-    if x_NI.dtype == torch.float64:
-        return one_by_one(x_NI, weight_EOI, count_E)
-    return _grouped_mm(x_NI, weight_EOI, ends(count_E))
+    return grouped_mm_reference(x_NI, weight_EOI, count_E)
 
 
 def grouped_mlp(
@@ -108,49 +110,14 @@ def grouped_mlp(
     key_N, rate_2 = counter.key_and_rate(key_N, rate)
     chosen = choose_grouped(x_ND.device, x_ND.dtype, impl)
     if chosen == "torch":
-        return _mlp_of_products(x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate_2, impl)
+        return grouped_mlp_reference(
+            x_ND, gate_EFD, up_EFD, down_EDF, count_E, activation, key_N, rate_2, impl
+        )
     from reptrain_kernels.ops.grouped import triton as grouped_triton
 
     return grouped_triton.grouped_mlp(
         x_ND, gate_EFD, up_EFD, down_EDF, ends(count_E), key_N, rate_2, activation
     )[0]
-
-
-def _mlp_of_products(
-    x_ND: Tensor,
-    gate_EFD: Tensor | None,
-    up_EFD: Tensor,
-    down_EDF: Tensor,
-    count_E: Tensor,
-    activation: Activation,
-    key_N: Tensor | None,
-    rate_2: Tensor | None,
-    impl: Implementation | None,
-) -> Tensor:
-    """The definition: torch's products; what lies between them goes by ``impl``."""
-    gate_NF = None if gate_EFD is None else grouped_mm(x_ND, gate_EFD, count_E, impl="torch")
-    up_NF = grouped_mm(x_ND, up_EFD, count_E, impl="torch")
-    # Each row is a position of its own call key.
-    gate_N1F = None if gate_NF is None else gate_NF[:, None]
-    h_NF = activate(
-        activation, up_NF[:, None], gate_N1F, key=key_N, rate=rate_2 if rate_2 is not None else 0.0, impl=impl
-    )[:, 0]
-    return grouped_mm(h_NF, down_EDF, count_E, impl="torch")
-
-
-def ends(count_E: Tensor) -> Tensor:
-    """The row after each group's last, int32, as kernels want it.
-
-    >>> ends(torch.tensor([2, 0, 3])).tolist()
-    [2, 2, 5]
-    """
-    return count_E.cumsum(0).to(torch.int32)
-
-
-def one_by_one(x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
-    """`grouped_mm` spelled out: a product for each group, whose sizes go to the host."""
-    parts = x_NI.split(count_E.tolist())
-    return torch.cat([part @ weight_OI.T for part, weight_OI in zip(parts, weight_EOI, strict=True)])
 
 
 def _check(name: str, x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> None:
@@ -160,40 +127,3 @@ def _check(name: str, x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> None
             f"{name}: must be {x_NI.dtype}, [groups, outputs, inputs] for rows of {tuple(x_NI.shape)} in"
             f" {tuple(count_E.shape)} groups, but got {weight_EOI.dtype} of {tuple(weight_EOI.shape)}"
         )
-
-
-# torch 2.13 knows the shape of its product in bf16 alone, and refuses gradients of expanded strides.
-@torch.library.custom_op("reptrain::grouped_mm", mutates_args=())
-def _grouped_mm(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
-    return F.grouped_mm(x_NI.contiguous(), weight_EOI.transpose(1, 2), offs=end_E)
-
-
-@_grouped_mm.register_fake
-def _(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
-    return x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
-
-
-@torch.library.custom_op("reptrain::grouped_mm_backward", mutates_args=())
-def _grouped_mm_backward(
-    dy_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor
-) -> tuple[Tensor, Tensor]:
-    """dx = dy W, and dW = dy^T x within each group."""
-    dy_NO, x_NI = dy_NO.contiguous(), x_NI.contiguous()
-    dx_NI = F.grouped_mm(dy_NO, weight_EOI.contiguous(), offs=end_E)
-    return dx_NI, F.grouped_mm(dy_NO.T, x_NI, offs=end_E)
-
-
-@_grouped_mm_backward.register_fake
-def _(dy_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> tuple[Tensor, Tensor]:
-    return x_NI.new_empty(x_NI.shape), weight_EOI.new_empty(weight_EOI.shape)
-
-
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, dy_NO: Tensor) -> tuple[Tensor, Tensor, None]:
-    return *_grouped_mm_backward(dy_NO, *ctx.saved_tensors), None
-
-
-_grouped_mm.register_autograd(_backward, setup_context=_setup)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reptrain_kernels.ops.linear_cross_entropy import IGNORE
+from reptrain_kernels.ops.linear_cross_entropy.reference import IGNORE
 
 CHUNK_BYTES = 2**29
 """Of the logits that are held at once; more where they would come in more than `MAX_CHUNKS`."""

@@ -13,26 +13,14 @@ Sources:
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.ops.norm.reference import Drops, PackedDrops, drop_reference, rms_norm_reference
 
-
-class Drops(NamedTuple):
-    """What of a branch is dropped. A key of None drops nothing; rates may change from call to call."""
-
-    unit_key_B: Tensor | None = None
-    """int64: the call key of each row's units (see `counter`)."""
-    unit_rate: counter.Rate = 0.0
-    """Probability of a unit, in [0, 1), a number or packed (see `counter.dropout`)."""
-    path_key_B: Tensor | None = None
-    """int64: the call key of each row's branch, which stands for one unit at position 0."""
-    path_rate: counter.Rate = 0.0
-    """Probability of a row's whole branch, in [0, 1), as the units'."""
+__all__ = ["Drops", "join", "join_and_norm", "rms_norm"]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | None = None) -> Tensor:
@@ -52,7 +40,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | 
     """
     _check_weight(x, weight_D)
     if choose_implementation(x.device, impl) == "torch":
-        return _rms_norm_in_torch(x, weight_D, eps)
+        return rms_norm_reference(x, weight_D, eps)
     from reptrain_kernels.ops.norm.triton import norm_forward
 
     return norm_forward(x, None, weight_D, None, None, None, None, eps)[1]
@@ -78,7 +66,7 @@ def join(
     packed = _checked(x_BTD, branch_BTD, drops)
     drops_nothing = packed.unit_key_B is None and packed.path_key_B is None
     if drops_nothing or choose_implementation(x_BTD.device, impl) == "torch":
-        return x_BTD + _drop_in_torch(branch_BTD, packed)
+        return x_BTD + drop_reference(branch_BTD, packed)
     from reptrain_kernels.ops.norm.triton import join_forward
 
     dtype = torch.promote_types(x_BTD.dtype, branch_BTD.dtype)
@@ -113,37 +101,11 @@ def join_and_norm(
     packed = _checked(x_BTD, branch_BTD, drops)
     _check_weight(x_BTD, weight_D)
     if choose_implementation(x_BTD.device, impl) == "torch":
-        stream_BTD = x_BTD + _drop_in_torch(branch_BTD, packed)
-        return stream_BTD, _rms_norm_in_torch(stream_BTD, weight_D, eps)
+        stream_BTD = x_BTD + drop_reference(branch_BTD, packed)
+        return stream_BTD, rms_norm_reference(stream_BTD, weight_D, eps)
     from reptrain_kernels.ops.norm.triton import norm_forward
 
     return norm_forward(x_BTD, branch_BTD, weight_D, *packed, eps)[:2]
-
-
-class _Packed(NamedTuple):
-    """`Drops` as operators take them: a key and its packed rate are both there, or neither."""
-
-    unit_key_B: Tensor | None
-    unit_rate_2: Tensor | None
-    path_key_B: Tensor | None
-    path_rate_2: Tensor | None
-
-
-def _drop_in_torch(branch_BTD: Tensor, drops: _Packed) -> Tensor:
-    """The definition in plain torch."""
-    if drops.unit_key_B is not None and drops.unit_rate_2 is not None:
-        branch_BTD = counter.dropout(branch_BTD, drops.unit_key_B, drops.unit_rate_2, impl="torch")
-    if drops.path_key_B is None or drops.path_rate_2 is None:
-        return branch_BTD
-    path_B11 = branch_BTD.new_ones(len(branch_BTD), 1, 1)
-    return branch_BTD * counter.dropout(path_B11, drops.path_key_B, drops.path_rate_2, impl="torch")
-
-
-def _rms_norm_in_torch(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """The definition in plain torch; in fp32, or float64 for inputs of float64."""
-    full = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)
-    return (full * scale).to(x.dtype) * weight_D
 
 
 def _check_weight(x: Tensor, weight_D: Tensor) -> None:
@@ -151,7 +113,7 @@ def _check_weight(x: Tensor, weight_D: Tensor) -> None:
         raise ValueError(f"weight_D: must have shape {tuple(x.shape[-1:])}, but got {tuple(weight_D.shape)}")
 
 
-def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> _Packed:
+def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> PackedDrops:
     """What is dropped, with a key only where a number as rate is above 0."""
     if branch_BTD.shape != x_BTD.shape:
         raise ValueError(
@@ -162,7 +124,7 @@ def _checked(x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None) -> _Packed:
         counter.check_key("unit_key_B", drops.unit_key_B, branch_BTD)
     if drops.path_key_B is not None:
         counter.check_key("path_key_B", drops.path_key_B, branch_BTD)
-    return _Packed(
+    return PackedDrops(
         *counter.key_and_rate(drops.unit_key_B, drops.unit_rate),
         *counter.key_and_rate(drops.path_key_B, drops.path_rate),
     )

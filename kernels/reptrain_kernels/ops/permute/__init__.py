@@ -12,31 +12,13 @@ order of threads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.ops.permute.reference import Places, collect_reference, send_reference, sort_reference
 
-
-class Places(NamedTuple):
-    """A permutation of assignments, told both ways."""
-
-    order_N: Tensor
-    """int64: which assignment stands at each place; assignment m K + k is token m's k-th."""
-    place_MK: Tensor
-    """int64: the place of each assignment."""
-
-    @classmethod
-    def of(cls, order_N: Tensor, top_k: int) -> Places:
-        """The permutation that ``order_N`` is.
-
-        >>> Places.of(torch.tensor([2, 0, 3, 1]), 2).place_MK.tolist()
-        [[1, 3], [0, 2]]
-        """
-        place_N = torch.arange(len(order_N), device=order_N.device)
-        return cls(order_N, torch.empty_like(order_N).scatter_(0, order_N, place_N).view(-1, top_k))
+__all__ = ["Places", "collect", "send", "sort"]
 
 
 def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> tuple[Places, Tensor]:
@@ -62,10 +44,7 @@ def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = N
 
         order_N, place_MK, count_E = permute_triton.sort(expert_MK, num_experts)
         return Places(order_N, place_MK), count_E
-    expert_N = expert_MK.flatten()
-    # Not bincount, whose shape torch.compile cannot tell.
-    count_E = expert_N.new_zeros(num_experts).scatter_add(0, expert_N, torch.ones_like(expert_N))
-    return Places.of(expert_N.argsort(stable=True), expert_MK.shape[1]), count_E
+    return sort_reference(expert_MK, num_experts)
 
 
 def send(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
@@ -87,9 +66,7 @@ def send(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) ->
         from reptrain_kernels.ops.permute import triton as permute_triton
 
         return permute_triton.send(x_MD, places.place_MK)
-    # Spread out before it is sorted: the gradient is then put back, and summed in a fixed order.
-    x_MKD = x_MD[:, None].expand(-1, places.place_MK.shape[1], -1)
-    return x_MKD.flatten(0, 1)[places.order_N]
+    return send_reference(x_MD, places)
 
 
 def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
@@ -117,8 +94,7 @@ def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementati
         from reptrain_kernels.ops.permute import triton as permute_triton
 
         return permute_triton.collect(y_ND, gate_MK, places.place_MK)
-    y_MKD = y_ND[places.place_MK.flatten()].view(*gate_MK.shape, -1)
-    return (y_MKD * gate_MK[..., None].to(y_ND.dtype)).sum(1)
+    return collect_reference(y_ND, gate_MK, places)
 
 
 def _check(name: str, x: Tensor, length: int) -> None:

@@ -9,10 +9,12 @@ Source:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.ops.rope.reference import rotate_reference
+
+__all__ = ["rotate"]
 
 
 def rotate(
@@ -43,20 +45,10 @@ def rotate(
     """
     _check(q_BTHN, k_BTKN, cos_TM, sin_TM)
     if choose_implementation(q_BTHN.device, impl) == "torch":
-        return _rotate_in_torch(q_BTHN, cos_TM, sin_TM), _rotate_in_torch(k_BTKN, cos_TM, sin_TM)
+        return rotate_reference(q_BTHN, cos_TM, sin_TM), rotate_reference(k_BTKN, cos_TM, sin_TM)
     from reptrain_kernels.ops.rope.triton import rotate_both
 
     return rotate_both(q_BTHN, k_BTKN, cos_TM, sin_TM, 1.0)
-
-
-def _rotate_in_torch(x_BTHN: Tensor, cos_TM: Tensor, sin_TM: Tensor) -> Tensor:
-    """The definition in plain torch; in fp32, or float64 for inputs of float64."""
-    a_BTHM, b_BTHM = x_BTHN.to(torch.promote_types(x_BTHN.dtype, torch.float32)).chunk(2, dim=-1)
-    cos_T1M, sin_T1M = cos_TM[..., None, :], sin_TM[..., None, :]
-    rotated_BTHN = torch.cat(
-        (a_BTHM * cos_T1M - b_BTHM * sin_T1M, b_BTHM * cos_T1M + a_BTHM * sin_T1M), dim=-1
-    )
-    return rotated_BTHN.to(x_BTHN.dtype)
 
 
 def _check(q_BTHN: Tensor, k_BTKN: Tensor, cos_TM: Tensor, sin_TM: Tensor) -> None:

@@ -212,7 +212,7 @@ def _ways(shape: GroupedShape, device: str) -> Ways:
     return Ways(leaves, calls, frozenset({"dense"}))
 
 
-GROUPED_OPERATION = Operation(
+OPERATION = Operation(
     name="grouped",
     shapes=GROUPED,
     launch=_launch,

@@ -135,7 +135,7 @@ def _ways(shape: LossShape, device: str) -> Ways:
     return Ways(leaves, calls)
 
 
-LINEAR_CROSS_ENTROPY_OPERATION = Operation(
+OPERATION = Operation(
     name="linear_cross_entropy",
     shapes=SHAPES,
     launch=_launch,

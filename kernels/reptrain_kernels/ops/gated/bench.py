@@ -111,7 +111,7 @@ def _ways(shape: GatedShape, device: str) -> Ways:
     return Ways(leaves, calls, frozenset({"liger"} & calls.keys() if shape.rate else ()))
 
 
-GATED_OPERATION = Operation(
+OPERATION = Operation(
     name="gated",
     shapes=SHAPES,
     launch=_launch,

@@ -93,7 +93,7 @@ def _ways(shape: RopeShape, device: str) -> Ways:
     return Ways([q, k], calls)
 
 
-ROPE_OPERATION = Operation(
+OPERATION = Operation(
     name="rope",
     shapes=SHAPES,
     launch=_launch,

@@ -89,7 +89,7 @@ def _ways(shape: RouterShape, device: str) -> Ways:
     return Ways([logit_BTE], calls)
 
 
-ROUTER_OPERATION = Operation(
+OPERATION = Operation(
     name="router",
     shapes=SHAPES,
     launch=_launch,

@@ -98,7 +98,7 @@ def _ways(shape: PermuteShape, device: str) -> Ways:
     return Ways([x_MD, gate_MK], calls)
 
 
-PERMUTE_OPERATION = Operation(
+OPERATION = Operation(
     name="permute",
     shapes=SHAPES,
     launch=_launch,

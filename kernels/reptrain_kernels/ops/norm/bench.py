@@ -178,7 +178,7 @@ def _ways(shape: NormShape, device: str) -> Ways:
     return Ways(leaves, calls, frozenset({"liger"} & calls.keys() if shape.drops else ()))
 
 
-NORM_OPERATION = Operation(
+OPERATION = Operation(
     name="norm",
     shapes=SHAPES,
     launch=_launch,

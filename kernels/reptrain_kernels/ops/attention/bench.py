@@ -23,7 +23,7 @@ from reptrain_kernels.bench.operation import (
     own_ways,
 )
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.ops.attention import Mask, attention
+from reptrain_kernels.ops.attention import AttentionMask, attention
 from reptrain_kernels.ops.attention.tiles import Pass, Tiles, attention_tiles
 
 # Where T5's buckets end: 32 of them to distance 128, in both directions or in one.
@@ -82,7 +82,7 @@ class AttentionTensors(NamedTuple):
     k_BKSN: Tensor
     v_BKSN: Tensor
     bias_HR: Tensor | None
-    mask: Mask
+    mask: AttentionMask
     key_BH: Tensor | None
 
 
@@ -94,7 +94,7 @@ def attention_tensors(shape: AttentionShape, device: str) -> AttentionTensors:
         x_BTHN = torch.randn(shape.B, positions, number, shape.N, dtype=shape.dtype, **on)
         return x_BTHN.transpose(1, 2)
 
-    mask = Mask(causal=shape.causal)
+    mask = AttentionMask(causal=shape.causal)
     if shape.segments:
         read_BS = torch.ones(shape.B, shape.S, dtype=torch.int64, **on)
         mask = mask._replace(segments_BT=torch.ones_like(read_BS[:, :1]).expand(-1, shape.T).contiguous())
@@ -232,7 +232,7 @@ def attention_ways(shape: AttentionShape, device: str) -> Ways:
 
     def call(impl: Implementation) -> Tensor:
         return attention(
-            q, k, v, scale=1.0, bias_HR=given.bias_HR, mask=given.mask, key_BH=given.key_BH,
+            q, k, v, scale=1.0, mask=given.mask._replace(bias_HR=given.bias_HR), key_BH=given.key_BH,
             rate=shape.rate, impl=impl,
         )  # fmt: skip
 
@@ -267,7 +267,7 @@ def _flex_way(shape: AttentionShape, given: AttentionTensors) -> Callable[[], Te
     )
 
 
-ATTENTION_OPERATION = Operation(
+OPERATION = Operation(
     name="attention",
     shapes=ATTENTION,
     launch=attention_launch,
