@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from reptrain.runs.folder import RunFolder
 from reptrain.study.collect import ArmRow
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 from reptrain.study.words import plain
 
 # Shown under these names and in this order; other entries follow under their own.

@@ -19,8 +19,8 @@ from reptrain.report.svg import NUM_COLOURS
 from reptrain.report.table import ArmLine, arm_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
-from reptrain.study.folder import config_path, report_path, run_path
 from reptrain.study.grid import arms
+from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
 

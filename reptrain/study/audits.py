@@ -8,8 +8,8 @@ from reptrain.auditing.audit import audit
 from reptrain.auditing.report import AuditReport
 from reptrain.errors import ReptrainError
 from reptrain.files import write_atomically
-from reptrain.study.folder import run_path
 from reptrain.study.grid import arms
+from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 
 

@@ -15,8 +15,8 @@ from reptrain.reading import parse_json
 from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
-from reptrain.study.folder import difference, is_run_of, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
 
 RowState = Literal[

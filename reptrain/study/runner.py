@@ -17,8 +17,8 @@ from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
-from reptrain.study.folder import config_path, is_run_of, log_path, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import config_path, is_run_of, log_path, run_path
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain_launcher.process import Ended, run_process
@@ -37,7 +37,7 @@ def run_study(
 
     Args:
         study: The study; all its arms are checked before the first starts.
-        out: Its folder, laid out as in `reptrain.study.folder`.
+        out: Its folder, laid out as in `reptrain.study.paths`.
         on_event: Told what happens.
         launch: The command that trains, to which ``CONFIG --out RUN`` is added; None trains in one process.
 

@@ -8,8 +8,8 @@ from reptrain.runs.files import FrozenRecord
 from reptrain.runs.folder import RunFolder
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.collect import RowState
-from reptrain.study.folder import difference, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import difference, run_path
 from reptrain.study.schema import StudyConfig
 
 

@@ -13,7 +13,7 @@ from reptrain.report import build_report
 from reptrain.report.machine import environment_facts
 from reptrain.report.table import arm_lines
 from reptrain.study import StudyConfig, arms, collect, verdict
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 
 STUDY = StudyConfig(
     name="s",

@@ -11,7 +11,7 @@ from run_folders import FakeStore, write_run
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.cautions import cautions, divergence
 from reptrain.study.collect import Curve
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 from reptrain.study.runner import is_done
 from reptrain.study.verdict import settings, winner
 from reptrain.study.words import label, plain
