@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, app, count_option, show, store_app
+from reptrain.cli.common import DONE, NO, app, show, store_app
+from reptrain.cli.options import AsJson, StoreFolder, count_option
 
 
 @app.command()
@@ -21,26 +22,25 @@ def tokenize(
             "URLs of them.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store to write.")],
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="A SentencePiece model or a tokenizer.json; without it one is trained on the sources.",
+            help="A SentencePiece model or a tokenizer.json.",
+            show_default="trained on the sources",
         ),
     ] = None,
     eos: Annotated[
         str | None,
-        typer.Option(
-            "--eos", metavar="PIECE", help="Special piece of the given tokenizer that ends a document."
-        ),
+        typer.Option("--eos", metavar="PIECE", help="Special piece of --tokenizer that ends a document."),
     ] = None,
     vocab_size: Annotated[
         int | None,
         count_option(
             "--vocab-size",
-            help="Pieces of the tokenizer to train.",
-            show_default="2048, or as near as the text allows",
+            help="Vocabulary size of the tokenizer to train.",
+            show_default="2048, or as close as the text allows",
         ),
     ] = None,
     num_sentinels: Annotated[
@@ -48,7 +48,7 @@ def tokenize(
         count_option(
             "--num-sentinels",
             least=0,
-            help="Of them, those kept for spans that are hidden.",
+            help="Pieces reserved as sentinels of hidden spans.",
             show_default="32",
         ),
     ] = None,
@@ -56,46 +56,50 @@ def tokenize(
         Literal["none", "exact", "minhash", "group"],
         typer.Option(
             "--dedup",
-            help="exact: drop documents of equal text. minhash: near-duplicates too. group: keep those, "
-            "but hold each cluster of them out whole or not at all.",
+            help="exact: drop documents of equal text. minhash: also drop near-duplicates. group: keep "
+            "near-duplicates, with each cluster on one side of the train/held-out split.",
         ),
     ] = "exact",
     held_out: Annotated[
         float,
-        typer.Option("--held-out", help="Share of the documents sealed as held-out text, select and report."),
+        typer.Option(
+            "--held-out", help="Share of the documents to hold out, for the splits select and report."
+        ),
     ] = 0.05,
     near: Annotated[
         list[str] | None,
         typer.Option(
             "--near",
             metavar="KEY=VALUE",
-            help="How near-duplicates are found: shingle_words, permutations, bands, rows, threshold, seed.",
+            help="MinHash setting: shingle_words, permutations, bands, rows, threshold or seed; repeatable.",
         ),
     ] = None,
     passages: Annotated[
         int | None,
         count_option(
             "--passages",
-            help="Cut documents into passages of at most N tokens, EOS of each included.",
+            help="Split documents into passages of at most N tokens, EOS included.",
         ),
     ] = None,
     processes: Annotated[
         int,
         typer.Option(
-            "--processes", help="Worker processes; the bytes are the same.", show_default="one for each core"
+            "--processes", help="Worker processes; they do not change the store.", show_default="one per core"
         ),
     ] = 0,
     text_field: Annotated[
         str,
-        typer.Option("--text-field", help="Key of the text in a JSON line, or column; a.b reaches into a."),
+        typer.Option("--text-field", help="JSON key or column of the text; a.b is a nested key."),
     ] = "text",
-    id_field: Annotated[str, typer.Option("--id-field", help="Key or column of the document's id.")] = "id",
+    id_field: Annotated[
+        str, typer.Option("--id-field", help="JSON key or column of the document's id.")
+    ] = "id",
     metadata_fields: Annotated[
         list[str] | None,
         typer.Option(
             "--metadata-field",
             metavar="NAME",
-            help="Key or column that is kept with each document; give it once for each.",
+            help="JSON key or column to store with each document; repeatable.",
         ),
     ] = None,
     tags: Annotated[
@@ -103,12 +107,12 @@ def tokenize(
         typer.Option(
             "--tag",
             metavar="[SOURCE:]KEY=VALUE",
-            help="Kept with each document, of all sources or of one; give it once for each.",
+            help="Tag to store with each document, of all sources or of one; repeatable.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn text into a sealed token store. A killed run goes on where it was."""
+    """Turn text into a sealed token store. A killed run resumes if started again."""
     from reptrain.progress import stage_progress
     from reptrain.store import describe, describe_text, open_store
     from reptrain.tokenization import near_settings, tag_pairs
@@ -138,10 +142,8 @@ def tokenize(
 
 
 @store_app.command("show")
-def store_show(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
-) -> None:
-    """Print what a store holds."""
+def store_show(store: StoreFolder, as_json: AsJson = False) -> None:
+    """Print the contents of a store: documents, tokens, splits and tokenizer."""
     from reptrain.store import describe, describe_text, open_store
 
     opened = open_store(store)
@@ -150,12 +152,12 @@ def store_show(
 
 @store_app.command("verify")
 def store_verify(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    store: StoreFolder,
     max_overlap: Annotated[
         float | None,
         typer.Option(
             "--max-overlap",
-            help="Largest share, 0 to 1, of a held-out split's distinct 13-grams of tokens that may also"
+            help="Largest allowed share, 0 to 1, of a held-out split's distinct token 13-grams that also"
             " occur in train.",
             min=0.0,
             max=1.0,
@@ -164,9 +166,9 @@ def store_verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash every shard again, recount it, and compare held-out with training text.
+    """Verify the hash and counts of every shard, and the overlap of held-out and training text.
 
-    Exit code 1 if anything is not as sealed, or if they share more than the limit.
+    Exit code 1 if a shard differs from its manifest, or if the overlap exceeds --max-overlap.
     """
     from reptrain.progress import stage_progress
     from reptrain.store import MAX_OVERLAP, verify
@@ -178,7 +180,7 @@ def store_verify(
         "ok": report.ok,
         "problems": list(report.problems),
         "max_overlap": limit,
-        "overlap": [found.as_json() for found in report.overlap],
+        "overlap": [overlap.as_json() for overlap in report.overlap],
     }
     show(data, report.text(store), as_json=as_json)
     raise typer.Exit(DONE if report.ok else NO)

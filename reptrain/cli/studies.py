@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, app, show, study_app
+from reptrain.cli.common import DONE, NO, app, show, study_app
+from reptrain.cli.options import AsJson
 
 
 @app.command()

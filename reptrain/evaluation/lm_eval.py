@@ -56,7 +56,7 @@ def score_by_lm_eval(
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise ConfigError(
-            "--lm-eval",
+            "--tasks",
             got=", ".join(unknown),
             rule="must be names of lm-eval's tasks",
             remedy="`lm-eval ls tasks` lists them; --include names a folder of more.",
@@ -78,7 +78,7 @@ def score_by_lm_eval(
         # No network, offline mode, no such dataset or file: all are kinds of it.
         except OSError as error:
             raise ConfigError(
-                f"--lm-eval {','.join(tasks)}",
+                f"--tasks {','.join(tasks)}",
                 got=str(error).splitlines()[0] if str(error) else type(error).__name__,
                 rule="must be tasks whose data can be loaded",
                 remedy="Download it once where there is a network (HF_HOME is the cache), or name a folder of"
@@ -109,9 +109,9 @@ def _library() -> tuple[Any, Any, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
-            "--lm-eval",
+            "lm-eval",
             got=f"no package {error.name}",
-            rule="needs lm-eval",
+            rule="must be installed",
             remedy="Install it: pip install 'reptrain[lm-eval]'.",
         ) from error
 

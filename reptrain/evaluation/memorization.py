@@ -1,4 +1,4 @@
-"""Memorisation: how many training windows the model goes on with word for word, by how often it saw them.
+"""Memorization: how many training windows the model goes on with word for word, by how often it saw them.
 
 A greedy continuation of k tokens is the text's own exactly where, given the text so far, each of the k tokens
 is the one that the model ranks first: by induction over the k. So one forward pass over the true text tells
@@ -40,7 +40,7 @@ from reptrain.runs.folder import RunFolder
 Int64s = npt.NDArray[np.int64]
 
 
-class Memorised(NamedTuple):
+class Memorized(NamedTuple):
     """Windows of one kind."""
 
     run: str
@@ -61,9 +61,9 @@ class Memorised(NamedTuple):
         return self.reproduced / self.windows
 
 
-def memorised(
+def memorized(
     run: ScoredRun, *, prefix_tokens: int, continuation_tokens: int, max_windows: int
-) -> list[Memorised]:
+) -> list[Memorized]:
     """Ask for the continuations of windows spread evenly over each subset, and over the select set.
 
     A decoder goes on behind the prompt, or, under prefix LM, reads it as its prefix; the decoder of an
@@ -86,7 +86,7 @@ def memorised(
             "prompt and continuation",
             got=f"{prefix_tokens} and {continuation_tokens} tokens",
             rule=f"must be at least one each, and fit a window of the run, {run.config.window_tokens} tokens",
-            remedy="Set --prefix-tokens and --memorised so.",
+            remedy="Lower --prefix-tokens or --continuation-tokens.",
         )
     objective = _asking(run, prefix_tokens, continuation_tokens)
     rows = []
@@ -102,7 +102,7 @@ def memorised(
             for times in np.unique(times_N):
                 asked = times_N == times
                 counts = int(asked.sum()), int(right_N[asked].sum())
-                rows.append(Memorised(str(run.path), run.step, f"{kind}{suffix}", int(times), *counts))
+                rows.append(Memorized(str(run.path), run.step, f"{kind}{suffix}", int(times), *counts))
     return rows
 
 

@@ -111,8 +111,8 @@ class RunFolder:
                 f"run folder {path}",
                 got="no plan.json there",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` makes run folders. Models that were fine-tuned or"
-                " imported are scored on tasks: --task, --lm-eval.",
+                remedy="Check the path; `reptrain train` makes run folders. Score fine-tuned and imported"
+                " models with `reptrain score-task` or `reptrain lm-eval`.",
             )
         return folder
 

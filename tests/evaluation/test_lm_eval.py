@@ -60,7 +60,7 @@ def test_bits_per_byte_are_ours(folder: Path, trained: Callable[[str], Path]) ->
 
 
 def test_command_and_unknown_tasks(folder: Path, trained: Callable[[str], Path]) -> None:
-    words = ["evaluate", str(trained("causal")), "--lm-eval", "small_texts", "--include", str(folder)]
+    words = ["lm-eval", str(trained("causal")), "--tasks", "small_texts", "--include", str(folder)]
     told = CliRunner().invoke(app, [*words, "--max-examples", "2", "--device", "cpu"], catch_exceptions=False)
     assert "bits_per_byte" in told.output
     with pytest.raises(ConfigError, match="must be names of lm-eval's tasks, but got no_such_task"):
@@ -73,5 +73,5 @@ def test_data_that_cannot_be_had_is_refused(folder: Path, trained: Callable[[str
     )
     (folder / "gone.yaml").write_text(task)
     for name in ("gone", "lambada_openai"):
-        with pytest.raises(ConfigError, match=f"--lm-eval {name}: must be tasks whose data can be loaded"):
+        with pytest.raises(ConfigError, match=f"--tasks {name}: must be tasks whose data can be loaded"):
             score_by_lm_eval(trained("causal"), [name], include=folder)

@@ -215,7 +215,7 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
     assert len(texts) == found.best.report.examples == 7
     # Any command takes it as a model: scored again it does the same.
     words = [
-        "evaluate",
+        "score-task",
         str(seed),
         "--task",
         str(task),
@@ -226,7 +226,7 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
         "--json",
     ]
     for setting in ("limits.target_tokens=6", "limits.input_tokens=24"):
-        words += ["--set-task", setting]
+        words += ["--set", setting]
     told = CliRunner().invoke(app, words, catch_exceptions=False)
     (row,) = json.loads(told.output)
     assert {name: row[name] for name in found.best.report.figures} == pytest.approx(

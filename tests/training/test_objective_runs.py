@@ -25,7 +25,7 @@ from reptrain.cli import app
 from reptrain.config import Budget, RunConfig
 from reptrain.errors import ConfigError, StoreError
 from reptrain.evaluation.evaluate import ScoredRun, open_run, score_run
-from reptrain.evaluation.memorization import exposures, memorised
+from reptrain.evaluation.memorization import exposures, memorized
 from reptrain.evaluation.sets import evaluation_sets, sampled_windows
 from reptrain.plan import plan_epochs
 from reptrain.runs import RunFolder
@@ -148,32 +148,45 @@ def test_evaluate_prints_a_table_or_json(runs: dict[str, RunFolder]) -> None:
     heading, *lines = CliRunner().invoke(get_command(app), arguments).output.splitlines()
     assert heading.startswith("run ") and "bits per byte" in heading
     assert f"{rows[0]['nats']:.4f}" in lines[0] and "ul2" in lines[1]
-    of_two = ["evaluate", *names, "--max-windows", "2", "--device", "cpu"]
-    asked = [*of_two, "--memorised", "3", "--prefix-tokens", "20", "--json"]
-    rows = json.loads(CliRunner().invoke(get_command(app), asked).output)
+
+
+@pytest.mark.parametrize("command", ["memorization", "memorisation"])
+def test_memorization_prints_shares_by_exposures(runs: dict[str, RunFolder], command: str) -> None:
+    names = [str(runs[name].path) for name in ("causal", "t5-ul2")]
+    words = [command, *names, "--max-windows", "2", "--device", "cpu", "--json"]
+    words += ["--prefix-tokens", "20", "--continuation-tokens", "3"]
+    rows = json.loads(CliRunner().invoke(get_command(app), words).output)
     assert [(row["set"], row["exposures"]) for row in rows] == 2 * [("train", 2), ("select", 0)]
     assert [row["share"] for row in rows] == [row["reproduced"] / 2 for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "command"),
     [
-        (
-            ["--ensemble", "--task", "t"],
-            "--ensemble: goes with scores of windows only, but got it with --task",
-        ),
-        (["--memorised", "4", "--ensemble"], "--ensemble: goes with scores of windows only"),
-        (["--memorised", "4", "--task", "t"], "--memorised: goes with no other kind of score"),
-        (["--lm-eval", "a", "--task", "t"], "--lm-eval: goes with no other kind of score"),
-        (["--lm-eval", "a", "--set", "select"], "--set: goes with scores of windows only"),
-        (["--set-task", "a=1"], "--set-task: goes with --task only, but got it with scores of windows"),
-        (["--max-examples", "3"], "--max-examples: goes with --task or --lm-eval only"),
-        (["--prefix-tokens", "3"], "--prefix-tokens: goes with --memorised only"),
+        ("--memorised", "memorization"),
+        ("--memorized", "memorization"),
+        ("--prefix-tokens", "memorization"),
+        ("--task", "score-task"),
+        ("--set-task", "score-task"),
+        ("--max-examples", "score-task"),
+        ("--lm-eval", "lm-eval"),
+        ("--include", "lm-eval"),
     ],
 )
-def test_evaluate_refuses_options_that_would_go_unused(options: list[str], message: str) -> None:
-    result = CliRunner().invoke(get_command(app), ["evaluate", "run", *options])
-    assert message in str(result.exception)
+def test_evaluate_names_the_command_that_replaced_an_option(option: str, command: str) -> None:
+    with pytest.raises(ConfigError, match=f"no longer an option of evaluate.*reptrain {command} RUN"):
+        CliRunner().invoke(get_command(app), ["evaluate", "run", option, "4"], catch_exceptions=False)
+    shown = CliRunner().invoke(get_command(app), ["evaluate", "-h"]).output
+    assert f"{option} " not in shown
+
+
+def test_score_commands_refuse_options_of_each_other() -> None:
+    for words in (
+        ["memorization", "run", "--ensemble"],
+        ["score-task", "run", "--task", "t", "--tasks", "a"],
+    ):
+        result = CliRunner().invoke(get_command(app), words)
+        assert result.exit_code == 2 and "No such option" in result.output
 
 
 def test_bits_per_byte_of_a_whole_split_follow_from_its_bytes(opened: Callable[[str], ScoredRun]) -> None:
@@ -309,8 +322,8 @@ def by_heart(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Scor
     return open_run(out, device="cpu")
 
 
-def test_memorised_tells_of_windows_that_were_learnt_by_heart(by_heart: ScoredRun) -> None:
-    rows = memorised(by_heart, prefix_tokens=16, continuation_tokens=6, max_windows=100)
+def test_memorized_tells_of_windows_that_were_learnt_by_heart(by_heart: ScoredRun) -> None:
+    rows = memorized(by_heart, prefix_tokens=16, continuation_tokens=6, max_windows=100)
     found = {(row.set, row.exposures): row for row in rows}
     assert found.keys() == {("train", 79), ("train", 80), ("select", 0)}
     assert [found["train", times].windows for times in (79, 80)] == [1, 4]
@@ -318,7 +331,7 @@ def test_memorised_tells_of_windows_that_were_learnt_by_heart(by_heart: ScoredRu
     assert found["select", 0].windows == 100 and found["select", 0].share < 0.1
 
 
-def test_memorised_is_what_greedy_decoding_gives(
+def test_memorized_is_what_greedy_decoding_gives(
     by_heart: ScoredRun, opened: Callable[[str], ScoredRun]
 ) -> None:
     found: dict[str, list[int]] = {}
@@ -335,7 +348,7 @@ def test_memorised_is_what_greedy_decoding_gives(
                     with torch.no_grad():
                         tokens.append(int(run.model(torch.tensor([tokens]))[0, -1].argmax()))
                 right += tokens[1:] == text
-            rows = memorised(run, prefix_tokens=prompt, continuation_tokens=4, max_windows=100)
+            rows = memorized(run, prefix_tokens=prompt, continuation_tokens=4, max_windows=100)
             assert sum(row.reproduced for row in rows if row.set == "train") == right
             found.setdefault(name, []).append(right)
     # How few tokens of a prompt suffice is chance; with 16 it knows them.
@@ -343,7 +356,7 @@ def test_memorised_is_what_greedy_decoding_gives(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_memorised_looks_at_the_continuation_alone(
+def test_memorized_looks_at_the_continuation_alone(
     opened: Callable[[str], ScoredRun], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that knows all targets, and errs at one of the window's own tokens in the first row."""
@@ -360,7 +373,7 @@ def test_memorised_looks_at_the_continuation_alone(
                 best_BT[0, example.is_raw_BT[0].nonzero()[wrong]] += 1
             return torch.nn.functional.one_hot(best_BT, 513).float()
 
-        rows = memorised(replace(run, model=knows), prefix_tokens=20, continuation_tokens=3, max_windows=6)
+        rows = memorized(replace(run, model=knows), prefix_tokens=20, continuation_tokens=3, max_windows=6)
         return rows[0].reproduced
 
     predicts_all = name in ("causal", "fill_in_the_middle") or "denoising" in name
@@ -368,14 +381,14 @@ def test_memorised_looks_at_the_continuation_alone(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_memorised_asks_every_objective(opened: Callable[[str], ScoredRun], name: str) -> None:
-    rows = memorised(opened(name), prefix_tokens=20, continuation_tokens=3, max_windows=6)
+def test_memorized_asks_every_objective(opened: Callable[[str], ScoredRun], name: str) -> None:
+    rows = memorized(opened(name), prefix_tokens=20, continuation_tokens=3, max_windows=6)
     assert [(row.set, row.exposures, row.windows) for row in rows] == [("train", 2, 6), ("select", 0, 6)]
     assert all(row.reproduced <= 2 for row in rows)
     with pytest.raises(
         ConfigError, match="must be at least one each, and fit a window of the run, 32 tokens"
     ):
-        memorised(opened(name), prefix_tokens=20, continuation_tokens=13, max_windows=6)
+        memorized(opened(name), prefix_tokens=20, continuation_tokens=13, max_windows=6)
 
 
 def test_exposures_leave_out_steps_that_were_not_applied(by_heart: ScoredRun, tmp_path: Path) -> None:
