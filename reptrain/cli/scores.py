@@ -113,7 +113,7 @@ def evaluate(
 
         opened.append(ensemble_of(opened))
     rows = [
-        score._asdict()
+        score.row()
         for run in opened
         for score in score_run(
             run,

@@ -5,7 +5,6 @@ B: rows; T: positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +39,6 @@ class Score:
     def nats_per_token(self) -> float:
         """The loss."""
         return self.nats / self.loss_tokens
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The same in bits for a byte of the text; NaN where there is no text."""
-        return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reptrain.report.figures import held_out_curve
 from reptrain.report.svg import NUM_COLOURS
+from reptrain.runs.scores import SCORES
 from reptrain.study.collect import ArmRow
 from reptrain.study.verdict import held_out, settings, winner
 from reptrain.study.words import label, plain
@@ -54,21 +55,22 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
 
 
 def _cells(row: ArmRow) -> tuple[tuple[str, str], ...]:
+    scores = row.best_scores or {}
     epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
     return (
-        ("before training", _nats(row.start_nats)),
-        ("selected held-out", _nats(held_out(row) if row.best_select_nats is not None else None)),
-        ("bits/byte", _nats(row.best_bits_per_byte)),
+        ("before training", _figure(row.start_nats)),
+        ("selected held-out", _figure(held_out(row) if row.best_select_nats is not None else None)),
+        *((score.label, _figure(scores.get(score.name))) for score in SCORES.values() if score.in_report),
         ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
-        ("final held-out", _nats(held_out_curve(row).last)),
-        ("final training", _nats(row.probe.last)),
-        ("gap", _nats(row.gap_nats)),
+        ("final held-out", _figure(held_out_curve(row).last)),
+        ("final training", _figure(row.probe.last)),
+        ("gap", _figure(row.gap_nats)),
         ("tokens/s", f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else _UNKNOWN),
         ("audit", _audit(row)),
     )
 
 
-def _nats(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return f"{value:.3f}" if value is not None else _UNKNOWN
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, overload
+from typing import Annotated, Literal, Self, overload
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from reptrain.runs.files import FrozenRecord, JsonLines
 from reptrain.runs.ledger import Whole
+from reptrain.runs.scores import SCORES, check_names
 
 
 class RoutingRecord(FrozenRecord):
@@ -62,7 +63,11 @@ class TrainRecord(FrozenRecord):
 
 
 class ValidRecord(FrozenRecord):
-    """One evaluation of one set, without dropout."""
+    """One evaluation of one set, without dropout: its place in the run, and every score in `SCORES`."""
+
+    model_config = ConfigDict(extra="allow")
+    # The other scores, by name.
+    __pydantic_extra__: dict[str, int | float]
 
     kind: Literal["valid"] = "valid"
     step: Whole
@@ -72,21 +77,23 @@ class ValidRecord(FrozenRecord):
     epoch: float
     """Epochs consumed before it."""
     set: Annotated[str, Field(pattern=r"^(probe|select|report)(/[A-Za-z0-9_-]+)?$")]
-    """A fixed probe of training windows, or a sealed held-out set; in a mixture followed by the source."""
+    """probe (fixed training windows), select or report (held out); in a mixture followed by the source."""
     weights: Literal["own", "average"] = "own"
-    """Those of the run, or their average."""
+    """The run's own weights, or their average."""
     nats: float
     """Nats per scored token; for diffusion the bound per token of the windows."""
-    bits_per_byte: float
-    """Bits per UTF-8 byte of the scored text."""
-    accuracy: float
-    """Share of scored tokens that the model ranks first, sentinels and EOS among them."""
-    scored_tokens: Whole
-    """Tokens scored."""
-    raw_accuracy: float
-    """The same share of the windows' own tokens alone."""
-    raw_tokens: Whole
-    """Of the tokens scored the windows' own."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Every score of the record by name."""
+        return {"nats": self.nats, **self.__pydantic_extra__}
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        check_names(self.scores)
+        for name, value in self.scores.items():
+            SCORES[name].check(value)
+        return self
 
 
 MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]

@@ -66,7 +66,7 @@ class ArmRow(FrozenRecord):
         best_select_nats: The lowest loss on `select` after training began...
         best_tokens: ... the tokens consumed when it was reached...
         best_report_nats: ... and the loss on `report` at that evaluation...
-        best_bits_per_byte: ... also for a byte of its text; of `select` where `report` was not scored.
+        best_scores: ... and every score there, by name; of `select` if `report` was not scored.
         gap_nats: Last loss on `select` less last loss on the probe.
         tokens_per_s: Median training speed.
         measure: Fingerprint of what a loss means: held-out text, objective and window. Losses of different
@@ -93,7 +93,7 @@ class ArmRow(FrozenRecord):
     best_select_nats: float | None = None
     best_tokens: int | None = None
     best_report_nats: float | None = None
-    best_bits_per_byte: float | None = None
+    best_scores: dict[str, float] | None = None
     gap_nats: float | None = None
     tokens_per_s: float | None = None
     measure: str | None = None
@@ -199,7 +199,7 @@ def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,
         "best_report_nats": told.nats if told else None,
-        "best_bits_per_byte": (told or best).bits_per_byte,
+        "best_scores": (told or best).scores,
     }
 
 

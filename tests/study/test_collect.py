@@ -39,7 +39,7 @@ def test_collect_reads_losses_speed_and_audit(tmp_path: Path) -> None:
     assert (done.state, done.unique_tokens, done.epochs, done.tokens) == ("done", 4096, 2.0, 8192)
     assert (done.best_select_nats, done.best_tokens) == (6.0, 4096)
     # What is told is `report` where `select` is best: 6.2, not the last.
-    assert (done.best_report_nats, done.best_bits_per_byte, done.report.last) == (6.2, 3.1, 7.4)
+    assert (done.best_report_nats, done.best_scores["bits_per_byte"], done.report.last) == (6.2, 3.1, 7.4)
     assert done.gap_nats == 5.0
     assert done.tokens_per_s == 1000.0
     assert (done.audit_exact, done.exposures) == (True, {2: 4096})

@@ -133,8 +133,8 @@ def test_score_run_tells_what_the_run_recorded(
     assert scores.keys() == recorded.keys() == {"probe", "select", "report"}
     for of, score in scores.items():
         assert score.nats == pytest.approx(recorded[of].nats, abs=1e-5)
-        assert score.bits_per_byte == pytest.approx(recorded[of].bits_per_byte, abs=1e-5)
-        assert score.scored_tokens == recorded[of].scored_tokens
+        assert score.scores["bits_per_byte"] == pytest.approx(recorded[of].scores["bits_per_byte"], abs=1e-5)
+        assert score.scores["scored_tokens"] == recorded[of].scores["scored_tokens"]
         gap = None if of == "probe" else pytest.approx(score.nats - scores["probe"].nats)
         assert score.gap_nats == gap
 
@@ -193,8 +193,8 @@ def test_bits_per_byte_of_a_whole_split_follow_from_its_bytes(opened: Callable[[
     run = opened("causal")
     (score,) = score_run(run, sets=["select"], max_windows=10**6)
     split = run.sources["data"][0].split("select")
-    assert score.scored_tokens == split.num_tokens
-    assert score.bits_per_byte == pytest.approx(
+    assert score.scores["scored_tokens"] == split.num_tokens
+    assert score.scores["bits_per_byte"] == pytest.approx(
         score.nats / math.log(2) * split.num_tokens / split.text_bytes
     )
 
@@ -229,7 +229,7 @@ def test_bits_per_byte_are_of_the_bytes_of_the_scored_windows(
         for batch in found.micro_batches
         for row, length in zip(batch.tokens_BL.tolist(), batch.length_B.tolist(), strict=True)
     )
-    assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / num_bytes, rel=2e-3)
+    assert score.scores["bits_per_byte"] == pytest.approx(score.nats / math.log(2) / num_bytes, rel=2e-3)
     split = run.sources["data"][0].split("select")
     of_mean = score.loss_tokens * split.text_bytes / split.num_tokens
     assert abs(of_mean / num_bytes - 1) > 0.004, "the windows must differ from their split for this test"
@@ -268,7 +268,7 @@ def test_causal_model_is_scored_on_the_rest_of_a_prefix(opened: Callable[[str], 
         logp_BT = logp_BTV.gather(-1, batch.tokens_BL[..., None])[..., 0]
         nats, count = nats - float(logp_BT[:, 16:].sum()), count + logp_BT[:, 16:].numel()
     assert half.nats == pytest.approx(nats / count, abs=1e-5)
-    assert half.scored_tokens == count == 64
+    assert half.scores["scored_tokens"] == count == 64
     # By its name alone a causal model reads the prefix causally, and one that learned to, in both directions.
     by_name, causally, both = (
         score_run(run, sets=["select"], objectives=[text])[0].nats
@@ -282,8 +282,8 @@ def test_model_of_one_objective_is_scored_under_others(opened: Callable[[str], S
     scores = score_run(opened("t5-ul2"), sets=["report"], objectives=names)
     assert [score.objective for score in scores] == ["span_corruption", "prefix_lm", "ul2"]
     # Four windows of 32 tokens: 5 hidden in 2 spans, or in one; sentinels and an EOS come on top.
-    assert [scores[0].scored_tokens, scores[0].raw_tokens] == [4 * 8, 4 * 5]
-    assert [scores[2].scored_tokens, scores[2].raw_tokens] == [4 * 7, 4 * 5]
+    assert [scores[0].scores["scored_tokens"], scores[0].scores["raw_tokens"]] == [4 * 8, 4 * 5]
+    assert [scores[2].scores["scored_tokens"], scores[2].scores["raw_tokens"]] == [4 * 7, 4 * 5]
     with pytest.raises(ConfigError, match=r"masked_diffusion needs model\.family decoder"):
         score_run(opened("t5-ul2"), objectives=["masked_diffusion"])
     with pytest.raises(ConfigError, match=r"objective\.name: must be one of"):
