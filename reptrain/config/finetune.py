@@ -117,7 +117,7 @@ class FinetuneConfig(Frozen):
             raise ValueError("a fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
         if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
             raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
-        if optimizer.name != "adamw" and train.zero_stage > 0:
+        if optimizer.needs_whole_matrices and train.zero_stage > 0:
             raise ValueError(f"optimizer.name {optimizer.name} needs train.zero_stage 0")
         return self
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
-from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
+from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget, Count
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
@@ -120,11 +120,11 @@ class TrainConfig(Frozen):
 
         Args:
             device_type: "cuda" or "cpu".
-            optimizer: Those that look at whole matrices need ZeRO stage 0, which has no bf16.
+            optimizer: One that needs whole matrices needs ZeRO stage 0, which has no bf16.
         """
         if self.precision != "auto":
             return self
-        if device_type != "cuda" or optimizer.name != "adamw":
+        if device_type != "cuda" or optimizer.needs_whole_matrices:
             return self.model_copy(update={"precision": "fp32"})
         return self.model_copy(update={"precision": "bf16", "zero_stage": max(1, self.zero_stage)})
 
@@ -321,18 +321,19 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _optimizer_is_whole(self) -> Self:
-        name, stage = self.optimizer.name, self.train.zero_stage
-        if name != "adamw" and stage > 0:
+        stage = self.train.zero_stage
+        if self.optimizer.needs_whole_matrices and stage > 0:
             raise ValueError(
-                f"optimizer.name {name} needs train.zero_stage 0, and {stage} was given: it looks at whole"
-                " matrices, and ZeRO cuts them into flat stretches; use adamw, or set train.zero_stage=0"
+                f"optimizer.name {self.optimizer.name} needs train.zero_stage 0, but got {stage}: it works on"
+                " whole matrices, and ZeRO partitions them as flat vectors; use adamw, or set"
+                " train.zero_stage=0"
             )
         return self
 
     @model_validator(mode="after")
     def _mup_is_for_adam(self) -> Self:
         scaled = isinstance(self.model, DecoderConfig) and self.model.mup_base_width is not None
-        if scaled and self.optimizer.name != "adamw":
+        if scaled and not self.optimizer.supports_mup:
             raise ValueError(
                 f"model.mup_base_width needs optimizer.name adamw, whose rule it follows;"
                 f" {self.optimizer.name} was given"
@@ -368,33 +369,32 @@ class RunConfig(Frozen):
                 f"objective.name {objective.name} needs model.family {' or '.join(objective.families)};"
                 f" {family} was given"
             )
-        if self.data.document_mask and not objective.knows_documents:
+        if self.data.document_mask and not objective.supports_document_mask:
             raise ValueError(
-                f"objective.name {objective.name} needs data.document_mask false: it puts tokens where they"
-                " are of no document"
+                f"objective.name {objective.name} needs data.document_mask false: it adds or moves"
+                " tokens across documents"
             )
         return self
 
     @model_validator(mode="after")
     def _frozen_noise_needs_fixed_windows(self) -> Self:
-        objective = self.objective
-        frozen = not isinstance(objective, CausalConfig) and objective.noise == "frozen"
+        frozen = self.objective.has_frozen_noise
         if frozen and any(source.cut == "shifted" for source in self.sources.values()):
             raise ValueError(
-                "objective.noise frozen needs data.cut fixed: with shifted cuts no window comes again"
+                "objective.noise frozen needs data.cut fixed: with shifted cuts no window repeats"
             )
         return self
 
     @model_validator(mode="after")
     def _window_fits_inputs(self) -> Self:
-        objective = self.objective
-        if not isinstance(objective, SpanCorruptionConfig) or objective.input_tokens is None:
+        largest = self.objective.max_input_tokens
+        if largest is None:
             return self
-        inputs = objective.spans(self.window_tokens).inputs
-        if inputs > objective.input_tokens:
+        inputs = self.objective.shape(self.window_tokens, "t5").input_tokens
+        if inputs > largest:
             raise ValueError(
                 f"data.window_tokens {self.window_tokens} corrupts to {inputs} inputs, more than"
-                f" objective.input_tokens {objective.input_tokens}; leave one of the two out"
+                f" objective.input_tokens {largest}; leave one of the two out"
             )
         return self
 

@@ -13,7 +13,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,6 @@ from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import MaskedDiffusion, NoisePlaces, Objective, build_objective
-from reptrain.config.objectives import (
-    CausalConfig,
-    DenoiserConfig,
-    DenoisingConfig,
-    FillInTheMiddleConfig,
-    MaskedDiffusionConfig,
-    PrefixLMConfig,
-    SpanCorruptionConfig,
-    UL2Config,
-)
 from reptrain.errors import ConfigError
 from reptrain.evaluation.evaluate import ScoredRun
 from reptrain.plan import Subset
@@ -137,27 +127,8 @@ def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
 
 def _asking(run: ScoredRun, prompt: int, asked: int) -> Objective:
     """The run's objective, with all behind the prompt to be predicted."""
-    stretch, given = prompt + asked, run.config.objective
-    share = asked / stretch
-    objective: Any = given
-    match given:
-        case PrefixLMConfig():
-            objective = given.model_copy(update={"prefix_fraction": prompt / stretch})
-        case SpanCorruptionConfig():
-            objective = given.model_copy(
-                update={"noise_density": share, "mean_span_tokens": float(asked), "input_tokens": None}
-            )
-        case DenoisingConfig():
-            objective = given.model_copy(update={"noise_density": share, "mean_span_tokens": float(asked)})
-        case UL2Config():
-            ending = DenoiserConfig.model_construct(
-                mode="S", noise_density=share, mean_span_tokens=None, weight=1.0
-            )
-            objective = given.model_copy(update={"denoisers": (ending,)})
-        case FillInTheMiddleConfig():
-            objective = given.model_copy(update={"rate": 0.0})
-        case CausalConfig() | MaskedDiffusionConfig():
-            pass
+    stretch = prompt + asked
+    objective = run.config.objective.for_continuation(prompt, asked)
     data = run.config.data.model_copy(update={"window_tokens": stretch})
     config = run.config.model_copy(update={"data": data, "objective": objective})
     return build_objective(config, run.tokenizer, noise_seed=0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -29,13 +28,7 @@ from reptrain.checkpoint.weight_average import AVERAGE
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
-from reptrain.config.objectives import (
-    DenoisingConfig,
-    MaskedDiffusionConfig,
-    PrefixLMConfig,
-    SpanCorruptionConfig,
-    UL2Config,
-)
+from reptrain.config.objectives import Reading
 from reptrain.distributed.world import World
 from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
 from reptrain.hub import ModelFolder
@@ -50,11 +43,6 @@ from reptrain.text.ends import NamedEnd, find_end
 
 _ALONE = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
-
-
-Reading = Literal["causal", "prefix", "inputs", "unordered"]
-"""How a model was trained to read what it is given: each token after those before it; both ways, to go on
-behind it; both ways, to begin anew behind its EOS, as an encoder-decoder does; or with no order at all."""
 
 
 class ImportedModel(Frozen):
@@ -245,15 +233,8 @@ class _RunModel(_Checkpointed):
 
     @property
     def reading(self) -> Reading:
-        """How it reads a prompt: as its objective taught it."""
-        objective = self._run.objective
-        if isinstance(objective, MaskedDiffusionConfig):
-            return "unordered"
-        if isinstance(objective, (SpanCorruptionConfig, DenoisingConfig, UL2Config)):
-            return "inputs"
-        if isinstance(objective, PrefixLMConfig) and objective.bidirectional:
-            return "prefix" if isinstance(self.config, DecoderConfig) else "inputs"
-        return super().reading
+        """How it reads a prompt: as its objective trained it."""
+        return self._run.objective.reading(self.config.family)
 
     def own_tokenizer(self) -> Tokenizer:
         # The plan has the store's absolute path.
