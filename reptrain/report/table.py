@@ -1,4 +1,4 @@
-"""The report's table: what is measured, as text."""
+"""The rows of the report's table, as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reptrain.report.figures import held_out_curve
-from reptrain.report.svg import NUM_COLOURS
+from reptrain.report.svg import NUM_COLORS
 from reptrain.runs.scores import SCORES
 from reptrain.study.collect import ArmRow
 from reptrain.study.verdict import held_out, settings, winner
@@ -20,16 +20,16 @@ class ArmLine:
     """One line of the table.
 
     Attributes:
-        label: The arm in words.
-        colour: Number of its colour on the page, from 1.
-        state: ``done`` or what else it is.
-        reason: Why it is not done, where that is known.
+        label: Label of the arm.
+        color: Number of its color on the page, from 1.
+        state: State of the run.
+        reason: Why it is not done, if known.
         cells: (heading, value) pairs, the same headings in every line.
-        is_best: It is of the setting with the lowest held-out loss (see `reptrain.study.verdict.winner`).
+        is_best: Whether its setting has the lowest held-out loss (see `reptrain.study.verdict.winner`).
     """
 
     label: str
-    colour: int
+    color: int
     state: str
     reason: str
     cells: tuple[tuple[str, str], ...]
@@ -37,14 +37,14 @@ class ArmLine:
 
 
 def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
-    """The table's lines in the order of the arms."""
+    """The lines of the table, in the order of the arms."""
     several = len({row.seed for row in rows}) > 1
     best = winner(settings(rows))
     best_arms = {row.arm for row in best.rows} if best else set()
     return [
         ArmLine(
             label=label(row, seeds=several),
-            colour=index % NUM_COLOURS + 1,
+            color=index % NUM_COLORS + 1,
             state=row.state,
             reason=row.reason or "",
             cells=_cells(row),

@@ -154,7 +154,7 @@ def test_page_says_that_nothing_improved_and_marks_no_best(tmp_path: Path) -> No
         write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
     page = build_report(STUDY, tmp_path).read_text()
     Checker(page)
-    assert "Training improved nothing" in page and 'class="best"' not in page
+    assert "Training did not help" in page and 'class="best"' not in page
     assert not any(line.is_best for line in arm_lines(collect(STUDY, tmp_path)))
 
 
