@@ -116,6 +116,12 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     assert dict(arm_lines(unknown)[0].cells)["selected held-out"] == "–"
 
 
+def test_page_emphasizes_the_loss_that_ranks_the_arms(out: Path) -> None:
+    page = build_report(STUDY, out).read_text()
+    (heading,) = re.findall(r'\.best td\[data-heading="(.+?)"\]', page)
+    assert heading == "selected held-out" and f'<td data-heading="{heading}">' in page
+
+
 def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
     environment = {
         "packages": {"torch": "2.13.0"},
