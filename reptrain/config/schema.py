@@ -325,8 +325,8 @@ class RunConfig(Frozen):
         stage = self.train.zero_stage
         if self.optimizer.needs_whole_matrices and stage > 0:
             raise ValueError(
-                f"optimizer.name {self.optimizer.name} needs train.zero_stage 0, and {stage} was given: it works"
-                " on whole matrices, and ZeRO partitions them as flat vectors; use adamw, or set"
+                f"optimizer.name {self.optimizer.name} needs train.zero_stage 0, and {stage} was given: it"
+                " works on whole matrices, and ZeRO partitions them as flat vectors; use adamw, or set"
                 " train.zero_stage=0"
             )
         return self
