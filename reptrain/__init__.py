@@ -21,7 +21,7 @@ _HOMES = {
     "load_run_config": "reptrain.config",
     "load_study": "reptrain.study",
     "open_store": "reptrain.store",
-    "open_trained": "reptrain.hub.saved_model",
+    "open_saved_model": "reptrain.hub.saved_model",
     "run_study": "reptrain.study",
     "tokenize": "reptrain.tokenization",
     "train": "reptrain.training.loop",

@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from reptrain.stages import StageProgress
-from reptrain.study.events import StudyEvent
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+ShowProgress = Callable[[str, float, float, str], None]
+"""Called with a stage, the units that are done, their total, and a rate as text."""
 
 
 def _bar(console: Console) -> Progress:
@@ -28,14 +30,14 @@ def _bar(console: Console) -> Progress:
 
 
 class _Lines:
-    """Says a line when a stage begins or ends, and in between every few seconds."""
+    """Prints a line when a stage begins or ends, and every few seconds in between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage = ""
         self._last = 0.0
 
-    def tell(self, stage: str, done: float, total: float, rate: str = "") -> None:
+    def show(self, stage: str, done: float, total: float, rate: str) -> None:
         now = time.monotonic()
         if stage == self._stage and done < total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
@@ -49,52 +51,31 @@ class _Lines:
 
 
 class _Bars:
-    """One bar for each stage, the finished ones left standing."""
+    """One bar per stage; finished bars stay."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def tell(self, stage: str, done: float, total: float, rate: str = "") -> None:
+    def show(self, stage: str, done: float, total: float, rate: str) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, rate="")
         self._progress.update(self._tasks[stage], completed=done, total=total, rate=rate)
 
 
 @contextmanager
-def _teller() -> Iterator[_Lines | _Bars]:
+def progress_display() -> Iterator[ShowProgress]:
+    """A function of (stage, done, total, rate): a bar on a terminal, a line every few seconds elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _Lines(console).show
         return
     with _bar(console) as progress:
-        yield _Bars(progress)
+        yield _Bars(progress).show
 
 
 @contextmanager
 def stage_progress() -> Iterator[StageProgress]:
-    """A function of (stage, done, total) that shows them."""
-    with _teller() as teller:
-        yield teller.tell
-
-
-@contextmanager
-def study_progress() -> Iterator[Callable[[StudyEvent], None]]:
-    """A function that shows what happens in a study, arm by arm."""
-    with _teller() as teller:
-
-        def on_event(event: StudyEvent) -> None:
-            stage = f"[{event.index + 1}/{event.num_arms}] {event.arm}"
-            rate = {
-                "skipped": "already done",
-                "failed": "failed",
-                "stopped": "stopped",
-                "start": "starting",
-            }.get(event.kind, "")
-            if event.kind in ("progress", "done") and event.tokens_per_s:
-                rate = f"{event.tokens_per_s:,.0f} tokens/s"
-            if event.message:
-                rate = f"{rate}: {event.message}"
-            teller.tell(stage, event.tokens, event.total_tokens, rate)
-
-        yield on_event
+    """A function of (stage, done, total) that shows the progress of a long job."""
+    with progress_display() as show:
+        yield lambda stage, done, total: show(stage, done, total, "")

@@ -1,6 +1,6 @@
-"""The commands: parse, call, print, exit code. Each imports what it needs when it runs."""
+"""The commands: parse, call, print, exit code. A command imports its modules when it runs."""
 
-# Importing a module registers its commands; the help shows them in that order.
+# Importing a module registers its commands, in the order of the help.
 from reptrain.cli import studies, data, runs, scores, tasks, models, trained, benches  # noqa: F401, I001
 from reptrain.cli.common import app, main
 

@@ -1,4 +1,4 @@
-"""Commands that measure."""
+"""Benchmarks."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ import typer
 from reptrain.cli.common import NO, app
 from reptrain.errors import ReptrainError
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of the trainer are.")
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmark parts of the trainer.")
 app.add_typer(bench_app, name="bench")
 
 
 @bench_app.command()
 def kernels(
-    only: Annotated[str | None, typer.Option("--only", metavar="NAME", help="One operation.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="NAME", help="Benchmark only this operation.")
+    ] = None,
     model: Annotated[
-        bool, typer.Option("--model", help="Print modelled times on A100 and H100; needs no GPU.")
+        bool, typer.Option("--model", help="Print modeled times on A100 and H100, without a GPU.")
     ] = False,
-    minutes: Annotated[float, typer.Option(min=0, help="Begin no shape after so many.")] = 7.0,
-    all_shapes: Annotated[bool, typer.Option("--all-shapes", help="Every shape, not a few of each.")] = False,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Start no further shape after this many minutes.")
+    ] = 7.0,
+    all_shapes: Annotated[
+        bool, typer.Option("--all-shapes", help="Benchmark every shape instead of a few per operation.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The table that rows are added to.",
+            help="CSV file to append rows to.",
             show_default="kernels/bench/results/gpu.csv",
         ),
     ] = None,
 ) -> None:
-    """Hold each kernel against its definition on this GPU, then time it beside other implementations."""
+    """Verify each kernel against its reference on this GPU, then time it next to other implementations."""
     from reptrain_kernels.bench.operations import OPERATIONS
 
     if only is not None and only not in OPERATIONS:
@@ -39,7 +45,7 @@ def kernels(
             "--only",
             got=only,
             rule=f"must be one of {', '.join(OPERATIONS)}",
-            remedy="Leave it out for all of them.",
+            remedy="Omit it to benchmark all of them.",
         )
     chosen = [operation for name, operation in OPERATIONS.items() if only in (None, name)]
     if model:
@@ -54,9 +60,9 @@ def kernels(
     if not torch.cuda.is_available():
         raise ReptrainError(
             "bench kernels",
-            got="none that torch sees",
+            got="none",
             rule="needs a CUDA device",
-            remedy="Print modelled times with --model.",
+            remedy="Print modeled times with --model.",
         )
     if not timed.bench(chosen, minutes=minutes, all_shapes=all_shapes, path=out or timed.TABLE):
         raise typer.Exit(NO)

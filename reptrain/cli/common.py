@@ -1,11 +1,10 @@
-"""What the commands have in common: their groups, their options, and how they end."""
+"""The groups of commands, and how a command ends."""
 
 from __future__ import annotations
 
 import errno
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -24,58 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(
-    no_args_is_help=True, help="Show a resolved configuration, or what is allowed in one."
+config_app = typer.Typer(no_args_is_help=True, help="Show a resolved configuration, or the schema of one.")
+store_app = typer.Typer(no_args_is_help=True, help="Show a token store, or verify it against its manifest.")
+study_app = typer.Typer(
+    no_args_is_help=True, help="Run and report studies: many runs that answer one question."
 )
-store_app = typer.Typer(
-    no_args_is_help=True, help="Show a token store, or hold its bytes against its manifest."
-)
-study_app = typer.Typer(no_args_is_help=True, help="Many runs and the question that they answer.")
-tasks_app = typer.Typer(no_args_is_help=True, help="Prepare tasks to fine-tune on.")
+tasks_app = typer.Typer(no_args_is_help=True, help="Prepare tasks for fine-tuning.")
 app.add_typer(config_app, name="config")
 app.add_typer(store_app, name="store")
 app.add_typer(study_app, name="study")
 app.add_typer(tasks_app, name="tasks")
 
 DONE, NO, WRONG_INPUT, PREEMPTED = 0, 1, 2, 3
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.total_tokens=64epochs."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder of the run.",
-        show_default="runs/NAME, of the configuration's name",
-    ),
-]
-
-
-def _count(text: str) -> int:
-    """A count from the command line, with the spellings of the configuration."""
-    from reptrain.config.quantities import parse_count
-
-    try:
-        number = parse_count(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} {error}") from error
-    return int(number)
-
-
-def count_option(*names: str, least: int = 1, **settings: Any) -> Any:
-    """An option that takes a count: 8192, 2**13, 64k."""
-
-    def parse(text: str) -> int:
-        number = _count(text)
-        if number < least:
-            raise typer.BadParameter(f"{text!r} must be at least {least}")
-        return number
-
-    return typer.Option(*names, parser=parse, metavar=settings.pop("metavar", "N"), **settings)
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,12 +51,12 @@ def _common(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Train language models that must repeat their data: exact epochs, and proof of them."""
-    # The deepspeed launcher passes --local_rank unless told not to; its environment says the same.
+    """Train language models on repeated data: exact epochs, and proof of them."""
+    # The deepspeed launcher passes --local_rank by default; the environment has the same value.
 
 
 def main() -> None:
-    """Run a command; an error that the user can mend is one line and exit code 2."""
+    """Run a command. A user error prints one line and exits with code 2."""
     try:
         _check_platform()
         _check_arguments(sys.argv[1:])
@@ -126,14 +85,14 @@ def _check_platform() -> None:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """No path has this character; a caller within Python may pass it all the same."""
+    """Refuse NUL, which no path may contain; a caller in Python can pass it."""
     for argument in arguments:
         if "\0" in argument:
             raise ConfigError(
                 "argument",
                 got=repr(argument),
                 rule="must not contain the character NUL",
-                remedy="Leave it out.",
+                remedy="Remove it.",
             )
 
 
@@ -144,5 +103,5 @@ def _refuse(message: object) -> NoReturn:
 
 
 def show(data: Any, text: str, *, as_json: bool) -> None:
-    """Print what a command tells."""
+    """Print the result of a command, as JSON or as text."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)

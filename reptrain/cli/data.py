@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, app, count_option, show, store_app
+from reptrain.cli.common import DONE, NO, app, show, store_app
+from reptrain.cli.options import AsJson, StoreFolder, count_option
 from reptrain.tokenize_options import Option, TokenizeOptions
 
 
@@ -68,12 +69,13 @@ def tokenize(
             "URLs of them.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store to write.")],
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="A SentencePiece model or a tokenizer.json; without it one is trained on the sources.",
+            help="A SentencePiece model or a tokenizer.json.",
+            show_default="trained on the sources",
         ),
     ] = None,
     processes: Annotated[
@@ -87,7 +89,7 @@ def tokenize(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Turn text into a sealed token store. The same command resumes an interrupted call."""
+    """Turn text into a sealed token store. A killed run resumes if started again."""
     from reptrain.progress import stage_progress
     from reptrain.store import describe, describe_text, open_store
     from reptrain.tokenization import near_settings, tag_pairs
@@ -111,10 +113,8 @@ def tokenize(
 
 
 @store_app.command("show")
-def store_show(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: AsJson = False
-) -> None:
-    """Print the contents of a store."""
+def store_show(store: StoreFolder, as_json: AsJson = False) -> None:
+    """Print the contents of a store: documents, tokens, splits and tokenizer."""
     from reptrain.store import describe, describe_text, open_store
 
     opened = open_store(store)
@@ -123,12 +123,12 @@ def store_show(
 
 @store_app.command("verify")
 def store_verify(
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    store: StoreFolder,
     max_overlap: Annotated[
         float | None,
         typer.Option(
             "--max-overlap",
-            help="Largest share, 0 to 1, of a held-out split's distinct 13-grams of tokens that may also"
+            help="Largest allowed share, 0 to 1, of a held-out split's distinct token 13-grams that also"
             " occur in train.",
             min=0.0,
             max=1.0,
@@ -137,9 +137,9 @@ def store_verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every shard against the manifest, and compare the held-out with the training text.
+    """Verify the hash and counts of every shard, and the overlap of held-out and training text.
 
-    Exit code 1 if the store has changed since it was sealed, or the texts share more than the limit.
+    Exit code 1 if a shard differs from its manifest, or if the overlap exceeds --max-overlap.
     """
     from reptrain.progress import stage_progress
     from reptrain.store import MAX_OVERLAP, verify

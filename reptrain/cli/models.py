@@ -1,4 +1,4 @@
-"""Commands for the sizes of models."""
+"""Commands that count and match the sizes of models."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import AsJson, app, count_option, show
+from reptrain.cli.common import app, show
+from reptrain.cli.options import AsJson, VocabSize
 from reptrain.errors import ConfigError
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as model.num_layers=8."),
-]
-VocabSize = Annotated[
-    int | None,
-    count_option("--vocab-size", help="Ids of the tokenizer, where neither model nor store tells."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as model.num_layers=8."),
 ]
 
 
 @app.command()
 def sizes(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file, or one with a model alone.")],
+    config: Annotated[Path, typer.Argument(help="A YAML file of a run, or of a model alone.")],
     overrides: Settings = None,
     world_size: Annotated[
-        int, typer.Option("--world-size", min=1, help="GPUs that share the state under ZeRO.")
+        int, typer.Option("--world-size", min=1, help="Number of GPUs that ZeRO partitions over.")
     ] = 1,
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
-        typer.Option("--precision", help="Of the memory told.", show_default="train.precision"),
+        typer.Option("--precision", help="Precision of the memory estimate.", show_default="train.precision"),
     ] = None,
     vocab_size: VocabSize = None,
     as_json: AsJson = False,
@@ -44,34 +41,36 @@ def sizes(
 
 @app.command()
 def match(
-    config: Annotated[Path, typer.Argument(help="What changes: a run's YAML file, or a model's alone.")],
-    to: Annotated[Path, typer.Option("--to", help="The YAML file of what it is matched to.")],
+    config: Annotated[Path, typer.Argument(help="YAML file to change: of a run, or of a model alone.")],
+    to: Annotated[Path, typer.Option("--to", help="YAML file to match.")],
     overrides: Settings = None,
     by: Annotated[
         Literal["total-params", "active-params", "flops"],
-        typer.Option("--by", help="What is to be equal; flops are those of training, for a raw token."),
+        typer.Option("--by", help="Quantity to match; flops: training FLOPs per raw token."),
     ] = "flops",
     vary: Annotated[
         Literal["width", "depth", "experts", "groups", "d_ff"],
-        typer.Option("--vary", help="What is changed; d_ff follows where that alone comes not near enough."),
+        typer.Option(
+            "--vary", help="Dimension to change; d_ff is adjusted too if that alone is not close enough."
+        ),
     ] = "width",
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="How near, relative to what is wanted.")
+        float, typer.Option("--tolerance", min=0.0, help="Largest relative difference.")
     ] = 0.01,
     out: Annotated[Path | None, typer.Option("--out", help="File to write the changed YAML to.")] = None,
     vocab_size: VocabSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a model so that it has another's parameters or FLOPs, and write its file."""
+    """Change a model so that its parameters or FLOPs match another's, and write the new file."""
     from reptrain.sizes import describe_match, load_subject, match_text, write_match
     from reptrain.sizes import match as solve
 
     if out is not None and out.exists():
         raise ConfigError(
             "--out",
-            got=f"{out}, which is there",
+            got=f"{out}, which exists",
             rule="must be a new file",
-            remedy="Choose another, or remove it.",
+            remedy="Choose another name, or remove the file.",
         )
     subject = load_subject(config, overrides or [], vocab_size=vocab_size)
     other = load_subject(to, vocab_size=vocab_size)

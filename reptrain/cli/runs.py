@@ -9,29 +9,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import DONE, NO, PREEMPTED, AsJson, Out, Overrides, app, config_app, show
-
-MaxMinutes = Annotated[
-    float | None,
-    typer.Option(
-        "--max-minutes", min=0.0, help="Stop with a checkpoint so long after the start of the process."
-    ),
-]
+from reptrain.cli.common import DONE, NO, PREEMPTED, app, config_app, show
+from reptrain.cli.options import AsJson, ConfigFile, MaxMinutes, MovedStores, Out, Overrides
 
 
 @config_app.command("show")
 def config_show(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     as_json: AsJson = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Also draw the learning rate and every schedule: FILE.png, .svg or .pdf."),
+        typer.Option(help="Also plot the learning rate and every schedule to a .png, .svg or .pdf file."),
     ] = None,
     parameters: Annotated[
         bool,
         typer.Option(
-            "--parameters", help="Print instead what decays, at which rate, and by which optimizer."
+            "--parameters", help="Print each parameter's optimizer, learning rate and weight decay instead."
         ),
     ] = False,
 ) -> None:
@@ -58,17 +52,17 @@ def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> No
 
     subject = load_subject(config, overrides)
     run, model = trainable(subject, str(config))
-    found = treatments(model, run.optimizer, vocab_size=subject.vocab_size)
-    show([row._asdict() for row in found], treatments_text(found), as_json=as_json)
+    rows = treatments(model, run.optimizer, vocab_size=subject.vocab_size)
+    show([row._asdict() for row in rows], treatments_text(rows), as_json=as_json)
 
 
 @config_app.command("schema")
 def config_schema(
-    of: Annotated[
-        Literal["run", "finetune", "task", "study"], typer.Argument(help="Which kind of file or settings.")
+    kind: Annotated[
+        Literal["run", "finetune", "task", "study"], typer.Argument(help="Kind of configuration.")
     ] = "run",
 ) -> None:
-    """Print the JSON Schema of a configuration: a run's, a fine-tuning's, a task's or a study's."""
+    """Print the JSON Schema of a configuration: of a run, a fine-tuning run, a task or a study."""
     from pydantic import BaseModel
 
     from reptrain.config import RunConfig
@@ -76,32 +70,32 @@ def config_schema(
     from reptrain.config.task import TaskConfig
     from reptrain.study.schema import StudyConfig
 
-    known: dict[str, type[BaseModel]] = {
+    schemas: dict[str, type[BaseModel]] = {
         "run": RunConfig,
         "finetune": FinetuneConfig,
         "task": TaskConfig,
         "study": StudyConfig,
     }
-    typer.echo(json.dumps(known[of].model_json_schema(), indent=2))
+    typer.echo(json.dumps(schemas[kind].model_json_schema(), indent=2))
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     out: Out = None,
     max_minutes: MaxMinutes = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on where the run was, or refuse a folder that has a checkpoint.")
+        bool, typer.Option(help="Resume the run, or refuse a folder that has a checkpoint.")
     ] = True,
 ) -> None:
     """Train in one process, or join the ranks that deepspeed or torchrun started.
 
-    Called again it goes on from the newest checkpoint, on any number of ranks and at any ZeRO stage.
-    A signal to stop, or the time's end, leads to a checkpoint and exit code 3.
+    The same command resumes from the newest checkpoint, on any number of ranks and at any ZeRO stage.
+    A stop signal or --max-minutes saves a checkpoint and exits with code 3.
     """
-    # Read when torch is loaded. Threads that spin while they wait make a CPU run that shares its cores with
-    # one other busy process three times slower, and gain nothing where it has the cores to itself.
+    # Torch reads it at import. Spinning threads slow a CPU run down threefold if another process uses the
+    # same cores, and gain nothing if none does.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
 
@@ -125,7 +119,7 @@ def train(
         stop.let_go()
         raise
     if result.state == "preempted":
-        # A signal that is sent again must not change the exit code.
+        # A second signal must not change the exit code.
         stop.ignore()
     else:
         stop.let_go()
@@ -142,23 +136,20 @@ def train(
 @app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    store: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--store", metavar="PATH", help="Where the store is, if it has moved; in a mixture NAME=PATH."
-        ),
-    ] = None,
+    store: MovedStores = None,
     exposures: Annotated[
         Path | None,
-        typer.Option("--exposures", metavar="FILE.arrow", help="Also write the count of every token."),
+        typer.Option(
+            "--exposures", metavar="FILE.arrow", help="Also write the number of uses of every token."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recount how often each token reached the model, from ledger and store. Exit code 1: not exact.
 
-    Exact is a run whose tokens were each consumed floor(k) or ceil(k) times in the k epochs so far. In the
-    order `mixed` that is so at the end of a whole number of epochs; elsewhere the report says `as planned`
-    where nothing went wrong, and the exit code is 1.
+    A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
+    the order `mixed` is exact only after a whole number of epochs. Between epochs, a correct run is reported
+    `as planned`, with exit code 1.
     """
     from reptrain.auditing.audit import audit as recount
     from reptrain.auditing.audit import store_places
@@ -172,15 +163,17 @@ def audit(
 
 @app.command()
 def launch(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file.")],
+    config: ConfigFile,
     overrides: Overrides = None,
     out: Out = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", help="Ranks on this machine (CPU ranks without a GPU).")
+        int | None, typer.Option("--gpus", help="Ranks on this machine; CPU ranks if it has no GPU.")
     ] = None,
-    hostfile: Annotated[Path | None, typer.Option("--hostfile", help="Lines of HOST slots=N.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option("--hostfile", help="Hostfile with lines of HOST slots=N.")
+    ] = None,
     max_minutes: MaxMinutes = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command without running it.")] = False,
 ) -> None:
     """Train on several ranks through the deepspeed launcher."""
     from reptrain.config import load_run_config

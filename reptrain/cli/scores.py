@@ -1,38 +1,69 @@
-"""The command that scores runs."""
+"""The commands that score models: on held-out sets, on memorization, on tasks, and by lm-eval."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from reptrain.cli.common import AsJson, app, count_option, show
+from reptrain.cli.common import app, show
+from reptrain.cli.options import (
+    AsJson,
+    Device,
+    MaxExamples,
+    Models,
+    MovedStores,
+    RunFolders,
+    Step,
+    count_option,
+)
 from reptrain.errors import ConfigError
 
 
 class Set(StrEnum):
-    """A set of windows."""
+    """An evaluation set."""
 
     PROBE = "probe"
     SELECT = "select"
     REPORT = "report"
 
 
+def _moved_option(*names: str, to: str) -> Any:
+    """A hidden option of `evaluate` that is refused, with the command that replaces it."""
+
+    def refuse(value: str | None) -> None:
+        if value is not None:
+            raise ConfigError(
+                names[0],
+                got=repr(value),
+                rule="is no longer an option of evaluate",
+                remedy=f"Run `reptrain {to}`.",
+            )
+
+    return typer.Option(*names, hidden=True, callback=refuse)
+
+
+_MEMORIZATION = "memorization RUN... --prefix-tokens N --continuation-tokens N"
+_SCORE_TASK = "score-task RUN... --task TASK --set KEY=VALUE"
+_LM_EVAL = "lm-eval RUN... --tasks NAMES --include DIR"
+
+
 @app.command()
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: RunFolders,
     sets: Annotated[
-        list[Set] | None, typer.Option("--set", help="May be given several times.", show_default="all three")
+        list[Set] | None, typer.Option("--set", help="Set to score; repeatable.", show_default="all three")
     ] = None,
     objectives: Annotated[
         list[str] | None,
         typer.Option(
             "--objective",
             metavar="NAME|YAML",
-            help="Another objective that the model can run: a name, or such as"
-            " '{name: span_corruption, mean_span_tokens: 8}'. May be given several times.",
+            help="Score under this objective: a name, or a mapping such as"
+            " '{name: span_corruption, mean_span_tokens: 8}'; repeatable.",
             show_default="the run's",
         ),
     ] = None,
@@ -41,170 +72,167 @@ def evaluate(
         typer.Option(
             "--store",
             metavar="PATH",
-            help="Where the store is now, or another one of the same tokenizer; in a mixture NAME=PATH.",
+            help="The store's folder, if it has moved, or another store of the same tokenizer;"
+            " in a mixture NAME=PATH.",
         ),
     ] = None,
-    step: Annotated[
-        int | None, typer.Option("--step", help="Whose checkpoint.", show_default="the newest")
-    ] = None,
+    step: Step = None,
     max_windows: Annotated[
-        int | None, count_option("--max-windows", help="Of each set.", show_default="the run's")
+        int | None,
+        count_option("--max-windows", help="Largest number of windows per set.", show_default="the run's"),
     ] = None,
     noise_samples: Annotated[
         int | None,
-        typer.Option(
-            "--noise-samples", min=1, help="How often each, under other noise.", show_default="the run's"
-        ),
-    ] = None,
-    memorised: Annotated[
-        int | None,
-        typer.Option(
-            "--memorised",
-            min=1,
-            metavar="K",
-            help="Instead tell for how many windows the model gives the next K tokens, by their exposures.",
-        ),
-    ] = None,
-    prefix_tokens: Annotated[
-        int | None,
-        typer.Option("--prefix-tokens", min=1, help="Of the prompt, with --memorised.", show_default="32"),
+        typer.Option("--noise-samples", min=1, help="Noise samples per window.", show_default="the run's"),
     ] = None,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Also score the mean of the runs' probabilities.")
+        bool, typer.Option("--ensemble", help="Also score the ensemble: the mean of the runs' probabilities.")
     ] = False,
-    task: Annotated[
-        Path | None,
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="Instead score on a task: a folder with a task.yaml, or such a file.",
-        ),
-    ] = None,
-    lm_eval: Annotated[
-        str | None,
-        typer.Option(
-            "--lm-eval", metavar="TASKS", help="Instead let lm-eval score: names, with commas between."
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set-task",
-            metavar="KEY=VALUE",
-            help="With --task, of it or its limits, as in task.data=FOLDER or limits.input_tokens=256.",
-        ),
-    ] = None,
-    include: Annotated[
-        Path | None, typer.Option("--include", metavar="DIR", help="With --lm-eval, a folder of more tasks.")
-    ] = None,
-    max_examples: Annotated[
-        int | None,
-        typer.Option("--max-examples", min=1, help="With --task or --lm-eval.", show_default="all"),
-    ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="To score on.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
+    memorization: Annotated[str | None, _moved_option("--memorised", "--memorized", to=_MEMORIZATION)] = None,
+    prefix_tokens: Annotated[str | None, _moved_option("--prefix-tokens", to=_MEMORIZATION)] = None,
+    task: Annotated[str | None, _moved_option("--task", to=_SCORE_TASK)] = None,
+    settings: Annotated[str | None, _moved_option("--set-task", to=_SCORE_TASK)] = None,
+    lm_eval: Annotated[str | None, _moved_option("--lm-eval", to=_LM_EVAL)] = None,
+    include: Annotated[str | None, _moved_option("--include", to=_LM_EVAL)] = None,
+    max_examples: Annotated[str | None, _moved_option("--max-examples", to=_SCORE_TASK)] = None,
 ) -> None:
-    """Score runs in fp32: nats per token, bits per byte, accuracy, and the gap to training windows.
+    """Score runs in fp32: nats per token, bits per byte, accuracy, and the gap to the training probe.
 
-    Windows and noise are those of the run's own evaluations, and the same for all runs on a store.
+    Windows and noise are the same as in the run's own evaluations, and the same for all runs on a store.
     """
-    _refuse_what_goes_unused(
-        {
-            "--task": task,
-            "--lm-eval": lm_eval,
-            "--memorised": memorised,
-            "--set": sets,
-            "--objective": objectives,
-            "--store": store,
-            "--max-windows": max_windows,
-            "--noise-samples": noise_samples,
-            "--prefix-tokens": prefix_tokens,
-            "--ensemble": ensemble,
-            "--set-task": settings,
-            "--include": include,
-            "--max-examples": max_examples,
-        }
-    )
-    if task is not None or lm_eval is not None:
-        from reptrain.cli.task_scores import rows_on_lm_eval, rows_on_task
-
-        if task is not None:
-            rows = rows_on_task(
-                runs, task, settings or [], step=step, max_examples=max_examples, device=device
-            )
-        else:
-            names = str(lm_eval).split(",")
-            rows = rows_on_lm_eval(
-                runs, names, include=include, step=step, max_examples=max_examples, device=device
-            )
-        show(rows, table(rows), as_json=as_json)
-        return
     from reptrain.auditing.audit import store_places
     from reptrain.evaluation.evaluate import SETS, open_run, score_run
-    from reptrain.evaluation.memorization import memorized as ask
 
-    rows = []
-    opened = []
-    for path in runs:
-        run = open_run(path, step=step, stores=store_places(path, store or []), device=device)
-        if memorised is not None:
-            rows += [
-                found._asdict() | {"share": found.share}
-                for found in ask(
-                    run,
-                    prefix_tokens=prefix_tokens or 32,
-                    continuation_tokens=memorised,
-                    max_windows=max_windows or 256,
-                )
-            ]
-            continue
-        opened.append(run)
-    if ensemble and opened:
+    opened = [
+        open_run(path, step=step, stores=store_places(path, store or []), device=device) for path in runs
+    ]
+    if ensemble:
         from reptrain.evaluation.ensemble import ensemble_of
 
         opened.append(ensemble_of(opened))
-    for run in opened:
-        rows += [
-            score._asdict()
-            for score in score_run(
-                run,
-                sets=sets or SETS,
-                objectives=objectives or [],
-                max_windows=max_windows,
-                noise_samples=noise_samples,
-            )
-        ]
+    rows = [
+        score.row()
+        for run in opened
+        for score in score_run(
+            run,
+            sets=sets or SETS,
+            objectives=objectives or [],
+            max_windows=max_windows,
+            noise_samples=noise_samples,
+        )
+    ]
     show(rows, table(rows), as_json=as_json)
 
 
-_PLAIN = "scores of windows"
-# What is scored, and what else may then be given.
-_KINDS = {
-    "--task": {"--set-task", "--max-examples"},
-    "--lm-eval": {"--include", "--max-examples"},
-    "--memorised": {"--prefix-tokens", "--store", "--max-windows"},
-    _PLAIN: {"--set", "--objective", "--store", "--max-windows", "--noise-samples", "--ensemble"},
-}
+@app.command("memorisation", hidden=True)
+@app.command()
+def memorization(
+    runs: RunFolders,
+    prefix_tokens: Annotated[
+        int, typer.Option("--prefix-tokens", min=1, help="Length of the prompt: the window's first tokens.")
+    ] = 32,
+    continuation_tokens: Annotated[
+        int, typer.Option("--continuation-tokens", min=1, help="Length of the continuation after it.")
+    ] = 32,
+    store: MovedStores = None,
+    step: Step = None,
+    max_windows: Annotated[
+        int, count_option("--max-windows", help="Largest number of windows per subset.")
+    ] = 256,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Count the windows whose continuation the model reproduces exactly, by their number of exposures."""
+    from reptrain.auditing.audit import store_places
+    from reptrain.evaluation.evaluate import open_run
+    from reptrain.evaluation.memorization import memorized
 
-
-def _refuse_what_goes_unused(given: dict[str, object]) -> None:
-    """Raise a ConfigError for an option that what is scored has no use for."""
-    options = {name for name, value in given.items() if value}
-    kind = next((kind for kind in _KINDS if kind in options), _PLAIN)
-    for option in sorted(options - _KINDS[kind] - {kind}):
-        fitting = [name for name, known in _KINDS.items() if option in known]
-        raise ConfigError(
-            option,
-            got=f"it with {kind}",
-            rule=f"goes with {' or '.join(fitting)} only" if fitting else "goes with no other kind of score",
-            remedy="Ask for one thing at a time.",
+    rows = []
+    for path in runs:
+        run = open_run(path, step=step, stores=store_places(path, store or []), device=device)
+        counts = memorized(
+            run,
+            prefix_tokens=prefix_tokens,
+            continuation_tokens=continuation_tokens,
+            max_windows=max_windows,
         )
+        rows += [count._asdict() | {"share": count.share} for count in counts]
+    show(rows, table(rows), as_json=as_json)
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Rows of equal keys as lines of text, with a heading."""
+@app.command("score-task")
+def score_task(
+    models: Models,
+    task: Annotated[
+        Path, typer.Option("--task", metavar="TASK", help="A folder with a task.yaml, or such a file.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override, such as task.data=FOLDER or limits.input_tokens=256; repeatable.",
+        ),
+    ] = None,
+    step: Step = None,
+    max_examples: MaxExamples = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score models on a task as they are, without fine-tuning."""
+    from reptrain.tasks.evaluate import score_on_task
+    from reptrain.tasks.finetune import load_finetune
+
+    config = load_finetune(task, settings or [])
+    changes = {} if max_examples is None else {"report_examples": max_examples}
+    limits = config.limits.model_copy(update=changes)
+    rows = []
+    for model in models:
+        result = score_on_task(model, config.task, limits, step=step, device=device)
+        score = result.score
+        rows.append(
+            {"run": result.run, "step": result.step, "task": config.task.name, "examples": score.examples}
+            | score.figures
+            | {"cut_inputs": score.cut_inputs, "cut_targets": score.cut_targets}
+        )
+    show(rows, table(rows), as_json=as_json)
+
+
+@app.command("lm-eval")
+def lm_eval(
+    models: Models,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="NAMES", help="Tasks of lm-eval, separated by commas.")
+    ],
+    include: Annotated[
+        Path | None, typer.Option("--include", metavar="DIR", help="Folder of your own lm-eval tasks.")
+    ] = None,
+    step: Step = None,
+    max_examples: MaxExamples = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score models with lm-eval, through an export to Hugging Face format."""
+    from reptrain.distributed.world import choose_device
+    from reptrain.evaluation.lm_eval import score_by_lm_eval
+
+    chosen = choose_device(device).type
+    rows = [
+        score._asdict()
+        for model in models
+        for score in score_by_lm_eval(
+            model, tasks.split(","), include=include, step=step, limit=max_examples, device=chosen
+        )
+    ]
+    show(rows, table(rows), as_json=as_json)
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as aligned text, with a heading."""
     if not rows:
-        return "nothing to tell"
+        return "no results"
     lines = [[key.replace("_", " ") for key in rows[0]]]
     lines += [[_cell(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

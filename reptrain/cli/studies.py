@@ -1,4 +1,4 @@
-"""Commands for many runs and their question."""
+"""The demo, and the commands for studies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import DONE, NO, AsJson, app, show, study_app
+from reptrain.cli.common import DONE, NO, app, show, study_app
+from reptrain.cli.options import AsJson
 
 
 @app.command()
 def demo(
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", help="Your own files or folders, instead of Python's docs."),
+        typer.Option(
+            "--text",
+            help="Your own files or folders; may be repeated.",
+            show_default="Python's documentation",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -23,17 +28,22 @@ def demo(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Less text and a thirty-second of the training: under a minute.")
+        bool, typer.Option("--quick", help="Less text and 1/32 of the training: under a minute.")
     ] = False,
-    store_only: Annotated[
-        bool, typer.Option("--store-only", help="Make the token store and train nothing.")
-    ] = False,
+    store_only: Annotated[bool, typer.Option("--store-only", help="Build the token store and stop.")] = False,
 ) -> None:
     """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
-    from reptrain.demo import run_demo
+    from reptrain.cli.study_run import run_and_report
+    from reptrain.demo import make_demo_store, make_demo_study
+    from reptrain.store import open_store, split_warnings
 
     folder = out or Path("runs") / ("demo-quick" if quick else "demo")
-    raise typer.Exit(run_demo(folder, text=text or [], quick=quick, store_only=store_only))
+    store = make_demo_store(folder, text=text or [], quick=quick)
+    if not store_only:
+        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder))
+    for warning in split_warnings(open_store(store).manifest):
+        typer.echo(f"WARNING: {warning}", err=True)
+    typer.echo(f"store: {store}")
 
 
 @study_app.command("run")
@@ -43,22 +53,25 @@ def study_run(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of the study (seeds=[0,1]), or of every run (train.total_tokens=64epochs).",
+            help="Overrides of the study (seeds=[0,1]) or of every run (train.total_tokens=64epochs).",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of the study.", show_default="runs/NAME, of the study's name"
+            "--out",
+            metavar="DIR",
+            help="Folder of the study.",
+            show_default="runs/NAME",
         ),
     ] = None,
 ) -> None:
-    """Run every arm that is not done yet, audit the runs, write the report and tell the answer."""
-    from reptrain.demo import carry_out
+    """Run every unfinished arm, audit the runs, write the report and print the answer."""
+    from reptrain.cli.study_run import run_and_report
     from reptrain.study import load_study
 
     loaded = load_study(study, overrides or [])
-    raise typer.Exit(carry_out(loaded, out or Path("runs") / loaded.name))
+    raise typer.Exit(run_and_report(loaded, out or Path("runs") / loaded.name))
 
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]
@@ -66,7 +79,7 @@ StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder 
 
 @study_app.command("status")
 def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
-    """Print where every arm stands."""
+    """Print the state of every arm."""
     from reptrain.study import open_study
     from reptrain.study import study_status as status
 
@@ -80,8 +93,8 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
 
 @study_app.command("report")
 def study_report(folder: StudyFolder) -> None:
-    """Audit the runs again, rebuild report.html from the run folders, and tell the answer."""
-    from reptrain.demo import tell
+    """Audit the runs again, rebuild report.html from the run folders, and print the answer."""
+    from reptrain.cli.study_run import audit_and_report
     from reptrain.study import open_study
 
-    raise typer.Exit(DONE if tell(open_study(folder), folder) else NO)
+    raise typer.Exit(DONE if audit_and_report(open_study(folder), folder) else NO)

@@ -1,4 +1,4 @@
-"""Commands for tasks: prepare one, and fine-tune on it."""
+"""Commands that prepare a task and fine-tune on it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reptrain.cli.common import PREEMPTED, AsJson, app, show, tasks_app
-from reptrain.cli.trained import Step, TokenizerFile
+from reptrain.cli.common import PREEMPTED, app, show, tasks_app
+from reptrain.cli.options import AsJson, Step, TokenizerFile
 from reptrain.errors import ConfigError
 
 Validation = Annotated[
     Path | None,
-    typer.Option("--validation", metavar="PATH", help="Reporting split, where SOURCE is one split alone."),
+    typer.Option("--validation", metavar="PATH", help="The report split, if SOURCE is a single split."),
 ]
 
 
@@ -24,39 +24,45 @@ Validation = Annotated[
 def tasks_prepare(
     form: Annotated[
         Literal["squad", "rows"],
-        typer.Argument(
-            help="squad: SQuAD's questions. rows: a folder that `datasets` saved, of any columns."
-        ),
+        typer.Argument(help="squad: SQuAD files. rows: a folder saved by `datasets`, with any columns."),
     ],
     source: Annotated[
         Path,
         typer.Argument(
-            help="A file such as train-v1.1.json, or a folder of both splits: JSON, or saved by `datasets`."
+            help="A file such as train-v1.1.json, or a folder with both splits: JSON, or saved by `datasets`."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the new task.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Task folder to write.")],
     validation: Validation = None,
     kind: Annotated[
         Literal["qa", "generation", "classification"] | None,
         typer.Option("--kind", help="With rows: the kind of the task."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--input", metavar="TEXT", help="With rows: what is read, as '{question}'.")
+        str | None,
+        typer.Option(
+            "--input", metavar="TEXT", help="With rows: template of the input, such as '{question}'."
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="TEXT", help="With rows: what is written, as '{answer}'."),
+        typer.Option(
+            "--target", metavar="TEXT", help="With rows: template of the target, such as '{answer}'."
+        ),
     ] = None,
     group: Annotated[
-        str | None, typer.Option("--group", metavar="COLUMN", help="With rows: kept on one side of a split.")
+        str | None,
+        typer.Option(
+            "--group", metavar="COLUMN", help="With rows: examples of one group stay on one side of a split."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option("--labels", metavar="A,B", help="With rows: the targets of a classification."),
+        typer.Option("--labels", metavar="A,B", help="With rows: the labels of a classification."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a task for `finetune` of files that others publish."""
+    """Convert published files into a task for `finetune`."""
     from reptrain.tasks.prepare import prepare_rows, prepare_squad
 
     given = {"kind": kind, "input": text, "target": target, "group": group}
@@ -67,7 +73,7 @@ def tasks_prepare(
         done = prepare_rows(source, out, settings, validation=validation)
     elif settings:
         option = f"--{next(iter(settings))}"
-        raise ConfigError(option, got="it with squad", rule="goes with rows only", remedy="Leave it out.")
+        raise ConfigError(option, got="it with squad", rule="needs rows", remedy="Remove it.")
     else:
         done = prepare_squad(source, out, validation=validation)
     show(done._asdict(), done.text(), as_json=as_json)
@@ -77,38 +83,38 @@ def tasks_prepare(
 def finetune(
     run: Annotated[Path, typer.Argument(help="A run, an imported model, or a Hugging Face folder.")],
     task: Annotated[Path, typer.Argument(help="A folder with a task.yaml, or such a file.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write to.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings, such as epochs=2 or task.data=FOLDER; `config schema finetune` lists them.",
+            help="Overrides, such as epochs=2 or task.data=FOLDER; `config schema finetune` lists all keys.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many fine-tunings, from `seed` on.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, starting with `seed`.")] = 1,
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", metavar="DIR", help="Another fine-tuning on the task: print the difference."
+            "--against", metavar="DIR", help="Another fine-tuning folder of the task: print the difference."
         ),
     ] = None,
     step: Step = None,
     tokenizer: TokenizerFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on a task, and tell how the best and the last checkpoint do, with intervals over seeds.
+    """Fine-tune on a task, and score the best and the last checkpoint, with intervals over seeds.
 
-    The best is chosen by examples that are kept apart from those that are told of. Called again it goes on;
-    a signal to stop leads to a checkpoint and exit code 3.
+    The best checkpoint is chosen on the selection split and scored on the report split. The same command
+    resumes. A stop signal saves a checkpoint and exits with code 3.
     """
-    # As in `train`.
+    # See `train`.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
 
     read_rank_environment()
     from reptrain.tasks.finetune import finetune as tune
     from reptrain.tasks.finetune import load_finetune
-    from reptrain.tasks.records import against as differ
+    from reptrain.tasks.records import against as compare
     from reptrain.tasks.records import read_results
 
     config = load_finetune(task, overrides or [])
@@ -117,33 +123,33 @@ def finetune(
     is_main = is_main_rank()
     if done.results is None:
         if is_main:
-            typer.echo(f"stopped ({done.reason}): the same command goes on")
+            typer.echo(f"stopped ({done.reason}): the same command resumes")
         raise typer.Exit(PREEMPTED)
     data, text = json.loads(done.results.model_dump_json()), done.results.text()
     if others is not None:
-        gained = differ(done.results, others)
+        differences = compare(done.results, others)
         data["against"] = {
             which: {name: interval.model_dump() for name, interval in figures.items()}
-            for which, figures in gained.items()
+            for which, figures in differences.items()
         }
-        for which, figures in gained.items():
+        for which, figures in differences.items():
             text += f"\n{which} checkpoint, difference from {against}"
             for name, interval in figures.items():
-                judged = {None: "", True: ", excludes zero", False: ", includes zero"}
+                suffix = {None: "", True: ", excludes zero", False: ", includes zero"}
                 method = f", {interval.method} t" if interval.method else ""
-                text += f"\n  {name}: {interval}{judged[interval.excludes_zero]}{method}"
+                text += f"\n  {name}: {interval}{suffix[interval.excludes_zero]}{method}"
     if is_main:
         show(data, f"{text}\n{_next(out, task, overrides or [])}", as_json=as_json)
 
 
 def _next(out: Path, task: Path, overrides: list[str]) -> str:
-    """The commands that come next."""
+    """Suggested next commands."""
     seed = min(out.glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-")))
-    of_task = [
-        word for text in overrides if text.startswith(("task.", "limits.")) for word in ("--set-task", text)
+    task_overrides = [
+        word for text in overrides if text.startswith(("task.", "limits.")) for word in ("--set", text)
     ]
     commands = [
-        ["reptrain", "evaluate", str(seed), "--task", str(task), *of_task],
+        ["reptrain", "score-task", str(seed), "--task", str(task), *task_overrides],
         ["reptrain", "generate", str(seed), "--prompt", "TEXT"],
     ]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Commands for trained models: out of the house, into it, and what they write."""
+"""Commands for trained models: export, import and generate."""
 
 from __future__ import annotations
 
@@ -8,27 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from reptrain.cli.common import AsJson, app, show
-
-Step = Annotated[
-    int | None, typer.Option("--step", help="Of the run, whose checkpoint.", show_default="the newest")
-]
-TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Its file, where the run's store has gone.")
-]
-
-Average = Annotated[
-    bool, typer.Option("--average", help="Take the average of the weights, of a run that keeps one.")
-]
+from reptrain.cli.common import app, show
+from reptrain.cli.options import AsJson, Average, Step, TokenizerFile
 
 
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, or an imported model.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="The Hugging Face folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder to write.")],
     step: Step = None,
     dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Of the weights.")
+        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Data type of the weights.")
     ] = "fp32",
     max_shard_gb: Annotated[
         float, typer.Option("--max-shard-gb", min=1e-6, help="Largest .safetensors file, in 10^9 bytes.")
@@ -39,7 +29,7 @@ def export_command(
 ) -> None:
     """Write a model as a Hugging Face folder: T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2.
 
-    Shared layers become copies. What transformers has no model for is refused by name.
+    Shared layers become copies. A model that transformers has no class for is refused.
     """
     from reptrain.hub.export import export_model
 
@@ -58,10 +48,10 @@ def export_command(
 @app.command("import")
 def import_command(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder of safetensors.")],
-    out: Annotated[Path, typer.Argument(metavar="RUN", help="The folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Take a Hugging Face folder in, as a model to generate from, to export and to continue (init_from)."""
+    """Import a Hugging Face folder, to generate, export, fine-tune or start a run from it (init_from)."""
     from reptrain.hub.export import import_model
 
     done = import_model(source, out)
@@ -72,37 +62,45 @@ def import_command(
 def generate(
     model: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run, or a Hugging Face folder.")],
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="May be given several times.")
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="Prompt; repeatable.")
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help='A prompt a line, or .jsonl of {"prompt": ...}.'),
+        typer.Option("--prompts", metavar="FILE", help='One prompt per line, or .jsonl of {"prompt": ...}.'),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write .jsonl there.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="At most, of each prompt.")] = 64,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the most likely token.")] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help=".jsonl file to write, instead of printing.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Largest number of new tokens per prompt.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Sampling temperature; 0 decodes greedily.")
+    ] = 0.0,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw from the most likely tokens that together reach it.")
+        float, typer.Option("--top-p", help="Nucleus sampling: smallest set of tokens with this probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Keys the draws, with prompt and position.")] = 0,
-    batch_rows: Annotated[int, typer.Option("--batch-rows", help="Prompts at a time; changes nothing.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
+    batch_rows: Annotated[
+        int, typer.Option("--batch-rows", help="Prompts per batch; does not change the results.")
+    ] = 16,
     step: Step = None,
     tokenizer: TokenizerFile = None,
     average: Average = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a decoder go on with a text, or an encoder-decoder answer it: <extra_id_0> is a hidden span."""
+    """Continue prompts with a decoder, or fill in hidden spans (<extra_id_0>) with an encoder-decoder."""
     from reptrain.errors import ConfigError
     from reptrain.files import write_atomically
     from reptrain.generation import Sampling, read_prompts
     from reptrain.generation import generate as write
-    from reptrain.hub.saved_model import open_trained
+    from reptrain.hub.saved_model import open_saved_model
 
     given = (prompt or []) + (read_prompts(prompts) if prompts else [])
     if not given:
         raise ConfigError("prompt", got="none", rule="must be given", remedy="Add --prompt or --prompts.")
     texts = write(
-        open_trained(model, step, average=average),
+        open_saved_model(model, step, average=average),
         given,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, seed),

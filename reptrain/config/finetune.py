@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning."""
+"""The configuration of fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,87 +19,86 @@ _TENTH = Scheduled(value=0.1)
 
 
 class FinetuneDropoutConfig(DropoutConfig):
-    """Dropout rates by site, 0.1 at each but DropPath."""
+    """Dropout rates by site: 0.1 at each site except DropPath."""
 
     embedding: Rate = _TENTH
-    """Of the token embeddings."""
+    """Rate on the token embeddings."""
     attention: Rate = _TENTH
-    """Of the attention weights, after the softmax."""
+    """Rate on the attention weights, after the softmax."""
     residual: Rate = _TENTH
-    """Of each branch before it is added to the residual stream."""
+    """Rate on the output of each branch, before the residual add."""
     mlp: Rate = _TENTH
-    """Of the hidden units of the MLP."""
+    """Rate on the hidden units of the MLP."""
     expert: Rate = _TENTH
-    """Of the hidden units of the experts of sparse layers."""
+    """Rate on the hidden units of experts."""
 
 
 class FinetuneModelConfig(Frozen):
-    """What of the model is set anew; all else is the parent's."""
+    """Settings of the model that replace the parent's."""
 
     dropout: FinetuneDropoutConfig = FinetuneDropoutConfig()
     """Dropout rates by site."""
 
 
 class FinetuneTrainConfig(TrainConfig):
-    """In what steps, with what precision, and where."""
+    """The steps, the precision and the device."""
 
-    # Settings of runs, null or fixed in a fine-tuning: old folders name them, the schema does not.
+    # Settings of runs that fine-tuning does not have. Old folders contain them; the schema hides them.
     total_tokens: SkipJsonSchema[Budget | None] = None
     expert_parallel_size: SkipJsonSchema[Positive] = 1
     on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
     batch_windows: BatchRows = 32
-    """Examples of one optimizer step, over all ranks and micro-batches."""
+    """Examples per optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None
-    """Examples of one forward pass on one rank; null: the rank's whole share. Does not change results."""
+    """Examples per forward pass on one rank; null: the rank's whole share. Does not change the results."""
 
 
 class FinetuneScheduleConfig(ScheduleConfig):
-    """The learning rate as a function of the examples seen."""
+    """Learning rate as a function of the examples seen."""
 
     name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "linear"
     """Shape after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
-    """Share of the training over which the rate rises linearly from 0."""
+    """Share of the training in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Rate at the end over peak rate (cosine, linear, wsd)."""
+    """Final learning rate over the peak (cosine, linear, wsd)."""
 
 
 class FinetuneEvaluateConfig(Frozen):
-    """Scoring on the way."""
+    """Evaluation during training."""
 
     every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
-    """Share of the training between two looks at the examples that choose the best checkpoint."""
+    """Share of the training between evaluations on the selection split."""
     batch_examples: BatchRows = 32
-    """Examples of one forward pass without gradients; changes nothing."""
+    """Examples per forward pass in evaluation; does not change the results."""
 
 
 class FinetuneConfig(Frozen):
-    """A fine-tuning on a task. An example counts as a window, and schedules are told in shares, epochs or
-    steps."""
+    """Fine-tuning on a task. One example is one window. Schedules are in shares, epochs or steps."""
 
     task: TaskConfig
     """The task's file."""
     seed: Seed = 0
-    """Of the first fine-tuning: keys the order of the examples, the dropout masks, and fresh weights."""
+    """First seed: of the order of examples, the dropout masks and fresh weights."""
     weights: Literal["trained", "fresh"] = "trained"
-    """Begin with the parent's weights, or with weights drawn by the seed: the twin that shows what
-    pre-training is worth."""
+    """trained: start from the parent's weights. fresh: start from random weights, the baseline without
+    pre-training."""
     epochs: BatchRows = 3
-    """How often each example is seen."""
+    """Passes over the training examples."""
     limits: TaskLimits = TaskLimits()
-    """How much of the task is used."""
+    """Limits on the task's examples."""
     model: FinetuneModelConfig = FinetuneModelConfig()
     """Dropout."""
     train: FinetuneTrainConfig = FinetuneTrainConfig()
-    """In what steps, with what precision, and where; `epochs` says how long."""
+    """The steps, the precision and the device."""
     optimizer: OptimizerConfig = AdamWConfig()
-    """What changes the weights, as in a run."""
+    """The optimizer."""
     schedule: FinetuneScheduleConfig = FinetuneScheduleConfig()
-    """The learning rate."""
+    """The learning rate schedule."""
     regularize: RegularizeConfig = RegularizeConfig()
-    """Label smoothing, z-loss, and noise in the inputs."""
+    """Label smoothing, z-loss and input noise."""
     evaluate: FinetuneEvaluateConfig = FinetuneEvaluateConfig()
-    """When to look at the examples that choose."""
+    """When to evaluate on the selection split."""
 
     def on_device(self, device_type: str) -> Self:
         """These settings with `train.precision: auto` replaced by the precision of a device."""
@@ -112,18 +111,20 @@ class FinetuneConfig(Frozen):
         if train.total_tokens is not None:
             raise ValueError("train.total_tokens is for runs; set epochs instead")
         if train.on_nonfinite != "stop":
-            raise ValueError("train.on_nonfinite must be stop in a fine-tuning")
+            raise ValueError("train.on_nonfinite must be stop in fine-tuning")
         if train.zero_stage == 3 or train.expert_parallel_size > 1:
-            raise ValueError("a fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
+            raise ValueError("fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
         if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
             raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
-        if optimizer.name != "adamw" and train.zero_stage > 0:
+        if optimizer.needs_whole_matrices and train.zero_stage > 0:
             raise ValueError(f"optimizer.name {optimizer.name} needs train.zero_stage 0")
         return self
 
     def micro_batch_windows(self, model: ModelConfig, world_size: int) -> int:
-        """Examples of one forward pass on one rank: the configured number, or its whole share of a step;
-        whole routing groups."""
+        """Examples per forward pass on one rank: the configured number, or its whole share of a step.
+
+        Always a multiple of the routing group.
+        """
         group = model.moe.group_windows if model.moe else 1
         share = -(-self.train.batch_windows // (world_size * group)) * group
         micro = -(-(self.train.micro_batch_windows or share) // group) * group

@@ -21,7 +21,7 @@ _MOST_FILES, _MOST_KEY_PARTS = 20, 20
 Model = TypeVar("Model", bound=BaseModel)
 
 _MOST_SUGGESTED = 3
-# What other trainers call some keys.
+# Names of keys in other trainers.
 _NAMES_ELSEWHERE = {
     "learning_rate": "lr",
     "max_lr": "lr",
@@ -47,7 +47,7 @@ _NAMES_ELSEWHERE = {
 
 
 class _UniqueKeyLoader(PlainLoader):
-    """Refuses duplicate keys, of which YAML would keep the last, and values that cannot be what they say."""
+    """Refuses duplicate keys, of which YAML would keep the last, and malformed values."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[Any]()
@@ -56,14 +56,14 @@ class _UniqueKeyLoader(PlainLoader):
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    "a merge key (<<): write its settings out, or use extends",
+                    "a merge key (<<): write the settings out, or use extends",
                     key_node.start_mark,
                 )
             key = self.construct_object(key_node, deep=True)
-            # What is not hashable is refused below, by name.
+            # Unhashable keys are refused below.
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {shorten(repr(key), 80)} stands twice", key_node.start_mark
+                    None, None, f"duplicate key {shorten(repr(key), 80)}", key_node.start_mark
                 )
             seen |= {key} if isinstance(key, Hashable) else set()
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -73,7 +73,7 @@ class _UniqueKeyLoader(PlainLoader):
         try:
             value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # The constructors of numbers and dates trust that the text is one.
+            # The constructors of numbers and dates do not check their text.
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 None, None, f"a value that is not of type {shorten(kind, 80)}", node.start_mark
@@ -86,10 +86,10 @@ class _UniqueKeyLoader(PlainLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; scalars as `reptrain.config.scalars` reads them.
+    """The value of a YAML text, with scalars as in `reptrain.config.scalars`.
 
     Raises:
-        yaml.YAMLError: If it is no YAML, has a duplicate or a merge key, or is beyond `check_limits`.
+        yaml.YAMLError: If it is not YAML, has a duplicate or a merge key, or exceeds `check_limits`.
     """
     try:
         check_limits(text)
@@ -118,7 +118,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"config {path}", got=reason, rule="must be UTF-8 YAML", remedy="Fix the YAML there."
+            f"config {path}",
+            got=reason,
+            rule="must be UTF-8 YAML",
+            remedy="Fix the YAML at the location above.",
         ) from error
     if not isinstance(data, dict):
         raise ConfigError(
@@ -131,9 +134,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, over that of the file which its key ``extends`` names, beside it.
+    """The mapping in a YAML file, merged over that of the file in its key ``extends``.
 
-    Sections are merged key by key; any other value replaces the one below.
+    Sections are merged key by key; any other value is replaced.
 
     Raises:
         ConfigError: If a file cannot be read, or they extend each other in a circle.
@@ -154,8 +157,8 @@ def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"extends of {above[-1]}",
             got=str(path),
-            rule="must not lead back to a file that it extends",
-            remedy="Leave it out in one of them.",
+            rule="must not lead back to the same file",
+            remedy="Remove extends from one of the files.",
         )
     data = read_yaml(path)
     below = data.pop("extends", None)
@@ -166,7 +169,7 @@ def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"extends of {path}",
             got=repr(below),
             rule="must be the path of a YAML file",
-            remedy="It is taken from the folder of the file that extends.",
+            remedy="The path is relative to the file that extends.",
         )
     return _merge(_read_over(path.parent / below, (*above, place)), data)
 
@@ -216,7 +219,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``data["a"]["b"]`` for the key ``a.b``, copying every mapping on the way.
+    """Set ``data["a"]["b"]`` for the key ``a.b``, and copy every mapping on the path.
 
     Raises:
         ConfigError: If the key leads through a value that is no mapping.
@@ -238,7 +241,7 @@ def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
-    """``data`` as ``model``, or the first thing wrong with it as one clear error.
+    """``data`` as ``model``, or its first problem as one clear error.
 
     Raises:
         ConfigError: Naming the dotted key, the value got, the rule and the remedy.
@@ -246,7 +249,7 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
     try:
         found = model.model_validate(dict(data))
     except ValidationError as error:
-        # An unknown key is most often the cause of a "missing" one: name it first.
+        # An unknown key is often the cause of a "missing" one: report it first.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise _explain(model, dict(details[0])) from error
     if (place := find_truth_as_number(data, found)) is not None:
@@ -277,7 +280,7 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
             f"{key}.{tag}",
             got=repr(detail["ctx"]["tag"]),
             rule=f"must be one of {detail['ctx']['expected_tags']}",
-            remedy="See `reptrain config schema` for what each takes.",
+            remedy="`reptrain config schema` lists the keys of each.",
         )
     if detail["type"] == "string_type" and isinstance(got, bool | int | float):
         shown = str(got).lower()
@@ -289,7 +292,7 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
 
 
 def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseModel]]) -> str:
-    """What an unknown key most likely stands for: a key of the same name elsewhere, or one spelled alike."""
+    """A suggestion for an unknown key: a key of the same name elsewhere, or one with a similar spelling."""
     *above, leaf = path
     beside = sorted({name for parent in parents for name in parent.model_fields})
     keys = sorted(dict.fromkeys(dotted_keys(model)), key=lambda key: key.count("."))
@@ -302,11 +305,11 @@ def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseMod
             if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
                 found = [named[near[0]]]
                 break
-    return f"Did you mean {' or '.join(found)}?" if found else f"Known here: {', '.join(beside)}."
+    return f"Did you mean {' or '.join(found)}?" if found else f"Known keys: {', '.join(beside)}."
 
 
 def dotted_keys(model: type[BaseModel]) -> Iterator[str]:
-    """Every key of a configuration that its schema shows; an entry of a mapping of models is NAME."""
+    """Every dotted key in the schema of a configuration; entries of a mapping of models are NAME."""
     for name, field in model.model_fields.items():
         if any(type(extra).__name__ == "SkipJsonSchema" for extra in field.metadata):
             continue

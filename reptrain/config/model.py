@@ -12,11 +12,11 @@ from reptrain.config.rope import RopeScaling
 from reptrain.config.scheduled import NONE, Rate
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu"]
-"""Of the hidden units of an MLP: gated by SiLU, gated by GELU, GELU alone (both in tanh form), or ReLU."""
+"""Activation of an MLP: gated SiLU, gated GELU, GELU (both in tanh form), or ReLU."""
 
 
 def is_gated(activation: Activation) -> bool:
-    """Whether the MLP has a third matrix, of the gate."""
+    """Whether the MLP has a third matrix, for the gate."""
     return activation in ("swiglu", "geglu")
 
 
@@ -35,82 +35,81 @@ def norm_vectors(norm: Norm, *, has_bias: bool) -> int:
 
 
 AttentionBias = Literal["none", "qkv", "all"]
-"""Which projections of an attention have biases: none, those of queries, keys and values, or these and the
-output's."""
+"""Attention projections with biases: none; queries, keys and values; or also the output projection."""
 
 Recompute = Literal["none", "selective", "full"]
-"""What of a layer's activations is computed again in the backward pass: nothing, what lies between products
-with weights and fused attention, or all."""
+"""Activations to recompute in the backward pass: none; all but the outputs of matrix products and of fused
+attention; or all."""
 
 
 class DropoutConfig(Frozen):
-    """Dropout rates by site; each may change in the course of the run, as in `{value: 0.1, start: 50%}`."""
+    """Dropout rates by site; each may be scheduled, as in `{value: 0.1, start: 50%}`."""
 
     embedding: Rate = NONE
-    """Of the token embeddings."""
+    """Rate on the token embeddings."""
     attention: Rate = NONE
-    """Of the attention weights, after the softmax."""
+    """Rate on the attention weights, after the softmax."""
     residual: Rate = NONE
-    """Of each branch before it is added to the residual stream."""
+    """Rate on the output of each branch, before the residual add."""
     mlp: Rate = NONE
-    """Of the hidden units of the MLP."""
+    """Rate on the hidden units of the MLP."""
     expert: Rate = NONE
-    """Of the hidden units of the experts of sparse layers."""
+    """Rate on the hidden units of experts."""
     path: Rate = NONE
-    """Of a row's whole branch before it is added to the residual stream (DropPath)."""
+    """Rate of dropping a row's whole branch, before the residual add (DropPath)."""
 
 
-# In all layers together.
+# Over all layers.
 _MOST_EXPERTS = 2**20
-# torch's grouped product wants rows of whole 16 bytes, here of bf16, which any run may choose.
+# torch's grouped_mm needs rows of a multiple of 16 bytes, here in bf16, which any run may use.
 _GROUPED_MULTIPLE = 8
-_NOT_GROUPED = f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop takes any)"
+_NOT_GROUPED = f"must be a multiple of {_GROUPED_MULTIPLE} for moe.backend grouped (loop accepts any)"
 
 
 class MoEConfig(Frozen):
-    """Sparse layers: a router sends each token to a few of many experts, each an MLP of the model's kind.
+    """Sparse layers: a router dispatches each token to top_k experts, each an MLP of the model's kind.
 
-    What is computed over many tokens (the losses, the capacity) is computed over routing groups, so that the
-    micro-batch and the number of ranks change nothing. Switch is `top_k: 1`, `capacity_factor: 1.25` and
-    `jitter: 0.01`; ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff. The losses
-    of the sparse layers are added up; others average them (docs/decisions/sparse-layers.md).
+    The router losses and the capacity are computed per routing group, so they do not depend on the
+    micro-batch or the number of ranks. Switch is `top_k: 1`, `capacity_factor: 1.25` and `jitter: 0.01`;
+    ST-MoE `top_k: 2`, `capacity_factor: 1.25` and `shared_d_ff` as wide as d_ff. The losses of the sparse
+    layers are summed; other trainers average them (docs/decisions/sparse-layers.md).
     """
 
     num_experts: Annotated[Count, Field(ge=2, le=2**15)]
-    """Experts of a sparse layer."""
+    """Experts per sparse layer."""
     top_k: Positive = 2
-    """Experts of a token."""
+    """Experts per token."""
     every: Positive = 1
-    """The last of each so many layers is sparse, the others are dense."""
+    """Every N-th layer is sparse; the others are dense."""
     d_ff: Width | None = None
-    """Hidden units of an expert; null: as many as the dense MLP's."""
+    """Hidden units of an expert; null: d_ff of the dense MLP."""
     shared_d_ff: Annotated[Count, Field(ge=0, le=2**24)] = 0
-    """Hidden units of an MLP that all tokens pass beside their experts; 0: none."""
+    """Hidden units of a shared expert that processes every token; 0: none."""
     score: Literal["softmax", "sigmoid"] = "softmax"
-    """Of the router's logits: how much of a token an expert gets."""
+    """Function of the router's logits that gives the expert scores."""
     normalize: bool | None = None
-    """Divide the scores of a token's experts by their sum; null: where top_k is above 1."""
+    """Whether to divide the scores of a token's experts by their sum; null: true if top_k is above 1."""
     balance_coefficient: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the balance loss E sum(f p), which is 1 where all experts get as much."""
+    """Weight of the balance loss E sum(f p), which is 1 for equal load."""
     z_coefficient: Annotated[float, Field(ge=0)] = 0.001
-    """Weight of the router z-loss, the mean square of the logits' logsumexp."""
+    """Weight of the router z-loss, the mean squared logsumexp of the logits."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The router's input is multiplied by noise from [1 - jitter, 1 + jitter) in training."""
+    """In training, the router's input is multiplied by noise from [1 - jitter, 1 + jitter)."""
     bias_rate: Annotated[float, Field(ge=0)] = 0.0
-    """What a step adds to the selection score of an expert that got less than its share, and takes from
-    one that got more (Wang et al. 2024); 0 balances by the loss alone."""
+    """Step of the expert bias, which is added to the selection scores: up for an expert below its share of
+    tokens, down for one above (Wang et al. 2024); 0: no bias."""
     capacity_factor: Annotated[float, Field(gt=0)] | None = None
-    """An expert takes at most this times tokens / num_experts of a routing group, in the order of the
-    tokens, whatever top_k is; null: all that come."""
+    """Capacity of an expert per routing group: this times tokens / num_experts, whatever top_k is, filled in
+    the order of the tokens; null: unlimited."""
     eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
-    """The same in evaluation; null: as in training."""
+    """Capacity factor in evaluation; null: capacity_factor."""
     min_capacity: NonNegative = 4
-    """With a capacity factor an expert takes at least so many of a routing group."""
+    """Smallest capacity of an expert per routing group, if there is a capacity factor."""
     group_windows: BatchRows = 1
-    """Consecutive windows of the global batch that make a routing group; it divides the micro-batch."""
+    """Consecutive windows of the global batch per routing group; it divides the micro-batch."""
     backend: Literal["grouped", "megablocks", "loop"] = "grouped"
-    """How the experts are multiplied: all in one call (by torch, on A100 by our own kernels), by MegaBlocks
-    (`make megablocks`), or one after the other (the plain reference)."""
+    """Implementation of the experts: grouped (one call of torch, on A100 of our kernels), megablocks
+    (`make megablocks`), or loop (one expert after another, the reference)."""
 
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
@@ -119,7 +118,7 @@ class MoEConfig(Frozen):
         if self.backend == "grouped" and self.d_ff is not None and self.d_ff % _GROUPED_MULTIPLE:
             raise ValueError(f"d_ff {_NOT_GROUPED}; {self.d_ff} is not")
         if self.eval_capacity_factor is not None and self.capacity_factor is None:
-            raise ValueError("eval_capacity_factor needs a capacity_factor; leave it out or set both")
+            raise ValueError("eval_capacity_factor needs capacity_factor; set both or neither")
         return self
 
     @property
@@ -129,7 +128,7 @@ class MoEConfig(Frozen):
 
 
 def _check_widths(moe: MoEConfig | None, d_model: int, d_ff: int) -> None:
-    """The experts' matrices have sizes that their backend multiplies."""
+    """Check that the backend supports the sizes of the experts' matrices."""
     widths = {"d_model": d_model} | ({"d_ff": d_ff} if moe is not None and moe.d_ff is None else {})
     for name, width in widths.items():
         if moe is not None and moe.backend == "grouped" and width % _GROUPED_MULTIPLE:
@@ -137,7 +136,7 @@ def _check_widths(moe: MoEConfig | None, d_model: int, d_ff: int) -> None:
 
 
 def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig | None) -> None:
-    """Stored layers divide the layers, and the pattern of sparse layers divides the stored ones."""
+    """Check that stored layers divide the layers, and the pattern of sparse layers the stored ones."""
     if stored is not None and (stored > num_layers or num_layers % stored):
         raise ValueError(f"{name} must divide the {num_layers} layers; {stored} does not")
     kept = stored or num_layers
@@ -149,71 +148,70 @@ def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig 
 
 
 class StackShape(NamedTuple):
-    """The layers of a stack: layer l runs with the weights of stored layer l mod `stored`."""
+    """The layers of a stack: layer l uses the weights of stored layer l mod `stored`."""
 
     num_layers: int
     stored: int
     moe: MoEConfig | None
 
     def sparse(self, layer: int) -> MoEConfig | None:
-        """How a layer is sparse; None where it is dense."""
+        """The layer's MoE configuration; None if it is dense."""
         if self.moe is None or layer % self.stored % self.moe.every != self.moe.every - 1:
             return None
         return self.moe
 
     @property
     def num_sparse(self) -> int:
-        """Sparse layers, each as often as it runs."""
+        """Sparse layers, counted each time they run."""
         return sum(self.sparse(layer) is not None for layer in range(self.num_layers))
 
     @property
     def stored_sparse(self) -> int:
-        """Sparse layers that are stored."""
+        """Stored sparse layers."""
         return sum(self.sparse(layer) is not None for layer in range(self.stored))
 
 
 class DecoderConfig(Frozen):
-    """A decoder-only transformer. The defaults are those of the Llama family.
+    """A decoder-only transformer. The defaults follow the Llama family.
 
     The GPT family is `norm: layernorm`, `positions: learned`, `mlp: gelu`, `bias: true` and
     `tie_embeddings: true`.
     """
 
     family: Literal["decoder"] = "decoder"
-    """decoder: this family."""
+    """The model family."""
     d_model: Width = 128
     """Width of the residual stream."""
     num_layers: Layers = 4
     """Blocks of attention and MLP."""
     num_stored_layers: Layers | None = None
-    """Blocks that have weights of their own, run in cycles (parameter sharing); null: all."""
+    """Blocks with their own weights, repeated in cycles (parameter sharing); null: all."""
     num_heads: Width = 4
     """Query heads."""
     head_dim: Width | None = None
     """Width of a head, even; null: d_model / num_heads."""
     num_kv_heads: Width | None = None
-    """Key and value heads (grouped queries); null: as many as num_heads."""
+    """Key and value heads (grouped-query attention); null: num_heads."""
     d_ff: Width = 384
     """Hidden units of the MLP."""
     mlp: Activation = "swiglu"
-    """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
+    """Activation of the MLP; swiglu and geglu are gated."""
     norm: Norm = "rmsnorm"
-    """Before attention and MLP, and before the head."""
+    """Norm before attention, MLP and head."""
     positions: Literal["rope", "learned"] = "rope"
-    """Queries and keys rotated by position, or an embedding of the place in the window beside the token's."""
+    """Position encoding: rotary, or a learned embedding that is added to the token's."""
     max_positions: Rows | None = None
-    """Rows of the learned positions, which a window must not exceed; null for rope."""
+    """Number of learned positions, at least those of a window; null with rope."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm. The head has none."""
     attention_bias: AttentionBias | None = None
     """Biases in attention: none, of queries, keys and values (qkv, as in Qwen2), or of the output too (all);
-    null: all or none, as bias says."""
+    null: all or none, as set by bias."""
     mlp_bias: bool | None = None
-    """Biases in the MLP; null: as bias says."""
+    """Biases in the MLP; null: bias."""
     sliding_window: Positive | None = None
-    """A position attends only to positions fewer than this many places away, itself among them (Mistral);
-    null: to all that the objective lets it see. On CUDA, runs with longer windows use torch's attention with
-    a mask instead of the fused kernel."""
+    """A position attends to itself and the positions before it, this many in all (Mistral); null: no limit.
+    On CUDA, runs with longer windows use torch's attention with a mask instead of the fused kernel."""
     vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     tie_embeddings: bool = False
@@ -227,10 +225,10 @@ class DecoderConfig(Frozen):
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial weights; output projections: / sqrt(2 num_layers)."""
     mup_base_width: Positive | None = None
-    """The width that the learning rate and init_std are meant for: at another the layers' matrices take both
-    scaled, and so are the logits (muP), so that what was tuned there holds. Null: as they are."""
+    """muP: the width that lr and init_std were tuned for. At another d_model, both are scaled for the layers'
+    matrices, and so are the logits. Null: no muP."""
     moe: MoEConfig | None = None
-    """Sparse layers; null: all are dense."""
+    """Sparse layers; null: all layers are dense."""
     dropout: DropoutConfig = DropoutConfig()
     """Dropout rates by site."""
 
@@ -254,12 +252,12 @@ class DecoderConfig(Frozen):
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError(f"rope_scaling must be null where positions is {self.positions}")
         if self.mup_base_width is not None and self.moe is not None:
-            raise ValueError("mup_base_width must be null with moe: no rule for routers is known here")
+            raise ValueError("mup_base_width must be null with moe: there is no muP rule for routers")
         return self
 
     @property
     def mup_ratio(self) -> float:
-        """d_model over the width that muP scales from; 1 without."""
+        """d_model over mup_base_width; 1 without muP."""
         return self.d_model / (self.mup_base_width or self.d_model)
 
     @property
@@ -311,7 +309,7 @@ class T5Config(Frozen):
     """
 
     family: Literal["t5"]
-    """t5: this family."""
+    """The model family."""
     d_model: Width = 512
     """Width of the residual stream."""
     num_encoder_layers: Layers = 8
@@ -319,9 +317,9 @@ class T5Config(Frozen):
     num_decoder_layers: Layers = 8
     """Blocks of the decoder."""
     num_stored_encoder_layers: Layers | None = None
-    """Blocks of the encoder that have weights of their own, run in cycles (parameter sharing); null: all."""
+    """Blocks of the encoder with their own weights, repeated in cycles (parameter sharing); null: all."""
     num_stored_decoder_layers: Layers | None = None
-    """The same of the decoder."""
+    """Blocks of the decoder with their own weights; null: all."""
     num_heads: Width = 6
     """Heads of every attention."""
     head_dim: Width = 64
@@ -329,24 +327,24 @@ class T5Config(Frozen):
     d_ff: Width = 1024
     """Hidden units of the MLP."""
     mlp: Activation = "geglu"
-    """Of the hidden units: gated by GELU (geglu, as in 1.1) or SiLU (swiglu), or plain ReLU (relu, as in 1.0)
-    or GELU (gelu). GELU is its tanh form."""
+    """Activation of the MLP: gated GELU (geglu, T5 1.1), gated SiLU (swiglu), ReLU (relu, T5 1.0) or GELU
+    (gelu). GELU is in tanh form."""
     tie_embeddings: bool = False
-    """Use the embedding as the output head, as in 1.0."""
+    """Use the embedding as the output head (T5 1.0)."""
     vocab_size: Rows | None = None
     """Rows of the embedding; null: the tokenizer's size."""
     relative_buckets: Annotated[Count, Field(ge=4, le=2**20, multiple_of=4)] = 32
-    """Buckets of the distance between positions; the encoder spends half on each direction."""
+    """Buckets of relative positions; the encoder uses half for each direction."""
     relative_max_distance: Annotated[Count, Field(gt=0, lt=2**31)] = 128
-    """From this distance on, all positions share the last bucket."""
+    """Distances from here on share the last bucket."""
     relative_bias_per_layer: bool = False
-    """A table of position biases in each layer (umT5), instead of one table for each stack."""
+    """Whether each layer has its own table of position biases (umT5), instead of one per stack."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""
     init_scale: Annotated[float, Field(gt=0)] = 1.0
-    """Times the variance of the initial matrices, which is 1 / inputs; Switch and ST-MoE take 0.1."""
+    """Scale of the variance of initial matrices, 1 / inputs; Switch and ST-MoE use 0.1."""
     moe: MoEConfig | None = None
-    """Sparse layers of encoder and decoder; null: all are dense."""
+    """Sparse layers of encoder and decoder; null: all layers are dense."""
     dropout: DropoutConfig = DropoutConfig()
     """Dropout rates by site."""
 
@@ -393,4 +391,4 @@ def _family(value: Any) -> str:
 ModelConfig = Annotated[
     Annotated[DecoderConfig, Tag("decoder")] | Annotated[T5Config, Tag("t5")], Discriminator(_family)
 ]
-"""The transformer, told by its family."""
+"""The transformer, chosen by its family."""

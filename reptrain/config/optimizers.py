@@ -1,8 +1,11 @@
-"""The configuration of the optimizer and of the learning rate."""
+"""The configuration of optimizers and of the learning rate.
+
+To add an optimizer, write its class and `Tag` here, and its builder in training/optimizers.py.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -13,8 +16,17 @@ _Rate = Annotated[float, Field(gt=0)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamWConfig(Frozen):
-    """AdamW (Loshchilov & Hutter 2019). Norms and T5's position biases take no weight decay."""
+class _Optimizer(Frozen):
+    needs_whole_matrices: ClassVar[bool] = False
+    """Whether it needs ZeRO stage 0: the other stages partition matrices as flat vectors."""
+    supports_mup: ClassVar[bool] = False
+    """Whether model.mup_base_width scales its learning rate."""
+
+
+class AdamWConfig(_Optimizer):
+    """AdamW (Loshchilov & Hutter 2019). Norms and T5's position biases have no weight decay."""
+
+    supports_mup: ClassVar[bool] = True
 
     name: Literal["adamw"] = "adamw"
     """The optimizer."""
@@ -25,66 +37,69 @@ class AdamWConfig(Frozen):
     beta2: _Decay = 0.95
     """Decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: Coefficient = Scheduled(value=0.1)
-    """Decoupled weight decay, times the learning rate, on matrices only; it may change in the course of the
-    run."""
+    """Decoupled weight decay, times the learning rate, on matrices only; may be scheduled."""
     mup_scales_decay: bool = False
-    """Under model.mup_base_width: let the decay of the layers' matrices fall with their learning rate as the
-    width grows. False: what a step decays does not depend on the width."""
+    """With model.mup_base_width: whether the weight decay of the layers' matrices shrinks with their learning
+    rate as the width grows. False: the decay of a step does not depend on the width."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest L2 norm of the whole gradient; 0 does not clip."""
 
 
-class AdafactorConfig(Frozen):
-    """Adafactor (Shazeer & Stern 2018) with T5X's defaults: second moments by rows and columns, updates in
-    units of the weights' size.
+class AdafactorConfig(_Optimizer):
+    """Adafactor (Shazeer & Stern 2018) with T5X's defaults: factored second moments, and updates relative to
+    the size of the weights.
 
-    The rate of a step is the smaller of lr and 1 / sqrt(step): with schedule.name constant and no warm-up
-    that is T5's recipe. It needs ZeRO stage 0.
+    The learning rate of a step is the smaller of lr and 1 / sqrt(step). T5's recipe is schedule.name constant
+    without warm-up. It needs ZeRO stage 0.
     """
+
+    needs_whole_matrices: ClassVar[bool] = True
 
     name: Literal["adafactor"]
     """The optimizer."""
     lr: _Rate = 0.01
     """Largest relative step."""
     decay_exponent: Annotated[float, Field(ge=0)] = 0.8
-    """The second moment keeps 1 - step ** -exponent of itself."""
+    """The decay of the second moment is 1 - step ** -exponent."""
     clip_threshold: Annotated[float, Field(ge=1)] = 1.0
-    """Largest root mean square of a matrix's update before the rate."""
+    """Largest root mean square of a matrix's update, before the learning rate."""
     min_dim_to_factor: Positive = 128
-    """A matrix with a side shorter than this keeps its second moment whole."""
+    """A matrix with a smaller dimension than this has an unfactored second moment."""
     beta1: _Decay = 0.0
-    """Decay of the momentum of the updates; 0 keeps none."""
+    """Decay of the momentum; 0: no momentum."""
     weight_decay: Coefficient = NONE
     """Decoupled weight decay, times the learning rate, on matrices only."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest L2 norm of the whole gradient; 0 does not clip."""
 
 
-class MuonConfig(Frozen):
-    """Muon (Jordan et al. 2024), DeepSpeed's: momentum made orthogonal, for the layers' matrices; AdamW for
+class MuonConfig(_Optimizer):
+    """DeepSpeed's Muon (Jordan et al. 2024): orthogonalized momentum for the matrices of layers, AdamW for
     embeddings, head, norms and biases. It needs ZeRO stage 0.
     """
+
+    needs_whole_matrices: ClassVar[bool] = True
 
     name: Literal["muon"]
     """The optimizer."""
     lr: _Rate = 0.02
     """Peak learning rate of the matrices."""
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
-    """The size of a matrix's orthogonal update: sqrt(max(1, rows / columns)) (Jordan et al.), or
-    0.2 sqrt(max(rows, columns)), about that of AdamW's updates (Liu et al. 2025, "Muon is scalable for LLM
-    training"), for rates and decay as AdamW takes them."""
+    """Scale of a matrix's orthogonal update. original: sqrt(max(1, rows / columns)) (Jordan et al.).
+    match_rms_adamw: 0.2 sqrt(max(rows, columns)), near AdamW's updates (Liu et al. 2025, "Muon is scalable
+    for LLM training"), so that AdamW's learning rates and weight decay carry over."""
     momentum: _Decay = 0.95
-    """What the momentum keeps of itself at each step."""
+    """Decay of the momentum."""
     adam_lr: _Rate = 1e-3
-    """Peak learning rate of the rest."""
+    """Peak learning rate of the other parameters."""
     beta1: _Decay = 0.9
     """AdamW's decay of the first moment."""
     beta2: _Decay = 0.95
     """AdamW's decay of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's, added to the root of the second moment."""
+    """AdamW's, added to the square root of the second moment."""
     weight_decay: Coefficient = Scheduled(value=0.1)
     """Decoupled weight decay, times the learning rate, on matrices only."""
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -102,17 +117,17 @@ OptimizerConfig = Annotated[
     | Annotated[MuonConfig, Tag("muon")],
     Discriminator(_optimizer_name),
 ]
-"""What changes the weights, told by its name."""
+"""The optimizer, chosen by its name."""
 
 
 class ScheduleConfig(Frozen):
-    """Learning rate as a function of the tokens consumed, so that it needs no state."""
+    """Learning rate as a function of the tokens consumed; it has no state."""
 
     name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
     """Shape after the warm-up. wsd: constant, then linear decay over the last decay_fraction."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Share of the run's tokens over which the rate rises linearly from 0."""
+    """Share of the run's tokens in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Rate at the end over peak rate (cosine, linear, wsd)."""
+    """Final learning rate over the peak (cosine, linear, wsd)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the run's tokens in the decay (wsd only)."""

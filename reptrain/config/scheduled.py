@@ -1,4 +1,4 @@
-"""Numbers that change in the course of a run, as pure functions of how far it is."""
+"""Settings that change during a run, as pure functions of its progress."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _UNITS: dict[str, Unit] = {"%": "share", "epoch": "epochs", "step": "steps", "to
 
 
 class RunPosition(NamedTuple):
-    """How far a run is where a step begins."""
+    """Progress of a run at the start of a step."""
 
     step: int
-    """Steps before it."""
+    """Completed steps."""
     tokens: int
-    """Tokens consumed before it, repeats counted."""
+    """Tokens consumed, repeats included."""
     total_tokens: int
-    """Of the run."""
+    """Tokens of the whole run."""
     epochs: Fraction
-    """Epochs consumed before it."""
+    """Epochs consumed."""
 
     def position(self, unit: Unit) -> Fraction:
-        """How far the run is, in a unit."""
+        """The progress in a unit."""
         if unit == "share":
             return Fraction(self.tokens, self.total_tokens)
         if unit == "epochs":
@@ -50,7 +50,7 @@ class RunPosition(NamedTuple):
 
 @dataclass(frozen=True)
 class Moment:
-    """A place in a run, or a stretch of it: ``50%`` of its tokens, ``2epochs``, ``100steps`` or ``1e6``."""
+    """A point in a run, or a duration: ``50%`` of its tokens, ``2epochs``, ``100steps`` or ``1e6`` tokens."""
 
     amount: Fraction
     unit: Unit
@@ -62,16 +62,16 @@ class Moment:
 
     @classmethod
     def parse(cls, value: Any) -> Moment:
-        """Read a moment from its text; a bare number is one of tokens.
+        """Parse a moment; a plain number is in tokens.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If the text is no moment.
         """
         if isinstance(value, Moment):
             return value
         match = _WRITTEN.fullmatch(str(value).strip()) if isinstance(value, (str, int, float)) else None
         if match is None or isinstance(value, bool):
-            raise ValueError("must be a place in the run, such as 50%, 2epochs, 100steps or 2**20tokens")
+            raise ValueError("must be a point in the run, such as 50%, 2epochs, 100steps or 2**20tokens")
         unit = _UNITS[(match["unit"] or "token").rstrip("s")]
         if unit in ("steps", "tokens"):
             amount = Fraction(parse_count(match["number"]))
@@ -79,7 +79,7 @@ class Moment:
             try:
                 amount = parse_fraction(match["number"]) / (100 if unit == "share" else 1)
             except (ValueError, ZeroDivisionError):
-                raise ValueError(f"must begin with a number, unlike {value}") from None
+                raise ValueError("must begin with a number") from None
         if amount < 0 or (unit == "share" and amount > 1):
             raise ValueError("must be at least 0, and at most 100%")
         return cls(amount, unit)
@@ -101,19 +101,19 @@ _BEGINNING = Moment(Fraction(0), "share")
 
 
 class Scheduled(Frozen):
-    """A number, or one that comes at a moment, at once or in a straight line.
+    """A number, or a number that changes at a moment, at once or linearly.
 
     Late dropout is `{value: 0.1, start: 50%}`; a warm-up `{value: 0.1, over: 10%}`.
     """
 
     value: float
-    """What it is from the moment on."""
+    """Value after the change."""
     before: float = 0.0
-    """What it is before."""
+    """Value before the change."""
     start: Moment = _BEGINNING
-    """When it leaves `before`."""
+    """Start of the change."""
     over: Moment | None = None
-    """How long it takes, in the unit of `start`; null: it changes at once."""
+    """Duration of the change, in the unit of `start`; null: at once."""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +125,7 @@ class Scheduled(Frozen):
         if self.over is not None and self.start.amount and self.over.unit != self.start.unit:
             raise ValueError(f"over must be in the unit of start {self.start}; {self.over} was given")
         if self.over is not None and not self.over.amount:
-            raise ValueError("over must be more than 0; leave it out to change at once")
+            raise ValueError("over must be more than 0; omit it to change at once")
         return self
 
     @model_serializer(mode="wrap")
@@ -143,16 +143,16 @@ class Scheduled(Frozen):
 
     @property
     def largest(self) -> float:
-        """The largest value that it takes."""
+        """The largest value."""
         return self.value if self.is_constant else max(self.value, self.before)
 
     @property
     def first(self) -> float:
-        """What it is where the run begins."""
+        """The value at the start of the run."""
         return self.value if self.is_constant else self.before
 
     def at(self, progress: RunPosition) -> float:
-        """What it is in the step that begins there."""
+        """The value in the step that starts there."""
         unit = self.start.unit if self.over is None or self.start.amount else self.over.unit
         done = progress.position(unit) - self.start.amount
         if done < 0:
@@ -174,8 +174,8 @@ def _within(low: float, below: float) -> Callable[[Scheduled], Scheduled]:
 
 
 Rate = Annotated[Scheduled, AfterValidator(_within(0, 1))]
-"""A probability below 1, which may change in the course of the run."""
+"""A probability below 1, which may be scheduled."""
 Coefficient = Annotated[Scheduled, AfterValidator(_within(0, float("inf")))]
-"""A weight of at least 0, which may change in the course of the run."""
+"""A weight of at least 0, which may be scheduled."""
 NONE = Scheduled(value=0.0)
-"""0 all along."""
+"""Constant 0."""

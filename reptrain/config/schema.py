@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen, typed, unknown keys refused. Importing it touches no device."""
+"""The configuration of a run: frozen, typed, without unknown keys. Importing it touches no device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
-from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig, SpanCorruptionConfig
+from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget, Count
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
@@ -24,45 +24,46 @@ LOW_PRECISIONS = ("bf16", "fp16")
 
 
 class SourceConfig(Frozen):
-    """One store of a mixture, with a subset, an order and a budget of its own."""
+    """One store of a mixture, with its own subset, order and budget."""
 
     store: str
     """Folder of the token store."""
     unique_tokens: Positive | None = None
-    """U, the size of its subset in tokens; null takes every training token of the store."""
+    """U, the size of its subset in tokens; null: all training tokens of the store."""
     total_tokens: Budget = ONE_EPOCH
-    """Tokens to consume of it, repeats counted (2**20), epochs over its subset (4epochs, 0.5epochs), or what
-    the objective makes of them (2**20inputs, 2**20targets)."""
+    """Budget of the source: tokens, repeats included (2**20), epochs over its subset (4epochs, 0.5epochs), or
+    input or target tokens of the objective (2**20inputs, 2**20targets)."""
     order: Order | None = None
-    """As data.order; null takes that."""
+    """Like data.order; null: data.order."""
     cut: Cut | None = None
-    """As data.cut; null takes that."""
+    """Like data.cut; null: data.cut."""
     subset_seed: Seed | None = None
-    """As data.subset_seed; null takes that."""
+    """Like data.subset_seed; null: data.subset_seed."""
 
 
 class DataConfig(Frozen):
-    """Which tokens, how often, in which order."""
+    """The training data, its subset and its order."""
 
     store: str | None = None
-    """Folder of the token store (`reptrain tokenize` makes one), from the working directory; the run records
-    it as an absolute path. Either this or `sources`."""
+    """Folder of the token store (see `reptrain tokenize`), relative to the working directory; the run records
+    its absolute path. Set either this or `sources`."""
     sources: dict[SourceName, SourceConfig] = Field(default_factory=dict)
-    """A mixture: several stores by name, interleaved so that each keeps its share in every stretch."""
+    """A mixture: several stores by name, interleaved so that each keeps its share throughout the run."""
     unique_tokens: Positive | None = None
-    """U, the size of the subset in tokens; null takes every training token of the store."""
+    """U, the size of the subset in tokens; null: all training tokens of the store."""
     window_tokens: Rows | None = None
-    """L, the raw tokens of a window: the unit of shuffling. Null: 256; 512 under ul2; under span corruption
-    as many as fill objective.input_tokens."""
+    """L, raw tokens per window, the unit of shuffling. Null: 256; with ul2 512; with span_corruption as many
+    as fill objective.input_tokens; with denoising 511."""
     order: Order = "reshuffle"
-    """A new permutation of the windows each epoch, one for all, or the epochs shuffled as one list."""
+    """reshuffle: a new permutation of the windows in each epoch. same: one permutation for all epochs. mixed:
+    the windows of all epochs, shuffled as one list."""
     cut: Cut = "fixed"
-    """Window boundaries: the same in every epoch, or from a keyed offset in each."""
+    """fixed: the same window boundaries in every epoch. shifted: they start at a random offset in each
+    epoch."""
     subset_seed: Seed = 0
-    """Keys the order of documents. Subsets of one seed are nested; `seed` does not change them."""
+    """Seed of the order of documents. Subsets with the same seed are nested; `seed` does not change them."""
     document_mask: bool = False
-    """Whether attention stays within a document where a window holds several. A decoder's positions then
-    start anew in each document."""
+    """Whether attention stays within a document. A decoder's positions then restart in each document."""
 
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
@@ -76,144 +77,145 @@ class DataConfig(Frozen):
 
 
 def _switch(on: str) -> Callable[[Any], Any]:
-    """Lets a setting of several words be written as true or false too."""
+    """A validator that also accepts true and false for a setting of several words."""
     return lambda value: (on if value else "none") if isinstance(value, bool) else value
 
 
 class TrainConfig(Frozen):
-    """How long and in what steps."""
+    """The budget, the steps, the precision and the parallelism."""
 
     total_tokens: Budget | None = None
-    """Tokens to consume, repeats counted (2**20, 1e9), epochs over the subset (64epochs), or what the
-    objective makes of them (2**20inputs, 2**20targets). Null: one epoch; in a mixture each source has its
+    """Budget: tokens, repeats included (2**20, 1e9), epochs over the subset (64epochs), or input or target
+    tokens of the objective (2**20inputs, 2**20targets). Null: one epoch. In a mixture, each source has its
     own."""
     batch_windows: BatchRows = 16
-    """Windows of one optimizer step, over all ranks and micro-batches."""
+    """Windows per optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None
-    """Windows of one forward pass on one rank; null: the rank's whole share. Does not change results."""
+    """Windows per forward pass on one rank; null: the rank's whole share of the step. Does not change the
+    results."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU with AdamW, and then zero_stage 1 at least; fp32 elsewhere. bf16 accumulates and
-    reduces gradients in fp32, and needs zero_stage 1 or more. fp16 needs a GPU."""
+    """auto: bf16 with zero_stage 1 or more on a GPU with AdamW, else fp32. bf16 needs zero_stage 1 or more,
+    and accumulates and reduces gradients in fp32. fp16 needs a GPU."""
     tf32: bool = True
-    """On a GPU, whether matrix products of fp32 tensors may use TF32: ten bits of the mantissa, several times
-    as fast. A CPU has none."""
+    """Whether matrix products of fp32 tensors may use TF32 on a GPU: a 10-bit mantissa, several times as
+    fast."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO: what is sharded (1: optimizer states, 2: and gradients, 3: and parameters)."""
+    """DeepSpeed ZeRO stage. 1 shards the optimizer states, 2 also the gradients, 3 also the parameters."""
     expert_parallel_size: Positive = 1
-    """Consecutive ranks that share out the experts of the sparse layers; tokens travel to them. It divides
-    the experts and the ranks, and needs zero_stage 1 or 2. Does not change results."""
+    """Number of consecutive ranks that the experts are distributed over. It divides the number of experts and
+    of ranks, and needs zero_stage 1 or 2. Does not change the results."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """auto: a GPU if there is one."""
     compile: Annotated[Literal["none", "block", "model"], BeforeValidator(_switch("model"))] = "none"
-    """torch.compile of each layer, once for all alike, or of the whole model. true: model."""
+    """torch.compile of each layer (block) or of the whole model (model, or true)."""
     activation_checkpointing: Annotated[Recompute, BeforeValidator(_switch("full"))] = "none"
-    """What of a layer's activations is computed again in the backward pass: nothing, all (full, or true), or
-    what lies between products with weights and fused attention (selective; not at zero_stage 3)."""
+    """Activations of a layer to recompute in the backward pass. none; full (or true): all; selective: all but
+    the outputs of matrix products and of attention (not with zero_stage 3)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is not finite: stop the run as diverged, or go on without that step, which the
-    audit then calls not exact. fp16 first tries the step again with a smaller loss scale."""
+    """If a loss or gradient is not finite: stop the run as diverged, or skip the step, and the audit reports
+    not exact. fp16 first repeats the step with a smaller loss scale."""
     rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
-    """How long a rank may be silent before the others end with an error that names it."""
+    """Seconds without a sign of life from a rank until the other ranks stop with an error that names it."""
 
     def with_precision(self, device_type: str, optimizer: OptimizerConfig) -> Self:
         """These settings with `auto` replaced by the precision of a device.
 
         Args:
             device_type: "cuda" or "cpu".
-            optimizer: Those that look at whole matrices need ZeRO stage 0, which has no bf16.
+            optimizer: One that needs whole matrices needs ZeRO stage 0, which has no bf16.
         """
         if self.precision != "auto":
             return self
-        if device_type != "cuda" or optimizer.name != "adamw":
+        if device_type != "cuda" or optimizer.needs_whole_matrices:
             return self.model_copy(update={"precision": "fp32"})
         return self.model_copy(update={"precision": "bf16", "zero_stage": max(1, self.zero_stage)})
 
 
 class RegularizeConfig(Frozen):
-    """What is added to the loss or to the inputs in training; each may change in the course of the run.
+    """Regularizers of the loss and of the inputs; each may be scheduled.
 
-    Dropout is the model's (model.dropout), weight decay the optimizer's. Losses are told without these.
+    Dropout is in model.dropout, weight decay in optimizer. Reported losses exclude these terms.
     """
 
     label_smoothing: Rate = NONE
-    """Share of a target's probability that is spread evenly over the vocabulary."""
+    """Share of a target's probability that is spread uniformly over the vocabulary."""
     z_loss: Coefficient = NONE
-    """Weight of the square of the logits' logsumexp (T5: 1e-4)."""
+    """Weight of the squared logsumexp of the logits (T5: 1e-4)."""
     input_noise: Rate = NONE
-    """Share of the tokens that the model reads that are replaced; special ids and sentinels are not."""
+    """Share of input tokens to replace; special ids and sentinels are never replaced."""
     input_noise_by: Literal["unknown", "random"] = "unknown"
-    """By the tokenizer's id for what is unknown, or by tokens drawn evenly."""
+    """Replacement: the tokenizer's unknown id, or uniformly drawn tokens."""
 
 
 class AverageConfig(Frozen):
-    """An average of the weights, which is scored beside them."""
+    """An average of the weights, scored in addition to the weights."""
 
     name: Literal["ema", "mean"] = "ema"
-    """ema: an exponential moving average; mean: all steps alike."""
+    """ema: exponential moving average; mean: mean over all steps since start."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """What an ema keeps of itself at each step."""
+    """Decay of the ema per step."""
     start: Moment = Moment(Fraction(0), "share")
-    """When it begins: `75%` averages the last quarter of the run."""
+    """Start of the average: `75%` averages the last quarter of the run."""
 
 
 class EvaluateConfig(Frozen):
-    """Scoring on sealed sets and on a fixed probe of training windows, without dropout."""
+    """Evaluation on the held-out splits and on a fixed probe of training windows, without dropout."""
 
     every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
-    """Share of the run between two evaluations; the start and the end are always evaluated."""
+    """Share of the run between evaluations; start and end are always evaluated."""
     max_windows: BatchRows = 64
-    """Windows scored of each set: select, report, and the probe of training windows. They are drawn once by
-    a fixed key, without replacement."""
+    """Windows to score per set: select, report, and the probe of training windows. A fixed seed draws them
+    once, without replacement."""
     noise_samples: Annotated[Count, Field(gt=0, le=1000)] = 1
-    """How often each of these windows is scored, under other noise each time."""
+    """Number of times to score each window, with different noise each time."""
     patience: Positive | None = None
-    """End the run early after so many evaluations without a better loss on select; null: never."""
+    """Early stopping: evaluations without a better loss on select until the run stops; null: never."""
 
 
 class CheckpointConfig(Frozen):
-    """What is kept to go on from."""
+    """When to save checkpoints, and how many to keep."""
 
     every_fraction: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
-    """Share of the run between two checkpoints; the last step is always kept."""
+    """Share of the run between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
-    """Share of the run between two checkpoints that stay for good, beside the newest; null: none do."""
+    """Share of the run between checkpoints that are kept permanently; null: none."""
 
 
 class RunConfig(Frozen):
-    """One training run. `reptrain config show CONFIG` prints it with every default filled in."""
+    """One training run. `reptrain config show CONFIG` prints it with all defaults."""
 
     name: FileName | None = None
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
-    """Keys the epoch order, the initial weights and every dropout mask."""
+    """Seed of the epoch order, the noise, the initial weights and every dropout mask."""
     init_from: str | None = None
-    """A trained model whose weights the run begins with: a run folder, one of its checkpoints, an imported
-    model, or a Hugging Face folder. Null: weights drawn by `seed`."""
+    """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
+    Null: random weights drawn with `seed`."""
     data: DataConfig
-    """Which tokens, how often, in which order."""
+    """The training data, its subset and its order."""
     objective: ObjectiveConfig = CausalConfig()
-    """What is predicted from what."""
+    """The training objective."""
     model: ModelConfig = DecoderConfig()
     """The transformer."""
     train: TrainConfig = TrainConfig()
-    """How long and in what steps."""
+    """The budget, the steps, the precision and the parallelism."""
     optimizer: OptimizerConfig = AdamWConfig()
-    """What changes the weights."""
+    """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
+    """The learning rate schedule."""
     regularize: RegularizeConfig = RegularizeConfig()
-    """Label smoothing, z-loss, and noise in the inputs."""
+    """Label smoothing, z-loss and input noise."""
     average: AverageConfig | None = None
     """An average of the weights; null: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """When and on how much to score."""
+    """When and on how many windows to evaluate."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When to save and how many to keep."""
+    """When to save checkpoints, and how many to keep."""
 
     def with_absolute_stores(self) -> Self:
-        """The same run with the absolute path of each store, which holds from any working directory."""
+        """The run with absolute paths of its stores, valid in any working directory."""
         data = self.data
         given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
         given["sources"] = {
@@ -228,9 +230,8 @@ class RunConfig(Frozen):
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """The sources with every default filled in, by name in the order of the names, so that the order in
-        a file changes nothing; a single store counts as a mixture of one. Budgets are in raw tokens or
-        epochs."""
+        """The sources with all defaults, sorted by name, so that the order in the file does not matter. A
+        single store is a mixture of one. Budgets are in raw tokens or epochs."""
         data = self.data
         if data.store is not None:
             budget = self.train.total_tokens or ONE_EPOCH
@@ -254,18 +255,18 @@ class RunConfig(Frozen):
 
     @property
     def window_tokens(self) -> int:
-        """L, the raw tokens of a window."""
+        """L, raw tokens per window."""
         return self.data.window_tokens or self.objective.default_window_tokens
 
     @property
     def example_shape(self) -> ExampleShape:
-        """Positions that encoder and decoder have for a full window."""
+        """Positions of encoder and decoder for a full window."""
         return self.objective.shape(self.window_tokens, self.model.family)
 
     def micro_batch_windows(self, world_size: int) -> int:
-        """Rows of one forward pass: the configured number, or a rank's whole share of a batch.
+        """Rows per forward pass: the configured number, or a rank's whole share of a batch.
 
-        Either way whole routing groups.
+        Always a multiple of the routing group.
         """
         group = self.model.moe.group_windows if self.model.moe else 1
         share = -(-self.train.batch_windows // (world_size * group)) * group
@@ -280,7 +281,7 @@ class RunConfig(Frozen):
     def _low_precision_needs_zero(self) -> Self:
         precision = self.train.precision
         if precision in LOW_PRECISIONS and self.train.zero_stage == 0:
-            # In fp16 it also makes a step of its own before the first, with weight decay.
+            # In fp16, stage 0 also takes an extra step with weight decay before the first one.
             raise ValueError(
                 f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"
                 " fp32 gradients; set train.zero_stage=1"
@@ -315,24 +316,25 @@ class RunConfig(Frozen):
         if self.train.activation_checkpointing == "selective" and self.train.zero_stage == 3:
             raise ValueError(
                 "train.activation_checkpointing selective needs train.zero_stage 0, 1 or 2: stage 3 gathers"
-                " weights within a layer, and torch counts that among what is computed again; set it to full"
+                " weights within a layer, which torch counts as recomputed; set it to full"
             )
         return self
 
     @model_validator(mode="after")
     def _optimizer_is_whole(self) -> Self:
-        name, stage = self.optimizer.name, self.train.zero_stage
-        if name != "adamw" and stage > 0:
+        stage = self.train.zero_stage
+        if self.optimizer.needs_whole_matrices and stage > 0:
             raise ValueError(
-                f"optimizer.name {name} needs train.zero_stage 0, and {stage} was given: it looks at whole"
-                " matrices, and ZeRO cuts them into flat stretches; use adamw, or set train.zero_stage=0"
+                f"optimizer.name {self.optimizer.name} needs train.zero_stage 0, and {stage} was given: it"
+                " works on whole matrices, and ZeRO partitions them as flat vectors; use adamw, or set"
+                " train.zero_stage=0"
             )
         return self
 
     @model_validator(mode="after")
     def _mup_is_for_adam(self) -> Self:
         scaled = isinstance(self.model, DecoderConfig) and self.model.mup_base_width is not None
-        if scaled and self.optimizer.name != "adamw":
+        if scaled and not self.optimizer.supports_mup:
             raise ValueError(
                 f"model.mup_base_width needs optimizer.name adamw, whose rule it follows;"
                 f" {self.optimizer.name} was given"
@@ -368,33 +370,32 @@ class RunConfig(Frozen):
                 f"objective.name {objective.name} needs model.family {' or '.join(objective.families)};"
                 f" {family} was given"
             )
-        if self.data.document_mask and not objective.knows_documents:
+        if self.data.document_mask and not objective.supports_document_mask:
             raise ValueError(
-                f"objective.name {objective.name} needs data.document_mask false: it puts tokens where they"
-                " are of no document"
+                f"objective.name {objective.name} needs data.document_mask false: it adds or moves"
+                " tokens across documents"
             )
         return self
 
     @model_validator(mode="after")
     def _frozen_noise_needs_fixed_windows(self) -> Self:
-        objective = self.objective
-        frozen = not isinstance(objective, CausalConfig) and objective.noise == "frozen"
+        frozen = self.objective.has_frozen_noise
         if frozen and any(source.cut == "shifted" for source in self.sources.values()):
             raise ValueError(
-                "objective.noise frozen needs data.cut fixed: with shifted cuts no window comes again"
+                "objective.noise frozen needs data.cut fixed: with shifted cuts no window repeats"
             )
         return self
 
     @model_validator(mode="after")
     def _window_fits_inputs(self) -> Self:
-        objective = self.objective
-        if not isinstance(objective, SpanCorruptionConfig) or objective.input_tokens is None:
+        largest = self.objective.max_input_tokens
+        if largest is None:
             return self
-        inputs = objective.spans(self.window_tokens).inputs
-        if inputs > objective.input_tokens:
+        inputs = self.objective.shape(self.window_tokens, "t5").input_tokens
+        if inputs > largest:
             raise ValueError(
                 f"data.window_tokens {self.window_tokens} corrupts to {inputs} inputs, more than"
-                f" objective.input_tokens {objective.input_tokens}; leave one of the two out"
+                f" objective.input_tokens {largest}; leave one of the two out"
             )
         return self
 

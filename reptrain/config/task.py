@@ -1,4 +1,4 @@
-"""The configuration of a downstream task: its files, how a row becomes a text, and how texts are judged."""
+"""The configuration of a downstream task: its files, templates and metrics."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class TaskConfig(Frozen):
-    """`task.yaml`: a task of texts to texts. Each line of its files is a JSON object."""
+    """`task.yaml`: a text-to-text task. Each line of its files is a JSON object."""
 
     name: FileName
-    """The task's."""
+    """Name of the task."""
     kind: Literal["qa", "generation", "classification"]
-    """What is told beside nats. qa: exact match and F1 by SQuAD's rules; generation: BLEU, chrF and ROUGE-L;
+    """Metrics besides nats. qa: exact match and F1 by SQuAD's rules; generation: BLEU, chrF and ROUGE-L;
     classification: accuracy."""
     data: str | None = None
-    """Folder of the files, from the folder of task.yaml, or in an override from the working directory; null:
-    that of task.yaml."""
+    """Folder of the files, relative to task.yaml, or in an override to the working directory; null: the
+    folder of task.yaml."""
     train: Files = ("train.jsonl",)
-    """Files to train on; patterns such as train-*.jsonl.gz are allowed."""
+    """Training files; may be patterns such as train-*.jsonl.gz."""
     report: Files = ("validation.jsonl",)
-    """Files of which figures are told; nothing is chosen by them."""
+    """Files of the report split: reported, never used for a choice."""
     select: Files | None = None
-    """Files by which the best checkpoint is chosen; null: examples kept apart from those of `train`."""
+    """Files of the selection split, which chooses the best checkpoint; null: a part of `train`."""
     group: str | None = None
-    """Key whose value rows of one origin share, an article's title say: they are kept apart together."""
+    """Key of a row's group, such as the title of its article; a group stays on one side of a split."""
     input: str = "{input}"
-    """What the model reads: text with keys of the row in braces."""
+    """Template of the input, with keys of the row in braces."""
     target: str = "{target}"
-    """What it should write, likewise."""
+    """Template of the target."""
     answers: str | None = "answers"
-    """Key of a list of texts that are all right; rows without it have the target alone."""
+    """Key of a list of correct answers; a row without it has the target only."""
     separator: str = "\n"
-    """What stands between both where a decoder has them in one row; an encoder-decoder does without."""
+    """Text between input and target in a decoder-only model's row."""
     labels: tuple[str, ...] | None = None
-    """The targets of a classification."""
+    """Labels of a classification: all possible targets."""
     by: Literal["likelihood", "text"] = "likelihood"
-    """How a class is told: the label of the fewest nats, or what the model writes."""
+    """How to predict a class. likelihood: the label with the fewest nats; text: the generated text."""
     lowercase: bool = False
-    """Whether BLEU and chrF disregard case, as ROUGE-L and SQuAD's rules always do."""
+    """Whether BLEU and chrF ignore case; ROUGE-L and SQuAD's rules always do."""
 
     @field_validator("train", "report", "select", mode="before")
     @classmethod
@@ -56,24 +56,24 @@ class TaskConfig(Frozen):
         if self.kind == "classification" and (self.labels is None or len(set(self.labels)) < 2):
             raise ValueError("kind classification needs labels, at least two; list the targets' texts")
         if self.kind != "classification" and self.labels is not None:
-            raise ValueError(f"labels are for kind classification, and {self.kind} was given; leave them out")
+            raise ValueError(f"labels are for kind classification, and {self.kind} was given; remove them")
         return self
 
 
 class TaskLimits(Frozen):
-    """How much of a task is used."""
+    """Limits on the examples of a task."""
 
     input_tokens: Annotated[Count, Field(ge=2, le=2**20)] = 512
-    """Longest input, with what begins and ends it."""
+    """Largest number of input tokens, special tokens included."""
     long_inputs: Literal["cut", "leave_out"] = "cut"
-    """What becomes of a longer one: its end is cut off, or the example is left out, everywhere."""
+    """Handling of longer inputs. cut: truncate the end; leave_out: drop the example from every split."""
     target_tokens: Width = 128
-    """Longest target, with what ends it, and longest text that is written; of a longer target the end is cut
-    off."""
+    """Largest number of target tokens, special tokens included, and of generated tokens; longer targets are
+    truncated."""
     train_examples: Positive | None = None
-    """How many to train on, the same ones for every seed; null: all that are not kept apart."""
+    """Number of training examples, the same for every seed; null: all that are not in the selection split."""
     select_examples: Positive | None = None
-    """How many choose the best checkpoint, at least: groups are not divided. Null: 256, or a fifth of the
-    rows to train on where that is less."""
+    """Smallest size of the selection split; groups are not divided. Null: 256, or a fifth of the training
+    rows if that is less."""
     report_examples: Positive | None = None
-    """How many are told of; null: all."""
+    """Number of examples of the report split to score; null: all."""

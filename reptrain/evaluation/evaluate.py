@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from reptrain.config import RunConfig
 from reptrain.config.load import parse_yaml, set_dotted, validate
-from reptrain.config.objectives import CausalConfig, FillInTheMiddleConfig, PrefixLMConfig
 from reptrain.distributed.world import World, choose_device
 from reptrain.errors import ConfigError, StoreError, check_choice
 from reptrain.evaluation.sets import SETS as SETS
@@ -20,6 +19,7 @@ from reptrain.hub.saved_model import open_saved_model
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import Subset
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.scores import compute_scores
 from reptrain.store import Store, open_store
 from reptrain.text import Tokenizer
 
@@ -27,7 +27,8 @@ from reptrain.text import Tokenizer
 _ROWS = 32
 
 
-class SetScore(NamedTuple):
+@dataclass(frozen=True)
+class SetScore:
     """A set scored under an objective."""
 
     run: str
@@ -35,17 +36,21 @@ class SetScore(NamedTuple):
     """Steps completed by the weights that were scored."""
     objective: str
     set: str
-    nats: float
-    """Nats per token, as in the run's records."""
-    bits_per_byte: float
+    scores: Mapping[str, float]
+    """Every score by name, as in the run's records (see `reptrain.runs.scores`)."""
     gap_nats: float | None
-    """Nats less those of the probe of the same source, under equal noise; None where there is no probe."""
-    accuracy: float
-    """Share of the scored tokens that the model ranks first."""
-    scored_tokens: int
-    raw_accuracy: float
-    """The same share of the windows' own tokens, without sentinels and EOS."""
-    raw_tokens: int
+    """Nats minus those of the same source's probe, under equal noise; None if there is no probe."""
+
+    @property
+    def nats(self) -> float:
+        """Nats per token."""
+        return self.scores["nats"]
+
+    def row(self) -> dict[str, Any]:
+        """The figures by name, in the order of a table."""
+        place = {"run": self.run, "step": self.step, "objective": self.objective, "set": self.set}
+        loss = {name: self.scores[name] for name in ("nats", "bits_per_byte")}
+        return place | loss | {"gap_nats": self.gap_nats} | dict(self.scores)
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,7 @@ def with_objective(config: RunConfig, text: str) -> RunConfig:
 
 
 def _reads_causally(config: RunConfig) -> bool:
-    objective = config.objective
-    if isinstance(objective, PrefixLMConfig):
-        return not objective.bidirectional
-    return isinstance(objective, CausalConfig | FillInTheMiddleConfig)
+    return config.objective.reading("decoder") == "causal"
 
 
 def score_run(
@@ -236,13 +238,8 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
                 step=run.step,
                 objective=config.objective.name,
                 set=name,
-                nats=score.nats_per_token,
-                bits_per_byte=score.bits_per_byte,
+                scores=compute_scores(score),
                 gap_nats=gap,
-                accuracy=score.correct / max(score.tokens, 1),
-                scored_tokens=score.tokens,
-                raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
-                raw_tokens=score.raw_tokens,
             )
         )
     return rows

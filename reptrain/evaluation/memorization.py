@@ -13,7 +13,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,6 @@ from torch import Tensor
 
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import MaskedDiffusion, NoisePlaces, Objective, build_objective
-from reptrain.config.objectives import (
-    CausalConfig,
-    DenoiserConfig,
-    DenoisingConfig,
-    FillInTheMiddleConfig,
-    MaskedDiffusionConfig,
-    PrefixLMConfig,
-    SpanCorruptionConfig,
-    UL2Config,
-)
 from reptrain.errors import ConfigError
 from reptrain.evaluation.evaluate import ScoredRun
 from reptrain.plan import Subset
@@ -143,27 +133,8 @@ def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
 
 def _continuation_objective(run: ScoredRun, prefix_tokens: int, continuation_tokens: int) -> Objective:
     """The run's objective, set to predict the whole continuation and nothing else."""
-    total_tokens, given = prefix_tokens + continuation_tokens, run.config.objective
-    share = continuation_tokens / total_tokens
-    spans = {"noise_density": share, "mean_span_tokens": float(continuation_tokens)}
-    objective: Any = given
-    match given:
-        case PrefixLMConfig():
-            objective = given.model_copy(update={"prefix_fraction": prefix_tokens / total_tokens})
-        case SpanCorruptionConfig():
-            objective = given.model_copy(update=spans | {"input_tokens": None})
-        case DenoisingConfig():
-            objective = given.model_copy(update=spans)
-        case UL2Config():
-            denoiser = DenoiserConfig.model_construct(
-                mode="S", noise_density=share, mean_span_tokens=None, weight=1.0
-            )
-            objective = given.model_copy(update={"denoisers": (denoiser,)})
-        case FillInTheMiddleConfig():
-            objective = given.model_copy(update={"rate": 0.0})
-        case CausalConfig() | MaskedDiffusionConfig():
-            pass
-    data = run.config.data.model_copy(update={"window_tokens": total_tokens})
+    objective = run.config.objective.for_continuation(prefix_tokens, continuation_tokens)
+    data = run.config.data.model_copy(update={"window_tokens": prefix_tokens + continuation_tokens})
     config = run.config.model_copy(update={"data": data, "objective": objective})
     return build_objective(config, run.tokenizer, noise_seed=0)
 

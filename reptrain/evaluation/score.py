@@ -5,7 +5,6 @@ Shapes: B rows, T positions, V ids.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,11 +40,6 @@ class Score:
     def nats_per_token(self) -> float:
         """The loss in nats per token."""
         return self.nats / self.loss_tokens
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The loss in bits per byte of text; NaN without text."""
-        return self.nats / math.log(2) / self.text_bytes if self.text_bytes else math.nan
 
 
 @torch.no_grad()

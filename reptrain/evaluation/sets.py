@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from reptrain.batch.collate import MicroBatch, collate
 from reptrain.batch.objectives import Objective, build_objective
 from reptrain.batch.objectives.example import Int64s
-from reptrain.config.objectives import CausalConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
 from reptrain.distributed.engine import Engine
@@ -115,10 +114,7 @@ def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
 
 def _with_fresh_noise(config: RunConfig) -> RunConfig:
     """The configuration with fresh noise: noise samples are drawn like epochs and must differ."""
-    if isinstance(config.objective, CausalConfig):
-        return config
-    objective = config.objective.model_copy(update={"noise": "fresh"})
-    return config.model_copy(update={"objective": objective})
+    return config.model_copy(update={"objective": config.objective.with_fresh_noise()})
 
 
 def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:
@@ -145,7 +141,7 @@ def sampled_windows(plan: EpochPlan, max_windows: int) -> Int64s:
 def _rank_share(
     subset: Subset, objective: Objective, *, config: RunConfig, world: World, micro_batch_windows: int
 ) -> list[MicroBatch]:
-    samples = 1 if isinstance(config.objective, CausalConfig) else config.evaluate.noise_samples
+    samples = config.evaluate.noise_samples if config.objective.is_noisy else 1
     plan = _in_order(subset, config.window_tokens, samples)
     chosen = sampled_windows(plan, config.evaluate.max_windows)
     count = chosen.size

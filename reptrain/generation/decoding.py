@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
+from reptrain.config.objectives import Reading
 from reptrain.distributed.world import choose_device
 from reptrain.errors import ConfigError
 from reptrain.generation.prompts import decode_text, encode_prompt
 from reptrain.generation.sampling import Sampling
-from reptrain.hub.saved_model import Reading, SavedModel, open_saved_model
+from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.cache import Cache

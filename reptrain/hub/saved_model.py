@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -29,13 +28,7 @@ from reptrain.checkpoint.weight_average import AVERAGE
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
-from reptrain.config.objectives import (
-    DenoisingConfig,
-    MaskedDiffusionConfig,
-    PrefixLMConfig,
-    SpanCorruptionConfig,
-    UL2Config,
-)
+from reptrain.config.objectives import Reading
 from reptrain.distributed.world import World
 from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
 from reptrain.hub import ModelFolder
@@ -50,12 +43,6 @@ from reptrain.text.ends import NamedEnd, find_end
 
 _SINGLE_RANK = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
-
-
-Reading = Literal["causal", "prefix", "inputs", "unordered"]
-"""How a model treats its prompt. causal: causal attention. prefix: bidirectional attention; the output
-continues the prompt. inputs: bidirectional attention; the output is a new text after the prompt's EOS, as in
-an encoder-decoder. unordered: tokens are not predicted in an order (diffusion)."""
 
 
 class ImportedModel(Frozen):
@@ -244,14 +231,7 @@ class _RunModel(_Checkpointed):
     @property
     def reading(self) -> Reading:
         """How the model treats a prompt, by its objective."""
-        objective = self._run.objective
-        if isinstance(objective, MaskedDiffusionConfig):
-            return "unordered"
-        if isinstance(objective, (SpanCorruptionConfig, DenoisingConfig, UL2Config)):
-            return "inputs"
-        if isinstance(objective, PrefixLMConfig) and objective.bidirectional:
-            return "prefix" if isinstance(self.config, DecoderConfig) else "inputs"
-        return super().reading
+        return self._run.objective.reading(self.config.family)
 
     def own_tokenizer(self) -> Tokenizer:
         # The plan holds the store's absolute path.
@@ -401,8 +381,3 @@ def _without_megablocks(config: ModelConfig) -> ModelConfig:
         return config
     # Not grouped, which restricts the widths.
     return config.model_copy(update={"moe": config.moe.model_copy(update={"backend": "loop"})})
-
-
-# The former names, for callers that have not moved yet.
-TrainedModel = SavedModel
-open_trained = open_saved_model

@@ -10,22 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from reptrain.report.svg import INK, MUTED, axes, colour, to_svg
+from reptrain.report.svg import INK, MUTED, axes, color, to_svg
 from reptrain.study.collect import ArmRow, Curve
 from reptrain.study.words import label
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
-# Ticks for more epochs than this would run together.
+# Ticks of more epochs would overlap.
 _MOST_EPOCH_TICKS = 128
 
 
 def held_out_curve(row: ArmRow) -> Curve:
-    """What is told of held-out text: `report`, or `select` where `report` was not scored."""
+    """The curve on the report split, or on the selection split if the report split was not scored."""
     return row.report if row.report.nats else row.select
 
 
 def loss_limits(rows: Sequence[ArmRow]) -> tuple[float, float]:
-    """The range of nats per token that holds every curve, with a margin: shared by all panels."""
+    """The range of nats per token over all curves, with a margin; all panels share it."""
     curves = [curve for row in rows for curve in (row.probe, held_out_curve(row))]
     nats = [value for curve in curves for value in curve.nats if math.isfinite(value)]
     low, high = (min(nats), max(nats)) if nats else (0.0, 1.0)
@@ -38,28 +38,28 @@ def held_out_figure(rows: Sequence[ArmRow]) -> str:
     with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
         for index, row in enumerate(rows):
             curve = held_out_curve(row)
-            plot.plot(curve.tokens, curve.nats, color=colour(index))
+            plot.plot(curve.tokens, curve.nats, color=color(index))
             if curve.nats:
-                plot.plot(curve.tokens[-1], curve.nats[-1], "o", color=colour(index), markersize=4)
+                plot.plot(curve.tokens[-1], curve.nats[-1], "o", color=color(index), markersize=4)
         _loss_axes(plot, loss_limits(rows))
         return to_svg(figure, name="held-out", description="Held-out loss of all arms against tokens seen")
 
 
 def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
-    """Loss of one arm on its training probe and on held-out text, with the ends of its epochs.
+    """Loss of one arm on its training probe and on held-out text, with a tick at the end of each epoch.
 
     Args:
         row: The arm.
-        index: Its place among the arms, which gives its colour.
-        limits: Least and greatest nats per token of the panel.
+        index: Index of the arm, which sets its color.
+        limits: Smallest and largest nats per token of the panel.
     """
     with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
         held_out = held_out_curve(row)
-        plot.plot(row.probe.tokens, row.probe.nats, color=colour(index), linestyle=(0, (3, 2)))
-        plot.plot(held_out.tokens, held_out.nats, color=colour(index))
+        plot.plot(row.probe.tokens, row.probe.nats, color=color(index), linestyle=(0, (3, 2)))
+        plot.plot(held_out.tokens, held_out.nats, color=color(index))
         _mark_best(plot, row, held_out, index)
         _loss_axes(plot, limits)
-        # To the end of the plan, so that a run in progress shows what is still to come.
+        # To the end of the plan, so that a run in progress shows its remaining part.
         plot.set_xlim(0, 1.04 * max(row.total_tokens or 0, row.tokens, 1))
         _label_ends(plot, [("held-out", held_out), ("training", row.probe)])
         _epoch_ticks(plot, row)
@@ -68,7 +68,7 @@ def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
 
 
 def exposures_figure(rows: Sequence[ArmRow]) -> str:
-    """How many tokens of its subset each arm used how many times, as the audits counted."""
+    """Tokens of each arm's subset by their number of uses, as counted by the audits."""
     audited = [(index, row.exposures) for index, row in enumerate(rows) if row.exposures]
     times = sorted({number for _, exposures in audited for number in exposures})
     width = 0.8 / max(1, len(audited)) if len(times) < sum(len(e) for _, e in audited) else 0.5
@@ -76,7 +76,7 @@ def exposures_figure(rows: Sequence[ArmRow]) -> str:
         for place, (index, exposures) in enumerate(audited):
             shift = (place - (len(audited) - 1) / 2) * width if width < 0.5 else 0.0
             at = [times.index(number) + shift for number in exposures]
-            plot.bar(at, [*exposures.values()], width=width, color=colour(index))
+            plot.bar(at, [*exposures.values()], width=width, color=color(index))
             if width == 0.5:
                 for x, tokens in zip(at, exposures.values(), strict=True):
                     plot.text(x, tokens * 1.15, f"{tokens:,}", ha="center", color=INK)
@@ -88,9 +88,9 @@ def exposures_figure(rows: Sequence[ArmRow]) -> str:
         plot.tick_params(which="both", length=0)
         plot.yaxis.set_minor_locator(NullLocator())
         plot.yaxis.set_major_formatter(FuncFormatter(_short_count))
-        plot.set_xlabel("times that a token was used")
+        plot.set_xlabel("uses of a token")
         plot.set_ylabel("tokens")
-        return to_svg(figure, name="exposures", description="Tokens by the number of times they were used")
+        return to_svg(figure, name="exposures", description="Tokens by number of uses")
 
 
 def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
@@ -109,11 +109,11 @@ def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
 def _mark_best(plot: Axes, row: ArmRow, held_out: Curve, index: int) -> None:
     if row.best_tokens in held_out.tokens:
         nats = held_out.nats[held_out.tokens.index(row.best_tokens)]
-        plot.plot(row.best_tokens, nats, "o", color=colour(index), markersize=7, fillstyle="none")
+        plot.plot(row.best_tokens, nats, "o", color=color(index), markersize=7, fillstyle="none")
 
 
 def _label_ends(plot: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
-    """Names and last values at the right ends of the curves, kept apart where these meet."""
+    """Names and last values at the right ends of the curves, without overlap."""
     ends = [(name, curve.tokens[-1], curve.nats[-1]) for name, curve in curves if curve.nats]
     heights = spread([nats for _, _, nats in ends], gap=0.085 * float(np.ptp(plot.get_ylim())))
     for (name, tokens, nats), height in zip(ends, heights, strict=True):
@@ -123,7 +123,7 @@ def _label_ends(plot: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
 
 
 def spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Heights moved apart to at least ``gap``, in their order, about their old middle."""
+    """Heights moved apart to at least ``gap``, in their order, around the same mean."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for below, above in itertools.pairwise(order):

@@ -1,4 +1,4 @@
-"""Where the runs of a study were made, in a few lines."""
+"""The machines that a study ran on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from reptrain.runs.folder import RunFolder
 from reptrain.study.collect import ArmRow
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 from reptrain.study.words import plain
 
-# Shown under these names and in this order; other entries follow under their own.
+# Entries with another name, shown first and in this order; other entries follow.
 _NAMES = {
     "cpu": "processor",
     "cores": "cores",
@@ -20,7 +20,7 @@ _NAMES = {
     "python": "Python",
     "commit": "commit",
 }
-# Of a start, not of a machine: they differ between runs made alike.
+# They describe a start and not a machine.
 _LEFT_OUT = {"packages", "command", "host", "earlier", "time", "pid"}
 
 
@@ -32,22 +32,22 @@ class Machine(NamedTuple):
 
 
 def machines(rows: Sequence[ArmRow], out: Path) -> list[Machine]:
-    """The different environments of the runs: most often one."""
-    found: list[Machine] = []
+    """The different environments of the runs, usually one."""
+    result: list[Machine] = []
     for row in rows:
         if row.state in ("waiting", "other config", "other numerics"):
             continue
         facts = environment_facts(RunFolder.open(run_path(out, row.arm)).environment)
-        same = [machine for machine in found if machine.facts == facts]
+        same = [machine for machine in result if machine.facts == facts]
         if same:
             same[0].arms.append(row.arm)
         elif facts:
-            found.append(Machine([row.arm], facts))
-    return found
+            result.append(Machine([row.arm], facts))
+    return result
 
 
 def environment_facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) pairs of an environment record, the telling ones first."""
+    """(name, value) pairs of an environment record, the important ones first."""
     known = [key for key in _NAMES if environment.get(key) is not None]
     others = [k for k, v in environment.items() if v is not None and k not in _NAMES and k not in _LEFT_OUT]
     facts = [

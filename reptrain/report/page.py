@@ -15,27 +15,27 @@ from reptrain.config.load import dump_yaml
 from reptrain.files import write_atomically
 from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits
 from reptrain.report.machine import machines
-from reptrain.report.svg import NUM_COLOURS
+from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
-from reptrain.study.folder import config_path, report_path, run_path
 from reptrain.study.grid import arms
+from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure with what stands above it."""
+    """A figure with its title."""
 
     title: str
-    colour: int
+    color: int
     svg: str
 
 
 def build_report(study: StudyConfig, out: Path) -> Path:
-    """Write ``out/report.html`` from the study's run folders, whatever their state.
+    """Write ``out/report.html`` from the study's run folders, in any state.
 
     Returns:
         The page's path.
@@ -87,14 +87,14 @@ def _scored(rows: Sequence[ArmRow]) -> list[ArmRow]:
 def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:
     limits = loss_limits(rows)
     return [
-        Panel(line.label, index % NUM_COLOURS + 1, arm_figure(row, index, limits))
+        Panel(line.label, index % NUM_COLORS + 1, arm_figure(row, index, limits))
         for index, (row, line) in enumerate(zip(rows, lines, strict=True))
         if row.select.nats or row.report.nats
     ]
 
 
 def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
-    """What makes the study, each of its runs, the proof, and this page again."""
+    """The commands that repeat the study, each run, each audit, and this page."""
     study = ["reptrain study run", out / "study.yaml", "--out", out]
     lines = [study]
     for row in rows:
@@ -106,7 +106,7 @@ def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
 
 
 def _shared_settings(study: StudyConfig) -> dict[str, Any]:
-    """The resolved configuration of the first arm without what differs between arms."""
+    """The resolved configuration of the first arm, without the keys that differ between arms."""
     settings: dict[str, Any] = arms(study)[0].config.model_dump(mode="json")
     for key in ["name", *study.axes, *(["seed"] if len(study.seeds) > 1 else [])]:
         *parents, leaf = key.split(".")

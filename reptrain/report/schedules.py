@@ -1,4 +1,4 @@
-"""A picture of what a run changes in its course: the learning rate, and each regularizer that is on."""
+"""Plot the schedules of a run: the learning rate, and each regularizer in use."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ _MOST_STEPS = 1000
 
 
 def schedules(config: RunConfig) -> dict[str, Scheduled]:
-    """Every setting that may change in the course of a run and is not 0 all along, by its dotted key."""
+    """Every schedulable setting that is not constant 0, by its dotted key."""
     sections = {
         "model.dropout": config.model.dropout,
         "regularize": config.regularize,
         "optimizer": config.optimizer,
     }
-    found = {
+    settings_by_key = {
         f"{section}.{key}": value
         for section, settings in sections.items()
         for key, value in settings
         if isinstance(value, Scheduled)
     }
-    return {key: value for key, value in found.items() if value.largest > 0}
+    return {key: value for key, value in settings_by_key.items() if value.largest > 0}
 
 
 def draw_schedules(config: RunConfig, path: Path) -> None:
-    """Draw the learning rate and every schedule against the tokens consumed.
+    """Plot the learning rate and every schedule against the tokens consumed.
 
     Args:
-        config: The run. A store is opened only where it must tell the size of its subset.
-        path: The picture; its suffix, .png, .svg or .pdf, tells the kind.
+        config: The run. A store is opened only to get the size of its subset.
+        path: The image file, with the suffix .png, .svg or .pdf.
 
     Raises:
-        ConfigError: If the suffix is another.
-        StoreError: If a store is needed and not there.
-        PlanError: If the run cannot be laid out.
+        ConfigError: If the suffix is not supported.
+        StoreError: If a required store cannot be opened.
+        PlanError: If the run cannot be planned.
     """
     if path.suffix not in _KINDS:
         raise ConfigError(
             "--plot",
             got=str(path),
             rule=f"must end in one of {', '.join(_KINDS)}",
-            remedy="Name the picture so.",
+            remedy="Change the suffix.",
         )
     plan = plan_mixture(config, _unique_tokens(config))
     steps = StepPlan(config.train.batch_windows, plan.total_windows)
@@ -69,7 +69,7 @@ def draw_schedules(config: RunConfig, path: Path) -> None:
 
 
 def _unique_tokens(config: RunConfig) -> dict[str, int]:
-    """Each source's subset: as it is set, or all training tokens of its store."""
+    """Size of each source's subset: as configured, or all training tokens of its store."""
     return {
         name: source.unique_tokens or _store(config, name).split("train").num_tokens
         for name, source in config.sources.items()
@@ -83,7 +83,7 @@ def _store(config: RunConfig, name: str) -> Store:
 def _curves(
     config: RunConfig, plan: MixturePlan, steps: StepPlan
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """By name the tokens before a step and the value in it, at evenly spread steps."""
+    """Curves by name: tokens before a step and the value in it, at evenly spaced steps."""
     chosen = np.unique(np.linspace(0, steps.num_steps - 1, _MOST_STEPS).round().astype(int))
     at = [position_at(plan, steps, int(step)) for step in chosen]
     tokens = [progress.tokens for progress in at]

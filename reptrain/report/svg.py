@@ -1,4 +1,4 @@
-"""Figures as inline SVG whose colours follow the page, light or dark."""
+"""Figures as inline SVG that use the colors of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Matplotlib wants colours where the page has variables: each of these stands for one until the end.
+# Matplotlib needs colors, and the page has CSS variables: these placeholders are replaced at the end.
 INK = "#00000a"
 MUTED = "#00000b"
 RULE = "#00000c"
 _VARIABLES = {INK: "currentColor", MUTED: "var(--muted)", RULE: "var(--rule)"}
-NUM_COLOURS = 6
+NUM_COLORS = 6
 
-# The keys of matplotlib, which its types spell out.
+# matplotlib's types list its keys as literals.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -41,26 +41,26 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def colour(index: int) -> str:
-    """The stand-in for the page's variable ``--arm-N`` of the arm at this place."""
-    return f"#0001{index % NUM_COLOURS:02x}"
+def color(index: int) -> str:
+    """Placeholder color of the arm with this index, for the CSS variable ``--arm-N``."""
+    return f"#0001{index % NUM_COLORS:02x}"
 
 
 @contextmanager
 def axes(width_in: float, height_in: float) -> Iterator[tuple[Figure, Axes]]:
-    """One pair of axes in the house style, for a ``with`` block that draws and calls `to_svg`."""
+    """A figure with one pair of axes in the report's style, to draw on and to pass to `to_svg`."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         yield figure, figure.add_subplot()
 
 
 def to_svg(figure: Figure, *, name: str, description: str) -> str:
-    """A figure as an ``<svg>`` element that scales with its place. The same figure gives the same text.
+    """A figure as a scalable ``<svg>`` element. The same figure gives the same text.
 
     Args:
-        figure: Drawn with `colour`, `INK`, `MUTED` and `RULE` alone.
-        name: Unique on the page: the element's ids derive from it.
-        description: What a reader who does not see it is told.
+        figure: Drawn with `color`, `INK`, `MUTED` and `RULE` only.
+        name: Unique name on the page; the ids of elements derive from it.
+        description: Text for screen readers.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -73,7 +73,7 @@ def to_svg(figure: Figure, *, name: str, description: str) -> str:
 
 
 def _themed(text: str) -> str:
-    """The inside of an SVG with the page's variables in place of the stand-ins, and no metadata."""
+    """The inside of an SVG, with CSS variables for the placeholders and without metadata."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     for placeholder, variable in _VARIABLES.items():

@@ -1,4 +1,4 @@
-"""The report's table: what is measured, as text."""
+"""The rows of the report's table, as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reptrain.report.figures import held_out_curve
-from reptrain.report.svg import NUM_COLOURS
+from reptrain.report.svg import NUM_COLORS
+from reptrain.runs.scores import SCORES
 from reptrain.study.collect import ArmRow
 from reptrain.study.verdict import held_out, settings, winner
 from reptrain.study.words import label, plain
@@ -19,16 +20,16 @@ class ArmLine:
     """One line of the table.
 
     Attributes:
-        label: The arm in words.
-        colour: Number of its colour on the page, from 1.
-        state: ``done`` or what else it is.
-        reason: Why it is not done, where that is known.
+        label: Label of the arm.
+        color: Number of its color on the page, from 1.
+        state: State of the run.
+        reason: Why it is not done, if known.
         cells: (heading, value) pairs, the same headings in every line.
-        is_best: It is of the setting with the lowest held-out loss (see `reptrain.study.verdict.winner`).
+        is_best: Whether its setting has the lowest held-out loss (see `reptrain.study.verdict.winner`).
     """
 
     label: str
-    colour: int
+    color: int
     state: str
     reason: str
     cells: tuple[tuple[str, str], ...]
@@ -36,14 +37,14 @@ class ArmLine:
 
 
 def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
-    """The table's lines in the order of the arms."""
+    """The lines of the table, in the order of the arms."""
     several = len({row.seed for row in rows}) > 1
     best = winner(settings(rows))
     best_arms = {row.arm for row in best.rows} if best else set()
     return [
         ArmLine(
             label=label(row, seeds=several),
-            colour=index % NUM_COLOURS + 1,
+            color=index % NUM_COLORS + 1,
             state=row.state,
             reason=row.reason or "",
             cells=_cells(row),
@@ -54,21 +55,22 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
 
 
 def _cells(row: ArmRow) -> tuple[tuple[str, str], ...]:
+    scores = row.best_scores or {}
     epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
     return (
-        ("before training", _nats(row.start_nats)),
-        ("selected held-out", _nats(held_out(row) if row.best_select_nats is not None else None)),
-        ("bits/byte", _nats(row.best_bits_per_byte)),
+        ("before training", _figure(row.start_nats)),
+        ("selected held-out", _figure(held_out(row) if row.best_select_nats is not None else None)),
+        *((score.label, _figure(scores.get(score.name))) for score in SCORES.values() if score.in_report),
         ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
-        ("final held-out", _nats(held_out_curve(row).last)),
-        ("final training", _nats(row.probe.last)),
-        ("gap", _nats(row.gap_nats)),
+        ("final held-out", _figure(held_out_curve(row).last)),
+        ("final training", _figure(row.probe.last)),
+        ("gap", _figure(row.gap_nats)),
         ("tokens/s", f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else _UNKNOWN),
         ("audit", _audit(row)),
     )
 
 
-def _nats(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return f"{value:.3f}" if value is not None else _UNKNOWN
 
 

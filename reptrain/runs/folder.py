@@ -111,8 +111,8 @@ class RunFolder:
                 f"run folder {path}",
                 got="no plan.json",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` creates run folders. Fine-tuned and imported models"
-                " are evaluated on tasks: --task, --lm-eval.",
+                remedy="Check the path; `reptrain train` makes run folders. Score fine-tuned and imported"
+                " models with `reptrain score-task` or `reptrain lm-eval`.",
             )
         return folder
 

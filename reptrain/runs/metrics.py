@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, overload
+from typing import Annotated, Literal, Self, overload
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from reptrain.runs.ledger import Whole
 from reptrain.runs.records import FrozenRecord, JsonLines
+from reptrain.runs.scores import SCORES, check_names
 
 
 class RoutingRecord(FrozenRecord):
@@ -62,7 +63,11 @@ class TrainRecord(FrozenRecord):
 
 
 class ValidRecord(FrozenRecord):
-    """One evaluation of one set, without dropout."""
+    """One evaluation of one set, without dropout: its place in the run, and every score in `SCORES`."""
+
+    model_config = ConfigDict(extra="allow")
+    # The other scores, by name.
+    __pydantic_extra__: dict[str, int | float]
 
     kind: Literal["valid"] = "valid"
     step: Whole
@@ -77,16 +82,18 @@ class ValidRecord(FrozenRecord):
     """The run's weights, or their average."""
     nats: float
     """Nats per scored token; for diffusion, the ELBO per token of the windows."""
-    bits_per_byte: float
-    """Bits per UTF-8 byte of the scored text."""
-    accuracy: float
-    """Fraction of scored tokens that the model ranks first, including sentinels and EOS."""
-    scored_tokens: Whole
-    """Number of scored tokens."""
-    raw_accuracy: float
-    """The same fraction over the windows' own tokens alone."""
-    raw_tokens: Whole
-    """Number of scored tokens that are the windows' own."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Every score of the record by name."""
+        return {"nats": self.nats, **self.__pydantic_extra__}
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        check_names(self.scores)
+        for name, value in self.scores.items():
+            SCORES[name].check(value)
+        return self
 
 
 MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""What `reptrain sizes` and `reptrain match` tell."""
+"""The results of `reptrain sizes` and `reptrain match`, as data and as text."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject
 
 _PARAMETERS = {
-    "total": "shared layers once",
-    "active": "of them those that a token meets",
-    "non_embedding": "of the total, without table and head",
-    "run": "those that a token meets, shared layers each time they run",
+    "total": "all parameters, shared layers once",
+    "active": "parameters used per token",
+    "non_embedding": "total without embedding and head",
+    "run": "parameters used per token, shared layers each time they run",
 }
 _FLOPS = {
-    "all_pairs": "matrix products, scores of all pairs of positions",
-    "visible_pairs": "matrix products, scores of the pairs that are visible",
-    "no_scores": "matrix products without scores",
-    "six_n": "6 N + 12 L H Q T, N with the input embedding (PaLM)",
+    "all_pairs": "matrix products, attention over all pairs of positions",
+    "visible_pairs": "matrix products, attention over the visible pairs",
+    "no_scores": "matrix products without attention scores",
+    "six_n": "6 N + 12 L H Q T, N includes the input embedding (PaLM)",
 }
 
 
 def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | None) -> dict[str, Any]:
-    """Parameters, FLOPs and memory of a model in its setting.
+    """Parameters, FLOPs and memory of a model.
 
     Args:
         subject: The model.
-        world_size: GPUs that share the state.
-        precision: Of weights and activations; None: the run's on a GPU.
+        world_size: Number of GPUs that ZeRO partitions over.
+        precision: Precision of weights and activations; None: the run's on a GPU.
     """
     if precision is None:
         precision = _precision_on_gpu(subject)
@@ -117,7 +117,7 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
 def _state(
     count: ParameterCount, stage: int, world_size: int, groups: int, precision: Precision
 ) -> int | None:
-    """Bytes of state where each GPU has its share of the experts, which fewer GPUs have as well."""
+    """Bytes of state per GPU. Experts are partitioned over the ranks outside their expert-parallel group."""
     rest = state_bytes(count.total - count.experts, stage=stage, world_size=world_size, precision=precision)
     experts = state_bytes(
         count.experts // groups, stage=stage, world_size=world_size // groups, precision=precision
@@ -126,7 +126,7 @@ def _state(
 
 
 def sizes_text(data: dict[str, Any]) -> str:
-    """The same for the eye."""
+    """The same as text."""
     lines = ["parameters"]
     count = data["parameters"]
     for key, words in _PARAMETERS.items():
@@ -137,7 +137,7 @@ def sizes_text(data: dict[str, Any]) -> str:
     read = f"{window['input_tokens']:,} in the encoder, " if window["input_tokens"] else ""
     lines += [
         "",
-        f"FLOPs of a window of {window['raw_tokens']:,} tokens ({read}{window['target_tokens']:,} in the"
+        f"FLOPs per window of {window['raw_tokens']:,} tokens ({read}{window['target_tokens']:,} in the"
         " decoder); training is three forward passes",
     ]
     lines.append(f"  {'forward':>10} {'training':>10} {'per token':>10}")
@@ -148,12 +148,12 @@ def sizes_text(data: dict[str, Any]) -> str:
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
-    lines = [f"memory of one of {memory['world_size']} GPUs in {memory['precision']}"]
+    lines = [f"memory per GPU, {memory['world_size']} GPUs, {memory['precision']}"]
     for stage, size in memory["state_bytes"].items():
-        shown = "no training here" if size is None else _gib(size)
+        shown = "not supported" if size is None else _gib(size)
         lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
     retained = _gib(memory["cpu_retained_bytes"])
-    lines.append(f"  {retained:>16}  more at most on a CPU at ZeRO 0: freed gradients, not reused")
+    lines.append(f"  {retained:>16}  extra at most on a CPU at ZeRO 0: freed gradients, not reused")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")
@@ -167,7 +167,7 @@ def _gib(size: int) -> str:
 
 
 def describe_match(found: Match, *, by: By) -> dict[str, Any]:
-    """What was changed, and how near that came."""
+    """The changes, and the remaining difference."""
     return {
         "by": by,
         "wanted": found.wanted,
@@ -180,20 +180,20 @@ def describe_match(found: Match, *, by: By) -> dict[str, Any]:
 
 
 def match_text(found: Match, *, to: Path, by: By, out: Path | None) -> str:
-    """The same for the eye."""
+    """The same as text."""
     lines = [f"{key}: {before} -> {after}" for key, (before, after) in found.changes.items()]
-    lines = lines or ["nothing changed"]
+    lines = lines or ["no change"]
     if out is not None:
         lines.append(f"written to {out}")
-    return "\n".join([*lines, _how_near(found, to, by)])
+    return "\n".join([*lines, _difference(found, to, by)])
 
 
-def _how_near(found: Match, to: Path, by: By) -> str:
-    unit = "training FLOPs a token" if by == "flops" else f"{by.removesuffix('-params')} parameters"
+def _difference(found: Match, to: Path, by: By) -> str:
+    unit = "training FLOPs per token" if by == "flops" else f"{by.removesuffix('-params')} parameters"
     return f"{found.got:,.0f} {unit}, {found.off:+.3%} off those of {to}"
 
 
 def write_match(found: Match, out: Path, *, config: Path, to: Path, by: By) -> None:
-    """Write the changed file: what was given, overrides and the file that it extends included."""
-    text = f"# {config} changed by `reptrain match`: {_how_near(found, to, by)}.\n"
+    """Write the changed configuration, with overrides and extended files merged."""
+    text = f"# {config} changed by `reptrain match`: {_difference(found, to, by)}.\n"
     write_atomically(out, text + dump_yaml(found.subject.data))

@@ -1,4 +1,4 @@
-"""Floating-point operations: what a model needs, and what a device can give."""
+"""Floating-point operations of a model, and peak rates of devices."""
 
 from __future__ import annotations
 
@@ -14,39 +14,38 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class ForwardFlops(NamedTuple):
-    """FLOPs of the forward pass for one full window, by its matrix products: two for each weight and token
-    that meet, and for each product of two positions in the attention.
+    """FLOPs of the forward pass for one full window, counted over its matrix products: two per multiply-add.
 
-    Norms, activations, biases, softmax and the look-up of embeddings are left out. Keys and values of the
-    cross-attention are computed once for each token of the encoder, shared layers each time they run, and
-    of the experts those that a token is sent to.
+    Norms, activations, biases, softmax and embedding lookups are not counted. Keys and values of
+    cross-attention count once per token of the encoder, shared layers each time they run, and experts for the
+    tokens dispatched to them.
     """
 
     products: int
-    """Of weights and tokens, the output head's and the routers' too."""
+    """Products of weights and activations, output head and routers included."""
     scores: int
-    """Of the attention's scores and their use of the values, over all pairs of positions."""
+    """Attention scores and weighted values, over all pairs of positions."""
     causal_scores: int
-    """The same over the pairs of which one may see the other, within model.sliding_window too."""
+    """The same over the visible pairs, given the causal mask and model.sliding_window."""
 
     @property
     def total(self) -> int:
-        """With all pairs, as published figures count."""
+        """With all pairs, as in published figures."""
         return self.products + self.scores
 
     @property
     def causal(self) -> int:
-        """With the pairs that are visible."""
+        """With the visible pairs."""
         return self.products + self.causal_scores
 
 
 def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape) -> ForwardFlops:
-    """FLOPs of the forward pass for one full window. A step of training takes three times as many.
+    """FLOPs of the forward pass for one full window. A training step takes three times as many.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
-        shape: Tokens that encoder and decoder see of the window; an encoder-decoder is weighted by both.
+        vocab_size: Vocabulary size of the tokenizer.
+        shape: Positions of encoder and decoder for a window.
 
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
@@ -67,7 +66,7 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
         pairs, visible = encoder + decoder * (full + cross), encoder + decoder * (causal + cross)
     else:
         if isinstance(config, DecoderConfig) and config.sliding_window is not None:
-            # The first positions of the window see fewer.
+            # The first positions attend to fewer.
             hidden = max(0, target - config.sliding_window)
             causal -= hidden * (hidden + 1) // 2
         pairs, visible = config.num_layers * full, config.num_layers * causal
@@ -76,7 +75,7 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
 
 
 def _head_and_patches(config: CountableConfig, vocab_size: int, num_tokens: int) -> int:
-    """Products of the head and, with images, of the patches, which one head's token reads."""
+    """Products of the head and, with images, of the patch projection; the head reads one token."""
     if isinstance(config, CountedConfig) and config.image is not None:
         image = config.image
         patches = (num_tokens - 1) * image.patch_pixels**2 * image.num_channels
@@ -87,17 +86,14 @@ def _head_and_patches(config: CountableConfig, vocab_size: int, num_tokens: int)
 def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleShape) -> int:
     """FLOPs of the forward and backward pass for one full window, without recomputation.
 
-    A decoder is counted by the published convention, so that utilizations compare; an encoder-decoder by its
-    matrix products, since encoder and decoder see different numbers of tokens. Attention counts the full
-    square either way.
+    A decoder is counted by the published convention, for comparable utilization. An encoder-decoder is
+    counted by its matrix products, since encoder and decoder have different numbers of positions. Attention
+    counts all pairs in both cases.
 
-    Args:
-        config: The model.
-        vocab_size: Ids of the tokenizer.
-        shape: Tokens that encoder and decoder see of the window.
+    Args: config: The model. vocab_size: Vocabulary size of the tokenizer. shape: Positions of encoder and
+    decoder for a window.
 
-    Raises:
-        ConfigError: If the configured embedding is smaller than the vocabulary.
+    Raises: ConfigError: If the configured embedding is smaller than the vocabulary.
     """
     if isinstance(config, DecoderConfig):
         return shape.target_tokens * published_flops_per_token(config, vocab_size, shape.target_tokens)
@@ -107,9 +103,10 @@ def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleS
 def published_flops_per_token(
     config: DecoderConfig | CountedConfig, vocab_size: int, window_tokens: int
 ) -> int:
-    """6 N + 12 L H Q T of training, where N counts the input embedding too.
+    """Training FLOPs per token, 6 N + 12 L H Q T.
 
-    N is the parameters that a token meets, shared layers each time they run.
+    N is the number of parameters used per token, the input embedding included, and shared layers each time
+    they run.
 
     Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B.
     """
@@ -118,7 +115,7 @@ def published_flops_per_token(
 
 
 # Dense (not sparse) peaks in 1e12 FLOP/s from NVIDIA's data sheets, as (fp32, tf32, bf16, fp16);
-# None where the device lacks the format. The first entry whose name stands in the device's name holds.
+# None if the device lacks the format. The first entry whose name is part of the device's name applies.
 _PEAK_TFLOPS: tuple[tuple[str, tuple[float, float | None, float | None, float]], ...] = (
     ("B200", (75.0, 1125.0, 2250.0, 2250.0)),
     ("H200 NVL", (60.0, 417.5, 835.5, 835.5)),
@@ -137,11 +134,11 @@ def peak_flops(device_name: str, precision: Precision) -> float | None:
     """Peak of one device, for model FLOPs utilization.
 
     Args:
-        device_name: As the driver tells it, for example "NVIDIA H100 80GB HBM3".
-        precision: Of the matrix products.
+        device_name: Name from the driver, for example "NVIDIA H100 80GB HBM3".
+        precision: Precision of the matrix products.
 
     Returns:
-        FLOP/s of dense matrix products with fp32 accumulation, or None where no data sheet is known here.
+        FLOP/s of dense matrix products with fp32 accumulation, or None for an unknown device.
     """
     column = ("fp32", "tf32", "bf16", "fp16").index(precision)
     for name, peaks in _PEAK_TFLOPS:

@@ -15,15 +15,15 @@ class ParameterCount:
     """Parameters of a model; shared ones count once."""
 
     embedding: int
-    """Of the token embedding and, where it is not tied, the output head."""
+    """Parameters of the token embedding and, if it is not tied, the output head."""
     non_embedding: int
-    """Of all the rest, learned positions too."""
+    """All other parameters, learned positions included."""
     idle: int = 0
-    """Of these the experts' that a token is not sent to."""
+    """Non-embedding parameters of experts that a token does not use."""
     repeated: int = 0
-    """What shared layers add where each counts as often as it runs, without the idle ones."""
+    """Additional active parameters if shared layers count each time they run."""
     experts: int = 0
-    """Of all the rest the experts', idle or not."""
+    """Non-embedding parameters of all experts."""
 
     @property
     def total(self) -> int:
@@ -32,24 +32,24 @@ class ParameterCount:
 
     @property
     def active(self) -> int:
-        """Those that a token meets."""
+        """Parameters used per token."""
         return self.total - self.idle
 
     @property
     def run(self) -> int:
-        """Those that a token meets, each as often as it meets them: what FLOPs follow."""
+        """Parameters used per token, counted each time they run; FLOPs are proportional to them."""
         return self.active + self.repeated
 
 
 def embedding_rows(config: CountableConfig, vocab_size: int) -> int:
-    """Rows of the embedding: the configured number, or as many as the tokenizer has ids.
+    """Rows of the embedding: the configured number, or the tokenizer's vocabulary size.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Vocabulary size of the tokenizer.
 
     Raises:
-        ConfigError: If the configured number leaves ids of the tokenizer without a row.
+        ConfigError: If the configured number is smaller than the vocabulary.
     """
     rows = config.vocab_size or vocab_size
     if rows < vocab_size:
@@ -57,17 +57,17 @@ def embedding_rows(config: CountableConfig, vocab_size: int) -> int:
             "model.vocab_size",
             got=rows,
             rule=f"must hold the tokenizer's {vocab_size} ids",
-            remedy=f"Set it to {vocab_size} or more, or leave it out.",
+            remedy=f"Set it to {vocab_size} or more, or remove it.",
         )
     return rows
 
 
 def count_parameters(config: CountableConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of the model that `reptrain.model.build_model` makes.
+    """Parameters of the model that `reptrain.model.build_model` builds.
 
     Args:
         config: The model.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Vocabulary size of the tokenizer.
 
     Raises:
         ConfigError: If the configured embedding is smaller than the vocabulary.
@@ -88,19 +88,19 @@ def count_parameters(config: CountableConfig, vocab_size: int) -> ParameterCount
 
 
 def _embedding(config: CountableConfig, vocab_size: int) -> int:
-    """The table and the head, or what stands for them with images."""
+    """Embedding and head, or patch projection and classifier with images."""
     width = config.d_model
     if isinstance(config, CountedConfig) and config.image is not None:
         image = config.image
         patch = image.patch_pixels**2 * image.num_channels
-        # Patches are projected, with a bias, beside the token for the whole.
+        # Patches are projected with a bias; the class token is added.
         return (patch + 2) * width + (width + 1) * image.num_classes
     table = embedding_rows(config, vocab_size) * width
     return table if config.tie_embeddings else 2 * table
 
 
 def _around_the_layers(config: CountableConfig) -> int:
-    """Last norms and positions."""
+    """Final norms and positions."""
     if isinstance(config, T5Config):
         tables = 0 if config.relative_bias_per_layer else 2 * config.relative_buckets * config.num_heads
         return 2 * config.d_model + tables

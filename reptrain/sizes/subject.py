@@ -1,4 +1,4 @@
-"""What is to be sized: a model's file or a run's, with the tokens that the model sees of a window."""
+"""The subject of a size computation: a model, its run if it has one, and the shape of its window."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _CountedData(Frozen):
 
 
 class _CountedFile(Frozen):
-    """All that a file of a counted shape may hold."""
+    """The file of a counted shape."""
 
     name: str | None = None
     model: CountedConfig
@@ -37,13 +37,13 @@ class _CountedFile(Frozen):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and its setting."""
+    """A model and its run."""
 
     data: Mapping[str, Any]
-    """The file with its overrides, as it can be written again."""
+    """The file with its overrides."""
     model: CountableConfig
     run: RunConfig | None
-    """None for a shape that is counted and not trained."""
+    """None for a shape that can only be counted."""
     vocab_size: int
     shape: ExampleShape
     window_tokens: int
@@ -61,35 +61,35 @@ class Subject:
 
 
 def load_subject(path: Path, overrides: Sequence[str] = (), *, vocab_size: int | None = None) -> Subject:
-    """Read a run's file, or one with a model alone; no store need be there.
+    """Read the file of a run, or of a model alone; the store need not exist.
 
     Args:
         path: The YAML file.
         overrides: ``key=value`` texts.
-        vocab_size: Ids of the tokenizer, where neither the model nor a store tells.
+        vocab_size: Vocabulary size, if neither the model nor a store gives it.
 
     Raises:
-        ConfigError: If anything in it is wrong, or nothing tells the size of the vocabulary.
+        ConfigError: If the file is invalid, or the vocabulary size is unknown.
     """
     return subject_of(apply_overrides(read_config(path), overrides), vocab_size)
 
 
 def subject_of(data: Mapping[str, Any], vocab_size: int | None) -> Subject:
-    """The same of a file's mapping."""
+    """The subject of a file's mapping."""
     section = data.get("model")
     family = section.get("family") if isinstance(section, Mapping) else None
     if family == "counted":
         return _counted(data)
     run = validate(RunConfig, _filled(data, family))
-    found = _ids_of_store(run) or vocab_size or run.model.vocab_size
-    if found is None:
+    ids = _store_vocab_size(run) or vocab_size or run.model.vocab_size
+    if ids is None:
         raise ConfigError(
             "model.vocab_size",
             got=f"nothing, and no store at {next(iter(run.sources.values())).store}",
             rule="must be known to size the embedding",
-            remedy="Set model.vocab_size=N, name a store that is there, or pass --vocab-size N.",
+            remedy="Set model.vocab_size=N, name an existing store, or pass --vocab-size N.",
         )
-    rows = embedding_rows(run.model, found)
+    rows = embedding_rows(run.model, ids)
     return Subject(data, run.model, run, rows, run.example_shape, run.window_tokens)
 
 
@@ -101,7 +101,7 @@ def _counted(data: Mapping[str, Any]) -> Subject:
 
 
 def _filled(data: Mapping[str, Any], family: object) -> dict[str, Any]:
-    """A file with a model alone, with what a run must name besides."""
+    """A file with a model alone, completed to a run."""
     filled, section = dict(data), data.get("data", {})
     if isinstance(section, Mapping) and not section.keys() & {"store", "sources"}:
         filled["data"] = {**section, "store": _NO_STORE}
@@ -110,8 +110,8 @@ def _filled(data: Mapping[str, Any], family: object) -> dict[str, Any]:
     return filled
 
 
-def _ids_of_store(run: RunConfig) -> int | None:
-    """Ids of the tokenizer of a store that is there."""
+def _store_vocab_size(run: RunConfig) -> int | None:
+    """Vocabulary size of the first source's store that exists."""
     for source in run.sources.values():
         if (Path(source.store) / MANIFEST).exists():
             return read_manifest(Path(source.store)).vocab_size
@@ -122,13 +122,13 @@ def trainable(subject: Subject, name: str) -> tuple[RunConfig, ModelConfig]:
     """The run and its model.
 
     Raises:
-        ConfigError: If the shape is counted only.
+        ConfigError: If the shape can only be counted.
     """
     if subject.run is None:
         raise ConfigError(
             f"model.family of {name}",
             got="counted",
             rule="must be decoder or t5",
-            remedy="A counted shape can be counted, and be what another is matched to.",
+            remedy="A counted shape has no model class. `reptrain sizes` and `match --to` accept it.",
         )
     return subject.run, subject.run.model

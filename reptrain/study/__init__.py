@@ -1,4 +1,4 @@
-"""Studies: many runs and the question that they answer."""
+"""Studies: many runs that answer one question."""
 
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.events import ArmOutcome, StudyEvent, StudyResult

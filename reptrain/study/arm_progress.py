@@ -1,4 +1,4 @@
-"""How far a run is, read from the end of its metrics while another process writes them."""
+"""The progress of a run, read from the end of its metrics while another process writes them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# A record is a few hundred bytes; this holds the last dozens of them.
+# A record has a few hundred bytes: this is some dozens of records.
 _TAIL_BYTES = 16_384
 
 
 class ArmProgress(NamedTuple):
-    """Tokens consumed so far, and the latest speed; None before the first step."""
+    """Tokens consumed, and the latest speed; None before the first step."""
 
     tokens: int = 0
     tokens_per_s: float | None = None
 
 
 def read_progress(run: Path) -> ArmProgress:
-    """The last whole train record of a run folder, or the start of the run where there is none.
+    """The progress in the last complete train record of a run folder, which need not exist yet.
 
-    Reads no more than the file's tail, so that it may be called often. The folder need not exist yet.
+    Reads only the end of the file, so that it can be called often.
     """
     for line in reversed(_tail_lines(run / "metrics.jsonl")):
         record = json.loads(line)
@@ -30,7 +30,7 @@ def read_progress(run: Path) -> ArmProgress:
 
 
 def _tail_lines(path: Path) -> list[bytes]:
-    """The whole lines at the end of a file; a line that is still being written is left out."""
+    """The complete lines at the end of a file; a line that is still being written is left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

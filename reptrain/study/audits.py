@@ -1,4 +1,4 @@
-"""The proof of a study: every run audited, the answers kept beside the runs."""
+"""Audit every run of a study, and keep the results in the run folders."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from reptrain.auditing.audit import audit
 from reptrain.auditing.report import AuditReport
 from reptrain.errors import ReptrainError
 from reptrain.files import write_atomically
-from reptrain.study.folder import run_path
 from reptrain.study.grid import arms
+from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 
 
 def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
-    """Audit every run of a study that has begun, and write each answer to ``RUN/audit.json``.
+    """Audit every run of a study that has started, and write each result to ``RUN/audit.json``.
 
     Args:
         study: The study.
         out: Its folder.
 
     Returns:
-        The answers by arm. A store is hashed with the first run on it only.
+        The audits by arm. Each store is hashed once, with the first run on it.
     """
     reports: dict[str, AuditReport] = {}
     verified: set[str] = set()
@@ -39,7 +39,7 @@ def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
 
 
 def _audit(run: Path, *, verify_store: bool) -> AuditReport:
-    """The audit of a run, or a report that it cannot be audited: one damaged run leaves the others theirs."""
+    """The audit of a run. A damaged run gets a report too, so that the others are audited."""
     try:
         return audit(run, verify_store=verify_store)
     except ReptrainError as error:

@@ -15,8 +15,8 @@ from reptrain.reading import parse_json
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.records import FrozenRecord
-from reptrain.study.folder import difference, is_run_of, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
 
 RowState = Literal[
@@ -26,7 +26,7 @@ SetName = Literal["probe", "select", "report"]
 
 
 class Curve(FrozenRecord):
-    """Loss on one set over the run.
+    """The loss on one set over the run.
 
     Attributes:
         tokens: Tokens consumed at each evaluation.
@@ -43,38 +43,39 @@ class Curve(FrozenRecord):
 
 
 class ArmRow(FrozenRecord):
-    """One arm of a study as measured. None: not known (yet). Losses are nats per token, without dropout.
+    """The results of one arm of a study. None: not known. Losses are in nats per token, without dropout.
 
-    Of a mixture, tokens are those of all its sources, and the losses those of one source's sets: the first,
-    by name, whose store all runs of the study share, or else its first.
+    For a mixture, tokens are summed over its sources, and losses are those of one source: the first by name
+    whose store all runs of the study share, else the first.
 
     Attributes:
         arm: Its name.
         values: The value of each axis by dotted key.
-        seed: Of the run.
-        state: Of the run. ``other config``: its folder holds another configuration; ``other numerics``: a
-            run of another `numerics_version`. Nothing is read from either.
+        seed: Seed of the run.
+        state: State of the run. ``other config``: its folder holds another configuration; ``other
+            numerics``: a run of another `numerics_version`. Neither is read.
         reason: Why it failed or was preempted.
         unique_tokens: U.
         epochs: Planned passes over the subset.
         total_tokens: Planned tokens of the run, repeats counted.
         tokens: Tokens consumed at the last evaluation or step.
         probe: Curve on the fixed probe of training windows.
-        select: Curve on the held-out text that choices are made by.
-        report: Curve on the held-out text that is told.
-        start_nats: Loss before the first step, on the set that best_report_nats is of.
-        best_select_nats: The lowest loss on `select` after training began...
-        best_tokens: ... the tokens consumed when it was reached...
-        best_report_nats: ... and the loss on `report` at that evaluation...
-        best_bits_per_byte: ... also for a byte of its text; of `select` where `report` was not scored.
-        gap_nats: Last loss on `select` less last loss on the probe.
+        select: Curve on the selection split.
+        report: Curve on the report split.
+        start_nats: Loss before the first step, on `report`, or on `select` if `report` was not scored.
+        best_select_nats: The lowest loss on `select` after the first step.
+        best_tokens: Tokens consumed at that evaluation.
+        best_report_nats: Loss on `report` at that evaluation.
+        best_scores: Every score at that evaluation by name, on `report`, or on `select` if `report` was not
+            scored.
+        gap_nats: Last loss on `select` minus last loss on the probe.
         tokens_per_s: Median training speed.
-        measure: Fingerprint of what a loss means: held-out text, objective and window. Losses of different
-            measures do not compare.
-        audit_exact: What the audit said of the run.
-        audit_as_planned: Whether the audit found all as planned; a run of the order `mixed` may be that and
-            not exact.
-        exposures: From the audit: how many tokens were used how many times.
+        measure: Fingerprint of held-out text, objective and window. Losses with different measures are not
+            comparable.
+        audit_exact: Whether the audit found the run exact.
+        audit_as_planned: Whether the run followed its plan; with the order `mixed` it may do so and not be
+            exact.
+        exposures: Number of tokens by their number of uses, from the audit.
     """
 
     arm: str
@@ -93,7 +94,7 @@ class ArmRow(FrozenRecord):
     best_select_nats: float | None = None
     best_tokens: int | None = None
     best_report_nats: float | None = None
-    best_bits_per_byte: float | None = None
+    best_scores: dict[str, float] | None = None
     gap_nats: float | None = None
     tokens_per_s: float | None = None
     measure: str | None = None
@@ -103,7 +104,7 @@ class ArmRow(FrozenRecord):
 
 
 def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
-    """What the run folders of a study say, arm by arm; arms that have not started are there too.
+    """The results of every arm of a study, from the run folders; arms that have not started included.
 
     Raises:
         StudyError: If the study itself is wrong.
@@ -119,7 +120,7 @@ def _begun(run: Path) -> RunFolder | None:
 
 
 def _shared_stores(folders: Sequence[RunFolder]) -> set[str]:
-    """Fingerprints of the stores that every run reads."""
+    """Fingerprints of the stores that all runs share."""
     stores = [{source.store_fingerprint for source in folder.plan.sources} for folder in folders]
     return set.intersection(*stores) if stores else set()
 
@@ -138,11 +139,11 @@ def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
 
 
 def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """What the configuration fixes; little where it leaves U to a store that is not open.
+    """The planned tokens and epochs; only the budget if U is taken from a store that is not open.
 
     Args:
         arm: The arm.
-        unique_tokens: U of each source by name, where the run has been planned.
+        unique_tokens: U of each source by name, if the run has been planned.
     """
     unique, total = 0, 0
     for name, source in arm.config.sources.items():
@@ -156,18 +157,20 @@ def _planned(arm: Arm, *, unique_tokens: Mapping[str, int] | None = None) -> dic
 
 def _measured(folder: RunFolder, shared: set[str]) -> dict[str, Any]:
     plan = folder.plan
-    told = next((source for source in plan.sources if source.store_fingerprint in shared), plan.sources[0])
+    scored_source = next(
+        (source for source in plan.sources if source.store_fingerprint in shared), plan.sources[0]
+    )
     records = [*folder.metrics.records()]
     steps = [record for record in records if isinstance(record, TrainRecord)]
-    suffix = f"/{told.name}" if plan.is_mixture else ""
+    suffix = f"/{scored_source.name}" if plan.is_mixture else ""
     scored = [record for record in records if isinstance(record, ValidRecord) and record.weights == "own"]
     scores = {name: [r for r in scored if r.set == f"{name}{suffix}"] for name in get_args(SetName)}
-    curves = {name: _curve(of_set) for name, of_set in scores.items()}
+    curves = {name: _curve(records_of_set) for name, records_of_set in scores.items()}
     probe, select = curves["probe"].last, curves["select"].last
     return {
         **curves,
         **_best(scores["select"], scores["report"]),
-        "measure": _measure(folder.config, told.store_fingerprint),
+        "measure": _measure(folder.config, scored_source.store_fingerprint),
         "tokens": max((record.tokens for record in records), default=0),
         "gap_nats": select - probe if select is not None and probe is not None else None,
         "tokens_per_s": statistics.median(r.tokens_per_s for r in steps) if steps else None,
@@ -184,27 +187,27 @@ def _curve(scores: Sequence[ValidRecord]) -> Curve:
 
 
 def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:
-    """The evaluation that early stopping on `select` would keep, and the loss on `report` there.
+    """The evaluation with the lowest loss on `select`, and the scores on `report` at that step.
 
-    The untrained model (or the one that a run began with) is never the best: it is not a result of the run.
+    The initial weights are never selected: they are not a result of the run.
     """
     start = next((record.nats for record in report or select if record.step == 0), None)
     selected = [record for record in select if record.step > 0 and math.isfinite(record.nats)]
     if not selected:
         return {"start_nats": start}
     best = min(selected, key=lambda record: record.nats)
-    told = next((record for record in report if record.step == best.step), None)
+    reported = next((record for record in report if record.step == best.step), None)
     return {
         "start_nats": start,
         "best_select_nats": best.nats,
         "best_tokens": best.tokens,
-        "best_report_nats": told.nats if told else None,
-        "best_bits_per_byte": (told or best).bits_per_byte,
+        "best_report_nats": reported.nats if reported else None,
+        "best_scores": (reported or best).scores,
     }
 
 
 def _audited(path: Path) -> dict[str, Any]:
-    """What the audit stored beside the run, if there is one."""
+    """The audit in the run folder, if there is one."""
     if not path.exists():
         return {}
     try:

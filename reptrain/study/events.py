@@ -1,4 +1,4 @@
-"""What is told while a study runs, and how its arms came out."""
+"""Events while a study runs, and the outcomes of its arms."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ OutcomeState = EventKind | Literal["waiting"]
 
 @dataclass(frozen=True)
 class StudyEvent:
-    """Something that happened to an arm.
+    """An event of one arm.
 
     Attributes:
-        kind: What happened.
+        kind: Kind of the event.
         arm: Name of the arm.
-        index: Its place among the arms, from 0.
-        num_arms: How many there are.
-        total_tokens: Tokens that the run consumes in all (to within one window).
+        index: Index of the arm, from 0.
+        num_arms: Number of arms.
+        total_tokens: Planned tokens of the run, to within one window.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed; None before the first step.
         seconds: Since this arm's process started.
@@ -42,7 +42,7 @@ OnEvent = Callable[[StudyEvent], None]
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """How an arm came out: what happened to it last, or ``waiting`` where its turn did not come."""
+    """The last event of an arm, or ``waiting`` if it was not started."""
 
     arm: str
     state: OutcomeState
@@ -52,7 +52,7 @@ class ArmOutcome:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """How all arms came out, in their order."""
+    """The outcomes of all arms, in their order."""
 
     outcomes: tuple[ArmOutcome, ...]
 
@@ -63,7 +63,7 @@ class StudyResult:
 
     @property
     def exit_code(self) -> int:
-        """0: every arm is done. 1: some failed. 3: stopped by a signal; run it again to go on."""
+        """0: every arm is done. 1: some failed. 3: stopped by a signal; run it again to resume."""
         if any(outcome.state in ("stopped", "waiting") for outcome in self.outcomes):
             return 3
         return 1 if self.failed else 0

@@ -24,7 +24,7 @@ class Arm:
 
     Attributes:
         name: Unique within the study, and a file name.
-        config: What is trained.
+        config: Configuration of the run.
         values: The value of each axis, by dotted key, with defaults filled in and numbers read.
     """
 
@@ -34,7 +34,7 @@ class Arm:
 
 
 def arms(study: StudyConfig) -> list[Arm]:
-    """All arms in the order of the axes, the last axis and then the seed changing fastest.
+    """All arms in the order of the axes. The seed changes fastest, then the last axis.
 
     Raises:
         StudyError: If an arm's configuration is wrong, or two arms are the same.
@@ -45,12 +45,12 @@ def arms(study: StudyConfig) -> list[Arm]:
             f"study {study.name}",
             got=f"{num_arms} arms" if num_arms < 10**12 else "10**12 arms or more",
             rule=f"must have at most {_MOST_ARMS}",
-            remedy="Leave out values of an axis, or seeds.",
+            remedy="Remove values of an axis, or seeds.",
         )
     points = itertools.product(*study.axes.values())
     seeds: list[int | None] = [*study.seeds] or [None]
-    found = [_arm(study, point, seed) for point, seed in itertools.product(points, seeds)]
-    name, times = Counter(arm.name for arm in found).most_common(1)[0]
+    all_arms = [_arm(study, point, seed) for point, seed in itertools.product(points, seeds)]
+    name, times = Counter(arm.name for arm in all_arms).most_common(1)[0]
     if times > 1:
         raise StudyError(
             f"study {study.name}",
@@ -58,7 +58,7 @@ def arms(study: StudyConfig) -> list[Arm]:
             rule="must hold each arm once",
             remedy="Remove the repeated value from its axis or from seeds.",
         )
-    return found
+    return all_arms
 
 
 def _arm(study: StudyConfig, point: tuple[Any, ...], seed: int | None) -> Arm:
@@ -90,7 +90,7 @@ def setting(config: RunConfig, key: str) -> Any:
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key with its last part, or itself where two end alike."""
+    """Each dotted key with its last part, or with itself if two keys end alike."""
     last = {key: key.rpartition(".")[2] for key in keys}
     times = Counter(last.values())
     return {key: leaf if times[leaf] == 1 else key for key, leaf in last.items()}
@@ -102,7 +102,7 @@ def arm_name(values: Mapping[str, Any], *, seed: int | None = None) -> str:
 
     Args:
         values: The value of each axis by dotted key.
-        seed: The run's seed where the study has several.
+        seed: The run's seed, if the study has several.
     """
     short = short_keys(values)
     parts = [f"{short[key]}-{_slug(value)}" for key, value in values.items()]
@@ -116,5 +116,5 @@ def _slug(value: Any) -> str:
         return fingerprint(value)[:8]
     text = "null" if value is None else str(value)
     clean = re.sub(r"[^A-Za-z0-9.+-]", "_", text)
-    # A value that had to be changed keeps a hash, so that two never share a name.
+    # A changed value gets a hash, so that two values never share a name.
     return clean if clean == text else f"{clean}-{fingerprint(text)[:8]}"

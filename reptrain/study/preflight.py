@@ -1,4 +1,4 @@
-"""What can be known to fail before the first arm starts."""
+"""Check the arms of a study before the first one starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Stores = Mapping[str, Store]
 
 
 def total_tokens_of(config: RunConfig, stores: Stores) -> int:
-    """Tokens that a run consumes, all its sources together, to within a window of each.
+    """Planned tokens of a run, over all its sources, to within a window of each.
 
     Args:
         config: The run.
-        stores: Its open stores by the path that the configuration names.
+        stores: Its open stores by their path in the configuration.
     """
     total = 0
     for source in config.sources.values():
@@ -30,13 +30,13 @@ def total_tokens_of(config: RunConfig, stores: Stores) -> int:
 
 
 def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
-    """Refuse a study of which some arm could not be planned on its store.
+    """Refuse a study with an arm that cannot be planned on its store.
 
     Args:
         arms: All arms of the study.
 
     Returns:
-        The open stores by the path that the configurations name.
+        The open stores by their path in the configurations.
 
     Raises:
         StudyError: If a store cannot be opened or is too small for an arm, or its epochs cannot be planned.

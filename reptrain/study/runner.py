@@ -1,4 +1,4 @@
-"""Run a study: its arms one after another, each a training process of its own."""
+"""Run a study: its arms one after another, each in its own training process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
-from reptrain.study.folder import config_path, is_run_of, log_path, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import config_path, is_run_of, log_path, run_path
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain_launcher.process import Ended, run_process
@@ -33,16 +33,16 @@ def run_study(
     on_event: OnEvent | None = None,
     launch: Sequence[str] | None = None,
 ) -> StudyResult:
-    """Run every arm that is not done yet. A failed arm does not stop the others; a signal does.
+    """Run every unfinished arm. A failed arm does not stop the others; a signal does.
 
     Args:
         study: The study; all its arms are checked before the first starts.
-        out: Its folder, laid out as in `reptrain.study.folder`.
-        on_event: Told what happens.
-        launch: The command that trains, to which ``CONFIG --out RUN`` is added; None trains in one process.
+        out: Its folder, laid out as in `reptrain.study.paths`.
+        on_event: Called with every event.
+        launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
 
     Raises:
-        StudyError: If an arm cannot be planned on its store, or the study is being run already.
+        StudyError: If an arm cannot be planned on its store, or another process is running the study.
     """
     planned = arms(study)
     stores = check_arms(planned)
@@ -55,13 +55,13 @@ def run_study(
                 continue
             total = total_tokens_of(arm.config, stores)
             event = StudyEvent("start", arm.name, index, len(planned), total)
-            last = _run_arm(arm, out, stores, command=command, event=event, tell=on_event or _ignore)
+            last = _run_arm(arm, out, stores, command=command, event=event, on_event=on_event or _ignore)
             outcomes.append(ArmOutcome(arm.name, last.kind, last.seconds, last.message))
     return StudyResult(tuple(outcomes))
 
 
 def is_done(arm: Arm, run: Path, stores: Stores) -> bool:
-    """Whether the run folder holds this very arm on these very stores, finished."""
+    """Whether the run folder holds this arm on these stores, finished."""
     if not (run / "status.json").exists():
         return False
     folder = RunFolder.open(run)
@@ -72,21 +72,21 @@ def is_done(arm: Arm, run: Path, stores: Stores) -> bool:
 
 
 def _ignore(event: StudyEvent) -> None:
-    """Nobody listens."""
+    """Do nothing."""
 
 
 def _run_arm(
-    arm: Arm, out: Path, stores: Stores, *, command: Sequence[str], event: StudyEvent, tell: OnEvent
+    arm: Arm, out: Path, stores: Stores, *, command: Sequence[str], event: StudyEvent, on_event: OnEvent
 ) -> StudyEvent:
-    """Run one arm to its end, or see that it is done. Returns the last event that was told."""
+    """Run one arm to its end, unless it is done. Returns its last event."""
     run = run_path(out, arm.name)
     if is_done(arm, run, stores):
         last = replace(event, kind="skipped", tokens=event.total_tokens)
-        tell(last)
+        on_event(last)
         return last
     config = config_path(out, arm.name)
     write_atomically(config, dump_yaml(arm.config.model_dump(mode="json")))
-    tell(event)
+    on_event(event)
     started = time.monotonic()
 
     def now() -> StudyEvent:
@@ -101,21 +101,21 @@ def _run_arm(
 
     log = log_path(out, arm.name)
     ended = run_process(
-        [*command, str(config), "--out", str(run)], output=log, on_poll=lambda: tell(now()), poll_s=0.5
+        [*command, str(config), "--out", str(run)], output=log, on_poll=lambda: on_event(now()), poll_s=0.5
     )
     last = _judge(now(), ended, log, done=ended.returncode == 0 and is_done(arm, run, stores))
-    tell(last)
+    on_event(last)
     return last
 
 
 def _judge(event: StudyEvent, ended: Ended, log: Path, *, done: bool) -> StudyEvent:
-    """The event that says how a process ended."""
+    """The last event of an arm, from how its process ended."""
     if done:
         return replace(event, kind="done")
     if ended.signal is not None or ended.returncode == _EXIT_PREEMPTED:
-        return replace(event, kind="stopped", message="stopped by a signal; run the study again to go on")
+        return replace(event, kind="stopped", message="stopped by a signal; run the study again to resume")
     if ended.returncode == 0:
-        return replace(event, kind="failed", message=f"the process ended but its run is not done; see {log}")
+        return replace(event, kind="failed", message=f"the process ended, but its run is not done; see {log}")
     reason = f"exit code {ended.returncode}: {_last_line(log)}; see {log}"
     return replace(event, kind="failed", message=reason)
 
@@ -127,7 +127,7 @@ def _last_line(log: Path) -> str:
 
 @contextmanager
 def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
-    """The study's folder, laid out and locked against a second run of it."""
+    """Create the study's folder, and lock it against another `study run`."""
     for path in (config_path(out, ""), run_path(out, ""), log_path(out, "")):
         path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock", blocking=False)
@@ -136,9 +136,9 @@ def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise StudyError(
             f"study folder {out}",
-            got="a second one",
-            rule="must have one `study run` at a time",
-            remedy="Wait for the other to end, or give another --out.",
+            got="another `study run` in progress",
+            rule="must be used by one `study run` at a time",
+            remedy="Wait until it ends, or choose another --out.",
         ) from error
     try:
         save_study(study, out)

@@ -17,9 +17,9 @@ from reptrain.files import write_atomically
 
 
 def flatten(value: Any) -> Any:
-    """Nested mappings as one of dotted keys: ``{"train": {"seed": 1}}`` becomes ``{"train.seed": 1}``.
+    """A nested mapping with dotted keys: ``{"train": {"seed": 1}}`` becomes ``{"train.seed": 1}``.
 
-    An empty mapping stays a value. What is no mapping is handed back for pydantic to judge.
+    An empty mapping stays a value. Other values are returned as they are, for pydantic to check.
     """
     if not isinstance(value, Mapping):
         return value
@@ -41,23 +41,23 @@ class StudyConfig(Frozen):
     """A grid of runs that answers one question."""
 
     name: FileName
-    """Title of the study; by default the file's name."""
+    """Name of the study; by default the file's name."""
     question: str = ""
-    """What the study asks, in one sentence."""
+    """The question of the study, in one sentence."""
     base: Annotated[dict[str, Any], WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
-    """The configuration that all arms share: in the file a path relative to it, or the mapping itself."""
+    """The configuration that all arms share: a path relative to the study file, or a mapping."""
     set: Annotated[dict[str, Any], BeforeValidator(flatten)] = Field(default_factory=dict)
-    """Dotted keys that differ from the base in every arm."""
+    """Values of dotted keys that replace the base's in every arm."""
     axes: Annotated[dict[str, Axis], BeforeValidator(flatten)] = Field(default_factory=dict)
-    """Dotted keys and the values that each takes; the arms are their product."""
+    """Dotted keys with a list of values each; the arms are the product of all lists."""
     seeds: list[Seed] = Field(default_factory=list)
-    """Values of `seed`, each a further run of every arm; empty keeps the base's."""
+    """Values of `seed`: every setting runs once per seed. Empty: the base's seed."""
 
     @model_validator(mode="after")
     def _one_source_for_each_key(self) -> StudyConfig:
         for key in [*self.set, *self.axes]:
             if key == "seed":
-                raise ValueError("seed must not stand in set or axes; list the values under seeds")
+                raise ValueError("seed must not be in set or axes; list the values in seeds")
         for axis in self.axes:
             for key in [*self.set, *(other for other in self.axes if other != axis)]:
                 if key == axis or key.startswith(f"{axis}.") or axis.startswith(f"{key}."):
@@ -68,13 +68,13 @@ class StudyConfig(Frozen):
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read a study file, with its base read in.
+    """Read a study file and its base.
 
     Args:
         path: The YAML file.
-        overrides: ``key=value`` texts. A key that begins with a field of the study (``name``, ``seeds``,
-            ``axes.data.unique_tokens``, ``base.model``...) changes the study; any other is a key of the
-            run's configuration and is set in every arm.
+        overrides: ``key=value`` texts. A key that starts with a field of the study (``name``, ``seeds``,
+            ``axes.data.unique_tokens``, ``base.model``...) changes the study. Any other key is set in the
+            configuration of every arm.
 
     Raises:
         ConfigError: If the file or its base cannot be read, or anything in it is wrong.
@@ -96,7 +96,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     if section not in StudyConfig.model_fields:
         section, below, text = "set", key, f"set.{text}"
     if section in ("set", "axes") and below:
-        # These sections hold dotted keys as they are, not nested.
+        # These sections contain dotted keys, not nested ones.
         leaf = apply_overrides({}, [f"leaf={text.partition('=')[2]}"] if "=" in text else [text])
         data[section] = {**data[section], below: leaf["leaf"]}
     else:
@@ -113,7 +113,7 @@ def save_study(study: StudyConfig, out: Path) -> None:
     """Write ``out/study.yaml``, from which `open_study` rebuilds the study without its source file."""
     out.mkdir(parents=True, exist_ok=True)
     data = study.model_dump(mode="json")
-    # Absolute, so that the study can be opened from any working directory. Axes stay: they name the arms.
+    # Absolute paths are valid in any working directory. Axes stay, since the arms are named after them.
     data["set"] = {
         key: _absolute(value) if _STORE_KEY.fullmatch(key) else value for key, value in data["set"].items()
     }
@@ -141,5 +141,5 @@ def open_study(out: Path) -> StudyConfig:
             f"study folder {out}",
             got=error.got,
             rule="must hold a readable study.yaml",
-            remedy="`reptrain study run STUDY` makes such a folder.",
+            remedy="`reptrain study run STUDY` creates one.",
         ) from error

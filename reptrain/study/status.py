@@ -1,4 +1,4 @@
-"""Where a study stands, without reading more than the tail of its runs' records."""
+"""The state of a study, read from the ends of its runs' records."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from reptrain.runs.folder import RunFolder
 from reptrain.runs.records import FrozenRecord
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.collect import RowState
-from reptrain.study.folder import difference, run_path
 from reptrain.study.grid import Arm, arms
+from reptrain.study.paths import difference, run_path
 from reptrain.study.schema import StudyConfig
 
 
 class ArmStatus(FrozenRecord):
-    """Where one arm stands.
+    """The state of one arm.
 
     Attributes:
         arm: Its name.
-        state: Of its run; ``waiting`` before it has a folder.
+        state: State of its run; ``waiting`` if it has no run folder.
         reason: Why it failed or stopped.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed.
@@ -32,7 +32,7 @@ class ArmStatus(FrozenRecord):
 
 
 def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
-    """Where every arm stands, in their order.
+    """The state of every arm, in their order.
 
     Raises:
         StudyError: If the study itself is wrong.

@@ -1,4 +1,4 @@
-"""The answer of a study in a few sentences, computed from the figures that its table shows."""
+"""The answer of a study in a few sentences, computed from its table."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from reptrain.study.collect import ArmRow
 from reptrain.study.words import label, plain
 
-# A change of the held-out loss between two evaluations that is worth a word, in nats per token.
+# Smaller changes of the held-out loss between evaluations are not mentioned, in nats per token.
 _NOTABLE = 0.05
-# Losses are shown with two decimals.
+# Losses are printed with two decimals.
 _EQUAL = 0.005
-# With more settings than this, those between the second and the last go unnamed.
+# With more settings than this, only the best two and the worst are named.
 _MOST_NAMED = 4
-# Fewer seeds give no idea of the spread.
+# Fewer seeds do not show the spread.
 _FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The finished runs of one setting: one for each seed."""
+    """The finished runs of one setting, one per seed."""
 
     rows: tuple[ArmRow, ...]
 
@@ -34,7 +34,7 @@ class Setting:
 
     @property
     def losses(self) -> list[float]:
-        """Held-out loss where early stopping keeps the model, by seed, nats per token."""
+        """Held-out loss at the selected evaluation, by seed, in nats per token."""
         return [held_out(row) for row in self.rows]
 
     @property
@@ -49,28 +49,28 @@ class Setting:
 
     @property
     def start(self) -> float | None:
-        """Held-out loss before training, likewise; None where it is not known."""
+        """Mean held-out loss before training; None if it is not known."""
         starts = [row.start_nats for row in self.rows if row.start_nats is not None]
         return statistics.fmean(starts) if starts else None
 
     @property
     def improved(self) -> bool:
-        """Whether training made the held-out loss lower at all."""
+        """Whether training lowered the held-out loss."""
         return self.start is None or not self.loss >= self.start
 
     @property
     def last(self) -> float:
-        """Held-out loss at the end of training, likewise; NaN where a run diverged."""
+        """Mean held-out loss at the end of training; NaN if a run diverged."""
         return statistics.fmean(_last(row) for row in self.rows)
 
     @property
     def best_epoch(self) -> float:
-        """Epochs consumed at the selected evaluation, likewise."""
+        """Mean number of epochs consumed at the selected evaluation."""
         return statistics.fmean((row.best_tokens or 0) / (row.unique_tokens or 1) for row in self.rows)
 
 
 def held_out(row: ArmRow) -> float:
-    """Loss on `report` at the best evaluation on `select`, or on `select` where `report` was not scored."""
+    """Loss on `report` at the best evaluation on `select`, or on `select` if `report` was not scored."""
     best = row.best_report_nats if row.best_report_nats is not None else row.best_select_nats
     return math.nan if best is None else best
 
@@ -90,19 +90,19 @@ def settings(rows: Sequence[ArmRow]) -> list[Setting]:
 
 
 def comparable(ranked: Sequence[Setting]) -> bool:
-    """Whether their losses are of one measure."""
+    """Whether all losses have the same measure."""
     return len({row.measure for setting in ranked for row in setting.rows}) <= 1
 
 
 def winner(ranked: Sequence[Setting]) -> Setting | None:
-    """The setting with the lowest loss; None where there is no other, two are equal, or none improved."""
+    """The setting with the lowest loss; None if it is the only one, two are equal, or none improved."""
     if len(ranked) < 2 or not comparable(ranked) or not ranked[0].improved:
         return None
     return ranked[0] if ranked[1].loss - ranked[0].loss >= _EQUAL else None
 
 
 def verdict(rows: Sequence[ArmRow]) -> str:
-    """The best setting, what each other costs on held-out text, and what cannot be judged."""
+    """The best setting, the held-out cost of each other, and the differences that cannot be judged."""
     ranked = settings(rows)
     done = [row for row in rows if row.state == "done"]
     if not done:
@@ -147,16 +147,16 @@ def _none_improved(ranked: Sequence[Setting]) -> str:
         f"{setting.label} {setting.start:.2f} before training, {setting.loss:.2f} after" for setting in ranked
     )
     return (
-        "training improved nothing: no setting has a lower held-out loss than before its first step."
+        "training did not help: no setting has a lower held-out loss than before its first step."
         f" In nats per token: {losses}. Train longer, on more text, or with another learning rate."
     )
 
 
-def _unranked(found: Sequence[Setting]) -> str:
-    losses = "; ".join(f"{setting.label} {setting.loss:.2f}{_over_seeds(setting)}" for setting in found)
+def _unranked(ranked: Sequence[Setting]) -> str:
+    losses = "; ".join(f"{setting.label} {setting.loss:.2f}{_over_seeds(setting)}" for setting in ranked)
     return (
-        "The arms differ in held-out text, objective or window, so that their losses do not compare."
-        f" Each on its own, in nats per token: {losses}."
+        "The arms differ in held-out text, objective or window, so their losses are not comparable."
+        f" In nats per token: {losses}."
     )
 
 
@@ -167,7 +167,7 @@ def _over_seeds(setting: Setting) -> str:
 
 
 def _course(setting: Setting, best: Setting) -> str:
-    """Where the selected evaluation differs from the end of training, or from the start too little."""
+    """How the selected evaluation differs from the end of training, or that it does not beat the start."""
     if not setting.improved:
         return f", no better than before training ({setting.start:.2f})"
     if not math.isfinite(setting.last):
@@ -184,7 +184,7 @@ def _course(setting: Setting, best: Setting) -> str:
 
 
 def _doubts(ranked: Sequence[Setting]) -> list[str]:
-    """Which differences cannot be judged, and why."""
+    """The differences that cannot be judged, and why."""
     fewest = min(len(setting.rows) for setting in ranked)
     if fewest == 1:
         which = (

@@ -1,4 +1,4 @@
-"""Arms and numbers in words, for tables, figures and the verdict."""
+"""Labels of arms and numbers, for tables, figures and the verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def label(row: ArmRow, *, seeds: bool = False) -> str:
 
     Args:
         row: The arm.
-        seeds: Name the seed too: the study has several.
+        seeds: Whether to include the seed.
     """
     parts = []
     if (_UNIQUE in row.values or not row.values) and row.unique_tokens and row.epochs:
@@ -30,7 +30,7 @@ def label(row: ArmRow, *, seeds: bool = False) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as people write it: ``65,536``, ``0.1``, ``2.5``, ``on``, ``null``."""
+    """A value in readable form: ``65,536``, ``0.1``, ``2.5``, ``on``, ``null``."""
     if value is None:
         return "null"
     if isinstance(value, bool):

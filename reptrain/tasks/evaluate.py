@@ -8,7 +8,7 @@ from typing import NamedTuple
 from reptrain.config.task import TaskConfig, TaskLimits
 from reptrain.distributed.world import World, choose_device
 from reptrain.generation.decoding import without_capacity
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.tasks.files import read_report
 from reptrain.tasks.pairs import Encoder
 from reptrain.tasks.scoring import Scorer, TaskScore
@@ -49,7 +49,7 @@ def score_on_task(
     Raises:
         ReptrainError: If the model or the task cannot be used.
     """
-    trained = open_trained(run, step)
+    trained = open_saved_model(run, step)
     encoder = Encoder.of(trained, trained.tokenizer(tokenizer), task.separator, limits)
     rows = read_report(task, limits, encoder.fits)
     chosen = choose_device(device)

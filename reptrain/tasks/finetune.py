@@ -26,7 +26,7 @@ from reptrain.distributed.stop import StopRequest, stop_requests
 from reptrain.distributed.world import choose_device, describe, join
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import write_atomically
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.runs.records import read_record
 from reptrain.sizes import count_parameters
@@ -94,7 +94,7 @@ def finetune(
     device = choose_device(config.train.device)
     config = config.on_device(device.type)
     check_precision(config.train.precision, device)
-    trained = open_trained(run, step)
+    trained = open_saved_model(run, step)
     pieces = trained.tokenizer(tokenizer)
     encoder = Encoder.of(trained, pieces, config.task.separator, config.limits)
     rows = read_rows(config.task, config.limits, encoder.fits)

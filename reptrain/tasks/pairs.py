@@ -17,9 +17,10 @@ from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import IGNORE, Example
 from reptrain.batch.objectives.example import shift_right
 from reptrain.config.model import DecoderConfig
+from reptrain.config.objectives import Reading
 from reptrain.config.task import TaskLimits
 from reptrain.errors import ConfigError
-from reptrain.hub.saved_model import Reading, TrainedModel
+from reptrain.hub.saved_model import SavedModel
 from reptrain.hub.tokenizer_files import SpecialIds
 from reptrain.tasks.files import Fits
 from reptrain.text import Tokenizer
@@ -59,7 +60,7 @@ class Encoder:
     limits: TaskLimits
 
     @classmethod
-    def of(cls, trained: TrainedModel, tokenizer: Tokenizer, separator: str, limits: TaskLimits) -> Encoder:
+    def of(cls, trained: SavedModel, tokenizer: Tokenizer, separator: str, limits: TaskLimits) -> Encoder:
         """The encoder for a model.
 
         Raises:

@@ -20,7 +20,7 @@ from reptrain.distributed.world import World
 from reptrain.errors import RunError
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
-from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, TrainedModel, open_trained
+from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
@@ -51,7 +51,7 @@ class Task:
     """A model and a task, ready to fine-tune with any seed."""
 
     config: FinetuneConfig
-    trained: TrainedModel
+    trained: SavedModel
     """The model to fine-tune."""
     tokenizer: Tokenizer
     encoder: Encoder
@@ -300,7 +300,7 @@ def _report(task: Task, folder: Path, seed: int) -> SeedResult:
     looks = {look.step: look for look in metrics.records() if isinstance(look, SelectRecord)}
     chosen: dict[int, Chosen] = {}
     for step in dict.fromkeys((best, steps)):
-        model = open_trained(folder, step).load(without_capacity(task.model)).to(world.device)
+        model = open_saved_model(folder, step).load(without_capacity(task.model)).to(world.device)
         score, texts = task.scorer.score(model, task.rows.report)
         chosen[step] = Chosen(step=step, select_nats_per_token=looks[step].nats_per_token, report=score)
         if step == best:

@@ -9,7 +9,7 @@ from typing import Any
 from reptrain.config.fingerprint import flatten
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
-from reptrain.hub.saved_model import TrainedModel, open_trained
+from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model.init import parameter_shapes
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.text import Tokenizer
@@ -25,7 +25,7 @@ _MAY_DIFFER = (
 
 def open_parent(
     init_from: str | None, model: ModelConfig, out: Path, tokenizer: Tokenizer
-) -> TrainedModel | None:
+) -> SavedModel | None:
     """Open the model that a run starts from; None without `init_from`, or if the run has a checkpoint.
 
     Args:
@@ -40,7 +40,7 @@ def open_parent(
     """
     if init_from is None or any((out / "checkpoints").glob("step-*")):
         return None
-    parent = open_trained(Path(init_from))
+    parent = open_saved_model(Path(init_from))
     _refuse_other_shapes(parent, model, tokenizer.vocab_size)
     for key, (there, here) in _differing(parent, model).items():
         if not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER):
@@ -54,7 +54,7 @@ def open_parent(
     return parent
 
 
-def record_parent(parent: TrainedModel, model: ModelConfig, folder: Path) -> None:
+def record_parent(parent: SavedModel, model: ModelConfig, folder: Path) -> None:
     """Record in the run's folder where its weights come from.
 
     Raises:
@@ -75,7 +75,7 @@ def record_parent(parent: TrainedModel, model: ModelConfig, folder: Path) -> Non
     record.write(folder)
 
 
-def _differing(parent: TrainedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
+def _differing(parent: SavedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
     there, here = _settings(parent.config), _settings(model)
     # A key that only one of them has counts as null in the other. vocab_size is left out: null means the
     # tokenizer's size, and shapes and tokenizers are compared separately.
@@ -104,7 +104,7 @@ def _settings(model: ModelConfig) -> dict[str, Any]:
     return dict(flatten(model.model_dump(mode="json"))) | filled
 
 
-def _refuse_other_shapes(parent: TrainedModel, model: ModelConfig, vocab_size: int) -> None:
+def _refuse_other_shapes(parent: SavedModel, model: ModelConfig, vocab_size: int) -> None:
     if model.family != parent.config.family:
         raise ConfigError(
             "model.family",
@@ -128,7 +128,7 @@ def _refuse_other_shapes(parent: TrainedModel, model: ModelConfig, vocab_size: i
             )
 
 
-def _refuse_another_vocabulary(parent: TrainedModel, tokenizer: Tokenizer) -> None:
+def _refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
     try:
         known = parent.own_tokenizer()
     except ReptrainError:

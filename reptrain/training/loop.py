@@ -22,7 +22,7 @@ from reptrain.distributed.world import (
     describe,
     join,
 )
-from reptrain.hub.saved_model import TrainedModel
+from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.runs.folder import RunFolder
@@ -197,7 +197,7 @@ def _record_failure(folder: RunFolder, reason: str) -> None:
 
 
 def _enter_folder(
-    config: RunConfig, out: Path, data: Data, world: World, held: ExitStack, parent: TrainedModel | None
+    config: RunConfig, out: Path, data: Data, world: World, held: ExitStack, parent: SavedModel | None
 ) -> RunFolder:
     """Create or check the folder and lock it on the main rank; an error there is raised on every rank."""
 
@@ -220,7 +220,7 @@ def _run(
     world: World,
     stop: StopRequest,
     pulse: Callable[[], None],
-    parent: TrainedModel | None,
+    parent: SavedModel | None,
 ) -> _Ending:
     """Train to the end, until a request to stop, or until early stopping."""
     if world.is_main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,24 +23,28 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups, decay = optimizer_groups(model, config), config.weight_decay.first
     for group in groups:
         group["weight_decay"] = decay * group.get("decay_ratio", 1.0) if group["decays"] else 0.0
-    if isinstance(config, AdamWConfig):
-        return torch.optim.AdamW(
-            _experts_apart(groups),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
-    if isinstance(config, AdafactorConfig):
-        return Adafactor(
-            groups,
-            lr=config.lr,
-            decay_exponent=config.decay_exponent,
-            clip_threshold=config.clip_threshold,
-            min_dim_to_factor=config.min_dim_to_factor,
-            beta1=config.beta1,
-        )
-    return _muon(groups, config)
+    return _BUILDERS[type(config)](groups, config)
+
+
+def _adamw(groups: list[dict[str, Any]], config: AdamWConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        _experts_apart(groups),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def _adafactor(groups: list[dict[str, Any]], config: AdafactorConfig) -> torch.optim.Optimizer:
+    return Adafactor(
+        groups,
+        lr=config.lr,
+        decay_exponent=config.decay_exponent,
+        clip_threshold=config.clip_threshold,
+        min_dim_to_factor=config.min_dim_to_factor,
+        beta1=config.beta1,
+    )
 
 
 def optimizer_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -109,6 +114,13 @@ def _muon(groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optim
                 parameter.is_expert_group = parameter.ndim > 2
     betas = (config.beta1, config.beta2)
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"betas": betas, "eps": config.eps})
+
+
+_BUILDERS: dict[type[Any], Callable[[list[dict[str, Any]], Any], torch.optim.Optimizer]] = {
+    AdamWConfig: _adamw,
+    AdafactorConfig: _adafactor,
+    MuonConfig: _muon,
+}
 
 
 def _experts_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

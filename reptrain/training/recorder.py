@@ -19,6 +19,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.pace import Pace, pace_text, tokens_per_s
+from reptrain.runs.scores import SCORES, compute_scores
 from reptrain.runs.spikes import WINDOW_STEPS, SpikeWatch
 from reptrain.terminal import StepDisplay
 from reptrain.training.batches import Batch
@@ -202,17 +203,11 @@ class Recorder:
             epoch=epoch,
             set=name,
             weights=weights,
-            nats=score.nats_per_token,
-            bits_per_byte=score.bits_per_byte,
-            accuracy=score.correct / max(score.tokens, 1),
-            scored_tokens=score.tokens,
-            raw_accuracy=score.raw_correct / max(score.raw_tokens, 1),
-            raw_tokens=score.raw_tokens,
+            **compute_scores(score),
         )
         self._folder.metrics.append(record)
         name = name if weights == "own" else f"{name} ({weights})"
-        self._board.add_scalar(f"{name}/nats", record.nats, self.tokens)
-        self._board.add_scalar(f"{name}/bits_per_byte", record.bits_per_byte, self.tokens)
-        self._board.add_scalar(f"{name}/accuracy", record.accuracy, self.tokens)
-        self._board.add_scalar(f"{name}/raw_accuracy", record.raw_accuracy, self.tokens)
+        for key, value in record.scores.items():
+            if SCORES[key].better is not None:
+                self._board.add_scalar(f"{name}/{key}", value, self.tokens)
         self._say(f"step {step}/{self._num_steps}  {name} {record.nats:.4f} nats/token")

@@ -17,7 +17,7 @@ from reptrain.distributed.precision import allow_tf32
 from reptrain.distributed.world import World
 from reptrain.errors import StoreError
 from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
-from reptrain.hub.saved_model import TrainedModel
+from reptrain.hub.saved_model import SavedModel
 from reptrain.model import Decoder, EncoderDecoder, build_model
 from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
@@ -178,7 +178,7 @@ def build_engine(
     return engine
 
 
-def prepare(config: RunConfig, data: Data, world: World, parent: TrainedModel | None = None) -> Training:
+def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | None = None) -> Training:
     """Build the model, the loader and the evaluation sets, on every rank alike.
 
     Args:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from reptrain.config import RunConfig
-from reptrain.config.objectives import MaskedDiffusionConfig
 from reptrain.config.schema import TrainConfig
 from reptrain.distributed.precision import precision_text
 from reptrain.distributed.world import World
@@ -131,7 +130,7 @@ def closing_text(run: Path) -> str:
         facts.append(("best", f"{best.set} {_score(best)} after step {best.step}"))
     name = shlex.quote(str(run))
     commands = [f"reptrain audit {name}", f"reptrain evaluate {name}"]
-    if not isinstance(folder.config.objective, MaskedDiffusionConfig):
+    if folder.config.objective.reading(folder.config.model.family) != "unordered":
         commands.append(f'reptrain generate {name} --prompt "TEXT"')
     return facts_text(facts + next_facts(commands))
 
@@ -150,7 +149,7 @@ def _trained(last: TrainRecord, seconds: float) -> str:
 
 
 def _score(score: ValidRecord) -> str:
-    return f"{score.nats:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
+    return f"{score.nats:.4f} nats/token, {score.scores['bits_per_byte']:.4f} bits/byte"
 
 
 def _best(scores: list[ValidRecord]) -> ValidRecord | None:

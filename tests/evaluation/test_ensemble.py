@@ -74,7 +74,7 @@ def test_ensemble_nats_are_those_of_the_mean_probability(runs: Callable[[str], P
             tokens += int(example.is_scored_BT.sum())
     scores = {score.set: score for score in score_run(ensemble_of(members))}
     assert scores["select"].nats == pytest.approx(nats / tokens, rel=1e-5)
-    assert scores["select"].scored_tokens == tokens
+    assert scores["select"].scores["scored_tokens"] == tokens
     # By Jensen's inequality the mean is at least as good as its members are on average.
     alone = [score.nats for run in members for score in score_run(run, sets=["select"])]
     assert scores["select"].nats < sum(alone) / 2

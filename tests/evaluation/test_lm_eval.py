@@ -60,7 +60,7 @@ def test_lm_eval_bits_per_byte_equal_ours(folder: Path, trained: Callable[[str],
 
 
 def test_command_and_unknown_tasks(folder: Path, trained: Callable[[str], Path]) -> None:
-    words = ["evaluate", str(trained("causal")), "--lm-eval", "small_texts", "--include", str(folder)]
+    words = ["lm-eval", str(trained("causal")), "--tasks", "small_texts", "--include", str(folder)]
     told = CliRunner().invoke(app, [*words, "--max-examples", "2", "--device", "cpu"], catch_exceptions=False)
     assert "bits_per_byte" in told.output
     with pytest.raises(ConfigError, match="must be names of lm-eval's tasks, but got no_such_task"):

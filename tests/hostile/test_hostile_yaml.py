@@ -52,7 +52,7 @@ WRONG = {
     "seed: !!python/object/apply:os.getcwd []": "could not determine a constructor",
     "seed: [1]": "seed: ",
     "seed: {1: 2}": "seed: ",
-    "seed: 1\nseed: 2": "stands twice",
+    "seed: 1\nseed: 2": "duplicate key",
     "? [a]\n: 1": "unhashable key",
     "1: 2": "should be strings",
     "~: 2": "should be strings",

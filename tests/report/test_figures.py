@@ -1,4 +1,4 @@
-"""Figures: what they show, and that their colours follow the page."""
+"""Figures: what they show, and that their colors follow the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits, spread
-from reptrain.report.svg import NUM_COLOURS, axes, colour, to_svg
+from reptrain.report.svg import NUM_COLORS, axes, color, to_svg
 from reptrain.study import ArmRow
 from reptrain.study.collect import Curve
 
@@ -31,11 +31,11 @@ def texts(svg: str) -> list[str]:
     ]
 
 
-def test_to_svg_has_only_colours_of_the_page_and_no_size_of_its_own() -> None:
+def test_to_svg_has_only_colors_of_the_page_and_no_size_of_its_own() -> None:
     svg = arm_figure(ROW, 1, (0.0, 9.0))
-    colours = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", svg))
-    assert colours <= {"none", "currentColor", "var(--muted)", "var(--rule)", "var(--arm-2)"}
-    assert "var(--arm-2)" in colours
+    colors = set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", svg))
+    assert colors <= {"none", "currentColor", "var(--muted)", "var(--rule)", "var(--arm-2)"}
+    assert "var(--arm-2)" in colors
     opening = svg[: svg.index(">")]
     assert "viewBox" in opening
     assert not re.search(r"\s(width|height)=", opening)
@@ -49,7 +49,7 @@ def test_to_svg_escapes_its_description_and_keeps_ids_apart() -> None:
     svgs = []
     for name in ("one", "two"):
         with axes(2, 2) as (figure, plot):
-            plot.plot([0, 1], [0, 1], color=colour(0))
+            plot.plot([0, 1], [0, 1], color=color(0))
             svgs.append(to_svg(figure, name=name, description='"a" < b'))
     assert 'aria-label="&quot;a&quot; &lt; b"' in svgs[0]
     first, second = (set(re.findall(r'\bid="([^"]+)"', svg)) for svg in svgs)
@@ -57,9 +57,9 @@ def test_to_svg_escapes_its_description_and_keeps_ids_apart() -> None:
     assert not first & second
 
 
-def test_colour_comes_round_again_after_the_last() -> None:
-    assert len({colour(index) for index in range(20)}) == NUM_COLOURS
-    assert colour(NUM_COLOURS) == colour(0)
+def test_color_repeats_after_the_last() -> None:
+    assert len({color(index) for index in range(20)}) == NUM_COLORS
+    assert color(NUM_COLORS) == color(0)
 
 
 def test_arm_figure_labels_the_ends_and_falls_back_to_select() -> None:
@@ -70,7 +70,7 @@ def test_arm_figure_labels_the_ends_and_falls_back_to_select() -> None:
 
 def test_arm_figure_marks_the_end_of_every_epoch() -> None:
     def num_ticks(row: ArmRow) -> int:
-        # Epoch ticks are the only lines in the muted colour.
+        # Epoch ticks are the only lines in the muted color.
         return len(re.findall(r"stroke: var\(--muted\)", arm_figure(row, 0, (0.0, 9.0))))
 
     assert num_ticks(ROW) == 4

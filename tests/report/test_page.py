@@ -13,7 +13,7 @@ from reptrain.report import build_report
 from reptrain.report.machine import environment_facts
 from reptrain.report.table import arm_lines
 from reptrain.study import StudyConfig, arms, collect, verdict
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 
 STUDY = StudyConfig(
     name="s",
@@ -116,6 +116,12 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     assert dict(arm_lines(unknown)[0].cells)["selected held-out"] == "–"
 
 
+def test_page_emphasizes_the_loss_that_ranks_the_arms(out: Path) -> None:
+    page = build_report(STUDY, out).read_text()
+    (heading,) = re.findall(r'\.best td\[data-heading="(.+?)"\]', page)
+    assert heading == "selected held-out" and f'<td data-heading="{heading}">' in page
+
+
 def test_environment_facts_name_the_machine_and_leave_out_the_start() -> None:
     environment = {
         "packages": {"torch": "2.13.0"},
@@ -154,7 +160,7 @@ def test_page_says_that_nothing_improved_and_marks_no_best(tmp_path: Path) -> No
         write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
     page = build_report(STUDY, tmp_path).read_text()
     Checker(page)
-    assert "Training improved nothing" in page and 'class="best"' not in page
+    assert "Training did not help" in page and 'class="best"' not in page
     assert not any(line.is_best for line in arm_lines(collect(STUDY, tmp_path)))
 
 

@@ -11,7 +11,7 @@ from run_folders import FakeStore, write_run
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.cautions import cautions, divergence
 from reptrain.study.collect import Curve
-from reptrain.study.folder import run_path
+from reptrain.study.paths import run_path
 from reptrain.study.runner import is_done
 from reptrain.study.verdict import settings, winner
 from reptrain.study.words import label, plain
@@ -39,7 +39,7 @@ def test_collect_reads_losses_speed_and_audit(tmp_path: Path) -> None:
     assert (done.state, done.unique_tokens, done.epochs, done.tokens) == ("done", 4096, 2.0, 8192)
     assert (done.best_select_nats, done.best_tokens) == (6.0, 4096)
     # What is told is `report` where `select` is best: 6.2, not the last.
-    assert (done.best_report_nats, done.best_bits_per_byte, done.report.last) == (6.2, 3.1, 7.4)
+    assert (done.best_report_nats, done.best_scores["bits_per_byte"], done.report.last) == (6.2, 3.1, 7.4)
     assert done.gap_nats == 5.0
     assert done.tokens_per_s == 1000.0
     assert (done.audit_exact, done.exposures) == (True, {2: 4096})
@@ -182,7 +182,7 @@ def test_plain_writes_values_as_people_do() -> None:
 def test_verdict_ranks_no_losses_of_different_measures() -> None:
     rows = [row_of("a", 3.0, unique=2048), row_of("b", 4.0)]
     told = verdict([row.model_copy(update={"measure": row.arm}) for row in rows])
-    assert "do not compare" in told and "more" not in told
+    assert "not comparable" in told and "more" not in told
     assert "3.00" in told and "4.00" in told
     assert "cost 1.00 more" in verdict([row.model_copy(update={"measure": "same"}) for row in rows])
 
@@ -218,7 +218,7 @@ def test_collect_never_takes_the_untrained_model_for_the_best(tmp_path: Path) ->
     rows = collect(STUDY, tmp_path)
     assert [(row.best_select_nats, row.best_tokens, row.start_nats) for row in rows] == 2 * [(6.0, 4096, 4.1)]
     told = verdict(rows)
-    assert told.startswith("Training improved nothing: no setting has a lower held-out loss than before")
+    assert told.startswith("Training did not help: no setting has a lower held-out loss than before")
     assert "2 epochs of 4,096 tokens 4.10 before training, 6.20 after" in told
     assert "reached" not in told and winner(settings(rows)) is None
 
@@ -284,11 +284,14 @@ def split_row(arm: str, select: float, report: float, *, unique: int = 1024) -> 
 def test_divergence_warns_where_selection_and_report_splits_disagree() -> None:
     assert divergence([split_row("a", 5.0, 5.1, unique=4096), split_row("b", 5.3, 5.4)]) == []
     (ranks,) = divergence([split_row("a", 5.2, 5.1, unique=4096), split_row("b", 5.1, 5.2)])
-    assert "disagree on the best setting: 8 epochs of 1,024 tokens on the first, 2 epochs" in ranks
+    assert "disagree on the best setting: 8 epochs of 1,024 tokens and 2 epochs" in ranks
     (level,) = divergence([split_row("a", 4.0, 5.0)])
     assert "4.00 nats per token on the selection split, but 5.00 on the report split" in level
     (choice,) = divergence([row_of("a", 5.0, last=4.8)])
-    assert "chooses an evaluation with 5.00" in choice and "lowest is 4.80, after 8 epochs" in choice
+    assert (
+        "the selection split chooses, the report split has 5.00" in choice
+        and "lowest is 4.80, after 8 epochs" in choice
+    )
     # Neither the untrained model nor a loss that is not finite counts as the lowest.
     curve = Curve(tokens=(0, 4096, 8192), nats=(1.0, 5.0, float("nan")))
     assert divergence([row_of("a", 5.0).model_copy(update={"report": curve})]) == []

@@ -19,7 +19,7 @@ from reptrain.errors import PlanError, StudyError
 from reptrain.runs.folder import RunFolder
 from reptrain.study import StudyConfig, StudyEvent, arms, run_study, study_status
 from reptrain.study.arm_progress import read_progress
-from reptrain.study.folder import config_path, log_path, run_path
+from reptrain.study.paths import config_path, log_path, run_path
 from reptrain.study.runner import is_done
 
 TESTS = Path(__file__).parents[1]

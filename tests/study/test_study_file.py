@@ -80,7 +80,7 @@ def test_load_study_leaves_other_settings_of_a_section_alone(tmp_path: Path) -> 
         ({"axis": {}}, "axis: must be a known key.*Did you mean axes"),
         ({"base": "missing.yaml"}, "missing.yaml.*No such file"),
         ({"axes": {"data.order": []}}, "axes.data.order"),
-        ({"axes": {"seed": [1, 2]}}, "list the values under seeds"),
+        ({"axes": {"seed": [1, 2]}}, "list the values in seeds"),
         ({"set": {"data.order": "same"}, "axes": {"data.order": ["mixed"]}}, "data.order varies"),
         ({"set": {"model.d_ff": 8}, "axes": {"model": [{"d_ff": 4}]}}, "model varies"),
     ],

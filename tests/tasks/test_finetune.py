@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain.errors import ConfigError, ReptrainError, ResumeError, RunError
 from reptrain.generation import Sampling, Writer
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs.parent import read_parent
 from reptrain.tasks.finetune import Outcome, finetune, load_finetune
 from reptrain.tasks.pairs import Encoder, SourceTarget, pack, widths_of
@@ -49,7 +49,7 @@ def tune(run: Path, task: Path, out: Path, *overrides: str, seeds: int = 1) -> R
 
 
 def weights(folder: Path, step: int | None = None) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in open_trained(folder, step).load().named_parameters()}
+    return {name: p.detach() for name, p in open_saved_model(folder, step).load().named_parameters()}
 
 
 def same(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> bool:
@@ -61,7 +61,7 @@ def test_targets_stand_where_texts_are_written(
     reading: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the model writes greedily is, as a target, what it ranks first at each place."""
-    model = open_trained(trained(reading))
+    model = open_saved_model(trained(reading))
     tokenizer = model.tokenizer()
     config = load_finetune_limits()
     encoder = Encoder.of(model, tokenizer, " so", config)
@@ -104,7 +104,7 @@ def test_long_texts_are_cut_at_their_end_and_counted(
     trained: Trained, make_task: MakeTask, tmp_path: Path
 ) -> None:
     for reading in ("t5", "causal", "inputs"):
-        model = open_trained(trained(reading))
+        model = open_saved_model(trained(reading))
         encoder = Encoder.of(model, model.tokenizer(), " so", load_finetune_limits())
         short, long = encoder.pairs(["a", "the name " * 30], ["b", "list " * 30])
         assert len(long.source) == 24 and len(long.target) == 6
@@ -205,8 +205,8 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
     results = tune(run, task, out, *FORGETS, seeds=2)
     assert read_results(out) == results
     parent, seed = read_parent(out), out / "seed-1"
-    assert parent is not None and parent.weights == open_trained(run).fingerprint()
-    assert parent.step == open_trained(run).step and read_parent(seed) == parent
+    assert parent is not None and parent.weights == open_saved_model(run).fingerprint()
+    assert parent.step == open_saved_model(run).step and read_parent(seed) == parent
     looks = {r.step: r.nats_per_token for r in task_metrics(seed).records() if r.kind == "select"}
     found = results.seeds[1]
     assert found.best.step == min(looks, key=looks.__getitem__) and found.last.step == max(looks) == 12
@@ -217,7 +217,7 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
     assert len(texts) == found.best.report.examples == 7
     # Any command takes it as a model: scored again it does the same.
     words = [
-        "evaluate",
+        "score-task",
         str(seed),
         "--task",
         str(task),
@@ -228,7 +228,7 @@ def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_p
         "--json",
     ]
     for setting in ("limits.target_tokens=6", "limits.input_tokens=24"):
-        words += ["--set-task", setting]
+        words += ["--set", setting]
     told = CliRunner().invoke(app, words, catch_exceptions=False)
     (row,) = json.loads(told.output)
     assert {name: row[name] for name in found.best.report.figures} == pytest.approx(

@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from reptrain.config import RunConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.hub.export import export_model
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
 from reptrain.text import SentencePieceTokenizer
@@ -58,7 +58,7 @@ def test_run_begins_where_its_parent_ended(
     kind: str, stage: int, tiny: MakeConfig, parent: Path, folder: Path, tmp_path: Path
 ) -> None:
     source = parent if kind == "run" else folder
-    last = open_trained(parent).step
+    last = open_saved_model(parent).step
     changed = ("seed=5", "model.dropout.mlp=0.1")
     config = tiny(*SHORT, f"init_from={source}", f"train.zero_stage={stage}", *changed)
     train(config, tmp_path / "run")
@@ -68,7 +68,7 @@ def test_run_begins_where_its_parent_ended(
     assert after == pytest.approx(before, abs=1e-6)
     assert scores(tmp_path / "run", last) != after
     record = read_parent(tmp_path / "run")
-    assert record is not None and record.weights == open_trained(source).fingerprint()
+    assert record is not None and record.weights == open_saved_model(source).fingerprint()
     assert record.path == str(source) and record.step == (last if kind == "run" else None)
     assert record.changed.keys() == {"dropout.mlp"}
 
@@ -83,8 +83,10 @@ def test_run_goes_on_without_its_parent(tiny: MakeConfig, parent: Path, tmp_path
     shutil.rmtree(source)
     train(config, tmp_path / "run")
     with torch.no_grad():
-        for name, weight in open_trained(tmp_path / "run").load().named_parameters():
-            assert torch.equal(weight, open_trained(tmp_path / "unbroken").load().get_parameter(name)), name
+        for name, weight in open_saved_model(tmp_path / "run").load().named_parameters():
+            assert torch.equal(weight, open_saved_model(tmp_path / "unbroken").load().get_parameter(name)), (
+                name
+            )
 
 
 def test_begun_anew_with_other_weights_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_another_model_is_refused_by_name(case: str, tiny: MakeConfig, parent: P
 
 def test_another_vocabulary_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
     config = tiny(*SHORT, f"init_from={parent}")
-    tokenizer = open_trained(parent).tokenizer()
+    tokenizer = open_saved_model(parent).tokenizer()
     assert open_parent(config.init_from, config.model, tmp_path / "run", tokenizer) is not None
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
     was, proto.pieces[100].piece = proto.pieces[100].piece, "another"

@@ -29,6 +29,7 @@ from reptrain.evaluation.memorization import exposures, memorized
 from reptrain.evaluation.sets import evaluation_sets, sampled_windows
 from reptrain.plan import plan_epochs
 from reptrain.runs import RunFolder
+from reptrain.runs.scores import compute_scores
 from reptrain.tokenization import tokenize
 from reptrain.training.loop import train
 from reptrain.training.setup import open_data
@@ -133,8 +134,8 @@ def test_score_run_tells_what_the_run_recorded(
     assert scores.keys() == recorded.keys() == {"probe", "select", "report"}
     for of, score in scores.items():
         assert score.nats == pytest.approx(recorded[of].nats, abs=1e-5)
-        assert score.bits_per_byte == pytest.approx(recorded[of].bits_per_byte, abs=1e-5)
-        assert score.scored_tokens == recorded[of].scored_tokens
+        assert score.scores["bits_per_byte"] == pytest.approx(recorded[of].scores["bits_per_byte"], abs=1e-5)
+        assert score.scores["scored_tokens"] == recorded[of].scores["scored_tokens"]
         gap = None if of == "probe" else pytest.approx(score.nats - scores["probe"].nats)
         assert score.gap_nats == gap
 
@@ -148,40 +149,53 @@ def test_evaluate_prints_a_table_or_json(runs: dict[str, RunFolder]) -> None:
     heading, *lines = CliRunner().invoke(get_command(app), arguments).output.splitlines()
     assert heading.startswith("run ") and "bits per byte" in heading
     assert f"{rows[0]['nats']:.4f}" in lines[0] and "ul2" in lines[1]
-    of_two = ["evaluate", *names, "--max-windows", "2", "--device", "cpu"]
-    asked = [*of_two, "--memorised", "3", "--prefix-tokens", "20", "--json"]
-    rows = json.loads(CliRunner().invoke(get_command(app), asked).output)
+
+
+@pytest.mark.parametrize("command", ["memorization", "memorisation"])
+def test_memorization_prints_shares_by_exposures(runs: dict[str, RunFolder], command: str) -> None:
+    names = [str(runs[name].path) for name in ("causal", "t5-ul2")]
+    words = [command, *names, "--max-windows", "2", "--device", "cpu", "--json"]
+    words += ["--prefix-tokens", "20", "--continuation-tokens", "3"]
+    rows = json.loads(CliRunner().invoke(get_command(app), words).output)
     assert [(row["set"], row["exposures"]) for row in rows] == 2 * [("train", 2), ("select", 0)]
     assert [row["share"] for row in rows] == [row["reproduced"] / 2 for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "command"),
     [
-        (
-            ["--ensemble", "--task", "t"],
-            "--ensemble: goes with scores of windows only, but got it with --task",
-        ),
-        (["--memorised", "4", "--ensemble"], "--ensemble: goes with scores of windows only"),
-        (["--memorised", "4", "--task", "t"], "--memorised: goes with no other kind of score"),
-        (["--lm-eval", "a", "--task", "t"], "--lm-eval: goes with no other kind of score"),
-        (["--lm-eval", "a", "--set", "select"], "--set: goes with scores of windows only"),
-        (["--set-task", "a=1"], "--set-task: goes with --task only, but got it with scores of windows"),
-        (["--max-examples", "3"], "--max-examples: goes with --task or --lm-eval only"),
-        (["--prefix-tokens", "3"], "--prefix-tokens: goes with --memorised only"),
+        ("--memorised", "memorization"),
+        ("--memorized", "memorization"),
+        ("--prefix-tokens", "memorization"),
+        ("--task", "score-task"),
+        ("--set-task", "score-task"),
+        ("--max-examples", "score-task"),
+        ("--lm-eval", "lm-eval"),
+        ("--include", "lm-eval"),
     ],
 )
-def test_evaluate_refuses_options_that_would_go_unused(options: list[str], message: str) -> None:
-    result = CliRunner().invoke(get_command(app), ["evaluate", "run", *options])
-    assert message in str(result.exception)
+def test_evaluate_names_the_command_that_replaced_an_option(option: str, command: str) -> None:
+    with pytest.raises(ConfigError, match=f"no longer an option of evaluate.*reptrain {command} RUN"):
+        CliRunner().invoke(get_command(app), ["evaluate", "run", option, "4"], catch_exceptions=False)
+    shown = CliRunner().invoke(get_command(app), ["evaluate", "-h"]).output
+    assert f"{option} " not in shown
+
+
+def test_score_commands_refuse_options_of_each_other() -> None:
+    for words in (
+        ["memorization", "run", "--ensemble"],
+        ["score-task", "run", "--task", "t", "--tasks", "a"],
+    ):
+        result = CliRunner().invoke(get_command(app), words)
+        assert result.exit_code == 2 and "No such option" in result.output
 
 
 def test_bits_per_byte_of_a_whole_split_follow_from_its_bytes(opened: Callable[[str], ScoredRun]) -> None:
     run = opened("causal")
     (score,) = score_run(run, sets=["select"], max_windows=10**6)
     split = run.sources["data"][0].split("select")
-    assert score.scored_tokens == split.num_tokens
-    assert score.bits_per_byte == pytest.approx(
+    assert score.scores["scored_tokens"] == split.num_tokens
+    assert score.scores["bits_per_byte"] == pytest.approx(
         score.nats / math.log(2) * split.num_tokens / split.text_bytes
     )
 
@@ -216,7 +230,9 @@ def test_bits_per_byte_are_of_the_bytes_of_the_scored_windows(
         for batch in found.micro_batches
         for row, length in zip(batch.tokens_BL.tolist(), batch.length_B.tolist(), strict=True)
     )
-    assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / num_bytes, rel=2e-3)
+    assert compute_scores(score)["bits_per_byte"] == pytest.approx(
+        score.nats / math.log(2) / num_bytes, rel=2e-3
+    )
     split = run.sources["data"][0].split("select")
     of_mean = score.loss_tokens * split.text_bytes / split.num_tokens
     assert abs(of_mean / num_bytes - 1) > 0.004, "the windows must differ from their split for this test"
@@ -255,7 +271,7 @@ def test_causal_model_is_scored_on_the_rest_of_a_prefix(opened: Callable[[str], 
         logp_BT = logp_BTV.gather(-1, batch.tokens_BL[..., None])[..., 0]
         nats, count = nats - float(logp_BT[:, 16:].sum()), count + logp_BT[:, 16:].numel()
     assert half.nats == pytest.approx(nats / count, abs=1e-5)
-    assert half.scored_tokens == count == 64
+    assert half.scores["scored_tokens"] == count == 64
     # By its name alone a causal model reads the prefix causally, and one that learned to, in both directions.
     by_name, causally, both = (
         score_run(run, sets=["select"], objectives=[text])[0].nats
@@ -269,8 +285,8 @@ def test_model_of_one_objective_is_scored_under_others(opened: Callable[[str], S
     scores = score_run(opened("t5-ul2"), sets=["report"], objectives=names)
     assert [score.objective for score in scores] == ["span_corruption", "prefix_lm", "ul2"]
     # Four windows of 32 tokens: 5 hidden in 2 spans, or in one; sentinels and an EOS come on top.
-    assert [scores[0].scored_tokens, scores[0].raw_tokens] == [4 * 8, 4 * 5]
-    assert [scores[2].scored_tokens, scores[2].raw_tokens] == [4 * 7, 4 * 5]
+    assert [scores[0].scores["scored_tokens"], scores[0].scores["raw_tokens"]] == [4 * 8, 4 * 5]
+    assert [scores[2].scores["scored_tokens"], scores[2].scores["raw_tokens"]] == [4 * 7, 4 * 5]
     with pytest.raises(ConfigError, match=r"masked_diffusion needs model\.family decoder"):
         score_run(opened("t5-ul2"), objectives=["masked_diffusion"])
     with pytest.raises(ConfigError, match=r"objective\.name: must be one of"):

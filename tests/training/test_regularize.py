@@ -20,7 +20,7 @@ from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.errors import RunError
 from reptrain.hub.export import export_model
-from reptrain.hub.saved_model import open_trained
+from reptrain.hub.saved_model import open_saved_model
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import BranchDropout, Site, site_keys
 from reptrain.runs import RunFolder
@@ -158,7 +158,7 @@ def test_an_ema_of_weights_follows_its_formula_and_is_scored(tiny: Make, tmp_pat
     assert [(r.step, r.set) for r in own] == [(r.step, r.set) for r in average]
     assert [r.nats for r in own][:3] == [r.nats for r in average][:3]
     assert all(one.nats != other.nats for one, other in zip(own[3:], average[3:], strict=True))
-    models = [open_trained(folder.path, average=average) for average in (False, True)]
+    models = [open_saved_model(folder.path, average=average) for average in (False, True)]
     for kind, model in zip(("weight", "average"), models, strict=True):
         loaded = dict(model.load().named_parameters())["embedding.weight"]
         assert torch.equal(loaded.flatten(), state(folder, 7)[f"{kind}:{key}"])
@@ -174,7 +174,7 @@ def test_an_average_goes_out_of_the_house(tiny: Make, plain: RunFolder, tmp_path
     run = CliRunner().invoke(app, ["generate", str(plain.path), "--prompt", "a", "--average"])
     assert "requires a run that keeps an average" in str(run.exception)
     with pytest.raises(RunError, match="a folder that is not a run"):
-        open_trained(tmp_path / "exported", average=True)
+        open_saved_model(tmp_path / "exported", average=True)
 
 
 def test_an_average_changes_no_bit_of_the_run(plain: RunFolder, tiny: Make, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ NOISE = 1.02
 """A median that is not slower may be so much longer."""
 
 
-class Verdict(NamedTuple):
+class GoalResult(NamedTuple):
     """A goal at one shape."""
 
     goal: str
@@ -45,7 +45,7 @@ class _Timed(NamedTuple):
         return None if ours is None or theirs is None else ours / theirs
 
 
-def verdicts(rows: Iterable[Row]) -> list[Verdict]:
+def verdicts(rows: Iterable[Row]) -> list[GoalResult]:
     """One for each goal and shape of which there are the rows it takes."""
     found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:
@@ -62,12 +62,12 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
 
 def _judged(
     goal: str, timed: _Timed, got: float | None, is_met: Callable[[float, float], bool], bound: float
-) -> Iterator[Verdict]:
+) -> Iterator[GoalResult]:
     if got is not None:
-        yield Verdict(f"{timed.operation}: {goal}", timed.shape.name, got, bound, is_met(got, bound))
+        yield GoalResult(f"{timed.operation}: {goal}", timed.shape.name, got, bound, is_met(got, bound))
 
 
-def _of_memory_bound(timed: _Timed) -> Iterator[Verdict]:
+def _of_memory_bound(timed: _Timed) -> Iterator[GoalResult]:
     if timed.operation not in MEMORY_BOUND:
         return
     for what in ("forward", "both"):
@@ -79,20 +79,20 @@ def _of_memory_bound(timed: _Timed) -> Iterator[Verdict]:
             yield from _judged(f"time over {other}'s, {what}", timed, ratio, le, NOISE)
 
 
-def _of_attention(timed: _Timed) -> Iterator[Verdict]:
+def _of_attention(timed: _Timed) -> Iterator[GoalResult]:
     if timed.operation == "attention" and timed.shape.E and timed.shape.T >= 512:
         goal = "share of the speed of SDPA without bias"
         if timed.shape.rate == 0 and timed.shape.dtype != torch.float32:
             yield from _judged(goal, timed, timed.ratio("sdpa alone", "triton"), ge, 0.7)
 
 
-def _of_experts(timed: _Timed) -> Iterator[Verdict]:
+def _of_experts(timed: _Timed) -> Iterator[GoalResult]:
     if timed.operation == "grouped":
         ratio = timed.ratio("dense", "triton")
         yield from _judged("share of the speed of dense products", timed, ratio, ge, 0.8)
 
 
-def _of_loss(timed: _Timed) -> Iterator[Verdict]:
+def _of_loss(timed: _Timed) -> Iterator[GoalResult]:
     if timed.operation != "linear_cross_entropy":
         return
     yield from _judged("time over the definition's", timed, timed.ratio("triton", "torch"), le, 1.05)
@@ -103,7 +103,7 @@ def _of_loss(timed: _Timed) -> Iterator[Verdict]:
         yield from _judged("memory over the definition's", timed, share, le, 0.25)
 
 
-_GOALS: tuple[Callable[[_Timed], Iterator[Verdict]], ...] = (
+_GOALS: tuple[Callable[[_Timed], Iterator[GoalResult]], ...] = (
     _of_memory_bound,
     _of_attention,
     _of_experts,
@@ -111,7 +111,7 @@ _GOALS: tuple[Callable[[_Timed], Iterator[Verdict]], ...] = (
 )
 
 
-def text(found: Iterable[Verdict]) -> str:
+def text(found: Iterable[GoalResult]) -> str:
     """As it is printed, the missed ones first."""
     line = "{:6} {:62} {:30} {:>6.2f} (goal {:.2f})\n"
     ordered = sorted(found, key=lambda verdict: verdict.is_met)

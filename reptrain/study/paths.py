@@ -1,4 +1,4 @@
-"""Where a study keeps what: one folder with the configurations, the runs, their output and the report."""
+"""The paths in a study's folder: configurations, runs, logs and the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reptrain.study.grid import Arm
 
 
 def config_path(out: Path, arm: str) -> Path:
-    """The arm's resolved configuration, as given to its training process."""
+    """The arm's resolved configuration, the input of its training process."""
     return out / "configs" / f"{arm}.yaml"
 
 
@@ -22,7 +22,7 @@ def run_path(out: Path, arm: str) -> Path:
 
 
 def log_path(out: Path, arm: str) -> Path:
-    """What the arm's training process printed, all its starts after one another."""
+    """The output of the arm's training process, over all its starts."""
     return out / "logs" / f"{arm}.log"
 
 
@@ -37,7 +37,7 @@ def is_run_of(arm: Arm, folder: RunFolder) -> bool:
 
 
 def difference(arm: Arm, folder: RunFolder) -> Literal["other numerics", "other config"] | None:
-    """How the run in a folder differs from an arm; None if it is a run of the arm."""
+    """How the run in a folder differs from an arm; None if it is the arm's run."""
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return "other numerics"
     possible = {config_fingerprint(arm.config.on_device(device)) for device in ("cpu", "cuda")}

@@ -1,0 +1,78 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file.")]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+Models = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Runs, or fine-tuned or imported models.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.total_tokens=64epochs."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Run folder to write.",
+        show_default="runs/NAME, with the configuration's name",
+    ),
+]
+StoreFolder = Annotated[Path, typer.Argument(help="Folder of the token store.")]
+MovedStores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store", metavar="PATH", help="The store's folder, if it has moved; in a mixture NAME=PATH."
+    ),
+]
+Step = Annotated[
+    int | None, typer.Option("--step", help="Step of the checkpoint to use.", show_default="the newest")
+]
+TokenizerFile = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Tokenizer file, if the run's store is gone.")
+]
+Average = Annotated[bool, typer.Option("--average", help="Use the weight average, if the run keeps one.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Device to score on.")]
+MaxExamples = Annotated[
+    int | None,
+    typer.Option("--max-examples", min=1, help="Largest number of examples per task.", show_default="all"),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        min=0.0,
+        help="Save a checkpoint and stop this many minutes after the process starts.",
+    ),
+]
+
+
+def count_option(*names: str, least: int = 1, **settings: Any) -> Any:
+    """An option that takes a count: 8192, 2**13, 64k."""
+
+    def parse(text: str) -> int:
+        from reptrain.config.quantities import parse_count
+
+        try:
+            number = int(parse_count(text))
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r} {error}") from error
+        if number < least:
+            raise typer.BadParameter(f"{text!r} must be at least {least}")
+        return number
+
+    return typer.Option(*names, parser=parse, metavar=settings.pop("metavar", "N"), **settings)
+
+
+VocabSize = Annotated[
+    int | None,
+    count_option("--vocab-size", help="Vocabulary size, if neither the model nor a store gives it."),
+]
