@@ -72,7 +72,7 @@ def test_ways_can_be_built_for_every_operation(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "norms"], "--only: must be one of attention"),
+        (["--only", "norms"], "--only: must be one of dropout, attention"),
         pytest.param(
             [],
             "needs a CUDA device, but got none",

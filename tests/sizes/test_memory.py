@@ -137,7 +137,10 @@ def test_activation_bytes_when_recomputed_are_the_inputs_and_one_layer(family: d
     added = estimate(three, recompute="full").fused - estimate(two, recompute="full").fused
     kept = kept_bytes(three, recompute="full") - kept_bytes(two, recompute="full")
     assert added == pytest.approx(kept, rel=0.02)
-    inside = with_logits(one, recompute="full") - kept_bytes(one, recompute="full")
+    # A recomputed layer holds its attention mask itself, unseen by autograd: T5's bias, as it is and masked.
+    heads = one.num_heads if isinstance(one, T5Config) else 0
+    masks = 2 * 4 * heads * (SOURCE**2 + TARGET**2)
+    inside = with_logits(one, recompute="full") - kept_bytes(one, recompute="full") - masks
     assert 0 < inside <= estimate(two).fused - estimate(one).fused + 2048
 
 

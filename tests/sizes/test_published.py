@@ -71,7 +71,7 @@ ROUNDED = {
 
 
 def test_every_preset_is_in_the_table_of_sources() -> None:
-    page = (FOLDER.parents[1] / "docs" / "sizes.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "guides" / "sizes.md").read_text()
     table = page.split("### What each preset stands for")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     patterns = [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]

@@ -43,7 +43,7 @@ def test_lost_rank_is_named_in_time(
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert "rank 1: must get on within" in (tmp_path / "rank-0.txt").read_text()
+    assert "rank 1: must make progress within" in (tmp_path / "rank-0.txt").read_text()
     events = [json.loads(line) for line in (out / "seed-0" / "events.jsonl").read_text().splitlines()]
-    assert events[-1]["event"] == "failed" and events[-1]["detail"].startswith("rank 1: must get on")
+    assert events[-1]["event"] == "failed" and events[-1]["detail"].startswith("rank 1: must make progress")
     assert events[-1]["step"] >= 5
