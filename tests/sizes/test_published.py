@@ -72,7 +72,7 @@ ROUNDED = {
 
 def test_every_preset_is_in_the_table_of_sources() -> None:
     page = (FOLDER.parents[1] / "docs" / "guides" / "sizes.md").read_text()
-    table = page.split("### What each preset stands for")[1].split("\n## ")[0]
+    table = page.split("### Presets and their sources")[1].split("\n##")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     patterns = [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
     presets = {path.stem for path in FOLDER.glob("*.yaml")}
