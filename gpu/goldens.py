@@ -78,7 +78,7 @@ def first_digest(config: Any) -> str:
 
 
 def rebuilt(store: Path) -> dict[str, Any]:
-    """All goldens, computed anew on the CPU."""
+    """Recompute all goldens on the CPU."""
     from reptrain.store import open_store
 
     return {

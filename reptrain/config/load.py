@@ -116,7 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ReadError as error:
         raise ConfigError(f"config {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise ConfigError(
             f"config {path}",
             got=reason,

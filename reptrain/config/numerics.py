@@ -1,4 +1,4 @@
-"""The version of what a run computes."""
+"""The numerics version: raised when the same configuration computes something else."""
 
 from __future__ import annotations
 

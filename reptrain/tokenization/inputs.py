@@ -1,4 +1,4 @@
-"""Hashes of the source files: of what was read, and whether it stayed the same."""
+"""Hashes of the source files, and whether a file changed while it was read."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def results_of(script: str, *arguments: str) -> Any:
 
 
 def prepare() -> None:
-    """Mend the interpreter's bf16 and its scalars, and poison new memory."""
+    """Correct the interpreter's bf16 and scalars, and poison new memory."""
     mend_bf16()
     mend_scalars()
     poison_new_memory()

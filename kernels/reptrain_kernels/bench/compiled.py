@@ -154,7 +154,7 @@ def complaints(rows: Iterable[Row], table: dict[tuple[str, str, str, int], Row])
         if row.shared_bytes > CHIPS[row.capability].shared_bytes_per_block:
             found.append(f"{about}: {row.shared_bytes} bytes of shared memory are more than the chip has")
         if before is None:
-            found.append(f"{about}: not in {table_of().name}; write it anew")
+            found.append(f"{about}: not in {table_of().name}; rebuild the table")
         elif row.warps_resident < before.warps_resident or row.matrix != before.matrix:
             found.append(
                 f"{about}: {row.warps_resident} warps by {row.matrix}, "

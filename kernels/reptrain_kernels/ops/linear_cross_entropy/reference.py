@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-"""Target of what is not scored, as `torch.nn.functional.cross_entropy` has it."""
+"""The target of positions that are not scored; the `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 
 class Targets(NamedTuple):
