@@ -13,7 +13,6 @@ bit. docs/decisions/checkpoints.md explains why DeepSpeed's format is not used.
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.errors import ResumeError, RunError
 from reptrain.files import flush_folder, replacing, write_atomically
+from reptrain.reading import parse_object
 from reptrain.runs.records import JsonLines
 
 CHECKPOINT_FORMAT = 2
@@ -107,7 +107,7 @@ class CheckpointManifest(BaseModel):
         body, _, checksum = (folder / _MANIFEST).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
         if sha256(body.encode()).hexdigest() != checksum:
             raise ValueError(f"{_MANIFEST} does not match its checksum")
-        number = json.loads(body).get("format")
+        number = parse_object(body).get("format")
         if number != CHECKPOINT_FORMAT:
             is_newer = isinstance(number, int) and number > CHECKPOINT_FORMAT
             reader = "a later version of reptrain" if is_newer else "the version of reptrain that wrote it"

@@ -61,6 +61,11 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def seal_null(newest: Path) -> None:
+    """A manifest that is null, under a checksum that fits."""
+    (newest / "manifest.json").write_text(f"null\n{sha256(b'null').hexdigest()}\n")
+
+
 def state_of(folder: Path) -> Path:
     (state,) = folder.glob("*.safetensors")
     return state
@@ -74,9 +79,13 @@ def state_of(folder: Path) -> Path:
         (lambda newest: state_of(newest).unlink(), "No such file"),
         (lambda newest: flip(newest / "manifest.json"), "manifest.json does not match its checksum"),
         (lambda newest: cut(newest / "manifest.json"), "manifest.json does not match its checksum"),
+        (seal_null, "must be a JSON object"),
         (shutil.rmtree, "is missing"),
     ],
-    ids=["flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "removed"],
+    ids=[
+        *("flipped", "truncated", "missing", "flipped-manifest", "truncated-manifest", "null-manifest"),
+        "removed",
+    ],
 )
 def test_damaged_newest_checkpoint_is_skipped_with_a_warning(
     damaged: RunFolder,
