@@ -38,9 +38,17 @@ def plain_loss(config: Any, device: str) -> float:
 
     loader = Loader(data.stream, data.plan, data.steps, data.objective, 0, 1, 8)
     world = World(0, 1, 0, torch.device(device))
+    # The loss alone is used, so the bytes of the text do not matter.
+    no_bytes_V = torch.zeros(data.tokenizer.vocab_size, device=device)
     with assume(impl="torch"):
-        found = score(model, loader.batch(0).micro_batches, world=world, objective=data.objective)
-    return found.nats_per_token
+        scored = score(
+            model,
+            loader.batch(0).micro_batches,
+            world=world,
+            objective=data.objective,
+            byte_length_V=no_bytes_V,
+        )
+    return scored.nats_per_token
 
 
 def rates_of(device: str, config: Any) -> Any:
@@ -64,6 +72,8 @@ def measure(run: TimedRun, asked: Arguments) -> dict[str, Any]:
     """One run: the figures of its steps."""
     import torch
 
+    from reptrain.runs.pace import tokens_per_s
+
     config = config_of(run.settings, KIT / "store", run.batch_windows, run.steps)
     config = config.on_device(asked.device)
     on_gpu = asked.device == "cuda"
@@ -77,7 +87,7 @@ def measure(run: TimedRun, asked: Arguments) -> dict[str, Any]:
     median = statistics.median(steady)
     throughput = rates_of(asked.device, config)
     tokens = run.batch_windows * config.window_tokens
-    rate = throughput.tokens_per_s_per_device(tokens, median)
+    rate = tokens_per_s(tokens, median)
     figures = {
         "step_ms": 1e3 * median,
         "fastest_ms": 1e3 * min(steady),
