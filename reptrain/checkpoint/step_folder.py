@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptrain.checkpoint import state
 from reptrain.checkpoint.state_files import FileSum, copy_file, read_pieces, write_pieces
 from reptrain.checkpoint.weight_average import WeightAverage
-from reptrain.config.base import FileName
+from reptrain.config.base import FileName, Int64
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.errors import ResumeError, RunError
@@ -46,9 +46,9 @@ class Topology(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    world_size: int
-    zero_stage: int
-    expert_parallel_size: int = 1
+    world_size: Int64
+    zero_stage: Int64
+    expert_parallel_size: Int64 = 1
 
     def __str__(self) -> str:
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
@@ -70,18 +70,18 @@ class CheckpointManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    format: int = CHECKPOINT_FORMAT
-    step: int
+    format: Int64 = CHECKPOINT_FORMAT
+    step: Int64
     """Completed steps of the run."""
-    optimizer_steps: int
+    optimizer_steps: Int64
     """Steps that changed the weights."""
     writers: Topology
     loss_scaling: dict[str, float]
     """State of fp16's loss scaling; empty in other precisions."""
     # The key in the file is that of the first version of format 2.
-    expert_bias: dict[str, list[int]] = Field(default_factory=dict, alias="votes")
+    expert_bias: dict[str, list[Int64]] = Field(default_factory=dict, alias="votes")
     """Updates of the routers' expert bias (see `reptrain.training.load_balance`), by buffer name."""
-    averaged_steps: int = 0
+    averaged_steps: Int64 = 0
     """Steps included in the average of the weights."""
     parameters: dict[str, list[int]]
     """Shape of each parameter, by name."""

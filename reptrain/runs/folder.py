@@ -158,10 +158,13 @@ class RunFolder:
             environment = parse_json(read_small(path)) if path.exists() else {}
             if not isinstance(environment, dict):
                 raise ValueError(f"a {type(environment).__name__}")
+            for key, kind in (("packages", dict), ("earlier", list)):
+                if key in environment and not isinstance(environment[key], kind):
+                    raise ValueError(f"a {type(environment[key]).__name__} under {key!r}")
         except (OSError, ValueError) as error:
             raise RunError(
                 str(path),
-                got=f"no JSON ({error})",
+                got=f"no record ({error})",
                 rule="must be a whole record of the run",
                 remedy="Remove the file; the next start writes it again.",
             ) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from reptrain.config import RunConfig, config_fingerprint
-from reptrain.config.base import PathText
+from reptrain.config.base import Int64, PathText
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.records import FrozenRecord
@@ -32,11 +32,11 @@ class SourcePlan(FrozenRecord):
     """Fingerprint of the store's content."""
     subset_fingerprint: str
     """Fingerprint of store, split, seed and size of the subset."""
-    unique_tokens: int
+    unique_tokens: Int64
     """U, the number of tokens of the subset."""
-    windows_per_epoch: int
+    windows_per_epoch: Int64
     """W, the number of windows per epoch."""
-    total_windows: int
+    total_windows: Int64
     """Windows of the source in the run."""
     epochs: str
     """k = total_windows / W, as a fraction."""
@@ -44,30 +44,30 @@ class SourcePlan(FrozenRecord):
     """Order of the windows."""
     cut: Literal["fixed", "shifted"]
     """Window boundaries."""
-    seed: int
+    seed: Int64
     """Seed of order and cut."""
-    subset_seed: int
+    subset_seed: Int64
     """Seed of the order of documents."""
 
 
 class RunPlan(FrozenRecord):
     """`plan.json`."""
 
-    format: int = 1
+    format: Int64 = 1
     """`RUN_FORMAT` of the version that wrote the folder."""
-    numerics_version: int = 1
+    numerics_version: Int64 = 1
     """`NUMERICS_VERSION` of the version that started the run."""
     sources: tuple[SourcePlan, ...]
     """One for each source, in the order of the configuration."""
     config_fingerprint: str
     """Fingerprint of the numerics version and the settings that change the results."""
-    window_tokens: int
+    window_tokens: Int64
     """L, the tokens of a window."""
-    total_windows: int
+    total_windows: Int64
     """Number of global indices of the run."""
-    seed: int
+    seed: Int64
     """Seed of the run."""
-    batch_windows: int
+    batch_windows: Int64
     """Windows per step."""
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from reptrain.config.base import FileName, Frozen
+from reptrain.config.base import FileName, Frozen, Int64
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
 from reptrain.files import read_small, write_atomically
@@ -35,7 +35,7 @@ class Input(Frozen):
     """
 
     name: str
-    bytes: int
+    bytes: Int64
     sha256: str
     url: str | None = None
     version: str | None = None
@@ -48,22 +48,22 @@ class Counts(Frozen):
     `largest_cluster` is the size of the largest. `passages` counts the passages of the kept documents.
     """
 
-    read: int
-    empty: int
-    duplicates: int
-    near_duplicates: int = 0
-    clusters: int = 0
-    largest_cluster: int = 0
-    kept: int
-    passages: int | None = None
+    read: Int64
+    empty: Int64
+    duplicates: Int64
+    near_duplicates: Int64 = 0
+    clusters: Int64 = 0
+    largest_cluster: Int64 = 0
+    kept: Int64
+    passages: Int64 | None = None
 
 
 class SourceCount(Frozen):
     """Documents and tokens of a source in all splits together, and the tags of its documents."""
 
     name: str
-    documents: int
-    tokens: int
+    documents: Int64
+    tokens: Int64
     tags: dict[str, str] = Field(default_factory=dict)
 
 
@@ -72,10 +72,10 @@ class Shard(Frozen):
 
     file: FileName
     sha256: str
-    bytes: int
-    documents: int
-    tokens: int
-    text_bytes: int
+    bytes: Int64
+    documents: Int64
+    tokens: Int64
+    text_bytes: Int64
 
 
 class SplitInfo(Frozen):
@@ -84,9 +84,9 @@ class SplitInfo(Frozen):
     If documents were cut into passages, each passage counts as a document.
     """
 
-    documents: int
-    tokens: int
-    text_bytes: int
+    documents: Int64
+    tokens: Int64
+    text_bytes: Int64
     digest: str
     shards: tuple[Shard, ...]
 
@@ -113,8 +113,8 @@ class StoreManifest(Frozen):
     fingerprint: str
     tokenizer: str
     tokenizer_file: Literal["tokenizer.model", "tokenizer.json"]
-    vocab_size: int
-    eos_id: int
+    vocab_size: Int64
+    eos_id: Int64
     dtype: Literal["uint16", "uint32"]
     options: StoreOptions
     counts: Counts
