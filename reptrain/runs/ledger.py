@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from reptrain.runs.records import FrozenRecord, JsonLines
 
-Whole = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
 
 
 class SourceShare(FrozenRecord):
@@ -30,7 +30,7 @@ class LedgerRecord(FrozenRecord):
     """The step, from 0."""
     first_index: Whole
     """First global index."""
-    windows: Annotated[int, Field(gt=0, lt=2**63, strict=True)]
+    windows: Annotated[int, Field(gt=0, strict=True)]
     """Number of consecutive global indices."""
     tokens: Whole
     """Tokens of these windows."""

@@ -59,10 +59,10 @@ def _near_line(manifest: StoreManifest) -> list[str]:
 
 
 def _passages_line(manifest: StoreManifest) -> list[str]:
-    passages = manifest.counts.passages
-    if passages is None:
+    passages, longest = manifest.counts.passages, manifest.options.passages
+    if passages is None or longest is None:
         return []
-    return [f"passages     {passages:,} of at most {manifest.options.passages:,} tokens"]
+    return [f"passages     {passages:,} of at most {longest:,} tokens"]
 
 
 def describe_text(store: Store) -> str:
