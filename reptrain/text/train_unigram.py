@@ -58,7 +58,7 @@ def train_tokenizer(
         )
     try:
         trained = _train_unigram(texts, num_trained, seed)
-    except _DoesNotFit as error:
+    except _DoesNotFitError as error:
         if not fit:
             raise error.user_error(num_trained, num_sentinels) from error
         fitted = _train_to_fit(texts, error, seed)
@@ -73,7 +73,7 @@ def train_tokenizer(
     return tokenizer
 
 
-class _DoesNotFit(Exception):  # noqa: N818 - internal, always caught
+class _DoesNotFitError(Exception):
     """SentencePiece refused a size; holds the bound that it names."""
 
     def __init__(self, reason: str) -> None:
@@ -99,7 +99,7 @@ class _DoesNotFit(Exception):  # noqa: N818 - internal, always caught
         )
 
 
-def _train_to_fit(texts: Iterable[str], refusal: _DoesNotFit, seed: int) -> tuple[bytes, int] | None:
+def _train_to_fit(texts: Iterable[str], refusal: _DoesNotFitError, seed: int) -> tuple[bytes, int] | None:
     """A model of the nearest size that fits the text, and its number of pieces; None if none fits."""
     # Twice the characters leaves room for longer pieces.
     size = refusal.most if refusal.least is None else 2 * refusal.least
@@ -108,7 +108,7 @@ def _train_to_fit(texts: Iterable[str], refusal: _DoesNotFit, seed: int) -> tupl
             return None
         try:
             return _train_unigram(texts, size, seed), size
-        except _DoesNotFit as error:
+        except _DoesNotFitError as error:
             size = error.most
     return None
 
@@ -138,7 +138,7 @@ def _train_unigram(texts: Iterable[str], num_trained: int, seed: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _DoesNotFit(str(error)) from error
+        raise _DoesNotFitError(str(error)) from error
     return model.getvalue()
 
 
