@@ -153,9 +153,7 @@ def _add(
 def store_fingerprints(configs: Iterable[RunConfig]) -> dict[str, str]:
     """The fingerprint of every store of some runs by its path; stores that do not exist are left out."""
     paths = {source.store for config in configs for source in config.sources.values()}
-    return {
-        path: read_manifest(Path(path)).fingerprint for path in paths if (Path(path) / MANIFEST).exists()
-    }
+    return {path: read_manifest(Path(path)).fingerprint for path in paths if (Path(path) / MANIFEST).exists()}
 
 
 def train_fingerprint(config: RunConfig, stores: Mapping[str, str]) -> str:

@@ -51,9 +51,7 @@ def is_run_of(config: RunConfig, folder: RunFolder) -> bool:
     return difference(config, folder) is None
 
 
-def difference(
-    config: RunConfig, folder: RunFolder
-) -> Literal["other numerics", "other config"] | None:
+def difference(config: RunConfig, folder: RunFolder) -> Literal["other numerics", "other config"] | None:
     """How the run in a folder differs from a configuration; None if it is the same run."""
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return "other numerics"

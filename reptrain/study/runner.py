@@ -51,7 +51,7 @@ def run_study(
     Raises:
         StudyError: If an arm cannot be planned on its store, or another process is running the study.
     """
-    graph = build_graph(study)
+    graph = build_graph(study, out)
     stores = check_arms(graph.trainings)
     command = (*(launch or [sys.executable, "-m", "reptrain", "train"]),)
     executor = executor or LocalPool()
@@ -64,9 +64,7 @@ def run_study(
     return StudyResult(tuple(outcomes))
 
 
-def _jobs(
-    nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_with_study: bool
-) -> list[Job]:
+def _jobs(nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_with_study: bool) -> list[Job]:
     """Write the job files of some nodes."""
     pending = {node.name for node in nodes}
     jobs = []
