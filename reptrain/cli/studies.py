@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +37,13 @@ def demo(
     from reptrain.cli.study_run import run_and_report
     from reptrain.demo import make_demo_store, make_demo_study
     from reptrain.store import open_store, split_warnings
+    from reptrain.study.local_pool import LocalPool
 
     folder = out or Path("runs") / ("demo-quick" if quick else "demo")
     store = make_demo_store(folder, text=text or [], quick=quick)
     if not store_only:
-        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder))
+        # One after another: on all cores, each run computes what it computed before.
+        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder, executor=LocalPool(1)))
     for warning in split_warnings(open_store(store).manifest):
         typer.echo(f"WARNING: {warning}", err=True)
     typer.echo(f"store: {store}")
@@ -65,13 +68,32 @@ def study_run(
             show_default="runs/NAME",
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Runs at once, with the cores divided among them.",
+            show_default="one per core, or per GPU",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, help="GPUs of each run; more than one through the launcher.")
+    ] = 1,
 ) -> None:
-    """Run every unfinished arm, audit the runs, write the report and print the answer."""
+    """Run every unfinished node, audit the runs, write the report and print the answer.
+
+    The same command resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
+    """
     from reptrain.cli.study_run import run_and_report
     from reptrain.study import load_study
+    from reptrain.study.local_pool import LocalPool
 
     loaded = load_study(study, overrides or [])
-    raise typer.Exit(run_and_report(loaded, out or Path("runs") / loaded.name))
+    launch = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus > 1 else None
+    folder = out or Path("runs") / loaded.name
+    executor = LocalPool(jobs, gpus_per_job=gpus)
+    raise typer.Exit(run_and_report(loaded, folder, launch=launch, executor=executor))
 
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]
