@@ -111,7 +111,7 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
         RunError: If a run folder cannot be read.
     """
     runs = [(arm, _begun(run_path(out, arm.name))) for arm in arms(study)]
-    shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm, folder)])
+    shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm.config, folder)])
     return [_row(arm, folder, shared) for arm, folder in runs]
 
 
@@ -129,7 +129,7 @@ def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
     fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
     if folder is None:
         return ArmRow(**fields, state="waiting")
-    differs = difference(arm, folder)
+    differs = difference(arm.config, folder)
     if differs is not None:
         return ArmRow(**fields, state=differs)
     status = folder.status()

@@ -26,11 +26,18 @@ class Arm:
         name: Unique within the study, and a file name.
         config: Configuration of the run.
         values: The value of each axis, by dotted key, with defaults filled in and numbers read.
+        group: The name without the seed.
     """
 
     name: str
     config: RunConfig
     values: Mapping[str, Any]
+    group: str
+
+    @property
+    def run(self) -> RunConfig:
+        """The configuration."""
+        return self.config
 
 
 def arms(study: StudyConfig) -> list[Arm]:
@@ -78,7 +85,7 @@ def _arm(study: StudyConfig, point: tuple[Any, ...], seed: int | None) -> Arm:
         ) from error
     values = {key: setting(config, key) for key in study.axes}
     name = arm_name(values, seed=config.seed if len(study.seeds) > 1 else None)
-    return Arm(name, config.model_copy(update={"name": name}), values)
+    return Arm(name, config.model_copy(update={"name": name}), values, arm_name(values))
 
 
 def setting(config: RunConfig, key: str) -> Any:
