@@ -12,6 +12,7 @@ import numpy as np
 from reptrain.analysis.picks import optima, regrets
 from reptrain.analysis.questions import Claim, Difference, Interaction, Optimum, Regret, Slope, Tuning
 from reptrain.analysis.rows import (
+    VARIED,
     NoRunsError,
     Run,
     complete_seeds,
@@ -132,6 +133,7 @@ def _matched_keys(runs: Sequence[Run], contrast: Difference | Interaction | Slop
         named |= {*contrast.tuned.over}
     if isinstance(contrast, Interaction):
         named |= {*contrast.high, *contrast.low}
+    named = {key.removeprefix(VARIED) for key in named}
     if "arm" in named:
         # Arms that are named need not agree in anything.
         return []

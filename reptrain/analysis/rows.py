@@ -156,8 +156,10 @@ def mean_of(runs: Sequence[Run], metric: str) -> float:
 def complete_seeds(runs: Sequence[Run], excluded: dict[str, str]) -> list[int]:
     """The seeds in which every arm of the contrast has a run; the others are named."""
     keys = varied_keys(runs)
-    arms = {setting(run, keys): run["arm"] or run.name for run in runs}
-    has = {seed: {setting(run, keys) for run in runs if run.seed == seed} for seed in {r.seed for r in runs}}
+    arms = {_identity(run, keys): run["arm"] or run.name for run in runs}
+    has = {
+        seed: {_identity(run, keys) for run in runs if run.seed == seed} for seed in {r.seed for r in runs}
+    }
     for seed, settings in sorted(has.items()):
         lacking = [str(arm) for setting, arm in arms.items() if setting not in settings]
         if lacking:
@@ -168,3 +170,7 @@ def complete_seeds(runs: Sequence[Run], excluded: dict[str, str]) -> list[int]:
     if not complete:
         raise NoRunsError("no seed has a finished run on both sides")
     return complete
+
+
+def _identity(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
+    return (str(run["arm"]), *setting(run, keys))
