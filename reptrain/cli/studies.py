@@ -113,6 +113,34 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
     show([row.model_dump(mode="json") for row in rows], text, as_json=as_json)
 
 
+@study_app.command("collect")
+def study_collect(
+    folder: StudyFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the tables.", show_default="tables in the study's folder"
+        ),
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--usd-per-hour", min=0.0, help="Price of the machines of one run, for the column cost_usd."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tables of a study in any state: runs.parquet and evaluations.parquet."""
+    from reptrain.study import open_study
+    from reptrain.study.write_tables import write_tables
+
+    written = write_tables(open_study(folder), folder, tables=out, usd_per_hour=usd_per_hour)
+    text = f"{written.runs}: {written.num_runs} runs\n"
+    text += f"{written.evaluations}: {written.num_evaluations} evaluations"
+    paths = {"runs": str(written.runs), "evaluations": str(written.evaluations)}
+    show(written._asdict() | paths, text, as_json=as_json)
+
+
 @study_app.command("report")
 def study_report(folder: StudyFolder) -> None:
     """Audit the runs again, rebuild report.html from the run folders, and print the answer."""

@@ -23,6 +23,7 @@ from reptrain.study.grid import arms, varied_keys
 from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
+from reptrain.study.write_tables import write_tables
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Panel:
 
 
 def build_report(study: StudyConfig, out: Path) -> Path:
-    """Write ``out/report.html`` from the study's run folders, in any state.
+    """Write ``out/report.html`` and the tables from the study's run folders, in any state.
 
     Returns:
         The page's path.
@@ -47,6 +48,7 @@ def build_report(study: StudyConfig, out: Path) -> Path:
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render(study, collect(study, out), out))
+    write_tables(study, out)
     return page
 
 

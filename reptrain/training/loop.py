@@ -203,7 +203,7 @@ def _enter_folder(
 
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
-        here = describe(world, config.train, attention)
+        here = describe(world, config.train, attention) | {"vocab_size": data.tokenizer.vocab_size}
         folder = RunFolder.create_or_open(out, config, data.run_plan, here)
         held.enter_context(folder.lock())
         if parent is not None:
