@@ -41,13 +41,19 @@ def query(sql: str, **tables: pa.Table) -> pa.Table:
 
 
 def loss_against_tokens(runs: pa.Table, evaluations: pa.Table) -> View:
-    """Held-out loss of each arm during training, as a mean over its seeds."""
-    sql = """SELECT arm, consumed_tokens, any_value(epoch) AS epoch, avg(loss_nats) AS loss_nats,
-       min(loss_nats) AS lowest_nats, max(loss_nats) AS highest_nats, count(*) AS seeds
-FROM evaluations
-WHERE split = 'report' AND weights = 'own' AND isfinite(loss_nats)
-GROUP BY arm, consumed_tokens
-ORDER BY arm, consumed_tokens"""
+    """Held-out loss of each arm during training, as a mean over its seeds.
+
+    It is the loss on the report split, or on the selection split if the report split was not scored.
+    """
+    split = "report" if "report" in values_of(evaluations, "split") else "select"
+    sql = f"""SELECT evaluations.arm, evaluations.consumed_tokens, any_value(epoch) AS epoch,
+       avg(loss_nats) AS loss_nats, min(loss_nats) AS lowest_nats, max(loss_nats) AS highest_nats,
+       count(*) AS seeds
+FROM evaluations JOIN runs USING (run)
+WHERE split = '{split}' AND weights = 'own' AND node = 'train' AND isfinite(loss_nats)
+  AND source IS NOT DISTINCT FROM scored_source
+GROUP BY evaluations.arm, evaluations.consumed_tokens
+ORDER BY evaluations.arm, evaluations.consumed_tokens"""
     return View("loss-against-tokens", sql, query(sql, runs=runs, evaluations=evaluations), ("arm",))
 
 

@@ -87,7 +87,7 @@ def exposures_figure(rows: Sequence[ArmRow]) -> str:
         plot.set_xticks(range(len(times)), [f"{number:,}" for number in times])
         plot.tick_params(which="both", length=0)
         plot.yaxis.set_minor_locator(NullLocator())
-        plot.yaxis.set_major_formatter(FuncFormatter(_short_count))
+        plot.yaxis.set_major_formatter(FuncFormatter(short_count))
         plot.set_xlabel("uses of a token")
         plot.set_ylabel("tokens")
         return to_svg(figure, name="exposures", description="Tokens by number of uses")
@@ -103,7 +103,7 @@ def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
     plot.tick_params(length=0)
     plot.xaxis.set_major_locator(MaxNLocator(4))
     plot.yaxis.set_major_locator(MaxNLocator(5))
-    plot.xaxis.set_major_formatter(FuncFormatter(_short_count))
+    plot.xaxis.set_major_formatter(FuncFormatter(short_count))
 
 
 def _mark_best(plot: Axes, row: ArmRow, held_out: Curve, index: int) -> None:
@@ -140,7 +140,7 @@ def _epoch_ticks(plot: Axes, row: ArmRow) -> None:
     plot.vlines(ends, 0, 0.03, transform=plot.get_xaxis_transform(), color=MUTED, linewidth=0.8)
 
 
-def _short_count(value: float, position: int | None = None) -> str:
+def short_count(value: float, position: int | None = None) -> str:
     """``250000`` as ``250k``, ``1500000`` as ``1.5M``."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
