@@ -88,7 +88,9 @@ def _terms(p: Coordinates, logs: Logs) -> Sequence[Term]:
     return constant("E", p), power_of("A", "alpha", p, size), power_of("B", "beta", p, data)
 
 
-REPEATS = Parameter("R_D", "epochs after the first by which repeats lose 1/e of their worth", 0.01, 1e5, (1, 100))
+REPEATS = Parameter(
+    "R_D", "epochs after the first by which repeats lose 1/e of their worth", 0.01, 1e5, (1, 100)
+)
 EXCESS = Parameter("R_N", "the same for parameters beyond the optimum", 0.01, 1e5, (0.5, 50))
 
 LAW = Law(
