@@ -154,7 +154,7 @@ def _round(problem: Problem, theta: Floats, weights: Floats | float) -> Floats:
         residuals, gradient = problem.residuals(full)
         slopes = weights * np.clip(residuals / DELTA, -1.0, 1.0)
         loss = float(np.sum(weights * huber(residuals))) / DELTA + _WALL * float(beyond @ beyond)
-        towards = (gradient @ slopes) * (beyond == 0.0) + 2.0 * _WALL * beyond
+        towards = np.einsum("pn,n->p", gradient, slopes) * (beyond == 0.0) + 2.0 * _WALL * beyond
         return loss, scale.T @ towards
 
     options = {"maxcor": 20, "maxiter": _STEPS_PER_ROUND, "ftol": 1e-13, "gtol": 1e-9}

@@ -77,11 +77,13 @@ _CSV = pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
 
 
 def column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column by its name.
+    """A column by its name, or by the dotted key that it holds: `a.b` for the column `set.a.b`.
 
     Raises:
         AnalysisError: If the table has no such column.
     """
+    if name not in table.column_names and f"set.{name}" in table.column_names:
+        name = f"set.{name}"
     if name not in table.column_names:
         raise AnalysisError(
             f"column {name}",
