@@ -113,7 +113,8 @@ ORDER BY arm"""
 
 def cost(runs: pa.Table) -> View:
     """Training time of each arm, with FLOPs and speed."""
-    sql = """SELECT arm, count(*) AS runs, sum(train_seconds * num_devices) / 3600 AS device_hours,
+    sql = """SELECT arm, count(*) AS runs,
+       sum(train_seconds * coalesce(num_devices, 1)) / 3600 AS device_hours,
        sum(train_flops) AS train_flops, avg(tokens_per_second) AS tokens_per_second, sum(cost_usd) AS cost_usd
 FROM runs
 WHERE train_seconds IS NOT NULL

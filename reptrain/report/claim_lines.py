@@ -66,7 +66,7 @@ def _line(result: ClaimResult) -> ClaimLine:
         ),
         facts=tuple(_facts(result)),
         excluded=tuple(judged.excluded.items()),
-        seeds=tuple((unit.unit, f"{unit.effect:.4f}") for unit in judged.units),
+        seeds=tuple((unit.unit, _number(unit.effect)) for unit in judged.units),
     )
 
 
@@ -78,13 +78,17 @@ def _interval(judged: Judgment) -> str:
     if judged.effect is None:
         return "–"
     if judged.coverage is None:
-        return f"{judged.effect:.3f}"
-    low, high = ("…" if bound is None else f"{bound:.3f}" for bound in (judged.low, judged.high))
-    return f"{judged.effect:.3f} [{low}, {high}]"
+        return _number(judged.effect)
+    low, high = ("…" if bound is None else _number(bound) for bound in (judged.low, judged.high))
+    return f"{_number(judged.effect)} [{low}, {high}]"
 
 
 def _effect(judged: Judgment) -> str:
-    return "" if judged.effect is None else f"{judged.effect:.3f}"
+    return "" if judged.effect is None else _number(judged.effect)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def _minimum(result: ClaimResult) -> str:

@@ -59,26 +59,19 @@ class Drawing:
         return buffer.getvalue()
 
     @property
-    def downloads(self) -> list[tuple[str, str, str]]:
-        """(label, file name, data URI) of the files that the page carries."""
-        files = (("CSV", "csv", "text/csv", self.csv), ("PDF", "pdf", "application/pdf", self.print("pdf")))
-        return [
-            (label, f"{self.name}.{suffix}", f"data:{kind};base64,{base64.b64encode(content).decode()}")
-            for label, suffix, kind, content in files
-        ]
-
-    def print(self, kind: str) -> bytes:
-        """The figure as a ``pdf`` or ``png`` file."""
-        return to_print(self.draw(PRINT), kind)
+    def csv_uri(self) -> str:
+        """The data as a link that the page carries itself."""
+        return f"data:text/csv;base64,{base64.b64encode(self.csv).decode()}"
 
 
 def write_files(drawings: Sequence[Drawing], folder: Path) -> None:
     """Write each figure as NAME.pdf, NAME.png, NAME.csv and NAME.sql."""
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in drawings:
+        figure = drawing.draw(PRINT)
         for suffix, content in (
-            ("pdf", drawing.print("pdf")),
-            ("png", drawing.print("png")),
+            ("pdf", to_print(figure, "pdf")),
+            ("png", to_print(figure, "png")),
             ("csv", drawing.csv),
             ("sql", drawing.query.encode() + b"\n"),
         ):
@@ -105,7 +98,7 @@ def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, st
 
 
 def _tokens(view: View, names: Mapping[str, str]) -> Drawing | None:
-    arms = list(dict.fromkeys(view.table["arm"].to_pylist()))
+    arms = [arm for (arm,) in plots.by_last_epoch(view.table)]
     if not arms:
         return None
     return Drawing(

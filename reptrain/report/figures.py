@@ -33,18 +33,6 @@ def loss_limits(rows: Sequence[ArmRow]) -> tuple[float, float]:
     return max(0.0, low - margin), high + margin
 
 
-def held_out_figure(rows: Sequence[ArmRow]) -> str:
-    """Held-out loss of all arms against tokens seen."""
-    with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
-        for index, row in enumerate(rows):
-            curve = held_out_curve(row)
-            plot.plot(curve.tokens, curve.nats, color=color(index))
-            if curve.nats:
-                plot.plot(curve.tokens[-1], curve.nats[-1], "o", color=color(index), markersize=4)
-        _loss_axes(plot, loss_limits(rows))
-        return to_svg(figure, name="held-out", description="Held-out loss of all arms against tokens seen")
-
-
 def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
     """Loss of one arm on its training probe and on held-out text, with a tick at the end of each epoch.
 

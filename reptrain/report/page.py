@@ -41,8 +41,13 @@ class Panel:
     svg: str
 
 
-def build_report(study: StudyConfig, out: Path) -> Path:
-    """Write ``out/report.html``, the tables and the figures from the study's run folders, in any state.
+def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> Path:
+    """Write ``out/report.html`` and the tables from the study's run folders, in any state.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        figure_files: Whether to write each figure with its data to ``out/figures`` as well.
 
     Returns:
         The page's path.
@@ -51,14 +56,20 @@ def build_report(study: StudyConfig, out: Path) -> Path:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
+    return write_report(study, out, figure_files=figure_files)[0]
+
+
+def write_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> tuple[Path, Findings]:
+    """The same as `build_report`, with what analysis found."""
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     rows = collect(study, out)
     findings = find(study, out)
     drawings = _drawings(rows, findings, out)
     write_atomically(page, _render(study, rows, findings, drawings, out))
-    write_files(drawings, out / "figures")
-    return page
+    if figure_files:
+        write_files(drawings, out / "figures")
+    return page, findings
 
 
 def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
@@ -98,7 +109,9 @@ def _render(
         drawings=drawings,
         exposures=exposures_figure(rows) if _show_exposures(rows) else "",
         machines=machines(rows, out),
-        commands=_commands(rows, out),
+        commands=_commands(out),
+        run_commands=_run_commands(rows, out),
+        fold_commands=len(rows) > _MOST_PANELS,
         settings=dump_yaml(_shared_settings(study)),
     )
 
@@ -131,16 +144,26 @@ def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:
     ]
 
 
-def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
-    """The commands that repeat the study, each run, each audit, and this page."""
-    study = ["reptrain study run", out / "study.yaml", "--out", out]
-    lines = [study]
+def _commands(out: Path) -> list[str]:
+    """The commands that repeat the study, and this page."""
+    return [
+        _command("reptrain study run", out / "study.yaml", "--out", out),
+        _command("reptrain study report", out),
+    ]
+
+
+def _run_commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
+    """The commands that repeat each run and its audit."""
+    lines = []
     for row in rows:
         run = run_path(out, row.arm)
-        lines.append(["reptrain train", config_path(out, row.arm), "--out", run])
-        lines.append(["reptrain audit", run])
-    lines.append(["reptrain study report", out])
-    return [" ".join([str(line[0]), *(shlex.quote(str(part)) for part in line[1:])]) for line in lines]
+        lines.append(_command("reptrain train", config_path(out, row.arm), "--out", run))
+        lines.append(_command("reptrain audit", run))
+    return lines
+
+
+def _command(name: str, *arguments: object) -> str:
+    return " ".join([name, *(shlex.quote(str(argument)) for argument in arguments)])
 
 
 def _shared_settings(study: StudyConfig) -> dict[str, Any]:

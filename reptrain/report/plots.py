@@ -32,7 +32,7 @@ def curves_over_tokens(table: pa.Table, names: Mapping[str, str], paint: Paint) 
         names: Label of each arm.
         paint: Colors.
     """
-    groups = _grouped(table.to_pylist(), ["arm"])
+    groups = by_last_epoch(table)
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         tips = sum(map(len, groups.values())) <= _MOST_TIPS
         for index, ((arm,), rows) in enumerate(groups.items()):
@@ -53,6 +53,12 @@ def curves_over_tokens(table: pa.Table, names: Mapping[str, str], paint: Paint) 
         plot.xaxis.set_major_locator(MaxNLocator(4))
         plot.xaxis.set_major_formatter(FuncFormatter(short_count))
         return figure
+
+
+def by_last_epoch(table: pa.Table) -> dict[tuple[Any, ...], Rows]:
+    """The rows of each arm of `loss_against_tokens`, those with the fewest epochs first."""
+    groups = _grouped(table.to_pylist(), ["arm"])
+    return dict(sorted(groups.items(), key=lambda group: (group[1][-1]["epoch"], group[0])))
 
 
 def curves_over_epochs(
@@ -173,7 +179,9 @@ def bars(table: pa.Table, column: str, names: Mapping[str, str], paint: Paint, *
         label: Label of the horizontal axis.
     """
     rows = table.to_pylist()[:24]
-    with axes(_WIDTH_IN, 0.9 + 0.34 * len(rows), paint) as (figure, plot):
+    labels = [_two_lines(names[row["arm"]]) for row in reversed(rows)]
+    step_in = 0.46 if any("\n" in text for text in labels) else 0.34
+    with axes(_WIDTH_IN, 0.9 + step_in * len(rows), paint) as (figure, plot):
         for place, row in enumerate(reversed(rows)):
             text = f"{names[row['arm']]}: {row[column]:.4g} {label}"
             bar = plot.barh(place, row[column], 0.62, color=paint.arm(0))
@@ -181,7 +189,7 @@ def bars(table: pa.Table, column: str, names: Mapping[str, str], paint: Paint, *
             plot.annotate(
                 f"{row[column]:.3g}", (row[column], place), (4, 0), textcoords="offset points", va="center"
             )
-        plot.set_yticks(range(len(rows)), [_clipped(names[row["arm"]]) for row in reversed(rows)])
+        plot.set_yticks(range(len(rows)), labels)
         plot.tick_params(length=0)
         plot.spines["left"].set_visible(False)
         plot.set_xlabel(label)
@@ -330,5 +338,7 @@ def _count_axis(plot: Axes, values: Sequence[float]) -> None:
     plot.xaxis.set_major_formatter(FuncFormatter(short_count))
 
 
-def _clipped(text: str, length: int = 30) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _two_lines(text: str, length: int = 34) -> str:
+    """A label on one line, or on two if it has a comma; a longer line is clipped."""
+    lines = text.split(", ", 1) if len(text) > length else [text]
+    return "\n".join(line if len(line) <= length else line[: length - 1] + "…" for line in lines)

@@ -84,7 +84,6 @@ class Paint:
             "grid.linewidth": 0.6,
             "lines.linewidth": 1.8,
             "lines.solid_capstyle": "round",
-            "savefig.transparent": True,
         }
 
 
@@ -135,7 +134,7 @@ def to_svg(figure: Figure, *, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     opening, _, inner = text[text.index("<svg") + len("<svg") :].partition(">")
     opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
