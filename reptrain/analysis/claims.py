@@ -107,8 +107,27 @@ def judge(
 def _judged(
     runs: Sequence[Run], claims: Sequence[Claim], metrics: Sequence[str], alpha: float, num_draws: int
 ) -> list[Judgment]:
-    """Judgments in the order of the claims; each family is corrected on its own."""
     found = [effects(runs, claim, metric) for claim, metric in zip(claims, metrics, strict=True)]
+    return judge_effects(claims, found, metrics=metrics, alpha=alpha, num_draws=num_draws)
+
+
+def judge_effects(
+    claims: Sequence[Claim],
+    found: Sequence[Effects],
+    *,
+    metrics: Sequence[str] | None = None,
+    alpha: float = ALPHA,
+    num_draws: int = DRAWS,
+) -> list[Judgment]:
+    """Judge claims from effects that are known; each family is corrected on its own.
+
+    Args:
+        claims: All claims.
+        found: The effects of each claim.
+        metrics: Metric of each claim; its own by default.
+        alpha: Chance of any false verdict in a family.
+        num_draws: Bootstrap draws.
+    """
     families: dict[str, list[int]] = {}
     for index, claim in enumerate(claims):
         families.setdefault(claim.family, []).append(index)
@@ -120,7 +139,8 @@ def _judged(
         ]
         decisions = decide(of_family, samples, alpha=alpha, num_draws=num_draws)
         for index, decision in zip(members, decisions, strict=True):
-            judgments[index] = _judgment(claims[index], metrics[index], found[index], decision)
+            metric = claims[index].metric if metrics is None else metrics[index]
+            judgments[index] = _judgment(claims[index], metric, found[index], decision)
     return [judgments[index] for index in range(len(claims))]
 
 

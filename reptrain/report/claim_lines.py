@@ -39,13 +39,13 @@ def claim_lines(results: Sequence[ClaimResult]) -> list[ClaimLine]:
 
 
 def claim_sentence(result: ClaimResult) -> str:
-    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, 6 seeds``."""
+    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``."""
     judged = result.judged
     parts: list[str] = [judged.verdict]
     if judged.effect is not None:
         parts.append(f"{_interval(judged)} {_unit(judged)}".strip())
     if judged.seeds_used:
-        parts.append(f"{judged.seeds_used} seeds")
+        parts.append(f"n = {judged.seeds_used}")
     if judged.seeds_needed:
         parts.append(f"{judged.seeds_needed} more needed")
     reason = f" ({judged.reason})" if judged.reason else ""
