@@ -113,6 +113,8 @@ class Recorder:
                 tokens=tokens,
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
+                inputs=f"{result.input_digest:016x}",
+                targets=result.target_tokens,
                 **self._shares(batch),
             )
         )
