@@ -59,8 +59,8 @@ def audit(
 
     Raises:
         RunError: If the folder holds no run, or the exposures file cannot be written or holds something else.
-        CannotSayError: If a line of the ledger is invalid, another file of the run is damaged, or a store cannot
-            be opened or differs from the run's.
+        CannotSayError: If a line of the ledger is invalid, another file of the run is damaged, or a store
+            cannot be opened or differs from the run's.
     """
     folder = RunFolder.open(run)
     if exposures is not None:

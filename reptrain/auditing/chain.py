@@ -121,7 +121,8 @@ class _Updates:
         has_gradient = record.grad_norm is not None and 0 < record.grad_norm < math.inf
         if record.applied and has_gradient and before == after and self._learning_rate(record) > 0:
             self._problems.add(
-                f"the update changed none of the hashed weights; the gradient has norm {record.grad_norm:.4g}",
+                "the update changed none of the hashed weights; the gradient has norm"
+                f" {record.grad_norm:.4g}",
                 step=record.step,
             )
         if not record.applied and record.slice is not None and before != after:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ class Checkpoints:
     """Number of newest checkpoints to keep."""
     keep: Set[int] = frozenset()
     """Steps whose checkpoints are always kept."""
+    check: Callable[[], None] = lambda: None
+    """Called on every rank before a checkpoint is saved; raises if the training data has changed."""
     ledger: Ledger | None = None
     """The one of the logs that records each checkpoint's state hash."""
 
@@ -40,8 +42,10 @@ class Checkpoints:
             keep: More steps whose checkpoints stay this time.
 
         Raises:
-            RunError: If the disk is full; earlier checkpoints are untouched.
+            ReptrainError: If the disk is full, or the training data has changed; earlier checkpoints are
+                untouched.
         """
+        self.check()
         if self.trainer.world.is_main:
             for log in self.logs:
                 log.sync()

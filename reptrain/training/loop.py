@@ -22,7 +22,7 @@ from reptrain.distributed.world import (
     describe,
     join,
 )
-from reptrain.errors import RunError
+from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
@@ -234,6 +234,26 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
     return TrainResult(out, *ending)
 
 
+def _check_stores(data: Data, world: World) -> None:
+    """Check that no store has changed since the start, as each rank sees it.
+
+    Raises:
+        StoreError: The same on every rank.
+    """
+
+    def problem() -> ReptrainError | None:
+        try:
+            for store in data.stores.values():
+                store.check_unchanged()
+        except ReptrainError as error:
+            return error
+        return None
+
+    for found in world.gather(problem()):
+        if found is not None:
+            raise found
+
+
 class _Ending(NamedTuple):
     steps: int
     state: Literal["done", "preempted"]
@@ -286,6 +306,7 @@ def _run(
         steps=marks.save,
         keep_last=config.checkpoint.keep_last,
         keep=marks.keep,
+        check=partial(_check_stores, data, world),
         ledger=folder.ledger,
     )
     with ExitStack() as resources:
