@@ -28,6 +28,7 @@ from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.runs.folder import RunFolder
 from reptrain.training.batches import Batch, Batches
+from reptrain.training.branch import begin_branch
 from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
 from reptrain.training.init_from import open_parent, record_parent
@@ -257,6 +258,8 @@ def _enter_folder(
         held.enter_context(folder.lock())
         if parent is not None:
             record_parent(parent, config.model, folder.path)
+        if config.branch is not None:
+            begin_branch(config, config.branch, folder, data)
 
     world.on_main(enter)
     return RunFolder.open(out)
