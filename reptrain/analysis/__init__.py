@@ -1,0 +1,1 @@
+"""From a study's tables to verdicts: pure functions of tables. No torch, no processes."""
