@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 
 from reptrain.config.load import dump_yaml
+from reptrain.config.schema import BranchConfig
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress
@@ -137,7 +138,11 @@ def _command(node: Node, graph: Graph, out: Path, train: tuple[str, ...]) -> lis
     if node.config is None:
         return then_command(node, [graph.by_name[name] for name in node.inputs], out)
     config = config_path(out, node.name)
-    write_atomically(config, dump_yaml(node.config.model_dump(mode="json")))
+    run = node.config
+    if node.branch is not None:
+        branch = BranchConfig(run=str(run_path(out, node.branch.parent)), step=node.branch.step)
+        run = run.model_copy(update={"branch": branch})
+    write_atomically(config, dump_yaml(run.model_dump(mode="json")))
     return [*train, str(config), "--out", str(run_path(out, node.name))]
 
 

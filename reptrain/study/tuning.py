@@ -176,7 +176,8 @@ def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], 
                 means[values] = statistics.fmean(loss for loss in found if loss is not None)
         if len(means) < math.prod(map(len, ranges.values())):
             return TunedGroup(name, names, tuple(trials.values()), means, None)
-        best = dict(zip(ranges, min(means, key=means.__getitem__), strict=True))
+        lowest: Values = min(means, key=lambda one: means[one])
+        best = dict(zip(ranges, lowest, strict=True))
         edges = [axis for axis in ranges if beyond(ranges[axis], best[axis]) is not None]
         growing = [axis for axis in edges if extended[axis] < tune.extend]
         if not growing or not math.isfinite(min(means.values())):
