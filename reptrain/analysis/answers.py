@@ -34,7 +34,7 @@ class Score(Frozen):
     objective: float
     """Sum of Huber losses of log loss."""
     r2_loss: float | None
-    """1 - sum of squared errors of the loss / sum of squares around its mean. None if all losses are equal."""
+    """1 - squared errors of the loss / squares around its mean. None if all losses are equal."""
     r2_log_loss: float | None
     """The same for log loss."""
     rmse_nats: float

@@ -52,8 +52,8 @@ def fit_law(
         law: The law.
         points: The runs.
         fixed: Values of parameters that are not fitted.
-        own_starts: Starts by parameter name, besides those that variable projection finds. Parameters left out
-            take the value of the best of those.
+        own_starts: Starts by parameter name, besides those that variable projection finds. Parameters left
+            out take the value of the best of those.
         num_starts: Number of starts by variable projection.
         num_bootstraps: Bootstrap samples for the intervals; 0 for none.
         holdout: Runs that are not fitted, to score the fit once.
@@ -249,7 +249,7 @@ def _residuals(law: Law, theta: Floats, points: Points) -> list[Residual]:
 
 
 def seed_deviation(points: Points) -> float | None:
-    """Pooled standard deviation of the loss among runs with equal settings, in nats; None without replicates."""
+    """Pooled standard deviation of the loss at equal settings, in nats; None without replicates."""
     squares, freedom = 0.0, 0
     settings = points.settings
     for setting in np.unique(settings):
