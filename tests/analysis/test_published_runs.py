@@ -1,4 +1,4 @@
-"""The 182 public runs of Muennighoff et al.: published figures, refits, and a law of ours on their hold-out."""
+"""The 182 public runs of Muennighoff et al.: published figures, refits, and our law on the hold-out."""
 
 from __future__ import annotations
 
