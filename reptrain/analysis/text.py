@@ -107,11 +107,12 @@ def _decision(decision: Decision) -> list[str]:
         return f"{text} [{decision.low[name]:{style}}, {decision.high[name]:{style}}]"
 
     return [
-        f"best for {decision.compute_flops:.4g} FLOPs and {decision.unique_tokens:.4g} unique tokens "
+        f"best within {decision.budget_flops:.4g} FLOPs and {decision.unique_tokens:.4g} unique tokens "
         "(compute is held fixed):",
         f"  parameters {shown('parameters', '.4g')}",
         f"  epochs {shown('epochs', '.4g')}",
         f"  loss {shown('loss_nats', '.4g')} nats",
+        f"  FLOPs to spend {shown('compute_flops', '.4g')}",
         f"  extrapolation: the budget is {decision.extrapolation:.3g} times the largest fitted run",
     ]
 

@@ -114,7 +114,8 @@ def fit(
     said = _pairs("--state", stated)
     for item in said:
         check_choice("item of --state", item, STATEMENTS)
-    settings: dict[str, Any] = {"columns": _columns(chosen, columns), "holdout": _holdout(holdout)}
+    known = list(dict.fromkeys(name for law in chosen for name in law.variables))
+    settings: dict[str, Any] = {"columns": parse_columns(columns, known), "holdout": _holdout(holdout)}
     settings["where"] = {name: _scalar(value) for name, value in _pairs("--where", where).items()}
     if metric is not None:
         settings["metric"] = metric
@@ -177,9 +178,9 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     return result
 
 
-def _columns(laws: list[Law], texts: list[str] | None) -> dict[str, str]:
+def parse_columns(texts: list[str] | None, known: list[str]) -> dict[str, str]:
+    """N=COLUMN,... options as a mapping."""
     columns = _pairs("--columns", [part for text in texts or [] for part in text.split(",")])
-    known = list(dict.fromkeys(name for law in laws for name in law.variables))
     for name in columns:
         if name not in known:
             raise typer.BadParameter(f"{name!r} is not among {', '.join(known)}", param_hint="--columns")

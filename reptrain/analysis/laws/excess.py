@@ -123,4 +123,17 @@ SATURATING = Law(
     ),
     terms=_saturating,
     scales=_SCALES,
+    # reptrain fit on the 182 runs that Muennighoff et al. (2023) fitted.
+    published={
+        "public-182": {
+            "E": 2.13282,
+            "A": 1087.63,
+            "B": 19215.6,
+            "alpha": 0.384475,
+            "beta": 0.462899,
+            "P": 0.604867,
+            "kappa": 0.914688,
+            "R_P": 135.564,
+        }
+    },
 )
