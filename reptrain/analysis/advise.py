@@ -369,7 +369,7 @@ def advice_text(advice: Advice) -> str:
         other = advice.second_opinion
         lines.append(
             "  second opinion (Muennighoff et al., published constants): "
-            f"{other['parameters']:.3g} parameters, {other['epochs']:.3g} epochs, {other['loss_nats']:.3f} nats"
+            "{parameters:.3g} parameters, {epochs:.3g} epochs, {loss_nats:.3f} nats".format(**other)
         )
     lines += ["", "what more would buy:"]
     lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,11 +37,13 @@ def demo(
     from reptrain.cli.study_run import run_and_report
     from reptrain.demo import make_demo_store, make_demo_study
     from reptrain.store import open_store, split_warnings
+    from reptrain.study.local_pool import LocalPool
 
     folder = out or Path("runs") / ("demo-quick" if quick else "demo")
     store = make_demo_store(folder, text=text or [], quick=quick)
     if not store_only:
-        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder))
+        # One after another: on all cores, each run computes what it computed before.
+        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder, executor=LocalPool(1)))
     for warning in split_warnings(open_store(store).manifest):
         typer.echo(f"WARNING: {warning}", err=True)
     typer.echo(f"store: {store}")
@@ -65,13 +68,32 @@ def study_run(
             show_default="runs/NAME",
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Runs at once, with the cores divided among them.",
+            show_default="one per core, or per GPU",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, help="GPUs of each run; more than one through the launcher.")
+    ] = 1,
 ) -> None:
-    """Run every unfinished arm, audit the runs, write the report and print the answer."""
+    """Run every unfinished node, audit the runs, write the report and print the answer.
+
+    The same command resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
+    """
     from reptrain.cli.study_run import run_and_report
     from reptrain.study import load_study
+    from reptrain.study.local_pool import LocalPool
 
     loaded = load_study(study, overrides or [])
-    raise typer.Exit(run_and_report(loaded, out or Path("runs") / loaded.name))
+    launch = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus > 1 else None
+    folder = out or Path("runs") / loaded.name
+    executor = LocalPool(jobs, gpus_per_job=gpus)
+    raise typer.Exit(run_and_report(loaded, folder, launch=launch, executor=executor))
 
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]
@@ -89,6 +111,34 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
         for row in rows
     )
     show([row.model_dump(mode="json") for row in rows], text, as_json=as_json)
+
+
+@study_app.command("collect")
+def study_collect(
+    folder: StudyFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of the tables.", show_default="tables in the study's folder"
+        ),
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--usd-per-hour", min=0.0, help="Price of the machines of one run, for the column cost_usd."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tables of a study in any state: runs.parquet and evaluations.parquet."""
+    from reptrain.study import open_study
+    from reptrain.study.write_tables import write_tables
+
+    written = write_tables(open_study(folder), folder, tables=out, usd_per_hour=usd_per_hour)
+    text = f"{written.runs}: {written.num_runs} runs\n"
+    text += f"{written.evaluations}: {written.num_evaluations} evaluations"
+    paths = {"runs": str(written.runs), "evaluations": str(written.evaluations)}
+    show(written._asdict() | paths, text, as_json=as_json)
 
 
 @study_app.command("report")

@@ -45,7 +45,7 @@ def _status(arm: Arm, run: Path) -> ArmStatus:
     if not (run / "plan.json").exists():
         return ArmStatus(arm=arm.name, state="waiting")
     folder = RunFolder.open(run)
-    differs = difference(arm, folder)
+    differs = difference(arm.config, folder)
     if differs is not None:
         return ArmStatus(arm=arm.name, state=differs)
     status, progress = folder.status(), read_progress(run)
