@@ -34,7 +34,7 @@ class Score(Frozen):
     objective: float
     """Sum of Huber losses of log loss."""
     r2_loss: float | None
-    """1 - sum of squared errors of the loss / sum of squares around its mean. None if all losses are equal."""
+    """1 - squared errors of the loss / squares around its mean. None if all losses are equal."""
     r2_log_loss: float | None
     """The same for log loss."""
     rmse_nats: float
@@ -69,14 +69,16 @@ class HoldoutScore(Frozen):
 
 
 class Decision(Frozen):
-    """The best size and number of epochs for a budget, under 6 N D FLOPs."""
+    """The best size and number of epochs within a budget of 6 N D FLOPs."""
 
-    compute_flops: float
+    budget_flops: float
     unique_tokens: float
     parameters: float
     tokens: float
     epochs: float
     loss_nats: float
+    compute_flops: float
+    """What is best to spend; less than the budget where repeats hurt."""
     low: dict[str, float] | None
     """Lower ends of the 95% intervals."""
     high: dict[str, float] | None

@@ -114,8 +114,8 @@ def _project(problem: Problem, theta: Floats) -> Floats:
 def descend(problem: Problem, theta: Floats, weights: Floats | float = 1.0, rounds: int = _ROUNDS) -> Floats:
     """The local minimum below a start.
 
-    L-BFGS runs in coordinates that are scaled by the curvature at the start of each round: the raw ones have a
-    condition number of up to 1e11.
+    L-BFGS runs in coordinates that are scaled by the curvature at the start of each round: the raw ones are
+    badly conditioned.
 
     Args:
         problem: The law and its points.

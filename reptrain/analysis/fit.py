@@ -16,7 +16,7 @@ from reptrain.analysis.answers import (
     Score,
 )
 from reptrain.analysis.bootstrap import FEWEST_CLUSTERS, bootstrap, interval
-from reptrain.analysis.decision import best_for_budget
+from reptrain.analysis.decision import Choice, best_for_budget
 from reptrain.analysis.descent import DELTA, Problem, descend, starts
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
@@ -52,8 +52,8 @@ def fit_law(
         law: The law.
         points: The runs.
         fixed: Values of parameters that are not fitted.
-        own_starts: Starts by parameter name, besides those that variable projection finds. Parameters left out
-            take the value of the best of those.
+        own_starts: Starts by parameter name, besides those that variable projection finds. Parameters left
+            out take the value of the best of those.
         num_starts: Number of starts by variable projection.
         num_bootstraps: Bootstrap samples for the intervals; 0 for none.
         holdout: Runs that are not fitted, to score the fit once.
@@ -249,7 +249,7 @@ def _residuals(law: Law, theta: Floats, points: Points) -> list[Residual]:
 
 
 def seed_deviation(points: Points) -> float | None:
-    """Pooled standard deviation of the loss among runs with equal settings, in nats; None without replicates."""
+    """Pooled standard deviation of the loss at equal settings, in nats; None without replicates."""
     squares, freedom = 0.0, 0
     settings = points.settings
     for setting in np.unique(settings):
@@ -279,17 +279,16 @@ def _decision(
     chosen = best_for_budget(law, law.values(best), compute, unique)
     low = high = None
     if samples is not None:
-        all_chosen = [best_for_budget(law, law.values(theta), compute, unique) for theta in samples]
-        table = np.log(np.array(all_chosen))
-        low, high = (np.exp(np.percentile(table, edge, axis=0)).tolist() for edge in (2.5, 97.5))
-    fields = ("parameters", "tokens", "epochs", "loss_nats")
+        drawn = np.array([best_for_budget(law, law.values(theta), compute, unique) for theta in samples])
+        edges = np.percentile(drawn, [2.5, 97.5], axis=0)
+        low, high = (dict(zip(Choice._fields, edge.tolist(), strict=True)) for edge in edges)
     largest = float((6.0 * points.variables["N"] * points.variables["D"]).max())
     return Decision(
-        compute_flops=compute,
+        budget_flops=compute,
         unique_tokens=unique,
-        **dict(zip(fields, chosen, strict=True)),
-        low=None if low is None else dict(zip(fields, low, strict=True)),
-        high=None if high is None else dict(zip(fields, high, strict=True)),
+        **chosen._asdict(),
+        low=low,
+        high=high,
         extrapolation=compute / largest,
     )
 

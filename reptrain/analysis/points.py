@@ -100,7 +100,7 @@ def points_of(
         law: The law, which names its variables.
         metric: Column of the loss in nats.
         columns: Column of each variable, where it is not the one of a study's table.
-        cluster: Column that names the unit of the bootstrap. Default: the column `cluster` where there is one,
+        cluster: Column that names the unit of the bootstrap. Default: the column `cluster` if there is one,
             else each run is a unit.
 
     Raises:
@@ -178,8 +178,8 @@ def held_out(points: Points, rule: Holdout) -> NDArray[np.bool_]:
 
     Args:
         points: All points.
-        rule: The largest runs (by `train_flops`, else by the product of N and D, or of all variables), or those
-            with a true value in a column.
+        rule: The largest runs (by `train_flops`, else by the product of N and D, or of all variables), or
+            those with a true value in a column.
 
     Raises:
         AnalysisError: If no point is held out, or none is left.

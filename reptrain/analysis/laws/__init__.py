@@ -24,6 +24,7 @@ LAWS: dict[str, Law] = {
         excess.ONE,
         excess.TWO,
         excess.FOUR,
+        excess.SATURATING,
         skaling.LAW,
         bounded.LAW,
         unique_term.LAW,

@@ -74,7 +74,7 @@ class Law:
         terms: Function from coordinates and variables to the terms.
         scales: For each term the parameter that scales it, and the exponent of the scale in it. A term may
             have several.
-        published: Published constants, by the name of the set.
+        published: Constants fitted to public runs, by the name of the set.
     """
 
     name: str

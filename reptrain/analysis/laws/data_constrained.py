@@ -89,9 +89,9 @@ def _terms(p: Coordinates, logs: Logs) -> Sequence[Term]:
 
 
 REPEATS = Parameter(
-    "R_D", "epochs after the first by which repeats lose 1/e of their worth", 0.01, 1e5, (1, 100)
+    "R_D", "repeats after which another one is worth 1/e of a fresh epoch", 0.01, 1e5, (1, 100)
 )
-EXCESS = Parameter("R_N", "the same for parameters beyond the optimum", 0.01, 1e5, (0.5, 50))
+EXCESS = Parameter("R_N", "the same for parameters, in multiples of U_N", 0.01, 1e5, (0.5, 50))
 
 LAW = Law(
     name="data-constrained",
