@@ -183,6 +183,19 @@ class CheckpointConfig(Frozen):
     """Share of the run between checkpoints that are kept permanently; null: none."""
 
 
+class SeedsConfig(Frozen):
+    """Seeds of the parts of a run that draw at random; null: `seed`."""
+
+    order: Seed | None = None
+    """Seed of the order of the windows, and of shifted cuts. It also keys the objective's noise."""
+    noise: Seed | None = None
+    """Seed of the objective's noise."""
+    weights: Seed | None = None
+    """Seed of the initial weights."""
+    dropout: Seed | None = None
+    """Seed of the dropout masks and of input noise."""
+
+
 class RunConfig(Frozen):
     """One training run. `reptrain config show CONFIG` prints it with all defaults."""
 
@@ -190,6 +203,8 @@ class RunConfig(Frozen):
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
     """Seed of the epoch order, the noise, the initial weights and every dropout mask."""
+    seeds: SeedsConfig = SeedsConfig()
+    """Other seeds for some of these."""
     init_from: str | None = None
     """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
     Null: random weights drawn with `seed`."""
@@ -227,6 +242,11 @@ class RunConfig(Frozen):
     def store_setting(self, name: str) -> str:
         """The dotted key that names the store of a source."""
         return "data.store" if self.data.store is not None else f"data.sources.{name}.store"
+
+    def seed_of(self, part: Literal["order", "noise", "weights", "dropout"]) -> int:
+        """The seed of a part of the run: its own, or the run's."""
+        own: Seed | None = getattr(self.seeds, part)
+        return self.seed if own is None else own
 
     @property
     def sources(self) -> dict[str, SourceConfig]:

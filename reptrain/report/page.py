@@ -19,7 +19,7 @@ from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
-from reptrain.study.grid import arms
+from reptrain.study.grid import arms, varied_keys
 from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
@@ -110,10 +110,11 @@ def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
 def _shared_settings(study: StudyConfig) -> dict[str, Any]:
     """The resolved configuration of the first arm, without the keys that differ between arms."""
     settings: dict[str, Any] = arms(study)[0].config.model_dump(mode="json")
-    for key in ["name", *study.axes, *(["seed"] if len(study.seeds) > 1 else [])]:
+    for key in ["name", *varied_keys(study), *(["seed"] if len(study.all_seeds) > 1 else [])]:
         *parents, leaf = key.split(".")
-        node = settings
+        node: Any = settings
         for parent in parents:
-            node = node[parent]
-        del node[leaf]
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(leaf, None)
     return settings

@@ -47,6 +47,7 @@ class Node:
         settings: Options of the command; empty for a training.
         fingerprint: Identifies the node's results: its settings, those of its inputs, and the numerics
             version.
+        pending: Whether its settings are still to be tuned.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Node:
     cluster: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    pending: bool = False
 
     @property
     def run(self) -> RunConfig:

@@ -23,7 +23,18 @@ def is_done(node: Node, out: Path, stores: Stores) -> bool:
     """
     if node.config is None:
         return stored_fingerprint(result_path(out, node.name)) == node.fingerprint
-    return run_is_done(node.config, run_path(out, node.name), stores)
+    run = run_path(out, node.name)
+    if run_is_done(node.config, run, stores):
+        return True
+    # A tuning run that diverged has answered its question.
+    is_trial = node.role == "tune" and (run / "status.json").exists()
+    return is_trial and has_diverged(RunFolder.open(run)) and is_run_of(node.config, RunFolder.open(run))
+
+
+def has_diverged(folder: RunFolder) -> bool:
+    """Whether a run ended because its loss or gradient was no longer finite."""
+    status = folder.status()
+    return status.state == "failed" and (status.reason or "").startswith("diverged")
 
 
 def run_is_done(config: RunConfig, run: Path, stores: Stores) -> bool:

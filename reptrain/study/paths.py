@@ -40,6 +40,16 @@ def result_path(out: Path, node: str) -> Path:
     return out / "nodes" / f"{node}.result.json"
 
 
+def product_path(out: Path, node: str) -> Path:
+    """The folder that a fine-tuning or an export writes."""
+    return out / "products" / node
+
+
+def questions_path(out: Path) -> Path:
+    """The claims and fits, written before the first run starts."""
+    return out / "questions.json"
+
+
 def report_path(out: Path) -> Path:
     """The report."""
     return out / "report.html"

@@ -15,15 +15,25 @@ from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress
+from reptrain.study.begun import refuse_changes, write_questions
 from reptrain.study.build import build_graph
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
 from reptrain.study.graph import Graph, Node
 from reptrain.study.local_pool import LocalPool
 from reptrain.study.node_state import is_done
-from reptrain.study.paths import config_path, job_path, lock_path, log_path, result_path, run_path
+from reptrain.study.paths import (
+    config_path,
+    job_path,
+    lock_path,
+    log_path,
+    product_path,
+    result_path,
+    run_path,
+)
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.schema import StudyConfig, save_study
+from reptrain.study.then import then_command
 from reptrain_launcher.process import Ended
 from reptrain_launcher.worker import EXIT_STOPPED, WorkerJob
 
@@ -53,24 +63,56 @@ def run_study(
     """
     graph = build_graph(study, out)
     stores = check_arms(graph.trainings)
+    refuse_changes(study, graph, out, stores)
     command = (*(launch or [sys.executable, "-m", "reptrain", "train"]),)
     executor = executor or LocalPool()
     with _prepared(study, out):
-        progress = _Progress(graph, out, stores, on_event or _ignore)
-        pending = [node for node in graph.nodes if not progress.skip_if_done(node)]
-        jobs = _jobs(pending, out, command, ends_with_study=executor.is_local)
-        ends = executor.execute(jobs, progress.judge, progress.listener)
-        outcomes = [progress.outcome(node, ends.get(node.name)) for node in graph.nodes]
+        ends = _run_rounds(study, out, stores, executor, command, on_event or _ignore)
+        outcomes = [_outcome(node, ends.get(node.name)) for node in build_graph(study, out).nodes]
     return StudyResult(tuple(outcomes))
 
 
-def _jobs(nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_with_study: bool) -> list[Job]:
+def _run_rounds(
+    study: StudyConfig,
+    out: Path,
+    stores: Stores,
+    executor: Executor,
+    command: tuple[str, ...],
+    on_event: OnEvent,
+) -> dict[str, JobEnd]:
+    """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings."""
+    ends: dict[str, JobEnd] = {}
+    while True:
+        progress = _Progress(build_graph(study, out), out, stores, on_event)
+        new = [node for node in progress.graph.nodes if not node.pending and node.name not in ends]
+        done = [node for node in new if progress.skip_if_done(node)]
+        ends |= {node.name: JobEnd("done", seconds=-1.0) for node in done}
+        pending = [node for node in new if node.name not in ends]
+        if not pending:
+            return ends
+        jobs = _jobs(progress.graph, pending, out, command, ends_with_study=executor.is_local)
+        ends |= executor.execute(jobs, progress.judge, progress.listener)
+        if any(end.state in ("stopped", "waiting") for end in ends.values()):
+            return ends
+
+
+def _outcome(node: Node, end: JobEnd | None) -> ArmOutcome:
+    if end is None:
+        return ArmOutcome(node.name, "blocked" if node.pending else "waiting")
+    if end.seconds < 0:
+        return ArmOutcome(node.name, "skipped")
+    return ArmOutcome(node.name, end.state, end.seconds, end.message)
+
+
+def _jobs(
+    graph: Graph, nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_with_study: bool
+) -> list[Job]:
     """Write the job files of some nodes."""
     pending = {node.name for node in nodes}
     jobs = []
     for node in nodes:
         worker = WorkerJob(
-            command=_command(node, out, command),
+            command=_command(node, graph, out, command),
             lock=str(lock_path(out, node.name)),
             parent=os.getpid() if ends_with_study else None,
             result=None if node.config else str(result_path(out, node.name)),
@@ -90,10 +132,12 @@ def _jobs(nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_wi
     return jobs
 
 
-def _command(node: Node, out: Path, train: tuple[str, ...]) -> list[str]:
+def _command(node: Node, graph: Graph, out: Path, train: tuple[str, ...]) -> list[str]:
     """The command of a node."""
+    if node.config is None:
+        return then_command(node, [graph.by_name[name] for name in node.inputs], out)
     config = config_path(out, node.name)
-    write_atomically(config, dump_yaml(node.run.model_dump(mode="json")))
+    write_atomically(config, dump_yaml(node.config.model_dump(mode="json")))
     return [*train, str(config), "--out", str(run_path(out, node.name))]
 
 
@@ -121,7 +165,9 @@ class _Progress:
 
     def judge(self, job: Job, ended: Ended, tries: int) -> Judgment:
         """What became of a node, from its run folder and how its process ended."""
-        if ended.returncode == 0 and is_done(self.graph.by_name[job.name], self.out, self.stores):
+        node = self.graph.by_name[job.name]
+        has_answered = ended.returncode == 0 or node.role == "tune"
+        if has_answered and is_done(node, self.out, self.stores):
             return Judgment("done")
         if ended.signal is not None or ended.returncode == EXIT_STOPPED:
             return Judgment("stopped", _STOPPED)
@@ -132,12 +178,6 @@ class _Progress:
             # Wrong input, a full disk and divergence are the same at the next try.
             return Judgment("failed", message)
         return Judgment("retry", message)
-
-    def outcome(self, node: Node, end: JobEnd | None) -> ArmOutcome:
-        """The outcome of a node; without an end it was done before."""
-        if end is None:
-            return ArmOutcome(node.name, "skipped")
-        return ArmOutcome(node.name, end.state, end.seconds, end.message)
 
     def _event(self, name: str) -> StudyEvent:
         node = self.graph.by_name[name]
@@ -177,8 +217,8 @@ def _last_line(log: Path) -> str:
 @contextmanager
 def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
     """Create the study's folder, and lock it against another `study run`."""
-    for path in (config_path(out, ""), run_path(out, ""), log_path(out, ""), job_path(out, "")):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (config_path, run_path, log_path, job_path, product_path):
+        path(out, "name").parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock", blocking=False)
     try:
         lock.acquire()
@@ -191,6 +231,7 @@ def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
         ) from error
     try:
         save_study(study, out)
+        write_questions(study, out)
         yield
     finally:
         lock.release()

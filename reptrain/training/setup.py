@@ -63,7 +63,7 @@ def open_data(config: RunConfig) -> Data:
     stores = _open_stores(config)
     tokenizer = next(iter(stores.values())).tokenizer()
     embedding_rows(config.model, tokenizer.vocab_size)
-    objective = build_objective(config, tokenizer, noise_seed=config.seed)
+    objective = build_objective(config, tokenizer, noise_seed=config.seed_of("noise"))
     stream = open_stream(config, stores)
     run_plan = RunPlan.of(config, stores=stores, stream=stream)
     return Data(
@@ -188,7 +188,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         parent: Initial weights; None draws them by the seed.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
-    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
+    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed_of("weights"))
     if parent is not None:
         parent.fill(model)
     loader = Loader(
@@ -213,7 +213,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
     trainer = Trainer(
         engine=engine,
         world=world,
-        seed=config.seed,
+        seed=config.seed_of("dropout"),
         make_example=data.objective.example,
         input_noise=InputNoise.of(config.regularize.input_noise_by, data.tokenizer),
         optimizer=config.optimizer,
