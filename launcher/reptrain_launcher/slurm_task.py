@@ -65,12 +65,18 @@ class SlurmTask:
         os.environ["PATH"] = _path_with_scontrol(os.environ.get("PATH", os.defpath))
         ranks = rank_environment(os.environ)
         is_first = ranks.get("RANK", "0") == "0"
+        command = [sys.executable, "-m", "reptrain_launcher.worker", self.job_file]
+        job = json.loads(Path(self.job_file).read_text(encoding="utf-8"))
         if is_first:
             Path(self.exit_file).unlink(missing_ok=True)
-            command = [sys.executable, "-m", "reptrain_launcher.worker", self.job_file]
-        else:
+        elif job["result"] is None:
             # The first rank holds the lock of the job for all.
-            command = json.loads(Path(self.job_file).read_text(encoding="utf-8"))["command"]
+            command = job["command"]
+        else:
+            return
+        if job["result"] is not None:
+            # Only a training has several ranks.
+            ranks = {}
         self._child = _Child(command, os.environ | ranks, self.log)
         # After submitit has installed its handler, which ignores SIGTERM.
         signal.signal(signal.SIGTERM, self._stop)

@@ -74,12 +74,27 @@ def study_run(
             "--jobs",
             min=1,
             help="Runs at once, with the cores divided among them.",
-            show_default="one per core, or per GPU",
+            show_default="one per core, or per GPU; under Slurm 256",
         ),
     ] = None,
     gpus: Annotated[
-        int, typer.Option("--gpus", min=1, help="GPUs of each run; more than one through the launcher.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--gpus",
+            min=1,
+            help="GPUs of each run, under Slurm on each of its nodes.",
+            show_default="1 if this machine has any; under Slurm none",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="Submit the runs to Slurm with this option of sbatch, such as time=4:00:00 (required),"
+            " partition=gpu or nodes=2; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Run every unfinished node, audit the runs, write the report and print the answer.
 
@@ -90,9 +105,19 @@ def study_run(
     from reptrain.study.local_pool import LocalPool
 
     loaded = load_study(study, overrides or [])
-    launch = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus > 1 else None
     folder = out or Path("runs") / loaded.name
-    executor = LocalPool(jobs, gpus_per_job=gpus)
+    if slurm:
+        from reptrain.study.slurm import SlurmExecutor
+        from reptrain.study.slurm_options import SlurmOptions
+
+        options = SlurmOptions.parse(slurm, gpus=gpus, parallel=jobs)
+        raise typer.Exit(
+            run_and_report(
+                loaded, folder, executor=SlurmExecutor(folder / "slurm", options, name=loaded.name)
+            )
+        )
+    launch = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus and gpus > 1 else None
+    executor = LocalPool(jobs, gpus_per_job=gpus or 1)
     raise typer.Exit(run_and_report(loaded, folder, launch=launch, executor=executor))
 
 

@@ -144,6 +144,7 @@ class _Execution:
         for job in self.jobs:
             if (earlier := self._remembered().get(job.name)) in queue and earlier is not None:
                 self._active[job.name] = _Submitted(job, earlier, waits_in_slurm=True)
+                self._tries[job.name] = 1
         adopted = {name: submitted.id for name, submitted in self._active.items()}
         arrays = plan_arrays([job for job in self.jobs if job.name not in adopted], adopted)
         ids: list[list[str]] = []

@@ -42,12 +42,15 @@ class SlurmOptions:
     others: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, texts: Sequence[str], *, gpus: int | None = None) -> SlurmOptions:
+    def parse(
+        cls, texts: Sequence[str], *, gpus: int | None = None, parallel: int | None = None
+    ) -> SlurmOptions:
         """Read ``time=4:00:00``, ``nodes=2``, ``ntasks-per-node=8`` and any other option of sbatch.
 
         Args:
             texts: The options, each ``KEY=VALUE``, or ``KEY`` for one without a value.
             gpus: GPUs of each run on a node, unless ``gpus-per-node`` is among the options.
+            parallel: Jobs of one array at once, unless ``array-parallelism`` is among the options.
 
         Raises:
             StudyError: If one is malformed, reserved, or ``time`` is missing.
@@ -76,7 +79,7 @@ class SlurmOptions:
             ranks_per_node=_count(given, "ntasks-per-node", devices or 1) or 1,
             gpus_per_node=devices,
             signal_delay_s=_count(given, "signal-delay-s", 120) or 120,
-            parallel=_count(given, "array-parallelism", 256) or 256,
+            parallel=_count(given, "array-parallelism", parallel) or 256,
             others=given,
         )
 
