@@ -29,6 +29,7 @@ _NOT_MATHEMATICS = (
     "train.on_nonfinite",
     "evaluate",
     "checkpoint",
+    "branch",
 )
 
 _PRECISION = "train.precision"

@@ -170,6 +170,8 @@ class EvaluateConfig(Frozen):
     """Number of times to score each window, with different noise each time."""
     patience: Positive | None = None
     """Early stopping: evaluations without a better loss on select until the run stops; null: never."""
+    at_steps: list[Positive] = Field(default_factory=list)
+    """Further numbers of completed steps at which to evaluate. A study sets them where runs branch."""
 
 
 class CheckpointConfig(Frozen):
@@ -181,6 +183,18 @@ class CheckpointConfig(Frozen):
     """Number of newest checkpoints to keep."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between checkpoints that are kept permanently; null: none."""
+    at_steps: list[Positive] = Field(default_factory=list)
+    """Further numbers of completed steps at which to save a checkpoint that is kept permanently. A study sets
+    them where runs branch."""
+
+
+class BranchConfig(Frozen):
+    """The run that a run shares its first steps with."""
+
+    run: str
+    """Folder of that run. Refused if the two runs differ within the shared steps."""
+    step: Positive
+    """Number of shared steps. Without an intact checkpoint at this step, the run trains from its start."""
 
 
 class SeedsConfig(Frozen):
@@ -228,6 +242,9 @@ class RunConfig(Frozen):
     """When and on how many windows to evaluate."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save checkpoints, and how many to keep."""
+    branch: BranchConfig | None = None
+    """Another run whose checkpoint this run starts from, with its records; null: none. Does not change the
+    results: the first steps of both runs are the same."""
 
     def with_absolute_stores(self) -> Self:
         """The run with absolute paths of its stores, valid in any working directory."""
@@ -237,7 +254,8 @@ class RunConfig(Frozen):
             name: source.model_copy(update={"store": str(Path(source.store).absolute())})
             for name, source in data.sources.items()
         }
-        return self.model_copy(update={"data": data.model_copy(update=given)})
+        branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
+        return self.model_copy(update={"data": data.model_copy(update=given), "branch": branch})
 
     def store_setting(self, name: str) -> str:
         """The dotted key that names the store of a source."""

@@ -78,7 +78,7 @@ def changed_settings(config: RunConfig, folder: RunFolder, stores: Stores) -> li
 
 
 def _changed_evaluations(old: RunConfig, new: RunConfig) -> list[str]:
-    before, after = (config.evaluate.model_dump(mode="json") for config in (old, new))
+    before, after = (config.evaluate.model_dump(mode="json", exclude={"at_steps"}) for config in (old, new))
     return [
         f"evaluate.{key} was {_text(before[key])}, now {_text(after[key])}"
         for key in after

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reptrain.study.graph import Graph, Node, in_order, store_fingerprints, train_fingerprint
 from reptrain.study.grid import Arm
+from reptrain.study.prefixes import with_branches
 from reptrain.study.questions import check_questions
 from reptrain.study.schema import StudyConfig
 from reptrain.study.then import then_nodes
@@ -32,7 +33,8 @@ def build_graph(study: StudyConfig, out: Path) -> Graph:
     tuning = [node for group in groups for node in _trial_nodes(group, stores)]
     runs = [_arm_node(arm, groups, stores) for arm in arms]
     commands = then_nodes(study, {arm.name: arm for arm in arms}, runs)
-    return in_order([*tuning, *runs, *_after_pending(commands, runs)], study=study.name)
+    trainings = with_branches([*tuning, *runs], branch=study.share_prefixes)
+    return in_order([*trainings, *_after_pending(commands, runs)], study=study.name)
 
 
 def _arm_node(arm: Arm, groups: Sequence[TunedGroup], stores: Mapping[str, str]) -> Node:

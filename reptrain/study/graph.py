@@ -170,7 +170,7 @@ def train_fingerprint(config: RunConfig, stores: Mapping[str, str]) -> str:
             "kind": "train",
             "numerics_version": NUMERICS_VERSION,
             "config": config_fingerprint(config),
-            "evaluate": config.evaluate.model_dump(mode="json"),
+            "evaluate": config.evaluate.model_dump(mode="json", exclude={"at_steps"}),
             "stores": [stores.get(source.store) for source in config.sources.values()],
         }
     )

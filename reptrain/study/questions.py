@@ -10,15 +10,9 @@ from reptrain.analysis.questions import Claim, FitQuestion
 from reptrain.errors import StudyError
 from reptrain.study.grid import Arm
 from reptrain.study.schema import StudyConfig
+from reptrain.tables.columns import RUN_COLUMNS
 
-COLUMNS = frozenset({
-    "study", "arm", "run", "seed", "status", "cluster", "parameters_total", "parameters_active",
-    "parameters_nonembedding", "unique_tokens", "consumed_tokens", "epochs", "train_flops", "steps",
-    "batch_tokens", "loss_select_final_nats", "loss_select_best_nats", "loss_report_final_nats",
-    "loss_report_best_nats", "bits_per_byte_report_final", "gap_final_nats", "tokens_per_second",
-    "wall_seconds", "cost_usd", "audit_verdict", "audit_level", "config_fingerprint", "node_fingerprint",
-    "numerics_version", "repeats",
-})  # fmt: skip
+COLUMNS = frozenset(column.name for column in RUN_COLUMNS)
 """Columns of runs.parquet, besides the varied keys and those of the commands in `then`."""
 _SELECTIONS = ("treatment", "control", "high", "low", "proxy", "target")
 

@@ -67,7 +67,9 @@ class StudyConfig(Frozen):
     def _one_source_for_each_key(self) -> StudyConfig:
         _check_keys(self.axes, [*self.set])
         for entry in self.arms:
-            _check_keys(self.axes | entry.axes, [*self.set, *entry.set])
+            # An arm's own axis replaces a value that the study sets.
+            kept = [key for key in self.set if key not in entry.axes]
+            _check_keys(self.axes | entry.axes, [*kept, *entry.set])
         if self.tune is not None:
             _check_keys(self.tune.axes, [*self.set, *self.axes, *self.tune.set])
         return self

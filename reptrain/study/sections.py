@@ -10,23 +10,29 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from reptrain.analysis.questions import Selection
 from reptrain.config.base import FileName, Frozen, Positive, Seed
 from reptrain.config.quantities import Count
+from reptrain.config.scheduled import Scheduled
 from reptrain.sizes.match import Vary
 
 
 def flatten(value: Any) -> Any:
     """A nested mapping with dotted keys: ``{"train": {"seed": 1}}`` becomes ``{"train.seed": 1}``.
 
-    An empty mapping stays a value. Other values are returned as they are, for pydantic to check.
+    An empty mapping and a schedule (``{value: 0.1, start: 50%}``) stay values. Other values are returned as
+    they are, for pydantic to check.
     """
     if not isinstance(value, Mapping):
         return value
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and item and not _is_schedule(item):
             flat.update({f"{key}.{below}": leaf for below, leaf in flatten(item).items()})
         else:
             flat[str(key)] = item
     return flat
+
+
+def _is_schedule(value: Mapping[Any, Any]) -> bool:
+    return "value" in value and value.keys() <= Scheduled.model_fields.keys()
 
 
 Axis = Annotated[list[Any], Field(min_length=1)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reptrain.config import RunConfig
 from reptrain.config.fingerprint import differing_keys
 from reptrain.errors import ReptrainError
 from reptrain.runs.folder import RunFolder
-from reptrain.study.grid import Arm, arm_name, arms
+from reptrain.study.build import build_graph
+from reptrain.study.graph import Node
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
@@ -41,7 +44,8 @@ def write_tables(
     """
     readings = study_readings(study, out, usd_per_hour=usd_per_hour)
     folder = tables or out / "tables"
-    runs, evaluations = runs_table(readings, [*study.axes]), evaluations_table(readings)
+    keys = [*dict.fromkeys(key for node in build_graph(study, out).trainings for key in node.values)]
+    runs, evaluations = runs_table(readings, keys), evaluations_table(readings)
     written = StudyTables(
         folder / "runs.parquet", folder / "evaluations.parquet", runs.num_rows, evaluations.num_rows
     )
@@ -51,18 +55,18 @@ def write_tables(
 
 
 def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None = None) -> list[RunReading]:
-    """Every run of a study, in the order of its arms."""
-    planned = arms(study)
+    """Every run of a study, those that tune included, in the order of the graph."""
+    planned = build_graph(study, out).trainings
     scored = _scored_store(planned, out)
-    return [_reading(study, arm, out, scored_store=scored, usd_per_hour=usd_per_hour) for arm in planned]
+    return [_reading(study, node, out, scored_store=scored, usd_per_hour=usd_per_hour) for node in planned]
 
 
-def _scored_store(planned: list[Arm], out: Path) -> str | None:
+def _scored_store(planned: Sequence[Node], out: Path) -> str | None:
     """Fingerprint of the first store that all readable runs share, so that their losses are comparable."""
     shared: list[str] | None = None
-    for arm in planned:
+    for node in planned:
         try:
-            sources = RunFolder.open(run_path(out, arm.name)).plan.sources
+            sources = RunFolder.open(run_path(out, node.name)).plan.sources
         except ReptrainError:
             continue
         stores = [source.store_fingerprint for source in sources]
@@ -71,29 +75,30 @@ def _scored_store(planned: list[Arm], out: Path) -> str | None:
 
 
 def _reading(
-    study: StudyConfig, arm: Arm, out: Path, *, scored_store: str | None, usd_per_hour: float | None
+    study: StudyConfig, node: Node, out: Path, *, scored_store: str | None, usd_per_hour: float | None
 ) -> RunReading:
-    path = run_path(out, arm.name)
+    path = run_path(out, node.name)
     identity: Row = {
         "study": study.name,
-        "arm": arm_name(arm.values),
-        "run": arm.name,
-        "seed": arm.config.seed,
-        "cluster": arm.name,
-        **{f"{SETTING_PREFIX}{key}": value for key, value in arm.values.items()},
+        "arm": node.arm,
+        "run": node.name,
+        "seed": node.run.seed,
+        "cluster": node.cluster,
+        "node_fingerprint": node.fingerprint,
+        **{f"{SETTING_PREFIX}{key}": value for key, value in node.values.items()},
     }
     if not path.exists() or not any((path / name).exists() for name in ("plan.json", "ledger.jsonl")):
         return identify(RunReading({"status": "not run", "audit_verdict": "not audited"}), identity)
     reading = read_run(path, scored_store=scored_store, usd_per_hour=usd_per_hour)
-    if _is_another(arm, path):
+    if _is_another(node.run, path):
         reading = RunReading({"status": "other config", "audit_verdict": "not audited"})
     return identify(reading, identity)
 
 
-def _is_another(arm: Arm, path: Path) -> bool:
-    """Whether the run in a folder has other settings than the arm; False for a damaged one."""
+def _is_another(run: RunConfig, path: Path) -> bool:
+    """Whether the run in a folder has other settings; False for a damaged one."""
     try:
         config = RunFolder.open(path).config
     except ReptrainError:
         return False
-    return all(differing_keys(config, arm.config.on_device(device)) for device in ("cpu", "cuda"))
+    return all(differing_keys(config, run.on_device(device)) for device in ("cpu", "cuda"))

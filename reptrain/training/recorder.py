@@ -183,11 +183,6 @@ class Recorder:
             f"  lr {record.lr:.2e}" + (f"  MFU {mfu:.1%}" if mfu else ""),
         )
 
-    def sync(self) -> None:
-        """Force the records to disk, so that no checkpoint is ahead of them."""
-        self._folder.ledger.sync()
-        self._folder.metrics.sync()
-
     def score(
         self,
         step: int,

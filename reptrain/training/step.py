@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class Trainer:
     regularize: RegularizeConfig
     average: WeightAverage | None = None
     """Average of the weights, updated after each applied step."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What follows a step whose loss or gradient is not finite."""
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,7 @@ NOT_DERIVED = {
     "RunConfig.name",
     "RunConfig.init_from",
     "RunConfig.average",
+    "RunConfig.branch",
     "DataConfig.store",
     "DataConfig.unique_tokens",
     "SourceConfig.unique_tokens",
