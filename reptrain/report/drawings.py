@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from reptrain.analysis import views
 from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.claims import ClaimResult
+from reptrain.analysis.proxy import sweeps_of_claim
 from reptrain.analysis.views import View
+from reptrain.errors import AnalysisError
 from reptrain.files import write_atomically
 from reptrain.report import plots
 from reptrain.report.svg import PAGE, PRINT, Paint, to_print, to_svg
@@ -212,6 +214,39 @@ def claims_table(results: Sequence[ClaimResult]) -> pa.Table:
         if judged is not None
     ]
     return pa.Table.from_pylist(rows)
+
+
+def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str) -> list[Drawing]:
+    """For each claim of the kind ``regret``: the target's loss against the proxy's, at each setting."""
+    drawings = []
+    for result in results:
+        claim = result.claim
+        try:
+            proxy, target = sweeps_of_claim(runs, claim)
+        except AnalysisError:
+            continue
+        rows = [
+            {"value": value, "proxy_loss": loss, "target_loss": target.losses[value]}
+            for value, loss in sorted(proxy.losses.items())
+            if value in target.losses
+        ]
+        points = [
+            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}: {r['target_loss']:.3f}") for r in rows
+        ]
+        if points:
+            drawings.append(
+                Drawing(
+                    f"proxy-{claim.name}",
+                    f"{claim.name}: target against proxy",
+                    partial(plots.scatter, points, "loss of the proxy, nats", "loss of the target, nats"),
+                    pa.Table.from_pylist(rows),
+                    command,
+                    f"One dot for each value of {claim.contrast.tuned.over[0]}."
+                    if claim.contrast.tuned
+                    else "",
+                )
+            )
+    return drawings
 
 
 def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:

@@ -14,7 +14,14 @@ import jinja2
 from reptrain.config.load import dump_yaml
 from reptrain.files import write_atomically
 from reptrain.report.claim_lines import claim_lines
-from reptrain.report.drawings import Drawing, claims_drawing, fit_drawings, study_drawings, write_files
+from reptrain.report.drawings import (
+    Drawing,
+    claims_drawing,
+    fit_drawings,
+    proxy_drawings,
+    study_drawings,
+    write_files,
+)
 from reptrain.report.figures import arm_figure, exposures_figure, loss_limits
 from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
@@ -102,6 +109,7 @@ def _render(
         claims=claim_lines(findings.claims),
         questions_hash=findings.questions_hash,
         fits=findings.fits,
+        advice=findings.advice,
         lines=lines,
         fold_lines=len(lines) > _MOST_LINES,
         several_seeds=len({row.seed for row in rows}) > 1,
@@ -131,6 +139,7 @@ def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Dra
     return [
         *([claims] if claims is not None else []),
         *study_drawings(findings.runs, findings.evaluations, names),
+        *proxy_drawings(findings.claims, findings.runs, command),
         *fit_drawings(findings.fits, command),
     ]
 

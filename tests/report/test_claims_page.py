@@ -37,10 +37,11 @@ def study_with_claims() -> StudyConfig:
             "minimum_effect": 0.1,
         },
         {
-            "name": "ten-seeds",
-            "statement": "The same, at ten seeds.",
+            "name": "half-a-nat",
+            "statement": "8 epochs cost > 0.5 nats, which is the true effect.",
             "contrast": CONTRAST,
-            "seeds": 10,
+            "minimum_effect": 0.5,
+            "max_seeds": 10,
             "family": "secondary",
         },
     ]
