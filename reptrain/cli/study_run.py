@@ -8,15 +8,39 @@ from pathlib import Path
 import typer
 
 from reptrain.cli.study_display import study_display
+from reptrain.errors import StudyError
 from reptrain.report import build_report
 from reptrain.study import StudyConfig, collect, run_study, verdict
 from reptrain.study.audits import audit_runs
+from reptrain.study.bill import Hardware, bill_of, over_budget
+from reptrain.study.build import build_graph
 from reptrain.study.cautions import cautions
 from reptrain.study.executor import Executor
 
 
+def refuse_over_budget(study: StudyConfig, out: Path, budget: str, hardware: Hardware) -> None:
+    """Refuse a study whose unfinished runs exceed a budget.
+
+    Raises:
+        StudyError: Naming both figures.
+    """
+    excess = over_budget(bill_of(study, build_graph(study, out), out, hardware), budget)
+    if excess is not None:
+        raise StudyError(
+            f"study {study.name}",
+            got=excess,
+            rule="must fit in its budget",
+            remedy="Remove arms or seeds, or raise --budget. `reptrain study plan` shows each arm.",
+        )
+
+
 def run_and_report(
-    study: StudyConfig, out: Path, *, launch: Sequence[str] | None = None, executor: Executor | None = None
+    study: StudyConfig,
+    out: Path,
+    *,
+    launch: Sequence[str] | None = None,
+    executor: Executor | None = None,
+    done: Path | None = None,
 ) -> int:
     """Run the unfinished nodes of a study, then audit all runs, write the report and print the answer.
 
@@ -25,12 +49,13 @@ def run_and_report(
         out: Its folder.
         launch: See `run_study`.
         executor: See `run_study`.
+        done: See `run_study`.
 
     Returns:
         0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
     """
     with study_display() as on_event:
-        result = run_study(study, out, on_event=on_event, launch=launch, executor=executor)
+        result = run_study(study, out, on_event=on_event, launch=launch, executor=executor, done=done)
     for outcome in result.outcomes:
         if outcome.reason:
             typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
