@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from reptrain.runs.records import FrozenRecord, JsonLines
 
 Whole = Annotated[int, Field(ge=0, strict=True)]
+Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class SourceShare(FrozenRecord):
@@ -38,8 +39,12 @@ class LedgerRecord(FrozenRecord):
     """Epoch of the first index, within its source."""
     applied: bool
     """Whether the optimizer applied the step."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    digest: Hex16
     """Sum of the windows' digests, in hexadecimal."""
+    inputs: Hex16 | None = None
+    """Input digest (docs/format.md), in hexadecimal; None in run formats 1 and 2."""
+    targets: Whole | None = None
+    """Number of targets; None in run formats 1 and 2."""
     sources: dict[str, SourceShare] | None = None
     """In a mixture, each source's part by name; None in a run on one store."""
 

@@ -113,6 +113,8 @@ class Recorder:
                 tokens=tokens,
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
+                inputs=f"{result.input_digest:016x}",
+                targets=result.target_tokens,
                 **self._shares(batch),
             )
         )
@@ -182,11 +184,6 @@ class Recorder:
             f"  {pace_text(rate, devices)}",
             f"  lr {record.lr:.2e}" + (f"  MFU {mfu:.1%}" if mfu else ""),
         )
-
-    def sync(self) -> None:
-        """Force the records to disk, so that no checkpoint is ahead of them."""
-        self._folder.ledger.sync()
-        self._folder.metrics.sync()
 
     def score(
         self,

@@ -220,5 +220,6 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         schedule=config.schedule,
         regularize=config.regularize,
         average=WeightAverage(config.average, engine) if config.average else None,
+        on_nonfinite=config.train.on_nonfinite,
     )
     return Training(data, trainer, WindowBatches(loader), sets)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 from reptrain.config.schema import RegularizeConfig
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
-from reptrain.model import DropoutContext, Routing
+from reptrain.model import DropoutContext, Routing, Witness
 from reptrain.runs.metrics import RoutingRecord
 from reptrain.training.batches import Batch
 from reptrain.training.load_balance import routing_records, update_expert_bias
@@ -47,6 +48,8 @@ class Trainer:
     regularize: RegularizeConfig
     average: WeightAverage | None = None
     """Average of the weights, updated after each applied step."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What follows a step whose loss or gradient is not finite."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class StepResult:
     target_tokens: int
     """Tokens predicted, over all ranks."""
     digest: int
-    """Unsigned 64-bit digest of the tensors that entered the forward passes, over all ranks."""
+    """Unsigned 64-bit digest of the raw windows on the device, over all ranks."""
+    input_digest: int
+    """Unsigned 64-bit digest of what entered embedding, attention masks and loss, over all ranks."""
     grad_norm: float | None
     """L2 norm of the whole gradient before clipping; infinite or NaN if the gradient is not finite."""
     applied: bool
@@ -82,25 +87,36 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     """
     engine, world = trainer.engine, trainer.world
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
-    # The digest, the input tokens and the target tokens.
-    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    # The digests of windows and inputs, the input tokens and the target tokens.
+    counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     stats_LS: Tensor | None = None
     # The head computes its fp16 gradients together with the loss, so the loss scale must be applied by then.
     loss_scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
     # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
     scale = world.world_size / batch.loss_tokens
+    loss_factor = torch.tensor(scale * loss_scale, dtype=torch.float64)
     finite = torch.ones((), device=world.device)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         if number > 1:
             engine.step()  # Ends the previous micro-batch; the weights change after the last one only.
         rows = micro_batch.to(world.device)
         example = trainer.make_example(rows)
-        counts += torch.stack([batch_digest(rows), example.num_inputs_B.sum(), example.is_scored_BT.sum()])
         dropout = DropoutContext(seed=trainer.seed, step=batch.step, row_B=rows.row_B)
         routing = Routing(example.loss_tokens_B)
         inputs = trainer.input_noise(example.inputs, settings.input_noise, dropout)
-        targets = targets_of(example, settings, factor=scale * loss_scale)
-        output = engine(**inputs, dropout=dropout, routing=routing, targets=targets)
+        witness = Witness(batch.first_index + rows.row_B)
+        output = engine(
+            **inputs,
+            dropout=dropout,
+            routing=routing,
+            targets=targets_of(example, settings),
+            loss_factor=loss_factor,
+            witness=witness,
+        )
+        assert witness.digest is not None and witness.num_targets is not None
+        counts += torch.stack(
+            [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
+        )
         nats += example.weighted(output.nats).sum().double()
         loss = output.loss / loss_scale
         if routing.loss_nats is not None:
@@ -111,7 +127,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
-    digest, input_tokens, target_tokens = world.sum(counts).tolist()
+    digest, input_digest, input_tokens, target_tokens = world.sum(counts).tolist()
     grad_norm, applied = _update(engine)
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
@@ -122,6 +138,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         input_tokens=input_tokens,
         target_tokens=target_tokens,
         digest=digest % 2**64,
+        input_digest=input_digest % 2**64,
         grad_norm=grad_norm,
         applied=applied,
         routing=routing_records(engine.module, stats_LS, batch.loss_tokens),
