@@ -300,7 +300,8 @@ def sentencepiece_ids(path: Path) -> tuple[int, dict[str, int]]:
                 names[piece[1].decode()] = number
             number += 1
         if field == 2:
-            pad = dict(protobuf(value)).get(43, -1)
+            # The message may come in parts, which are merged.
+            pad = dict(protobuf(value)).get(43, pad)
     return (pad if pad < 2**63 else -1), names
 
 
