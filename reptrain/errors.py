@@ -64,6 +64,10 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
     return kind(what, got=got, rule=rule, remedy=remedy)
 
 
+class CannotSayError(ReptrainError):
+    """Evidence that an audit needs is damaged or missing: exit code 4."""
+
+
 class ConfigError(ReptrainError):
     """An invalid configuration."""
 

@@ -1,7 +1,7 @@
 """The input digest: 64 bits over all that enters the embedding, the attention mask and the loss.
 
-The model computes it from these very tensors, so that the ledger proves what the model was trained on, whatever
-happened between the data loader and the forward pass. docs/format.md defines it.
+The model computes it from these very tensors, so that the ledger proves what the model was trained on,
+whatever happened between the data loader and the forward pass. docs/format.md defines it.
 
 Shapes: B rows of a micro-batch, T positions of a stream.
 """
@@ -64,7 +64,8 @@ def row_digests(
     """
     code = _CAUSAL if causal else _ENCODER
     row_B = _mix_word(_mix_word(index_B + 1) + (code if prefix_B is None else code + _PREFIX * prefix_B))
-    # The position meets the key before any product: on a bare index, compiled code may assume that nothing wraps.
+    # The position meets the key before any product: on a bare index, compiled code may assume that nothing
+    # wraps.
     word_BT = (row_B[:, None] ^ torch.arange(id_BT.shape[1], device=id_BT.device)).mul_(_GAMMA).add_(id_BT)
     note_BT = is_token_BT.long() if segments_BT is None else 2 * segments_BT + is_token_BT
     counts_BT = is_token_BT
@@ -80,7 +81,9 @@ def row_digests(
 
 def _weight_bits(targets: Targets) -> Tensor:
     """Bits of the targets' fp32 weights, as signed integers."""
-    weight = torch.ones_like(targets.target, dtype=torch.float32) if targets.weight is None else targets.weight
+    weight = (
+        torch.ones_like(targets.target, dtype=torch.float32) if targets.weight is None else targets.weight
+    )
     return weight.view(torch.int32).long()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reptrain import checkpoint
+from reptrain.runs.ledger import Ledger, LedgerEvent
 from reptrain.runs.records import JsonLines
 from reptrain.training.step import Trainer
 
@@ -27,6 +29,8 @@ class Checkpoints:
     """Number of newest checkpoints to keep."""
     keep: Set[int] = frozenset()
     """Steps whose checkpoints are always kept."""
+    ledger: Ledger | None = None
+    """The one of the logs that records each checkpoint's state hash."""
 
     def save(self, step: int, *, keep: Set[int] = frozenset()) -> None:
         """Save a checkpoint after ``step`` completed steps; every rank calls this function.
@@ -50,4 +54,10 @@ class Checkpoints:
             keep_last=self.keep_last,
             keep=self.keep | keep,
             average=self.trainer.average,
+            note_state=partial(self._note_state, step),
         )
+
+    def _note_state(self, step: int, state: str) -> None:
+        if self.ledger is not None:
+            self.ledger.append(LedgerEvent(event="checkpoint", step=step, state=state))
+            self.ledger.sync()

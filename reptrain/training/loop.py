@@ -277,7 +277,7 @@ def _run(
     training = prepare(config, data, world, parent)
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
-    done = resume_run(folder, trainer)
+    done = resume_run(folder, trainer, parent)
     marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
     checkpoints = Checkpoints(
         trainer,
@@ -286,6 +286,7 @@ def _run(
         steps=marks.save,
         keep_last=config.checkpoint.keep_last,
         keep=marks.keep,
+        ledger=folder.ledger,
     )
     with ExitStack() as resources:
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None

@@ -19,6 +19,8 @@ from torch import Tensor
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
 from reptrain.batch.objectives import Example
+from reptrain.checkpoint.state import update_count
+from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 from reptrain.config.schema import RegularizeConfig
@@ -46,6 +48,8 @@ class Trainer:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     regularize: RegularizeConfig
+    slices: WeightSlices | None = None
+    """Slices of the weights that the steps hash in turn; None hashes none."""
     average: WeightAverage | None = None
     """Average of the weights, updated after each applied step."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -70,6 +74,10 @@ class StepResult:
     """L2 norm of the whole gradient before clipping; infinite or NaN if the gradient is not finite."""
     applied: bool
     """Whether the optimizer changed the weights."""
+    optimizer_step: int | None
+    """Updates of the weights so far; None for an optimizer that does not count them."""
+    slice_hashes: tuple[int, int] | None
+    """Unsigned 64-bit hash of the step's slice of the weights before and after the update."""
     routing: list[RoutingRecord] | None = None
     """Statistics of the sparse layers; None for a dense model."""
 
@@ -127,8 +135,15 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
-    digest, input_digest, input_tokens, target_tokens = world.sum(counts).tolist()
+    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
     grad_norm, applied = _update(engine)
+    hashes = torch.zeros_like(counts[:2]) if slice_watch is None else slice_watch.hashes()
+    # Every rank counts the updates; the main one reports.
+    updates = update_count(engine)
+    if not world.is_main or updates is None:
+        updates = torch.full((), -1 if world.is_main else 0)
+    counts = torch.cat([counts, hashes, updates.to(counts).reshape(1)])
+    digest, input_digest, input_tokens, target_tokens, before, after, updated = world.sum(counts).tolist()
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
     if applied:
@@ -141,6 +156,8 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         input_digest=input_digest % 2**64,
         grad_norm=grad_norm,
         applied=applied,
+        optimizer_step=updated if updated >= 0 else None,
+        slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
         routing=routing_records(engine.module, stats_LS, batch.loss_tokens),
     )
 
