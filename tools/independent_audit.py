@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     moved = {name: Path(path) for name, _, path in (text.rpartition("=") for text in options.store)}
     try:
         audit = Audit(Run(options.run, moved, trusted=options.trust_store))
-        settings = check_evidence(audit)
+        settings = check_evidence(audit, with_states=options.level == "inputs")
         if options.level == "inputs":
             audit.more.append(Inputs(audit, settings).check)
         report = {"level": options.level, **audit.report()}
@@ -48,12 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cannot say: evidence is damaged or missing: {error!r}", file=sys.stderr)
         return 4
     head = "exact" if report["exact"] else "as planned, not exact" if report["as_planned"] else "not exact"
-    if report["exact"] and audit.unproved:
-        head = f"cannot say at this level ({'; '.join(audit.unproved)}); exact at the level windows"
+    code = 4 if audit.damage else 1 if not report["exact"] else 4 if audit.unproved else 0
+    if code == 4:
+        head = "cannot say" if audit.damage else "cannot say; exact at level windows"
     lines = [f"{head} (level {options.level}{'' if report['complete'] else ', not complete'})"]
-    lines += report["problems"] + [f"not independently checked: {name}" for name in audit.unchecked]
+    lines += report["cannot_say"] + report["problems"]
+    lines += [f"not independently checked: {name}" for name in audit.unchecked]
     print(json.dumps(report, indent=2) if options.json else "\n  ".join(lines))
-    return 1 if not report["exact"] else 4 if audit.unproved else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -12,14 +12,22 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from independent_windows import Audit, Source, fingerprint, make_key
+import numpy as np
+from independent_windows import U64, Audit, G, Source, fingerprint, make_key, mix
 
 
-def check_evidence(audit: Audit) -> dict[str, Any]:
-    """Note where the files contradict each other; returns the settings of config.yaml by dotted key."""
+def check_evidence(audit: Audit, *, with_states: bool) -> dict[str, Any]:
+    """Note where the files contradict each other; returns the settings of config.yaml by dotted key.
+
+    Args:
+        audit: Takes the contradictions.
+        with_states: Whether to hash the checkpoints' tensors too.
+    """
     settings = read_config(audit.run.path / "config.yaml")
     check_plan(audit, settings)
-    check_chain(audit)
+    states = check_chain(audit)
+    for step, state in states.items():
+        check_checkpoint(audit, step, state, with_states=with_states)
     return settings
 
 
@@ -78,33 +86,78 @@ def windows_of(audit: Audit, budget: Any, one: Source) -> int | None:
     return max(1, math.floor(epochs * one.W + Fraction(1, 2)))
 
 
-def check_chain(audit: Audit) -> None:
-    """Note where the ledger's lines do not follow from each other, and files that differ from the start's."""
-    path, note = audit.run.path / "ledger.jsonl", audit.problems.append
-    previous, chained, updates, state, files = "0" * 32, False, None, None, {}
+def check_chain(audit: Audit) -> dict[int, str]:
+    """Note where the ledger's lines do not follow from each other; returns the states of its checkpoints."""
+    path, note, damage = audit.run.path / "ledger.jsonl", audit.problems.append, audit.damage.append
+    previous, chained, updates, files = "0" * 32, False, None, {}
+    last, states = {}, {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         record = json.loads(line)
-        parent = record.get("parent") or {}
-        if "previous" in record:
-            begins = {previous, parent.get("head", previous)} if number == 1 else {previous}
-            if record["previous"] not in begins:
-                note(f"ledger line {number} does not follow from the line before it")
-        elif chained or audit.run.plan.get("format", 1) > 2:
-            note(f"ledger line {number} has no hash of the line before it")
         chained = chained or "previous" in record
+        begin = (record.get("parent") or {}).get("head", previous) if number == 1 else previous
+        if chained and record.get("previous") != begin:
+            damage(f"ledger.jsonl, line {number} does not follow from the line before it")
         previous = hashlib.sha256(line).hexdigest()[:32]
         files = record.get("files", files)
-        if record.get("event") in ("checkpoint", "resume"):
-            if record["event"] == "resume" and state is not None and record["state"] != state:
-                note(f"ledger line {number}: the run resumed from another state than it saved")
-            state = record["state"]
-        if "optimizer_step" in record:
-            if updates is not None and record["optimizer_step"] != updates + record["applied"]:
-                note(f"step {record['step']} has {record['optimizer_step']} updates after {updates}")
-            updates = record["optimizer_step"]
-            before, after = record.get("slice", ("", " "))
-            if record["applied"] and before == after and record.get("grad_norm", 0) not in (0, None):
-                note(f"step {record['step']} left its slice of the weights unchanged under a gradient")
+        if record.get("event") == "checkpoint":
+            states[record["step"]] = record["state"]
+        resumes = record.get("event") == "resume" and last.get("event") == "checkpoint"
+        if resumes and (record["step"], record["state"]) != (last["step"], last["state"]):
+            note(f"ledger.jsonl, line {number}: the run resumed from another state than it saved")
+        last = record
+        if "event" in record:
+            continue
+        if updates is not None and record.get("optimizer_step", updates) != updates + record["applied"]:
+            note(f"step {record['step']} has {record['optimizer_step']} updates after {updates}")
+        updates = record.get("optimizer_step")
+        before, after = record.get("slice", ("", "-"))
+        norm = record.get("grad_norm")
+        if record["applied"] and before == after and isinstance(norm, float) and norm > 0:
+            note(f"step {record['step']} left its slice of the weights unchanged under a gradient")
+        if not record["applied"] and before != after and after != "-":
+            note(f"step {record['step']} was not applied, but changed the weights")
     for name, expected in files.items():
         if hashlib.sha256((audit.run.path / name).read_bytes()).hexdigest() != expected:
-            note(f"{name} is not the file that the run was started with")
+            damage(f"{name} is not the file that the run was started with")
+    return states
+
+
+def check_checkpoint(audit: Audit, step: int, state: str, *, with_states: bool) -> None:
+    """Note where a checkpoint that is still there differs from the ledger."""
+    folder = audit.run.path / "checkpoints" / f"step-{step}"
+    if not folder.exists():
+        return
+    body, _, checksum = (folder / "manifest.json").read_bytes().rstrip(b"\n").rpartition(b"\n")
+    if hashlib.sha256(body).hexdigest() != checksum.decode():
+        return
+    manifest = json.loads(body)
+    copy = manifest["records"]["ledger.jsonl"]
+    held = (audit.run.path / "ledger.jsonl").read_bytes()[: copy["bytes"]]
+    if hashlib.sha256(held).hexdigest() != copy["sha256"]:
+        audit.damage.append(f"ledger.jsonl differs from its copy in {folder.name}")
+    if manifest["state"] != state or (with_states and f"{state_hash(folder, manifest):016x}" != state):
+        audit.damage.append(f"{folder.name} does not hold the state that ledger.jsonl has")
+
+
+def state_hash(folder: Path, manifest: dict[str, Any]) -> int:
+    """The hash of a checkpoint's tensors and counters."""
+    counters = {name: manifest[name] for name in ("step", "optimizer_steps", "averaged_steps")}
+    numbers = {f"counter:{name}": [value] for name, value in counters.items()}
+    numbers |= {f"buffer:{name}": values for name, values in manifest["votes"].items()}
+    for name, value in manifest["loss_scaling"].items():
+        numbers[f"scaler:{name}"] = [int(np.float64(value).view(np.int64))]
+    total = sum(_hash(name, np.asarray(values, np.int64), 0) for name, values in numbers.items())
+    for name in manifest["files"]:
+        data = np.memmap(folder / name, np.uint8, "r")
+        begin = 8 + int(data[:8].view("<u8")[0])
+        for key, entry in json.loads(data[8:begin].tobytes()).items():
+            first, end = (begin + offset for offset in entry["data_offsets"])
+            tensor, _, start = key.rpartition("@")
+            total += _hash(tensor, data[first:end].view("<i4").astype(np.int64), int(start))
+    return total % 2**64
+
+
+def _hash(name: str, bits: np.ndarray, start: int) -> int:
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    place = np.arange(start + 1, start + 1 + bits.size).astype(U64)
+    return int(mix(U64(key) + place * U64(G) + bits.astype(U64)).sum(dtype=U64))

@@ -281,6 +281,8 @@ class Audit:
         """Checks of further levels, called with records that have the plan's indices."""
         self.unproved: list[str] = []
         """What a further level cannot check; then the run is not exact at that level."""
+        self.damage: list[str] = []
+        """Files that are not what was written; then nothing can be said."""
 
     def report(self) -> dict[str, Any]:
         held: list[dict[str, Any]] = []
@@ -360,7 +362,8 @@ class Audit:
                 self.problems.append(f"tokens of {one.name} were consumed {value.tolist()} times")
             exact &= uniform
             exposures[one.name] = dict(zip(value.tolist(), tokens.tolist(), strict=True))
-        clean = not self.problems
+        clean = not self.problems and not self.damage
         verdict = {"exact": exact and clean, "as_planned": clean, "complete": done and windows == run.N}
         verdict |= {"windows": windows, "exposures": exposures, "num_problems": len(self.problems)}
-        return verdict | {"problems": self.problems[:10], "not_independently_checked": self.unchecked}
+        verdict |= {"problems": self.problems[:10], "cannot_say": [*self.damage, *self.unproved]}
+        return verdict | {"not_independently_checked": self.unchecked}

@@ -33,7 +33,7 @@ def agree(folder, capsys):
     """Both auditors have the same verdict and count the same exposures."""
     theirs = audit(folder.path)
     code, report = independent(folder.path, capsys)
-    assert code == (0 if theirs.exact else 1), (report, theirs.text())
+    assert code == theirs.exit_code, (report, theirs.text())
     assert (report["exact"], report["as_planned"]) == (theirs.exact, theirs.as_planned), theirs.text()
     if theirs.as_planned:
         assert (report["windows"], report["complete"]) == (theirs.windows, theirs.complete)
@@ -163,6 +163,25 @@ def test_independent_audit_refuses_another_store(store, tmp_path, capsys):
     (moved / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 32}))
     assert independent(folder.path, capsys, "--store", moved)[0] == 2
     assert independent(folder.path, capsys, "--store", tmp_path / "nowhere")[0] == 4
+
+
+def without_link(line):
+    return line.partition(b',"previous"')[0] + b"}"
+
+
+BROKEN_CHAINS = {
+    "a line removed": lambda lines: [*lines[:3], *lines[4:]],
+    "a line changed": lambda lines: [*lines[:3], lines[3].replace(b"true", b"false"), *lines[4:]],
+    "a line without a link": lambda lines: [*lines[:3], without_link(lines[3]), *lines[4:]],
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN_CHAINS)
+def test_auditors_agree_on_a_broken_chain(store, tmp_path, capsys, damage):
+    folder = trained(store, tmp_path / "run")
+    lines = folder.ledger.path.read_bytes().splitlines()
+    folder.ledger.path.write_bytes(b"".join(line + b"\n" for line in BROKEN_CHAINS[damage](lines)))
+    assert agree(folder, capsys).exit_code == 4
 
 
 def test_independent_audit_imports_numpy_and_pyarrow_only():

@@ -13,7 +13,11 @@ import pytest
 from independent_audit import main
 from replay import differences
 
+from reptrain import audit
 from reptrain.config import RunConfig
+from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import LedgerRecord
+from reptrain.training.rebuilt_inputs import audit_inputs
 
 HERE = Path(__file__).parent
 DROPOUT = [f"model.dropout.{site}=0.1" for site in ("embedding", "attention", "residual", "mlp")]
@@ -72,6 +76,22 @@ def test_replay_meets_losses_and_weights(run: Path) -> None:
 def test_independent_audit_proves_the_inputs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--level", "inputs"]) == 0
     assert capsys.readouterr().out == "exact (level inputs)\n"
+    assert audit_inputs(run).exit_code == 0
+
+
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "state"])
+def test_auditors_cannot_say_on_a_changed_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    path = max(folder.glob("checkpoints/step-*/*.safetensors")) if name == "state" else folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name == "state" else content + b"\n")
+    assert main([str(folder), "--level", "inputs"]) == 4
+    assert name == "state" or audit(folder).exit_code == 4
+    said = capsys.readouterr().out
+    assert path.parent.name in said if name == "state" else name in said
 
 
 @pytest.mark.parametrize("run", ["moe"], indirect=True)
@@ -79,14 +99,16 @@ def test_independent_audit_finds_other_inputs(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
-    ledger = folder / "ledger.jsonl"
-    lines = ledger.read_text().splitlines()
-    place = next(i for i, line in enumerate(lines) if json.loads(line).get("step") == 3)
-    digest = json.loads(lines[place])["inputs"]
-    lines[place] = lines[place].replace(digest, f"{int(digest, 16) ^ 1:016x}")
-    ledger.write_text("\n".join(lines) + "\n")
+    shutil.rmtree(folder / "checkpoints")
+    ledger = RunFolder(folder).ledger
+    records = [line.record for line in ledger.lines()]
+    ledger.remove()
+    for record in records:
+        other = isinstance(record, LedgerRecord) and record.step == 3
+        ledger.append(record.model_copy(update={"inputs": "0" * 16}) if other else record)
     assert main([str(folder), "--level", "inputs"]) == 1
     assert "step 3: other inputs or targets entered the model" in capsys.readouterr().out
+    assert audit_inputs(folder).exit_code == 1
 
 
 @pytest.mark.parametrize("run", ["decoder"], indirect=True)
