@@ -146,18 +146,18 @@ def state_hash(folder: Path, manifest: dict[str, Any]) -> int:
     numbers |= {f"buffer:{name}": values for name, values in manifest["votes"].items()}
     for name, value in manifest["loss_scaling"].items():
         numbers[f"scaler:{name}"] = [int(np.float64(value).view(np.int64))]
-    total = sum(_hash(name, np.asarray(values, np.int64), 0) for name, values in numbers.items())
+    total = sum(hash_tensor(name, np.asarray(values, np.int64), 0) for name, values in numbers.items())
     for name in manifest["files"]:
         data = np.memmap(folder / name, np.uint8, "r")
         begin = 8 + int(data[:8].view("<u8")[0])
         for key, entry in json.loads(data[8:begin].tobytes()).items():
             first, end = (begin + offset for offset in entry["data_offsets"])
             tensor, _, start = key.rpartition("@")
-            total += _hash(tensor, data[first:end].view("<i4").astype(np.int64), int(start))
+            total += hash_tensor(tensor, data[first:end].view("<i4").astype(np.int64), int(start))
     return total % 2**64
 
 
-def _hash(name: str, bits: np.ndarray, start: int) -> int:
+def hash_tensor(name: str, bits: np.ndarray, start: int) -> int:
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     place = np.arange(start + 1, start + 1 + bits.size).astype(U64)
     return int(mix(U64(key) + place * U64(G) + bits.astype(U64)).sum(dtype=U64))

@@ -27,13 +27,17 @@ from reptrain.batch.objectives import (
     PrefixLM,
     SpanCorruption,
 )
+from reptrain.checkpoint.state_hash import name_key, values_hash
 from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.config.objectives import FillInTheMiddleConfig, PrefixLMConfig, UL2Config
 from reptrain.model.dropout import Site, site_keys
 from reptrain.model.init import initial_weights
+from reptrain.model.input_digest import row_digests
 from reptrain.plan import EpochPlan, Interleaving, source_seed
 from reptrain.plan.digest import window_digest
+from reptrain.runs.ledger import line_hash
 from reptrain_kernels import counter
+from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 FILE = Path(__file__).parents[2] / "docs" / "format-vectors.json"
 
@@ -52,6 +56,9 @@ def vectors() -> dict[str, Any]:
         "mixtures": _mixtures(),
         "windows_digest": list(_digests()),
         "objectives": list(_objectives()),
+        "input_digest": list(_input_digests()),
+        "weights_hash": list(_weights_hashes()),
+        "ledger_chain": list(_ledger_chain()),
         "dropout": list(_dropout()),
         "initial_weights": list(_initial_weights()),
     }
@@ -185,6 +192,43 @@ def _example(objective: Objective, size: int, epoch: int) -> dict[str, Any]:
     if example.weight_BT is not None:
         shown["weights"] = example.weight_BT
     return {key: value[0].tolist() for key, value in sorted(shown.items())}
+
+
+def _input_digests() -> Iterator[dict[str, Any]]:
+    """Rows of a decoder, of a decoder with a prefix and documents, and of an encoder."""
+    rows: list[dict[str, Any]] = [
+        {"ids": [0, 11, 12, 7], "targets": [11, 12, 13, -100], "segments": [0] * 4, "tokens": [1, 1, 1, 0]},
+        {"ids": [0, 11, 0, 12], "targets": [-100, 1, 12, 13], "segments": [1, 1, 2, 2], "tokens": [1] * 4},
+        {"ids": [11, 99, 1, 0], "targets": [-100] * 4, "segments": [1, 1, 1, 0], "tokens": [1, 1, 1, 0]},
+    ]
+    for row, g, prefix, is_encoder in zip(rows, (5, 2**40, 5), (0, 2, 0), (False, False, True), strict=True):
+        has_segments = bool(sum(row["segments"]))
+        digest = row_digests(
+            torch.tensor([g]),
+            torch.tensor([row["ids"]]),
+            is_token_BT=torch.tensor([row["tokens"]], dtype=torch.bool),
+            causal=not is_encoder,
+            segments_BT=torch.tensor([row["segments"]]) if has_segments else None,
+            prefix_B=torch.tensor([prefix]) if prefix else None,
+            targets=None if is_encoder else Targets(torch.tensor([row["targets"]])),
+        )
+        yield {"g": g, "prefix": prefix, "encoder": is_encoder, **row, "digest": _hex(int(digest) % 2**64)}
+
+
+def _weights_hashes() -> Iterator[dict[str, Any]]:
+    for name, first, values in (
+        ("weight:norm.weight", 0, [1.0, 1.0]),
+        ("exp_avg:embedding.weight", 5, [-0.5, 0.0, 1e-30]),
+    ):
+        total = values_hash(name_key(name), torch.tensor(values), first)
+        yield {"name": name, "first_index": first, "values": values, "hash": _hex(total)}
+    yield {"name": "counter:step", "first_index": 0, "integers": [7],
+           "hash": _hex(values_hash(name_key("counter:step"), torch.tensor([7])))}  # fmt: skip
+
+
+def _ledger_chain() -> Iterator[dict[str, Any]]:
+    line = '{"event":"checkpoint","step":4,"state":"76bad442dde90d52","previous":"' + "0" * 32 + '"}'
+    yield {"line": line, "hash": line_hash(line.encode() + b"\n")}
 
 
 def _dropout() -> Iterator[dict[str, Any]]:

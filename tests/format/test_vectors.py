@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from types import SimpleNamespace
 from typing import Any
 
+import independent_evidence as evidence
 import independent_inputs as inputs
+import independent_trainer as trainer
 import independent_windows as windows
 import numpy as np
 import pytest
@@ -123,6 +126,52 @@ def test_objectives(number: int) -> None:
         assert encoder.is_encoder and (encoder.targets == inputs.NO_TARGET).all()
         assert widened(encoder.ids[0], case["source"]) == case["source"]
         assert widened(encoder.segments[0], case["source_segments"]) == case["source_segments"]
+
+
+def test_input_digest() -> None:
+    for case in VECTORS["input_digest"]:
+        rows = {key: np.asarray([case[key]]) for key in ("ids", "targets", "segments", "tokens")}
+        has_segments = bool(rows["segments"].any())
+        stream = inputs.Stream(
+            rows["ids"],
+            rows["targets"],
+            # The auditor's segments are those of a document mask, or mark tokens.
+            rows["segments"] if has_segments else rows["tokens"],
+            np.asarray([case["prefix"]]),
+            case["encoder"],
+        )
+        masks = SimpleNamespace(masks=has_segments, is_t5=case["encoder"])
+        hashed = inputs.input_digest(stream, np.asarray([case["g"]]), masks)
+        assert f"{int(hashed.sum(dtype=U64)):016x}" == case["digest"]
+
+
+def test_weights_hash() -> None:
+    for case in VECTORS["weights_hash"]:
+        values = np.asarray(case.get("integers", case.get("values")))
+        bits = values if "integers" in case else values.astype(np.float32).view(np.int32).astype(np.int64)
+        assert f"{evidence.hash_tensor(case['name'], bits, case['first_index']):016x}" == case["hash"]
+
+
+def test_ledger_chain() -> None:
+    (case,) = VECTORS["ledger_chain"]
+    assert hashlib.sha256(case["line"].encode()).hexdigest()[:32] == case["hash"]
+
+
+def test_dropout() -> None:
+    for case in VECTORS["dropout"]:
+        key = trainer.fold(np.zeros(1, U64), case["seed"])
+        key = trainer.fold(trainer.fold(key, case["step"]), np.asarray(case["rows"]))
+        key = trainer.fold(key, 16 * case["layer"] + case["site"])
+        key = key if case["head"] is None else trainer.fold(key, case["head"])
+        assert trainer.words(key, 2, 3).tolist() == case["words_of_row_position_unit"]
+
+
+def test_initial_weights() -> None:
+    for case in VECTORS["initial_weights"]:
+        settings = {"model.family": case["family"], "seed": case["seed"], "model.init_std": 0.02}
+        settings |= {f"model.{key}": case[key] for key in ("d_model", "num_layers", "head_dim")}
+        weights = trainer.initial_weight(settings | {"model.init_scale": 1.0}, case["name"], case["shape"])
+        assert [float(value).hex() for value in weights.flatten()[:4]] == case["first"]
 
 
 def test_vectors_hold_every_objective() -> None:
