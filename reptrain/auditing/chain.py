@@ -92,6 +92,13 @@ class Chain:
                 step=event.step,
             )
 
+    def check_end(self) -> None:
+        """Check that the ledger of a finished run ends as it must."""
+        last = None if self._before is None else self._before.record
+        is_checkpoint = isinstance(last, LedgerEvent) and last.event == "checkpoint"
+        if self.begin is not None and not is_checkpoint:
+            self._damaged("ledger.jsonl of a finished run must end with the line of its last checkpoint")
+
     def check_files(self) -> None:
         """Compare config.yaml, plan.json and the ledger itself with the recorded checksums."""
         for name, expected in (self._files or {}).items():
