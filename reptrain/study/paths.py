@@ -40,5 +40,6 @@ def difference(arm: Arm, folder: RunFolder) -> Literal["other numerics", "other 
     """How the run in a folder differs from an arm; None if it is the arm's run."""
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return "other numerics"
-    possible = {config_fingerprint(arm.config.on_device(device)) for device in ("cpu", "cuda")}
+    config = folder.with_recorded_parent(arm.config)
+    possible = {config_fingerprint(config.on_device(device)) for device in ("cpu", "cuda")}
     return None if folder.plan.config_fingerprint in possible else "other config"

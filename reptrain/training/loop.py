@@ -29,7 +29,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.failures import failures_recorded
 from reptrain.training.hooks import Hooks, Request
-from reptrain.training.init_from import open_parent, record_parent
+from reptrain.training.init_from import open_parent, record_parent, weights_at
 from reptrain.training.optimizers import set_learning_rate
 from reptrain.training.pretraining import Pretraining
 from reptrain.training.recorder import print_line, stated_attention
@@ -204,7 +204,9 @@ def _enter_folder(
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
         here = describe(world, config.train, attention)
-        folder = RunFolder.create_or_open(out, config, data.run_plan, here)
+        folder = RunFolder.create_or_open(
+            out, config, data.run_plan, here, parent_weights=partial(weights_at, config.init_from)
+        )
         held.enter_context(folder.lock())
         if parent is not None:
             record_parent(parent, config.model, folder.path)

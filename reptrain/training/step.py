@@ -22,6 +22,7 @@ from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 from reptrain.config.schema import RegularizeConfig
 from reptrain.distributed.engine import Engine
+from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.distributed.world import World
 from reptrain.model import DropoutContext, Routing
 from reptrain.runs.metrics import RoutingRecord
@@ -112,6 +113,9 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
     digest, input_tokens, target_tokens = world.sum(counts).tolist()
+    if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
+        # The update copies all gradients once more.
+        release_freed_memory()
     grad_norm, applied = _update(engine)
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
