@@ -31,6 +31,18 @@ def is_done(node: Node, out: Path, stores: Stores) -> bool:
     return is_trial and has_diverged(RunFolder.open(run)) and is_run_of(node.config, RunFolder.open(run))
 
 
+def is_done_by_records(node: Node, out: Path) -> bool:
+    """`is_done` without the stores: whichever store the run has trained on."""
+    if node.config is None:
+        return stored_fingerprint(result_path(out, node.name)) == node.fingerprint
+    run = run_path(out, node.name)
+    if not (run / "status.json").exists():
+        return False
+    folder = RunFolder.open(run)
+    has_ended = folder.status().state == "done" or (node.role == "tune" and has_diverged(folder))
+    return has_ended and is_run_of(node.config, folder)
+
+
 def has_diverged(folder: RunFolder) -> bool:
     """Whether a run ended because its loss or gradient was no longer finite."""
     status = folder.status()

@@ -18,6 +18,7 @@ from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.begun import refuse_changes, write_questions
 from reptrain.study.build import build_graph
+from reptrain.study.done_table import add_done, load_done, read_done, to_run
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
 from reptrain.study.graph import Graph, Node
@@ -33,6 +34,7 @@ from reptrain.study.paths import (
     run_path,
 )
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
+from reptrain.study.retention import Rule, release_checkpoints
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain.study.then import then_command
 from reptrain_launcher.process import Ended
@@ -49,6 +51,7 @@ def run_study(
     on_event: OnEvent | None = None,
     launch: Sequence[str] | None = None,
     executor: Executor | None = None,
+    done: Path | None = None,
 ) -> StudyResult:
     """Run every node that is not done. A failed node does not stop the others; a signal does.
 
@@ -58,16 +61,20 @@ def run_study(
         on_event: Called with every event.
         launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
         executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
+        done: A collected runs.parquet; its runs that are done and exact count as done here too.
 
     Raises:
         StudyError: If an arm cannot be planned on its store, or another process is running the study.
     """
+    rows = read_done(done) if done is not None else {}
     graph = build_graph(study, out)
     stores = check_arms(graph.trainings)
     refuse_changes(study, graph, out, stores)
     command = (*(launch or [sys.executable, "-m", "reptrain", "train"]),)
     executor = executor or LocalPool()
     with _prepared(study, out):
+        if rows:
+            add_done(out, rows)
         ends = _run_rounds(study, out, stores, executor, command, on_event or _ignore)
         outcomes = [_outcome(node, ends.get(node.name)) for node in build_graph(study, out).nodes]
     return StudyResult(tuple(outcomes))
@@ -84,12 +91,16 @@ def _run_rounds(
     """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings."""
     ends: dict[str, JobEnd] = {}
     while True:
-        progress = _Progress(build_graph(study, out), out, stores, on_event)
-        new = [node for node in progress.graph.nodes if not node.pending and node.name not in ends]
-        done = [node for node in new if progress.skip_if_done(node)]
-        ends |= {node.name: JobEnd("done", seconds=-1.0) for node in done}
-        pending = [node for node in new if node.name not in ends]
+        progress = _Progress(build_graph(study, out), out, stores, study.keep_checkpoints, on_event)
+        ready = [node for node in progress.graph.nodes if not node.pending and node.name not in ends]
+        here = [node.name for node in ready if is_done(node, out, stores)]
+        pending = to_run(ready, here, load_done(out))
+        for node in ready:
+            if node not in pending:
+                progress.skip(node)
+                ends[node.name] = JobEnd("done", seconds=-1.0)
         if not pending:
+            release_checkpoints(progress.graph, out, study.keep_checkpoints, progress.is_done)
             return ends
         jobs = _jobs(progress.graph, pending, out, command, ends_with_study=executor.is_local)
         ends |= executor.execute(jobs, progress.judge, progress.listener)
@@ -128,6 +139,7 @@ def _jobs(
                 log=log_path(out, node.name),
                 after=tuple(name for name in node.inputs if name in pending),
                 follows=(node.branch.parent,) if node.branch and node.branch.parent in pending else (),
+                checkpoint=run_path(out, node.name) / "checkpoints" / "latest" if node.config else None,
             )
         )
     return jobs
@@ -153,6 +165,7 @@ class _Progress:
     graph: Graph
     out: Path
     stores: Stores
+    rule: Rule
     on_event: OnEvent
 
     @property
@@ -160,19 +173,18 @@ class _Progress:
         """The functions that an executor calls."""
         return Listener(started=self._started, running=self._running, ended=self._ended)
 
-    def skip_if_done(self, node: Node) -> bool:
-        """Whether a node is done; reports it as skipped."""
-        if not is_done(node, self.out, self.stores):
-            return False
+    def is_done(self, node: Node) -> bool:
+        """Whether a node is done in the folder."""
+        return not node.pending and is_done(node, self.out, self.stores)
+
+    def skip(self, node: Node) -> None:
+        """Report a node that need not run."""
         event = self._event(node.name)
         self.on_event(replace(event, kind="skipped", tokens=event.total_tokens))
-        return True
 
     def judge(self, job: Job, ended: Ended, tries: int) -> Judgment:
         """What became of a node, from its run folder and how its process ended."""
-        node = self.graph.by_name[job.name]
-        has_answered = ended.returncode == 0 or node.role == "tune"
-        if has_answered and is_done(node, self.out, self.stores):
+        if self.is_done(self.graph.by_name[job.name]):
             return Judgment("done")
         if ended.signal is not None or ended.returncode == EXIT_STOPPED:
             return Judgment("stopped", _STOPPED)
@@ -197,6 +209,8 @@ class _Progress:
         self.on_event(self._now(name, seconds))
 
     def _ended(self, name: str, end: JobEnd) -> None:
+        if end.state == "done":
+            release_checkpoints(self.graph, self.out, self.rule, self.is_done)
         self.on_event(replace(self._now(name, end.seconds), kind=end.state, message=end.message))
 
     def _now(self, name: str, seconds: float) -> StudyEvent:

@@ -16,6 +16,8 @@ from typing import Any
 
 from reptrain.config import RunConfig, fingerprint
 from reptrain.runs.folder import RunFolder
+from reptrain.study.done_table import load_done
+from reptrain.study.graph import store_fingerprints, train_fingerprint
 from reptrain.study.grid import Arm, arm_name, arms, varied_keys
 from reptrain.study.node_state import has_diverged
 from reptrain.study.paths import is_run_of, run_path
@@ -72,7 +74,15 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
     """
     if study.tune is None:
         return arms(study), []
-    return tuned_by(study, folder_losses(out))
+    stores = store_fingerprints(arm.config for arm in arms(study))
+    done, found = load_done(out), folder_losses(out)
+
+    def losses(config: RunConfig, name: str) -> float | None:
+        own = found(config, name)
+        row = done.get(train_fingerprint(config, stores)) if own is None and done else None
+        return own if row is None else row.loss_select_best_nats
+
+    return tuned_by(study, losses)
 
 
 def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedGroup]]:
