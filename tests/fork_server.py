@@ -1,9 +1,9 @@
 """Forks Python processes from one process that has imported what they need; `forked.py` is the client.
 
 Usage: fork_server.py SOCKET MODULE..., where the modules are imported first. A request is a JSON object
-(`arguments`, `environment`, `folder`, `path`, `hook`) with the file descriptors of the standard streams. The
-server answers with the process id, and with the exit code once the process ends. It ends with its client,
-whose end closes its standard input.
+(`arguments`, `environment`, `folder`, `executable`, `path`, `hook`) with the file descriptors of the standard
+streams. The server answers with the process id, and with the exit code once the process ends. A process whose
+client closes the connection is killed. The server ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -28,40 +28,63 @@ from typing import Any, NoReturn
 MESSAGE_BYTES = 2**18
 
 
-def serve(address: str) -> None:
-    """Accept requests until standard input is closed; then kill the processes that still run."""
-    running: dict[int, socket.socket] = {}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, DefaultSelector() as selector:
-        listener.bind(address)
-        listener.listen()
-        selector.register(listener, EVENT_READ)
-        selector.register(sys.stdin, EVENT_READ)
+class Server:
+    """Accepts requests until standard input is closed; then it kills the processes that still run.
+
+    Args:
+        address: Path of its socket.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._connections: dict[int, socket.socket] = {}
+        self._selector = DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(address)
+        self._listener.listen(64)
+        self._selector.register(self._listener, EVENT_READ, self._accept)
+        self._selector.register(sys.stdin, EVENT_READ, self._stop)
+
+    def serve(self) -> None:
+        """Serve until the end."""
         while True:
-            for key, _ in selector.select():
-                if key.fileobj is sys.stdin:
-                    for pid in running:
-                        os.kill(pid, signal.SIGKILL)
-                    return
-                if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    message, streams, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
-                    pid = os.fork()
-                    if pid == 0:
-                        selector.close()
-                        listener.close()
-                        _carry_out(json.loads(message), streams)
-                    for stream in streams:
-                        os.close(stream)
-                    running[pid] = connection
-                    connection.sendall(str(pid).encode())
-                    selector.register(os.pidfd_open(pid), EVENT_READ, pid)
-                else:
-                    assert isinstance(key.fileobj, int)
-                    selector.unregister(key.fileobj)
-                    os.close(key.fileobj)
-                    _, status = os.waitpid(key.data, 0)
-                    with running.pop(key.data) as connection, contextlib.suppress(OSError):
-                        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _stop(self) -> NoReturn:
+        for pid in self._connections:
+            os.kill(pid, signal.SIGKILL)
+        sys.exit()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        message, streams, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
+        pid = os.fork()
+        if pid == 0:
+            self._selector.close()
+            self._listener.close()
+            _carry_out(json.loads(message), streams)
+        for stream in streams:
+            os.close(stream)
+        self._connections[pid] = connection
+        self._selector.register(connection, EVENT_READ, lambda: self._abandon(pid, connection))
+        ended = os.pidfd_open(pid)
+        self._selector.register(ended, EVENT_READ, lambda: self._report(pid, ended))
+        connection.sendall(str(pid).encode())
+
+    def _abandon(self, pid: int, connection: socket.socket) -> None:
+        """Kill a process whose client is gone; its end is seen later."""
+        self._selector.unregister(connection)
+        os.kill(pid, signal.SIGKILL)
+
+    def _report(self, pid: int, ended: int) -> None:
+        self._selector.unregister(ended)
+        os.close(ended)
+        _, status = os.waitpid(pid, 0)
+        with self._connections.pop(pid) as connection:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _carry_out(request: dict[str, Any], streams: list[int]) -> NoReturn:
@@ -74,8 +97,9 @@ def _carry_out(request: dict[str, Any], streams: list[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
-        sys.path[:] = request["path"]
-        if request["hook"] is not None:
+        sys.executable = request["executable"]
+        sys.path[:] = request.get("path", sys.path)
+        if request.get("hook") is not None:
             pickle.loads(bytes.fromhex(request["hook"]))()
         code = _run(request["arguments"])
     except BaseException:
@@ -94,6 +118,9 @@ def _run(arguments: list[str]) -> int:
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
+            if "." in arguments[1]:
+                # A module that was imported before runs with a warning.
+                sys.modules.pop(arguments[1], None)
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = arguments
@@ -112,4 +139,4 @@ if __name__ == "__main__":
         importlib.import_module(module)
     # A garbage collection in a fork looks at the fork's own objects only.
     gc.freeze()
-    serve(sys.argv[1])
+    Server(sys.argv[1]).serve()

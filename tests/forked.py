@@ -29,6 +29,12 @@ _TESTS = Path(__file__).parent
 _START_S = 300
 # Before torch is loaded; one thread, so that processes beside each other do not compete for cores.
 _VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+_PYTHON = """#!{python} -ES
+import sys
+sys.path[:0] = [{tests!r}]
+from forked_python import main
+main({address!r}, {python!r})
+"""
 
 
 class Server:
@@ -42,6 +48,10 @@ class Server:
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="forks-")
         self.address = str(Path(self._folder.name) / "socket")
+        self.python = Path(self._folder.name) / "python"
+        """Starts Python as `sys.executable` does, but as a fork."""
+        self.python.write_text(_PYTHON.format(python=sys.executable, tests=str(_TESTS), address=self.address))
+        self.python.chmod(0o755)
         self.process = subprocess.Popen(
             [sys.executable, _TESTS / "fork_server.py", self.address, *modules],
             env={**os.environ, **_VARIABLES, **environment},
@@ -105,16 +115,18 @@ class Forked:
         folder: Path | None = None,
         hook: Callable[[], object] | None = None,
     ) -> None:
+        server = server or training_server()
         self.returncode: int | None = None
         request = {
             "arguments": [os.fspath(word) if isinstance(word, Path) else str(word) for word in arguments],
             "environment": {**(os.environ if environment is None else environment), **_VARIABLES},
             "folder": str(folder or Path.cwd()),
+            "executable": str(server.python),
             "path": sys.path,
             "hook": None if hook is None else pickle.dumps(hook).hex(),
         }
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.connect((server or training_server()).address)
+        self._connection.connect(server.address)
         with Path(os.devnull).open("r+b") as nothing:
             streams = [_descriptor(stream, nothing) for stream in (stdin, stdout, stderr)]
             socket.send_fds(self._connection, [json.dumps(request).encode()], streams)

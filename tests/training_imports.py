@@ -1,5 +1,6 @@
 """What the forks of `forked.training_server` need: everything that training and the commands import."""
 
+import deepspeed.launcher.launch
 import deepspeed.ops
 
 # DeepSpeed imports it, and with it torch's compiler, where a ZeRO stage shards an optimizer.
