@@ -29,6 +29,7 @@ _NO_EFFECT_ON_RESULTS = (
     "train.on_nonfinite",
     "evaluate",
     "checkpoint",
+    "branch",
 )
 
 _PRECISION = "train.precision"
@@ -97,10 +98,13 @@ def _affecting_results(settings: Mapping[str, Any]) -> dict[str, Any]:
     # `auto` stands for fp32 unless the device selects another precision, which the run folder then contains.
     if flat.get(_PRECISION) == "auto":
         flat[_PRECISION] = "fp32"
+    # A seed of its own counts only if it differs from the run's.
+    seed = flat.get("seed", 0)
     return {
         key: value
         for key, value in flat.items()
-        if not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NO_EFFECT_ON_RESULTS)
+        if not (key.startswith("seeds.") and value in (None, seed))
+        and not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NO_EFFECT_ON_RESULTS)
     }
 
 
