@@ -64,10 +64,6 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
     return kind(what, got=got, rule=rule, remedy=remedy)
 
 
-class CannotSayError(ReptrainError):
-    """Evidence that an audit needs is damaged or missing: exit code 4."""
-
-
 class ConfigError(ReptrainError):
     """An invalid configuration."""
 
@@ -108,6 +104,10 @@ class PlanError(ReptrainError):
 
 class RunError(ReptrainError):
     """A run folder that is missing, locked, or in the wrong state."""
+
+
+class CannotSayError(RunError):
+    """Evidence that an audit needs is damaged or missing: exit code 4."""
 
 
 class ResumeError(RunError):
