@@ -96,7 +96,7 @@ def _by_seed(
     parts = [
         _Part(label, weight, pairs)
         for label, weight, within in _parts(runs, contrast)
-        for pairs in [_pairs(within, contrast, fixed, label)]
+        for pairs in [_pairs(within, contrast, fixed, label, metric)]
     ]
     complete = complete_seeds([run for part in parts for run in part.runs], excluded)
     values = {
@@ -170,7 +170,11 @@ def _mean(runs: Sequence[Run], seed: int, metric: str) -> float:
 
 
 def _pairs(
-    runs: Sequence[Run], contrast: Difference | Interaction | Slope, fixed: Sequence[str], label: str
+    runs: Sequence[Run],
+    contrast: Difference | Interaction | Slope,
+    fixed: Sequence[str],
+    label: str,
+    metric: str,
 ) -> list[tuple[list[Run], list[Run]]]:
     """The groups of a difference. Without a control, the treatment alone."""
     treatment = grouped([run for run in runs if matches(run, contrast.treatment)], fixed)
@@ -194,7 +198,17 @@ def _pairs(
             f"treatment and control{where} always differ in {differing}; list the keys that are tied to the"
             " contrast under free"
         )
+    for key in shared:
+        _check_measure([*treatment[key], *control[key]], metric)
     return [(treatment[key], control[key]) for key in shared]
+
+
+def _check_measure(runs: Sequence[Run], metric: str) -> None:
+    """Losses on different held-out text, or under different objectives, are not comparable."""
+    measures = {run["measure"]: run.name for run in runs if run["measure"] is not None}
+    if metric.startswith("loss_") and len(measures) > 1:
+        one, other = [*measures.values()][:2]
+        raise NoRunsError(f"{metric} of {one} and {other} is not comparable: their measure differs")
 
 
 def _differing(

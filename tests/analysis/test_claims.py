@@ -154,6 +154,14 @@ def test_judge_refuses_two_versions_of_the_numerics() -> None:
         verdict_of(runs_table(rows))
 
 
+def test_judge_compares_losses_of_one_measure_only() -> None:
+    rows = paired_rows(0.3, seeds=5)
+    for row in rows:
+        row["measure"] = "a" if row["set.data.unique_tokens"] == 2**20 else "b"
+    result = verdict_of(runs_table(rows))
+    assert (result.verdict, "measure" in result.judged.reason) == ("not run", True)
+
+
 def test_judge_takes_seeds_that_share_a_prefix_as_one() -> None:
     rows = paired_rows(0.3, seeds=6)
     for row in rows:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,22 @@ def test_page_works_in_a_browser_without_console_errors(out: Path, tmp_path: Pat
     # The script ran: it took the tooltips over.
     assert "data-tip=" in done.stdout
     assert '<div class="hover"' in done.stdout
+
+
+def test_claims_and_report_need_no_torch(out: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(out, tmp_path / "copy")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'deepspeed', 'triton'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from reptrain.cli import app\n"
+        "from reptrain.report import build_report\n"
+        "from reptrain.study import open_study\n"
+        f"app(['study', 'claims', {str(folder)!r}], standalone_mode=False)\n"
+        f"folder = Path({str(folder)!r}); build_report(open_study(folder), folder)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "repetition-hurts: supported" in ended.stdout
