@@ -126,19 +126,25 @@ ORDER BY device_hours DESC, arm"""
 def curve_keys(runs: pa.Table) -> list[str]:
     """The varied keys that name a curve over epochs: all but the subset's size and the seed.
 
-    Keys that are tied to the subset's size are left out as well.
+    Keys that are tied to the subset's size or to a key before them are left out as well.
     """
     keys = [
         name for name in runs.column_names if name.startswith("set.") and name not in (_UNIQUE, "set.seed")
     ]
     sizes = values_of(runs, "unique_tokens") if "unique_tokens" in runs.column_names else []
-    return [key for key in keys if _varies(runs, key) and not _follows(values_of(runs, key), sizes)]
+    kept: list[str] = []
+    for key in keys:
+        values = values_of(runs, key)
+        before = [sizes, *(values_of(runs, other) for other in kept)]
+        if _varies(runs, key) and not any(_follows(values, other) for other in before):
+            kept.append(key)
+    return kept
 
 
-def _follows(values: Sequence[object], sizes: Sequence[object]) -> bool:
-    """Whether each size has one value only, and the sizes vary."""
-    pairs = {(str(size), str(value)) for size, value in zip(sizes, values, strict=True) if size is not None}
-    return 1 < len({size for size, _ in pairs}) == len(pairs)
+def _follows(values: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether each of the other values comes with one value only, and the others vary."""
+    pairs = {(str(one), str(value)) for one, value in zip(others, values, strict=False) if one is not None}
+    return 1 < len({one for one, _ in pairs}) == len(pairs)
 
 
 def _varies(runs: pa.Table, name: str) -> bool:

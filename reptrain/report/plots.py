@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,8 @@ from reptrain.report.svg import Paint, axes, tip
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
 _MOST_TIPS = 300
 _MOST_NAMED = 6
+_LONGEST_VALUE = 32
+_MOST_TICKS = 7
 Rows = list[dict[str, Any]]
 
 
@@ -258,12 +259,14 @@ def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str
 
 
 def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
-    """A curve in words: ``d_model 128, dropout 0.1``."""
-    return ", ".join(
-        f"{name.removeprefix('set.').rpartition('.')[2]} {value:g}" if isinstance(value, float) else
-        f"{name.removeprefix('set.').rpartition('.')[2]} {value}"
-        for name, value in zip(series, key, strict=True)
-    )  # fmt: skip
+    """A curve in words: ``d_model 128, dropout 0.1``; a named arm by its name."""
+    return ", ".join(_setting(name, value) for name, value in zip(series, key, strict=True))
+
+
+def _setting(name: str, value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
 
 
 def _grouped(rows: Rows, keys: Sequence[str]) -> dict[tuple[Any, ...], Rows]:
@@ -321,9 +324,10 @@ def _epoch_axis(plot: Axes, epochs: Iterable[float]) -> None:
     plot.set_xlabel("epochs")
     if len(values) > 1 and values[-1] / max(values[0], 1e-9) >= 8:
         plot.set_xscale("log", base=2)
-    spaced = [values[0]] if values else []
-    for previous, value in itertools.pairwise(values):
-        if math.log2(value) - math.log2(spaced[-1]) >= 0.9 or value / previous > 3:
+    spaced = values[:1]
+    octaves = math.log2(values[-1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0
+    for value in values[1:]:
+        if spaced[-1] <= 0 or math.log2(value / spaced[-1]) >= octaves / _MOST_TICKS:
             spaced.append(value)
     plot.xaxis.set_major_locator(FixedLocator(spaced))
     plot.xaxis.set_minor_locator(NullLocator())
