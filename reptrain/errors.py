@@ -64,10 +64,6 @@ def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: 
     return kind(what, got=got, rule=rule, remedy=remedy)
 
 
-class CannotSayError(ReptrainError):
-    """Evidence that an audit needs is damaged or missing: exit code 4."""
-
-
 class ConfigError(ReptrainError):
     """An invalid configuration."""
 
@@ -110,6 +106,10 @@ class RunError(ReptrainError):
     """A run folder that is missing, locked, or in the wrong state."""
 
 
+class CannotSayError(RunError):
+    """Evidence that an audit needs is damaged or missing: exit code 4."""
+
+
 class ResumeError(RunError):
     """A run folder that holds another run than the one to resume."""
 
@@ -120,6 +120,10 @@ class LaunchError(ReptrainError):
 
 class StudyError(ReptrainError):
     """A study that cannot be run."""
+
+
+class AnalysisError(ReptrainError):
+    """A table, question or fit that has no answer."""
 
 
 class HubError(ReptrainError):

@@ -17,7 +17,7 @@ from reptrain.auditing.chain import Chain
 from reptrain.auditing.exposures_file import check_target, write_exposures
 from reptrain.auditing.head_check import HeadCheck, Signed
 from reptrain.auditing.ledger_columns import column_chunks
-from reptrain.auditing.rebuilt import OpenRebuild, Rebuild
+from reptrain.auditing.rebuilt import OpenRebuild
 from reptrain.auditing.recount import Recount
 from reptrain.auditing.report import AuditReport, LedgerAudit
 from reptrain.config import config_fingerprint
@@ -25,6 +25,7 @@ from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import CannotSayError, ReptrainError, RunError
 from reptrain.plan import Stream, Subset
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.stages import StageProgress
 from reptrain.store import Store, open_store, verify
@@ -70,48 +71,19 @@ def audit(
     opened = _open(plan, store)
     heads = HeadCheck(head, signature)
     with evidence():
-        prepared = None if rebuild is None else rebuild(folder, *opened)
-        return _audit(folder, opened, progress, verify_store, exposures, prepared, heads)
-
-
-@contextmanager
-def evidence() -> Iterator[None]:
-    """Raise errors of the run's files and stores as `CannotSayError`."""
-    try:
-        yield
-    except CannotSayError:
-        raise
-    except ReptrainError as error:
-        raise CannotSayError(error.what, got=error.got, rule=error.rule, remedy=error.remedy) from error
-
-
-def _audit(
-    folder: RunFolder,
-    opened: _Opened,
-    progress: StageProgress | None,
-    verify_store: bool,
-    exposures: Path | None,
-    rebuild: Rebuild | None,
-    heads: HeadCheck,
-) -> AuditReport:
-    plan, (stores, stream) = folder.plan, opened
-    recount = Recount(plan, stores, stream, rebuild)
-    damage = _store_damage(plan, opened, progress) if verify_store else []
-    _check_config(folder, stores, stream, recount)
-    chain = Chain(folder, recount.problems)
-    num_steps = plan.step_plan().num_steps
-    names = [source.name for source in plan.sources] if plan.is_mixture else []
-    size = max(1, _CHUNK_WINDOWS // plan.batch_windows)
-    for records in column_chunks(chain.follow(heads.watch(folder.ledger.lines())), names, size):
-        recount.add(records)
-        if progress is not None:
-            progress("audit", min(int(records.step[-1]) + 1, num_steps), num_steps)
-    chain.check_files()
+        recount = Recount(plan, *opened, None if rebuild is None else rebuild(folder, *opened))
+        chain = Chain(folder, recount.problems)
+        damage = _store_damage(plan, opened, progress) if verify_store else []
+        _check_config(folder, opened, recount)
+        _read_ledger(folder, recount, chain.follow(heads.watch(folder.ledger.lines())), progress)
+        chain.check_files()
+        status = folder.status()
+        if status.state == "done":
+            chain.check_end()
     if exposures is not None:
-        write_exposures(exposures, recount.stretches(), stream, [source.name for source in plan.sources])
-    status = folder.status()
-    done = status.state == "done"
-    compared = heads.result(chain.num_lines)
+        names = [source.name for source in plan.sources]
+        write_exposures(exposures, recount.stretches(), opened.stream, names)
+    done, compared = status.state == "done", heads.result(chain.num_lines)
     return recount.report(
         done=done,
         ended_early=done and status.reason is not None,
@@ -125,6 +97,29 @@ def _audit(
         ),
         damage=[*damage, *chain.damage, *compared.damage],
     )
+
+
+@contextmanager
+def evidence() -> Iterator[None]:
+    """Raise errors of the run's files and stores as `CannotSayError`."""
+    try:
+        yield
+    except CannotSayError:
+        raise
+    except ReptrainError as error:
+        raise CannotSayError(error.what, got=error.got, rule=error.rule, remedy=error.remedy) from error
+
+
+def _read_ledger(
+    folder: RunFolder, recount: Recount, records: Iterator[LedgerRecord], progress: StageProgress | None
+) -> None:
+    plan = folder.plan
+    num_steps = plan.step_plan().num_steps
+    names = [source.name for source in plan.sources] if plan.is_mixture else []
+    for columns in column_chunks(records, names, max(1, _CHUNK_WINDOWS // plan.batch_windows)):
+        recount.add(columns)
+        if progress is not None:
+            progress("audit", min(int(columns.step[-1]) + 1, num_steps), num_steps)
 
 
 class _Opened(NamedTuple):
@@ -230,8 +225,9 @@ def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:
     return subset
 
 
-def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream, recount: Recount) -> None:
+def _check_config(folder: RunFolder, opened: _Opened, recount: Recount) -> None:
     """Note where the plan differs from config.yaml."""
+    stores, stream = opened
     names, wanted = [*stores], [*folder.config.sources]
     if names != wanted:
         recount.problems.add(

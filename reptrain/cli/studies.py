@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,12 +66,10 @@ Jobs = Annotated[
         "--jobs",
         min=1,
         help="Runs at once, with the cores divided among them.",
-        show_default="one per core, or per GPU",
+        show_default="one per core, or per GPU; under Slurm 256 of a level",
     ),
 ]
-Gpus = Annotated[
-    int, typer.Option("--gpus", min=1, help="GPUs of each run; more than one through the launcher.")
-]
+Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs of each run.")]
 BudgetCap = Annotated[
     str | None,
     typer.Option("--budget", help="Cap on what is left: 24h (device-hours), 100usd, 1e18flops or 2B tokens."),
@@ -126,13 +123,30 @@ def study_run(
     overrides: StudyOverrides = None,
     out: StudyOut = None,
     jobs: Jobs = None,
-    gpus: Gpus = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus",
+            min=1,
+            help="GPUs of each run, under Slurm on each of its nodes.",
+            show_default="1 if this machine has any; under Slurm none",
+        ),
+    ] = None,
     done: Annotated[
         Path | None,
         typer.Option(
             "--done",
             metavar="TABLE",
             help="A runs.parquet of `study collect`; its runs that are exact count as done.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="Submit the runs to Slurm with this option of sbatch, such as time=4:00:00 (required),"
+            " partition=gpu or nodes=2; repeatable.",
         ),
     ] = None,
     budget: BudgetCap = None,
@@ -144,18 +158,17 @@ def study_run(
 
     The same command resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
     """
-    from reptrain.cli.study_run import refuse_over_budget, run_and_report
+    from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means
     from reptrain.study import load_study
     from reptrain.study.bill import Hardware
-    from reptrain.study.local_pool import LocalPool
 
     loaded = load_study(study, overrides or [])
-    launch = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus > 1 else None
     folder = out or Path("runs") / loaded.name
-    executor = LocalPool(jobs, gpus_per_job=gpus)
+    means = run_means(loaded, folder, jobs=jobs, gpus=gpus, slurm=slurm or [])
     if budget is not None:
-        refuse_over_budget(loaded, folder, budget, Hardware(hardware, mfu, gpus, executor.jobs, usd_per_hour))
-    raise typer.Exit(run_and_report(loaded, folder, launch=launch, executor=executor, done=done))
+        chosen = Hardware(hardware, mfu, means.devices_per_run, means.runs_at_once, usd_per_hour)
+        refuse_over_budget(loaded, folder, budget, chosen)
+    raise typer.Exit(run_and_report(loaded, folder, launch=means.launch, executor=means.executor, done=done))
 
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]

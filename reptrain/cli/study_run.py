@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -16,6 +18,46 @@ from reptrain.study.bill import Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph
 from reptrain.study.cautions import cautions
 from reptrain.study.executor import Executor
+from reptrain.study.local_pool import LocalPool
+from reptrain.study.slurm_options import SlurmOptions
+
+
+@dataclass(frozen=True)
+class RunMeans:
+    """Where the runs of a study are executed."""
+
+    executor: Executor
+    launch: Sequence[str] | None
+    """See `run_study`."""
+    devices_per_run: int
+    runs_at_once: int
+
+
+def run_means(
+    study: StudyConfig, out: Path, *, jobs: int | None, gpus: int | None, slurm: Sequence[str]
+) -> RunMeans:
+    """The executor for the options of `study run`.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        jobs: Runs at once; None: the default.
+        gpus: GPUs of each run, under Slurm on each node; None: the default.
+        slurm: Options of sbatch; empty: this machine.
+
+    Raises:
+        StudyError: If an option is wrong, or this machine has no Slurm.
+    """
+    if slurm:
+        from reptrain.study.slurm import SlurmExecutor
+
+        options = SlurmOptions.parse(slurm, gpus=gpus, parallel=jobs)
+        devices = options.nodes * (options.gpus_per_node or options.ranks_per_node)
+        executor = SlurmExecutor(out / "slurm", options, name=study.name)
+        return RunMeans(executor, None, devices, options.parallel)
+    pool = LocalPool(jobs, gpus_per_job=gpus or 1)
+    several = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus and gpus > 1 else None
+    return RunMeans(pool, several, gpus or 1, pool.jobs)
 
 
 def refuse_over_budget(study: StudyConfig, out: Path, budget: str, hardware: Hardware) -> None:

@@ -124,14 +124,15 @@ class Ledger(JsonLines[LedgerRecord]):
     def append(self, record: LedgerRecord | LedgerEvent) -> None:
         """Append one line, with the hash of the line before it.
 
-        The first line keeps its `previous`, if it has one: that of a branch is a line of its parent.
+        The first line of a branch has the head of its parent instead.
 
         Raises:
             RunError: If the file ends with an incomplete line.
         """
-        head = self.head()
-        if head != NO_LINE or record.previous is None:
-            record = record.model_copy(update={"previous": head})
+        previous = self.head()
+        if previous == NO_LINE and isinstance(record, LedgerEvent) and record.parent is not None:
+            previous = record.parent.head
+        record = record.model_copy(update={"previous": previous})
         line = record.model_dump_json(exclude_none=True).encode() + b"\n"
         self.write(line)
         self._head = line_hash(line)

@@ -23,6 +23,7 @@ class Job:
         log: File for its output.
         after: Jobs that must be done first. If one of them fails, this job is blocked.
         follows: Jobs that must have ended first, in any state.
+        checkpoint: File that names the newest checkpoint, by which progress is known; None for a job without.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Job:
     log: Path
     after: tuple[str, ...] = ()
     follows: tuple[str, ...] = ()
+    checkpoint: Path | None = None
 
 
 class Judgment(NamedTuple):

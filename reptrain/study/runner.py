@@ -139,6 +139,7 @@ def _jobs(
                 log=log_path(out, node.name),
                 after=tuple(name for name in node.inputs if name in pending),
                 follows=(node.branch.parent,) if node.branch and node.branch.parent in pending else (),
+                checkpoint=run_path(out, node.name) / "checkpoints" / "latest" if node.config else None,
             )
         )
     return jobs

@@ -93,7 +93,6 @@ def _beginning(
         files=files,
         parent=branch,
         discarded=discarded,
-        previous=None if branch is None else branch.head,
     )
 
 
