@@ -58,7 +58,7 @@ def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord
 def rewrite(folder, change) -> None:
     """Replace the ledger by what `change` makes of its records."""
     records = change(list(folder.ledger.records()))
-    folder.ledger.path.unlink()
+    folder.ledger.remove()
     for record in records:
         folder.ledger.append(record)
 

@@ -1,1 +1,1 @@
-"""From a study's tables to verdicts: pure functions of tables. No torch, no processes."""
+"""From tables of runs to laws, claims, advice and cost. Pure functions of tables: no torch, no processes."""

@@ -150,13 +150,13 @@ def _train(
 ) -> LoopEnd:
     trainer, metrics = task.trainer(seed), task_metrics(folder)
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
-    first_step, _ = resume(
+    first_step = resume(
         trainer,
         folder / "checkpoints",
         [metrics],
         events=Events(folder / "events.jsonl"),
         say=lambda text: print_line(text, aside=True),
-    )
+    ).step
     with ExitStack() as resources:
         recorder = None
         if task.world.is_main:

@@ -22,7 +22,7 @@ from reptrain.distributed.world import (
     describe,
     join,
 )
-from reptrain.errors import RunError
+from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
@@ -235,6 +235,26 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
     return TrainResult(out, *ending)
 
 
+def _check_stores(data: Data, world: World) -> None:
+    """Check that no store has changed since the start, as each rank sees it.
+
+    Raises:
+        StoreError: The same on every rank.
+    """
+
+    def problem() -> ReptrainError | None:
+        try:
+            for store in data.stores.values():
+                store.check_unchanged()
+        except ReptrainError as error:
+            return error
+        return None
+
+    for found in world.gather(problem()):
+        if found is not None:
+            raise found
+
+
 class _Ending(NamedTuple):
     steps: int
     state: Literal["done", "preempted"]
@@ -280,7 +300,7 @@ def _run(
     training = prepare(config, data, world, parent)
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
-    done = resume_run(folder, trainer)
+    done = resume_run(folder, trainer, parent)
     marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
     checkpoints = Checkpoints(
         trainer,
@@ -289,6 +309,8 @@ def _run(
         steps=marks.save,
         keep_last=config.checkpoint.keep_last,
         keep=marks.keep,
+        check=partial(_check_stores, data, world),
+        ledger=folder.ledger,
     )
     with ExitStack() as resources:
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None

@@ -10,10 +10,14 @@ from typing import Literal
 
 from reptrain.config import RunConfig
 from reptrain.config.schema import CheckpointConfig, EvaluateConfig
+from reptrain.hub.saved_model import SavedModel
 from reptrain.plan.marks import evaluation_steps, marks
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import NO_LINE, LedgerEvent
+from reptrain.runs.run_plan import RUN_FORMAT
 from reptrain.terminal import StepDisplay
 from reptrain.training.early_stopping import Patience, select_losses
+from reptrain.training.init_from import parent_head
 from reptrain.training.recorder import Recorder, print_line
 from reptrain.training.resume import resume
 from reptrain.training.setup import Training
@@ -39,9 +43,16 @@ class Marks:
         return cls(evaluation_steps(evaluate, num_steps), save, keep)
 
 
-def resume_run(folder: RunFolder, trainer: Trainer) -> int:
-    """Load the newest undamaged checkpoint of a run; returns the steps completed."""
-    step, skipped = resume(
+def resume_run(folder: RunFolder, trainer: Trainer, parent: SavedModel | None) -> int:
+    """Load the newest undamaged checkpoint of a run; returns the steps completed.
+
+    Args:
+        folder: The run.
+        trainer: Its model under DeepSpeed.
+        parent: What its initial weights came from, if it has no checkpoint yet.
+    """
+    before = trainer.world.on_main(folder.ledger.head)
+    step, skipped, state = resume(
         trainer,
         folder.checkpoints,
         [folder.ledger, folder.metrics],
@@ -49,8 +60,40 @@ def resume_run(folder: RunFolder, trainer: Trainer) -> int:
         say=print_line,
     )
     reason = f"resumed from step {step}: {'; '.join(skipped)}" if skipped else None
-    trainer.world.on_main(lambda: folder.set_status("running", reason, step=step or None))
+
+    def note() -> None:
+        folder.ledger.append(_beginning(folder, step, state, before, parent))
+        folder.set_status("running", reason, step=step or None)
+
+    trainer.world.on_main(note)
     return step
+
+
+def _beginning(
+    folder: RunFolder, step: int, state: str | None, before: str, parent: SavedModel | None
+) -> LedgerEvent:
+    """The line with which a start or a resumption begins in the ledger.
+
+    Args:
+        folder: The run.
+        step: Steps completed.
+        state: State hash of what was loaded; None at a start.
+        before: Head of the ledger before it was cut back.
+        parent: What the initial weights came from.
+    """
+    discarded = before if before not in (NO_LINE, folder.ledger.head()) else None
+    files = folder.checksums()
+    if state is not None:
+        return LedgerEvent(event="resume", step=step, files=files, state=state, discarded=discarded)
+    branch = None if parent is None else parent_head(parent)
+    return LedgerEvent(
+        event="start",
+        step=step,
+        format=RUN_FORMAT,
+        files=files,
+        parent=branch,
+        discarded=discarded,
+    )
 
 
 def open_recorder(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import Objective, build_objective
+from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
@@ -219,6 +220,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         optimizer=config.optimizer,
         schedule=config.schedule,
         regularize=config.regularize,
+        slices=WeightSlices.of(engine, rank=world.rank, world_size=world.world_size, device=world.device),
         average=WeightAverage(config.average, engine) if config.average else None,
         on_nonfinite=config.train.on_nonfinite,
     )
