@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from forked import training_server
 from page_commands import ROOT, TUTORIALS, files_of, python_blocks, shell_lines
-from time_limits import START_S, takes_up_to
+from time_limits import takes_up_to
 
 STOPPED = 3
 """Exit code of a run that was stopped with a checkpoint."""

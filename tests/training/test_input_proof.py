@@ -1,4 +1,4 @@
-"""Planted faults between the data loader and the model: the raw windows look exact, the model's inputs do not."""
+"""Planted faults between data loader and model: the raw windows look exact, the inputs of the model do not."""
 
 from __future__ import annotations
 
