@@ -16,6 +16,7 @@
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
+# make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -120,6 +121,9 @@ golden: $(VENV)/.test
 
 golden-check: $(VENV)/.test
 	$(BIN)/python -m tests.golden.record $(RECORD) --check --loss-tolerance $(TOLERANCE)
+
+test-slurm: $(VENV)/.test
+	$(BIN)/pytest tests/cluster -m slurm
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table

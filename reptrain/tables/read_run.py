@@ -244,8 +244,8 @@ def _audit(path: Path, status: RunStatus) -> Row:
             rule="must be the report of an audit",
             remedy="Remove the file and audit the run again.",
         ) from error
-    impossible = any(message.startswith("cannot be audited") for message in messages)
-    if impossible:
+    # Audits before format 3 list it among the problems.
+    if audit.get("cannot_say") or any(message.startswith("cannot be audited") for message in messages):
         verdict = "cannot say"
     elif status.step is not None and counted < status.step and exact:
         return {}
