@@ -89,7 +89,8 @@ def _parts(
     steps = [r for r in records if isinstance(r, TrainRecord)]
     yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
-    reading.evaluations = [evaluation_row(record) | {"node": "train"} for record in evaluations]
+    own = {"node": "train", "objective": config.objective.name}
+    reading.evaluations = [evaluation_row(record) | own for record in evaluations]
     source = next((s for s in plan.sources if s.store_fingerprint == scored_store), plan.sources[0])
     suffix = f"/{source.name}" if plan.is_mixture else ""
     yield {
