@@ -200,24 +200,19 @@ def _parameters(
     return result
 
 
-def score(law: Law, theta: Floats, points: Points, *, free: int = 0) -> Score:
+def score(law: Law, theta: Floats, points: Points, *, free: int | None = None) -> Score:
     """How well a law with these coordinates describes points.
 
     Args:
         law: The law.
         theta: Its coordinates.
         points: The points.
-        free: Number of parameters that were fitted to them, for AICc.
+        free: Number of parameters that were fitted to them, for AICc. None for points that were not fitted.
     """
     log_loss = np.log(points.loss)
     errors = law.log_loss(theta, points.logs)[0] - log_loss
     in_nats = points.loss * np.expm1(errors)
     num, squares = len(points), float(errors @ errors)
-    # Gaussian errors of log loss; their variance is one more parameter.
-    used = free + 1
-    aicc = None
-    if num > used + 1 and squares > 0.0:
-        aicc = num * np.log(squares / num) + 2 * used + 2 * used * (used + 1) / (num - used - 1)
     size = np.abs(errors)
     objective = np.where(size <= DELTA, 0.5 * size**2, DELTA * (size - 0.5 * DELTA)).sum()
     return Score(
@@ -226,8 +221,16 @@ def score(law: Law, theta: Floats, points: Points, *, free: int = 0) -> Score:
         r2_log_loss=_r2(log_loss, errors),
         rmse_nats=float(np.sqrt(np.mean(in_nats**2))),
         rmse_log=float(np.sqrt(squares / num)),
-        aicc=None if aicc is None else float(aicc),
+        aicc=None if free is None else _aicc(num, squares, free),
     )
+
+
+def _aicc(num: int, squares: float, free: int) -> float | None:
+    # Gaussian errors of log loss; their variance is one more parameter.
+    used = free + 1
+    if num <= used + 1 or squares <= 0.0:
+        return None
+    return float(num * np.log(squares / num) + 2 * used + 2 * used * (used + 1) / (num - used - 1))
 
 
 def _r2(measured: Floats, errors: Floats) -> float | None:
@@ -249,11 +252,11 @@ def _residuals(law: Law, theta: Floats, points: Points) -> list[Residual]:
 
 
 def seed_deviation(points: Points) -> float | None:
-    """Pooled standard deviation of the loss at equal settings, in nats; None without replicates."""
+    """Pooled standard deviation of the loss between seeds of one arm, in nats; None without replicates."""
     squares, freedom = 0.0, 0
-    settings = points.settings
-    for setting in np.unique(settings):
-        losses = points.loss[settings == setting]
+    arms = points.arms
+    for arm in np.unique(arms):
+        losses = points.loss[arms == arm]
         squares += float(np.sum((losses - losses.mean()) ** 2))
         freedom += len(losses) - 1
     return float(np.sqrt(squares / freedom)) if freedom else None

@@ -37,6 +37,7 @@ def small_study() -> pa.Table:
         {
             "run": [f"u{u}-seed{i % 3}" for i, u in enumerate(unique)],
             "cluster": [f"u{u}-seed{i % 3}" for i, u in enumerate(unique)],
+            "seed": [i % 3 for i in range(15)],
             "set.data.unique_tokens": unique,
             "status": ["done"] * 15,
             "loss_report_final_nats": loss,
