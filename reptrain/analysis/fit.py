@@ -15,7 +15,7 @@ from reptrain.analysis.answers import (
     Residual,
     Score,
 )
-from reptrain.analysis.bootstrap import FEWEST_CLUSTERS, bootstrap, interval
+from reptrain.analysis.bootstrap import bootstrap, interval
 from reptrain.analysis.decision import Choice, best_for_budget
 from reptrain.analysis.descent import DELTA, Problem, descend, starts
 from reptrain.analysis.laws import Law
@@ -69,7 +69,8 @@ def fit_law(
     best = found[0][1]
     bound = _at_bound(problem, best)
     _check_identified(problem, best, bound)
-    samples = bootstrap(problem, points.clusters, [theta for _, theta, _ in found], num_bootstraps, seed)
+    ends = [theta for _, theta, _ in found]
+    samples, refusal = bootstrap(problem, points.clusters, points.settings, ends, num_bootstraps, seed)
     return Fit(
         law=law.name,
         formula=law.formula,
@@ -90,7 +91,7 @@ def fit_law(
         holdout=None if holdout is None else _holdout_score(law, best, holdout, points),
         decision=None if budget is None else _decision(law, best, budget, points, samples),
         seed_deviation_nats=seed_deviation(points),
-        warnings=_warnings(problem, points, bound, found, num_bootstraps),
+        warnings=_warnings(problem, points, bound, found, refusal),
     )
 
 
@@ -301,7 +302,7 @@ def _warnings(
     points: Points,
     bound: Sequence[str],
     found: Sequence[tuple[float, Floats, int]],
-    num_bootstraps: int,
+    refusal: str | None,
 ) -> list[str]:
     result = []
     if len(found) > 1:
@@ -311,11 +312,8 @@ def _warnings(
         result.append(f"{name} is at its bound, {value:g}: the runs give no finite value, only a direction.")
     if found[0][2] == 1 and problem.free.any():
         result.append("Only one start leads to the best optimum: use more starts.")
-    if num_bootstraps and points.num_clusters < FEWEST_CLUSTERS:
-        result.append(
-            f"No intervals: {points.num_clusters} clusters are too few for a bootstrap, which needs "
-            f"{FEWEST_CLUSTERS}."
-        )
+    if refusal is not None:
+        result.append(f"No intervals: {refusal}.")
     if points.left_out:
         result.append(f"{points.left_out} rows without a loss are left out.")
     return result
