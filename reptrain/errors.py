@@ -122,5 +122,9 @@ class StudyError(ReptrainError):
     """A study that cannot be run."""
 
 
+class AnalysisError(ReptrainError):
+    """A table, question or fit that has no answer."""
+
+
 class HubError(ReptrainError):
     """A Hugging Face folder that cannot be imported, or a model that cannot be exported."""

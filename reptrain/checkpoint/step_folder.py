@@ -198,7 +198,7 @@ def save(
             records=copies,
         )
         with _removed_where_full(temporary):
-            _make_latest(folder, temporary, manifest)
+            make_latest(folder, temporary, manifest)
         _remove_old(folder, step, keep_last, keep)
 
     world.on_main(complete)
@@ -239,7 +239,14 @@ def _removed_where_full(temporary: Path) -> Iterator[None]:
         raise _disk_error(temporary.parent, error) from error
 
 
-def _make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> None:
+def make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> None:
+    """Complete a checkpoint that was written under a temporary name, and make it the latest.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        temporary: Its folder so far, with all files but the manifest.
+        manifest: Its manifest.
+    """
     final = folder / f"step-{manifest.step}"
     write_atomically(temporary / _MANIFEST, manifest.text())
     flush_folder(temporary)

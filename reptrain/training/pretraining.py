@@ -11,6 +11,7 @@ from typing import Literal
 from reptrain.config import RunConfig
 from reptrain.config.schema import CheckpointConfig, EvaluateConfig
 from reptrain.hub.saved_model import SavedModel
+from reptrain.plan.marks import evaluation_steps, marks
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import NO_LINE, LedgerEvent
 from reptrain.runs.run_plan import RUN_FORMAT
@@ -36,16 +37,10 @@ class Marks:
     @classmethod
     def of(cls, evaluate: EvaluateConfig, saving: CheckpointConfig, num_steps: int) -> Marks:
         """The marks of a run of ``num_steps`` steps."""
-        keep = _marks(num_steps, saving.keep_every_fraction) if saving.keep_every_fraction else set()
-        save = _marks(num_steps, saving.every_fraction) | keep
-        return cls(_marks(num_steps, evaluate.every_fraction), save, keep)
-
-
-def _marks(num_steps: int, fraction: float) -> set[int]:
-    """The numbers of completed steps at every ``fraction`` of the run, and at its end."""
-    fraction = max(fraction, 1 / num_steps)
-    parts = range(1, int(1 / fraction + 1e-9) + 1)
-    return {max(1, round(part * fraction * num_steps)) for part in parts} | {num_steps}
+        keep = marks(num_steps, saving.keep_every_fraction) if saving.keep_every_fraction else set()
+        keep |= {*saving.at_steps}
+        save = marks(num_steps, saving.every_fraction) | keep
+        return cls(evaluation_steps(evaluate, num_steps), save, keep)
 
 
 def resume_run(folder: RunFolder, trainer: Trainer, parent: SavedModel | None) -> int:
