@@ -14,6 +14,8 @@
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
+# make format-vectors  the test vectors of docs/format.md
+# make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -28,7 +30,8 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
-	test-faults test-triton test-triton-quick coverage coverage-fast gpu-kit gpu-goldens check docs format clean
+	test-faults test-mutants format-vectors test-triton test-triton-quick coverage coverage-fast gpu-kit \
+	gpu-goldens check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -120,6 +123,12 @@ golden-check: $(VENV)/.test
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
+
+test-mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants/try_mutants.py --write
+
+format-vectors: $(VENV)/.test
+	$(BIN)/python tests/format/format_vectors.py
 
 NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 python3.11; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)

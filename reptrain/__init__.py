@@ -12,6 +12,7 @@ __version__ = "0.2.0.dev0"
 
 _HOMES = {
     "audit": "reptrain.auditing.audit",
+    "audit_inputs": "reptrain.training.rebuilt_inputs",
     "build_report": "reptrain.report",
     "evaluate": "reptrain.evaluation.evaluate",
     "export_model": "reptrain.hub.export",

@@ -106,6 +106,10 @@ class RunError(ReptrainError):
     """A run folder that is missing, locked, or in the wrong state."""
 
 
+class CannotSayError(RunError):
+    """Evidence that an audit needs is damaged or missing: exit code 4."""
+
+
 class ResumeError(RunError):
     """A run folder that holds another run than the one to resume."""
 
@@ -116,6 +120,10 @@ class LaunchError(ReptrainError):
 
 class StudyError(ReptrainError):
     """A study that cannot be run."""
+
+
+class AnalysisError(ReptrainError):
+    """A table, question or fit that has no answer."""
 
 
 class HubError(ReptrainError):

@@ -63,10 +63,12 @@ def watched(stop: StopAfter, case: dict[str, Any], rank: int) -> Iterator[None]:
                 time.sleep(1000)
             yield batch
 
-    def planted(self: Head, x_BTD: torch.Tensor, targets: Targets | None = None) -> torch.Tensor | Loss:
+    def planted(
+        self: Head, x_BTD: torch.Tensor, targets: Targets | None = None, *rest: Any
+    ) -> torch.Tensor | Loss:
         if planting and nan[2] == "gradient" and x_BTD.requires_grad:
             x_BTD.register_hook(lambda gradient: gradient * float("inf"))
-        found = forward(self, x_BTD, targets)
+        found = forward(self, x_BTD, targets, *rest)
         if planting and nan[2] == "loss":
             return found._replace(loss=found.loss + float("inf"), nats=found.nats + float("inf"))
         return found

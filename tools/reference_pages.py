@@ -1,4 +1,4 @@
-"""Writes the reference pages of the documentation from the code: commands, configuration keys, Python API.
+"""Writes the reference pages from the code: commands, configuration keys, tables, Python API.
 
 `mkdocs build` runs this through the gen-files plugin; the pages are never committed.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,6 +23,8 @@ from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.study import StudyConfig
+from reptrain.tables import EVALUATION_COLUMNS, RUN_COLUMNS, Column
+from reptrain.tables.columns import SETTING_PREFIX
 
 CONFIGS: dict[str, tuple[str, type[BaseModel]]] = {
     "config": ("Run configuration", RunConfig),
@@ -145,7 +147,37 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
-pages = {"cli": command_page(), "python": python_page()}
+def tables_page() -> str:
+    """Every column of the run table and the evaluation table."""
+    parts = [
+        "# Tables\n",
+        "`reptrain study collect` and every report write two Parquet files into the study's folder `tables/`;"
+        " `reptrain runs` prints the columns of the first. Null: not known, or the run has not got there."
+        " The descriptions are also in the metadata of the Parquet fields."
+        " [Query the tables](../guides/tables.md) shows how to use them.\n",
+    ]
+    tables = {
+        "runs.parquet": ("A row for each run.", RUN_COLUMNS),
+        "evaluations.parquet": ("A row for each evaluation of a run.", EVALUATION_COLUMNS),
+    }
+    for name, (purpose, columns) in tables.items():
+        parts += [f"## {name}\n", f"{purpose}\n", column_table(columns)]
+        if columns is RUN_COLUMNS:
+            parts.append(
+                "After `cluster` comes a column for each setting that the study varies, such as"
+                f" `{SETTING_PREFIX}data.unique_tokens`: an integer, a float, a boolean or a text. Quote the"
+                " name in SQL.\n"
+            )
+    return "\n".join(parts)
+
+
+def column_table(columns: Sequence[Column]) -> str:
+    """Columns with type and description."""
+    rows = [f"| `{c.name}` | {c.type} | {c.description} |" for c in columns]
+    return "\n".join(["| column | type | description |", "|---|---|---|", *rows]) + "\n"
+
+
+pages = {"cli": command_page(), "python": python_page(), "tables": tables_page()}
 pages |= {name: config_page(title, model) for name, (title, model) in CONFIGS.items()}
 for name, text in pages.items():
     with mkdocs_gen_files.open(f"reference/{name}.md", "w") as file:

@@ -1,4 +1,4 @@
-"""Running one child process: its output, forwarded signals, and its exit code."""
+"""Child processes: their output, forwarded signals, and exit codes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-# Signals that are caught, and the signals that the child gets: a lost terminal counts as a request to stop.
-_FORWARDED = {
+# Signals that are caught, and the signals that a child gets: a lost terminal counts as a request to stop.
+FORWARDED = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -60,27 +60,44 @@ def run_process(
     Raises:
         OSError: If the program cannot be started or the file cannot be opened.
     """
-    with _opened(output) as stream, _signals_caught() as caught:
-        child = subprocess.Popen(
-            command, env=env, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+    with signals_caught() as caught:
+        child = start_process(command, env=env, output=output)
         try:
             num_forwarded, deadline = 0, float("inf")
             while not _ended(child, poll_s):
                 for number in caught[num_forwarded:]:
                     for pid in targets(child.pid) if targets is not None else [child.pid]:
-                        _send(pid, _FORWARDED[number])
+                        send_signal(pid, FORWARDED[number])
                     num_forwarded += 1
                     deadline = min(deadline, time.monotonic() + grace_s)
                 if time.monotonic() > deadline:
-                    _kill_group(child)
+                    kill_group(child)
                 if on_poll is not None:
                     on_poll()
         finally:
             if child.poll() is None:
-                _kill_group(child)
+                kill_group(child)
                 child.wait()
     return Ended(child.returncode, caught[0] if caught else None)
+
+
+def start_process(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, output: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command in a process group of its own, without input.
+
+    Args:
+        command: The program and its arguments.
+        env: Its environment; None: that of this process.
+        output: File to append stdout and stderr to; None: those of this process.
+
+    Raises:
+        OSError: If the program cannot be started or the file cannot be opened.
+    """
+    with _opened(output) as stream:
+        return subprocess.Popen(
+            command, env=env, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
+        )
 
 
 def _ended(child: subprocess.Popen[bytes], timeout_s: float) -> bool:
@@ -91,7 +108,8 @@ def _ended(child: subprocess.Popen[bytes], timeout_s: float) -> bool:
     return True
 
 
-def _send(pid: int, number: signal.Signals) -> None:
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, which may have ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -99,7 +117,8 @@ def _send(pid: int, number: signal.Signals) -> None:
         return
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child from `start_process` with all processes of its group."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -116,7 +135,7 @@ def _opened(path: Path | None) -> Iterator[int | None]:
 
 
 @contextmanager
-def _signals_caught() -> Iterator[list[signal.Signals]]:
+def signals_caught() -> Iterator[list[signal.Signals]]:
     """Collect signals in a list within the context. Outside the main thread Python cannot catch signals."""
     caught: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
@@ -127,7 +146,7 @@ def _signals_caught() -> Iterator[list[signal.Signals]]:
         caught.append(signal.Signals(number))
 
     # Ignored signals stay ignored, as `nohup` intends.
-    numbers = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught

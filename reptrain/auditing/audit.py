@@ -7,19 +7,25 @@ was computed from the tensors that the model saw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
+from reptrain.auditing.chain import Chain
 from reptrain.auditing.exposures_file import check_target, write_exposures
+from reptrain.auditing.head_check import HeadCheck, Signed
 from reptrain.auditing.ledger_columns import column_chunks
+from reptrain.auditing.rebuilt import OpenRebuild
 from reptrain.auditing.recount import Recount
-from reptrain.auditing.report import AuditReport
+from reptrain.auditing.report import AuditReport, LedgerAudit
 from reptrain.config import config_fingerprint
 from reptrain.config.numerics import NUMERICS_VERSION
-from reptrain.errors import RunError
+from reptrain.errors import CannotSayError, ReptrainError, RunError
 from reptrain.plan import Stream, Subset
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import LedgerRecord
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.stages import StageProgress
 from reptrain.store import Store, open_store, verify
@@ -35,8 +41,11 @@ def audit(
     progress: StageProgress | None = None,
     verify_store: bool = True,
     exposures: Path | None = None,
+    rebuild: OpenRebuild | None = None,
+    head: str | None = None,
+    signature: Signed | None = None,
 ) -> AuditReport:
-    """Recount the exposures of a run.
+    """Recount the exposures of a run, at level `windows`; see `reptrain.audit_inputs` for level `inputs`.
 
     Args:
         run: The run folder.
@@ -45,45 +54,117 @@ def audit(
         verify_store: Also hash the shards of the stores.
         exposures: Also write each token's number of exposures to this Arrow file (see
             `reptrain.auditing.exposures_file`).
+        rebuild: Prepares the rebuilding of the model's inputs, for level `inputs`.
+        head: Hash of a line that was published while the run wrote it; the ledger must contain it.
+        signature: A signature of the ledger's head to check.
 
     Raises:
-        RunError: If the folder holds no run, a line of its ledger is invalid, a store differs from the run's,
-            or the exposures file cannot be written or holds something else.
-        StoreError: If a store cannot be opened.
+        RunError: If the folder holds no run, or the exposures file cannot be written or holds something else.
+        CannotSayError: If a line of the ledger is invalid, another file of the run is damaged, or a store
+            cannot be opened or differs from the run's.
     """
     folder = RunFolder.open(run)
     if exposures is not None:
         check_target(exposures)
+    with evidence():
+        plan = folder.plan
+    opened = _open(plan, store)
+    heads = HeadCheck(head, signature)
+    with evidence():
+        recount = Recount(plan, *opened, None if rebuild is None else rebuild(folder, *opened))
+        chain = Chain(folder, recount.problems)
+        damage = _store_damage(plan, opened, progress) if verify_store else []
+        _check_config(folder, opened, recount)
+        _read_ledger(folder, recount, chain.follow(heads.watch(folder.ledger.lines())), progress)
+        chain.check_files()
+        status = folder.status()
+        if status.state == "done":
+            chain.check_end()
+    if exposures is not None:
+        names = [source.name for source in plan.sources]
+        write_exposures(exposures, recount.stretches(), opened.stream, names)
+    done, compared = status.state == "done", heads.result(chain.num_lines)
+    return recount.report(
+        done=done,
+        ended_early=done and status.reason is not None,
+        store_verified=verify_store,
+        ledger=LedgerAudit(
+            head=chain.head,
+            lines=chain.num_lines,
+            chained_from=chain.begin,
+            parent=chain.parent,
+            compared_with=compared.text,
+        ),
+        damage=[*damage, *chain.damage, *compared.damage],
+    )
+
+
+@contextmanager
+def evidence() -> Iterator[None]:
+    """Raise errors of the run's files and stores as `CannotSayError`."""
+    try:
+        yield
+    except CannotSayError:
+        raise
+    except ReptrainError as error:
+        raise CannotSayError(error.what, got=error.got, rule=error.rule, remedy=error.remedy) from error
+
+
+def _read_ledger(
+    folder: RunFolder, recount: Recount, records: Iterator[LedgerRecord], progress: StageProgress | None
+) -> None:
     plan = folder.plan
-    option = "--store NAME=FOLDER" if plan.is_mixture else "--store FOLDER"
-    stores = {name: open_store(path, named_by=option) for name, path in _places(plan, store).items()}
-    stream = Stream([_subset(plan, source, stores[source.name]) for source in plan.sources])
-    recount = Recount(plan, stores, stream)
-    if verify_store:
-        for path in dict.fromkeys(store.path for store in stores.values()):
-            for message in verify(path, progress).problems:
-                recount.problems.add(message)
-    for source, subset in zip(plan.sources, stream.subsets, strict=True):
-        if not subset.has_order_of_its_seed():
-            path = stores[source.name].path
-            recount.problems.add(
-                f"the order of documents cached for {path} differs from the one that the seed gives"
-            )
-    _check_config(folder, stores, stream, recount)
     num_steps = plan.step_plan().num_steps
     names = [source.name for source in plan.sources] if plan.is_mixture else []
-    size = max(1, _CHUNK_WINDOWS // plan.batch_windows)
-    for records in column_chunks(folder.ledger.records(), names, size):
-        recount.add(records)
+    for columns in column_chunks(records, names, max(1, _CHUNK_WINDOWS // plan.batch_windows)):
+        recount.add(columns)
         if progress is not None:
-            progress("audit", min(int(records.step[-1]) + 1, num_steps), num_steps)
-    if exposures is not None:
-        write_exposures(exposures, recount.stretches(), stream, [source.name for source in plan.sources])
-    status = folder.status()
-    done = status.state == "done"
-    return recount.report(
-        done=done, ended_early=done and status.reason is not None, store_verified=verify_store
-    )
+            progress("audit", min(int(columns.step[-1]) + 1, num_steps), num_steps)
+
+
+class _Opened(NamedTuple):
+    """The stores of a run by source, and their subsets as one stream."""
+
+    stores: dict[str, Store]
+    stream: Stream
+
+
+def open_run(plan: RunPlan, places: Mapping[str, Path], *, named_by: str | None = None) -> _Opened:
+    """Open the stores of a run, and their subsets.
+
+    Args:
+        plan: The run's plan.
+        places: Folders of the stores by source.
+        named_by: What names them, for the error message.
+
+    Raises:
+        RunError: If a store's content or document order differs from the run's.
+        StoreError: If a store cannot be opened.
+    """
+    stores = {name: open_store(path, named_by=named_by) for name, path in places.items()}
+    return _Opened(stores, Stream([_subset(plan, source, stores[source.name]) for source in plan.sources]))
+
+
+def _open(plan: RunPlan, store: Path | Mapping[str, Path] | None) -> _Opened:
+    option = "--store NAME=FOLDER" if plan.is_mixture else "--store FOLDER"
+    if store is not None:
+        # What was named is input; what plan.json names is evidence.
+        return open_run(plan, _places(plan, store), named_by=option)
+    with evidence():
+        return open_run(plan, _places(plan, None), named_by=option)
+
+
+def _store_damage(plan: RunPlan, opened: _Opened, progress: StageProgress | None) -> list[str]:
+    """Why the stores are not what was sealed."""
+    paths = dict.fromkeys(store.path for store in opened.stores.values())
+    damage = [f"store {path}: {message}" for path in paths for message in verify(path, progress).problems]
+    for source, subset in zip(plan.sources, opened.stream.subsets, strict=True):
+        if not subset.has_order_of_its_seed():
+            path = opened.stores[source.name].path
+            damage.append(
+                f"the order of documents cached for {path} differs from the one that the seed gives"
+            )
+    return damage
 
 
 def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:
@@ -144,8 +225,9 @@ def _subset(plan: RunPlan, source: SourcePlan, store: Store) -> Subset:
     return subset
 
 
-def _check_config(folder: RunFolder, stores: Mapping[str, Store], stream: Stream, recount: Recount) -> None:
+def _check_config(folder: RunFolder, opened: _Opened, recount: Recount) -> None:
     """Note where the plan differs from config.yaml."""
+    stores, stream = opened
     names, wanted = [*stores], [*folder.config.sources]
     if names != wanted:
         recount.problems.add(

@@ -29,6 +29,10 @@ class Columns(NamedTuple):
     epoch: Int64s
     applied: npt.NDArray[np.bool_]
     digest: npt.NDArray[np.uint64]
+    inputs: npt.NDArray[np.uint64]
+    """Input digest, 0 if a record lacks it."""
+    targets: Int64s
+    """Number of targets, -1 if a record lacks it or the input digest."""
     shares: Int64s
     """int64 [R, S, 3]: windows, tokens and epoch of each source of a mixture, -1 if a record lacks it.
     int64 [R, 0, 3] for a run on one store."""
@@ -50,11 +54,13 @@ class Columns(NamedTuple):
             _integers([record.epoch for record in records]),
             np.asarray([record.applied for record in records]),
             np.asarray([int(record.digest, 16) for record in records], dtype=np.uint64),
+            np.asarray([int(record.inputs or "0", 16) for record in records], dtype=np.uint64),
+            _integers([_targets(record) for record in records]),
             _integers(shares).reshape(len(records), len(sources), 3),
         )
 
-    def at(self, where: npt.NDArray[np.bool_]) -> Self:
-        """The records where a mask is true."""
+    def at(self, where: npt.NDArray[np.bool_] | slice) -> Self:
+        """The records where a mask is true, or of a slice."""
         return type(self)._make(column[where] for column in self)
 
 
@@ -74,6 +80,10 @@ def column_chunks(records: Iterable[LedgerRecord], sources: Sequence[str], size:
 
 def _joined(parts: Sequence[Columns]) -> Columns:
     return Columns._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def _targets(record: LedgerRecord) -> int:
+    return -1 if record.inputs is None or record.targets is None else record.targets
 
 
 def _share(record: LedgerRecord, source: str) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -12,12 +12,14 @@ import numpy.typing as npt
 from reptrain.auditing.applied_ranges import AppliedRanges
 from reptrain.auditing.cuts import Cuts
 from reptrain.auditing.exposures import Exposures, Stretches
+from reptrain.auditing.inputs_recount import InputsRecount
 from reptrain.auditing.ledger_columns import Columns
 from reptrain.auditing.mixed import EpochEnd, differing, mixed_prefix
 from reptrain.auditing.narrow import Narrower
 from reptrain.auditing.problems import MissedSteps, Problems
+from reptrain.auditing.rebuilt import Rebuild
 from reptrain.auditing.rehash import window_digests
-from reptrain.auditing.report import AuditReport, Problem, SourceAudit
+from reptrain.auditing.report import AuditReport, LedgerAudit, Problem, SourceAudit
 from reptrain.plan import Stream, Windows
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.store import Store
@@ -46,10 +48,14 @@ class Recount:
         plan: The run's plan.
         stores: The stores by source.
         stream: Their subsets.
+        rebuild: Rebuilds the model's inputs, to check them too.
     """
 
-    def __init__(self, plan: RunPlan, stores: Mapping[str, Store], stream: Stream) -> None:
+    def __init__(
+        self, plan: RunPlan, stores: Mapping[str, Store], stream: Stream, rebuild: Rebuild | None = None
+    ) -> None:
         self._plan = plan
+        self._inputs = None if rebuild is None else InputsRecount(rebuild, len(plan.sources))
         self._stores = stores
         self._mixture = plan.mixture_plan()
         self._steps = plan.step_plan()
@@ -82,19 +88,39 @@ class Recount:
         self._count(records, derived, used_N)
         self._check_digests(records, derived)
         self._check_counts(records, derived)
+        if self._inputs is not None:
+            self._inputs.check(records, windows, offset_R, self.problems)
 
     def stretches(self) -> Stretches:
         """The exposures of the stream by the records added so far."""
         return self._exposures.stretches()
 
-    def report(self, *, done: bool, ended_early: bool, store_verified: bool) -> AuditReport:
+    def report(
+        self,
+        *,
+        done: bool,
+        ended_early: bool,
+        store_verified: bool,
+        ledger: LedgerAudit,
+        damage: Sequence[str] = (),
+    ) -> AuditReport:
         """The report on all records added.
 
         Args:
             done: Whether status.json has the state `done`.
             ended_early: Whether the run stopped before the end of its plan, by its own rule.
             store_verified: Whether the shards were hashed again.
+            ledger: The check of the ledger's chain.
+            damage: Why the run cannot be audited.
         """
+        inputs = None if self._inputs is None else self._inputs.report()
+        if inputs is not None and inputs.steps_without:
+            damage = [
+                *damage,
+                f"ledger.jsonl has no input digest for {inputs.steps_without:,} steps, from step"
+                f" {inputs.first_without}: they were trained by a version of reptrain that recorded none;"
+                " use --level windows",
+            ]
         windows = int(self._windows.sum())
         if done and not self._last_applied:
             self._skipped(self._last_step)
@@ -106,8 +132,8 @@ class Recount:
         stretches = self.stretches()
         sources = tuple(self._audit_source(place, stretches) for place in range(len(self._plan.sources)))
         return AuditReport(
-            exact=self.problems.count == 0 and all(source.exact for source in sources),
-            as_planned=self.problems.count == 0,
+            exact=not damage and self.problems.count == 0 and all(source.exact for source in sources),
+            as_planned=not damage and self.problems.count == 0,
             complete=done and windows == self._plan.total_windows,
             exposures=stretches.histogram(),
             epochs=str(Fraction(windows, self._mixture.windows_per_epoch)),
@@ -119,6 +145,10 @@ class Recount:
             not_applied=self._missed.report(),
             sources=sources,
             store_verified=store_verified,
+            level="windows" if inputs is None else "inputs",
+            inputs=inputs,
+            ledger=ledger,
+            cannot_say=tuple(damage),
             num_problems=self.problems.count,
             problems=tuple(self.problems.first),
         )

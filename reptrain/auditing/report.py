@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Literal, Self
 
 from reptrain.auditing.mixed import EpochEnd
 from reptrain.runs.records import FrozenRecord
@@ -122,6 +122,53 @@ def consumed_text(exposures: Mapping[int, int], unique_tokens: int) -> str:
     return f"{counts}, of {unique_tokens:,} unique tokens"
 
 
+class InputsAudit(FrozenRecord):
+    """The check of the model's inputs, at level `inputs`."""
+
+    steps: int
+    """Attempts at steps whose input digest was compared."""
+    steps_without: int
+    """Attempts without an input digest in the ledger."""
+    first_without: int | None
+    """The first of these steps."""
+    targets: int
+    """Targets of the applied steps."""
+    targets_by_epoch: tuple[tuple[int, ...], ...]
+    """For each source, targets in its first 64 epochs."""
+    tokens_per_s: float
+    """Tokens of the windows per second, rebuilding and hashing."""
+
+    def text(self) -> str:
+        """One line of text."""
+        return (
+            f"{_plural(self.steps, 'step')} rebuilt and compared, {self.targets:,} targets,"
+            f" {self.tokens_per_s:,.0f} tokens/s"
+        )
+
+
+class LedgerAudit(FrozenRecord):
+    """The check of the ledger as a chain of lines."""
+
+    head: str
+    """Hash of the last line."""
+    lines: int
+    """Number of lines."""
+    chained_from: int | None
+    """The line from which each line has the hash of the line before it; None if none has it."""
+    parent: str | None = None
+    """In a branch, the line of the parent's ledger at which it begins."""
+    compared_with: str | None = None
+    """What the head was compared with: a signature or a published head; None: nothing."""
+
+    def text(self) -> str:
+        """One line of text."""
+        if self.chained_from is None:
+            return "ledger: not a chain of lines; written by an earlier version"
+        begin = f" from line {self.chained_from:,}" if self.chained_from > 1 else ""
+        checked = f"checked against {self.compared_with}" if self.compared_with else "not signed"
+        return f"ledger: a chain of {self.lines:,} lines{begin}, head {self.head}, {checked}"
+
+
 class AuditReport(FrozenRecord):
     """The result of `reptrain audit`."""
 
@@ -152,6 +199,14 @@ class AuditReport(FrozenRecord):
     """The same for each source, in the order of the configuration."""
     store_verified: bool
     """Whether the shards of the stores were hashed."""
+    level: Literal["windows", "inputs"] = "windows"
+    """What was compared: the raw windows on the device, or also all that entered the model."""
+    inputs: InputsAudit | None = None
+    """The check of the model's inputs; None at level `windows`."""
+    ledger: LedgerAudit | None = None
+    """The check of the ledger as a chain; None if it cannot be read."""
+    cannot_say: tuple[str, ...] = ()
+    """Damaged or missing evidence: then the audit proves nothing, whatever else it found."""
     num_problems: int
     """Number of problems, including those not listed."""
     problems: tuple[Problem, ...]
@@ -174,8 +229,9 @@ class AuditReport(FrozenRecord):
             not_applied=NotApplied(),
             sources=(),
             store_verified=False,
-            num_problems=1,
-            problems=(Problem(message=f"cannot be audited: {reason}"),),
+            cannot_say=(reason,),
+            num_problems=0,
+            problems=(),
         )
 
     def to_json(self) -> str:
@@ -184,6 +240,8 @@ class AuditReport(FrozenRecord):
 
     def head(self) -> str:
         """The verdict in one line."""
+        if self.cannot_say:
+            return "cannot say: damaged or missing evidence"
         if self.exact:
             return "exact" if self.complete else "exact so far, not complete"
         if self.as_planned:
@@ -201,6 +259,18 @@ class AuditReport(FrozenRecord):
             if skipped
             else f"not exact: {problems}"
         )
+
+    @property
+    def exit_code(self) -> int:
+        """0 exact, 1 not exact, 4 cannot say."""
+        return 4 if self.cannot_say else int(not self.exact)
+
+    def _level_text(self) -> str:
+        """What was compared, in one line."""
+        if self.inputs is None:
+            return "level windows: the raw windows on the device were compared, not the model's inputs"
+        proved = "proved to the model's inputs; " if self.as_planned else ""
+        return f"level inputs: {proved}{self.inputs.text()}"
 
     def text(self) -> str:
         """The report as lines of text."""
@@ -220,7 +290,10 @@ class AuditReport(FrozenRecord):
             lines.append(self.not_applied.text())
         lines = [
             self.head(),
+            *(f"  {reason}" for reason in self.cannot_say),
             *lines,
+            self._level_text(),
+            *([self.ledger.text()] if self.ledger else []),
             f"store{'s' * (len(self.sources) > 1)}:"
             f" {'hashed again' if self.store_verified else 'hashes not checked'}",
             *(f"  {problem.text()}" for problem in self.problems),

@@ -11,26 +11,14 @@ import torch
 from torch import Tensor
 
 from reptrain.batch.micro_batch import MicroBatch
-from reptrain.random import GAMMA, MULTIPLY
+from reptrain.random import GAMMA
+from reptrain_kernels.counter import mix64_
 
-
-def _signed(constant: int) -> int:
-    return constant - 2**64 if constant >= 2**63 else constant
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # torch shifts int64 arithmetically, but the digest needs a logical shift.
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLY[0])
-    x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLY[1])
-    return x ^ _shift_right(x, 31)
+_GAMMA = GAMMA - 2**64
 
 
 def _mix_word(x: Tensor) -> Tensor:
-    return _mix(x * _signed(GAMMA))
+    return mix64_(x * _GAMMA)
 
 
 def batch_digest(batch: MicroBatch) -> Tensor:
@@ -43,8 +31,8 @@ def batch_digest(batch: MicroBatch) -> Tensor:
         int64 scalar on the batch's device; `value % 2**64` is the unsigned digest.
     """
     offset_L = torch.arange(batch.tokens_BL.shape[1], device=batch.tokens_BL.device)
-    base_BL = (batch.start_B[:, None] + (offset_L + 1)) * _signed(GAMMA)
-    hashed_BL = _mix(batch.tokens_BL + base_BL)
+    base_BL = (batch.start_B[:, None] + (offset_L + 1)) * _GAMMA
+    hashed_BL = mix64_(batch.tokens_BL + base_BL)
     sum_B = torch.where(offset_L < batch.length_B[:, None], hashed_BL, 0).sum(dim=1)
-    digest_B = _mix(sum_B + _mix_word(_mix_word(batch.start_B) + batch.length_B))
+    digest_B = mix64_(sum_B + _mix_word(_mix_word(batch.start_B) + batch.length_B))
     return torch.where(batch.length_B > 0, digest_B, 0).sum()

@@ -1,9 +1,11 @@
 """Checkpoints that any number of ranks can read: save, find, load, and average the weights."""
 
+from reptrain.checkpoint.adopt import adopt, intact_manifest
 from reptrain.checkpoint.step_folder import (
     CheckpointManifest,
     FoundCheckpoint,
     Topology,
+    check_loaded,
     find,
     load,
     restore_records,
@@ -15,7 +17,10 @@ __all__ = [
     "CheckpointManifest",
     "FoundCheckpoint",
     "Topology",
+    "adopt",
+    "check_loaded",
     "find",
+    "intact_manifest",
     "load",
     "restore_records",
     "save",

@@ -155,6 +155,12 @@ def _torch_optimizer(engine: Engine) -> torch.optim.Optimizer:
     return wrapped if isinstance(wrapped, torch.optim.Optimizer) else wrapped.optimizer
 
 
+def update_count(engine: Engine) -> Tensor | None:
+    """Number of steps that changed the weights, as the optimizer holds it; None if it does not count them."""
+    states = _torch_optimizer(engine).state.values()
+    return next((state["step"] for state in states if "step" in state), None)
+
+
 def optimizer_steps(engine: Engine) -> int:
     """Number of steps that changed the weights."""
     states = _torch_optimizer(engine).state.values()

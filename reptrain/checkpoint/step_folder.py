@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptrain.checkpoint import state
 from reptrain.checkpoint.state_files import FileSum, copy_file, read_pieces, write_pieces
+from reptrain.checkpoint.state_hash import counters_hash, pieces_hash
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.base import FileName, Int64
 from reptrain.distributed.engine import Engine
@@ -34,8 +35,9 @@ from reptrain.files import flush_folder, replacing, write_atomically
 from reptrain.reading import parse_object
 from reptrain.runs.records import JsonLines
 
-CHECKPOINT_FORMAT = 2
-"""Format of a checkpoint's files. Format 1 is refused."""
+CHECKPOINT_FORMAT = 3
+"""Format of a checkpoint's files. Format 2 has no `state` in the manifest; format 1 is refused."""
+_READ_FORMATS = (2, CHECKPOINT_FORMAT)
 _MANIFEST = "manifest.json"
 _LATEST = "latest"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -83,6 +85,8 @@ class CheckpointManifest(BaseModel):
     """Updates of the routers' expert bias (see `reptrain.training.load_balance`), by buffer name."""
     averaged_steps: Int64 = 0
     """Steps included in the average of the weights."""
+    state: str | None = None
+    """Hash of weights, optimizer state and counters (docs/format.md); None in format 2."""
     parameters: dict[str, list[int]]
     """Shape of each parameter, by name."""
     files: dict[FileName, FileSum]
@@ -108,13 +112,13 @@ class CheckpointManifest(BaseModel):
         if sha256(body.encode()).hexdigest() != checksum:
             raise ValueError(f"{_MANIFEST} does not match its checksum")
         number = parse_object(body).get("format")
-        if number != CHECKPOINT_FORMAT:
+        if number not in _READ_FORMATS:
             is_newer = isinstance(number, int) and number > CHECKPOINT_FORMAT
             reader = "a later version of reptrain" if is_newer else "the version of reptrain that wrote it"
             raise ResumeError(
                 f"checkpoint {folder}",
                 got=f"format {number}",
-                rule=f"must have format {CHECKPOINT_FORMAT}",
+                rule=f"must have format {' or '.join(map(str, _READ_FORMATS))}",
                 remedy=f"Use {reader}.",
             )
         return cls.model_validate_json(body)
@@ -140,6 +144,7 @@ def save(
     keep_last: int,
     keep: Collection[int] = (),
     average: WeightAverage | None = None,
+    note_state: Callable[[str], None] | None = None,
 ) -> None:
     """Save a checkpoint, make it the latest, and remove checkpoints that are not kept.
 
@@ -152,6 +157,7 @@ def save(
         keep_last: Number of newest checkpoints to keep.
         keep: Steps whose checkpoints are always kept.
         average: Average of the weights, if the run keeps one.
+        note_state: Called on the main rank with the state hash, before the records are copied.
 
     Raises:
         RunError: If the disk is full; earlier checkpoints are untouched.
@@ -166,12 +172,17 @@ def save(
 
     def complete() -> None:
         files: dict[str, FileSum] = {}
+        parts: list[int] = []
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise outcome
-            file_name, file_sum = outcome
+            file_name, file_sum, part = outcome
             files[file_name] = file_sum
+            parts.append(part)
+        state_hash = f"{(sum(parts) + _counters_hash(engine, step, average)) % 2**64:016x}"
+        if note_state is not None:
+            note_state(state_hash)
         with _removed_where_full(temporary):
             copies = {path.name: copy_file(path, temporary / path.name) for path in records}
         manifest = CheckpointManifest(
@@ -181,12 +192,13 @@ def save(
             loss_scaling=state.loss_scaling(engine),
             expert_bias=state.expert_bias(engine.module),
             averaged_steps=average.steps if average else 0,
+            state=state_hash,
             parameters=state.shapes(engine),
             files=files,
             records=copies,
         )
         with _removed_where_full(temporary):
-            _make_latest(folder, temporary, manifest)
+            make_latest(folder, temporary, manifest)
         _remove_old(folder, step, keep_last, keep)
 
     world.on_main(complete)
@@ -197,10 +209,12 @@ def _remove_temporary(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _attempt_write(temporary: Path, name: str, held: list[state.Piece]) -> tuple[str, FileSum] | Exception:
+def _attempt_write(
+    temporary: Path, name: str, held: list[state.Piece]
+) -> tuple[str, FileSum, int] | Exception:
     try:
         temporary.mkdir(parents=True, exist_ok=True)
-        return name, write_pieces(temporary / name, held)
+        return name, write_pieces(temporary / name, held), pieces_hash(held)
     except OSError as error:
         return _disk_error(temporary.parent, error)
 
@@ -225,7 +239,14 @@ def _removed_where_full(temporary: Path) -> Iterator[None]:
         raise _disk_error(temporary.parent, error) from error
 
 
-def _make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> None:
+def make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> None:
+    """Complete a checkpoint that was written under a temporary name, and make it the latest.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        temporary: Its folder so far, with all files but the manifest.
+        manifest: Its manifest.
+    """
     final = folder / f"step-{manifest.step}"
     write_atomically(temporary / _MANIFEST, manifest.text())
     flush_folder(temporary)
@@ -329,7 +350,7 @@ def restore_records(found: FoundCheckpoint, logs: Sequence[JsonLines[Any]]) -> l
     restored = []
     for log in logs:
         if found.path is None or found.manifest is None:
-            log.path.unlink(missing_ok=True)
+            log.remove()
             continue
         expected = found.manifest.records[log.path.name]
         if not expected.begins(log.path):
@@ -357,6 +378,50 @@ def load(
     state.set_loss_scaling(engine, manifest.loss_scaling)
     state.set_expert_bias(engine.module, manifest.expert_bias)
     state.spread_weights(engine)
+
+
+def _counters_hash(engine: Engine, step: int, average: WeightAverage | None) -> int:
+    counters = {
+        "step": step,
+        "optimizer_steps": state.optimizer_steps(engine),
+        "averaged_steps": average.steps if average else 0,
+    }
+    return counters_hash(counters, state.expert_bias(engine.module), state.loss_scaling(engine))
+
+
+def check_loaded(
+    engine: Engine,
+    path: Path,
+    manifest: CheckpointManifest,
+    *,
+    world: World,
+    average: WeightAverage | None = None,
+) -> str:
+    """Hash the state after `load`, and compare it with that of the checkpoint; returns the state hash.
+
+    Args:
+        engine: The engine around the model.
+        path: Folder of the checkpoint.
+        manifest: Its manifest.
+        world: The ranks; every rank calls this function.
+        average: Average of the weights, if the run keeps one.
+
+    Raises:
+        ResumeError: If they differ.
+    """
+    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
+    if average is not None:
+        held = average.pieces(held)
+    total = sum(world.gather(pieces_hash(held))) + _counters_hash(engine, manifest.step, average)
+    loaded = f"{total % 2**64:016x}"
+    if manifest.state is not None and loaded != manifest.state:
+        raise ResumeError(
+            f"state loaded from {path}",
+            got=f"hash {loaded}",
+            rule=f"must have the hash {manifest.state} that was saved",
+            remedy="Remove this checkpoint to resume from the one before, and report the error.",
+        )
+    return loaded
 
 
 def _refuse_another_model(

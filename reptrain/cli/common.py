@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from reptrain import __version__
-from reptrain.errors import ConfigError, ReptrainError, shorten
+from reptrain.errors import CannotSayError, ConfigError, ReptrainError, shorten
 from reptrain_launcher.rank_environment import shown_rank
 
 # Subcommands inherit both settings; click shortens the width to the terminal's.
@@ -34,7 +34,7 @@ app.add_typer(store_app, name="store")
 app.add_typer(study_app, name="study")
 app.add_typer(tasks_app, name="tasks")
 
-DONE, NO, WRONG_INPUT, PREEMPTED = 0, 1, 2, 3
+DONE, NO, WRONG_INPUT, PREEMPTED, CANNOT_SAY = 0, 1, 2, 3, 4
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,6 +61,8 @@ def main() -> None:
         _check_platform()
         _check_arguments(sys.argv[1:])
         app()
+    except CannotSayError as error:
+        _refuse(error, CANNOT_SAY)
     except ReptrainError as error:
         _refuse(error)
     except OSError as error:
@@ -96,10 +98,10 @@ def _check_arguments(arguments: list[str]) -> None:
             )
 
 
-def _refuse(message: object) -> NoReturn:
+def _refuse(message: object, code: int = WRONG_INPUT) -> NoReturn:
     rank = shown_rank()
     typer.echo(f"error: {message}" if rank is None else f"rank {rank}: error: {message}", err=True)
-    sys.exit(WRONG_INPUT)
+    sys.exit(code)
 
 
 def show(data: Any, text: str, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from reptrain.cli.common import DONE, NO, app, show, store_app
+from reptrain.cli.common import CANNOT_SAY, DONE, NO, app, show, store_app
 from reptrain.cli.options import AsJson, StoreFolder, count_option
 from reptrain.tokenize_options import Option, TokenizeOptions
 
@@ -139,7 +139,7 @@ def store_verify(
 ) -> None:
     """Verify the hash and counts of every shard, and the overlap of held-out and training text.
 
-    Exit code 1 if a shard differs from its manifest, or if the overlap exceeds --max-overlap.
+    Exit code 4 if a file differs from what was sealed, 1 if the overlap exceeds --max-overlap.
     """
     from reptrain.progress import stage_progress
     from reptrain.store import MAX_OVERLAP, verify
@@ -149,9 +149,10 @@ def store_verify(
         report = verify(store, progress, overlap=True, max_overlap=limit)
     data = {
         "ok": report.ok,
-        "problems": list(report.problems),
+        "problems": report.problems,
+        "overlap_problems": report.overlap_problems,
         "max_overlap": limit,
         "overlap": [overlap.as_json() for overlap in report.overlap],
     }
     show(data, report.text(store), as_json=as_json)
-    raise typer.Exit(DONE if report.ok else NO)
+    raise typer.Exit(CANNOT_SAY if report.problems else DONE if report.ok else NO)

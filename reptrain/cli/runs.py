@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from reptrain.cli.common import DONE, NO, PREEMPTED, app, config_app, show
+from reptrain.cli.common import DONE, PREEMPTED, app, config_app, show
 from reptrain.cli.options import AsJson, ConfigFile, MaxMinutes, MovedStores, Out, Overrides
+from reptrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reptrain.auditing.report import AuditReport
 
 
 @config_app.command("show")
@@ -143,9 +149,39 @@ def audit(
             "--exposures", metavar="FILE.arrow", help="Also write the number of uses of every token."
         ),
     ] = None,
+    level: Annotated[
+        Literal["windows", "inputs"],
+        typer.Option(
+            help="windows: compare the raw windows that reached the device. inputs: also rebuild and compare"
+            " all that entered the model: input ids, targets, their weights, attention masks. Needs torch;"
+            " takes time in proportion to the tokens seen."
+        ),
+    ] = "windows",
+    processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes that rebuild the inputs, with --level inputs.")
+    ] = 1,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="A published head of the ledger, which it must contain."),
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A signature of the ledger's head to check.")
+    ] = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Allowed signers: lines of NAME PUBLIC-KEY, as in ssh-keygen(1)."),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY", help="Sign the ledger's head with this SSH key, as ledger.sig in the run."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recount how often each token reached the model, from ledger and store. Exit code 1: not exact.
+    """Recount how often each token reached the model, from ledger and store.
+
+    Exit code 0: exact. 1: not exact. 2: wrong input. 4: cannot say, as evidence is damaged or missing.
 
     A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
     the order `mixed` is exact only after a whole number of epochs. Between epochs, a correct run is reported
@@ -153,12 +189,40 @@ def audit(
     """
     from reptrain.auditing.audit import audit as recount
     from reptrain.auditing.audit import store_places
+    from reptrain.auditing.head_check import Signed, sign_head
     from reptrain.progress import stage_progress
 
+    if (signature is None) != (signers is None):
+        raise ConfigError(
+            "--signature and --signers",
+            got="one of them",
+            rule="must be given together",
+            remedy="Name the signature and the file of allowed signers.",
+        )
+    options: dict[str, Any] = {"store": store_places(run, store or []) or None, "exposures": exposures}
+    options |= {"head": head, "signature": Signed(signature, signers) if signature and signers else None}
+    if level == "inputs":
+        recount = partial(_inputs_audit(), processes=processes)
     with stage_progress() as progress:
-        report = recount(run, store=store_places(run, store or []), progress=progress, exposures=exposures)
+        report = recount(run, progress=progress, **options)
     show(json.loads(report.to_json()), report.text(), as_json=as_json)
-    raise typer.Exit(DONE if report.exact else NO)
+    if sign is not None and report.ledger is not None:
+        sign_head(report.ledger.head, sign, run / "ledger.sig")
+        typer.echo(f"signed as {run / 'ledger.sig'}", err=True)
+    raise typer.Exit(report.exit_code)
+
+
+def _inputs_audit() -> Callable[..., AuditReport]:
+    try:
+        from reptrain.training.rebuilt_inputs import audit_inputs
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "--level inputs",
+            got=f"no {error.name}",
+            rule="needs torch to rebuild the model's inputs",
+            remedy="Install it, or use --level windows.",
+        ) from error
+    return audit_inputs
 
 
 @app.command()

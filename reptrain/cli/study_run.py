@@ -2,34 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from reptrain.progress import progress_display
+from reptrain.cli.study_display import study_display
+from reptrain.errors import StudyError
 from reptrain.report import build_report
-from reptrain.study import StudyConfig, StudyEvent, collect, run_study, verdict
+from reptrain.study import StudyConfig, collect, run_study, verdict
 from reptrain.study.audits import audit_runs
+from reptrain.study.bill import Hardware, bill_of, over_budget
+from reptrain.study.build import build_graph
 from reptrain.study.cautions import cautions
+from reptrain.study.executor import Executor
+from reptrain.study.local_pool import LocalPool
+from reptrain.study.slurm_options import SlurmOptions
 
-_EVENT_TEXT = {"skipped": "already done", "failed": "failed", "stopped": "stopped", "start": "starting"}
+
+@dataclass(frozen=True)
+class RunMeans:
+    """Where the runs of a study are executed."""
+
+    executor: Executor
+    launch: Sequence[str] | None
+    """See `run_study`."""
+    devices_per_run: int
+    runs_at_once: int
 
 
-def run_and_report(study: StudyConfig, out: Path, *, launch: Sequence[str] | None = None) -> int:
-    """Run the unfinished arms of a study, then audit all runs, write the report and print the answer.
+def run_means(
+    study: StudyConfig, out: Path, *, jobs: int | None, gpus: int | None, slurm: Sequence[str]
+) -> RunMeans:
+    """The executor for the options of `study run`.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        jobs: Runs at once; None: the default.
+        gpus: GPUs of each run, under Slurm on each node; None: the default.
+        slurm: Options of sbatch; empty: this machine.
+
+    Raises:
+        StudyError: If an option is wrong, or this machine has no Slurm.
+    """
+    if slurm:
+        from reptrain.study.slurm import SlurmExecutor
+
+        options = SlurmOptions.parse(slurm, gpus=gpus, parallel=jobs)
+        devices = options.nodes * (options.gpus_per_node or options.ranks_per_node)
+        executor = SlurmExecutor(out / "slurm", options, name=study.name)
+        return RunMeans(executor, None, devices, options.parallel)
+    pool = LocalPool(jobs, gpus_per_job=gpus or 1)
+    several = [sys.executable, "-m", "reptrain", "launch", "--gpus", str(gpus)] if gpus and gpus > 1 else None
+    return RunMeans(pool, several, gpus or 1, pool.jobs)
+
+
+def refuse_over_budget(study: StudyConfig, out: Path, budget: str, hardware: Hardware) -> None:
+    """Refuse a study whose unfinished runs exceed a budget.
+
+    Raises:
+        StudyError: Naming both figures.
+    """
+    excess = over_budget(bill_of(study, build_graph(study, out), out, hardware), budget)
+    if excess is not None:
+        raise StudyError(
+            f"study {study.name}",
+            got=excess,
+            rule="must fit in its budget",
+            remedy="Remove arms or seeds, or raise --budget. `reptrain study plan` shows each arm.",
+        )
+
+
+def run_and_report(
+    study: StudyConfig,
+    out: Path,
+    *,
+    launch: Sequence[str] | None = None,
+    executor: Executor | None = None,
+    done: Path | None = None,
+) -> int:
+    """Run the unfinished nodes of a study, then audit all runs, write the report and print the answer.
 
     Args:
         study: The study.
         out: Its folder.
         launch: See `run_study`.
+        executor: See `run_study`.
+        done: See `run_study`.
 
     Returns:
         0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
     """
-    with study_progress() as on_event:
-        result = run_study(study, out, on_event=on_event, launch=launch)
+    with study_display() as on_event:
+        result = run_study(study, out, on_event=on_event, launch=launch, executor=executor, done=done)
     for outcome in result.outcomes:
         if outcome.reason:
             typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
@@ -53,22 +121,3 @@ def audit_and_report(study: StudyConfig, out: Path) -> bool:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in audits.values())
-
-
-@contextmanager
-def study_progress() -> Iterator[Callable[[StudyEvent], None]]:
-    """A function that shows the events of a study, arm by arm."""
-    with progress_display() as show:
-
-        def on_event(event: StudyEvent) -> None:
-            stage = f"[{event.index + 1}/{event.num_arms}] {event.arm}"
-            show(stage, event.tokens, event.total_tokens, _event_text(event))
-
-        yield on_event
-
-
-def _event_text(event: StudyEvent) -> str:
-    text = _EVENT_TEXT.get(event.kind, "")
-    if event.kind in ("progress", "done") and event.tokens_per_s:
-        text = f"{event.tokens_per_s:,.0f} tokens/s"
-    return f"{text}: {event.message}" if event.message else text

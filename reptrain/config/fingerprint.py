@@ -29,6 +29,7 @@ _NOT_MATHEMATICS = (
     "train.on_nonfinite",
     "evaluate",
     "checkpoint",
+    "branch",
 )
 
 _PRECISION = "train.precision"
@@ -97,10 +98,13 @@ def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
     # Where nothing chose another precision, `auto` is fp32: a run folder holds the one that was used.
     if flat.get(_PRECISION) == "auto":
         flat[_PRECISION] = "fp32"
+    # A part's own seed counts only if it is another one than the run's.
+    seed = flat.get("seed", 0)
     return {
         key: value
         for key, value in flat.items()
-        if not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
+        if not (key.startswith("seeds.") and value in (None, seed))
+        and not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
     }
 
 

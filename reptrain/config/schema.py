@@ -170,6 +170,8 @@ class EvaluateConfig(Frozen):
     """Number of times to score each window, with different noise each time."""
     patience: Positive | None = None
     """Early stopping: evaluations without a better loss on select until the run stops; null: never."""
+    at_steps: list[Positive] = Field(default_factory=list)
+    """Further numbers of completed steps at which to evaluate. A study sets them where runs branch."""
 
 
 class CheckpointConfig(Frozen):
@@ -181,6 +183,31 @@ class CheckpointConfig(Frozen):
     """Number of newest checkpoints to keep."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between checkpoints that are kept permanently; null: none."""
+    at_steps: list[Positive] = Field(default_factory=list)
+    """Further numbers of completed steps at which to save a checkpoint that is kept permanently. A study sets
+    them where runs branch."""
+
+
+class BranchConfig(Frozen):
+    """The run that a run shares its first steps with."""
+
+    run: str
+    """Folder of that run. Refused if the two runs differ within the shared steps."""
+    step: Positive
+    """Number of shared steps. Without an intact checkpoint at this step, the run trains from its start."""
+
+
+class SeedsConfig(Frozen):
+    """Seeds of the parts of a run that draw at random; null: `seed`."""
+
+    order: Seed | None = None
+    """Seed of the order of the windows, and of shifted cuts. It also keys the objective's noise."""
+    noise: Seed | None = None
+    """Seed of the objective's noise."""
+    weights: Seed | None = None
+    """Seed of the initial weights."""
+    dropout: Seed | None = None
+    """Seed of the dropout masks and of input noise."""
 
 
 class RunConfig(Frozen):
@@ -190,6 +217,8 @@ class RunConfig(Frozen):
     """Name of the run folder; null: the file's name."""
     seed: Seed = 0
     """Seed of the epoch order, the noise, the initial weights and every dropout mask."""
+    seeds: SeedsConfig = SeedsConfig()
+    """Other seeds for some of these."""
     init_from: str | None = None
     """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
     Null: random weights drawn with `seed`."""
@@ -213,6 +242,9 @@ class RunConfig(Frozen):
     """When and on how many windows to evaluate."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save checkpoints, and how many to keep."""
+    branch: BranchConfig | None = None
+    """Another run whose checkpoint this run starts from, with its records; null: none. Does not change the
+    results: the first steps of both runs are the same."""
 
     def with_absolute_stores(self) -> Self:
         """The run with absolute paths of its stores, valid in any working directory."""
@@ -222,11 +254,17 @@ class RunConfig(Frozen):
             name: source.model_copy(update={"store": str(Path(source.store).absolute())})
             for name, source in data.sources.items()
         }
-        return self.model_copy(update={"data": data.model_copy(update=given)})
+        branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
+        return self.model_copy(update={"data": data.model_copy(update=given), "branch": branch})
 
     def store_setting(self, name: str) -> str:
         """The dotted key that names the store of a source."""
         return "data.store" if self.data.store is not None else f"data.sources.{name}.store"
+
+    def seed_of(self, part: Literal["order", "noise", "weights", "dropout"]) -> int:
+        """The seed of a part of the run: its own, or the run's."""
+        own: Seed | None = getattr(self.seeds, part)
+        return self.seed if own is None else own
 
     @property
     def sources(self) -> dict[str, SourceConfig]:

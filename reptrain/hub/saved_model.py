@@ -117,6 +117,11 @@ class SavedModel(ABC):
         return "causal" if isinstance(self.config, DecoderConfig) else "inputs"
 
     @property
+    def ledger(self) -> Path | None:
+        """Copy of its run's ledger up to its step; None without a run."""
+        return None
+
+    @property
     def rows(self) -> int:
         """Rows of the embedding."""
         assert self.config.vocab_size is not None
@@ -232,6 +237,10 @@ class _RunModel(_Checkpointed):
     def reading(self) -> Reading:
         """How the model treats a prompt, by its objective."""
         return self._run.objective.reading(self.config.family)
+
+    @property
+    def ledger(self) -> Path:
+        return self._place / "ledger.jsonl"
 
     def own_tokenizer(self) -> Tokenizer:
         # The plan holds the store's absolute path.

@@ -15,6 +15,7 @@ from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.head import Head
+from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
@@ -113,6 +114,8 @@ class Decoder(nn.Module):
         routing: Routing | None = None,
         cache: Cache | None = None,
         targets: Targets | None = None,
+        loss_factor: Tensor | None = None,
+        witness: Witness | None = None,
     ) -> Tensor | Loss:
         """Logits of the next token at each position, or the loss of the targets.
 
@@ -129,6 +132,8 @@ class Decoder(nn.Module):
                 with padding at the end only; excludes ``segments_BT`` and ``targets``. A prefix must be in
                 the first call.
             targets: The target of each position; None returns logits.
+            loss_factor: float64 scalar on the host, multiplies the targets' weights; None: 1.
+            witness: Filled with the input digest; needs ``targets``.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache, logits_B1V of each row's
@@ -162,7 +167,18 @@ class Decoder(nn.Module):
         states_BTD = self.norm(x_BTD if cache is None else cache.last(x_BTD))
         if self.config.mup_base_width is not None:
             states_BTD = states_BTD / self.config.mup_ratio
-        return self.head(states_BTD, targets)
+        if witness is not None and targets is not None:
+            digest_B = row_digests(
+                witness.index_B,
+                tokens_BT,
+                is_token_BT=is_token_BT,
+                causal=mask.causal,
+                segments_BT=mask.segments_BT,
+                prefix_B=None if mask.prefix_BT is None else mask.prefix_BT[:, 0],
+                targets=targets,
+            )
+            witness.fill(digest_B, targets=targets.target)
+        return self.head(states_BTD, targets, loss_factor)
 
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int

@@ -16,6 +16,7 @@ from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
 from reptrain.model.head import Head
+from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
@@ -256,6 +257,8 @@ class EncoderDecoder(nn.Module):
         dropout: DropoutContext | None = None,
         routing: Routing | None = None,
         targets: Targets | None = None,
+        loss_factor: Tensor | None = None,
+        witness: Witness | None = None,
     ) -> Tensor | Loss:
         """Logits of the target at each position of the decoder, or the loss of the targets.
 
@@ -267,6 +270,8 @@ class EncoderDecoder(nn.Module):
             dropout: Keys of the dropout masks; None: no dropout. Evaluation mode never drops.
             routing: Filled with the losses and statistics of the routers, the encoder's first.
             targets: The target of each position of the decoder; None returns logits.
+            loss_factor: float64 scalar on the host, multiplies the targets' weights; None: 1.
+            witness: Filled with the input digest; needs ``targets``.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
@@ -282,7 +287,24 @@ class EncoderDecoder(nn.Module):
         x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **options)
         if routing is not None:
             routing.fill(layers + more_layers)
-        return self._score(x_BTD, targets)
+        if witness is not None and targets is not None:
+            source_B = row_digests(
+                witness.index_B,
+                source_BS,
+                is_token_BT=source_segments_BS > 0,
+                causal=self.encoder.causal,
+                segments_BT=source_segments_BS,
+            )
+            digest_B = row_digests(
+                witness.index_B,
+                inputs_BT,
+                is_token_BT=segments_BT > 0,
+                causal=self.decoder.causal,
+                segments_BT=segments_BT,
+                targets=targets,
+            )
+            witness.fill(source_B, digest_B, targets=targets.target)
+        return self._score(x_BTD, targets, loss_factor)
 
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
         """The encoder's states, states_BSD, without dropout.
@@ -316,7 +338,9 @@ class EncoderDecoder(nn.Module):
         x_BTD, _ = self.decoder(self.embedding(inputs_BT), segments_BT, source, cache=cache)
         return self._score(cache.last(x_BTD))
 
-    def _score(self, x_BTD: Tensor, targets: Targets | None = None) -> Tensor | Loss:
+    def _score(
+        self, x_BTD: Tensor, targets: Targets | None = None, loss_factor: Tensor | None = None
+    ) -> Tensor | Loss:
         # A tied head has the embedding's unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
-        return self.head(x_BTD * scale, targets)
+        return self.head(x_BTD * scale, targets, loss_factor)

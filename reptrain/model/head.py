@@ -25,18 +25,23 @@ class Head(nn.Linear):
     def __init__(self, width: int, rows: int) -> None:
         super().__init__(width, rows, bias=False)
 
-    def forward(self, x_BTD: Tensor, targets: Targets | None = None) -> Tensor | Loss:
+    def forward(
+        self, x_BTD: Tensor, targets: Targets | None = None, loss_factor: Tensor | None = None
+    ) -> Tensor | Loss:
         """Project states to logits.
 
         Args:
             x_BTD: Normalized states.
             targets: The target of each position; None returns logits.
+            loss_factor: float64 scalar on the host, multiplies the targets' weights; None: 1.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
         """
         if targets is None:
             return super().forward(x_BTD)
+        if loss_factor is not None and targets.weight is not None:
+            targets = targets._replace(weight=targets.weight * loss_factor.to(targets.weight.dtype))
         kind, weight_VD = x_BTD.device.type, self.weight
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)

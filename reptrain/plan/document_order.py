@@ -2,7 +2,7 @@
 
 Computed by one pass over the documents' lengths; later openings are O(1). The file is one int64
 array [2, N + 1]: row 0 holds the start of each document in the stream (and the end of the stream), row 1 the
-index of that document (and -1).
+index of that document (and -1). Its SHA-256 is beside it: a file that differs from it is computed again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import platformdirs
 
 from reptrain import random
 from reptrain.errors import PlanError
+from reptrain.store.hashing import has_checksum, write_checksum
 
 if TYPE_CHECKING:
     from reptrain.store import Split
@@ -27,6 +28,8 @@ Int64s = npt.NDArray[np.int64]
 
 # Documents per chunk when an order is computed: bounds the memory beside the mapped file.
 _CHUNK = 1 << 18
+# Larger orders are not hashed at a start: `reptrain store verify` and the audit check them.
+_HASHED_BYTES = 1 << 28
 
 
 class DocumentOrder(NamedTuple):
@@ -84,8 +87,10 @@ def derive_order(split: Split, *, seed: int) -> DocumentOrder:
 
 
 def _load(path: Path, split: Split) -> DocumentOrder | None:
-    """The order in a file, or None if the file is missing or incomplete."""
+    """The order in a file, or None if the file is missing, incomplete or differs from its checksum."""
     try:
+        if not has_checksum(path, largest_bytes=_HASHED_BYTES):
+            return None
         # A plain view: slicing a memmap is slower than searching in it.
         table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError):
@@ -109,6 +114,7 @@ def _write(path: Path, split: Split, seed: int) -> None:
         _fill(table, split, seed)
         table.flush()
         temporary.replace(path)
+        write_checksum(path)
     finally:
         temporary.unlink(missing_ok=True)
 

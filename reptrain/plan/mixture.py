@@ -178,6 +178,7 @@ def plan_mixture(config: RunConfig, unique_tokens: Mapping[str, int]) -> Mixture
         PlanError: If a window is longer than a source's subset, or there are more than 2**62 windows.
     """
     plans = []
+    order_seed = config.seed_of("order")
     for name, source in config.sources.items():
         is_named = bool(config.data.sources)
         try:
@@ -187,7 +188,7 @@ def plan_mixture(config: RunConfig, unique_tokens: Mapping[str, int]) -> Mixture
                 budget=source.total_tokens,
                 order=source.order or config.data.order,
                 cut=source.cut or config.data.cut,
-                seed=source_seed(config.seed, name) if is_named else config.seed,
+                seed=source_seed(order_seed, name) if is_named else order_seed,
             )
         except PlanError as error:
             if not is_named:

@@ -20,8 +20,8 @@ _NAMES = {
     "python": "Python",
     "commit": "commit",
 }
-# They describe a start and not a machine.
-_LEFT_OUT = {"packages", "command", "host", "earlier", "time", "pid"}
+# They describe a start or the data, not a machine.
+_LEFT_OUT = {"packages", "command", "host", "earlier", "time", "pid", "vocab_size"}
 
 
 class Machine(NamedTuple):

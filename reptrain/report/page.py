@@ -19,10 +19,11 @@ from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
-from reptrain.study.grid import arms
+from reptrain.study.grid import arms, varied_keys
 from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
+from reptrain.study.write_tables import write_tables
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Panel:
 
 
 def build_report(study: StudyConfig, out: Path) -> Path:
-    """Write ``out/report.html`` from the study's run folders, in any state.
+    """Write ``out/report.html`` and the tables from the study's run folders, in any state.
 
     Returns:
         The page's path.
@@ -47,6 +48,7 @@ def build_report(study: StudyConfig, out: Path) -> Path:
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, render(study, collect(study, out), out))
+    write_tables(study, out)
     return page
 
 
@@ -108,10 +110,11 @@ def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
 def _shared_settings(study: StudyConfig) -> dict[str, Any]:
     """The resolved configuration of the first arm, without the keys that differ between arms."""
     settings: dict[str, Any] = arms(study)[0].config.model_dump(mode="json")
-    for key in ["name", *study.axes, *(["seed"] if len(study.seeds) > 1 else [])]:
+    for key in ["name", *varied_keys(study), *(["seed"] if len(study.all_seeds) > 1 else [])]:
         *parents, leaf = key.split(".")
-        node = settings
+        node: Any = settings
         for parent in parents:
-            node = node[parent]
-        del node[leaf]
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(leaf, None)
     return settings

@@ -14,9 +14,12 @@ from reptrain.runs.records import FrozenRecord, JsonLines
 class EventRecord(FrozenRecord):
     """One event."""
 
-    event: Literal["started", "resumed", "damaged", "skipped", "spike", "preempted", "failed", "done"]
-    """Kind of event. damaged: a checkpoint was skipped, or records were restored; skipped: a step was not
-    applied; spike: the loss or gradient norm was far above its recent values."""
+    event: Literal[
+        "started", "branched", "resumed", "damaged", "skipped", "spike", "preempted", "failed", "done"
+    ]
+    """Kind of event. branched: the run took over the first steps of another; damaged: a checkpoint was
+    skipped, or records were restored; skipped: a step was not applied; spike: the loss or gradient norm was
+    far above its recent values."""
     step: Whole
     """Steps completed."""
     detail: str

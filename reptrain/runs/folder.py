@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.parent import read_parent
 from reptrain.runs.records import FrozenRecord, read_record
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
+
+_DEFINING_FILES = ("config.yaml", "plan.json")
 
 State = Literal["created", "running", "done", "failed", "preempted"]
 
@@ -185,6 +188,10 @@ class RunFolder:
                 remedy="Remove the file; the next start writes it again.",
             ) from error
         return environment
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of the files that define the run, by name."""
+        return {name: sha256((self.path / name).read_bytes()).hexdigest() for name in _DEFINING_FILES}
 
     def status(self) -> RunStatus:
         """The status of the run.

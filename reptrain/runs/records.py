@@ -14,6 +14,7 @@ from reptrain.errors import RunError
 from reptrain.files import read_small
 
 Record = TypeVar("Record", bound=BaseModel)
+Parsed = TypeVar("Parsed")
 
 
 class FrozenRecord(BaseModel):
@@ -64,9 +65,16 @@ class JsonLines(Generic[Record]):
         Raises:
             RunError: If the file ends with an incomplete line.
         """
+        self.write(record.model_dump_json(exclude_none=True).encode() + b"\n")
+
+    def write(self, line: bytes) -> None:
+        """Append the bytes of one line.
+
+        Raises:
+            RunError: If the file ends with an incomplete line.
+        """
         if not self._checked:
             self._check_end()
-        line = record.model_dump_json(exclude_none=True).encode() + b"\n"
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(line) < len(line):
@@ -88,13 +96,17 @@ class JsonLines(Generic[Record]):
         Raises:
             RunError: Naming the first invalid line.
         """
+        return (self.parse(line, number, self._adapter) for number, line in self.raw_lines())
+
+    def raw_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number, from 1, and bytes of each whole line."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                yield self._parse(line, number)
+                yield number, line
 
     def cut(self, size: int) -> None:
         """Truncate the file to its first ``size`` bytes, and flush it."""
@@ -103,14 +115,24 @@ class JsonLines(Generic[Record]):
             self.sync()
         self._checked = False
 
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+        self._checked = False
+
     def drop_half_line(self) -> None:
         """Remove an incomplete last line."""
         if self.path.exists():
             self.cut(self.path.read_bytes().rfind(b"\n") + 1)
 
-    def _parse(self, line: bytes, number: int) -> Record:
+    def parse(self, line: bytes, number: int, adapter: TypeAdapter[Parsed]) -> Parsed:
+        """The record of a line.
+
+        Raises:
+            RunError: Naming the line, if it is no such record.
+        """
         try:
-            return self._adapter.validate_json(line)
+            return adapter.validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 Order = Literal["reshuffle", "same", "mixed"]
-RUN_FORMAT = 2
-"""Format of a run folder's files. Format 1 has neither `format` nor `numerics_version` in plan.json; it can
-be read."""
+RUN_FORMAT = 3
+"""Format of a run folder's files. In format 2 the ledger has no input digests and is no chain; format 1 lacks
+`format` and `numerics_version` in plan.json too. Both can be read."""
 
 
 class SourcePlan(FrozenRecord):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from reptrain.files import write_atomically
 from reptrain.text.tokenizer import TokenArray
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -51,6 +52,42 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksum(path: Path) -> None:
+    """Write the SHA-256 of a file beside it, in a file that `sha256sum -c` reads."""
+    write_atomically(_checksum_file(path), f"{file_sha256(path)}  {path.name}\n")
+
+
+def has_checksum(path: Path, *, largest_bytes: int | None = None) -> bool:
+    """Whether a file has the SHA-256 that `write_checksum` wrote beside it.
+
+    Args:
+        path: The file.
+        largest_bytes: Do not hash a larger file, and only require that there is a checksum; None: hash it.
+
+    Raises:
+        OSError: If the file or its checksum cannot be read.
+    """
+    expected = _checksum_file(path).read_text(encoding="utf-8", errors="replace")
+    if largest_bytes is not None and path.stat().st_size > largest_bytes:
+        return True
+    return expected.split()[:1] == [file_sha256(path)]
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def damaged_orders(store: Path) -> list[str]:
+    """The cached orders of documents in a store that differ from their checksums."""
+    orders = sorted((store / "orders").glob("[!.]*.npy"))
+    marked = [path for path in orders if _checksum_file(path).exists()]
+    return [
+        f"orders/{path.name}: differs from its checksum; remove it, and the next start computes it again"
+        for path in marked
+        if not has_checksum(path)
+    ]
 
 
 def document_digest(tokens: TokenArray) -> bytes:

@@ -138,6 +138,29 @@ class Store:
             name: Split(name, path, info, manifest.dtype) for name, info in manifest.splits.items()
         }
 
+        self._opened = self._file_states()
+
+    def _file_states(self) -> dict[str, tuple[int, ...] | None]:
+        """Identity, size and time of change of each shard; None if it is missing."""
+        names = [shard.file for info in self.manifest.splits.values() for shard in info.shards]
+        return {name: _file_state(self.path / name) for name in names}
+
+    def check_unchanged(self) -> None:
+        """Check that no shard was replaced or written since the store was opened; reads no data.
+
+        Raises:
+            StoreError: Naming the first that was.
+        """
+        for name, state in self._file_states().items():
+            if state != self._opened[name]:
+                raise StoreError(
+                    f"store file {self.path / name}",
+                    got="no file any more" if state is None else "a file that was changed or replaced",
+                    rule="must not change while it is in use",
+                    remedy="Restore it and run the same command again: a run resumes from its last"
+                    " checkpoint. `reptrain store verify` compares the store with its manifest.",
+                )
+
     @property
     def fingerprint(self) -> str:
         """Identifies the content: the same text, tokenizer and options give the same fingerprint."""
@@ -205,6 +228,14 @@ def open_store(path: Path, *, named_by: str | None = None) -> Store:
     if not (path / manifest.tokenizer_file).is_file():
         raise _damaged(path / manifest.tokenizer_file, "no file")
     return Store(path, manifest)
+
+
+def _file_state(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_size(path: Path, size: int) -> None:

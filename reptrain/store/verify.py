@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reptrain.errors import ReptrainError, StoreError
 from reptrain.stages import StageProgress
-from reptrain.store.hashing import document_digest, file_sha256
+from reptrain.store.hashing import damaged_orders, document_digest, file_sha256
 from reptrain.store.manifest import (
     Shard,
     SplitInfo,
@@ -36,18 +36,24 @@ class VerifyReport:
     documents: int
     tokens: int
     problems: list[str]
+    """Where the contents differ from the manifest."""
     overlap: list[Overlap] = field(default_factory=list)
     """Overlap of `select` and of `report` with `train`, if requested and the contents are unchanged."""
+
+    overlap_problems: list[str] = field(default_factory=list)
+    """Overlaps above the limit: the contents are as sealed, but the held-out text is not new."""
 
     @property
     def ok(self) -> bool:
         """Whether the contents are unchanged, and no overlap exceeds the limit."""
-        return not self.problems
+        return not self.problems and not self.overlap_problems
 
     def text(self, path: Path) -> str:
         """The report as lines of text."""
-        lines = self.problems or [f"{path}: as sealed"]
-        return "\n".join([*(overlap.text() for overlap in self.overlap), *lines])
+        if self.problems:
+            return "\n".join([f"{path}: damaged", *self.problems])
+        lines = [*(overlap.text() for overlap in self.overlap), *self.overlap_problems]
+        return "\n".join([*lines, f"{path}: as sealed"])
 
 
 def verify(
@@ -60,7 +66,7 @@ def verify(
     """Read a whole store and compare it with its manifest.
 
     Checks each shard's hash, counts, ids below the vocabulary size and EOS at each document's end; the
-    totals; the tokenizer; and the fingerprint, computed again from the tokens.
+    totals; the tokenizer; the fingerprint, computed again from the tokens; and the cached document orders.
 
     Args:
         path: The store's folder.
@@ -93,17 +99,19 @@ def verify(
         actual[name] = SplitInfo.of(info.shards, digest.hexdigest())
     if not problems:
         problems = _total_problems(manifest, actual)
-    overlaps = []
+    problems += damaged_orders(path)
+    overlaps, too_large = [], []
     if overlap and not problems:
         stage = None if progress is None else partial(progress, "compare held-out text")
         overlaps = measure_overlap(path, manifest, stage)
-        problems = _overlap_problems(overlaps, max_overlap)
+        too_large = _overlap_problems(overlaps, max_overlap)
     return VerifyReport(
         shards=sum(len(info.shards) for info in manifest.splits.values()),
         documents=sum(info.documents for info in actual.values()),
         tokens=sum(info.tokens for info in actual.values()),
         problems=problems,
         overlap=overlaps,
+        overlap_problems=too_large,
     )
 
 

@@ -8,7 +8,7 @@ from reptrain.auditing.audit import audit
 from reptrain.auditing.report import AuditReport
 from reptrain.errors import ReptrainError
 from reptrain.files import write_atomically
-from reptrain.study.grid import arms
+from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 
@@ -21,20 +21,20 @@ def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
         out: Its folder.
 
     Returns:
-        The audits by arm. Each store is hashed once, with the first run on it.
+        The audits by run. Each store is hashed once, with the first run on it.
     """
     reports: dict[str, AuditReport] = {}
     verified: set[str] = set()
-    for arm in arms(study):
-        run = run_path(out, arm.name)
+    for node in build_graph(study, out).trainings:
+        run = run_path(out, node.name)
         if not (run / "plan.json").exists():
             continue
-        stores = {source.store for source in arm.config.sources.values()}
+        stores = {source.store for source in node.run.sources.values()}
         report = _audit(run, verify_store=not stores <= verified)
         if report.store_verified:
             verified |= stores
         write_atomically(run / "audit.json", report.to_json())
-        reports[arm.name] = report
+        reports[node.name] = report
     return reports
 
 

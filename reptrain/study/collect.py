@@ -15,9 +15,10 @@ from reptrain.reading import parse_json
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.records import FrozenRecord
-from reptrain.study.grid import Arm, arms
+from reptrain.study.grid import Arm
 from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.study.tuning import tuned_arms
 
 RowState = Literal[
     "waiting", "created", "running", "done", "failed", "preempted", "other config", "other numerics"
@@ -50,7 +51,8 @@ class ArmRow(FrozenRecord):
 
     Attributes:
         arm: Its name.
-        values: The value of each axis by dotted key.
+        values: What tells the arm from others: the value of each axis by dotted key, and ``arm``, the name of
+            its entry.
         seed: Seed of the run.
         state: State of the run. ``other config``: its folder holds another configuration; ``other
             numerics``: a run of another `numerics_version`. Neither is read.
@@ -110,8 +112,8 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    runs = [(arm, _begun(run_path(out, arm.name))) for arm in arms(study)]
-    shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm, folder)])
+    runs = [(arm, _begun(run_path(out, arm.name))) for arm in tuned_arms(study, out)[0]]
+    shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm.config, folder)])
     return [_row(arm, folder, shared) for arm, folder in runs]
 
 
@@ -126,10 +128,10 @@ def _shared_stores(folders: Sequence[RunFolder]) -> set[str]:
 
 
 def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
-    fields = {"arm": arm.name, "values": dict(arm.values), "seed": arm.config.seed, **_planned(arm)}
+    fields = {"arm": arm.name, "values": dict(arm.shown), "seed": arm.config.seed, **_planned(arm)}
     if folder is None:
         return ArmRow(**fields, state="waiting")
-    differs = difference(arm, folder)
+    differs = difference(arm.config, folder)
     if differs is not None:
         return ArmRow(**fields, state=differs)
     status = folder.status()

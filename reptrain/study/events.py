@@ -6,23 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-EventKind = Literal["start", "progress", "skipped", "done", "failed", "stopped"]
-OutcomeState = EventKind | Literal["waiting"]
+EventKind = Literal["start", "progress", "skipped", "done", "failed", "stopped", "blocked", "waiting"]
 
 
 @dataclass(frozen=True)
 class StudyEvent:
-    """An event of one arm.
+    """An event of one node: an arm, or a command on arms.
 
     Attributes:
         kind: Kind of the event.
-        arm: Name of the arm.
-        index: Index of the arm, from 0.
-        num_arms: Number of arms.
+        arm: Name of the node.
+        index: Index of the node, from 0.
+        num_arms: Number of nodes.
         total_tokens: Planned tokens of the run, to within one window.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed; None before the first step.
-        seconds: Since this arm's process started.
+        seconds: Since the node's process started.
         message: Why it failed or stopped; empty otherwise.
     """
 
@@ -42,28 +41,29 @@ OnEvent = Callable[[StudyEvent], None]
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """The last event of an arm, or ``waiting`` if it was not started."""
+    """The last event of a node: ``waiting`` if a signal came before its start, ``blocked`` if an input of it
+    failed."""
 
     arm: str
-    state: OutcomeState
+    state: EventKind
     seconds: float = 0.0
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The outcomes of all arms, in their order."""
+    """The outcomes of all nodes, inputs first."""
 
     outcomes: tuple[ArmOutcome, ...]
 
     @property
     def failed(self) -> tuple[ArmOutcome, ...]:
-        """The arms that failed."""
-        return tuple(outcome for outcome in self.outcomes if outcome.state == "failed")
+        """The nodes that failed, or could not start because an input failed."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state in ("failed", "blocked"))
 
     @property
     def exit_code(self) -> int:
-        """0: every arm is done. 1: some failed. 3: stopped by a signal; run it again to resume."""
+        """0: every node is done. 1: some failed. 3: stopped by a signal; run it again to resume."""
         if any(outcome.state in ("stopped", "waiting") for outcome in self.outcomes):
             return 3
         return 1 if self.failed else 0

@@ -1,4 +1,4 @@
-"""From a study to its arms: the product of the axes and the seeds, each a validated configuration."""
+"""From a study to its arms: entries, axes and seeds, each a validated configuration."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reptrain.config import RunConfig, fingerprint
-from reptrain.config.load import set_dotted, validate
-from reptrain.errors import ConfigError, StudyError
+from reptrain.errors import StudyError
+from reptrain.study.constraints import constrain
+from reptrain.study.point import Point, config_of, setting
 from reptrain.study.schema import StudyConfig
+from reptrain.study.sections import ArmEntry
 
 _MOST_ARMS = 10_000
 
@@ -25,31 +27,44 @@ class Arm:
     Attributes:
         name: Unique within the study, and a file name.
         config: Configuration of the run.
-        values: The value of each axis, by dotted key, with defaults filled in and numbers read.
+        values: The value of each varied key, by dotted key, with defaults filled in and numbers read, and
+            ``entry``, the name of its entry, if it has one.
+        shown: What tells the arm from others in reports: its entry, and the value of each axis.
+        group: The name without the seed.
+        point: The settings that it was made of.
     """
 
     name: str
     config: RunConfig
     values: Mapping[str, Any]
+    shown: Mapping[str, Any]
+    group: str
+    point: Point
+
+    @property
+    def run(self) -> RunConfig:
+        """The configuration."""
+        return self.config
 
 
-def arms(study: StudyConfig) -> list[Arm]:
-    """All arms in the order of the axes. The seed changes fastest, then the last axis.
+def arms(study: StudyConfig, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[Arm]:
+    """All arms in the order of entries and axes. The seed changes fastest, then the last axis.
+
+    Args:
+        study: The study.
+        tuned: Settings that tuning chose, by name of the arm without the seed.
 
     Raises:
         StudyError: If an arm's configuration is wrong, or two arms are the same.
     """
-    num_arms = math.prod(map(len, study.axes.values())) * max(1, len(study.seeds))
-    if num_arms > _MOST_ARMS:
+    _check_number(study)
+    points = constrain(study, [point for entry in _entries(study) for point in _points(study, entry)])
+    keys = varied_keys(study)
+    all_arms = [arm for point in points for arm in _arms_of(study, point, keys, tuned or {})]
+    if not all_arms:
         raise StudyError(
-            f"study {study.name}",
-            got=f"{num_arms} arms" if num_arms < 10**12 else "10**12 arms or more",
-            rule=f"must have at most {_MOST_ARMS}",
-            remedy="Remove values of an axis, or seeds.",
+            f"study {study.name}", got="no arm", rule="must have arms", remedy="Drop fewer in constraints."
         )
-    points = itertools.product(*study.axes.values())
-    seeds: list[int | None] = [*study.seeds] or [None]
-    all_arms = [_arm(study, point, seed) for point, seed in itertools.product(points, seeds)]
     name, times = Counter(arm.name for arm in all_arms).most_common(1)[0]
     if times > 1:
         raise StudyError(
@@ -61,32 +76,80 @@ def arms(study: StudyConfig) -> list[Arm]:
     return all_arms
 
 
-def _arm(study: StudyConfig, point: tuple[Any, ...], seed: int | None) -> Arm:
-    settings = {**study.set, **dict(zip(study.axes, point, strict=True))}
-    data = dict(study.base)
-    try:
-        for key, value in settings.items():
-            set_dotted(data, key, value)
-        if seed is not None:
-            data["seed"] = seed
-        config = validate(RunConfig, data)
-    except ConfigError as error:
-        where = ", ".join(f"{key}={value}" for key, value in zip(study.axes, point, strict=True))
-        arm = f", arm {where}" if where else ""
+def varied_keys(study: StudyConfig) -> list[str]:
+    """The dotted keys that differ between arms by the study file, those of tuning included."""
+    keys = [*study.axes]
+    for entry in study.arms:
+        keys += [*entry.set, *entry.axes]
+    if study.tune is not None:
+        keys += [*study.tune.axes]
+    return [*dict.fromkeys(keys)]
+
+
+def _check_number(study: StudyConfig) -> None:
+    num_arms = 0
+    for entry in _entries(study):
+        points = math.prod(map(len, (study.axes | entry.axes).values()))
+        num_arms += points * max(1, len(entry.seeds or study.seeds))
+    if num_arms > _MOST_ARMS:
         raise StudyError(
-            f"study {study.name}{arm}: {error.what}", got=error.got, rule=error.rule, remedy=error.remedy
-        ) from error
-    values = {key: setting(config, key) for key in study.axes}
-    name = arm_name(values, seed=config.seed if len(study.seeds) > 1 else None)
-    return Arm(name, config.model_copy(update={"name": name}), values)
+            f"study {study.name}",
+            got=f"{num_arms} arms" if num_arms < 10**12 else "10**12 arms or more",
+            rule=f"must have at most {_MOST_ARMS}",
+            remedy="Remove values of an axis, or seeds.",
+        )
 
 
-def setting(config: RunConfig, key: str) -> Any:
-    """The value at a dotted key as JSON has it: defaults filled in, ``2**18`` read as a number."""
-    value: Any = config.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
+def _entries(study: StudyConfig) -> Sequence[ArmEntry]:
+    return study.arms or [_UNNAMED]
+
+
+_UNNAMED = ArmEntry.model_construct(name="", set={}, axes={}, seeds=[])
+
+
+def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
+    """The settings of an entry's arms, before constraints and seeds."""
+    axes = study.axes | entry.axes
+    points = []
+    for values in itertools.product(*axes.values()):
+        axis = dict(zip(axes, values, strict=True))
+        data = dict(study.base)
+        where = ", ".join([*([entry.name] if entry.name else []), *(f"{k}={v}" for k, v in axis.items())])
+        point = Point(study.name, entry, axis, data, where)
+        for key, value in {**study.set, **entry.set, **axis}.items():
+            point.set(key, value)
+        points.append(point)
+    return points
+
+
+def _arms_of(
+    study: StudyConfig, point: Point, keys: Sequence[str], tuned: Mapping[str, Mapping[str, Any]]
+) -> list[Arm]:
+    """The arms of a point, one for each seed."""
+    seeds: list[int | None] = [*(point.entry.seeds or study.seeds)] or [None]
+    shown = {key: setting(point.config, key) for key in point.axes}
+    group = arm_name(shown, entry=point.entry.name)
+    if tuned.get(group):
+        point = replace(point, data=dict(point.data))
+        for key, value in tuned[group].items():
+            point.set(key, value)
+    entry = {"entry": point.entry.name} if point.entry.name else {}
+    many = len(study.all_seeds) > 1
+    found = []
+    for seed in seeds:
+        config = config_of(point, seed, study.seed_changes)
+        name = arm_name(shown, entry=point.entry.name, seed=config.seed if many else None)
+        found.append(
+            Arm(
+                name=name,
+                config=config.model_copy(update={"name": name}),
+                values=entry | {key: setting(config, key) for key in keys},
+                shown={"arm": point.entry.name, **shown} if point.entry.name else shown,
+                group=group,
+                point=point,
+            )
+        )
+    return found
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -96,16 +159,18 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     return {key: leaf if times[leaf] == 1 else key for key, leaf in last.items()}
 
 
-def arm_name(values: Mapping[str, Any], *, seed: int | None = None) -> str:
+def arm_name(values: Mapping[str, Any], *, entry: str = "", seed: int | None = None) -> str:
     """A file name: ``{"data.unique_tokens": 4096, "optimizer.lr": 0.001}``
     gives ``unique_tokens-4096.lr-0.001``.
 
     Args:
         values: The value of each axis by dotted key.
+        entry: Name of the arm's entry, if it has one.
         seed: The run's seed, if the study has several.
     """
     short = short_keys(values)
-    parts = [f"{short[key]}-{_slug(value)}" for key, value in values.items()]
+    parts = [entry] if entry else []
+    parts += [f"{short[key]}-{_slug(value)}" for key, value in values.items()]
     if seed is not None:
         parts.append(f"seed-{seed}")
     return ".".join(parts) or "base"

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from reptrain.config import RunConfig
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan import plan_mixture
 from reptrain.plan.stream import unique_tokens_setting
 from reptrain.store import Store, open_store
-from reptrain.study.grid import Arm
 
 Stores = Mapping[str, Store]
+
+
+class Planned(Protocol):
+    """A training to check: a node, or an arm."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Its configuration."""
 
 
 def total_tokens_of(config: RunConfig, stores: Stores) -> int:
@@ -29,7 +41,7 @@ def total_tokens_of(config: RunConfig, stores: Stores) -> int:
     return total
 
 
-def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
+def check_arms(arms: Sequence[Planned]) -> dict[str, Store]:
     """Refuse a study with an arm that cannot be planned on its store.
 
     Args:
@@ -44,9 +56,9 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     stores: dict[str, Store] = {}
     for arm in arms:
         try:
-            for name, source in arm.config.sources.items():
+            for name, source in arm.run.sources.items():
                 if source.store not in stores:
-                    setting = f"{arm.config.store_setting(name)}=FOLDER"
+                    setting = f"{arm.run.store_setting(name)}=FOLDER"
                     stores[source.store] = open_store(Path(source.store), named_by=setting)
             _check_arm(arm, stores)
         except StudyError:
@@ -58,16 +70,16 @@ def check_arms(arms: Sequence[Arm]) -> dict[str, Store]:
     return stores
 
 
-def _check_arm(arm: Arm, stores: Stores) -> None:
+def _check_arm(arm: Planned, stores: Stores) -> None:
     unique_tokens = {}
-    for name, source in arm.config.sources.items():
+    for name, source in arm.run.sources.items():
         held = stores[source.store].split("train").num_tokens
         unique_tokens[name] = source.unique_tokens or held
         if unique_tokens[name] > held:
             raise StudyError(
-                f"arm {arm.name}: {unique_tokens_setting(arm.config, name)}",
+                f"arm {arm.name}: {unique_tokens_setting(arm.run, name)}",
                 got=unique_tokens[name],
                 rule=f"must be at most the {held} training tokens of {source.store}",
                 remedy="Tokenize more text or ask for fewer unique tokens.",
             )
-    plan_mixture(arm.config, unique_tokens)
+    plan_mixture(arm.run, unique_tokens)

@@ -1,29 +1,47 @@
-"""Run a study: its arms one after another, each in its own training process."""
+"""Run a study: every node that is not done, by an executor."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
 
 from reptrain.config.load import dump_yaml
+from reptrain.config.schema import BranchConfig
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
-from reptrain.runs.folder import RunFolder
 from reptrain.study.arm_progress import read_progress
+from reptrain.study.begun import refuse_changes, write_questions
+from reptrain.study.build import build_graph
+from reptrain.study.done_table import add_done, load_done, read_done, to_run
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
-from reptrain.study.grid import Arm, arms
-from reptrain.study.paths import config_path, is_run_of, log_path, run_path
+from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
+from reptrain.study.graph import Graph, Node
+from reptrain.study.local_pool import LocalPool
+from reptrain.study.node_state import is_done
+from reptrain.study.paths import (
+    config_path,
+    job_path,
+    lock_path,
+    log_path,
+    product_path,
+    result_path,
+    run_path,
+)
 from reptrain.study.preflight import Stores, check_arms, total_tokens_of
+from reptrain.study.retention import Rule, release_checkpoints
 from reptrain.study.schema import StudyConfig, save_study
-from reptrain_launcher.process import Ended, run_process
+from reptrain.study.then import then_command
+from reptrain_launcher.process import Ended
+from reptrain_launcher.worker import EXIT_STOPPED, WorkerJob
 
-_EXIT_PREEMPTED = 3
+_EXIT_WRONG_INPUT = 2
+_STOPPED = "stopped by a signal; run the study again to resume"
 
 
 def run_study(
@@ -32,104 +50,194 @@ def run_study(
     *,
     on_event: OnEvent | None = None,
     launch: Sequence[str] | None = None,
+    executor: Executor | None = None,
+    done: Path | None = None,
 ) -> StudyResult:
-    """Run every unfinished arm. A failed arm does not stop the others; a signal does.
+    """Run every node that is not done. A failed node does not stop the others; a signal does.
 
     Args:
         study: The study; all its arms are checked before the first starts.
         out: Its folder, laid out as in `reptrain.study.paths`.
         on_event: Called with every event.
         launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
+        executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
+        done: A collected runs.parquet; its runs that are done and exact count as done here too.
 
     Raises:
         StudyError: If an arm cannot be planned on its store, or another process is running the study.
     """
-    planned = arms(study)
-    stores = check_arms(planned)
-    command = [*(launch or [sys.executable, "-m", "reptrain", "train"])]
-    outcomes: list[ArmOutcome] = []
+    rows = read_done(done) if done is not None else {}
+    graph = build_graph(study, out)
+    stores = check_arms(graph.trainings)
+    refuse_changes(study, graph, out, stores)
+    command = (*(launch or [sys.executable, "-m", "reptrain", "train"]),)
+    executor = executor or LocalPool()
     with _prepared(study, out):
-        for index, arm in enumerate(planned):
-            if outcomes and outcomes[-1].state in ("stopped", "waiting"):
-                outcomes.append(ArmOutcome(arm.name, "waiting"))
-                continue
-            total = total_tokens_of(arm.config, stores)
-            event = StudyEvent("start", arm.name, index, len(planned), total)
-            last = _run_arm(arm, out, stores, command=command, event=event, on_event=on_event or _ignore)
-            outcomes.append(ArmOutcome(arm.name, last.kind, last.seconds, last.message))
+        if rows:
+            add_done(out, rows)
+        ends = _run_rounds(study, out, stores, executor, command, on_event or _ignore)
+        outcomes = [_outcome(node, ends.get(node.name)) for node in build_graph(study, out).nodes]
     return StudyResult(tuple(outcomes))
 
 
-def is_done(arm: Arm, run: Path, stores: Stores) -> bool:
-    """Whether the run folder holds this arm on these stores, finished."""
-    if not (run / "status.json").exists():
-        return False
-    folder = RunFolder.open(run)
-    if folder.status().state != "done" or not is_run_of(arm, folder):
-        return False
-    trained_on = [source.store_fingerprint for source in folder.plan.sources]
-    return trained_on == [stores[source.store].fingerprint for source in arm.config.sources.values()]
+def _run_rounds(
+    study: StudyConfig,
+    out: Path,
+    stores: Stores,
+    executor: Executor,
+    command: tuple[str, ...],
+    on_event: OnEvent,
+) -> dict[str, JobEnd]:
+    """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings."""
+    ends: dict[str, JobEnd] = {}
+    while True:
+        progress = _Progress(build_graph(study, out), out, stores, study.keep_checkpoints, on_event)
+        ready = [node for node in progress.graph.nodes if not node.pending and node.name not in ends]
+        here = [node.name for node in ready if is_done(node, out, stores)]
+        pending = to_run(ready, here, load_done(out))
+        for node in ready:
+            if node not in pending:
+                progress.skip(node)
+                ends[node.name] = JobEnd("done", seconds=-1.0)
+        if not pending:
+            release_checkpoints(progress.graph, out, study.keep_checkpoints, progress.is_done)
+            return ends
+        jobs = _jobs(progress.graph, pending, out, command, ends_with_study=executor.is_local)
+        ends |= executor.execute(jobs, progress.judge, progress.listener)
+        if any(end.state in ("stopped", "waiting") for end in ends.values()):
+            return ends
+
+
+def _outcome(node: Node, end: JobEnd | None) -> ArmOutcome:
+    if end is None:
+        return ArmOutcome(node.name, "blocked" if node.pending else "waiting")
+    if end.seconds < 0:
+        return ArmOutcome(node.name, "skipped")
+    return ArmOutcome(node.name, end.state, end.seconds, end.message)
+
+
+def _jobs(
+    graph: Graph, nodes: Sequence[Node], out: Path, command: tuple[str, ...], *, ends_with_study: bool
+) -> list[Job]:
+    """Write the job files of some nodes."""
+    pending = {node.name for node in nodes}
+    jobs = []
+    for node in nodes:
+        worker = WorkerJob(
+            command=_command(node, graph, out, command),
+            lock=str(lock_path(out, node.name)),
+            parent=os.getpid() if ends_with_study else None,
+            result=None if node.config else str(result_path(out, node.name)),
+            record={"node": node.name, "kind": node.kind, "fingerprint": node.fingerprint},
+        )
+        path = job_path(out, node.name)
+        write_atomically(path, worker.text())
+        jobs.append(
+            Job(
+                name=node.name,
+                command=(sys.executable, "-m", "reptrain_launcher.worker", str(path)),
+                log=log_path(out, node.name),
+                after=tuple(name for name in node.inputs if name in pending),
+                follows=(node.branch.parent,) if node.branch and node.branch.parent in pending else (),
+                checkpoint=run_path(out, node.name) / "checkpoints" / "latest" if node.config else None,
+            )
+        )
+    return jobs
+
+
+def _command(node: Node, graph: Graph, out: Path, train: tuple[str, ...]) -> list[str]:
+    """The command of a node."""
+    if node.config is None:
+        return then_command(node, [graph.by_name[name] for name in node.inputs], out)
+    config = config_path(out, node.name)
+    run = node.config
+    if node.branch is not None:
+        branch = BranchConfig(run=str(run_path(out, node.branch.parent)), step=node.branch.step)
+        run = run.model_copy(update={"branch": branch})
+    write_atomically(config, dump_yaml(run.model_dump(mode="json")))
+    return [*train, str(config), "--out", str(run_path(out, node.name))]
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Turns what happens to the jobs into events and outcomes."""
+
+    graph: Graph
+    out: Path
+    stores: Stores
+    rule: Rule
+    on_event: OnEvent
+
+    @property
+    def listener(self) -> Listener:
+        """The functions that an executor calls."""
+        return Listener(started=self._started, running=self._running, ended=self._ended)
+
+    def is_done(self, node: Node) -> bool:
+        """Whether a node is done in the folder."""
+        return not node.pending and is_done(node, self.out, self.stores)
+
+    def skip(self, node: Node) -> None:
+        """Report a node that need not run."""
+        event = self._event(node.name)
+        self.on_event(replace(event, kind="skipped", tokens=event.total_tokens))
+
+    def judge(self, job: Job, ended: Ended, tries: int) -> Judgment:
+        """What became of a node, from its run folder and how its process ended."""
+        if self.is_done(self.graph.by_name[job.name]):
+            return Judgment("done")
+        if ended.signal is not None or ended.returncode == EXIT_STOPPED:
+            return Judgment("stopped", _STOPPED)
+        if ended.returncode == 0:
+            return Judgment("failed", f"the process ended, but its run is not done; see {job.log}")
+        message = f"exit code {ended.returncode}: {_last_line(job.log)}; see {job.log}"
+        if ended.returncode == _EXIT_WRONG_INPUT or tries == MOST_TRIES:
+            # Wrong input, a full disk and divergence are the same at the next try.
+            return Judgment("failed", message)
+        return Judgment("retry", message)
+
+    def _event(self, name: str) -> StudyEvent:
+        node = self.graph.by_name[name]
+        index, total = self.graph.nodes.index(node), len(self.graph.nodes)
+        tokens = total_tokens_of(node.config, self.stores) if node.config else 0
+        return StudyEvent("start", name, index, total, tokens)
+
+    def _started(self, name: str) -> None:
+        self.on_event(self._event(name))
+
+    def _running(self, name: str, seconds: float) -> None:
+        self.on_event(self._now(name, seconds))
+
+    def _ended(self, name: str, end: JobEnd) -> None:
+        if end.state == "done":
+            release_checkpoints(self.graph, self.out, self.rule, self.is_done)
+        self.on_event(replace(self._now(name, end.seconds), kind=end.state, message=end.message))
+
+    def _now(self, name: str, seconds: float) -> StudyEvent:
+        event = replace(self._event(name), kind="progress", seconds=seconds)
+        if self.graph.by_name[name].config is None:
+            return event
+        progress = read_progress(run_path(self.out, name))
+        return replace(event, tokens=progress.tokens, tokens_per_s=progress.tokens_per_s)
 
 
 def _ignore(event: StudyEvent) -> None:
     """Do nothing."""
 
 
-def _run_arm(
-    arm: Arm, out: Path, stores: Stores, *, command: Sequence[str], event: StudyEvent, on_event: OnEvent
-) -> StudyEvent:
-    """Run one arm to its end, unless it is done. Returns its last event."""
-    run = run_path(out, arm.name)
-    if is_done(arm, run, stores):
-        last = replace(event, kind="skipped", tokens=event.total_tokens)
-        on_event(last)
-        return last
-    config = config_path(out, arm.name)
-    write_atomically(config, dump_yaml(arm.config.model_dump(mode="json")))
-    on_event(event)
-    started = time.monotonic()
-
-    def now() -> StudyEvent:
-        progress = read_progress(run)
-        return replace(
-            event,
-            kind="progress",
-            tokens=progress.tokens,
-            tokens_per_s=progress.tokens_per_s,
-            seconds=time.monotonic() - started,
-        )
-
-    log = log_path(out, arm.name)
-    ended = run_process(
-        [*command, str(config), "--out", str(run)], output=log, on_poll=lambda: on_event(now()), poll_s=0.5
-    )
-    last = _judge(now(), ended, log, done=ended.returncode == 0 and is_done(arm, run, stores))
-    on_event(last)
-    return last
-
-
-def _judge(event: StudyEvent, ended: Ended, log: Path, *, done: bool) -> StudyEvent:
-    """The last event of an arm, from how its process ended."""
-    if done:
-        return replace(event, kind="done")
-    if ended.signal is not None or ended.returncode == _EXIT_PREEMPTED:
-        return replace(event, kind="stopped", message="stopped by a signal; run the study again to resume")
-    if ended.returncode == 0:
-        return replace(event, kind="failed", message=f"the process ended, but its run is not done; see {log}")
-    reason = f"exit code {ended.returncode}: {_last_line(log)}; see {log}"
-    return replace(event, kind="failed", message=reason)
-
-
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        lines = []
     return lines[-1].strip() if lines else "no output"
 
 
 @contextmanager
 def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
     """Create the study's folder, and lock it against another `study run`."""
-    for path in (config_path(out, ""), run_path(out, ""), log_path(out, "")):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for path in (config_path, run_path, log_path, job_path, product_path):
+        path(out, "name").parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock", blocking=False)
     try:
         lock.acquire()
@@ -142,6 +250,7 @@ def _prepared(study: StudyConfig, out: Path) -> Iterator[None]:
         ) from error
     try:
         save_study(study, out)
+        write_questions(study, out)
         yield
     finally:
         lock.release()

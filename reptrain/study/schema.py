@@ -6,39 +6,31 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
+from reptrain.analysis.questions import Claim, FitQuestion
 from reptrain.config.base import FileName, Frozen, Seed
 from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, set_dotted, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
-
-
-def flatten(value: Any) -> Any:
-    """A nested mapping with dotted keys: ``{"train": {"seed": 1}}`` becomes ``{"train.seed": 1}``.
-
-    An empty mapping stays a value. Other values are returned as they are, for pydantic to check.
-    """
-    if not isinstance(value, Mapping):
-        return value
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat.update({f"{key}.{below}": leaf for below, leaf in flatten(item).items()})
-        else:
-            flat[str(key)] = item
-    return flat
-
+from reptrain.study.sections import (
+    ArmEntry,
+    Axes,
+    Constraint,
+    SeedChanges,
+    Settings,
+    Then,
+    Tune,
+    flatten,
+)
 
 _STORE_KEY = re.compile(r"data\.(sources\.[^.]+\.)?store")
 
-Axis = Annotated[list[Any], Field(min_length=1)]
-
 
 class StudyConfig(Frozen):
-    """A grid of runs that answers one question."""
+    """Runs that answer a question, the commands on them, and the claims to judge."""
 
     name: FileName
     """Name of the study; by default the file's name."""
@@ -46,25 +38,81 @@ class StudyConfig(Frozen):
     """The question of the study, in one sentence."""
     base: Annotated[dict[str, Any], WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
     """The configuration that all arms share: a path relative to the study file, or a mapping."""
-    set: Annotated[dict[str, Any], BeforeValidator(flatten)] = Field(default_factory=dict)
+    set: Settings = Field(default_factory=dict)
     """Values of dotted keys that replace the base's in every arm."""
-    axes: Annotated[dict[str, Axis], BeforeValidator(flatten)] = Field(default_factory=dict)
+    axes: Axes = Field(default_factory=dict)
     """Dotted keys with a list of values each; the arms are the product of all lists."""
+    arms: list[ArmEntry] = Field(default_factory=list)
+    """Named arms with settings of their own, each combined with all axes. Empty: the axes alone."""
+    constraints: list[Constraint] = Field(default_factory=list)
+    """Arms to leave out, and arms to match in FLOPs, parameters or tokens; applied in this order."""
     seeds: list[Seed] = Field(default_factory=list)
     """Values of `seed`: every setting runs once per seed. Empty: the base's seed."""
+    seed_changes: SeedChanges = SeedChanges()
+    """What a seed changes."""
+    tune: Tune | None = None
+    """Settings to choose before the arms run; null: none."""
+    then: list[Then] = Field(default_factory=list)
+    """Commands on the trained runs: evaluations, fine-tunings, ensembles, exports."""
+    claims: list[Claim] = Field(default_factory=list)
+    """Statements to judge. They are fixed before the first run starts."""
+    fits: list[FitQuestion] = Field(default_factory=list)
+    """Laws to fit to the runs."""
+    share_prefixes: bool = True
+    """Whether runs that are equal up to some step train those steps once."""
+    keep_checkpoints: Literal["all", "last", "none"] = "all"
+    """Checkpoints to keep of a run once no node needs it: all that its settings keep, the last, or none."""
 
     @model_validator(mode="after")
     def _one_source_for_each_key(self) -> StudyConfig:
-        for key in [*self.set, *self.axes]:
-            if key == "seed":
-                raise ValueError("seed must not be in set or axes; list the values in seeds")
-        for axis in self.axes:
-            for key in [*self.set, *(other for other in self.axes if other != axis)]:
-                if key == axis or key.startswith(f"{axis}.") or axis.startswith(f"{key}."):
+        _check_keys(self.axes, [*self.set])
+        for entry in self.arms:
+            # An arm's own axis replaces a value that the study sets.
+            kept = [key for key in self.set if key not in entry.axes]
+            _check_keys(self.axes | entry.axes, [*kept, *entry.set])
+        if self.tune is not None:
+            _check_keys(self.tune.axes, [*self.set, *self.axes, *self.tune.set])
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> StudyConfig:
+        for what in ("arms", "then", "claims", "fits"):
+            names = [one.name for one in getattr(self, what)]
+            for name in names:
+                if names.count(name) > 1:
                     raise ValueError(
-                        f"{axis} varies, so {key} must not be set as well; remove one of the two"
+                        f"{what} must have different names; {name} is there {names.count(name)} times"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _tuning_has_seeds_of_its_own(self) -> StudyConfig:
+        seeds = {seed for seeds in (self.seeds, *(entry.seeds for entry in self.arms)) for seed in seeds}
+        if self.tune is not None and (shared := seeds & {*self.tune.seeds}):
+            raise ValueError(f"tune.seeds must not be seeds of arms; {min(shared)} is in both")
+        return self
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of all arms."""
+        return sorted(
+            {seed for seeds in (self.seeds, *(entry.seeds for entry in self.arms)) for seed in seeds}
+        )
+
+
+def _check_keys(axes: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Refuse a key that varies and is set as well.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    for key in [*others, *axes]:
+        if key == "seed":
+            raise ValueError("seed must not be in set or axes; list the values in seeds")
+    for axis in axes:
+        for key in [*others, *(other for other in axes if other != axis)]:
+            if key == axis or key.startswith(f"{axis}.") or axis.startswith(f"{key}."):
+                raise ValueError(f"{axis} varies, so {key} must not be set as well; remove one of the two")
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
@@ -83,6 +131,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     data.setdefault("name", path.stem)
     if isinstance(data.get("base"), str):
         data["base"] = read_config(path.parent / data["base"])
+    for entry in data.get("then") or []:
+        if isinstance(entry, dict) and isinstance(entry.get("task"), str):
+            entry["task"] = str((path.parent / entry["task"]).absolute())
     for section in ("set", "axes"):
         data[section] = flatten(data.get(section) or {})
     for text in overrides:

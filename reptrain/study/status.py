@@ -2,57 +2,90 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.records import FrozenRecord
 from reptrain.study.arm_progress import read_progress
+from reptrain.study.build import build_graph
 from reptrain.study.collect import RowState
-from reptrain.study.grid import Arm, arms
-from reptrain.study.paths import difference, run_path
+from reptrain.study.done_table import load_done
+from reptrain.study.graph import Kind, Node
+from reptrain.study.node_state import stored_fingerprint
+from reptrain.study.paths import difference, result_path, run_path
 from reptrain.study.schema import StudyConfig
 
 
 class ArmStatus(FrozenRecord):
-    """The state of one arm.
+    """The state of one node.
 
     Attributes:
         arm: Its name.
-        state: State of its run; ``waiting`` if it has no run folder.
+        kind: Its command.
+        state: State of its run; ``waiting`` if it has not started; ``done elsewhere``: counted by ``--done``;
+            ``not tuned``: its settings are still to be tuned.
         reason: Why it failed or stopped.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed.
     """
 
     arm: str
-    state: RowState
+    kind: Kind = "train"
+    state: RowState | Literal["done elsewhere", "not tuned"]
     reason: str | None = None
     tokens: int = 0
     tokens_per_s: float | None = None
 
 
 def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
-    """The state of every arm, in their order.
+    """The state of every node, inputs first.
 
     Raises:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    return [_status(arm, run_path(out, arm.name)) for arm in arms(study)]
+    elsewhere = load_done(out)
+    return [
+        _status(node, out, is_elsewhere=node.fingerprint in elsewhere)
+        for node in build_graph(study, out).nodes
+    ]
 
 
-def _status(arm: Arm, run: Path) -> ArmStatus:
+def _status(node: Node, out: Path, *, is_elsewhere: bool) -> ArmStatus:
+    run = run_path(out, node.name)
+    if node.pending:
+        return ArmStatus(arm=node.name, kind=node.kind, state="not tuned")
+    if node.config is None:
+        is_done = stored_fingerprint(result_path(out, node.name)) == node.fingerprint
+        return ArmStatus(arm=node.name, kind=node.kind, state="done" if is_done else "waiting")
     if not (run / "plan.json").exists():
-        return ArmStatus(arm=arm.name, state="waiting")
+        return ArmStatus(arm=node.name, state="done elsewhere" if is_elsewhere else "waiting")
     folder = RunFolder.open(run)
-    differs = difference(arm, folder)
+    differs = difference(node.config, folder)
     if differs is not None:
-        return ArmStatus(arm=arm.name, state=differs)
+        return ArmStatus(arm=node.name, state=differs)
     status, progress = folder.status(), read_progress(run)
     return ArmStatus(
-        arm=arm.name,
+        arm=node.name,
         state=status.state,
         reason=status.reason,
         tokens=progress.tokens,
         tokens_per_s=progress.tokens_per_s,
     )
+
+
+def status_text(rows: Sequence[ArmStatus]) -> str:
+    """One line for each node, and the number of nodes in each state."""
+    lines = []
+    for row in rows:
+        line = f"{row.arm}: {row.state}"
+        if row.kind == "train":
+            line += f", {row.tokens:,} tokens"
+        if row.state == "running" and row.tokens_per_s:
+            line += f", {row.tokens_per_s:,.0f} tokens/s"
+        lines.append(line + (f" ({row.reason})" if row.reason else ""))
+    counts = Counter(str(row.state) for row in rows)
+    return "\n".join([*lines, ", ".join(f"{number} {state}" for state, number in counts.items())])

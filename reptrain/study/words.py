@@ -17,11 +17,12 @@ def label(row: ArmRow, *, seeds: bool = False) -> str:
         row: The arm.
         seeds: Whether to include the seed.
     """
-    parts = []
-    if (_UNIQUE in row.values or not row.values) and row.unique_tokens and row.epochs:
+    parts = [str(row.values["arm"])] if "arm" in row.values else []
+    shows_epochs = bool((_UNIQUE in row.values or not row.values) and row.unique_tokens and row.epochs)
+    if shows_epochs:
         unit = "epoch" if row.epochs == 1 else "epochs"
-        parts.append(f"{plain(row.epochs)} {unit} of {row.unique_tokens:,} tokens")
-    others = [key for key in row.values if not (parts and key == _UNIQUE)]
+        parts.append(f"{plain(row.epochs)} {unit} of {plain(row.unique_tokens)} tokens")
+    others = [key for key in row.values if key != "arm" and not (shows_epochs and key == _UNIQUE)]
     short = short_keys(others)
     parts += [f"{short[key]} {plain(row.values[key])}" for key in others]
     if seeds:

@@ -1,4 +1,4 @@
-"""One fine-tuning: what it does around the steps of the training loop, and its scores at the end."""
+"""One fine-tuning by the training loop, and its scores at the end."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from reptrain import checkpoint
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import ModelConfig
 from reptrain.distributed.stop import StopRequest
 from reptrain.distributed.world import World
-from reptrain.errors import RunError
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
-from reptrain.runs.pace import tokens_per_s
 from reptrain.runs.parent import Parent
-from reptrain.runs.records import read_record
-from reptrain.tasks.console import TuningConsole
+from reptrain.runs.records import JsonLines, read_record
+from reptrain.tasks.console import TuningRecorder
 from reptrain.tasks.examples import ExampleBatches, example_order
 from reptrain.tasks.files import TaskRows
 from reptrain.tasks.pairs import Encoder, Pair
@@ -35,15 +32,14 @@ from reptrain.tasks.records import Chosen, SeedResult, SelectRecord, StepRecord,
 from reptrain.tasks.scoring import Scorer
 from reptrain.terminal import StepDisplay
 from reptrain.text import Tokenizer
-from reptrain.training.batches import Batch
+from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
-from reptrain.training.hooks import Request
 from reptrain.training.loop import LoopEnd, run_steps
 from reptrain.training.recorder import print_line
 from reptrain.training.regularize import InputNoise
 from reptrain.training.resume import note_event, resume
 from reptrain.training.setup import build_engine
-from reptrain.training.step import StepResult, Trainer
+from reptrain.training.step import Trainer
 
 
 @dataclass(frozen=True)
@@ -152,15 +148,47 @@ def tune_seed(
 def _train(
     task: Task, folder: Path, seed: int, stop: StopRequest, pulse: Callable[[], None], header: str
 ) -> LoopEnd:
-    trainer = task.trainer(seed)
+    trainer, metrics = task.trainer(seed), task_metrics(folder)
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
+    first_step = resume(
+        trainer,
+        folder / "checkpoints",
+        [metrics],
+        events=Events(folder / "events.jsonl"),
+        say=lambda text: print_line(text, aside=True),
+    ).step
     with ExitStack() as resources:
-        hooks = SeedHooks(task, trainer, folder, resources)
-        if task.world.is_main and (seed == task.config.seed or hooks.first_step):
-            print_line(header, aside=True)
-        end = run_steps(trainer, task.batches(seed), hooks, first_step=hooks.first_step, stop=stop)
+        recorder = None
+        if task.world.is_main:
+            recorder = _open_recorder(task, folder, seed, first_step, resources)
+            if seed == task.config.seed or first_step:
+                print_line(header, aside=True)
+        end = run_steps(
+            trainer,
+            task.batches(seed),
+            recorder=recorder,
+            evaluator=TaskEvaluator(task, trainer, metrics),
+            checkpoints=Checkpoints(
+                trainer, folder / "checkpoints", [metrics], steps={task.steps.num_steps}, keep_last=1
+            ),
+            first_step=first_step,
+            stop=stop,
+        )
     trainer.engine.destroy()
     return end
+
+
+def _open_recorder(
+    task: Task, folder: Path, seed: int, first_step: int, resources: ExitStack
+) -> TuningRecorder:
+    """The main rank's recorder with its progress bar."""
+    display = StepDisplay(sys.stderr, total=task.steps.num_steps, done=first_step, label=f"seed {seed}")
+    return TuningRecorder(
+        folder,
+        resources.enter_context(display),
+        devices=task.world.world_size,
+        examples=len(task.train),
+    )
 
 
 def _record_failure(folder: Path, reason: str) -> None:
@@ -168,77 +196,32 @@ def _record_failure(folder: Path, reason: str) -> None:
     note_event(Events(folder / "events.jsonl"), "failed", reason, max(steps, default=0))
 
 
-class SeedHooks:
-    """The hooks of one fine-tuning; resumes it when it is made.
+class TaskEvaluator:
+    """Computes the loss on the selection split, which chooses the best checkpoint.
 
     Args:
         task: The model and the task.
         trainer: The model under DeepSpeed.
-        folder: Folder of the seed.
-        resources: Closes the progress bar.
+        metrics: The seed's records.
     """
 
-    def __init__(self, task: Task, trainer: Trainer, folder: Path, resources: ExitStack) -> None:
-        self._task, self._trainer, self._folder = task, trainer, folder
-        self._metrics, self._num_steps = task_metrics(folder), task.steps.num_steps
-        looks = max(1, round(1 / task.config.evaluate.every_fraction))
-        self.evaluate_at: Set[int] = {-(-part * self._num_steps // looks) for part in range(1, looks + 1)}
-        self.save_at: Set[int] = {self._num_steps}
-        self.first_step, _ = resume(
-            trainer,
-            folder / "checkpoints",
-            [self._metrics],
-            events=Events(folder / "events.jsonl"),
-            say=lambda text: print_line(text, aside=True),
-        )
-        self._console = self._open_console(resources) if task.world.is_main else None
+    stop_early: str | None = None
+    """A fine-tuning takes all its steps."""
 
-    def _open_console(self, resources: ExitStack) -> TuningConsole:
-        """The main rank's console with its progress bar."""
-        label = f"seed {self._trainer.seed}"
-        display = StepDisplay(sys.stderr, total=self._num_steps, done=self.first_step, label=label)
-        before = [record for record in self._metrics.records() if isinstance(record, StepRecord)]
-        return TuningConsole(
-            self._folder,
-            resources.enter_context(display),
-            devices=self._task.world.world_size,
-            before=before,
-        )
+    def __init__(self, task: Task, trainer: Trainer, metrics: JsonLines[Any]) -> None:
+        self._task, self._trainer, self._metrics = task, trainer, metrics
+        num_steps, looks = task.steps.num_steps, max(1, round(1 / task.config.evaluate.every_fraction))
+        self.steps: Set[int] = {-(-part * num_steps // looks) for part in range(1, looks + 1)}
+        self.keep: Set[int] = self._best()
 
-    def record(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> None:
-        """Record a step that was applied."""
-        if self._console is None or not result.applied:
-            return
-        record = StepRecord(
-            step=batch.step,
-            tokens_per_s=tokens_per_s(result.input_tokens + result.target_tokens, seconds),
-            epoch=(batch.first_index + batch.windows) / len(self._task.train),
-            examples=batch.windows,
-            target_tokens=batch.loss_tokens,
-            loss_nats=result.loss_nats,
-            lr=lr,
-            grad_norm=result.grad_norm,
-            step_ms=1000 * seconds,
-        )
-        self._metrics.append(record)
-        self._console.step(record)
+    def _best(self) -> Set[int]:
+        """The best step so far, as a set; empty without an evaluation."""
+        best: int | None = self._task.world.on_main(lambda: best_step(self._metrics))
+        return frozenset() if best is None else {best}
 
-    def not_finite(self, batch: Batch, result: StepResult) -> None:
-        """End the fine-tuning.
-
-        Raises:
-            RunError: Always.
-        """
-        raise RunError(
-            f"diverged at step {batch.step} of seed {self._trainer.seed}",
-            got=f"loss {result.loss_nats}, gradient norm {result.grad_norm}",
-            rule="loss and gradient must be finite",
-            remedy="Lower optimizer.lr, and choose another --out.",
-        )
-
-    def evaluate(self, step: int) -> Request:
-        """Score the examples that choose the best checkpoint; the best so far is saved."""
-        task, engine = self._task, self._trainer.engine
+    def evaluate(self, step: int) -> None:
+        """Compute and record the loss; the checkpoint of the best step so far is kept."""
+        task, engine, seed = self._task, self._trainer.engine, self._trainer.seed
         engine.eval()
         nats_N = task.scorer.nats(engine, task.select)
         engine.train()
@@ -251,28 +234,11 @@ class SeedHooks:
         if task.world.is_main:
             self._metrics.append(record)
             print_line(
-                f"seed {self._trainer.seed}  step {step}/{self._num_steps}  epoch {record.epoch:.2f}"
+                f"seed {seed}  step {step}/{task.steps.num_steps}  epoch {record.epoch:.2f}"
                 f"  select {record.nats_per_token:.4f} nats/token, {record.nats_per_answer:.3f} nats/answer",
                 aside=True,
             )
-        return Request(save=self._best_step() == step)
-
-    def _best_step(self) -> int | None:
-        best: int | None = self._task.world.on_main(lambda: best_step(self._metrics))
-        return best
-
-    def save(self, step: int) -> None:
-        """Save a checkpoint; the best and the newest stay."""
-        best = self._best_step()
-        checkpoint.save(
-            self._trainer.engine,
-            self._folder / "checkpoints",
-            step,
-            world=self._task.world,
-            records=[self._metrics.path],
-            keep_last=1,
-            keep=() if best is None else (best,),
-        )
+        self.keep = self._best()
 
 
 def _make_folder(task: Task, folder: Path, parent: Parent) -> None:

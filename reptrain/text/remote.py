@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reptrain.errors import TextError
+from reptrain.errors import ReptrainError, TextError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PACKAGES = {"s3": "reptrain[s3]", "s3a": "reptrain[s3]"}
@@ -67,8 +67,8 @@ def list_remote(address: str) -> Listing:
         TextError: If there is no file, the server refuses, or a package for the protocol is missing.
     """
     url = without_credentials(address)
-    with _explained(address):
-        files, path = _open(address)
+    with explained(address):
+        files, path = open_file_system(address)
         is_web = address.lower().startswith(("http:", "https:"))
         if "*" in url or (not is_web and any(sign in path for sign in "?[")):
             entries = files.glob(path, detail=True)
@@ -158,8 +158,8 @@ def _fetch_one(item: Wanted, count: _Count) -> None:
     remote, path = item
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _explained(remote.address):
-            files, inner = _open(remote.address)
+        with explained(remote.address):
+            files, inner = open_file_system(remote.address)
             files.get_file(inner, str(temporary), callback=Counted())
         size = temporary.stat().st_size
         if size == 0 or size != (remote.size or size):
@@ -176,8 +176,8 @@ def _fetch_one(item: Wanted, count: _Count) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _open(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+def open_file_system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it; call it inside `explained`."""
     from fsspec.core import url_to_fs
 
     options: dict[str, Any] = {}
@@ -199,9 +199,20 @@ def _file(address: str, info: Mapping[str, Any]) -> RemoteFile:
     return RemoteFile(address, without_credentials(address), None if size is None else int(size), version)
 
 
+_KEEPS_COPIES = "Check the address and your access to it; the same command keeps the complete copies."
+
+
 @contextmanager
-def _explained(address: str) -> Iterator[None]:
+def explained(
+    address: str, *, what: str = "source", rule: str = "must be fetched whole", remedy: str = _KEEPS_COPIES
+) -> Iterator[None]:
     """Turn exceptions of a protocol's package into one error that names the URL.
+
+    Args:
+        address: The URL.
+        what: What it is, for the message.
+        rule: The rule that a failure breaks.
+        remedy: How to fix it.
 
     Raises:
         TextError: For everything except a full disk.
@@ -212,20 +223,15 @@ def _explained(address: str) -> Iterator[None]:
     except ImportError as error:
         scheme = address.partition("://")[0].lower()
         raise TextError(
-            f"source {url}",
+            f"{what} {url}",
             got=f"none for {scheme}://",
             rule="must have a package installed for its protocol",
             remedy=f"pip install '{_PACKAGES[scheme]}'." if scheme in _PACKAGES else f"{error}.",
         ) from error
     except Exception as error:
-        if isinstance(error, TextError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, ReptrainError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TextError(
-            f"source {url}",
-            got=_reason(error, address),
-            rule="must be fetched whole",
-            remedy="Check the address and your access to it; the same command keeps the complete copies.",
-        ) from error
+        raise TextError(f"{what} {url}", got=_reason(error, address), rule=rule, remedy=remedy) from error
 
 
 def _reason(error: BaseException, address: str) -> str:

@@ -11,6 +11,7 @@ from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model.init import parameter_shapes
+from reptrain.runs.ledger import NO_LINE, Ledger, LedgerHead
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.text import Tokenizer
 
@@ -82,6 +83,14 @@ def record_parent(parent: SavedModel, model: ModelConfig, folder: Path) -> None:
             remedy="Restore them, name the right checkpoint, or choose another --out.",
         )
     record.write(folder)
+
+
+def parent_head(parent: SavedModel) -> LedgerHead | None:
+    """Where a branch begins in the ledger of its parent; None if the parent is not a run with a ledger."""
+    if parent.ledger is None or parent.step is None:
+        return None
+    head = Ledger(parent.ledger).head()
+    return None if head == NO_LINE else LedgerHead(head=head, step=parent.step)
 
 
 def _differing(parent: SavedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from reptrain.config import RunConfig
 from reptrain.config.schedule import step_learning_rate
@@ -22,16 +22,18 @@ from reptrain.distributed.world import (
     describe,
     join,
 )
+from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
 from reptrain.runs.folder import RunFolder
 from reptrain.training.batches import Batch, Batches
+from reptrain.training.branch import begin_branch
+from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
-from reptrain.training.hooks import Hooks, Request
 from reptrain.training.init_from import open_parent, record_parent, weights_at
 from reptrain.training.optimizers import set_learning_rate
-from reptrain.training.pretraining import Pretraining
+from reptrain.training.pretraining import Marks, SetEvaluator, open_recorder, resume_run
 from reptrain.training.recorder import print_line, stated_attention
 from reptrain.training.regularize import Settings, set_weight_decay
 from reptrain.training.setup import Data, open_data, prepare
@@ -48,56 +50,85 @@ class LoopEnd(NamedTuple):
     """The request to stop; None if there was none."""
 
 
+class StepRecorder(Protocol):
+    """Records the steps, on the main rank."""
+
+    def step(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> None:
+        """Record an attempt at a step, applied or not."""
+
+    def skipped(self, step: int, reason: str) -> None:
+        """Report a step that is skipped because its loss or gradient is not finite."""
+
+
+class Evaluator(Protocol):
+    """Evaluates the model during the training, on every rank."""
+
+    @property
+    def steps(self) -> Set[int]:
+        """Numbers of completed steps at which to evaluate."""
+
+    @property
+    def keep(self) -> Set[int]:
+        """Evaluated steps whose checkpoints to save and to keep."""
+
+    @property
+    def stop_early(self) -> str | None:
+        """Why the training ends before its last step; None if it continues."""
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate after ``step`` completed steps, and record the scores."""
+
+
 def run_steps(
-    trainer: Trainer, batches: Batches, hooks: Hooks, *, first_step: int, stop: StopRequest
+    trainer: Trainer,
+    batches: Batches,
+    *,
+    recorder: StepRecorder | None,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    first_step: int,
+    stop: StopRequest,
 ) -> LoopEnd:
-    """Train from ``first_step`` to the end of the batches, or until a request to stop.
+    """Train from ``first_step`` until the batches end, a request to stop, or early stopping.
 
     Args:
         trainer: The model under DeepSpeed.
         batches: The batches by step.
-        hooks: Records, evaluates and saves.
+        recorder: Records every step; None on ranks other than the main one.
+        evaluator: Evaluates the model, and decides on early stopping.
+        checkpoints: Saves the checkpoints.
         first_step: Steps completed before.
         stop: Requests of signals and time limits; the ranks agree on them after every step.
+
+    Raises:
+        RunError: If the loss or the gradient of a step is not finite and such steps are not skipped.
     """
     done, reason = first_step, None
     began = time.perf_counter()
     for batch in batches.iterate(first_step):
-        _take_step(trainer, batch, hooks, waited_s=time.perf_counter() - began)
+        lr, settings = apply_schedules(trainer, batch)
+        while True:
+            result = train_step(trainer, batch, settings)
+            if recorder is not None:
+                recorder.step(batch, result, lr=lr, seconds=time.perf_counter() - began)
+            if not _loss_scale_overflowed(trainer, result):
+                break
+            began = time.perf_counter()
+        if not _is_finite(result):
+            _stop_or_skip(trainer, batch, result, recorder)
+        elif trainer.average is not None:
+            trainer.average.update(batch.position)
         done = batch.step + 1
         reason = stop.reason(trainer.world)
-        request = hooks.evaluate(done) if done in hooks.evaluate_at else Request()
-        ends = bool(reason or request.stop)
-        if ends or request.save or done in hooks.save_at:
-            hooks.save(done)
+        if done in evaluator.steps:
+            evaluator.evaluate(done)
+        ends = bool(reason or evaluator.stop_early)
+        if ends or done in checkpoints.steps or done in evaluator.keep:
+            checkpoints.save(done, keep=evaluator.keep)
         if ends:
             break
         began = time.perf_counter()
     return LoopEnd(done, reason)
-
-
-def _take_step(trainer: Trainer, batch: Batch, hooks: Hooks, *, waited_s: float) -> None:
-    """One step, repeated while only the fp16 loss scale is too large.
-
-    Args:
-        trainer: The model under DeepSpeed.
-        batch: The batch of the step.
-        hooks: Record each attempt.
-        waited_s: Seconds that the step waited for its batch.
-    """
-    lr, settings = apply_schedules(trainer, batch)
-    while True:
-        began = time.perf_counter()
-        result = train_step(trainer, batch, settings)
-        seconds, waited_s = waited_s + time.perf_counter() - began, 0.0
-        hooks.record(batch, result, lr=lr, seconds=seconds)
-        if result.applied and _is_finite(result.grad_norm):
-            if trainer.average is not None:
-                trainer.average.update(batch.position)
-            return
-        if not _overflowed(trainer, result):
-            hooks.not_finite(batch, result)
-            return
 
 
 def apply_schedules(trainer: Trainer, batch: Batch) -> tuple[float, Settings]:
@@ -112,13 +143,32 @@ def apply_schedules(trainer: Trainer, batch: Batch) -> tuple[float, Settings]:
     return lr, settings
 
 
-def _overflowed(trainer: Trainer, result: StepResult) -> bool:
+def _loss_scale_overflowed(trainer: Trainer, result: StepResult) -> bool:
     """Whether fp16 skipped the update for its loss scale, which is smaller at the next attempt."""
     return trainer.engine.fp16_enabled() and not result.applied and math.isfinite(result.loss_nats)
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is None or math.isfinite(value)
+def _is_finite(result: StepResult) -> bool:
+    return result.applied and (result.grad_norm is None or math.isfinite(result.grad_norm))
+
+
+def _stop_or_skip(trainer: Trainer, batch: Batch, result: StepResult, recorder: StepRecorder | None) -> None:
+    """End the training at a step that is not finite, or skip the step.
+
+    Raises:
+        RunError: If the training ends.
+    """
+    got = f"loss {result.loss_nats}, gradient norm {result.grad_norm}"
+    if trainer.on_nonfinite == "stop" or result.applied:
+        raise RunError(
+            f"diverged at step {batch.step}",
+            got=f"{got} (seed {trainer.seed})",
+            rule="loss and gradient must be finite",
+            remedy="The last checkpoint is kept. Start again in a new folder with a lower optimizer.lr;"
+            " in pre-training, train.on_nonfinite=skip skips such steps instead.",
+        )
+    if recorder is not None:
+        recorder.skipped(batch.step, got)
 
 
 @dataclass(frozen=True)
@@ -185,6 +235,26 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
     return TrainResult(out, *ending)
 
 
+def _check_stores(data: Data, world: World) -> None:
+    """Check that no store has changed since the start, as each rank sees it.
+
+    Raises:
+        StoreError: The same on every rank.
+    """
+
+    def problem() -> ReptrainError | None:
+        try:
+            for store in data.stores.values():
+                store.check_unchanged()
+        except ReptrainError as error:
+            return error
+        return None
+
+    for found in world.gather(problem()):
+        if found is not None:
+            raise found
+
+
 class _Ending(NamedTuple):
     steps: int
     state: Literal["done", "preempted"]
@@ -203,13 +273,15 @@ def _enter_folder(
 
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
-        here = describe(world, config.train, attention)
+        here = describe(world, config.train, attention) | {"vocab_size": data.tokenizer.vocab_size}
         folder = RunFolder.create_or_open(
             out, config, data.run_plan, here, parent_weights=partial(weights_at, config.init_from)
         )
         held.enter_context(folder.lock())
         if parent is not None:
             record_parent(parent, config.model, folder.path)
+        if config.branch is not None:
+            begin_branch(config, config.branch, folder, data)
 
     world.on_main(enter)
     return RunFolder.open(out)
@@ -228,16 +300,38 @@ def _run(
     if world.is_main:
         print_line(run_header(config, folder.path, data, world))
     training = prepare(config, data, world, parent)
-    training.trainer.engine.register_forward_pre_hook(lambda *_: pulse())
+    trainer, num_steps = training.trainer, data.steps.num_steps
+    trainer.engine.register_forward_pre_hook(lambda *_: pulse())
+    done = resume_run(folder, trainer, parent)
+    marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
+    checkpoints = Checkpoints(
+        trainer,
+        folder.checkpoints,
+        logs=(folder.ledger, folder.metrics),
+        steps=marks.save,
+        keep_last=config.checkpoint.keep_last,
+        keep=marks.keep,
+        check=partial(_check_stores, data, world),
+        ledger=folder.ledger,
+    )
     with ExitStack() as resources:
-        hooks = Pretraining(config, folder, training, resources)
-        done, reason = hooks.first_step, stop.reason(world)
+        recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None
+        evaluator = SetEvaluator(training, folder, recorder, marks.evaluate, config.evaluate.patience)
+        reason = stop.reason(world)
         if done == 0 and not reason:
-            hooks.evaluate(0)
-        if not (reason or hooks.stop_early):
-            done, reason = run_steps(training.trainer, training.batches, hooks, first_step=done, stop=stop)
-    if done == data.steps.num_steps:
+            evaluator.evaluate(0)
+        if not (reason or evaluator.stop_early):
+            done, reason = run_steps(
+                trainer,
+                training.batches,
+                recorder=recorder,
+                evaluator=evaluator,
+                checkpoints=checkpoints,
+                first_step=done,
+                stop=stop,
+            )
+    if done == num_steps:
         return _Ending(done, "done", None)
-    if hooks.stop_early:
-        return _Ending(done, "done", hooks.stop_early)
+    if evaluator.stop_early:
+        return _Ending(done, "done", evaluator.stop_early)
     return _Ending(done, "preempted", reason)

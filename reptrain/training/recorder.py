@@ -113,6 +113,11 @@ class Recorder:
                 tokens=tokens,
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
+                inputs=f"{result.input_digest:016x}",
+                targets=result.target_tokens,
+                optimizer_step=result.optimizer_step,
+                grad_norm=result.grad_norm,
+                slice=result.slice_hashes and tuple(f"{value:016x}" for value in result.slice_hashes),
                 **self._shares(batch),
             )
         )
@@ -182,11 +187,6 @@ class Recorder:
             f"  {pace_text(rate, devices)}",
             f"  lr {record.lr:.2e}" + (f"  MFU {mfu:.1%}" if mfu else ""),
         )
-
-    def sync(self) -> None:
-        """Force the records to disk, so that no checkpoint is ahead of them."""
-        self._folder.ledger.sync()
-        self._folder.metrics.sync()
 
     def score(
         self,

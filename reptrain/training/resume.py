@@ -34,6 +34,8 @@ class Resumed(NamedTuple):
     """Completed steps; 0 without a checkpoint."""
     skipped: list[str]
     """Newer checkpoints that are damaged, each with the reason."""
+    state: str | None = None
+    """State hash of what was loaded; None without a checkpoint."""
 
 
 def resume(
@@ -53,13 +55,16 @@ def resume(
         events: Where the start, the resumption and any damage are recorded.
         say: Prints the resumption and any damage, on the main rank.
     """
-    world = trainer.world
+    world, loaded = trainer.world, None
     newest = checkpoint.find(checkpoints, world=world)
     if newest.path is not None and newest.manifest is not None:
         checkpoint.load(trainer.engine, newest.path, newest.manifest, average=trainer.average)
+        loaded = checkpoint.check_loaded(
+            trainer.engine, newest.path, newest.manifest, world=world, average=trainer.average
+        )
     topology = checkpoint.topology(trainer.engine, world)
     world.on_main(lambda: _cut_back(newest, topology, logs, events, say))
-    return Resumed(newest.manifest.step if newest.manifest else 0, newest.damaged)
+    return Resumed(newest.manifest.step if newest.manifest else 0, newest.damaged, loaded)
 
 
 def _cut_back(

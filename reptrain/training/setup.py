@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reptrain.batch.loader import Loader
 from reptrain.batch.objectives import Objective, build_objective
+from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
@@ -65,7 +66,7 @@ def open_data(config: RunConfig) -> Data:
     stores = _open_stores(config)
     tokenizer = next(iter(stores.values())).tokenizer()
     embedding_rows(config.model, tokenizer.vocab_size)
-    objective = build_objective(config, tokenizer, noise_seed=config.seed)
+    objective = build_objective(config, tokenizer, noise_seed=config.seed_of("noise"))
     stream = open_stream(config, stores)
     run_plan = RunPlan.of(config, stores=stores, stream=stream)
     return Data(
@@ -198,7 +199,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         parent: Initial weights; None draws them by the seed.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
-    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed)
+    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed_of("weights"))
     if parent is not None:
         parent.fill(model)
     loader = Loader(
@@ -223,12 +224,14 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
     trainer = Trainer(
         engine=engine,
         world=world,
-        seed=config.seed,
+        seed=config.seed_of("dropout"),
         make_example=data.objective.example,
         input_noise=InputNoise.of(config.regularize.input_noise_by, data.tokenizer),
         optimizer=config.optimizer,
         schedule=config.schedule,
         regularize=config.regularize,
+        slices=WeightSlices.of(engine, rank=world.rank, world_size=world.world_size, device=world.device),
         average=WeightAverage(config.average, engine) if config.average else None,
+        on_nonfinite=config.train.on_nonfinite,
     )
     return Training(data, trainer, WindowBatches(loader), sets)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +19,15 @@ from torch import Tensor
 from reptrain.batch.collate import MicroBatch
 from reptrain.batch.digest import batch_digest
 from reptrain.batch.objectives import Example
+from reptrain.checkpoint.state import update_count
+from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 from reptrain.config.schema import RegularizeConfig
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.distributed.world import World
-from reptrain.model import DropoutContext, Routing
+from reptrain.model import DropoutContext, Routing, Witness
 from reptrain.runs.metrics import RoutingRecord
 from reptrain.training.batches import Batch
 from reptrain.training.load_balance import routing_records, update_expert_bias
@@ -46,8 +49,12 @@ class Trainer:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     regularize: RegularizeConfig
+    slices: WeightSlices | None = None
+    """Slices of the weights that the steps hash in turn; None hashes none."""
     average: WeightAverage | None = None
     """Average of the weights, updated after each applied step."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What follows a step whose loss or gradient is not finite."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,17 @@ class StepResult:
     target_tokens: int
     """Tokens predicted, over all ranks."""
     digest: int
-    """Unsigned 64-bit digest of the tensors that entered the forward passes, over all ranks."""
+    """Unsigned 64-bit digest of the raw windows on the device, over all ranks."""
+    input_digest: int
+    """Unsigned 64-bit digest of what entered embedding, attention masks and loss, over all ranks."""
     grad_norm: float | None
     """L2 norm of the whole gradient before clipping; infinite or NaN if the gradient is not finite."""
     applied: bool
     """Whether the optimizer changed the weights."""
+    optimizer_step: int | None
+    """Updates of the weights so far; None for an optimizer that does not count them."""
+    slice_hashes: tuple[int, int] | None
+    """Unsigned 64-bit hash of the step's slice of the weights before and after the update."""
     routing: list[RoutingRecord] | None = None
     """Statistics of the sparse layers; None for a dense model."""
 
@@ -83,25 +96,36 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     """
     engine, world = trainer.engine, trainer.world
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
-    # The digest, the input tokens and the target tokens.
-    counts = torch.zeros(3, dtype=torch.int64, device=world.device)
+    # The digests of windows and inputs, the input tokens and the target tokens.
+    counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     stats_LS: Tensor | None = None
     # The head computes its fp16 gradients together with the loss, so the loss scale must be applied by then.
     loss_scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
     # DeepSpeed averages gradients over ranks; world_size turns that into the sum over ranks.
     scale = world.world_size / batch.loss_tokens
+    loss_factor = torch.tensor(scale * loss_scale, dtype=torch.float64)
     finite = torch.ones((), device=world.device)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         if number > 1:
             engine.step()  # Ends the previous micro-batch; the weights change after the last one only.
         rows = micro_batch.to(world.device)
         example = trainer.make_example(rows)
-        counts += torch.stack([batch_digest(rows), example.num_inputs_B.sum(), example.is_scored_BT.sum()])
         dropout = DropoutContext(seed=trainer.seed, step=batch.step, row_B=rows.row_B)
         routing = Routing(example.loss_tokens_B)
         inputs = trainer.input_noise(example.inputs, settings.input_noise, dropout)
-        targets = targets_of(example, settings, factor=scale * loss_scale)
-        output = engine(**inputs, dropout=dropout, routing=routing, targets=targets)
+        witness = Witness(batch.first_index + rows.row_B)
+        output = engine(
+            **inputs,
+            dropout=dropout,
+            routing=routing,
+            targets=targets_of(example, settings),
+            loss_factor=loss_factor,
+            witness=witness,
+        )
+        assert witness.digest is not None and witness.num_targets is not None
+        counts += torch.stack(
+            [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
+        )
         nats += example.weighted(output.nats).sum().double()
         loss = output.loss / loss_scale
         if routing.loss_nats is not None:
@@ -112,11 +136,18 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
-    digest, input_tokens, target_tokens = world.sum(counts).tolist()
+    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
     if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
         # The update copies all gradients once more.
         release_freed_memory()
     grad_norm, applied = _update(engine)
+    hashes = torch.zeros_like(counts[:2]) if slice_watch is None else slice_watch.hashes()
+    # Every rank counts the updates; the main one reports.
+    updates = update_count(engine)
+    if not world.is_main or updates is None:
+        updates = torch.full((), -1 if world.is_main else 0)
+    counts = torch.cat([counts, hashes, updates.to(counts).reshape(1)])
+    digest, input_digest, input_tokens, target_tokens, before, after, updated = world.sum(counts).tolist()
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
     if applied:
@@ -126,8 +157,11 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         input_tokens=input_tokens,
         target_tokens=target_tokens,
         digest=digest % 2**64,
+        input_digest=input_digest % 2**64,
         grad_norm=grad_norm,
         applied=applied,
+        optimizer_step=updated if updated >= 0 else None,
+        slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
         routing=routing_records(engine.module, stats_LS, batch.loss_tokens),
     )
 

@@ -9,18 +9,16 @@ from reptrain.training.regularize import Settings
 from reptrain_kernels.ops.linear_cross_entropy import Targets, coefficient
 
 
-def targets_of(example: Example, settings: Settings, *, factor: float) -> Targets:
-    """Build the targets of an example, weighted by ``factor``, with label smoothing and z-loss.
+def targets_of(example: Example, settings: Settings) -> Targets:
+    """Build the targets of an example with the objective's weights, label smoothing and z-loss.
 
     Args:
         example: The example of the micro-batch.
         settings: Values of the regularizers in the step.
-        factor: Multiplies the sum of the weighted nats before the gradient is computed.
     """
-    if example.weight_BT is None:
-        weight_BT = torch.full_like(example.targets_BT, factor, dtype=torch.float32)
-    else:
-        weight_BT = example.weight_BT * factor
+    weight_BT = example.weight_BT
+    if weight_BT is None:
+        weight_BT = torch.ones_like(example.targets_BT, dtype=torch.float32)
     return Targets(
         example.targets_BT,
         weight_BT,

@@ -13,8 +13,10 @@ from audited_runs import UNIQUE, replaced, rewrite, trained
 
 from reptrain.auditing import audit as audit_module
 from reptrain.auditing.audit import audit, store_places
-from reptrain.errors import RunError, StoreError
+from reptrain.errors import CannotSayError, RunError, StoreError
 from reptrain.plan import Subset
+from reptrain.store import verify
+from reptrain.store.hashing import write_checksum
 
 
 def only_problem(folder, **options):
@@ -108,8 +110,8 @@ def test_audit_finds_two_steps_in_each_others_place(run):
 
 
 def test_audit_finds_a_ledger_that_was_cut_off(run):
-    lines = run.ledger.path.read_bytes()
-    run.ledger.path.write_bytes(lines[:-40])
+    lines = run.ledger.path.read_bytes().splitlines(keepends=True)
+    run.ledger.path.write_bytes(b"".join(lines[:-1])[:-40])
     report = audit(run.path)
     assert not report.exact and not report.complete
     assert "state done, but the ledger has 48 applied windows of 53" in report.problems[0].message
@@ -251,10 +253,17 @@ def test_audit_finds_a_cached_order_of_documents_that_was_changed(store, run, tm
     first, second = next((i, j) for i in range(20) for j in range(i + 1, 40) if lengths[i] == lengths[j])
     table[1, [first, second]] = table[1, [second, first]]
     np.save(cached, table)
+    # It differs from its checksum, so that it is computed again.
+    assert verify(own).problems == [
+        f"orders/{cached.name}: differs from its checksum; remove it, and the next start computes it again"
+    ]
+    assert audit(run.path, store=own).exact and verify(own).ok
+    np.save(cached, table)
+    write_checksum(cached)
     report = audit(run.path, store=own)
-    assert not report.exact
-    assert "the order of documents cached for" in report.problems[0].message
-    assert "the model saw other tokens" in report.problems[1].message
+    assert (report.exact, report.exit_code) == (False, 4)
+    assert "the order of documents cached for" in report.cannot_say[0]
+    assert "the model saw other tokens" in report.problems[0].message
 
 
 def test_audit_takes_a_store_that_moved_and_refuses_another(store, run, tmp_path):
@@ -269,8 +278,11 @@ def test_audit_takes_a_store_that_moved_and_refuses_another(store, run, tmp_path
     source = run.plan.sources[0].model_copy(update={"store_fingerprint": "another"})
     plan = run.plan.model_copy(update={"sources": (source,)})
     (run.path / "plan.json").write_text(plan.model_dump_json())
-    with pytest.raises(RunError, match="must be the store that the run was trained on"):
+    with pytest.raises(CannotSayError, match="must be the store that the run was trained on"):
         audit(run.path)
+    with pytest.raises(RunError, match="must be the store that the run was trained on") as raised:
+        audit(run.path, store=moved)
+    assert not isinstance(raised.value, CannotSayError)
 
 
 def test_audit_finds_a_store_whose_bytes_were_changed(store, run, tmp_path):
@@ -281,14 +293,15 @@ def test_audit_finds_a_store_whose_bytes_were_changed(store, run, tmp_path):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     report = audit(run.path, store=changed)
-    assert not report.exact
-    assert shard.name in report.problems[0].message
+    assert (report.exact, report.exit_code) == (False, 4)
+    assert report.text().startswith("cannot say: damaged or missing evidence\n")
+    assert shard.name in report.cannot_say[0]
 
 
 def test_audit_refuses_a_ledger_that_cannot_be_read(run):
     with run.ledger.path.open("a") as file:
         file.write("{}\n")
-    with pytest.raises(RunError, match=r"ledger\.jsonl, line"):
+    with pytest.raises(CannotSayError, match=r"ledger\.jsonl, line"):
         audit(run.path)
 
 

@@ -125,8 +125,8 @@ def test_masked_diffusion_weights_apply_to_loss_regularizers() -> None:
     tokens = np.random.default_rng(0).integers(2, 50, (100, 32))
     example = example_of(diffusion(32, noise_seed=1), tokens, [32] * 100)
     logits_BTV = uniform(example.inputs["tokens_BT"])
-    targets = targets_of(example, Settings(label_smoothing=0.1, z_loss=0.5), factor=2.0)
-    per_token = cross_entropy(logits_BTV, targets).loss / 2 / example.loss_tokens_B.sum()
+    targets = targets_of(example, Settings(label_smoothing=0.1, z_loss=0.5))
+    per_token = cross_entropy(logits_BTV, targets).loss / example.loss_tokens_B.sum()
     # For a uniform model label smoothing adds 0, and the logsumexp is log V.
     assert float(per_token) == pytest.approx(math.log(50) + 0.5 * math.log(50) ** 2, rel=1e-5)
 

@@ -205,6 +205,7 @@ NOT_DERIVED = {
     "RunConfig.name",
     "RunConfig.init_from",
     "RunConfig.average",
+    "RunConfig.branch",
     "DataConfig.store",
     "DataConfig.unique_tokens",
     "SourceConfig.unique_tokens",
@@ -224,7 +225,21 @@ NOT_DERIVED = {
     "TrainConfig.micro_batch_windows",
     "EvaluateConfig.patience",
     "CheckpointConfig.keep_every_fraction",
+    # Null is `seed`, which is there.
+    "SeedsConfig.order",
+    "SeedsConfig.noise",
+    "SeedsConfig.weights",
+    "SeedsConfig.dropout",
 }
+
+
+def test_fingerprint_counts_a_seed_of_its_own_only_where_it_differs() -> None:
+    same, other = resolve("seed=3", "seeds.weights=3"), resolve("seed=3", "seeds.weights=4")
+    assert config_fingerprint(same) == config_fingerprint(resolve("seed=3"))
+    assert differing_keys(same, resolve("seed=3")) == []
+    assert config_fingerprint(other) != config_fingerprint(same)
+    assert differing_keys(same, other) == [("seeds.weights", None, 4)]
+    assert [other.seed_of(part) for part in ("order", "noise", "weights", "dropout")] == [3, 3, 4, 3]
 
 
 def null_by_default(kind: Any, found: set[str]) -> set[str]:

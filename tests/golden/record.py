@@ -31,6 +31,7 @@ from .runs import RUNS, documents
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GOLDEN = HERE / "golden.json"
+LEDGER = ("step", "first_index", "windows", "tokens", "epoch", "applied", "digest", "sources")
 TOKENIZER = HERE / "tokenizer.model"
 """Trained once on the same text: training takes logarithms, whose last bit depends on the processor."""
 
@@ -108,7 +109,10 @@ def _stop_after_some_steps(run: Path) -> None:
 
 def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of a run every machine has, and what this one has."""
-    plan, ledger = json.loads((run / "plan.json").read_text()), lines(run / "ledger.jsonl")
+    plan = json.loads((run / "plan.json").read_text())
+    steps = [line for line in lines(run / "ledger.jsonl") if "event" not in line]
+    # Hashes of weights, and so of lines, belong to the machine.
+    ledger = [{key: line[key] for key in LEDGER if key in line} for line in steps]
     trained = [record for record in lines(run / "metrics.jsonl") if record["kind"] == "train"]
     scored = [record for record in lines(run / "metrics.jsonl") if record["kind"] == "valid"]
     fixed = {
@@ -117,6 +121,7 @@ def read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "steps": len(ledger),
         "ledger": digest(ledger),
         "digests": digest([record["digest"] for record in ledger]),
+        "inputs": digest([[record["inputs"], record["targets"]] for record in steps]),
         "tokens": [trained[-1][key] for key in ("tokens", "input_tokens", "target_tokens")],
         "scored": digest([[r["step"], r["set"], r["scored_tokens"], r["raw_tokens"]] for r in scored]),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from hashlib import sha256
 
 import pytest
 from pydantic import ValidationError
@@ -66,7 +67,9 @@ def metrics(tmp_path):
 def test_ledger_keeps_records_in_order_one_a_line(ledger):
     assert [record.step for record in ledger.records()] == [0, 1, 2, 3]
     lines = ledger.path.read_text().splitlines()
-    assert json.loads(lines[3]) == entry(3).model_dump(exclude_none=True)
+    previous = sha256(lines[2].encode()).hexdigest()[:32]
+    assert json.loads(lines[3]) == entry(3).model_dump(exclude_none=True) | {"previous": previous}
+    assert json.loads(lines[0])["previous"] == "0" * 32
 
 
 def test_ledger_of_a_run_without_steps_is_empty(tmp_path):

@@ -125,8 +125,8 @@ def test_create_or_open_refuses_other_numerics_by_name(tmp_path, state, found, n
 
 def test_plan_of_a_newer_format_is_refused(tmp_path):
     folder = opened(tmp_path)
-    rewrite_plan(folder, format=3, something="new")
-    with pytest.raises(RunError, match=r"must have a format from 1 to 2, but got format 3\. Use the version"):
+    rewrite_plan(folder, format=4, something="new")
+    with pytest.raises(RunError, match=r"must have a format from 1 to 3, but got format 4\. Use the version"):
         opened(tmp_path)
 
 

@@ -123,7 +123,8 @@ def test_verify_finds_a_held_out_document_in_the_training_text(model: Path, tmp_
             path.unlink()
     report = verify(store.path, overlap=True, max_overlap=0.001)
     assert not report.ok
-    (problem,) = report.problems
+    (problem,) = report.overlap_problems
+    assert not report.problems
     assert problem.startswith("split report: ") and f"most in {leaked} (" in problem
     worst = report.overlap[1].documents[0]
     assert worst.id == leaked and worst.shared > 0.9 * worst.ngrams

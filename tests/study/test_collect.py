@@ -11,8 +11,8 @@ from run_folders import FakeStore, write_run
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.cautions import cautions, divergence
 from reptrain.study.collect import Curve
+from reptrain.study.node_state import run_is_done
 from reptrain.study.paths import run_path
-from reptrain.study.runner import is_done
 from reptrain.study.verdict import settings, winner
 from reptrain.study.words import label, plain
 from reptrain.tokenization import tokenize
@@ -92,10 +92,10 @@ def test_collect_and_runner_take_a_run_of_other_numerics_for_another(tmp_path: P
     run = run_path(tmp_path, arm.name)
     write_run(arm.config, run)
     stores = {source.store: FakeStore() for source in arm.config.sources.values()}
-    assert is_done(arm, run, stores)
+    assert run_is_done(arm.config, run, stores)
     plan = json.loads((run / "plan.json").read_text())
     (run / "plan.json").write_text(json.dumps(plan | {"numerics_version": plan["numerics_version"] - 1}))
-    assert not is_done(arm, run, stores)
+    assert not run_is_done(arm.config, run, stores)
     row = collect(STUDY, tmp_path)[0]
     assert (row.state, row.best_select_nats) == ("other numerics", None)
     assert study_status(STUDY, tmp_path)[0].state == "other numerics"

@@ -19,8 +19,9 @@ from reptrain.errors import PlanError, StudyError
 from reptrain.runs.folder import RunFolder
 from reptrain.study import StudyConfig, StudyEvent, arms, run_study, study_status
 from reptrain.study.arm_progress import read_progress
+from reptrain.study.local_pool import LocalPool
+from reptrain.study.node_state import run_is_done
 from reptrain.study.paths import config_path, log_path, run_path
-from reptrain.study.runner import is_done
 
 TESTS = Path(__file__).parents[1]
 TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
@@ -46,10 +47,10 @@ def started(out: Path) -> list[str]:
 
 def test_run_study_runs_each_arm_once_and_skips_it_afterwards(tmp_path: Path) -> None:
     study, events = study_of(0, 1), []
-    result = run_study(study, tmp_path, launch=TRAINER, on_event=events.append)
+    result = run_study(study, tmp_path, launch=TRAINER, on_event=events.append, executor=LocalPool(1))
     assert [outcome.state for outcome in result.outcomes] == ["done", "done"]
     assert result.exit_code == 0
-    assert [e.kind for e in events if e.kind != "progress"] == ["start", "done", "start", "done"]
+    assert [event.kind for event in events if event.kind != "progress"] == ["start", "done", "start", "done"]
     assert {(e.total_tokens, e.num_arms) for e in events} == {(8192, 2)}
     assert (events[-1].index, events[-1].tokens) == (1, 8192)
 
@@ -83,7 +84,7 @@ def test_run_study_passes_a_signal_on_and_leaves_the_rest_for_later(tmp_path: Pa
             os.kill(os.getpid(), signal.SIGTERM)
 
     study = study_of(WAITS, 0)
-    result = run_study(study, tmp_path, launch=TRAINER, on_event=stop)
+    result = run_study(study, tmp_path, launch=TRAINER, on_event=stop, executor=LocalPool(1))
     assert [outcome.state for outcome in result.outcomes] == ["stopped", "waiting"]
     assert result.exit_code == 3
     assert RunFolder.open(run_path(tmp_path, "seed-17")).status().state == "preempted"
@@ -151,15 +152,15 @@ def test_run_study_is_refused_while_another_runs(tmp_path: Path) -> None:
 
 def test_is_done_only_for_the_same_mathematics_on_the_same_store(tmp_path: Path) -> None:
     arm = arms(study_of(0))[0]
-    assert not is_done(arm, tmp_path / "none", {"s": FakeStore()})
+    assert not run_is_done(arm.config, tmp_path / "none", {"s": FakeStore()})
     write_run(arm.config, tmp_path / "run")
-    assert is_done(arm, tmp_path / "run", {"s": FakeStore()})
+    assert run_is_done(arm.config, tmp_path / "run", {"s": FakeStore()})
     other = FakeStore()
     other.fingerprint = "6" * 32
-    assert not is_done(arm, tmp_path / "run", {"s": other})
-    assert not is_done(arms(study_of(1))[0], tmp_path / "run", {"s": FakeStore()})
+    assert not run_is_done(arm.config, tmp_path / "run", {"s": other})
+    assert not run_is_done(arms(study_of(1))[0].config, tmp_path / "run", {"s": FakeStore()})
     write_run(arm.config, tmp_path / "broken", state="failed")
-    assert not is_done(arm, tmp_path / "broken", {"s": FakeStore()})
+    assert not run_is_done(arm.config, tmp_path / "broken", {"s": FakeStore()})
 
 
 def test_read_progress_ignores_a_line_that_is_still_being_written(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from reptrain.cli import app
 from reptrain.errors import ConfigError, ReptrainError, ResumeError, RunError
 from reptrain.generation import Sampling, Writer
 from reptrain.hub.saved_model import open_saved_model
+from reptrain.runs.events import Events
 from reptrain.runs.parent import read_parent
 from reptrain.tasks.finetune import Outcome, finetune, load_finetune
 from reptrain.tasks.pairs import Encoder, SourceTarget, pack, widths_of
@@ -125,6 +126,15 @@ def test_long_texts_are_cut_at_their_end_and_counted(
     assert cut.cut["inputs"] > 0 == cut.left_out and left.cut["inputs"] == 0 < left.left_out
     with pytest.raises(ConfigError, match=r"must be more than the . tokens"):
         tune(trained("causal"), task, tmp_path / "none", "limits.input_tokens=2", "task.separator=so it is")
+
+
+def test_a_step_that_is_not_finite_ends_the_fine_tuning(
+    trained: Trained, make_task: MakeTask, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"diverged at step \d+: loss and gradient must be finite.*seed 3"):
+        tune(trained("causal"), make_task(), tmp_path / "out", "seed=3", "optimizer.lr=1e30")
+    events = list(Events(tmp_path / "out" / "seed-3" / "events.jsonl").records())
+    assert [event.event for event in events] == ["started", "failed"]
 
 
 def test_each_example_is_seen_in_each_epoch(

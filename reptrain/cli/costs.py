@@ -1,0 +1,240 @@
+"""What a run costs, and advice on which run to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from reptrain.cli.common import app, show
+from reptrain.cli.options import AsJson, VocabSize, count_option
+
+if TYPE_CHECKING:
+    from reptrain.analysis.cost import Load
+    from reptrain.analysis.prices import Device
+
+NumGpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs.")]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="Device, such as A100: its peak, price and power."),
+]
+Mfu = Annotated[
+    float | None,
+    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, where no rate is measured."),
+]
+PeakTflops = Annotated[
+    float | None,
+    typer.Option("--peak-tflops", min=0.0, help="Peak of one GPU.", show_default="the device's"),
+]
+Price = Annotated[
+    float | None,
+    typer.Option("--price", min=0.0, metavar="USD", help="Price of a GPU-hour.", show_default="the table's"),
+]
+Prices = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices", metavar="CSV", help="Table of devices with your prices.", show_default="built in"
+    ),
+]
+Pue = Annotated[float, typer.Option("--pue", min=1.0, help="Energy of the building over that of the GPUs.")]
+
+
+@app.command()
+def advise(
+    unique_tokens: Annotated[int, count_option("--unique-tokens", help="Unique tokens at hand.")],
+    compute: Annotated[
+        float | None,
+        typer.Option("--compute", metavar="FLOPS", help="Budget in training FLOPs; or --gpus and --hours."),
+    ] = None,
+    gpus: NumGpus = 1,
+    hours: Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")] = None,
+    device: DeviceName = None,
+    mfu: Mfu = None,
+    peak_tflops: PeakTflops = None,
+    price: Price = None,
+    prices: Prices = None,
+    runs: Annotated[
+        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Runs of yours to fit the law to.")
+    ] = None,
+    law: Annotated[str, typer.Option("--law", help="Law to fit to them.")] = "excess-saturating",
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="COLUMN", help="Column of their loss.")
+    ] = "loss_report_final_nats",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns", metavar="N=COLUMN,...", help="Columns of N, D and U.", show_default="a study's"
+        ),
+    ] = None,
+    num_bootstraps: Annotated[
+        int, count_option("--bootstraps", least=0, help="Bootstrap samples for the intervals.")
+    ] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Advise on size, epochs and regularization for unique tokens and a budget."""
+    from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
+    from reptrain.analysis.advise import advise as advice_for
+    from reptrain.analysis.answer import FitOptions
+    from reptrain.analysis.cost import Load, cost_text
+    from reptrain.analysis.cost import cost as cost_of
+    from reptrain.analysis.tables import read_table
+    from reptrain.cli.fits import parse_columns
+
+    peak = _peak(device, "bf16", peak_tflops)
+    budget = _budget(compute, gpus, hours, mfu, peak)
+    fit = None
+    if runs is not None:
+        evidence = Evidence(read_table(runs), metric, parse_columns(columns, ["N", "D", "U"]), law)
+        fit = fit_evidence(evidence, float(unique_tokens), budget, FitOptions(num_bootstraps=num_bootstraps))
+    advice = advice_for(float(unique_tokens), budget, fit=fit, samples=fit.num_bootstraps if fit else 0)
+    data, text = advice.model_dump(mode="json"), advice_text(advice)
+    if mfu and peak:
+        row = find_row(prices, device)
+        result = cost_of(
+            tokens=advice.tokens,
+            num_gpus=gpus,
+            mfu=mfu,
+            load=Load(6.0 * advice.parameters),
+            peak_flops=peak,
+            unique_tokens=float(unique_tokens),
+            usd_per_gpu_hour=_price(price, row),
+            watts=row.watts if row else None,
+        )
+        data["cost"] = result.model_dump(mode="json")
+        text += "\n\ncost:\n" + cost_text(result, _price_source(price, row), _power_source(row, 1.0))
+    show(data, text, as_json=as_json)
+
+
+def _budget(
+    compute: float | None, gpus: int, hours: float | None, mfu: float | None, peak: float | None
+) -> float:
+    """Training FLOPs, as given or from GPUs and hours."""
+    if (compute is None) == (hours is None):
+        raise typer.BadParameter("give --compute, or --gpus and --hours", param_hint="--compute")
+    if compute is not None:
+        return compute
+    if not (hours and mfu and peak):
+        raise typer.BadParameter(
+            "needs hours above zero, --mfu, and --device or --peak-tflops", param_hint="--hours"
+        )
+    return hours * 3600.0 * gpus * peak * mfu
+
+
+@app.command()
+def cost(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of a run or of a model, for FLOPs per token.")
+    ] = None,
+    tokens: Annotated[int | None, count_option("--tokens", help="Tokens to consume.")] = None,
+    unique_tokens: Annotated[
+        int | None, count_option("--unique-tokens", help="Unique tokens, with --epochs in place of --tokens.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", min=0.0, help="Epochs over the unique tokens.")
+    ] = None,
+    gpus: NumGpus = 1,
+    device: DeviceName = None,
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option("--precision", help="Precision of the peak.")
+    ] = "bf16",
+    rate: Annotated[
+        float | None,
+        typer.Option("--tokens-per-second", min=0.0, metavar="RATE", help="Measured tokens/s per GPU."),
+    ] = None,
+    mfu: Mfu = None,
+    peak_tflops: PeakTflops = None,
+    parameters: Annotated[
+        int | None, count_option("--parameters", help="Parameters, in place of a file: 6 N FLOPs per token.")
+    ] = None,
+    price: Price = None,
+    prices: Prices = None,
+    pue: Pue = 1.0,
+    vocab_size: VocabSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute days, GPU-hours, money and energy of a run from a measured rate or MFU."""
+    from reptrain.analysis.cost import cost as compute
+    from reptrain.analysis.cost import cost_text
+
+    row = find_row(prices, device)
+    result = compute(
+        tokens=_tokens(tokens, unique_tokens, epochs),
+        num_gpus=gpus,
+        tokens_per_second_per_gpu=rate or None,
+        mfu=mfu or None,
+        load=_load(config, parameters, vocab_size),
+        peak_flops=_peak(device, precision, peak_tflops),
+        unique_tokens=unique_tokens,
+        usd_per_gpu_hour=_price(price, row),
+        watts=row.watts if row else None,
+        pue=pue,
+    )
+    price_source, power = _price_source(price, row), _power_source(row, pue)
+    data = {**result.model_dump(mode="json"), "price_source": price_source, "power_source": power}
+    show(data, cost_text(result, price_source, power), as_json=as_json)
+
+
+def _tokens(tokens: int | None, unique_tokens: int | None, epochs: float | None) -> float:
+    if (tokens is None) == (epochs is None):
+        raise typer.BadParameter("give --tokens, or --epochs with --unique-tokens", param_hint="--tokens")
+    if tokens is not None:
+        return float(tokens)
+    if unique_tokens is None or not epochs:
+        raise typer.BadParameter("needs --unique-tokens, and must be above zero", param_hint="--epochs")
+    return unique_tokens * epochs
+
+
+def _load(config: Path | None, parameters: int | None, vocab_size: int | None) -> Load | None:
+    from reptrain.analysis.cost import Load
+    from reptrain.config.counted import CountedConfig
+    from reptrain.config.model import DecoderConfig
+    from reptrain.sizes import load_subject, published_flops_per_token
+
+    if config is not None and parameters is not None:
+        raise typer.BadParameter("give a file or --parameters, not both", param_hint="--parameters")
+    if parameters is not None:
+        return Load(6.0 * parameters)
+    if config is None:
+        return None
+    subject = load_subject(config, vocab_size=vocab_size)
+    if isinstance(subject.model, DecoderConfig | CountedConfig):
+        flops = published_flops_per_token(subject.model, subject.vocab_size, subject.shape.target_tokens)
+        by_parameters = 6.0 * subject.parameters.run
+        return Load(by_parameters, flops - by_parameters)
+    # An encoder-decoder has other lengths in encoder and decoder, so 6 N is wrong: count the products.
+    forward = subject.forward
+    return Load(3.0 * forward.products / subject.window_tokens, 3.0 * forward.scores / subject.window_tokens)
+
+
+def _peak(
+    device: str | None, precision: Literal["fp32", "tf32", "bf16", "fp16"], tflops: float | None
+) -> float | None:
+    from reptrain.sizes import peak_flops
+
+    if tflops:
+        return tflops * 1e12
+    return peak_flops(device, precision) if device else None
+
+
+def find_row(prices: Path | None, device: str | None) -> Device | None:
+    """The device's row of the table of prices; None if there is none."""
+    from reptrain.analysis.prices import find_device, read_devices
+
+    return find_device(read_devices(prices), device) if device else None
+
+
+def _price(given: float | None, row: Device | None) -> float | None:
+    return given if given is not None or row is None else row.usd_per_gpu_hour
+
+
+def _price_source(given: float | None, row: Device | None) -> str | None:
+    if given is not None:
+        return f"${given:g} a GPU-hour, as given"
+    if row is None or row.usd_per_gpu_hour is None:
+        return None
+    return f"${row.usd_per_gpu_hour:g} a GPU-hour; {row.price_source}; date: {row.price_date or 'not given'}"
+
+
+def _power_source(row: Device | None, pue: float) -> str | None:
+    return f"{row.watts:g} W ({row.watts_source}), PUE {pue:g}" if row and row.watts else None

@@ -1,0 +1,103 @@
+"""The bill of a study on the console."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from reptrain.study.bill import Bill, BillRow, rows_by_arm
+
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def bill_text(bill: Bill) -> str:
+    """The bill as a table with a row for each arm, and its totals.
+
+    Args:
+        bill: The bill.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in ("arm", "runs", "done", "tokens", "shared", "FLOPs", "hours"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for arm, rows in rows_by_arm(bill.rows).items():
+        table.add_row(arm, *_cells(rows))
+    table.add_section()
+    table.add_row("all", *_cells(bill.rows))
+    table.add_row("to run", *_cells(bill.left))
+    text = io.StringIO()
+    Console(file=text, width=200).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*lines, "", *_totals(bill)])
+
+
+def _cells(rows: list[BillRow] | tuple[BillRow, ...]) -> list[str]:
+    hours = None if any(row.seconds is None for row in rows) else sum(row.seconds or 0 for row in rows) / 3600
+    return [
+        f"{len(rows)}",
+        f"{sum(row.is_done for row in rows)}",
+        f"{sum(row.tokens for row in rows):,}",
+        f"{sum(row.shared_tokens for row in rows):,}",
+        f"{sum(row.flops for row in rows):.3g}",
+        "?" if hours is None else f"{hours:.3g}",
+    ]
+
+
+def _totals(bill: Bill) -> list[str]:
+    left, hardware = bill.left, bill.hardware
+    shared, own = sum(row.shared_tokens for row in bill.rows), sum(row.tokens for row in bill.rows)
+    lines = [f"speed: {bill.speed}; training steps only"]
+    if bill.hours is not None:
+        lines.append(
+            f"left: {bill.device_hours:.3g} device-hours, {bill.hours:.3g} hours with"
+            f" {hardware.runs_at_once} at once, {hardware.devices_per_run} per run"
+        )
+    price = "unknown (--usd-per-hour)" if bill.usd is None else f"{bill.usd:,.2f} USD"
+    lines.append(f"price: {price}")
+    if shared:
+        lines.append(
+            f"shared prefixes: {shared:,} tokens are trained once, {shared / (shared + own):.0%} saved"
+        )
+    if bill.most_extensions:
+        lines.append(f"tuning: at most {bill.most_extensions} more runs, if best values lie at an edge")
+    if bill.num_commands:
+        lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
+    lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
+    if not left:
+        lines.append("all runs are done")
+    return lines
+
+
+def _bytes(number: float) -> str:
+    return next((f"{number / size:.1f} {unit}" for size, unit in _UNITS if number >= size), f"{number:.0f} B")
+
+
+def bill_data(bill: Bill) -> dict[str, Any]:
+    """The bill for ``--json``."""
+    return {
+        "runs": [
+            {
+                "run": row.node.name,
+                "arm": row.node.arm,
+                "role": row.node.role,
+                "done": row.is_done,
+                "tokens": row.tokens,
+                "shared_tokens": row.shared_tokens,
+                "branch_of": row.node.branch.parent if row.node.branch else None,
+                "flops": row.flops,
+                "seconds": row.seconds,
+                "checkpoint_bytes": row.checkpoint_bytes,
+            }
+            for row in bill.rows
+        ],
+        "commands_left": bill.num_commands,
+        "speed": bill.speed,
+        "device_hours_left": bill.device_hours,
+        "hours_left": bill.hours,
+        "usd_left": bill.usd,
+        "most_tuning_extensions": bill.most_extensions,
+        "disk_bytes": bill.disk_bytes,
+        "keep_checkpoints": bill.retention,
+    }

@@ -1,0 +1,121 @@
+"""The first steps that two runs have in common: the same windows under the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reptrain.config import RunConfig, fingerprint, mathematics
+from reptrain.config.schedule import step_learning_rate
+from reptrain.config.scheduled import RunPosition, Scheduled
+from reptrain.plan.mixture import MixturePlan, plan_mixture
+from reptrain.plan.position import position_at
+from reptrain.plan.shard import StepPlan
+
+_LONGEST = 2**17
+# Settings that enter a step only through the functions in `_settings_at`.
+_RESOLVED = ("schedule", "regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise",
+             "optimizer.weight_decay", "model.dropout", "average.start", "train.total_tokens")  # fmt: skip
+StepSettings = tuple[Any, ...]
+
+
+class RunSteps:
+    """The steps of a run, resolved one by one.
+
+    Args:
+        config: The run.
+        unique_tokens: U of each source, by name.
+
+    Raises:
+        PlanError: If the run cannot be planned.
+    """
+
+    def __init__(self, config: RunConfig, unique_tokens: Mapping[str, int]) -> None:
+        self.config = config
+        self.plan: MixturePlan = plan_mixture(config, unique_tokens)
+        self.steps = StepPlan(config.train.batch_windows, self.plan.total_windows)
+        self._settings: list[StepSettings] | None = None
+
+    @property
+    def kind(self) -> str:
+        """Fingerprint of all that does not change during a run. Runs of different kinds share no step."""
+        fixed = {key: value for key, value in mathematics(self.config).items() if not _is_resolved(key)}
+        if self.config.optimizer.name != "muon":
+            # Muon's two rates have a ratio, so its peak rate must be the same.
+            del fixed["optimizer.lr"]
+        return fingerprint(
+            [fixed, self.config.train.on_nonfinite, self.config.evaluate.patience, self._windows()]
+        )
+
+    def _windows(self) -> list[Any]:
+        """What decides which windows come first."""
+        if len(self.plan.plans) == 1 and self.plan.plans[0].order != "mixed":
+            (plan,) = self.plan.plans
+            return [plan.unique_tokens, plan.window_tokens, plan.order, plan.cut, plan.seed]
+        # The order of a mixture, and of epochs that are mixed, depends on the total.
+        return [repr(plan) for plan in self.plan.plans]
+
+    @property
+    def settings(self) -> list[StepSettings]:
+        """Learning rate, regularizers and windows of every step; empty for a run of very many steps."""
+        if self._settings is None:
+            num_steps = self.steps.num_steps
+            steps = range(num_steps if num_steps <= _LONGEST else 0)
+            self._settings = [self._settings_at(step) for step in steps]
+        return self._settings
+
+    def _settings_at(self, step: int) -> StepSettings:
+        config, position = self.config, position_at(self.plan, self.steps, step)
+        first, windows = self.steps.window_range(step)
+        after = self.plan.tokens_before(first + windows)
+        lr = step_learning_rate(
+            position.tokens, after, position.total_tokens, config.optimizer, config.schedule
+        )
+        return (
+            windows,
+            lr,
+            *(value.at(position) for value in _scheduled(config)),
+            *_average(config, position),
+        )
+
+    @property
+    def can_share(self) -> bool:
+        """Whether the run can share steps at all: early stopping depends on the evaluations."""
+        return self.config.evaluate.patience is None
+
+
+def _is_resolved(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _RESOLVED)
+
+
+def _scheduled(config: RunConfig) -> list[Scheduled]:
+    dropout, regularize = config.model.dropout, config.regularize
+    return [
+        *(getattr(dropout, name) for name in type(dropout).model_fields),
+        regularize.label_smoothing,
+        regularize.z_loss,
+        regularize.input_noise,
+        config.optimizer.weight_decay,
+    ]
+
+
+def _average(config: RunConfig, position: RunPosition) -> list[bool]:
+    """Whether the average of the weights has started."""
+    if config.average is None:
+        return []
+    start = config.average.start
+    return [position.position(start.unit) >= start.amount]
+
+
+def shared_steps(one: RunSteps, other: RunSteps) -> int:
+    """The number of first steps in which two runs compute the same, bit for bit on the same topology.
+
+    It ends at the first step where any resolved function (learning rate, regularizers, windows) differs.
+    """
+    if not (one.can_share and other.can_share) or one.kind != other.kind:
+        return 0
+    pairs = zip(one.settings, other.settings, strict=False)
+    return next(
+        (step for step, (mine, others) in enumerate(pairs) if mine != others),
+        min(len(one.settings), len(other.settings)),
+    )

@@ -1,0 +1,98 @@
+"""Checks that the claims and fits of a study name arms and columns that exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reptrain.analysis.questions import Claim, FitQuestion
+from reptrain.errors import StudyError
+from reptrain.study.grid import Arm
+from reptrain.study.schema import StudyConfig
+from reptrain.tables.columns import RUN_COLUMNS
+
+COLUMNS = frozenset(column.name for column in RUN_COLUMNS)
+"""Columns of runs.parquet, besides the varied keys and those of the commands in `then`."""
+_SELECTIONS = ("treatment", "control", "high", "low", "proxy", "target")
+
+
+def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
+    """Refuse a question about arms or columns that do not exist.
+
+    Args:
+        study: The study.
+        arms: Its arms.
+
+    Raises:
+        StudyError: Naming the claim or fit.
+    """
+    columns = {*COLUMNS, *(key for arm in arms for key in arm.values)}
+    for claim in study.claims:
+        _check_columns(study, f"claim {claim.name}", claim.columns(), columns)
+        for name in _SELECTIONS:
+            selection = getattr(claim.contrast, name, None)
+            if selection is not None:
+                _check_arms(study, f"claim {claim.name}: {name}", {**claim.where, **selection}, arms)
+        _check_seeds(study, claim, arms)
+    for fit in study.fits:
+        names = [fit.metric, *fit.where, *fit.columns.values()]
+        if fit.holdout is not None and fit.holdout.column is not None:
+            names.append(fit.holdout.column)
+        _check_columns(study, f"fit {fit.name}", names, columns)
+        _check_fit(study, fit, arms)
+
+
+def _check_columns(study: StudyConfig, what: str, names: Sequence[str], columns: set[str]) -> None:
+    entries = tuple(f"{entry.name}." for entry in study.then)
+    for name in names:
+        if name.removeprefix("set.") not in columns and not name.startswith(entries):
+            near = difflib.get_close_matches(name, columns, n=2)
+            varied = ", ".join(sorted(columns - COLUMNS)) or "none"
+            raise StudyError(
+                f"study {study.name}, {what}",
+                got=repr(name),
+                rule="must name columns of the runs' table: varied keys or measures",
+                remedy=f"Did you mean {' or '.join(near)}?" if near else f"Varied keys: {varied}.",
+            )
+
+
+def _check_arms(study: StudyConfig, what: str, selection: Mapping[str, Any], arms: Sequence[Arm]) -> None:
+    if not any(_selected(arm, selection) for arm in arms):
+        wanted = ", ".join(f"{key}={value}" for key, value in selection.items())
+        names = [*dict.fromkeys(arm.group for arm in arms)]
+        raise StudyError(
+            f"study {study.name}, {what}",
+            got=wanted,
+            rule="must select an arm of the study",
+            remedy=f"The arms are {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}.",
+        )
+
+
+def _selected(arm: Arm, selection: Mapping[str, Any]) -> bool:
+    """Whether an arm may be selected. Keys that only a finished run has count as true."""
+    own = {**arm.values, "arm": arm.group, "seed": arm.config.seed, "study": None}
+    for key, wanted in selection.items():
+        name = key.removeprefix("set.")
+        if name not in own or name == "study":
+            continue
+        choices = wanted if isinstance(wanted, list) else [wanted]
+        if own[name] not in choices:
+            return False
+    return True
+
+
+def _check_seeds(study: StudyConfig, claim: Claim, arms: Sequence[Arm]) -> None:
+    seeds = {arm.config.seed for arm in arms}
+    if len(seeds) < claim.seeds:
+        raise StudyError(
+            f"study {study.name}, claim {claim.name}",
+            got=f"{len(seeds)} seeds in the study",
+            rule=f"must have at least the {claim.seeds} seeds of its first look",
+            remedy="List more in seeds.",
+        )
+
+
+def _check_fit(study: StudyConfig, fit: FitQuestion, arms: Sequence[Arm]) -> None:
+    if fit.where:
+        _check_arms(study, f"fit {fit.name}: where", fit.where, arms)

@@ -1,0 +1,257 @@
+"""Tuning: settings that are chosen for each group of arms, by runs of their own on the selection split.
+
+The state of a tuning is a function of the run folders: which values were tried, with which losses, and
+whether the best value lies inside the range that was tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reptrain.config import RunConfig, fingerprint
+from reptrain.runs.folder import RunFolder
+from reptrain.study.done_table import load_done
+from reptrain.study.graph import store_fingerprints, train_fingerprint
+from reptrain.study.grid import Arm, arm_name, arms, varied_keys
+from reptrain.study.node_state import has_diverged
+from reptrain.study.paths import is_run_of, run_path
+from reptrain.study.point import config_of, setting
+from reptrain.study.schema import StudyConfig
+from reptrain.study.sections import Tune
+
+Losses = Callable[[RunConfig, str], float | None]
+"""The lowest selection loss of a run by its configuration and name; None if it has not ended."""
+Values = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tuning run."""
+
+    name: str
+    config: RunConfig
+    values: Mapping[str, Any]
+    """The varied keys, those that are tuned included."""
+
+
+@dataclass(frozen=True)
+class TunedGroup:
+    """A group of arms with the state of its tuning.
+
+    Attributes:
+        name: Name of the group, a part of a file name.
+        arms: Names of its arms, without their seeds.
+        trials: Its tuning runs so far.
+        means: Mean loss of each combination of values over the seeds, where all have ended; infinite if one
+            diverged.
+        best: The chosen settings by dotted key; None until they are known.
+        at_edge: Keys whose best value is at an edge of the range, after all extensions.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    means: Mapping[Values, float]
+    best: Mapping[str, Any] | None
+    at_edge: tuple[str, ...] = ()
+
+
+def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGroup]]:
+    """The arms of a study with the settings that tuning chose so far, and the groups.
+
+    Args:
+        study: The study.
+        out: Its folder.
+
+    Raises:
+        StudyError: If the study itself is wrong.
+    """
+    if study.tune is None:
+        return arms(study), []
+    stores = store_fingerprints(arm.config for arm in arms(study))
+    done, found = load_done(out), folder_losses(out)
+
+    def losses(config: RunConfig, name: str) -> float | None:
+        own = found(config, name)
+        row = done.get(train_fingerprint(config, stores)) if own is None and done else None
+        return own if row is None else row.loss_select_best_nats
+
+    return tuned_by(study, losses)
+
+
+def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedGroup]]:
+    """`tuned_arms` with the losses of the tuning runs as a function."""
+    tune = study.tune
+    assert tune is not None
+    # Before tuning, the first value stands for the one to be chosen.
+    first = arms(study)
+    by_group: dict[Values, list[Arm]] = {}
+    for arm in first:
+        by_group.setdefault(_group_key(arm, tune), []).append(arm)
+    groups = [_group(study, tune, key, members, losses) for key, members in by_group.items()]
+    chosen = {arm: group.best for group in groups if group.best is not None for arm in group.arms}
+    return arms(study, chosen), groups
+
+
+def folder_losses(out: Path) -> Losses:
+    """The losses of the runs in a study's folder."""
+
+    def loss(config: RunConfig, name: str) -> float | None:
+        run = run_path(out, name)
+        if not (run / "status.json").exists():
+            return None
+        folder = RunFolder.open(run)
+        if not is_run_of(config, folder):
+            return None
+        if has_diverged(folder):
+            return math.inf
+        return _lowest_select(folder) if folder.status().state == "done" else None
+
+    return loss
+
+
+def _lowest_select(folder: RunFolder) -> float:
+    """The lowest loss on the selection split after the first step, as a mean over the sources."""
+    by_step: dict[int, list[float]] = {}
+    for record in folder.metrics.records("valid"):
+        if record.set.split("/")[0] == "select" and record.weights == "own" and record.step > 0:
+            by_step.setdefault(record.step, []).append(record.nats)
+    means = [statistics.fmean(nats) for nats in by_step.values()]
+    return min((mean for mean in means if math.isfinite(mean)), default=math.inf)
+
+
+def _group_key(arm: Arm, tune: Tune) -> Values:
+    """What the arms of a group agree on."""
+
+    def counts(key: str) -> bool:
+        return any(key == one or key.startswith(f"{one}.") for one in tune.per)
+
+    entry = arm.shown.get("arm") if "arm" in tune.per else None
+    own = [(key, _frozen(value)) for key, value in arm.values.items() if counts(key) and key not in tune.axes]
+    at = [(key, _nearest(setting(arm.config, key), values)) for key, values in _at(tune, arm).items()]
+    return (entry, *own, *at)
+
+
+def _at(tune: Tune, arm: Arm) -> dict[str, list[Any]]:
+    """The values of `at` as a configuration has them."""
+    found = {}
+    for key, values in tune.at.items():
+        read = []
+        for value in values:
+            point = replace(arm.point, data=dict(arm.point.data))
+            point.set(key, value)
+            read.append(setting(point.config, key))
+        found[key] = read
+    return found
+
+
+def _nearest(value: Any, values: Sequence[Any]) -> Any:
+    """The nearest value: in proportion where all are positive numbers, else the equal one."""
+    numbers = [value, *values]
+    if all(isinstance(one, int | float) and one > 0 for one in numbers):
+        return min(values, key=lambda one: abs(math.log(one / value)))
+    return value if value in values else values[0]
+
+
+def _frozen(value: Any) -> Any:
+    return fingerprint(value) if isinstance(value, dict | list) else value
+
+
+def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], losses: Losses) -> TunedGroup:
+    """Follow a group's tuning as far as its runs have ended."""
+    arm = members[0]
+    at = dict(key[len(key) - len(tune.at) :])
+    name = _group_name(arm, at, tune)
+    ranges = {axis: _as_read(arm, axis, values) for axis, values in tune.axes.items()}
+    extended = dict.fromkeys(ranges, 0)
+    names = tuple(dict.fromkeys(member.group for member in members))
+    trials: dict[str, Trial] = {}
+    means: dict[Values, float] = {}
+    while True:
+        for point in itertools.product(*ranges.values()):
+            values: Values = tuple(point)
+            made = [
+                _trial(study, tune, arm, at, name, dict(zip(ranges, values, strict=True)), seed)
+                for seed in tune.seeds
+            ]
+            trials |= {trial.name: trial for trial in made}
+            found = [losses(trial.config, trial.name) for trial in made]
+            if None not in found:
+                means[values] = statistics.fmean(loss for loss in found if loss is not None)
+        if len(means) < math.prod(map(len, ranges.values())):
+            return TunedGroup(name, names, tuple(trials.values()), means, None)
+        lowest: Values = min(means, key=lambda one: means[one])
+        best = dict(zip(ranges, lowest, strict=True))
+        edges = [axis for axis in ranges if beyond(ranges[axis], best[axis]) is not None]
+        growing = [axis for axis in edges if extended[axis] < tune.extend]
+        if not growing or not math.isfinite(min(means.values())):
+            found_best = best if math.isfinite(min(means.values())) else None
+            return TunedGroup(name, names, tuple(trials.values()), means, found_best, tuple(edges))
+        for axis in growing:
+            extended[axis] += 1
+            ranges[axis] = sorted([*ranges[axis], beyond(ranges[axis], best[axis])])
+
+
+def beyond(values: Sequence[Any], best: Any) -> float | None:
+    """The next value beyond an edge at the distance of the last two; None if the best one is inside.
+
+    Positive values grow in proportion, others by differences. What is no number is never extended.
+
+    >>> beyond([1.0, 2.0, 4.0], 4.0), beyond([0.0, 0.1, 0.2], 0.0), beyond([1.0, 2.0, 4.0], 2.0)
+    (8.0, None, None)
+    """
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return None
+    ordered = sorted(values)
+    if best not in (ordered[0], ordered[-1]):
+        return None
+    edge, beside = (ordered[0], ordered[1]) if best == ordered[0] else (ordered[-1], ordered[-2])
+    if ordered[0] > 0:
+        # A clean number: 0.002 and not 0.0020000000000000005.
+        return float(f"{edge * edge / beside:.12g}")
+    grown = float(f"{2 * edge - beside:.12g}")
+    return grown if grown >= 0 else None
+
+
+def _as_read(arm: Arm, key: str, values: Sequence[Any]) -> list[Any]:
+    """Values as a configuration has them, each once."""
+    read = []
+    for value in values:
+        point = replace(arm.point, data=dict(arm.point.data))
+        point.set(key, value)
+        read.append(setting(point.config, key))
+    return [*dict.fromkeys(read)] if all(isinstance(v, int | float | str) for v in read) else read
+
+
+def _group_name(arm: Arm, at: Mapping[str, Any], tune: Tune) -> str:
+    shown = {key: value for key, value in arm.shown.items() if key != "arm"}
+    kept = {
+        key: value
+        for key, value in shown.items()
+        if any(key == one or key.startswith(f"{one}.") for one in tune.per)
+    }
+    return arm_name(kept | dict(at), entry=arm.point.entry.name)
+
+
+def _trial(
+    study: StudyConfig,
+    tune: Tune,
+    arm: Arm,
+    at: Mapping[str, Any],
+    group: str,
+    values: Mapping[str, Any],
+    seed: int,
+) -> Trial:
+    point = replace(arm.point, data=dict(arm.point.data))
+    for key, value in {**at, **tune.set, **values}.items():
+        point.set(key, value)
+    config = config_of(point, seed, study.seed_changes)
+    name = f"tune.{group}.{arm_name(values, seed=seed)}"
+    keys = [*dict.fromkeys([*varied_keys(study), *at, *tune.set])]
+    return Trial(name, config.model_copy(update={"name": name}), {key: setting(config, key) for key in keys})

@@ -1,0 +1,104 @@
+"""The tables of a study: runs.parquet and evaluations.parquet, from its run folders in any state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from reptrain.config import RunConfig
+from reptrain.config.fingerprint import differing_keys
+from reptrain.errors import ReptrainError
+from reptrain.runs.folder import RunFolder
+from reptrain.study.build import build_graph
+from reptrain.study.graph import Node
+from reptrain.study.paths import run_path
+from reptrain.study.schema import StudyConfig
+from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
+from reptrain.tables.columns import SETTING_PREFIX
+from reptrain.tables.read_run import Row, identify
+
+
+class StudyTables(NamedTuple):
+    """The files that were written."""
+
+    runs: Path
+    evaluations: Path
+    num_runs: int
+    num_evaluations: int
+
+
+def write_tables(
+    study: StudyConfig, out: Path, *, tables: Path | None = None, usd_per_hour: float | None = None
+) -> StudyTables:
+    """Write ``runs.parquet`` and ``evaluations.parquet``; damaged and missing runs are rows with a status.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        tables: Folder to write into; None: ``out/tables``.
+        usd_per_hour: Price of the machines of one run, for the column `cost_usd`.
+
+    Raises:
+        StudyError: If the study itself is wrong.
+    """
+    readings = study_readings(study, out, usd_per_hour=usd_per_hour)
+    folder = tables or out / "tables"
+    keys = [*dict.fromkeys(key for node in build_graph(study, out).trainings for key in node.values)]
+    runs, evaluations = runs_table(readings, keys), evaluations_table(readings)
+    written = StudyTables(
+        folder / "runs.parquet", folder / "evaluations.parquet", runs.num_rows, evaluations.num_rows
+    )
+    write_parquet(runs, written.runs)
+    write_parquet(evaluations, written.evaluations)
+    return written
+
+
+def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None = None) -> list[RunReading]:
+    """Every run of a study, those that tune included, in the order of the graph."""
+    planned = build_graph(study, out).trainings
+    scored = _scored_store(planned, out)
+    return [_reading(study, node, out, scored_store=scored, usd_per_hour=usd_per_hour) for node in planned]
+
+
+def _scored_store(planned: Sequence[Node], out: Path) -> str | None:
+    """Fingerprint of the first store that all readable runs share, so that their losses are comparable."""
+    shared: list[str] | None = None
+    for node in planned:
+        try:
+            sources = RunFolder.open(run_path(out, node.name)).plan.sources
+        except ReptrainError:
+            continue
+        stores = [source.store_fingerprint for source in sources]
+        shared = stores if shared is None else [store for store in shared if store in stores]
+    return shared[0] if shared else None
+
+
+def _reading(
+    study: StudyConfig, node: Node, out: Path, *, scored_store: str | None, usd_per_hour: float | None
+) -> RunReading:
+    path = run_path(out, node.name)
+    identity: Row = {
+        "study": study.name,
+        "arm": node.arm,
+        "run": node.name,
+        "seed": node.run.seed,
+        "cluster": node.cluster,
+        "node_fingerprint": node.fingerprint,
+        **{f"{SETTING_PREFIX}{key}": value for key, value in node.values.items()},
+    }
+    if not path.exists() or not any((path / name).exists() for name in ("plan.json", "ledger.jsonl")):
+        return identify(RunReading({"status": "not run", "audit_verdict": "not audited"}), identity)
+    reading = read_run(path, scored_store=scored_store, usd_per_hour=usd_per_hour)
+    if _is_another(node.run, path):
+        reading = RunReading({"status": "other config", "audit_verdict": "not audited"})
+    return identify(reading, identity)
+
+
+def _is_another(run: RunConfig, path: Path) -> bool:
+    """Whether the run in a folder has other settings; False for a damaged one."""
+    try:
+        config = RunFolder.open(path).config
+    except ReptrainError:
+        return False
+    return all(differing_keys(config, run.on_device(device)) for device in ("cpu", "cuda"))

@@ -1,0 +1,16 @@
+"""Tables of runs: one row for each run, one for each evaluation, with one schema."""
+
+from reptrain.tables.columns import EVALUATION_COLUMNS, RUN_COLUMNS, Column
+from reptrain.tables.read_run import RunReading, read_run
+from reptrain.tables.write import evaluations_table, runs_table, write_parquet
+
+__all__ = [
+    "EVALUATION_COLUMNS",
+    "RUN_COLUMNS",
+    "Column",
+    "RunReading",
+    "evaluations_table",
+    "read_run",
+    "runs_table",
+    "write_parquet",
+]

@@ -1,0 +1,111 @@
+"""Readings of runs as Arrow tables, and the files they are written to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from reptrain.files import write_atomically
+from reptrain.tables.columns import EVALUATION_COLUMNS, SETTING_PREFIX, Column, ColumnType, runs_columns
+from reptrain.tables.read_run import Row, RunReading
+
+_ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+
+
+def runs_table(readings: Sequence[RunReading], settings: Sequence[str] = ()) -> pa.Table:
+    """A row for each run.
+
+    Args:
+        readings: The runs.
+        settings: Dotted keys of the varied settings. Their values are taken from the row's ``set.KEY`` if it
+            has one, else from the run's configuration.
+    """
+    values = {key: [_setting(reading, key) for reading in readings] for key in settings}
+    types = {key: _common_type(column) for key, column in values.items()}
+    rows = [dict(reading.row) for reading in readings]
+    for key, column in values.items():
+        for row, value in zip(rows, column, strict=True):
+            row[f"{SETTING_PREFIX}{key}"] = _as_text(value) if types[key] == "string" else value
+    return _table(rows, runs_columns(types))
+
+
+def evaluations_table(readings: Iterable[RunReading]) -> pa.Table:
+    """A row for each evaluation of the runs."""
+    return _table([row for reading in readings for row in reading.evaluations], EVALUATION_COLUMNS)
+
+
+def _setting(reading: RunReading, key: str) -> Any:
+    column = f"{SETTING_PREFIX}{key}"
+    if column in reading.row:
+        return reading.row[column]
+    if key in reading.settings:
+        return reading.settings[key]
+    # A section: its settings as one value.
+    return {k: v for k, v in reading.settings.items() if k.startswith(f"{key}.")} or None
+
+
+def _common_type(values: Iterable[Any]) -> ColumnType:
+    """The narrowest type of a column that holds all values."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values if value is not None):
+        return "int64"
+    return "float64" if kinds and kinds <= {int, float} else "string"
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> pa.Table:
+    fields = [
+        pa.field(column.name, _ARROW[column.type], metadata={"description": column.description})
+        for column in columns
+    ]
+    arrays = [
+        pa.array([_cast(row.get(column.name), column.type) for row in rows], _ARROW[column.type])
+        for column in columns
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _cast(value: Any, kind: ColumnType) -> Any:
+    return float(value) if kind == "float64" and value is not None else value
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table atomically."""
+    buffer = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def json_rows(table: pa.Table) -> list[Row]:
+    """The rows for JSON; floats that are not finite become the strings NaN, Infinity and -Infinity."""
+    return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as CSV with a heading; null is an empty cell."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,205 @@
+"""The audit's level `inputs`: rebuild the model's inputs of every step, and compare their digests.
+
+The objective and its noise are pure functions of configuration and global index, and so is the regularizer
+`input_noise`. The batches are therefore rebuilt from plan and store, on the CPU, and hashed as the model
+hashes what it gets. The work is linear in the tokens that the run saw.
+
+Shapes: B rows, N windows of the records, R records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reptrain.auditing.audit import audit, open_run
+from reptrain.auditing.ledger_columns import Columns
+from reptrain.auditing.rebuilt import Rebuild, RebuiltInputs
+from reptrain.auditing.report import AuditReport
+from reptrain.batch.collate import collate
+from reptrain.batch.objectives import Example, Objective, build_objective
+from reptrain.config import RunConfig
+from reptrain.model import DropoutContext
+from reptrain.model.input_digest import row_digests
+from reptrain.plan import MixturePlan, StepPlan, Stream
+from reptrain.plan.position import position_at
+from reptrain.runs.folder import RunFolder
+from reptrain.store import Store
+from reptrain.training.regularize import InputNoise, Settings
+from reptrain.training.targets import targets_of
+
+Int64s = npt.NDArray[np.int64]
+
+# Tokens of the windows that are rebuilt at a time: their tensors fit in a few hundred MiB.
+_TASK_TOKENS = 1 << 17
+
+
+def audit_inputs(run: Path, *, processes: int = 1, **options: Any) -> AuditReport:
+    """The audit at level `inputs`: recount a run, and check what entered the model in every step.
+
+    Args:
+        run: The run folder.
+        processes: Number of processes that rebuild the inputs.
+        options: Those of `reptrain.audit`.
+
+    Raises:
+        ReptrainError: As `reptrain.audit` does.
+    """
+    if processes == 1:
+        return audit(run, rebuild=lambda *opened: Rebuilder.of(*opened).rebuild, **options)
+    with _Pool(processes) as pool:
+        return audit(run, rebuild=pool.over, **options)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Processes that rebuild inputs."""
+
+    def __init__(self, processes: int) -> None:
+        # Not forked: threads of torch and pyarrow do not survive a fork.
+        super().__init__(processes, mp_context=get_context("spawn"))
+
+    def over(self, folder: RunFolder, stores: Mapping[str, Store], stream: Stream) -> Rebuild:
+        """Rebuilds records in the processes."""
+        places = {name: store.path for name, store in stores.items()}
+        window_tokens = folder.plan.window_tokens
+
+        def rebuild(records: Columns) -> RebuiltInputs:
+            tasks = [records.at(part) for part in _tasks(records, window_tokens)]
+            opened = [(folder.path, places)] * len(tasks)
+            return RebuiltInputs.joined(list(self.map(_rebuild_task, opened, tasks)))
+
+        return rebuild
+
+
+_opened: dict[tuple[Path, tuple[Path, ...]], Rebuilder] = {}
+
+
+def _rebuild_task(place: tuple[Path, dict[str, Path]], records: Columns) -> RebuiltInputs:
+    """Rebuild records in a process of the pool, which opens the run once."""
+    path, stores = place
+    key = path, tuple(stores.values())
+    if key not in _opened:
+        torch.set_num_threads(1)
+        folder = RunFolder.open(path)
+        _opened[key] = Rebuilder.of(folder, *open_run(folder.plan, stores))
+    return _opened[key].rebuild(records)
+
+
+def _tasks(records: Columns, window_tokens: int) -> Iterator[slice]:
+    """Adjacent records of about `_TASK_TOKENS` tokens."""
+    ends = np.cumsum(records.windows) * window_tokens // _TASK_TOKENS
+    stops = [*(np.flatnonzero(np.diff(ends)) + 1).tolist(), records.step.size]
+    return (slice(first, stop) for first, stop in zip([0, *stops], stops, strict=False))
+
+
+class _Places(NamedTuple):
+    """The windows of some records, int64 [N] each."""
+
+    index_N: Int64s
+    row_N: Int64s
+    step_N: Int64s
+
+
+@dataclass(frozen=True)
+class Rebuilder:
+    """Rebuilds the inputs of steps."""
+
+    config: RunConfig
+    stream: Stream
+    plan: MixturePlan
+    steps: StepPlan
+    objective: Objective
+    input_noise: InputNoise
+
+    @classmethod
+    def of(cls, folder: RunFolder, stores: Mapping[str, Store], stream: Stream) -> Rebuilder:
+        """The rebuilder of a run.
+
+        Args:
+            folder: The run.
+            stores: Its stores by source.
+            stream: Their subsets.
+        """
+        config, tokenizer = folder.config, next(iter(stores.values())).tokenizer()
+        return cls(
+            config,
+            stream,
+            folder.plan.mixture_plan(),
+            folder.plan.step_plan(),
+            build_objective(config, tokenizer, noise_seed=config.seed),
+            InputNoise.of(config.regularize.input_noise_by, tokenizer),
+        )
+
+    def rebuild(self, records: Columns) -> RebuiltInputs:
+        """The input digest and the number of targets of every window of some records."""
+        parts = _tasks(records, self.plan.window_tokens)
+        return RebuiltInputs.joined([self._rebuild(records.at(part)) for part in parts])
+
+    @torch.no_grad()
+    def _rebuild(self, records: Columns) -> RebuiltInputs:
+        offset_R = np.cumsum(records.windows) - records.windows
+        row_N = np.arange(int(records.windows.sum())) - np.repeat(offset_R, records.windows)
+        index_N = np.repeat(records.first_index, records.windows) + row_N
+        batch = collate(self.stream, self.plan, self.objective, index_N, row_N)
+        example = self.objective.example(batch)
+        example = self._with_noise(example, _Places(index_N, row_N, np.repeat(records.step, records.windows)))
+        digest_N = example_digests(example, torch.from_numpy(index_N)).numpy().view(np.uint64)
+        return RebuiltInputs(digest_N, example.is_scored_BT.sum(1).numpy())
+
+    def _with_noise(self, example: Example, places: _Places) -> Example:
+        """Replace input ids as the regularizer `input_noise` does in each step."""
+        regularize, decay = self.config.regularize, self.config.optimizer.weight_decay
+        if not regularize.input_noise.largest:
+            return example
+        for step in np.unique(places.step_N).tolist():
+            rows = torch.from_numpy(places.step_N == step)
+            context = DropoutContext(self.config.seed, step, torch.from_numpy(places.row_N)[rows])
+            rate = Settings.at(position_at(self.plan, self.steps, step), regularize, decay).input_noise
+            own = {name: value[rows] for name, value in example.inputs.items()}
+            for name, value in self.input_noise(own, rate, context).items():
+                example.inputs[name][rows] = value
+        return example
+
+
+def example_digests(example: Example, index_B: Tensor) -> Tensor:
+    """The part of each row in the input digest, as `Decoder` and `EncoderDecoder` compute it: int64 [B].
+
+    Args:
+        example: Inputs and targets.
+        index_B: int64, global index of each row's window.
+    """
+    inputs, targets = example.inputs, targets_of(example, Settings())
+    if "tokens_BT" in inputs:
+        return row_digests(
+            index_B,
+            inputs["tokens_BT"],
+            is_token_BT=inputs["is_token_BT"],
+            causal=True,
+            segments_BT=inputs.get("segments_BT"),
+            prefix_B=inputs.get("prefix_B"),
+            targets=targets,
+        )
+    source_segments_BS, segments_BT = inputs["source_segments_BS"], inputs["segments_BT"]
+    return row_digests(
+        index_B,
+        inputs["source_BS"],
+        is_token_BT=source_segments_BS > 0,
+        causal=False,
+        segments_BT=source_segments_BS,
+    ) + row_digests(
+        index_B,
+        inputs["inputs_BT"],
+        is_token_BT=segments_BT > 0,
+        causal=True,
+        segments_BT=segments_BT,
+        targets=targets,
+    )

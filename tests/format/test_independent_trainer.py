@@ -1,0 +1,149 @@
+"""The independent trainer meets the losses and weights of runs, and the auditor their inputs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from independent_audit import main
+from replay import differences
+
+from reptrain import audit
+from reptrain.config import RunConfig
+from reptrain.runs.folder import RunFolder
+from reptrain.runs.ledger import LedgerRecord
+from reptrain.training.rebuilt_inputs import audit_inputs
+
+HERE = Path(__file__).parent
+DROPOUT = [f"model.dropout.{site}=0.1" for site in ("embedding", "attention", "residual", "mlp")]
+# An eps far above rounding: Adam would turn the sign of a gradient's rounding into a whole step.
+COMMON = [
+    *(
+        "optimizer.eps=1e-6",
+        "optimizer.clip_grad_norm=0.7",
+        "checkpoint.keep_last=9",
+        "data.unique_tokens=2000",
+    ),
+    *(
+        "evaluate.every_fraction=1",
+        "evaluate.max_windows=2",
+        "train.batch_windows=8",
+        "train.total_tokens=2.2epochs",
+    ),
+    *DROPOUT,
+]
+RUNS: dict[str, list[str]] = {
+    "decoder": [
+        *("model.num_heads=4", "model.num_kv_heads=2", "data.document_mask=true", "data.cut=shifted"),
+        *("train.micro_batch_windows=3", "regularize.label_smoothing=0.1", "regularize.z_loss=1e-3"),
+        *("average={decay: 0.9}", "schedule.name=constant"),
+    ],
+    "t5": [
+        "objective={name: span_corruption, input_tokens: 32, noise_density: 0.3}",
+        "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 2, num_heads: 2}",
+        *("model.head_dim=8", "model.d_ff=48", "data.document_mask=true", "data.window_tokens=null"),
+        "train.micro_batch_windows=4",
+    ],
+    "moe": [
+        *("model.moe={num_experts: 4, top_k: 2, d_ff: 32, group_windows: 2}", "model.dropout.expert=0.1"),
+        *("train.micro_batch_windows=4", "data.order=same", "objective={name: prefix_lm}"),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(
+    request: pytest.FixtureRequest, tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run of about 18 steps."""
+    from reptrain.training.loop import train
+
+    folder = tmp_path_factory.mktemp("replayed") / request.param
+    train(tiny(*RUNS[request.param], *COMMON), folder)
+    return folder
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_replay_meets_losses_and_weights(run: Path) -> None:
+    assert differences(run) == []
+
+
+def test_independent_audit_proves_the_inputs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--level", "inputs"]) == 0
+    assert capsys.readouterr().out == "exact (level inputs)\n"
+    assert audit_inputs(run).exit_code == 0
+
+
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+@pytest.mark.parametrize("name", ["config.yaml", "plan.json", "state"])
+def test_auditors_cannot_say_on_a_changed_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    path = max(folder.glob("checkpoints/step-*/*.safetensors")) if name == "state" else folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name == "state" else content + b"\n")
+    assert main([str(folder), "--level", "inputs"]) == 4
+    assert name == "state" or audit(folder).exit_code == 4
+    said = capsys.readouterr().out
+    assert path.parent.name in said if name == "state" else name in said
+
+
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+def test_independent_audit_finds_other_inputs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(folder / "checkpoints")
+    ledger = RunFolder(folder).ledger
+    records = [line.record for line in ledger.lines()]
+    ledger.remove()
+    for record in records:
+        other = isinstance(record, LedgerRecord) and record.step == 3
+        ledger.append(record.model_copy(update={"inputs": "0" * 16}) if other else record)
+    assert main([str(folder), "--level", "inputs"]) == 1
+    assert "step 3: other inputs or targets entered the model" in capsys.readouterr().out
+    assert audit_inputs(folder).exit_code == 1
+
+
+@pytest.mark.parametrize("run", ["decoder"], indirect=True)
+@pytest.mark.usefixtures("one_thread")
+def test_replay_finds_another_loss_and_other_weights(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    metrics = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    wrong = next(record for record in records if record["kind"] == "train" and record["step"] == 2)
+    wrong["loss_nats"] += 1e-3
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    state = next(folder.glob("checkpoints/step-*/*.safetensors"))
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    found = differences(folder)
+    assert len(found) == 2 and found[0].startswith("step 2: loss_nats ")
+    assert found[1].startswith(f"{state.parent.name}: ")
+
+
+def test_independent_trainer_imports_no_code_of_the_trainer() -> None:
+    tree = ast.parse((HERE / "independent_trainer.py").read_text())
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {
+        (alias.name if isinstance(node, ast.Import) else str(node.module)).partition(".")[0]
+        for node in imported
+        for alias in node.names
+    }
+    allowed = {
+        "numpy",
+        "torch",
+        "safetensors",
+        "independent_evidence",
+        "independent_inputs",
+        "independent_windows",
+    }
+    assert names <= allowed | set(sys.stdlib_module_names)
+    assert len((HERE / "independent_trainer.py").read_text().splitlines()) <= 400

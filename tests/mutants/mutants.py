@@ -1,0 +1,440 @@
+"""The mutants: faults planted in the source, each with what must find it.
+
+A patch replaces one piece of text that occurs exactly once in a file. `make test-mutants` applies each to a copy
+of the tree, and trains a tiny run there or carries out a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AUDIT = "audit"
+"""`reptrain audit --level inputs` of the run folder, by the code without the mutant."""
+AUDITOR = "independent auditor"
+"""`tools/independent_audit.py --level inputs` of the run folder."""
+REPLAY = "independent trainer"
+"""`tests/format/replay.py` of the run folder."""
+JUDGES = (AUDIT, AUDITOR, REPLAY)
+STOPS = "the run stops"
+"""The run ends with an error of its own."""
+NOTHING = "nothing"
+
+DROPOUT = [f"model.dropout.{site}=0.1" for site in ("embedding", "attention", "residual", "mlp")]
+COMMON = [
+    *(
+        "model.d_model=32",
+        "model.d_ff=48",
+        "data.unique_tokens=1500",
+        "train.batch_windows=8",
+        "train.device=cpu",
+    ),
+    *("optimizer.eps=1e-6", "optimizer.clip_grad_norm=0.5", "schedule.warmup_fraction=0.2", "seed=3"),
+    *("evaluate.max_windows=4", "evaluate.every_fraction=0.5", "checkpoint.every_fraction=0.5"),
+    "checkpoint.keep_last=9",
+]
+DECODER = [
+    *(
+        *COMMON,
+        *DROPOUT,
+        "data.window_tokens=32",
+        "train.total_tokens=2.3epochs",
+        "train.micro_batch_windows=3",
+    ),
+    *("data.document_mask=true", "data.cut=shifted", "average={decay: 0.9}"),
+    "regularize={label_smoothing: 0.1, z_loss: 1e-3}",
+]
+MOE = [
+    *(
+        *COMMON,
+        *DROPOUT,
+        "data.window_tokens=32",
+        "train.total_tokens=2epochs",
+        "train.micro_batch_windows=4",
+    ),
+    *(
+        "model.dropout.expert=0.1",
+        "model.moe.num_experts=4",
+        "model.moe.d_ff=32",
+        "model.moe.group_windows=2",
+    ),
+]
+T5 = [
+    *(
+        *COMMON,
+        *DROPOUT,
+        "objective.input_tokens=32",
+        "objective.noise_density=0.3",
+        "data.document_mask=true",
+    ),
+    *("model.num_encoder_layers=1", "model.num_decoder_layers=1", "model.num_heads=2", "model.head_dim=8"),
+    *("train.total_tokens=2.3epochs", "train.micro_batch_windows=3"),
+]
+MIXTURE = [
+    *(
+        *COMMON,
+        "data.window_tokens=32",
+        "data.store=null",
+        "data.unique_tokens=null",
+        "train.total_tokens=null",
+    ),
+    "data.sources.first={store: 'STORE', unique_tokens: 900, total_tokens: 2.5epochs}",
+    "data.sources.second={store: 'STORE', unique_tokens: 700, subset_seed: 1, order: same}",
+]
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run of seconds."""
+
+    config: str
+    """File in configs/tiny."""
+    settings: list[str]
+    ranks: int = 1
+    stops_after: int | None = None
+    """Steps after which it stops, and is resumed by another process."""
+
+
+RUNS = {
+    "decoder": TinyRun("decoder", DECODER),
+    "prefix, sparse": TinyRun("decoder-moe", [*MOE, "objective.name=prefix_lm"]),
+    "T5": TinyRun("t5", T5),
+    "mixture": TinyRun("decoder", MIXTURE),
+    "two ranks": TinyRun("decoder", [*DECODER, "train.zero_stage=1", "train.micro_batch_windows=2"], ranks=2),
+    "expert parallel": TinyRun(
+        "decoder-moe", [*MOE, "train.zero_stage=1", "train.expert_parallel_size=2"], ranks=2
+    ),
+    "resumed": TinyRun("decoder", DECODER, stops_after=7),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault."""
+
+    name: str
+    kind: str
+    file: str
+    """Relative to the tree."""
+    old: str
+    new: str
+    caught_by: tuple[str, ...]
+    """Judges or tests that must find it; NOTHING if none can."""
+    run: str = "decoder"
+    """Name in RUNS; unused if only tests are named."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further replacements in the same file."""
+    why: str = ""
+    """For one that nothing finds: the reason."""
+
+    @property
+    def tests(self) -> list[str]:
+        """Those of `caught_by` that are tests."""
+        return [name for name in self.caught_by if name not in (*JUDGES, STOPS, NOTHING)]
+
+
+_STEP = "reptrain/training/step.py"
+_LOOP = "reptrain/training/loop.py"
+_FOLDER = "reptrain/checkpoint/step_folder.py"
+_EPOCHS = "reptrain/plan/epochs.py"
+_SPANS = "reptrain/batch/objectives/spans.py"
+_EXAMPLE = "reptrain/batch/objectives/example.py"
+_LOADED_UNCHECKED = (
+    ("    if manifest.state is not None and loaded != manifest.state:\n", "    if not loaded:\n"),
+)
+
+MUTANTS = [
+    # What the windows digest alone does not see.
+    Mutant(
+        "token 100 becomes 101 in front of the engine", "inputs", _STEP,
+        "        witness = Witness(batch.first_index + rows.row_B)\n",
+        "        inputs = {k: v + (v == 100) if k == 'tokens_BT' else v for k, v in inputs.items()}\n"
+        "        witness = Witness(batch.first_index + rows.row_B)\n",
+        (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "token 100 becomes 101 behind the windows digest, in the objective", "inputs",
+        "reptrain/batch/objectives/causal.py",
+        "        targets_BL = batch.tokens_BL.masked_fill(~is_token_BL, IGNORE)\n",
+        "        tokens_BL = batch.tokens_BL + (batch.tokens_BL == 100)\n"
+        "        targets_BL = tokens_BL.masked_fill(~is_token_BL, IGNORE)\n",
+        (AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "an input column overwritten in the model, behind the input digest's tensors", "inputs",
+        "reptrain/model/decoder.py",
+        "        x_BTD = self.embedding(tokens_BT)\n",
+        "        x_BTD = self.embedding(torch.cat([tokens_BT[:, :1], tokens_BT[:, :1], tokens_BT[:, 2:]], 1))\n",
+        (REPLAY,),
+    ),
+    Mutant(
+        "the last target of each row has weight 0", "targets", "reptrain/training/targets.py",
+        "        weight_BT = torch.ones_like(example.targets_BT, dtype=torch.float32)\n",
+        "        weight_BT = torch.ones_like(example.targets_BT, dtype=torch.float32)\n"
+        "        weight_BT[:, -1] = 0\n",
+        (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "no target for the first token of a document", "targets", "reptrain/batch/objectives/causal.py",
+        "        inputs = {\"tokens_BT\": inputs_BL, \"is_token_BT\": is_token_BL}\n",
+        "        inputs = {\"tokens_BT\": inputs_BL, \"is_token_BT\": is_token_BL}\n"
+        "        targets_BL = targets_BL.masked_fill(inputs_BL == self.start_id, IGNORE)\n",
+        (AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "inputs not shifted: each position reads its own target", "targets", _EXAMPLE,
+        "    before_BT = targets_BT.roll(1, dims=1)\n", "    before_BT = targets_BT.roll(0, dims=1)\n",
+        (AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "prefix shorter by one position", "targets", "reptrain/batch/objectives/prefix_lm.py",
+        "torch.where(batch.length_B > 0, split_B + 1, 0)", "torch.where(batch.length_B > 0, split_B, 0)",
+        (AUDITOR, REPLAY), run="prefix, sparse",
+    ),
+    Mutant(
+        "attention crosses documents", "inputs", _EXAMPLE,
+        "    return (1 + is_end_BL.cumsum(1) - is_end_BL) * is_token_BL\n",
+        "    return (is_end_BL >= 0) * is_token_BL.long()\n",
+        (AUDITOR, REPLAY),
+    ),
+    # Data and order.
+    Mutant(
+        "parts of documents read one token too early", "data", "reptrain/store/shards.py",
+        "            start = offsets[row] + offset\n", "            start = offsets[row] + np.maximum(offset - 1, 0)\n",
+        (AUDIT, AUDITOR),
+    ),
+    Mutant(
+        "documents in the order of the store", "data", "reptrain/plan/document_order.py",
+        "        place = random.permute(index, count, order_key)\n", "        place = index\n", (AUDIT, AUDITOR),
+    ),
+    Mutant(
+        "order shifted by one", "order", _EPOCHS,
+        "            window = random.permute(position, per_epoch, self._order_key(epoch))\n",
+        "            window = random.permute((position + 1) % per_epoch, per_epoch, self._order_key(epoch))\n",
+        (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "every epoch in the order of the first", "order", _EPOCHS,
+        "random.key(self.seed, \"order\", epoch)", "random.key(self.seed, \"order\", 0 * epoch)",
+        (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "shifted windows with the offset of the first epoch", "order", _EPOCHS,
+        "random.key(self.seed, \"cut\", epoch)", "random.key(self.seed, \"cut\", 0 * epoch)", (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "sources take turns at other places", "order", "reptrain/plan/interleaving.py",
+        "    at = ((2 * local + 1) << 30)", "    at = ((2 * local) << 30)", (AUDIT, AUDITOR), run="mixture",
+    ),
+    # Ranks.
+    Mutant(
+        "neighboring ranks share a row", "ranks", "reptrain/plan/shard.py",
+        "    return (rank * share + np.arange", "    return (rank * (share - 1) + np.arange",
+        (AUDIT, AUDITOR, REPLAY), run="two ranks",
+    ),
+    Mutant(
+        "gradients averaged over ranks instead of summed", "ranks", _STEP,
+        "    scale = world.world_size / batch.loss_tokens\n", "    scale = 1 / batch.loss_tokens\n",
+        (REPLAY,), run="two ranks",
+    ),
+    Mutant(
+        "dropout masks keyed by the row of the micro-batch", "ranks", _STEP,
+        "step=batch.step, row_B=rows.row_B)", "step=batch.step, row_B=torch.arange(len(rows.row_B)))",
+        (REPLAY,),
+    ),
+    # Noise.
+    Mutant(
+        "noise of the first epoch in every epoch", "noise", _EXAMPLE,
+        "        epoch_N = np.zeros_like(self.epoch_N) if frozen else self.epoch_N\n",
+        "        epoch_N = np.zeros_like(self.epoch_N)\n", (AUDIT, AUDITOR), run="T5",
+    ),
+    Mutant(
+        "kept and hidden spans drawn with one key", "noise", _SPANS,
+        "(\"spans kept\", \"spans hidden\")", "(\"spans kept\", \"spans kept\")", (AUDIT, AUDITOR), run="T5",
+    ),
+    Mutant(
+        "sentinels in the opposite order", "noise", _SPANS,
+        "    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device)\n",
+        "    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device).flip(0)\n",
+        (AUDITOR, REPLAY), run="T5",
+    ),
+    Mutant(
+        "dropout masks of step 0 in every step", "noise", "kernels/reptrain_kernels/counter.py",
+        "fold_int(fold_int(0, seed), step)", "fold_int(fold_int(0, seed), 0)", (REPLAY,),
+    ),
+    # Accumulation, updates, clipping, schedule.
+    Mutant(
+        "the gradient of the second micro-batch is zero", "accumulation", _STEP,
+        "        engine.backward(loss * finite, scale_wrt_gas=False)\n",
+        "        engine.backward(loss * finite * (number != 2), scale_wrt_gas=False)\n", (REPLAY,),
+    ),
+    Mutant(
+        "gradients divided by the number of micro-batches", "accumulation", _STEP,
+        "        engine.backward(loss * finite, scale_wrt_gas=False)\n",
+        "        engine.backward(loss * finite / len(batch.micro_batches), scale_wrt_gas=False)\n", (REPLAY,),
+    ),
+    Mutant(
+        "the update of step 5 is lost", "accumulation", _STEP,
+        "    engine.step()\n    norm = engine.get_global_grad_norm() if norm is None else norm\n",
+        "    if engine.global_steps == 5:\n        engine.zero_grad()\n        engine.micro_steps += 1\n"
+        "        engine.global_steps += 1\n        return norm, True\n"
+        "    engine.step()\n    norm = engine.get_global_grad_norm() if norm is None else norm\n",
+        (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "no clipping", "clipping", "reptrain/distributed/deepspeed_config.py",
+        "\"gradient_clipping\": config.optimizer.clip_grad_norm,", "\"gradient_clipping\": 0.0,", (REPLAY,),
+    ),
+    Mutant(
+        "learning rate of a step's start", "schedule", "reptrain/config/schedule.py",
+        "    return learning_rate((before + after) / (2 * total), optimizer, schedule)\n",
+        "    return learning_rate(before / total, optimizer, schedule)\n", (REPLAY,),
+    ),
+    Mutant(
+        "no warm-up", "schedule", "reptrain/config/schedule.py",
+        "    if done < warmup:\n", "    if done < 0:\n", (REPLAY,),
+    ),
+    Mutant(
+        "Adam's betas exchanged", "optimizer", "reptrain/training/optimizers.py",
+        "        betas=(config.beta1, config.beta2),\n        eps=config.eps,\n        fused=True,\n",
+        "        betas=(config.beta2, config.beta1),\n        eps=config.eps,\n        fused=True,\n", (REPLAY,),
+    ),
+    Mutant(
+        "weight decay of norms", "optimizer", "reptrain/model/init.py",
+        "        {\"params\": not_decayed, \"decays\": False, \"weight_decay\": 0.0},\n",
+        "        {\"params\": not_decayed, \"decays\": True, \"weight_decay\": 0.0},\n", (REPLAY,),
+    ),
+    Mutant(
+        "label smoothing with the opposite sign", "loss",
+        "kernels/reptrain_kernels/ops/linear_cross_entropy/reference.py",
+        "(of_target - full.mean(-1))", "(full.mean(-1) - of_target)", (REPLAY,),
+    ),
+    Mutant(
+        "the seed of the initial weights is ignored", "initial weights", "reptrain/model/init.py",
+        "f\"{seed}/{name}\"", "f\"0/{name}\"", (REPLAY,),
+    ),
+    # Resuming.
+    Mutant(
+        "moments not loaded", "resume", _FOLDER,
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        "    wanted = [p._replace(views={'weight': p.views['weight']}) for p in wanted]\n"
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        (STOPS,), run="resumed",
+    ),
+    Mutant(
+        "moments not loaded, nor what was loaded checked", "resume", _FOLDER,
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        "    wanted = [p._replace(views={'weight': p.views['weight']}) for p in wanted]\n"
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
+    ),
+    Mutant(
+        "weights not loaded, nor what was loaded checked", "resume", _FOLDER,
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        "    wanted = [p._replace(views={k: v for k, v in p.views.items() if k != 'weight'}) for p in wanted]\n"
+        "    read_pieces([path / name for name in manifest.files], wanted)\n",
+        (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
+    ),
+    Mutant(
+        "Adam's counter starts again, nor what was loaded checked", "resume", _FOLDER,
+        "    state.set_optimizer_steps(engine, manifest.optimizer_steps)\n", "    state.set_optimizer_steps(engine, 0)\n",
+        (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
+    ),
+    Mutant(
+        "a step skipped at the resumption", "resume", "reptrain/training/resume.py",
+        "    return Resumed(newest.manifest.step if newest.manifest else 0, newest.damaged",
+        "    return Resumed(newest.manifest.step + 1 if newest.manifest else 0, newest.damaged",
+        (AUDIT, AUDITOR, REPLAY), run="resumed",
+    ),
+    # Averages.
+    Mutant(
+        "the average keeps the share that it should lose", "EMA", "reptrain/checkpoint/weight_average.py",
+        "else 1 - self._config.decay", "else self._config.decay", (REPLAY,),
+    ),
+    Mutant(
+        "the average is not loaded, nor what was loaded checked", "EMA", _FOLDER,
+        "        wanted, average.steps = average.pieces(wanted), manifest.averaged_steps\n",
+        "        average.steps = manifest.averaged_steps\n", (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
+    ),
+    Mutant(
+        "training goes on with the averaged weights after an evaluation", "EMA",
+        "reptrain/checkpoint/weight_average.py",
+        "        finally:\n            self._swap()\n", "        finally:\n            pass\n", (REPLAY,),
+    ),
+    # Sparse layers and expert parallelism.
+    Mutant(
+        "router losses left out of the gradient", "sparse layers", _STEP,
+        "            loss = loss + routing.loss_nats * scale\n", "            loss = loss + routing.loss_nats * 0\n",
+        (REPLAY,), run="prefix, sparse",
+    ),
+    Mutant(
+        "gates not normalized", "sparse layers", "reptrain/model/router.py",
+        "            normalize=self.config.normalizes,\n", "            normalize=False,\n", (REPLAY,), run="prefix, sparse",
+    ),
+    Mutant(
+        "the experts of the other rank", "expert parallel", "reptrain/distributed/expert_parallel.py",
+        "all_E.detach()[place * held : (place + 1) * held]",
+        "all_E.detach().flip(0)[place * held : (place + 1) * held]",
+        (REPLAY,), run="expert parallel",
+    ),
+    Mutant(
+        "received tokens sorted by sender", "expert parallel", "reptrain/distributed/expert_parallel.py",
+        "output_size=total).argsort(stable=True)", "output_size=total).argsort(stable=True).sort().values",
+        (REPLAY,), run="expert parallel",
+    ),
+    # Ledger and checkpoints.
+    Mutant(
+        "step 3 missing in the ledger", "ledger", "reptrain/training/recorder.py",
+        "        step, tokens = batch.step, batch.tokens\n",
+        "        step, tokens = batch.step, batch.tokens\n        if step == 3:\n            return\n", (AUDIT, AUDITOR),
+    ),
+    Mutant(
+        "the windows digest of a micro-batch counted twice", "ledger", _STEP,
+        "            [batch_digest(rows), witness.digest,", "            [batch_digest(rows) * 2, witness.digest,",
+        (AUDIT, AUDITOR),
+    ),
+    Mutant(
+        "lines of the ledger not chained", "ledger", "reptrain/runs/ledger.py",
+        "        self._head = line_hash(line)\n", "        self._head = line_hash(line[1:])\n", (AUDIT, AUDITOR),
+    ),
+    Mutant(
+        "weights saved in bfloat16", "checkpoint", "reptrain/checkpoint/state_files.py",
+        "            values = tensor.to(\"cpu\", torch.float32).contiguous().numpy().data\n",
+        "            values = tensor.to(torch.bfloat16).to(\"cpu\", torch.float32).contiguous().numpy().data\n",
+        (AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "moments saved under each other's name", "checkpoint", "reptrain/checkpoint/state.py",
+        "MOMENTS = (\"exp_avg\", \"exp_avg_sq\")\n", "MOMENTS = (\"exp_avg_sq\", \"exp_avg\")\n",
+        (REPLAY,), run="two ranks",
+    ),
+    # Evaluation, which no replay covers.
+    Mutant(
+        "evaluation with dropout", "evaluation", "reptrain/evaluation/sets.py",
+        "        engine.eval()\n", "        engine.train()\n", ("tests/training/test_objective_runs.py",),
+    ),
+    Mutant(
+        "a score divided by the scored tokens of the first micro-batch", "evaluation", "reptrain/evaluation/score.py",
+        "    return Score(nats, int(loss_tokens),", "    return Score(nats, int(loss_tokens) // len(micro_batches),",
+        ("tests/training/test_objective_runs.py",),
+    ),
+    Mutant(
+        "held-out windows drawn by the run's seed", "evaluation", "reptrain/evaluation/sets.py",
+        "noise_seed=int(store.fingerprint[:15], 16)", "noise_seed=config.seed",
+        ("tests/training/test_objective_runs.py",),
+    ),
+    Mutant(
+        "early stopping compares with the newest loss", "evaluation", "reptrain/training/early_stopping.py",
+        "self._best = min(self._best, nats)", "self._best = nats", ("tests/training/test_regularize.py",),
+    ),
+    Mutant(
+        "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/state_files.py",
+        "        file.flush()\n        os.fsync(file.fileno())\n    return FileSum(bytes=8 + len(header)",
+        "        file.flush()\n    return FileSum(bytes=8 + len(header)",
+        (NOTHING,), why="No test cuts the power.",
+    ),
+    Mutant(
+        "throughput twice as high", "measurement", "reptrain/training/recorder.py",
+        "            tokens_per_s=rate,\n", "            tokens_per_s=2 * rate,\n", (NOTHING,),
+        why="Times are not reproducible, and no test knows the right one.",
+    ),
+]  # fmt: skip

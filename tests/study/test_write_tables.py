@@ -1,0 +1,94 @@
+"""The Parquet tables of a study."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from run_folders import write_run
+from typer.testing import CliRunner
+
+from reptrain.cli import app
+from reptrain.study import StudyConfig, arms
+from reptrain.study.paths import run_path
+from reptrain.study.schema import save_study
+from reptrain.study.write_tables import write_tables
+
+STUDY = StudyConfig(
+    name="s",
+    base={
+        "data": {"store": "s", "window_tokens": 64},
+        "train": {"total_tokens": 8192},
+        "model": {"vocab_size": 512},
+    },
+    axes={"data.unique_tokens": [4096, 1024], "optimizer.weight_decay": [0, 0.1]},
+    seeds=[0, 1],
+)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A study with a run of each kind, not all of them done."""
+    save_study(STUDY, tmp_path)
+    done, failed, damaged, other, old, *_ = arms(STUDY)
+    write_run(done.config, run_path(tmp_path, done.name), exact=True)
+    write_run(failed.config, run_path(tmp_path, failed.name), state="failed", reason="loss is nan")
+    (write_run(damaged.config, run_path(tmp_path, damaged.name)).path / "plan.json").write_text("{}")
+    write_run(done.config, run_path(tmp_path, other.name))
+    plan = write_run(old.config, run_path(tmp_path, old.name)).path / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"numerics_version": 1}))
+    return tmp_path
+
+
+def test_every_planned_run_is_a_row(out: Path) -> None:
+    written = write_tables(STUDY, out)
+    rows = pq.read_table(written.runs).to_pylist()
+    assert [row["status"] for row in rows] == [
+        "done", "failed", "damaged", "other config", "done", "not run", "not run", "not run",
+    ]  # fmt: skip
+    assert {row["study"] for row in rows} == {"s"}
+    assert [row["seed"] for row in rows] == [0, 1] * 4
+    assert rows[0]["arm"] == rows[1]["arm"] == "unique_tokens-4096.weight_decay-0.0"
+    assert rows[0]["run"] == rows[0]["cluster"] == f"{rows[0]['arm']}.seed-0"
+    # Of a planned run too, typed: one value of optimizer.weight_decay was an integer.
+    assert [row["set.data.unique_tokens"] for row in rows] == [4096] * 4 + [1024] * 4
+    assert [row["set.optimizer.weight_decay"] for row in rows] == [0.0, 0.0, 0.1, 0.1] * 2
+    assert [row["numerics_version"] for row in rows[3:6]] == [None, 1, None]
+    assert rows[3]["loss_report_best_nats"] is None
+
+
+def test_evaluations_carry_the_identity_of_their_run(out: Path) -> None:
+    written = write_tables(STUDY, out)
+    runs = {row["run"]: row for row in pq.read_table(written.runs).to_pylist()}
+    rows = pq.read_table(written.evaluations).to_pylist()
+    assert len(rows) == written.num_evaluations == 27
+    for row in rows:
+        run = runs[row["run"]]
+        assert all(row[key] == run[key] for key in ("study", "arm", "seed", "cluster", "numerics_version"))
+    reported = [row for row in rows if row["split"] == "report" and row["run"] == rows[0]["run"]]
+    last = max(reported, key=lambda row: int(row["step"]))
+    assert last["loss_nats"] == runs[last["run"]]["loss_report_final_nats"]
+
+
+def test_command_writes_where_it_says(out: Path, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["study", "collect", str(out), "--out", str(tmp_path / "t"), "--json"])
+    assert ended.exit_code == 0, ended.output
+    told = json.loads(ended.stdout)
+    assert told["num_runs"] == pq.read_table(told["runs"]).num_rows == 8
+    assert Path(told["evaluations"]).parent == tmp_path / "t"
+
+
+def test_works_without_torch(out: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'deepspeed', 'triton'): sys.modules[name] = None\n"
+        "from reptrain.cli import app\n"
+        f"app(['study', 'collect', {str(out)!r}], standalone_mode=False)\n"
+        f"app(['runs', {str(out)!r}], standalone_mode=False)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

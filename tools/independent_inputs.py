@@ -1,0 +1,331 @@
+"""What entered the model, rebuilt without reptrain: the level `inputs`, for causal language modeling,
+prefix language modeling and span corruption.
+
+Written from docs/format.md; see independent_audit.py. N: windows; T: positions; L: tokens of a window.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from independent_windows import U64, Audit, G, Run, Store, draw, make_key, mix
+
+CHUNK_TOKENS = 1 << 20
+NO_TARGET = -100
+PADS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
+COVERED = ("causal", "prefix_lm", "span_corruption")
+
+
+@dataclass
+class Stream:
+    """The rows of an encoder or of a decoder: [N, T] each, rows padded at their end."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+    segments: np.ndarray
+    """0 for padding; otherwise the document in the window, from 1, or 1 without a document mask."""
+    prefix: np.ndarray
+    """[N], positions at the start that all positions attend to."""
+    is_encoder: bool = False
+
+
+class Examples:
+    """Model inputs and targets of the windows of a run.
+
+    Args:
+        run: The run.
+        settings: Its configuration by dotted key.
+    """
+
+    def __init__(self, run: Run, settings: dict[str, Any]) -> None:
+        self.run, self.settings = run, settings
+        self.eos = int(run.stores[0].manifest["eos_id"])
+        pad, self.sentinels = special_ids(run.stores[0])
+        self.start = pad if pad >= 0 else self.eos
+        self.objective = settings["objective.name"]
+        self.is_t5 = settings["model.family"] == "t5"
+        self.masks = bool(settings["data.document_mask"])
+        self.frozen = settings.get("objective.noise") == "frozen"
+
+    def streams(self, g: np.ndarray) -> list[Stream]:
+        """The rows of the windows at global indices: the decoder's, or the encoder's and the decoder's."""
+        source, epoch, start, length = self.run.locate(g)
+        begin = np.asarray([one.begin for one in self.run.sources])[source]
+        column = np.arange(self.run.L)
+        token = column < length[:, None]
+        place = np.where(token, (begin + start)[:, None] + column, 0)
+        windows = np.where(token, self.run.stream[place].astype(np.int64), 0)
+        seeds = np.asarray([one.seed for one in self.run.sources])[source]
+        parts = (seeds, epoch * (not self.frozen), start)
+        segments = self._segments(windows, token)
+        if self.objective == "causal":
+            return [self._decoder(np.where(token, windows, NO_TARGET), segments)]
+        if self.objective == "prefix_lm":
+            return self._prefix(windows, segments, length, parts)
+        return self._spans(windows, segments, length, parts)
+
+    def _segments(self, windows: np.ndarray, token: np.ndarray) -> np.ndarray:
+        ends = (windows == self.eos) & token if self.masks else np.zeros_like(token)
+        return np.where(token, 1 + np.cumsum(ends, axis=1) - ends, 0)
+
+    def _noise_key(self, name: str, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+        return make_key(self.run.plan["seed"], name, *parts)
+
+    def _decoder(self, targets: np.ndarray, segments: np.ndarray) -> Stream:
+        """A decoder that predicts these targets from those before them."""
+        return Stream(self._shifted(targets, segments), targets, segments, np.zeros(len(targets), np.int64))
+
+    def _shifted(self, targets: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        before = np.roll(targets, 1, axis=1)
+        starts = np.ones_like(targets, bool)
+        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        return np.where(starts | (segments == 0), self.start, before)
+
+    # Prefix language modeling.
+
+    def _prefix(
+        self, windows: np.ndarray, segments: np.ndarray, length: np.ndarray, parts: tuple[np.ndarray, ...]
+    ) -> list[Stream]:
+        fraction = self.settings.get("objective.prefix_fraction")
+        if fraction is None:
+            drawn = draw(self._noise_key("split", parts), 0) % np.maximum(length - 1, 1).astype(U64)
+            split = 1 + drawn.astype(np.int64)
+        else:
+            split = np.clip([round(fraction * n) for n in length.tolist()], 1, np.maximum(length - 1, 1))
+        split = np.where(length < 2, 0, split)
+        behind = np.arange(self.run.L) >= split[:, None]
+        targets = np.where(segments > 0, windows, NO_TARGET)
+        if not self.is_t5:
+            stream = self._decoder(targets, segments)
+            stream.targets = np.where(behind, targets, NO_TARGET)
+            if self.settings["objective.bidirectional"]:
+                stream.prefix = np.where(length > 0, split + 1, 0)
+            return [stream]
+        first = [(row[:n], seg[:n]) for row, seg, n in zip(windows, segments, split, strict=True)]
+        spans = zip(windows, segments, split, length, strict=True)
+        rest = [(row[n:end], seg[n:end]) for row, seg, n, end in spans]
+        return self._pair(first, rest)
+
+    # Span corruption.
+
+    def _spans(
+        self, windows: np.ndarray, segments: np.ndarray, length: np.ndarray, parts: tuple[np.ndarray, ...]
+    ) -> list[Stream]:
+        counts = np.asarray([self._counts(n) for n in length.tolist()]).reshape(-1, 2)
+        hidden, spans = counts.T
+        kept_runs = compose(length - hidden, spans, self._noise_key("spans kept", parts))
+        hidden_runs = compose(hidden, spans, self._noise_key("spans hidden", parts))
+        sources, targets = [], []
+        for row, seg, n, number, kept, gone in zip(
+            windows, segments, length, spans, kept_runs, hidden_runs, strict=True
+        ):
+            source, target = corrupt(row[:n], seg[:n], kept[:number], gone[:number], self.sentinels, self.eos)
+            sources.append(source)
+            targets.append(target)
+        return self._pair(sources, targets)
+
+    def _counts(self, n: int) -> tuple[int, int]:
+        """Hidden tokens and spans of a window of n tokens."""
+        if n == 0:
+            return 0, 0
+        density, mean = (
+            float(self.settings[f"objective.{k}"]) for k in ("noise_density", "mean_span_tokens")
+        )
+        hidden = min(max(round(n * density), 1), max(n - 1, 1))
+        return hidden, max(1, min(round(hidden / mean), hidden, n - hidden))
+
+    # Rows.
+
+    def _pair(self, sources: list[Any], targets: list[Any]) -> list[Stream]:
+        """An encoder and a decoder of these rows; for a decoder-only model, both in one row."""
+        source, source_segments = padded(sources, 0)
+        target, segments = padded(targets, NO_TARGET)
+        inputs = self._shifted(target, segments)
+        prefix = np.asarray([len(values) for values, _ in sources], np.int64)
+        none = np.zeros(len(sources), np.int64)
+        if self.is_t5:
+            nothing = np.full_like(source, NO_TARGET)
+            encoder = Stream(source, nothing, source_segments, none, is_encoder=True)
+            return [encoder, Stream(inputs, target, segments, none)]
+        joined, masked = [], []
+        for (first, marks), row, (rest, more) in zip(sources, inputs, targets, strict=True):
+            both = np.append(marks, more)
+            joined.append((np.append(first, row[: len(rest)]), both))
+            masked.append((np.append(np.full(len(first), NO_TARGET), rest), both))
+        ids, segments = padded(joined, 0)
+        return [Stream(ids, padded(masked, NO_TARGET)[0], segments, prefix)]
+
+
+def compose(total: np.ndarray, parts: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Random lengths of `parts` parts of `total` units, [N, largest number of parts]; 0 after the last."""
+    places = max(int(total.max(initial=1)) - 1, 0)
+    drawn = draw(key[:, None], np.arange(places)) >> U64(1)
+    drawn = np.where(np.arange(places) < total[:, None] - 1, drawn, U64(2**63))
+    order = np.argsort(drawn, axis=1, kind="stable")
+    lengths = np.zeros((total.size, max(int(parts.max(initial=1)), 1)), np.int64)
+    for row, (units, number) in enumerate(zip(total.tolist(), parts.tolist(), strict=True)):
+        cuts = np.sort(order[row, : max(number - 1, 0)]) + 1
+        lengths[row, :number] = np.diff(np.concatenate([[0], cuts, [units]]))[:number]
+    return lengths
+
+
+def corrupt(
+    tokens: np.ndarray,
+    segments: np.ndarray,
+    kept: np.ndarray,
+    hidden: np.ndarray,
+    sentinels: list[int],
+    eos: int,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Source and targets of a window, each with its segments."""
+    source: list[int] = []
+    source_segments: list[int] = []
+    target: list[int] = []
+    target_segments: list[int] = []
+    ids, marks, place = tokens.tolist(), segments.tolist(), 0
+    for number, (stay, go) in enumerate(zip(kept.tolist(), hidden.tolist(), strict=True)):
+        begin, end = place + stay, place + stay + go
+        source += [*ids[place:begin], sentinels[number]]
+        source_segments += [*marks[place:begin], marks[begin]]
+        target += [sentinels[number], *ids[begin:end]]
+        target_segments += [marks[begin], *marks[begin:end]]
+        place = end
+    if ids:
+        for values, segs in ((source, source_segments), (target, target_segments)):
+            values.append(eos)
+            segs.append(max(marks))
+    pairs = ((source, source_segments), (target, target_segments))
+    first, second = ((np.asarray(v, np.int64), np.asarray(s, np.int64)) for v, s in pairs)
+    return first, second
+
+
+def padded(rows: list[Any], fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of values and segments as [N, T], with `fill` and 0 after their ends."""
+    width = max((len(values) for values, _ in rows), default=0)
+    out = np.full((len(rows), width), fill, np.int64), np.zeros((len(rows), width), np.int64)
+    for row, pair in enumerate(rows):
+        for array, values in zip(out, pair, strict=True):
+            array[row, : len(values)] = values
+    return out
+
+
+class Inputs:
+    """Compares the input digests and the numbers of targets of a ledger."""
+
+    def __init__(self, audit: Audit, settings: dict[str, Any]) -> None:
+        self.audit, self.examples = audit, None
+        noise = settings.get("regularize.input_noise", 0)
+        if settings["objective.name"] not in COVERED:
+            audit.unproved.append(
+                f"inputs of the objective {settings['objective.name']}: not independently checked"
+            )
+        elif noise != 0:
+            audit.unproved.append("input noise: not independently checked")
+        else:
+            self.examples = Examples(audit.run, settings)
+
+    def check(self, records: list[dict[str, Any]]) -> None:
+        """Check records that have the plan's indices."""
+        if self.examples is None:
+            return
+        if not all("inputs" in record for record in records):
+            self.examples = None
+            self.audit.unproved.append("the ledger has no input digests")
+            return
+        for record in records:
+            digest, targets = 0, 0
+            for g in pieces(record["first_index"], record["windows"], self.audit.run.L):
+                for stream in self.examples.streams(g):
+                    digest += int(input_digest(stream, g, self.examples).sum(dtype=U64))
+                    targets += int((stream.targets != NO_TARGET).sum())
+            if (int(record["inputs"], 16), record["targets"]) != (digest % 2**64, targets):
+                self.audit.problems.append(
+                    f"step {record['step']}: other inputs or targets entered the model"
+                )
+
+
+def pieces(first: int, count: int, window_tokens: int) -> Iterator[np.ndarray]:
+    size = max(1, CHUNK_TOKENS // window_tokens)
+    for low in range(first, first + count, size):
+        yield np.arange(low, min(low + size, first + count))
+
+
+def input_digest(stream: Stream, g: np.ndarray, examples: Examples) -> np.ndarray:
+    """The hashes of the positions that count, 0 elsewhere: [N, T]."""
+    kind = np.where(stream.is_encoder, 1, 2) + 4 * stream.prefix
+    row = mix((mix((g + 1).astype(U64) * U64(G)) + kind.astype(U64)) * U64(G))
+    place = np.arange(stream.ids.shape[1]).astype(U64)
+    has_target, token = stream.targets != NO_TARGET, stream.segments > 0
+    segments = stream.segments if examples.masks or examples.is_t5 else np.zeros_like(stream.segments)
+    values = stream.ids.astype(U64) + (stream.targets.astype(U64) << U64(32))
+    bits = np.where(has_target, np.float32(1).view(np.int32), 0).astype(U64)
+    marks = (2 * segments + token).astype(U64) << U64(32)
+    hashed = mix(mix((row[:, None] ^ place) * U64(G) + values) + bits + marks)
+    return np.where(token | has_target, hashed, U64(0))
+
+
+def special_ids(store: Store) -> tuple[int, list[int]]:
+    """The padding id of a store's tokenizer, or -1, and its sentinels in the order of use."""
+    path = store.folder / store.manifest["tokenizer_file"]
+    pad, names = sentencepiece_ids(path) if path.suffix == ".model" else huggingface_ids(path)
+    sentinels: list[int] = []
+    while f"<extra_id_{len(sentinels)}>" in names:
+        sentinels.append(names[f"<extra_id_{len(sentinels)}>"])
+    return pad, sentinels
+
+
+def huggingface_ids(path: Path) -> tuple[int, dict[str, int]]:
+    data = json.loads(path.read_bytes())
+    vocab = data["model"]["vocab"]
+    names = dict(vocab) if isinstance(vocab, dict) else {row[0]: i for i, row in enumerate(vocab)}
+    names |= {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    return next((names[name] for name in PADS if name in names), -1), names
+
+
+def sentencepiece_ids(path: Path) -> tuple[int, dict[str, int]]:
+    """The padding id and the control pieces of a SentencePiece model (a protocol buffer).
+
+    ModelProto: pieces 1, trainer_spec 2. SentencePiece: piece 1, type 3 (3: control). TrainerSpec: pad_id 43.
+    """
+    pad, names, number = -1, {}, 0
+    for field, value in protobuf(path.read_bytes()):
+        if field == 1:
+            piece = dict(protobuf(value))
+            if piece.get(3, 1) == 3:
+                names[piece[1].decode()] = number
+            number += 1
+        if field == 2:
+            # The message may come in parts, which are merged.
+            pad = dict(protobuf(value)).get(43, pad)
+    return (pad if pad < 2**63 else -1), names
+
+
+def protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a message: numbers of varints, bytes of the others."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(data):
+        tag = varint()
+        kind = tag & 7
+        if kind == 0:
+            yield tag >> 3, varint()
+            continue
+        size = varint() if kind == 2 else 4 if kind == 5 else 8
+        yield tag >> 3, data[place : place + size]
+        place += size
