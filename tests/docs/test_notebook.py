@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
+
+from reptrain.text import stdlib_documents
 
 CELLS = (
     """
@@ -29,7 +32,7 @@ reptrain.build_report(study, Path("study"))
 
 
 @pytest.mark.slow
-def test_the_api_works_in_a_notebook(tmp_path: Path, texts: list[str]) -> None:
+def test_the_api_works_in_a_notebook(tmp_path: Path) -> None:
     reason = "needs nbclient and ipykernel: pip install nbclient ipykernel"
     client, notebooks = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
     pytest.importorskip("ipykernel", reason=reason)
@@ -42,7 +45,8 @@ def test_the_api_works_in_a_notebook(tmp_path: Path, texts: list[str]) -> None:
     study = {"base": run, "axes": {"data.unique_tokens": [1024]}, "seeds": [0]}
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "study.json").write_text(json.dumps(study))
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    rows = [json.dumps({"text": document.text}) for document in islice(stdlib_documents(), 150)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(rows) + "\n")
     cells = [notebooks.v4.new_code_cell(cell) for cell in CELLS]
     notebook = notebooks.v4.new_notebook(cells=cells)
     resources = {"metadata": {"path": str(tmp_path)}}
