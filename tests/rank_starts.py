@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from forked import Forked
 
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
@@ -26,7 +26,7 @@ def write_config(out: Path, config: RunConfig) -> None:
 
 def begin_ranks(
     ranks: int, arguments: Sequence[str], out: Path, *, started_ranks: Sequence[int] | None = None
-) -> list[subprocess.Popen[bytes]]:
+) -> list[Forked]:
     """Start Python with the arguments once for each rank, or for those named of so many ranks.
 
     What rank R writes goes to ``out/rank-R.txt``.
@@ -42,8 +42,7 @@ def begin_ranks(
     for rank in range(ranks) if started_ranks is None else started_ranks:
         with (out / f"rank-{rank}.txt").open("wb") as file:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, *arguments]
-            started.append(subprocess.Popen(command, env=environment | own, stdout=file, stderr=file))
+            started.append(Forked(arguments, environment=environment | own, stdout=file, stderr=file))
     return started
 
 

@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from forked import Server, login_server, run_forked
 from time_limits import START_S
 
 import reptrain
@@ -17,27 +18,17 @@ from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml
 from reptrain.store import MAX_OVERLAP
 
-# Importing any of these ends the process: what runs on a login node must not need them.
-_WITHOUT_TORCH = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "deepspeed", "triton"):
-            raise ImportError(f"{name} is blocked")
-sys.meta_path.insert(0, Block())
-from reptrain.cli import main
-main()
-"""
-
 
 def run(*words: object, code: int = 0, columns: int = 120) -> subprocess.CompletedProcess[str]:
     """Run a command with torch blocked, and hold its exit code."""
-    return start([sys.executable, "-c", _WITHOUT_TORCH, *map(str, words)], code, columns=columns)
+    return start(words, code, columns=columns, server=login_server())
 
 
-def start(command: list[str], code: int, *, columns: int = 120) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": str(columns)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S)
+def start(
+    words: Sequence[object], code: int, *, columns: int = 120, server: Server | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    ended = run_forked(["-m", "reptrain", *words], server=server, environment=environment, timeout=START_S)
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert code == 1 or "Traceback" not in ended.stderr, ended.stderr
     return ended
@@ -131,10 +122,9 @@ def test_counts_of_the_command_line_are_those_of_a_configuration(config_file: Pa
 def test_a_missing_store_is_named_with_the_option_that_the_command_has(tmp_path: Path) -> None:
     (tmp_path / "mix.yaml").write_text("data: {sources: {a: {store: nowhere}, b: {store: other}}}")
     (tmp_path / "one.yaml").write_text("data: {store: nowhere}")
-    train = [sys.executable, "-m", "reptrain", "train"]
-    refused = start([*train, str(tmp_path / "one.yaml")], 2).stderr
+    refused = start(["train", tmp_path / "one.yaml"], 2).stderr
     assert "data.store=FOLDER" in refused and "--store" not in refused and str(Path.cwd()) in refused
-    refused = start([*train, str(tmp_path / "mix.yaml")], 2).stderr
+    refused = start(["train", tmp_path / "mix.yaml"], 2).stderr
     assert "data.sources.a.store=FOLDER" in refused
     plotted = run("config", "show", tmp_path / "one.yaml", "--plot", tmp_path / "x.png", code=2).stderr
     assert "data.store=FOLDER" in plotted
@@ -199,7 +189,7 @@ def test_sizes_and_match_need_no_store(tmp_path: Path) -> None:
 
 def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    trained = start([sys.executable, "-m", "reptrain", "train", str(config_file), "--out", str(out)], 0)
+    trained = start(["train", config_file, "--out", out], 0)
     assert "done: 3 steps" in trained.stdout
     audited = json.loads(run("audit", out, "--json").stdout)
     assert audited["exact"] and audited["exposures"] == {"1": 1000}
@@ -212,8 +202,7 @@ def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
 
 
 def test_train_refuses_on_every_road_with_exit_code_2(config_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "reptrain", "train", str(config_file), "data.unique_tokens=1e8"]
-    ended = start([*command, "--out", str(tmp_path / "run")], 2)
+    ended = start(["train", config_file, "data.unique_tokens=1e8", "--out", tmp_path / "run"], 2)
     assert "100000000" in ended.stderr and not (tmp_path / "run").exists()
 
 

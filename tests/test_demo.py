@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from time_limits import takes_up_to
 
 from reptrain.auditing.audit import audit
@@ -37,8 +37,7 @@ DEMO_S = 1200
 
 
 def run_demo(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "reptrain", "demo", "--quick", "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, env=os.environ)
+    return run_forked(["-m", "reptrain", "demo", "--quick", "--out", out], timeout=DEMO_S)
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,11 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation, choose_implementation
+from reptrain_kernels.rates import Rate, packed
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX64 = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MIX32 = (0x7FEB352D, 0x846CA68B)
-
-Rate = float | Tensor
-"""A probability of being dropped, in [0, 1), or what `packed` makes of it."""
 
 
 def _signed(value: int, num_bits: int) -> int:
@@ -123,45 +121,6 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
     unit_U = torch.arange(num_units, dtype=torch.int32, device=key.device)
     low, high = line_key.to(torch.int32), (line_key >> 32).to(torch.int32)
     return mix32_((unit_U ^ low).mul_(high | 1))
-
-
-def threshold_and_scale(rate: float) -> tuple[int, float]:
-    """The signed threshold below which a unit's word drops it, and the factor of kept values.
-
-    Raises:
-        ValueError: If ``rate`` is not in [0, 1).
-    """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"rate: must be in [0, 1), but got {rate}")
-    threshold = min(round(rate * 2**32), 2**32 - 1)
-    return threshold - 2**31, 2**32 / (2**32 - threshold)
-
-
-def packed(rate: Rate) -> Tensor:
-    """A rate as compiled code takes it: a tensor, so that no value of it starts a new compilation.
-
-    It lies on the CPU whatever the model's device: whoever launches a kernel reads it without waiting.
-
-    Args:
-        rate: In [0, 1), or packed already.
-
-    Returns:
-        float64 [2], on the CPU: the numbers of `threshold_and_scale`, both exact.
-
-    Raises:
-        ValueError: If the rate is not in [0, 1).
-    """
-    if isinstance(rate, Tensor):
-        return rate
-    return torch.tensor(threshold_and_scale(rate), dtype=torch.float64, device="cpu")
-
-
-def unpacked(rate_2: Tensor | None) -> tuple[int, float]:
-    """The threshold and the scale of a packed rate; None drops nothing."""
-    if rate_2 is None:
-        return threshold_and_scale(0.0)
-    threshold, scale = rate_2.tolist()
-    return int(threshold), scale
 
 
 def key_and_rate(key: Tensor | None, rate: Rate) -> tuple[Tensor | None, Tensor | None]:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reptrain_kernels.counter import unpacked
+from reptrain_kernels.rates import unpacked
 
 # 32 registers on sm_80 and sm_90: eight units to a thread, so that many threads hide the loads.
 BLOCK_LINES = 4

@@ -1,6 +1,11 @@
 """Configuration: schema, loading, fingerprints."""
 
-from reptrain.config.fingerprint import config_fingerprint, differing_keys, fingerprint, mathematics
+from reptrain.config.fingerprint import (
+    config_fingerprint,
+    differing_keys,
+    fingerprint,
+    settings_affecting_results,
+)
 from reptrain.config.load import load_run_config
 from reptrain.config.quantities import Budget
 from reptrain.config.schema import RunConfig
@@ -12,5 +17,5 @@ __all__ = [
     "differing_keys",
     "fingerprint",
     "load_run_config",
-    "mathematics",
+    "settings_affecting_results",
 ]

@@ -1,4 +1,4 @@
-"""The configuration of a transformer that is counted and not trained here."""
+"""Configuration of a transformer whose parameters and FLOPs can be counted, but which cannot be trained."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from reptrain.config.quantities import Count
 
 
 class ImageConfig(Frozen):
-    """The input of a vision transformer: square patches of a square image, and a token for the whole."""
+    """The input of a vision transformer: square patches of a square image, and a class token."""
 
     image_pixels: Width = 224
-    """Pixels of a side of the image."""
+    """Side of the image, in pixels."""
     patch_pixels: Width
-    """Pixels of a side of a patch; it divides the image's."""
+    """Side of a patch, in pixels; it must divide image_pixels."""
     num_channels: Width = 3
-    """Colours."""
+    """Color channels."""
     num_classes: Rows = 1000
-    """Of the head, which reads the token for the whole alone."""
+    """Classes of the output head, whose input is the class token."""
 
     @model_validator(mode="after")
     def _patches_fill(self) -> Self:
@@ -33,15 +33,15 @@ class ImageConfig(Frozen):
 
     @property
     def num_tokens(self) -> int:
-        """Patches, and the token for the whole."""
+        """Patches and the class token."""
         return (self.image_pixels // self.patch_pixels) ** 2 + 1
 
 
 class CountedConfig(Frozen):
-    """One stack of layers of a published shape that no model class here builds."""
+    """One stack of layers with a published shape that no model class of reptrain implements."""
 
     family: Literal["counted"]
-    """counted: this family."""
+    """counted: can be counted, not trained."""
     d_model: Width
     """Width of the residual stream."""
     num_layers: Layers
@@ -55,24 +55,24 @@ class CountedConfig(Frozen):
     d_ff: Width
     """Hidden units of the MLP."""
     mlp: Activation
-    """Of the hidden units: swiglu and geglu are gated, gelu and relu are not."""
+    """Activation of the MLP: swiglu and geglu are gated, gelu and relu are not."""
     norm: Norm
-    """Whether a norm has offsets, where there are biases."""
+    """Kind of norm; a LayerNorm has offsets if bias is true."""
     block_norms: Annotated[Count, Field(ge=0, le=16)] = 2
-    """Norms of a block; 0 counts none, nor the last."""
+    """Norms of a block; 0 leaves out all norms, the final one included."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm."""
     relative_positions: bool = False
-    """A projection of the distances in each block (Dai et al., "Transformer-XL", 2019)."""
+    """Project relative positions in each block (Dai et al., "Transformer-XL", 2019)."""
     vocab_size: Rows | None = None
-    """Rows of the embedding; null where there is an image."""
+    """Rows of the embedding; null if image is set."""
     tie_embeddings: bool = True
     """Use the embedding as the output head."""
     image: ImageConfig | None = None
-    """Reads images, in both directions and with learned positions; null: reads tokens, from left to right."""
+    """Image input, with bidirectional attention and learned positions; null: tokens and causal attention."""
 
     @model_validator(mode="after")
-    def _reads_one_thing(self) -> Self:
+    def _has_one_input(self) -> Self:
         if (self.vocab_size is None) == (self.image is None):
             raise ValueError("vocab_size or image must be set, and not both")
         return self
@@ -99,10 +99,10 @@ class CountedConfig(Frozen):
 
     @property
     def max_positions(self) -> int | None:
-        """Rows of the learned positions."""
+        """Rows of the position embedding; None without one."""
         return self.image.num_tokens if self.image else None
 
     @property
     def stack(self) -> StackShape:
-        """Its layers."""
+        """The shape of the stack."""
         return StackShape(self.num_layers, self.num_layers, None)

@@ -13,7 +13,7 @@ from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.schema import ONE_EPOCH, RunConfig
 
 # Settings that do not change the results: these may differ on resume. The store has its own fingerprint.
-_NOT_MATHEMATICS = (
+_NO_EFFECT_ON_RESULTS = (
     "name",
     "data.store",
     "data.sources.*.store",
@@ -25,7 +25,7 @@ _NOT_MATHEMATICS = (
     "train.compile",
     "train.activation_checkpointing",
     "train.rank_timeout_seconds",
-    # The ledger tells each step that was not applied.
+    # The ledger records each step that was not applied.
     "train.on_nonfinite",
     "evaluate",
     "checkpoint",
@@ -36,7 +36,7 @@ _PRECISION = "train.precision"
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value by its dotted key."""
+    """Yield each value with its dotted key."""
     for key, value in data.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -46,15 +46,15 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def auto_values(config: RunConfig) -> dict[str, Any]:
-    """The settings whose null is derived from other settings, with the value that a run uses.
+    """Settings whose null stands for a value derived from other settings, with the values of the run.
 
     >>> from reptrain.config.load import validate
     >>> auto_values(validate(RunConfig, {"data": {"store": "a"}}))["data.window_tokens"]
     256
 
     Returns:
-        Values by dotted key, for null and given settings alike. What null takes from the store (all of its
-        tokens, the tokenizer's vocabulary) is not among them: the store has its own fingerprint.
+        Values by dotted key, whether the setting is null or given. Values derived from the store (all of its
+        tokens, the tokenizer's vocabulary) are not included: the store has its own fingerprint.
     """
     values: dict[str, Any] = {"data.window_tokens": config.window_tokens}
     if config.data.store is not None:
@@ -88,23 +88,23 @@ def _auto_values_of_model(model: DecoderConfig | T5Config) -> dict[str, Any]:
     return values
 
 
-def mathematics(config: RunConfig) -> dict[str, Any]:
+def settings_affecting_results(config: RunConfig) -> dict[str, Any]:
     """The settings that change what a run computes, by dotted key, with nulls replaced by `auto_values`."""
-    return _of_mathematics(config.model_dump(mode="json")) | auto_values(config)
+    return _affecting_results(config.model_dump(mode="json")) | auto_values(config)
 
 
-def _of_mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _affecting_results(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(flatten(settings))
-    # Where nothing chose another precision, `auto` is fp32: a run folder holds the one that was used.
+    # `auto` stands for fp32 unless the device selects another precision, which the run folder then contains.
     if flat.get(_PRECISION) == "auto":
         flat[_PRECISION] = "fp32"
-    # A part's own seed counts only if it is another one than the run's.
+    # A seed of its own counts only if it differs from the run's.
     seed = flat.get("seed", 0)
     return {
         key: value
         for key, value in flat.items()
         if not (key.startswith("seeds.") and value in (None, seed))
-        and not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NOT_MATHEMATICS)
+        and not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NO_EFFECT_ON_RESULTS)
     }
 
 
@@ -120,7 +120,7 @@ def config_fingerprint(config: RunConfig) -> str:
     Settings at their default are left out, so that a release with new settings still recognizes earlier
     runs. Hence a changed default needs a new `NUMERICS_VERSION`.
     """
-    given = _of_mathematics(config.model_dump(mode="json", exclude_defaults=True))
+    given = _affecting_results(config.model_dump(mode="json", exclude_defaults=True))
     if given.get(_PRECISION) == "fp32":
         del given[_PRECISION]
     return fingerprint({"numerics_version": NUMERICS_VERSION} | given | auto_values(config))
@@ -128,6 +128,6 @@ def config_fingerprint(config: RunConfig) -> str:
 
 def differing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """Dotted keys that change what a run computes and differ: (key, old value, new value)."""
-    before, after = mathematics(old), mathematics(new)
+    before, after = settings_affecting_results(old), settings_affecting_results(new)
     keys = sorted(before.keys() | after.keys())
     return [(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
 from reptrain.config.limits import check_limits
-from reptrain.config.scalars import PlainDumper, PlainLoader, find_truth_as_number
+from reptrain.config.scalars import PlainDumper, PlainLoader, find_bool_as_number
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError, shorten
 from reptrain.files import read_small
@@ -252,7 +252,7 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
         # An unknown key is often the cause of a "missing" one: report it first.
         details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         raise _explain(model, dict(details[0])) from error
-    if (place := find_truth_as_number(data, found)) is not None:
+    if (place := find_bool_as_number(data, found)) is not None:
         raise ConfigError(
             ".".join(place), got="true or false", rule="must be a number", remedy="Write the number."
         )

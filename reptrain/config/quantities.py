@@ -1,4 +1,4 @@
-"""Numbers as people write them: ``2**20``, ``1e9``, ``100M``, ``64epochs``, ``2**30targets``."""
+"""Parsing of counts and training budgets: ``2**20``, ``1e9``, ``100M``, ``64epochs``, ``2**30targets``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
 _PARTS = re.compile(r"(.+?)\s*(tokens|inputs|targets)")
 _SUFFIXED = re.compile(r"(.*[0-9.])\s*([A-Za-z]+)")
 _SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-_LARGEST = 2**62
-_LONGEST_TEXT, _LARGEST_EXPONENT = 64, 30
+_LIMIT = 2**62
+_MAX_CHARACTERS, _MAX_EXPONENT = 64, 30
 _BUDGETS = "must be a number of tokens or of epochs, such as 2**20, 100M or 64epochs"
 _EXAMPLES = "must be a whole number such as 1048576, 2**20, 1e9, 64k or 1.5B"
 
 
 def parse_fraction(text: str) -> Fraction:
-    """A number such as ``2.5``, ``7/3`` or ``1e6``, exactly.
+    """The exact value of a number such as ``2.5``, ``7/3`` or ``1e6``.
 
     Raises:
-        ValueError: If it is none, or one of so many digits that it would take long to read.
+        ValueError: If the text is not a number, or has too many digits.
     """
     exponent = re.search("[eE][+-]?([0-9]*)", text)
-    if len(text) > _LONGEST_TEXT or (exponent and int(exponent[1] or 0) > _LARGEST_EXPONENT):
+    if len(text) > _MAX_CHARACTERS or (exponent and int(exponent[1] or 0) > _MAX_EXPONENT):
         raise ValueError("must be a number of at most 30 digits")
     return Fraction(text)
 
@@ -40,7 +40,7 @@ def parse_count(value: Any) -> Any:
     Suffixes are decimal: k (or K) is 10**3, M 10**6, B (or G) 10**9, T 10**12.
 
     Returns:
-        The integer, or the value itself where it is no text, so that pydantic judges it.
+        The integer; a value that is not a string is returned unchanged for pydantic to validate.
 
     Raises:
         ValueError: If the text is not a whole number below 2**62.
@@ -50,7 +50,7 @@ def parse_count(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip().replace("_", "").replace(",", "")
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > _MAX_CHARACTERS:
         raise ValueError("must be below 2**62")
     if match := _POWER.fullmatch(text):
         base, exponent = int(match[1]), int(match[2])
@@ -61,7 +61,7 @@ def parse_count(value: Any) -> Any:
         number = _decimal(text)
     if number.denominator != 1:
         raise ValueError(_EXAMPLES)
-    if number >= _LARGEST:
+    if number >= _LIMIT:
         raise ValueError("must be below 2**62")
     return int(number)
 
@@ -89,10 +89,10 @@ Count = Annotated[int, BeforeValidator(parse_count), Strict()]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: a number of raw tokens, of epochs over the subset, or of the tokens that the
-    objective makes inputs or targets of them.
+    """Length of the training, in one of four units: raw tokens, epochs over the subset, input tokens, or
+    target tokens.
 
-    Exactly one of the four is set. Written ``2**20`` or ``100M`` (raw tokens), ``64epochs``, ``2.5epochs``,
+    Exactly one is set. Written ``2**20`` or ``100M`` (raw tokens), ``64epochs``, ``2.5epochs``,
     ``7/3epochs``, ``2**20inputs`` or ``2**20targets``.
     """
 
@@ -115,32 +115,30 @@ class Budget:
         return f"{text}epochs"
 
     def epochs_over(self, unique_tokens: int) -> Fraction:
-        """The number of passes over a subset of ``unique_tokens`` tokens, of a budget in raw terms."""
+        """The number of epochs over ``unique_tokens`` tokens, of a budget in raw tokens or epochs."""
         assert self.inputs is None and self.targets is None
         return self.epochs if self.epochs is not None else Fraction(self.tokens or 0, unique_tokens)
 
     def in_raw_terms(self, *, inputs: Fraction, targets: Fraction) -> Budget:
-        """The same budget as raw tokens or epochs.
+        """Convert the budget to raw tokens or epochs.
 
         Args:
-            inputs: Tokens that a raw token makes on average for the model to read without predicting them.
-            targets: The same for those that it predicts.
+            inputs: Mean number of input tokens that the objective makes of a raw token.
+            targets: Mean number of target tokens that the objective makes of a raw token.
 
         Raises:
-            ValueError: If a budget in inputs meets an objective that has none.
+            ValueError: If the budget is in inputs and the objective has none.
         """
-        wanted, rate = (self.targets, targets) if self.inputs is None else (self.inputs, inputs)
-        if wanted is None:
+        count, rate = (self.targets, targets) if self.inputs is None else (self.inputs, inputs)
+        if count is None:
             return self
         if rate == 0:
-            raise ValueError(
-                "a budget in inputs needs an objective that reads tokens without predicting them"
-            )
-        return Budget(tokens=max(1, round(wanted / rate)))
+            raise ValueError("a budget in inputs needs an objective with input tokens that are not targets")
+        return Budget(tokens=max(1, round(count / rate)))
 
     @classmethod
     def parse(cls, value: Any) -> Budget:
-        """Read a budget from an integer or its text.
+        """Parse a budget from an integer or a string.
 
         Raises:
             ValueError: If it is neither a positive count of tokens nor a positive number of epochs.
@@ -154,7 +152,7 @@ class Budget:
                 epochs = parse_fraction(match[1])
             except (ValueError, ZeroDivisionError):
                 raise ValueError("must name a number of epochs, such as 64epochs or 2.5epochs") from None
-            if not 0 < epochs < _LARGEST:
+            if not 0 < epochs < _LIMIT:
                 raise ValueError("must be more than 0 epochs, and fewer than 2**62")
             return cls(epochs=epochs)
         unit = "tokens"

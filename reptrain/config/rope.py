@@ -1,4 +1,4 @@
-"""Scaled rotary positions: a decoder's frequencies stretched for windows longer than it was trained on."""
+"""RoPE scaling: rotary frequencies changed for windows longer than those of the training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reptrain.config.base import Frozen, Positive
 
 
 class LinearRope(Frozen):
-    """All frequencies divided by one factor.
+    """Divide all frequencies by one factor.
 
     Source: Chen et al., "Extending context window of large language models via positional interpolation",
         2023.
@@ -23,7 +23,7 @@ class LinearRope(Frozen):
 
 
 class Llama3Rope(Frozen):
-    """Low frequencies divided by a factor, high ones kept, those between interpolated.
+    """Divide low frequencies by a factor, keep high ones, and interpolate between them.
 
     Source: Grattafiori et al., "The Llama 3 herd of models", 2024; the formula is that of its published code.
     """
@@ -33,11 +33,11 @@ class Llama3Rope(Frozen):
     factor: Annotated[float, Field(gt=0)]
     """Divides the low frequencies."""
     low_freq_factor: Annotated[float, Field(gt=0)] = 1.0
-    """A frequency is low if it turns fewer times than this in original_max_positions."""
+    """A frequency is low if it makes fewer rotations than this over original_max_positions."""
     high_freq_factor: Annotated[float, Field(gt=0)] = 4.0
-    """A frequency is high if it turns more times than this in original_max_positions."""
+    """A frequency is high if it makes more rotations than this over original_max_positions."""
     original_max_positions: Positive
-    """Longest window that the weights were trained on before scaling."""
+    """Longest window of the training before scaling."""
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -52,4 +52,4 @@ class Llama3Rope(Frozen):
 RopeScaling = Annotated[
     Annotated[LinearRope, Tag("linear")] | Annotated[Llama3Rope, Tag("llama3")], Discriminator("name")
 ]
-"""A scaling of the rotary frequencies, chosen by its name."""
+"""RoPE scaling, chosen by name."""

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the share of the run that is done."""
+"""The learning rate as a pure function of the completed share of the run."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 def step_learning_rate(
     before: int, after: int, total: int, optimizer: OptimizerConfig, schedule: ScheduleConfig
 ) -> float:
-    """The rate of a step: the schedule's in its middle, so that neither a rise from 0 nor a fall to it leaves
-    the first or the last step without one.
+    """The learning rate of a step: the schedule at the middle of the step.
+
+    The rate is thus above 0 in the first step of a warm-up from 0, and in the last step of a decay to 0.
 
     Args:
-        before: Tokens consumed when the step begins.
-        after: The same when it ends.
+        before: Tokens consumed before the step.
+        after: Tokens consumed after the step.
         total: Tokens of the run.
-        optimizer: Gives the peak rate.
+        optimizer: Contains the peak rate.
         schedule: The shape.
     """
     return learning_rate((before + after) / (2 * total), optimizer, schedule)
 
 
 def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The rate when a share ``done`` of the run's tokens is consumed.
+    """The learning rate after a share ``done`` of the run's tokens.
 
     Args:
         done: Tokens consumed over tokens of the run, in (0, 1].
-        optimizer: Gives the peak rate.
+        optimizer: Contains the peak rate.
         schedule: The shape.
 
     Returns:
-        Peak rate times the shape's value. ``cosine`` follows Loshchilov & Hutter (2017) without restarts;
-        ``inverse_sqrt`` falls with the root of the tokens after the warm-up (Vaswani et al. 2017);
-        ``wsd`` is constant and then decays linearly (Hu et al. 2024, MiniCPM).
+        The peak rate times the value of the shape. ``cosine`` follows Loshchilov & Hutter (2017) without
+        restarts; ``inverse_sqrt`` decays with the inverse square root of the tokens after the warm-up
+        (Vaswani et al. 2017); ``wsd`` is constant and then decays linearly (Hu et al. 2024, MiniCPM).
     """
     warmup = schedule.warmup_fraction
     if done < warmup:

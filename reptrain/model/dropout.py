@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.scheduled import RunPosition, Scheduled
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.ops.norm import Drops, join
 
 # An upper bound of the sites of a layer.
@@ -81,7 +81,7 @@ class Dropout(nn.Module):
     """Dropout at one site.
 
     Its rate is a plain tensor and no buffer: it stays on the CPU in float64 when the model moves, and no
-    checkpoint holds it (see `counter.packed`).
+    checkpoint holds it (see `rates.packed`).
 
     Args:
         rate: Probability of dropping a unit, in [0, 1). A scheduled rate keeps its first value until
@@ -102,7 +102,7 @@ class Dropout(nn.Module):
         """Change the rate. A change from or to 0 recompiles a compiled model."""
         self.rate = rate
         self.is_on = rate > 0
-        self.rate_2 = counter.packed(rate)
+        self.rate_2 = rates.packed(rate)
 
     def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
         """Drop units of each position.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reptrain.config import RunConfig, fingerprint, mathematics
+from reptrain.config import RunConfig, fingerprint, settings_affecting_results
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain.plan.mixture import MixturePlan, plan_mixture
@@ -39,7 +39,11 @@ class RunSteps:
     @property
     def kind(self) -> str:
         """Fingerprint of all that does not change during a run. Runs of different kinds share no step."""
-        fixed = {key: value for key, value in mathematics(self.config).items() if not _is_resolved(key)}
+        fixed = {
+            key: value
+            for key, value in settings_affecting_results(self.config).items()
+            if not _is_resolved(key)
+        }
         if self.config.optimizer.name != "muon":
             # Muon's two rates have a ratio, so its peak rate must be the same.
             del fixed["optimizer.lr"]

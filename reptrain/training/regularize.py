@@ -16,7 +16,7 @@ from reptrain.config.schema import RegularizeConfig
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys
 from reptrain.text import Tokenizer
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 
 # Model inputs that take noise. The targets stay as they are.
 _NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
@@ -88,7 +88,7 @@ class InputNoise:
 
     def _replace(self, token_BT: Tensor, rate: float, key_B: Tensor) -> Tensor:
         is_text_V = self.is_text_V.to(token_BT.device)
-        threshold, _ = counter.threshold_and_scale(rate)
+        threshold, _ = rates.threshold_and_scale(rate)
         # Two words per position: one decides on the replacement, one draws it.
         word_BT2 = counter.random_words(key_B, token_BT.shape[1], 2)
         replaced_BT = (word_BT2[..., 0] < threshold) & is_text_V[token_BT]

@@ -136,10 +136,10 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
-    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
     if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
         # The update copies all gradients once more.
         release_freed_memory()
+    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
     grad_norm, applied = _update(engine)
     hashes = torch.zeros_like(counts[:2]) if slice_watch is None else slice_watch.hashes()
     # Every rank counts the updates; the main one reports.

@@ -1,7 +1,8 @@
 """State and slice hashes: their definition, and that they do not depend on how the weights are partitioned.
 
 That a state has one hash on 1, 2 and 4 ranks at every ZeRO stage is checked whenever a run resumes
-(`test_world_change`, `test_expert_parallel`): resuming compares the hash of what it loaded with the saved one.
+(`test_world_change`, `test_expert_parallel`): resuming compares the hash of the loaded
+state with the saved one.
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ def test_sources_come_in_the_order_of_their_names() -> None:
         ),
         (
             {"data": {"store": "a"}, "train": {"total_tokens": "2**20inputs"}},
-            "a budget in inputs needs an objective that reads tokens without predicting them",
+            "a budget in inputs needs an objective with input tokens that are not targets",
         ),
         (
             {

@@ -11,8 +11,9 @@ def shorten(arguments: list[str]) -> list[str]:
     """A `reptrain` command's arguments with overrides appended; of an option given twice the last counts."""
     command = arguments[0]
     if command in ("train", "launch"):
-        budget = any(argument.startswith("train.total_tokens=") for argument in arguments)
-        small = [*_SMALL, *([] if budget else ["train.total_tokens=2epochs"])]
+        budgets = [argument for argument in arguments if argument.startswith("train.total_tokens=")]
+        is_short = "train.total_tokens=1epochs" in budgets
+        small = [*_SMALL, *([] if is_short else ["train.total_tokens=2epochs"])]
         stop = ["--max-minutes", "0.0001"] if "--max-minutes" in arguments else []
         return [*arguments, *small, *stop]
     if command == "tokenize":

@@ -1,7 +1,7 @@
 """Every command of README, the quickstart and the tutorials runs, page by page, in one folder.
 
-The short form shrinks each command: a `reptrain` that comes first on PATH appends overrides and passes the
-command on to a server. The long form (slow) runs the commands as printed, each in a process of its own.
+The short form shrinks each command: a `reptrain` that comes first on PATH appends overrides and forks a
+server's process. The long form (slow) runs the commands as printed, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from forked import training_server
 from page_commands import ROOT, TUTORIALS, shell_lines
-from time_limits import START_S, takes_up_to
+from time_limits import takes_up_to
 
 STOPPED = 3
 """Exit code of a run that was stopped with a checkpoint."""
-WRAPPER = """#!{python} -S
+SHORT_REPTRAIN = """#!{python} -ES
 import sys
-sys.path[:0] = [{tests!r}]
-from pathlib import Path
+sys.path[:0] = {path!r}
 from short_form import is_repeated_launch, shorten
-from command_server import call
+from forked_python import main
 if not is_repeated_launch(sys.argv[1:]):
-    sys.exit(call(Path({address!r}), shorten(sys.argv[1:])))
+    sys.argv = [{forking!r}, "-m", "reptrain", *shorten(sys.argv[1:])]
+    main({address!r}, {python!r})
 """
 
 
@@ -64,28 +64,23 @@ def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 @takes_up_to(600)
-def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], None]]:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Runs a page in the short form."""
     folder = tmp_path_factory.mktemp("short")
     workspace(folder, documents=150)
-    program, address = folder / "bin" / "reptrain", folder / "socket"
+    program, server = folder / "bin" / "reptrain", training_server()
     program.parent.mkdir()
-    tests = str(Path(__file__).parent)
-    program.write_text(WRAPPER.format(python=sys.executable, tests=tests, address=str(address)))
-    program.chmod(0o755)
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [sys.executable, str(Path(tests) / "command_server.py"), str(address)], env=environment
+    here = Path(__file__).parent
+    program.write_text(
+        SHORT_REPTRAIN.format(
+            python=sys.executable,
+            path=[str(here), str(here.parent)],
+            forking=str(server.python),
+            address=server.address,
+        )
     )
-    try:
-        end = time.monotonic() + START_S
-        while not address.exists():
-            assert server.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
-        yield lambda page: run_page(page, folder, program.parent)
-    finally:
-        server.terminate()
-        server.wait()
+    program.chmod(0o755)
+    return lambda page: run_page(page, folder, program.parent)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 from reptrain.runs.folder import RunFolder
 
@@ -52,7 +53,9 @@ def python(folder: Path, *words: str, stdin: str | None = None) -> str:
 
 def test_the_page_runs_as_printed_from_a_plain_script(folder: Path) -> None:
     (folder / "mine.py").write_text(CODE)
-    printed = python(folder, "mine.py")
+    ended = run_forked([folder / "mine.py"], folder=folder)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stdout + ended.stderr
+    printed = ended.stdout
     # Each line is printed once: no worker ran the script too.
     assert len(re.findall(r"^\d+ True$", printed, flags=re.MULTILINE)) == 1
     assert re.search(r"^True \{4: \d+\}$", printed, flags=re.MULTILINE)

@@ -90,7 +90,7 @@ class Trial:
         """Wait until so many steps are recorded; False if the process ended before."""
         deadline = time.monotonic() + 600
         while self.run.ledger.end() < step:
-            if not started.process.is_alive():
+            if not started.runs:
                 return False
             assert time.monotonic() < deadline, started.said()
             time.sleep(0.001)

@@ -40,7 +40,7 @@ def test_run_killed_at_random_moments(trial: MakeTrial, table: FaultTable, seed:
         struck = trial()
         for _ in range(2):
             started, moment_s = struck.start(), next(moments)
-            started.process.join(moment_s)
+            started.wait_up_to(moment_s)
             started.kill()
             if started.wait().code == 0:
                 break
@@ -120,7 +120,7 @@ def test_tokenization_with_workers_killed_at_random_moments(
     for part in draws(5, 6):
         struck = tokenized(processes=2)
         started = struck.start()
-        started.process.join(part * length_s)
+        started.wait_up_to(part * length_s)
         started.kill()
         if started.wait().code:
             table.add("kill -9 of `tokenize` with 2 workers at a random moment", "in tokenization", WENT_ON)

@@ -21,9 +21,9 @@ MakeTrial = Callable[..., Trial]
 def _storm(started: Started, draw: random.Random) -> int:
     """Signals that ask to stop, until the process ends; returns its exit code."""
     deadline = time.monotonic() + 600
-    while started.process.is_alive() and time.monotonic() < deadline:
+    while started.runs and time.monotonic() < deadline:
         started.stop(draw.choice([signal.SIGTERM, signal.SIGUSR1]))
-        started.process.join(0.003 * draw.random())
+        started.wait_up_to(0.003 * draw.random())
     return started.wait(limit_s=1).code
 
 

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from attention_cases import CASES, SLOW_CASES, inputs_of, results  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 
-from reptrain_kernels import counter  # noqa: E402
+from reptrain_kernels import counter, rates  # noqa: E402
 from reptrain_kernels.ops.attention import AttentionMask, attention  # noqa: E402
 from reptrain_kernels.ops.attention import triton as attention_triton  # noqa: E402
 from reptrain_kernels.ops.attention.tiles import Tiles, attention_tiles  # noqa: E402
@@ -60,7 +60,7 @@ def dropped_weights() -> dict[str, bool]:
     found = {}
     for rate in (0.25, 0.75):
         y = attention(q, k, v, scale=1.0, key_BH=key_BH, rate=rate, impl="triton")
-        keep = counter.random_words(key_BH, 32, 32) >= counter.threshold_and_scale(rate)[0]
+        keep = counter.random_words(key_BH, 32, 32) >= rates.threshold_and_scale(rate)[0]
         found[str(rate)] = torch.equal(y != 0, keep)
     return found
 
@@ -72,7 +72,7 @@ def operator() -> dict[str, bool]:
     inputs = inputs_of(case)
     q, k, v = (x.requires_grad_() for x in inputs[:3])
     bias = inputs.bias_HR.requires_grad_()
-    rest = (inputs.key_BH, counter.packed(0.3), 0.3, False)
+    rest = (inputs.key_BH, rates.packed(0.3), 0.3, False)
     forward = attention_triton.attention_forward
     torch.library.opcheck(forward, (q, k, v, bias, None, None, None, *rest))
 

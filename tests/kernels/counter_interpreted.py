@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain_kernels import counter, counter_triton
+from reptrain_kernels import counter, counter_triton, rates
 
 # Odd sizes, sizes of one, sizes beyond one tile, and the four axes of attention weights.
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 17, 129), (1, 33, 260), (2, 3, 9, 9)]
@@ -43,14 +43,14 @@ def check_strided() -> None:
 def check_operator() -> None:
     """torch.compile takes the operator whole, and its registrations agree with each other."""
     x, key = torch.randn(2, 5, 9, requires_grad=True), counter.row_keys(7, 3, torch.arange(2))
-    torch.library.opcheck(counter_triton.counter_dropout, (x, key, counter.packed(0.3)))
+    torch.library.opcheck(counter_triton.counter_dropout, (x, key, rates.packed(0.3)))
 
     def model(x: torch.Tensor, rate_2: torch.Tensor) -> torch.Tensor:
         return counter.dropout(x * 2, key, rate_2, impl="triton") + 1
 
     compilations = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=compilations)
-    for rate_2 in map(counter.packed, (0.3, 0.6, 0.9)):
+    for rate_2 in map(rates.packed, (0.3, 0.6, 0.9)):
         y, expected = compiled(x, rate_2), model(x, rate_2)
         assert torch.equal(y, expected)
         assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])

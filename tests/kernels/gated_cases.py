@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.ops.gated import Activation, activate
 
 
@@ -95,7 +95,7 @@ def operators(case: Case, inputs: Inputs, leaves: list[Tensor]) -> list[tuple[An
     """The registered operators and what to check each with."""
     from reptrain_kernels.ops.gated.triton import gated_backward, gated_forward
 
-    rest = (inputs.key, counter.packed(case.rate), case.activation)
+    rest = (inputs.key, rates.packed(case.rate), case.activation)
     plain = (inputs.upstream, *(x.detach() for x in leaves))
     return [(gated_forward, (*leaves, *rest)), (gated_backward, (*plain, *rest))]
 

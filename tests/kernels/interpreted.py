@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from forked import interpreter_server, run_forked
+
 
 def results_of(script: str, *arguments: str) -> Any:
     """What a script beside this file prints in its last line, interpreted."""
-    command = [sys.executable, Path(__file__).with_name(script), *arguments]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [Path(__file__).with_name(script), *arguments]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = run_forked(command, server=interpreter_server(), environment=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -33,7 +33,7 @@ from moe_cases import (  # noqa: E402
 from tolerances import relative_error  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from reptrain_kernels import counter  # noqa: E402
+from reptrain_kernels import counter, rates  # noqa: E402
 from reptrain_kernels.ops.grouped import ends, grouped_mlp, grouped_mm  # noqa: E402
 from reptrain_kernels.ops.grouped import triton as grouped_triton  # noqa: E402
 from reptrain_kernels.ops.grouped.tiles import Tiles, grouped_tiles  # noqa: E402
@@ -107,7 +107,7 @@ def operators() -> dict[str, dict[str, bool]]:
     case = GROUPED["swiglu"]._replace(counts=(5, 0, 11), width=16, hidden=16)
     x, gate, up, down, count_E, key_N, _ = grouped_inputs(case)
     leaves = tuple(x.requires_grad_() for x in (x, gate, up, down))
-    rest = (key_N, counter.packed(0.3), "swiglu")
+    rest = (key_N, rates.packed(0.3), "swiglu")
     torch.library.opcheck(grouped_triton.grouped_mlp, (*leaves, ends(count_E), *rest))
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(grouped_triton.grouped_mm, (leaves[0], leaves[2], ends(count_E)), test_utils=quick)

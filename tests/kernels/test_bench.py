@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain_kernels.bench import goals, timed
 from reptrain_kernels.bench.operations import OPERATIONS
-from reptrain_kernels.bench.timed import Row, append
+from reptrain_kernels.bench.rows import Row
+from reptrain_kernels.bench.timed import append
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from interpreted import results_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.bench.compilation import compile_launch, launches
 from reptrain_kernels.implementation import Implementation, choose_implementation
 
@@ -113,7 +113,7 @@ def test_dropout_passes_gradcheck_twice() -> None:
 
 @pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.slow), "aot_eager"])
 def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
-    def model(x: torch.Tensor, key: torch.Tensor, rate: counter.Rate) -> torch.Tensor:
+    def model(x: torch.Tensor, key: torch.Tensor, rate: rates.Rate) -> torch.Tensor:
         key = counter.fold(counter.fold(key, 17)[:, None], torch.arange(3))
         return counter.dropout(x * 2, key, rate)
 
@@ -123,7 +123,7 @@ def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend=compilations)
     for rate in (0.1, 0.5, 0.75, 0.0, 1 - 2**-40):
         x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
-        y, expected = compiled(x, keys(), counter.packed(rate)), model(x, keys(), rate)
+        y, expected = compiled(x, keys(), rates.packed(rate)), model(x, keys(), rate)
         assert torch.equal(y, expected)
         assert torch.equal(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(expected, x, grad)[0])
     assert compilations.frame_count == 1
@@ -131,8 +131,8 @@ def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1 - 2**-40])
 def test_a_packed_rate_is_exact(rate: float) -> None:
-    assert counter.unpacked(counter.packed(rate)) == counter.threshold_and_scale(rate)
-    assert counter.unpacked(None) == counter.threshold_and_scale(0.0)
+    assert rates.unpacked(rates.packed(rate)) == rates.threshold_and_scale(rate)
+    assert rates.unpacked(None) == rates.threshold_and_scale(0.0)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
@@ -167,7 +167,7 @@ def test_dropout_kernel_compiles_without_spills(capability: int, dtype: torch.dt
 
     x = torch.empty(4, 128, 256, dtype=dtype, device="meta")
     key = torch.empty(4, dtype=torch.int64, device="meta")
-    (launch,) = launches(lambda: launch_dropout(x, key, counter.packed(0.1)), capability=capability)
+    (launch,) = launches(lambda: launch_dropout(x, key, rates.packed(0.1)), capability=capability)
     resources = compile_launch(launch, capability=capability)
     assert resources.spill_bytes == 0
     # Enough warps to hide the loads.
@@ -207,7 +207,7 @@ def test_dropout_on_a_gpu_compiled_once_takes_any_packed_rate(impl: Implementati
     compiled = torch.compile(counter.dropout, fullgraph=True, backend=compilations)
     for rate in (0.1, 0.5, 0.75):
         expected = counter.dropout(x, key, rate, impl=impl)
-        assert torch.equal(compiled(x, key, counter.packed(rate), impl=impl), expected)
+        assert torch.equal(compiled(x, key, rates.packed(rate), impl=impl), expected)
     assert compilations.frame_count == 1
 
 

@@ -8,7 +8,7 @@ import norm_cases as cases
 import pytest
 import torch
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.ops.norm import Drops, join, join_and_norm, rms_norm
 
 
@@ -30,8 +30,8 @@ def test_join_and_norm_follow_their_written_formula() -> None:
     x, branch = torch.randn(2, 12, 4, 6, dtype=torch.float64).unbind(0)
     weight, drops = torch.rand(6, dtype=torch.float64), drops_of(12, 0.3, 0.5)
     stream, normed = join_and_norm(x, branch, weight, 0.1, drops)
-    keep_unit = counter.random_words(drops.unit_key_B, 4, 6) >= counter.threshold_and_scale(0.3)[0]
-    keep_path = counter.random_words(drops.path_key_B, 1, 1) >= counter.threshold_and_scale(0.5)[0]
+    keep_unit = counter.random_words(drops.unit_key_B, 4, 6) >= rates.threshold_and_scale(0.3)[0]
+    keep_path = counter.random_words(drops.path_key_B, 1, 1) >= rates.threshold_and_scale(0.5)[0]
     assert 0 < keep_path.sum() < 12
     for b in range(12):
         for t in range(4):

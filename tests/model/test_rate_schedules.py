@@ -16,7 +16,7 @@ from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.config.scheduled import RunPosition
 from reptrain.model import Decoder, DropoutContext, EncoderDecoder, Routing, build_model
 from reptrain.model.dropout import Dropout, set_rates
-from reptrain_kernels import counter
+from reptrain_kernels import rates
 
 B, T, STEPS = 2, 5, 5
 SITES = ("embedding", "attention", "residual", "mlp", "path")
@@ -119,7 +119,7 @@ def test_rates_survive_casts_and_are_in_no_checkpoint() -> None:
     moved = copy.deepcopy(model).bfloat16()
     set_rates(model, progress(2))
     sites = [module for module in moved.modules() if isinstance(module, Dropout)]
-    expected = counter.packed(0.05 + 0.35 / 4)
+    expected = rates.packed(0.05 + 0.35 / 4)
     assert sites
     assert all(torch.equal(site.rate_2, expected) for site in sites)
     assert (

@@ -74,7 +74,7 @@ def test_create_or_open_makes_a_folder_that_describes_the_run(tmp_path):
     assert again.status().state == "created"
 
 
-def test_create_or_open_resumes_under_settings_that_change_no_mathematics(tmp_path):
+def test_create_or_open_resumes_under_settings_that_do_not_change_the_results(tmp_path):
     opened(tmp_path, environment={"host": "a"})
     other = RunConfig.model_validate({**SETTINGS, "train": {**SETTINGS["train"], "zero_stage": 1}})
     opened(tmp_path, other, environment={"host": "b"})

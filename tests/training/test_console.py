@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
@@ -30,17 +29,17 @@ def config_file(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def command(config_file: Path, run: str) -> list[str]:
-    return [sys.executable, "-m", "reptrain", "train", str(config_file), "--out", run]
+    return ["-m", "reptrain", "train", str(config_file), "--out", run]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "160"}
+ENVIRONMENT = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
 
 
 def on_a_terminal(words: list[str], folder: Path) -> str:
     """What a command writes where standard output and error are a terminal."""
     leader, follower = pty.openpty()
-    child = subprocess.Popen(
-        words, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=ENVIRONMENT
+    child = Forked(
+        words, folder=folder, stdin=follower, stdout=follower, stderr=follower, environment=ENVIRONMENT
     )
     os.close(follower)
     written = b""

@@ -1,4 +1,4 @@
-"""Planted faults between the data loader and the model: the raw windows look exact, the model's inputs do not."""
+"""Planted faults between the data loader and the model: only the digest of the inputs sees them."""
 
 from __future__ import annotations
 

@@ -94,8 +94,12 @@ MIXTURE = {
 Matrix = dict[tuple[str, int], RunFolder]
 
 
-# On two ranks a smaller micro-batch of the same family proves the same.
-LATER_ON_TWO = {f"{family}-zero0-micro4" for family in ("t5", "sparse", "ul2", "diffusion")}
+# On two ranks a smaller micro-batch of the same family proves the same. The plain family runs at every stage,
+# sparse models at ZeRO 1 and 2 in distributed/test_expert_parallel.py.
+LATER_ON_TWO = {f"{family}-zero0-micro4" for family in ("t5", "sparse", "ul2", "diffusion")} | {
+    "t5-zero1-micro2", "t5-zero2-micro1", "sparse-zero1-micro2", "sparse-zero2-micro1",
+    "sparse_t5-zero1-micro2", "regularized-zero2-micro1",
+}  # fmt: skip
 # On one rank: what all others are compared with, every stage of the plain family, small micro-batches.
 NOW_ON_ONE = {f"{family}zero0-micro4" for family in FAMILIES} | {
     *QUICK, *MIXTURE, "t5-zero0-micro1", "sparse-zero0-micro1", "bf16-zero1",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.bench.operation import (
     DROPOUT_INTEGERS,
     Operation,
@@ -48,7 +48,7 @@ def _launch(shape: DropoutShape) -> Callable[[], object]:
     from reptrain_kernels.counter_triton import launch_dropout
 
     x, key = _tensors(shape, "meta")
-    return lambda: launch_dropout(x, key, counter.packed(shape.rate))
+    return lambda: launch_dropout(x, key, rates.packed(shape.rate))
 
 
 def _needed(shape: DropoutShape) -> list[Work]:

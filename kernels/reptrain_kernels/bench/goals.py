@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from operator import ge, le
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from reptrain_kernels.bench.operations import OPERATIONS
-
-if TYPE_CHECKING:
-    from reptrain_kernels.bench.timed import Row
+from reptrain_kernels.bench.rows import Row
 
 MEMORY_BOUND = ("dropout", "norm", "gated", "rope")
 NOISE = 1.02

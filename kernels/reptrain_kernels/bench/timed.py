@@ -27,6 +27,7 @@ from torch import Tensor
 
 from reptrain_kernels.bench import goals
 from reptrain_kernels.bench.operation import Operation, Ways, Work
+from reptrain_kernels.bench.rows import Row
 
 TABLE = Path(__file__).parents[2] / "bench" / "results" / "gpu.csv"
 GATE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -47,31 +48,6 @@ class Ceilings(NamedTuple):
 
     bytes_per_second: float
     flops_per_second: float
-
-
-class Row(NamedTuple):
-    """One pass of one way at one shape."""
-
-    date: str
-    device: str
-    torch: str
-    triton: str
-    commit: str
-    operation: str
-    shape: str
-    way: str
-    what: str
-    median_us: str
-    p20_us: str
-    p80_us: str
-    gigabytes_per_second: str
-    teraflops: str
-    share_of_copy: str
-    share_of_matmul: str
-    peak_mib: str
-    """Most memory that was held at once beyond the inputs."""
-    said: str
-    """Why there is no time."""
 
 
 Timer = Callable[[Callable[[], object], list[Tensor]], Timing]

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.implementation import Implementation, choose_implementation
 from reptrain_kernels.ops.attention.mask import NO_MASK, AttentionMask, spread_bias
 from reptrain_kernels.ops.attention.reference import attention_reference
@@ -73,7 +73,7 @@ def attention(
     scale: float,
     mask: AttentionMask = NO_MASK,
     key_BH: Tensor | None = None,
-    rate: counter.Rate = 0.0,
+    rate: rates.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Attention as this module's docstring defines it.

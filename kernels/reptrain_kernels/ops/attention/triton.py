@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from reptrain_kernels.counter import unpacked
 from reptrain_kernels.implementation import capability, matmul_precision
 from reptrain_kernels.ops.attention import backward_kernels, kernels
 from reptrain_kernels.ops.attention.tiles import Pass, Tiles, attention_tiles, block_width
+from reptrain_kernels.rates import unpacked
 
 _LOG2E = 1 / math.log(2)
 _CHUNK = 1024

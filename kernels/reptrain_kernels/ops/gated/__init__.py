@@ -13,11 +13,11 @@ from typing import get_args
 
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.implementation import Implementation, choose_implementation
-from reptrain_kernels.ops.gated.reference import Activation, activate_reference
+from reptrain_kernels.ops.gated.reference import GATED, Activation, activate_reference
 
-__all__ = ["Activation", "activate"]
+__all__ = ["GATED", "Activation", "activate"]
 
 
 def activate(
@@ -26,7 +26,7 @@ def activate(
     gate: Tensor | None = None,
     *,
     key: Tensor | None = None,
-    rate: counter.Rate = 0.0,
+    rate: rates.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Hidden units of one projection, or of two where the activation is gated.
@@ -58,8 +58,10 @@ def activate(
 def _check(activation: Activation, up: Tensor, gate: Tensor | None, key: Tensor | None) -> None:
     if activation not in get_args(Activation):
         raise ValueError(f"activation: must be one of {get_args(Activation)}, but got {activation!r}")
-    if (gate is not None) != (activation in ("swiglu", "geglu")):
-        raise ValueError(f"gate: must be given for swiglu and geglu only, but the activation is {activation}")
+    if (gate is not None) != (activation in GATED):
+        raise ValueError(
+            f"gate: must be given for {' and '.join(GATED)} only, but the activation is {activation}"
+        )
     if gate is not None and (gate.shape != up.shape or gate.dtype != up.dtype):
         raise ValueError(
             f"gate: must be {up.dtype} of {tuple(up.shape)} as up is, "

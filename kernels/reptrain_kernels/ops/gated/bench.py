@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import rates
 from reptrain_kernels.bench.operation import (
     DROPOUT_INTEGERS,
     Operation,
@@ -21,7 +21,7 @@ from reptrain_kernels.bench.operation import (
     installed,
     own_ways,
 )
-from reptrain_kernels.ops.gated import Activation, activate
+from reptrain_kernels.ops.gated import GATED, Activation, activate
 
 
 class GatedShape(NamedTuple):
@@ -38,7 +38,7 @@ class GatedShape(NamedTuple):
     @property
     def projections(self) -> int:
         """Two where there is a gate."""
-        return 2 if self.activation in ("swiglu", "geglu") else 1
+        return 2 if self.activation in GATED else 1
 
 
 SHAPES = [
@@ -65,7 +65,7 @@ def _launch(shape: GatedShape) -> Callable[[], object]:
     from reptrain_kernels.ops.gated.triton import launch_backward, launch_forward
 
     tensors = _tensors(shape, "meta")
-    rest = (counter.packed(shape.rate), shape.activation)
+    rest = (rates.packed(shape.rate), shape.activation)
     return lambda: (launch_forward(*tensors, *rest), launch_backward(tensors[0], *tensors, *rest))
 
 

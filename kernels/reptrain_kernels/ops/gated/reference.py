@@ -10,7 +10,9 @@ from torch import Tensor
 from reptrain_kernels import counter
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu"]
-"""The first two are gated, by SiLU and by GELU."""
+"""Activation of the hidden units."""
+GATED: tuple[Activation, ...] = ("swiglu", "geglu")
+"""Those with a gate: SiLU, and GELU."""
 
 
 def activate_reference(

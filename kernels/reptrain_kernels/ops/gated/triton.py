@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from reptrain_kernels.activation_triton import bend
-from reptrain_kernels.counter import unpacked
 from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.rates import unpacked
 
 # Eight units to a thread, 16 bytes of bf16, and few registers: many threads hide the loads.
 BLOCK_LINES = 4

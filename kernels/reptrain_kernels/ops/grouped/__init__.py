@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 from reptrain_kernels.implementation import Implementation, choose_grouped
-from reptrain_kernels.ops.gated import Activation
+from reptrain_kernels.ops.gated import GATED, Activation
 from reptrain_kernels.ops.grouped.reference import (
     ends,
     grouped_mlp_reference,
@@ -64,7 +64,7 @@ def grouped_mlp(
     *,
     activation: Activation,
     key_N: Tensor | None = None,
-    rate: counter.Rate = 0.0,
+    rate: rates.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
     """Each group's rows through its MLP.
@@ -101,9 +101,9 @@ def grouped_mlp(
             f"down_EDF: must be {up_EFD.dtype} of {tuple(up_EFD.mT.shape)},"
             f" but got {down_EDF.dtype} of {tuple(down_EDF.shape)}"
         )
-    if (gate_EFD is not None) != (activation in ("swiglu", "geglu")):
+    if (gate_EFD is not None) != (activation in GATED):
         raise ValueError(
-            f"gate_EFD: must be given for swiglu and geglu only, but the activation is {activation}"
+            f"gate_EFD: must be given for {' and '.join(GATED)} only, but the activation is {activation}"
         )
     if key_N is not None:
         counter.check_key("key_N", key_N, x_ND[:, None])

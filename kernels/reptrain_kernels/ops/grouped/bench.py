@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import rates
 from reptrain_kernels.bench.operation import DROPOUT_INTEGERS, Operation, Ways, Work, element_bytes
-from reptrain_kernels.ops.gated import Activation, activate
+from reptrain_kernels.ops.gated import GATED, Activation, activate
 from reptrain_kernels.ops.grouped import grouped_mlp
 from reptrain_kernels.ops.grouped.tiles import Kernel, Tiles, grouped_tiles
 
@@ -39,7 +39,7 @@ class GroupedShape(NamedTuple):
     @property
     def gates(self) -> int:
         """Matrices beside those up and down."""
-        return int(self.activation in ("swiglu", "geglu"))
+        return int(self.activation in GATED)
 
 
 GROUPED = [
@@ -86,7 +86,7 @@ def _launch(shape: GroupedShape) -> Callable[[], object]:
     from reptrain_kernels.ops.grouped.triton import launch_mlp, launch_mlp_backward
 
     x, gate, up, down, count, key = grouped_tensors(shape, "meta")
-    rest = (count.int(), key, counter.packed(shape.rate), shape.activation)
+    rest = (count.int(), key, rates.packed(shape.rate), shape.activation)
     h = x.new_empty(shape.N, shape.F)
     bent = h if gate is not None else h.new_empty(0)
     return lambda: (

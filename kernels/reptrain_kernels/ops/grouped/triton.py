@@ -11,10 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from reptrain_kernels.counter import unpacked
 from reptrain_kernels.implementation import capability, matmul_precision
 from reptrain_kernels.ops.grouped import kernels
 from reptrain_kernels.ops.grouped.tiles import Kernel, Tiles, grouped_tiles
+from reptrain_kernels.rates import unpacked
 
 
 def _tiles(which: Kernel, x: Tensor) -> Tiles:

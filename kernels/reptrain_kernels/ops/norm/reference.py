@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reptrain_kernels import counter
+from reptrain_kernels import counter, rates
 
 
 class Drops(NamedTuple):
@@ -15,11 +15,11 @@ class Drops(NamedTuple):
 
     unit_key_B: Tensor | None = None
     """int64: the call key of each row's units (see `counter`)."""
-    unit_rate: counter.Rate = 0.0
+    unit_rate: rates.Rate = 0.0
     """Probability of a unit, in [0, 1), a number or packed (see `counter.dropout`)."""
     path_key_B: Tensor | None = None
     """int64: the call key of each row's branch, which stands for one unit at position 0."""
-    path_rate: counter.Rate = 0.0
+    path_rate: rates.Rate = 0.0
     """Probability of a row's whole branch, in [0, 1), as the units'."""
 
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reptrain_kernels.counter import unpacked
 from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.rates import unpacked
 
 MAX_WIDTH = 8192
 """Units of a line. Wider ones would not fit the registers."""
