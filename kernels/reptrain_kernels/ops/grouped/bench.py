@@ -1,4 +1,4 @@
-"""Experts' MLPs at the shapes of published models: compiled, modelled, timed.
+"""Experts' MLPs at the shapes of published models: compiled, modeled, timed.
 
 Sizes: M tokens, K experts of a token, N = M K rows, E experts, D width, F hidden units of an expert.
 """
