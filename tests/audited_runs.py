@@ -8,6 +8,7 @@ from reptrain.config import RunConfig
 from reptrain.plan import Stream, Subset
 from reptrain.plan.digest import step_digest, window_digest
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
+from reptrain.runs.ledger import LedgerEvent
 
 UNIQUE = 1000
 WINDOW = 48
@@ -32,8 +33,11 @@ def trained(
     subset = Subset.open(store, unique_tokens=UNIQUE)
     plan = RunPlan.of(config, stores={"data": store}, stream=Stream([subset]))
     folder = RunFolder.create_or_open(path, config, plan, environment or {})
-    for step in range(plan.step_plan().num_steps):
+    folder.ledger.append(LedgerEvent(event="start", step=0, files=folder.checksums()))
+    num_steps = plan.step_plan().num_steps
+    for step in range(num_steps):
         folder.ledger.append(consumed(folder, subset, step))
+    folder.ledger.append(LedgerEvent(event="checkpoint", step=num_steps, state="0" * 16))
     folder.set_status(state)
     return folder
 
@@ -56,10 +60,11 @@ def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord
 
 
 def rewrite(folder, change) -> None:
-    """Replace the ledger by what `change` makes of its records."""
+    """Replace the steps of the ledger by what `change` makes of them, in a chain without a gap."""
+    start, *_, end = (line.record for line in folder.ledger.lines())
     records = change(list(folder.ledger.records()))
     folder.ledger.remove()
-    for record in records:
+    for record in (start, *records, end):
         folder.ledger.append(record)
 
 

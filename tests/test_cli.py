@@ -148,12 +148,12 @@ def test_tokenize_show_and_verify(tmp_path: Path) -> None:
     assert "as sealed" in run("store", "verify", store).stdout
     refused = json.loads(run("store", "verify", store, "--max-overlap", 0, "--json", code=1).stdout)
     assert not refused["ok"] and refused["max_overlap"] == 0
-    assert "above the limit 0.00%" in refused["problems"][0]
+    assert "above the limit 0.00%" in refused["overlap_problems"][0] and not refused["problems"]
     shard = next(store.glob("train-*.arrow"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    assert shard.name in run("store", "verify", store, code=1).stdout
+    assert shard.name in run("store", "verify", store, code=4).stdout
 
 
 def test_tokenize_takes_near_settings_and_passages(tmp_path: Path) -> None:
@@ -194,8 +194,11 @@ def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
     audited = json.loads(run("audit", out, "--json").stdout)
     assert audited["exact"] and audited["exposures"] == {"1": 1000}
     ledger = out / "ledger.jsonl"
-    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
-    assert "not exact" in run("audit", out, code=1).stdout
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(lines[:-1]))
+    assert "must end with the line of its last checkpoint" in run("audit", out, code=4).stdout
+    ledger.write_text("".join(lines).replace('"epoch":0', '"epoch":1', 1))
+    assert "cannot say" in run("audit", out, code=4).stdout
 
 
 def test_train_refuses_on_every_road_with_exit_code_2(config_file: Path, tmp_path: Path) -> None:

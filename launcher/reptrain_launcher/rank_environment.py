@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reptrain.errors import LaunchError
@@ -64,26 +64,51 @@ def shown_rank(environ: Mapping[str, str] = os.environ) -> str | None:
     return None if rank == "0" or not (rank.isascii() and rank.isdigit()) else rank[:7]
 
 
-def local_device_index(local_rank: int, num_devices: int) -> int:
+def local_device_index(local_rank: int, num_devices: int, environ: Mapping[str, str] = os.environ) -> int:
     """Index of a rank's GPU among the visible GPUs.
 
     Args:
         local_rank: Rank within the machine.
-        num_devices: Number of visible GPUs. With 1, each rank has its own visible GPU.
+        num_devices: Number of visible GPUs. With 1 and CUDA_VISIBLE_DEVICES, each rank has its own visible
+            GPU, as Slurm sets it; `refuse_shared_gpu` checks it when the ranks have joined.
+        environ: The environment.
 
     Raises:
         LaunchError: If there are fewer GPUs than ranks.
     """
-    if num_devices == 1:
+    if num_devices == 1 and "CUDA_VISIBLE_DEVICES" in environ:
         return 0
     if local_rank >= num_devices:
         raise LaunchError(
             "LOCAL_RANK",
             got=local_rank,
             rule=f"must be less than the number of visible GPUs, {num_devices}",
-            remedy="Start fewer ranks on this machine, or list more GPUs in CUDA_VISIBLE_DEVICES.",
+            remedy="Start fewer ranks on this machine, list more GPUs in CUDA_VISIBLE_DEVICES, or set it to"
+            " another GPU for each rank.",
         )
     return local_rank
+
+
+def refuse_shared_gpu(gpus: Sequence[str]) -> None:
+    """Refuse ranks that use the same GPU: NCCL cannot, and each would get half of the memory.
+
+    Args:
+        gpus: The name of each rank's GPU, unique among all machines, in rank order.
+
+    Raises:
+        LaunchError: If two are equal.
+    """
+    first: dict[str, int] = {}
+    for rank, gpu in enumerate(gpus):
+        other = first.setdefault(gpu, rank)
+        if other != rank:
+            raise LaunchError(
+                f"ranks {other} and {rank}",
+                got=f"the same GPU, {gpu}",
+                rule="must each have their own GPU",
+                remedy="Start fewer ranks on this machine, list more GPUs in CUDA_VISIBLE_DEVICES, or set it"
+                " to another GPU for each rank.",
+            )
 
 
 def _integer(environ: Mapping[str, str], name: str, low: int, high: int) -> int:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from reptrain.analysis.answers import Comparison, Curve, Fit, FitAnswer
 from reptrain.analysis.checklist import checklist
-from reptrain.analysis.compare import compare
+from reptrain.analysis.compare import CV_STARTS, compare
 from reptrain.analysis.fit import NUM_STARTS, fit_law
 from reptrain.analysis.laws import Law, find_law
 from reptrain.analysis.laws.base import Floats
@@ -142,20 +142,23 @@ def fit_laws(
         fit = fit_question(questions[0], table, options)
         return [_answer(questions[0], fit, stated)], None
     answers = [answer_fit(question, table, options, stated) for question in questions]
-    return answers, compare_laws(questions, table, options.cluster)
+    return answers, compare_laws(questions, table, options)
 
 
-def compare_laws(questions: Sequence[FitQuestion], table: pa.Table, cluster: str | None = None) -> Comparison:
+def compare_laws(
+    questions: Sequence[FitQuestion], table: pa.Table, options: FitOptions | None = None
+) -> Comparison:
     """Cross-validate the laws of these questions. Held-out runs are not seen."""
+    chosen = options or FitOptions()
     laws, points = [], {}
     for question in questions:
         law = find_law(question.law)
-        seen = question_points(question, table, law, cluster)
+        seen = question_points(question, table, law, chosen.cluster)
         if question.holdout is not None:
             seen = seen.at(~held_out(seen, question.holdout))
         laws.append(law)
         points[law.name] = seen
-    return compare(laws, points)
+    return compare(laws, points, num_starts=min(CV_STARTS, chosen.num_starts))
 
 
 def curves(fit: Fit) -> list[Curve]:

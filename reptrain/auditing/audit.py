@@ -78,6 +78,8 @@ def audit(
         _read_ledger(folder, recount, chain.follow(heads.watch(folder.ledger.lines())), progress)
         chain.check_files()
         status = folder.status()
+        if status.state == "done":
+            chain.check_end()
     if exposures is not None:
         names = [source.name for source in plan.sources]
         write_exposures(exposures, recount.stretches(), opened.stream, names)

@@ -36,6 +36,7 @@ class Chain:
         self._files: dict[str, str] | None = None
         self._before: Line | None = None
         self._saved: LedgerEvent | None = None
+        self._has_start = False
         self.begin: int | None = None
         """The line from which each line has the hash of the line before it; None if none has it."""
         self.num_lines = 0
@@ -81,6 +82,7 @@ class Chain:
 
     def _event(self, event: LedgerEvent) -> None:
         self._files = event.files or self._files
+        self._has_start |= event.event == "start"
         self._saved = event if event.event == "checkpoint" else self._saved
         before = None if self._before is None else self._before.record
         if event.event != "resume" or not isinstance(before, LedgerEvent) or before.event != "checkpoint":
@@ -91,6 +93,13 @@ class Chain:
                 f" {before.step} has {before.state}: weights, optimizer state or counters were not loaded",
                 step=event.step,
             )
+
+    def check_end(self) -> None:
+        """Check that the ledger of a finished run ends as it must."""
+        last = None if self._before is None else self._before.record
+        is_checkpoint = isinstance(last, LedgerEvent) and last.event == "checkpoint"
+        if self._has_start and not is_checkpoint:
+            self._damaged("ledger.jsonl of a finished run must end with the line of its last checkpoint")
 
     def check_files(self) -> None:
         """Compare config.yaml, plan.json and the ledger itself with the recorded checksums."""

@@ -9,7 +9,12 @@ from reptrain.config.schema import RunConfig
 
 
 def deepspeed_config(
-    config: RunConfig | FinetuneConfig, *, world_size: int, micro_batch_windows: int, micro_steps: int
+    config: RunConfig | FinetuneConfig,
+    *,
+    world_size: int,
+    micro_batch_windows: int,
+    micro_steps: int,
+    bucket_elements: int,
 ) -> dict[str, Any]:
     """DeepSpeed's settings for a run.
 
@@ -18,6 +23,7 @@ def deepspeed_config(
         world_size: Number of data-parallel ranks.
         micro_batch_windows: Rows of a micro-batch.
         micro_steps: Micro-batches of a rank in one optimizer step.
+        bucket_elements: Gradients that are reduced together at ZeRO 1 to 3.
 
     Returns:
         The dict for `deepspeed.initialize`. Its batch sizes count rows, padding rows included. The training
@@ -29,7 +35,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch_windows,
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": config.optimizer.clip_grad_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": bucket_elements},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,

@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,10 +21,14 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from reptrain.config.schema import TrainConfig
 from reptrain.distributed.host_memory import keep_freed_memory
 from reptrain.distributed.precision import precision_text
-from reptrain.errors import ConfigError, RunError, check_choice
+from reptrain.errors import ConfigError, LaunchError, RunError, check_choice
 from reptrain.runs.environment import collect
 from reptrain_kernels.implementation import Implementation, choose_grouped, choose_implementation
-from reptrain_launcher.rank_environment import local_device_index, read_rank_environment
+from reptrain_launcher.rank_environment import (
+    local_device_index,
+    read_rank_environment,
+    refuse_shared_gpu,
+)
 
 Shared = TypeVar("Shared")
 
@@ -265,7 +269,7 @@ def _init_process_group(device: torch.device, backend: str, timeout_s: float) ->
             multi_tenant=True,
         )
         store = PrefixStore("reptrain", server)
-        store.set(f"joined-{rank}", "")
+        store.set(f"joined-{rank}", _gpu_name(device))
         missing = _missing_ranks(store, world_size, timeout)
     except dist.DistError as error:
         reason: object = str(error).splitlines()[0]
@@ -279,6 +283,8 @@ def _init_process_group(device: torch.device, backend: str, timeout_s: float) ->
             rule=f"must join within {timeout_s:g} seconds",
             remedy=f"Check its output, and whether its machine can reach {host}:{port}.",
         )
+    if device.type == "cuda":
+        _refuse_shared_gpu(store, rank, world_size)
     _rendezvous["store"] = store
     # A longer timeout than the watchdog's, which should report first.
     dist.init_process_group(
@@ -290,6 +296,31 @@ def _init_process_group(device: torch.device, backend: str, timeout_s: float) ->
         # Without it NCCL guesses the GPU from the rank, and warns or hangs if the guess is wrong.
         device_id=device if device.type == "cuda" else None,
     )
+
+
+def _gpu_name(device: torch.device) -> str:
+    """A name of this rank's GPU that no other GPU of the run has; empty on a CPU."""
+    if device.type != "cuda":
+        return ""
+    # Instances of one partitioned GPU may have its UUID. Their entries in CUDA_VISIBLE_DEVICES differ.
+    uuid, visible = (
+        torch.cuda.get_device_properties(device).uuid,
+        os.environ.get("CUDA_VISIBLE_DEVICES", "all"),
+    )
+    return f"{device} of {visible} on {socket.gethostname()}, UUID {uuid}"
+
+
+def _refuse_shared_gpu(store: Store, rank: int, world_size: int) -> None:
+    gpus = [name.decode() for name in store.multi_get([f"joined-{other}" for other in range(world_size)])]
+    try:
+        refuse_shared_gpu(gpus)
+    except LaunchError:
+        # Rank 0 serves the store until all ranks have read it.
+        store.set(f"refused-{rank}", "")
+        if rank == 0:
+            with suppress(dist.DistError):
+                store.wait([f"refused-{other}" for other in range(world_size)], timedelta(seconds=10))
+        raise
 
 
 def _missing_ranks(store: Store, world_size: int, timeout: timedelta) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,6 +24,7 @@ from reptrain.reading import parse_json
 from reptrain.runs.events import EventRecord, Events
 from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
+from reptrain.runs.parent import read_parent
 from reptrain.runs.records import FrozenRecord, read_record
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 
@@ -66,12 +67,27 @@ class RunFolder:
 
     @classmethod
     def create_or_open(
-        cls, path: Path, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]
+        cls,
+        path: Path,
+        config: RunConfig,
+        plan: RunPlan,
+        environment: Mapping[str, Any],
+        *,
+        parent_weights: Callable[[], str | None] | None = None,
     ) -> RunFolder:
         """Create the folder of a run, or open it to resume the same run.
 
-        Settings that do not change the results may differ on resume, and so may the store's path: the folder
-        then records the new ones. The folder of a finished run is not changed.
+        Settings that do not change the results may differ on resume, and so may the paths of the store and of
+        the parent (`init_from`): the folder then records the new ones. The folder of a finished run is not
+        changed.
+
+        Args:
+            path: The folder.
+            config: The run.
+            plan: Its plan.
+            environment: The content of environment.json.
+            parent_weights: Computes the fingerprint of the weights at `init_from`. Called if the path is not
+                the recorded one; None: another path is another parent.
 
         Raises:
             ResumeError: If the folder holds another run; names each differing key with both values.
@@ -80,7 +96,7 @@ class RunFolder:
         folder = cls(path)
         if folder._plan_file.exists():
             # Before the lock, so that a folder with another run gives that error.
-            folder._refuse_another(config, plan)
+            folder._refuse_another(config, plan, parent_weights)
             if folder.status().state == "done":
                 return folder
         try:
@@ -90,7 +106,7 @@ class RunFolder:
                     remove_unfinished(written)
                 # Again with the lock: another process may have created the folder meanwhile.
                 if folder._plan_file.exists():
-                    cls(path)._refuse_another(config, plan)
+                    cls(path)._refuse_another(config, plan, parent_weights)
                 folder._write(config, plan, environment)
         except OSError as error:
             raise RunError(
@@ -238,9 +254,30 @@ class RunFolder:
     def _plan_file(self) -> Path:
         return self.path / "plan.json"
 
-    def _refuse_another(self, config: RunConfig, plan: RunPlan) -> None:
+    def with_recorded_parent(
+        self, config: RunConfig, parent_weights: Callable[[], str | None] | None = None
+    ) -> RunConfig:
+        """``config`` with this folder's `init_from`, if both name the same parent.
+
+        Args:
+            config: A configuration.
+            parent_weights: As in `create_or_open`.
+        """
+        given, recorded = config.init_from, self.config.init_from
+        if given is None or recorded is None or given == recorded:
+            return config
+        parent = read_parent(self.path)
+        if parent is None:
+            return config
+        if not parent.is_at(given) and (parent_weights is None or parent_weights() != parent.weights):
+            return config
+        return config.model_copy(update={"init_from": recorded})
+
+    def _refuse_another(
+        self, config: RunConfig, plan: RunPlan, parent_weights: Callable[[], str | None] | None
+    ) -> None:
         self._refuse_other_numerics()
-        differing = differing_keys(self.config, config)
+        differing = differing_keys(self.config, self.with_recorded_parent(config, parent_weights))
         if not differing:
             # Compare settings before fingerprints, as they name the difference.
             old, new = self.plan.facts(), plan.facts()

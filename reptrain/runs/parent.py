@@ -30,6 +30,10 @@ class Parent(FrozenRecord):
         """Write it into a folder."""
         write_atomically(folder / _FILE, [self.model_dump_json(indent=2), "\n"])
 
+    def is_at(self, init_from: str) -> bool:
+        """Whether a path, however it is spelled, is that of the parent."""
+        return Path(init_from).resolve() == Path(self.path)
+
 
 def read_parent(folder: Path) -> Parent | None:
     """The parent recorded in a folder, or None.

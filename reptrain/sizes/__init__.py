@@ -9,7 +9,13 @@ from reptrain.sizes.flops import (
     train_flops_per_window,
 )
 from reptrain.sizes.match import Match, match
-from reptrain.sizes.memory import activation_bytes, retained_bytes, state_bytes
+from reptrain.sizes.memory import (
+    activation_bytes,
+    bucket_elements,
+    buffer_bytes,
+    retained_bytes,
+    state_bytes,
+)
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
 from reptrain.sizes.subject import Subject, load_subject
 
@@ -19,6 +25,8 @@ __all__ = [
     "ParameterCount",
     "Subject",
     "activation_bytes",
+    "bucket_elements",
+    "buffer_bytes",
     "count_parameters",
     "describe_match",
     "describe_sizes",

@@ -11,7 +11,7 @@ from reptrain.errors import ConfigError, check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
-from reptrain.sizes.memory import activation_bytes, retained_bytes, state_bytes
+from reptrain.sizes.memory import activation_bytes, buffer_bytes, retained_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject
 
@@ -95,7 +95,18 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["state_bytes"] = {
         f"stage_{stage}": _state(count, stage, world_size, groups, precision) for stage in range(4)
     }
-    memory["cpu_retained_bytes"] = retained_bytes(count.total)
+    rest, experts = count.total - count.experts, count.experts // groups
+    held, partition = rest + experts, -(-rest // world_size) - (-experts // (world_size // groups))
+    memory["buffer_bytes"] = {
+        device: {
+            f"stage_{stage}": buffer_bytes(
+                held, stage=stage, partition=partition, precision=precision, device=device
+            )
+            for stage in range(4)
+        }
+        for device in ("cuda", "cpu")
+    }
+    memory["cpu_retained_bytes"] = retained_bytes(held)
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -149,11 +160,14 @@ def sizes_text(data: dict[str, Any]) -> str:
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
     lines = [f"memory per GPU, {memory['world_size']} GPUs, {memory['precision']}"]
+    lines.append(f"  {'state':>16}  {'buffers on CUDA':>16}  {'buffers on a CPU':>16}  by train.zero_stage")
     for stage, size in memory["state_bytes"].items():
-        shown = "not supported" if size is None else _gib(size)
-        lines.append(f"  {shown:>16}  weights, gradients and AdamW at ZeRO {stage[-1]}")
+        shown = [_gib(memory["buffer_bytes"][device][stage]) for device in ("cuda", "cpu")]
+        shown = ["not supported", "", ""] if size is None else [_gib(size), *shown]
+        lines.append("  " + "  ".join(f"{text:>16}" for text in shown) + f"  {stage[-1]}")
+    lines.append("  state: weights, gradients, AdamW; buffers: buckets and copies of gradients, at most")
     retained = _gib(memory["cpu_retained_bytes"])
-    lines.append(f"  {retained:>16}  extra at most on a CPU at ZeRO 0: freed gradients, not reused")
+    lines.append(f"  {retained:>16}  extra at most on a CPU: freed gradients, not reused")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

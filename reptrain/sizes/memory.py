@@ -1,4 +1,4 @@
-"""Memory of one GPU: what ZeRO keeps of the model, and what the forward pass keeps for the backward pass."""
+"""Memory of one rank: the state that ZeRO keeps, its buffers, and the activations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from reptrain.sizes.parameters import embedding_rows
 _FULL = 4
 _BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16": 2}
 _MOMENTS = 8
+# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
+_SMALL_BUCKET = 1 << 22
+# DeepSpeed's defaults: reduce_bucket_size, and stage3_max_live_parameters.
+_LARGEST_BUCKET = 500_000_000
+_MOST_GATHERED = 1_000_000_000
 
 
 def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: Precision) -> int | None:
-    """Weights, gradients and AdamW's state on one GPU, without buffers of communication.
+    """Weights, gradients and AdamW's state on one GPU, without `buffer_bytes`.
 
     Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
-    keeps an fp32 copy of the weights beside the moments, in an fp32 run too, and its buckets come on top: up
-    to a few GiB, which grow with a model of less than 5e8 parameters. At stage 0 the bucket is 16 MiB.
+    keeps an fp32 copy of the weights beside the moments, in an fp32 run too.
 
     Args:
         num_parameters: All of the model's, idle ones too.
@@ -43,14 +47,56 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     return num_parameters * whole + -(-num_parameters * (sum(parts) - whole) // world_size)
 
 
+def bucket_elements(num_parameters: int, *, stage: int, device: str) -> int:
+    """Gradients that are reduced together.
+
+    DeepSpeed allocates the bucket in full, whatever the size of the model, and copies it to reduce it. On a
+    GPU it is DeepSpeed's default or the whole model, the smaller of both, which computes the same. On a CPU,
+    and at stage 0, where nothing overlaps with the reduction, it is small.
+
+    Args:
+        num_parameters: Parameters that the rank holds.
+        stage: Of ZeRO.
+        device: "cuda" or "cpu".
+    """
+    largest = _LARGEST_BUCKET if device == "cuda" and stage > 0 else _SMALL_BUCKET
+    return max(1, min(num_parameters, largest))
+
+
+def buffer_bytes(
+    num_parameters: int, *, stage: int, partition: int, precision: Precision, device: str
+) -> int:
+    """The most that DeepSpeed holds for a time beside `state_bytes`.
+
+    At stage 0 the copy of a bucket. At stages 1 and 2 the gradients of the rank's partition once more, flat
+    for the update, and a bucket, on several ranks with its copy. At stage 3 the bucket stays. Beside it are
+    the flat gradients, or during the passes the bucket's copy and, on several ranks, up to 1e9 gathered
+    weights, which DeepSpeed keeps until the update.
+
+    Args:
+        num_parameters: Parameters that the rank computes with.
+        stage: Of ZeRO.
+        partition: Parameters that the rank updates, from stage 1 on.
+        precision: Of the run.
+        device: "cuda" or "cpu".
+    """
+    bucket = _FULL * bucket_elements(num_parameters, stage=stage, device=device)
+    several = partition < num_parameters
+    if stage == 0:
+        return bucket
+    if stage < 3:
+        return _FULL * partition + (2 * bucket if several else bucket)
+    gathered = _BYTES[precision] * min(num_parameters, _MOST_GATHERED) if several else 0
+    return bucket + max(_FULL * partition, gathered + bucket)
+
+
 def retained_bytes(num_parameters: int) -> int:
-    """The most that a CPU process at stage 0 keeps beside `state_bytes`: freed gradients that stay its own.
+    """The most that a CPU process keeps beside state, buffers and activations: freed gradients.
 
     Freed memory is kept for the next step (`reptrain.distributed.host_memory`). glibc's aligned
     allocation often cannot use the gap of a freed gradient for one of the same size, and takes new memory
-    once more: 0.9 to 4.3 bytes a parameter were measured with glibc 2.36, none of it live. It comes with the
-    second and third
-    step and does not grow from then on.
+    once more: 0.7 to 5.2 bytes per parameter were measured with glibc 2.36, none of it live. It comes with
+    the second and third step and does not grow from then on.
     """
     return _FULL * num_parameters
 

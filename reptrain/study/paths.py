@@ -65,5 +65,6 @@ def difference(config: RunConfig, folder: RunFolder) -> Literal["other numerics"
     """How the run in a folder differs from a configuration; None if it is the same run."""
     if folder.plan.numerics_version != NUMERICS_VERSION:
         return "other numerics"
+    config = folder.with_recorded_parent(config)
     possible = {config_fingerprint(config.on_device(device)) for device in ("cpu", "cuda")}
     return None if folder.plan.config_fingerprint in possible else "other config"

@@ -55,6 +55,15 @@ def open_parent(
     return parent
 
 
+def weights_at(init_from: str | None) -> str | None:
+    """Fingerprint of the weights that `init_from` names; None if there is no model."""
+    try:
+        return open_saved_model(Path(init_from)).fingerprint() if init_from is not None else None
+    except ReptrainError:
+        # A run with a checkpoint does not need its parent.
+        return None
+
+
 def record_parent(parent: SavedModel, model: ModelConfig, folder: Path) -> None:
     """Record in the run's folder where its weights come from.
 

@@ -31,7 +31,7 @@ from reptrain.training.batches import Batch, Batches
 from reptrain.training.branch import begin_branch
 from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
-from reptrain.training.init_from import open_parent, record_parent
+from reptrain.training.init_from import open_parent, record_parent, weights_at
 from reptrain.training.optimizers import set_learning_rate
 from reptrain.training.pretraining import Marks, SetEvaluator, open_recorder, resume_run
 from reptrain.training.recorder import print_line, stated_attention
@@ -274,7 +274,9 @@ def _enter_folder(
     def enter() -> None:
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
         here = describe(world, config.train, attention) | {"vocab_size": data.tokenizer.vocab_size}
-        folder = RunFolder.create_or_open(out, config, data.run_plan, here)
+        folder = RunFolder.create_or_open(
+            out, config, data.run_plan, here, parent_weights=partial(weights_at, config.init_from)
+        )
         held.enter_context(folder.lock())
         if parent is not None:
             record_parent(parent, config.model, folder.path)

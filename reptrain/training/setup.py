@@ -14,6 +14,7 @@ from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.distributed.deepspeed_config import deepspeed_config
 from reptrain.distributed.engine import Engine
+from reptrain.distributed.host_memory import keep_freed_memory, release_freed_memory
 from reptrain.distributed.precision import allow_tf32
 from reptrain.distributed.world import World
 from reptrain.errors import StoreError
@@ -24,7 +25,7 @@ from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
-from reptrain.sizes import embedding_rows
+from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
@@ -33,8 +34,9 @@ from reptrain.training.regularize import InputNoise
 from reptrain.training.step import Trainer
 
 _HASHED_AT_START_BYTES = 1 << 28
-# 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
-_BUCKET_ELEMENTS = 1 << 22
+# By ZeRO stage. DeepSpeed allocates buffers of the size of all gradients in turn, and at stage 3 temporary
+# tensors of every parameter's size. They do not fit into each other's gaps, so they are not kept.
+_KEPT_BELOW_BYTES = (None, 1 << 25, 1 << 25, 1 << 20)
 
 
 @dataclass(frozen=True)
@@ -159,21 +161,29 @@ def build_engine(
     model.recompute = train.activation_checkpointing
     if train.compile == "block":
         compile_blocks(model)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    bucket = bucket_elements(num_parameters, stage=train.zero_stage, device=world.device.type)
+    optimizer = build_optimizer(model, config.optimizer)
+    if world.device.type == "cpu":
+        keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     engine: Engine
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer),
+        optimizer=optimizer,
         config=deepspeed_config(
             config,
             world_size=world.world_size,
             micro_batch_windows=micro_batch_windows,
             micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
+            bucket_elements=bucket,
         ),
     )
     if train.zero_stage == 0:
-        # DeepSpeed copies the gradients of a bucket to reduce them. Its default bucket, 5e8 elements, holds a
-        # second copy of all gradients of most models.
-        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=_BUCKET_ELEMENTS)
+        # DeepSpeed's configuration has no bucket of stage 0.
+        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=bucket)
+    elif world.device.type == "cpu":
+        # ZeRO has copied the weights.
+        release_freed_memory()
     if train.compile == "model":
         engine.compile()
     return engine

@@ -25,6 +25,7 @@ from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
 from reptrain.config.schema import RegularizeConfig
 from reptrain.distributed.engine import Engine
+from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.distributed.world import World
 from reptrain.model import DropoutContext, Routing, Witness
 from reptrain.runs.metrics import RoutingRecord
@@ -135,6 +136,9 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
+    if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
+        # The update copies all gradients once more.
+        release_freed_memory()
     slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
     grad_norm, applied = _update(engine)
     hashes = torch.zeros_like(counts[:2]) if slice_watch is None else slice_watch.hashes()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import rank_matrix
+from ledgers import data_of
 from rank_starts import LIMIT_S, start_ranks, write_config
 
 from reptrain.auditing.audit import audit
@@ -102,7 +103,7 @@ def _losses(folder: RunFolder) -> list[float]:
 
 def _assert_equal(found: RunFolder, expected: RunFolder, places: Sequence[Place]) -> None:
     assert found.status().state == "done"
-    assert list(found.ledger.records()) == list(expected.ledger.records())
+    assert data_of(found.ledger) == data_of(expected.ledger)
     assert _losses(found) == pytest.approx(_losses(expected), rel=0, abs=1e-5)
     assert len(_losses(found)) == END
     assert audit(found.path).exact
@@ -152,7 +153,7 @@ def test_bf16_resumes_in_another_world(tiny: Callable[..., RunConfig], tmp_path:
     expected = RunFolder.open(tmp_path / "unbroken")
     for name in ("1-2-4", "4-2-1"):
         found = RunFolder.open(tmp_path / name)
-        assert list(found.ledger.records()) == list(expected.ledger.records())
+        assert data_of(found.ledger) == data_of(expected.ledger)
         assert _losses(found) == pytest.approx(_losses(expected), rel=0, abs=0.03)
 
 

@@ -21,7 +21,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 def test_on_device_chooses_bf16_and_zero_1_on_a_gpu(tiny: MakeConfig) -> None:
     config = tiny().on_device("cuda")
     assert (config.train.precision, config.train.zero_stage) == ("bf16", 1)
-    assert "bf16" in deepspeed_config(config, world_size=1, micro_batch_windows=4, micro_steps=3)
+    assert "bf16" in deepspeed_config(
+        config, world_size=1, micro_batch_windows=4, micro_steps=3, bucket_elements=9
+    )
     assert tiny("train.zero_stage=3").on_device("cuda").train.zero_stage == 3
 
 

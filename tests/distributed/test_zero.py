@@ -11,7 +11,7 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
     tiny: Callable[..., RunConfig], stage: int
 ) -> None:
     config = tiny("train.precision=bf16", f"train.zero_stage={stage}")
-    settings = deepspeed_config(config, world_size=2, micro_batch_windows=3, micro_steps=2)
+    settings = deepspeed_config(config, world_size=2, micro_batch_windows=3, micro_steps=2, bucket_elements=9)
     assert settings["zero_optimization"]["stage"] == stage
     assert settings["bf16"] == {"enabled": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
@@ -19,6 +19,6 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
 
 
 def test_deepspeed_config_batch_sizes_are_consistent(tiny: Callable[..., RunConfig]) -> None:
-    settings = deepspeed_config(tiny(), world_size=2, micro_batch_windows=3, micro_steps=4)
+    settings = deepspeed_config(tiny(), world_size=2, micro_batch_windows=3, micro_steps=4, bucket_elements=9)
     assert settings["train_batch_size"] == 24
     assert "bf16" not in settings and "fp16" not in settings

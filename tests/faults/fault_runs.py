@@ -11,6 +11,7 @@ from typing import Any
 
 from fault_hooks import make_small_jobs
 from fault_starts import Ended, Hook, Started
+from ledgers import steps_of
 
 from reptrain.auditing.audit import audit
 from reptrain.runs import RunFolder
@@ -77,7 +78,8 @@ class Trial:
         left += self.run.checkpoints.glob("tmp-*")
         assert not left, left
         last = self.expected.checkpoints / f"step-{self.expected.ledger.end()}"
-        for path in (self.expected.ledger.path, *last.glob("*.safetensors")):
+        assert steps_of(self.run.ledger) == steps_of(self.expected.ledger)
+        for path in last.glob("*.safetensors"):
             name = path.relative_to(self.expected.path)
             assert (self.out / name).read_bytes() == path.read_bytes(), name
         assert untimed(self.run) == untimed(self.expected)

@@ -15,6 +15,8 @@ from replay import differences
 
 from reptrain import audit
 from reptrain.config import RunConfig
+from reptrain.distributed.stop import StopRequest
+from reptrain.distributed.world import World
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.ledger import LedgerRecord
 from reptrain.training.rebuilt_inputs import audit_inputs
@@ -56,15 +58,30 @@ RUNS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+class StopAfter(StopRequest):
+    """Asks to stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._left = steps
+
+    def reason(self, world: World) -> str | None:
+        self._left -= 1
+        return "enough" if self._left < 0 else super().reason(world)
+
+
 @pytest.fixture(scope="module", params=RUNS)
 def run(
     request: pytest.FixtureRequest, tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a finished run of about 18 steps."""
+    """The folder of a finished run of about 18 steps; that of T5 was stopped and resumed."""
     from reptrain.training.loop import train
 
     folder = tmp_path_factory.mktemp("replayed") / request.param
-    train(tiny(*RUNS[request.param], *COMMON), folder)
+    config = tiny(*RUNS[request.param], *COMMON)
+    if request.param == "t5":
+        assert train(config, folder, stop=StopAfter(5)).state == "preempted"
+    train(config, folder)
     return folder
 
 

@@ -49,3 +49,12 @@ def test_rotate_refuses_what_does_not_fit(change: dict[str, Any], message: str) 
     given |= {name: torch.ones(4, 4) for name in ("cos_TM", "sin_TM")}
     with pytest.raises(ValueError, match=message):
         rotate(**(given | change))
+
+
+def test_rotate_compiles_with_rows_that_are_symbolic_in_some_inputs() -> None:
+    inputs = cases.inputs_of(cases.CASES["own_positions"])
+    for x in (inputs.q, inputs.k):
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    compiled = torch.compile(rotate, backend="eager", fullgraph=True)
+    given = (inputs.q, inputs.k, inputs.cos, inputs.sin)
+    torch.testing.assert_close(compiled(*given), rotate(*given))

@@ -15,6 +15,7 @@ from reptrain_launcher.rank_environment import (
     is_main_rank,
     local_device_index,
     read_rank_environment,
+    refuse_shared_gpu,
     shown_rank,
 )
 
@@ -84,8 +85,20 @@ def test_shown_rank_is_none_for_rank_0() -> None:
 
 
 def test_local_device_index_is_the_local_rank_or_the_only_gpu() -> None:
-    assert local_device_index(3, 8) == 3
+    assert local_device_index(3, 8, {}) == 3
+    assert local_device_index(0, 1, {}) == 0
     # Slurm may show each rank one GPU.
-    assert local_device_index(3, 1) == 0
+    assert local_device_index(3, 1, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
     with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be less than .* GPUs, 2, but got 2"):
-        local_device_index(2, 2)
+        local_device_index(2, 2, {"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
+def test_local_device_index_refuses_a_second_rank_on_the_machines_only_gpu() -> None:
+    with pytest.raises(LaunchError, match=r"LOCAL_RANK: must be less than .* GPUs, 1, but got 1"):
+        local_device_index(1, 1, {})
+
+
+def test_refuse_shared_gpu_names_the_ranks() -> None:
+    refuse_shared_gpu(["cuda:0 on a", "cuda:1 on a", "cuda:0 on b"])
+    with pytest.raises(LaunchError, match="ranks 1 and 2: must each have their own GPU"):
+        refuse_shared_gpu(["cuda:0 on b", "cuda:0 on a", "cuda:0 on a"])

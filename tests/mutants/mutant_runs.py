@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -213,12 +214,15 @@ def judge(tree: Path, run: Path) -> dict[str, str]:
     return said
 
 
-def passes(tree: Path, test: str, log: Path) -> bool:
-    """Whether a test file, or one test of it, passes in a tree."""
+def passes(tree: Path, tests: Sequence[str], log: Path, *, limit_s: int = 1800) -> bool:
+    """Whether test files, or single tests, pass in a tree within some seconds."""
 
     def carry_out() -> int:
         import pytest
 
-        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", str(tree / test)]))
+        # Ends the process, if a mutant runs forever.
+        signal.alarm(limit_s)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        return int(pytest.main([*options, *(str(tree / test) for test in tests)]))
 
     return Process(tree, log, carry_out).wait() == 0

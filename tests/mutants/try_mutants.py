@@ -43,7 +43,7 @@ class Trials:
             self._check_sound(name)
         folder = self.folder / f"mutant-{number}"
         tree = make_tree(folder / "tree", mutant)
-        found = [test for test in tests if not passes(tree, test, folder / "test.log")]
+        found = [test for test in tests if not passes(tree, [test], folder / "test.log")]
         if not tests:
             run = train(tree, RUNS[mutant.run], self.store, folder / "trained")
             if run is not None:
@@ -70,7 +70,7 @@ class Trials:
                 raise RuntimeError(f"the run {name} is not found sound: {wrong}")
         else:
             folder.mkdir()
-            if not passes(self.sound, name, folder / "test.log"):
+            if not passes(self.sound, [name], folder / "test.log"):
                 raise RuntimeError(f"{name} fails:\n{(folder / 'test.log').read_text()[-3000:]}")
         self._sound.add(name)
 

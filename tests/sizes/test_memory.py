@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
-from reptrain.sizes import activation_bytes, count_parameters, retained_bytes, state_bytes
+from reptrain.sizes import (
+    activation_bytes,
+    buffer_bytes,
+    count_parameters,
+    retained_bytes,
+    state_bytes,
+)
 from reptrain.sizes.memory import head_bytes
 from reptrain_kernels.ops.linear_cross_entropy import Targets
 
@@ -195,54 +203,79 @@ def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:
     assert state_bytes(10, stage=0, world_size=1, precision="bf16") is None
 
 
-TRAIN = """
-import re, sys
+MEASURE = """
+import gc, json, re, sys
 from pathlib import Path
 import deepspeed
 from reptrain.config import load_run_config
+from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.training.loop import train
-train(load_run_config(Path(sys.argv[1])), Path(sys.argv[2]))
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def memory(name):
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\\s+(\\d+) kB", status)[1]) * 1024
+
+added = []
+for place in map(Path, sys.argv[1:]):
+    gc.collect()
+    release_freed_memory()
+    before = memory("VmRSS")
+    # Resets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    train(load_run_config(place / "config.yaml"), place / "run")
+    added.append(memory("VmHWM") - before)
+print(json.dumps(added))
 """
 
 
-def peak_bytes(config: RunConfig, folder: Path) -> int:
-    """The most memory that a process had which trained, evaluated and saved."""
-    folder.mkdir()
-    (folder / "config.yaml").write_text(config.model_dump_json())
-    command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml"), str(folder / "run")]
+def added_bytes(configs: Sequence[RunConfig], folder: Path) -> list[int]:
+    """The most memory that each of some runs, which train, evaluate and save, adds to one process."""
+    folders = [folder / str(number) for number in range(len(configs))]
+    for place, config in zip(folders, configs, strict=True):
+        place.mkdir()
+        (place / "config.yaml").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=380, env=environment)
     assert ended.returncode == 0, ended.stderr
-    return int(ended.stdout.split()[-1]) * 1024
+    return [int(added) for added in json.loads(ended.stdout.splitlines()[-1])]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
-def test_bytes_of_a_run_lie_between_its_state_and_what_is_retained(tmp_path: Path, tiny: Any) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="measures the peak memory by /proc"
+)
+@pytest.mark.parametrize(
+    ("stages", "layers"),
+    [
+        pytest.param((1, 3), 2, id="short"),
+        pytest.param((0, 1), 8, id="0 and 1", marks=pytest.mark.slow),
+        pytest.param((2, 3), 8, id="2 and 3", marks=pytest.mark.slow),
+    ],
+)
+def test_bytes_of_a_run_are_those_estimated(
+    stages: tuple[int, ...], layers: int, tmp_path: Path, tiny: Any
+) -> None:
     # Several steps: in the first one the optimizer's state is not there yet beside the reduced gradients.
     settings = [
-        *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.zero_stage=0"),
-        *("train.total_tokens=96", "evaluate.every_fraction=1", "evaluate.max_windows=2"),
-        *("checkpoint.every_fraction=1", "model.num_heads=8", "model.d_model=512", "model.d_ff=2048"),
+        *("data.unique_tokens=64", "data.window_tokens=16", "train.batch_windows=2", "train.total_tokens=96"),
+        *("evaluate.every_fraction=1", "evaluate.max_windows=2", "checkpoint.every_fraction=1"),
+        *("model.num_heads=8", "model.d_model=512", "model.d_ff=4096", f"model.num_layers={layers}"),
     ]
-
-    def measured(layers: int) -> tuple[int, int, int]:
-        config = tiny(*settings, f"model.num_layers={layers}")
-        num_parameters = count_parameters(config.model, 512).total
-        state = state_bytes(num_parameters, stage=0, world_size=1, precision="fp32")
+    configs = [tiny(*settings, f"train.zero_stage={stage}") for stage in stages]
+    num_parameters = count_parameters(configs[0].model, 512).total
+    # The first run loads what every run needs.
+    warm_up = tiny("train.total_tokens=96", f"train.zero_stage={stages[0]}")
+    _, *measured = added_bytes([warm_up, *configs], tmp_path)
+    for config, stage, added in zip(configs, stages, measured, strict=True):
+        state = state_bytes(num_parameters, stage=stage, world_size=1, precision="fp32")
+        buffers = buffer_bytes(
+            num_parameters, stage=stage, partition=num_parameters, precision="fp32", device="cpu"
+        )
         kept = activation_bytes(
             config.model, 512, config.example_shape, windows=2, precision="fp32", recompute="none"
         )
         assert state is not None
-        peak = peak_bytes(config, tmp_path / str(layers))
-        return peak, state + kept.plain, retained_bytes(num_parameters)
-
-    # Against a small model, so that what the process itself needs does not count.
-    process, small, small_retained = measured(1)
-    for layers in (5, 9):
-        peak, needed, retained = measured(layers)
-        least, most = needed - small, needed - small + retained - small_retained
+        needed = state + buffers + kept.plain
         # How much is retained depends on the C library.
-        assert 0.95 * least <= peak - process <= 1.05 * most, layers
+        assert 0.95 * needed <= added <= 1.05 * (needed + retained_bytes(num_parameters)), stage

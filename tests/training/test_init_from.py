@@ -12,12 +12,15 @@ import torch
 from interrupts import crash, interrupt_at
 from sentencepiece import sentencepiece_model_pb2
 
+from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.hub.export import export_model
 from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
+from reptrain.study.grid import Arm
+from reptrain.study.paths import is_run_of
 from reptrain.text import SentencePieceTokenizer
 from reptrain.training.init_from import open_parent
 from reptrain.training.loop import train
@@ -87,6 +90,37 @@ def test_run_goes_on_without_its_parent(tiny: MakeConfig, parent: Path, tmp_path
             assert torch.equal(weight, open_saved_model(tmp_path / "unbroken").load().get_parameter(name)), (
                 name
             )
+
+
+def test_resume_accepts_another_path_of_the_same_parent(
+    tiny: MakeConfig, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(init_from: object) -> RunConfig:
+        return tiny(*SHORT, f"init_from={init_from}", "checkpoint.every_fraction=0.3")
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 3, crash)
+        train(config(parent), run)
+    folder = RunFolder.open(run)
+    (tmp_path / "link").symlink_to(parent)
+    copy = shutil.copytree(parent, tmp_path / "copy")
+    monkeypatch.chdir(parent.parent)
+    for spelled in (f"{parent}/", parent.name, f"../{parent.parent.name}/{parent.name}", tmp_path / "link"):
+        same = config(spelled)
+        assert folder.with_recorded_parent(same).init_from == str(parent)
+        assert is_run_of(Arm("arm", same, {}), folder)
+    with pytest.raises(ResumeError, match="init_from="):
+        train(config(tmp_path / "nowhere"), run)
+    other = tmp_path / "other"
+    train(tiny(*SHORT, "seed=9"), other)
+    with pytest.raises(ResumeError, match="init_from="):
+        train(config(other), run)
+    # A copy elsewhere is recognized by its weights.
+    assert train(config(copy), run).state == "done"
+    assert RunFolder.open(run).config.init_from == str(copy)
+    assert audit(run).exact is True
+    assert train(config(parent.name), run).state == "already done"
 
 
 def test_begun_anew_with_other_weights_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from interrupts import crash, interrupt_at
+from ledgers import windows_of
 from time_limits import takes_up_to
 from typer.main import get_command
 
-from reptrain.auditing.audit import audit
 from reptrain.batch.collate import noise_places
 from reptrain.batch.objectives import build_objective
 from reptrain.cli import app
@@ -32,6 +32,7 @@ from reptrain.runs import RunFolder
 from reptrain.runs.scores import compute_scores
 from reptrain.tokenization import tokenize
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 from reptrain.training.setup import open_data
 
 MakeConfig = Callable[..., RunConfig]
@@ -73,10 +74,10 @@ def opened(runs: dict[str, RunFolder]) -> Callable[[str], ScoredRun]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_objective_consumes_the_same_tokens(runs: dict[str, RunFolder], name: str) -> None:
-    ledger = list(runs[name].ledger.records())
-    assert ledger == list(runs["causal"].ledger.records())
-    report = audit(runs[name].path)
-    assert report.exact and report.exposures == {2: 410}
+    assert windows_of(runs[name].ledger) == windows_of(runs["causal"].ledger)
+    report = audit_inputs(runs[name].path)
+    assert report.exact and report.exposures == {2: 410}, report.text()
+    assert report.inputs is not None and report.inputs.steps == len(list(runs[name].ledger.records()))
     losses = [record.loss_nats for record in runs[name].metrics.records("train")]
     assert len(losses) == 3 and all(4 < loss < 9 for loss in losses)
 

@@ -61,7 +61,9 @@ def _check(q_BTHN: Tensor, k_BTKN: Tensor, cos_TM: Tensor, sin_TM: Tensor) -> No
     if q_BTHN.dtype != k_BTKN.dtype:
         raise ValueError(f"q_BTHN, k_BTKN: must have one dtype, but got {q_BTHN.dtype} and {k_BTKN.dtype}")
     for name, x in (("cos_TM", cos_TM), ("sin_TM", sin_TM)):
-        if x.shape not in ((T, N // 2), (B, T, N // 2)) or x.shape != cos_TM.shape:
+        # torch.compile evaluates `shape in (...)` without the sizes that it traces symbolically.
+        fits = x.ndim in (2, 3) and x.shape[-2:] == (T, N // 2) and (x.ndim == 2 or x.shape[0] == B)
+        if not fits or x.shape != cos_TM.shape:
             raise ValueError(
                 f"{name}: must have shape {(T, N // 2)} or {(B, T, N // 2)}, as the other has, "
                 f"but got {tuple(x.shape)}"
