@@ -159,6 +159,7 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column("split", "string", "`select`, `report`, `probe` (training windows), or the name of another set."),
     Column("source", "string", "Source of the text in a mixture; null in a run on one store."),
     Column("weights", "string", "`own`, or `average` for the averaged weights."),
+    Column("objective", "string", "Objective of the evaluation; of `train` that of the training."),
     Column("step", "int64", "Steps completed before the evaluation."),
     Column("consumed_tokens", "int64", "Tokens consumed before it, repeats counted."),
     Column("epoch", "float64", "Epochs consumed before it."),

@@ -89,7 +89,8 @@ def _parts(
     steps = [r for r in records if isinstance(r, TrainRecord)]
     yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
-    reading.evaluations = [evaluation_row(record) | {"node": "train"} for record in evaluations]
+    own = {"node": "train", "objective": config.objective.name}
+    reading.evaluations = [evaluation_row(record) | own for record in evaluations]
     source = next((s for s in plan.sources if s.store_fingerprint == scored_store), plan.sources[0])
     suffix = f"/{source.name}" if plan.is_mixture else ""
     yield {
@@ -244,8 +245,8 @@ def _audit(path: Path, status: RunStatus) -> Row:
             rule="must be the report of an audit",
             remedy="Remove the file and audit the run again.",
         ) from error
-    impossible = any(message.startswith("cannot be audited") for message in messages)
-    if impossible:
+    # Audits before format 3 list it among the problems.
+    if audit.get("cannot_say") or any(message.startswith("cannot be audited") for message in messages):
         verdict = "cannot say"
     elif status.step is not None and counted < status.step and exact:
         return {}
