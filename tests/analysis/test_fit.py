@@ -168,6 +168,12 @@ def test_holdout_is_scored_and_never_fitted() -> None:
     assert fit.holdout is not None and fit.holdout.score.rmse_nats > 5
 
 
+def test_holdout_takes_all_seeds_of_an_arm() -> None:
+    table = pa.table({"x": [1.0, 2.0, 4.0, 4.0], "arm": ["a", "b", "c", "c"], "loss": [4.0, 3.0, 2.0, 2.1]})
+    made = points_of(table, find_law("power"), metric="loss", columns={"x": "x"})
+    assert held_out(made, Holdout(largest=1)).tolist() == [False, False, True, True]
+
+
 @pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf")])
 @pytest.mark.parametrize("column", ["loss", "tokens"])
 def test_points_of_refuses_values_without_a_logarithm(value: float, column: str) -> None:
