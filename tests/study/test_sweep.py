@@ -32,11 +32,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run_sweep_tries_a_grid_and_resumes(tmp_path: Path) -> None:
-    grid = [Space("optimizer.lr", (0.001, 0.002, 1.0))]
+    grid = [Space("optimizer.lr", (0.002, 1.0))]
     first = run_sweep(STUDY, tmp_path, grid, num_trials=1, launch=TRAINER, executor=LocalPool(1, poll_s=0.05))
     assert len(first.trials) + first.num_failed == 1
     done = run_sweep(STUDY, tmp_path, grid, num_trials=9, launch=TRAINER, executor=LocalPool(1, poll_s=0.05))
-    assert [values["optimizer.lr"] for values, _ in done.trials] == [0.002, 0.001]
+    assert [values["optimizer.lr"] for values, _ in done.trials] == [0.002]
     # A mean over both seeds; the diverged rate counts as failed.
     assert done.trials[0][1] == pytest.approx(5.005)
     assert done.num_failed == 1
