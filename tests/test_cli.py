@@ -193,6 +193,8 @@ def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
     assert "done: 3 steps" in trained.stdout
     audited = json.loads(run("audit", out, "--json").stdout)
     assert audited["exact"] and audited["exposures"] == {"1": 1000}
+    assert "proved to the model's inputs" in run("audit", out, "--level", "inputs").stdout
+    run("audit", out, "--signature", out / "ledger.sig", code=2)
     ledger = out / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
     ledger.write_text("".join(lines[:-1]))
