@@ -1,7 +1,7 @@
 """Training steps of published models, timed: wall time, tokens/s, MFU, memory, first loss, and one profile.
 
 Each run's first loss is compared with a model whose every operation is the definition in torch, in fp32, and
-its first digest with the CPU's golden. The MoE stands beside its dense twin.
+its first digest with the CPU's golden. The MoE is compared with its dense twin.
 """
 
 from __future__ import annotations

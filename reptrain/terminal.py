@@ -14,13 +14,13 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class StepDisplay:
-    """Shows how far a training is. A context manager: the bar is gone, or stands complete, when it is left.
+    """Shows the progress of a training. A context manager, which ends the bar.
 
     Args:
         stream: Standard output or standard error.
         total: Steps of the training.
-        done: Steps that are completed already.
-        label: What is trained, where there are several; it precedes the figures.
+        done: Steps completed before.
+        label: Precedes the figures, such as the seed if several are trained.
     """
 
     def __init__(self, stream: TextIO, *, total: int, done: int = 0, label: str = "") -> None:
@@ -31,7 +31,7 @@ class StepDisplay:
     def __enter__(self) -> Self:
         console = Console(file=self._stream)
         if console.is_terminal and not console.is_dumb_terminal:
-            # Lines that are printed meanwhile appear above the bar.
+            # Lines printed during the training appear above the bar.
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
@@ -40,7 +40,7 @@ class StepDisplay:
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
-                # What goes to a file stays there.
+                # A stream that is redirected to a file stays there.
                 redirect_stdout=sys.stdout.isatty(),
                 redirect_stderr=sys.stderr.isatty(),
             )
@@ -57,12 +57,12 @@ class StepDisplay:
             self._bar.stop()
 
     def step(self, done: int, figures: str, more: str = "") -> None:
-        """Show that ``done`` steps are completed, with their figures.
+        """Show the number of completed steps and the figures of the last one.
 
         Args:
             done: Completed steps.
-            figures: Of the last step, such as its loss.
-            more: Figures that only a line of its own has room for.
+            figures: Figures of the last step, such as its loss.
+            more: Further figures, which only a line has room for, not the bar.
         """
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._text(done, figures))

@@ -177,9 +177,13 @@ def run_forked(
     server: Server | None = None,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-    timeout: float = _START_S,
+    timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a process to its end, as `subprocess.run` does with captured text."""
+    """Run a process to its end, as `subprocess.run` does with captured text.
+
+    Raises:
+        subprocess.TimeoutExpired: If it takes longer than ``timeout`` seconds; it is killed.
+    """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = Forked(
             arguments, server=server, stdout=stdout, stderr=stderr, environment=environment, folder=folder

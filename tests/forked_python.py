@@ -10,6 +10,13 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+ONLY_CHILDREN = "ONLY_CHILDREN_ARE_FORKS"
+"""Variable that, if set, starts an interpreter, whose own children are forks."""
+_MODULE = """
+import runpy, sys
+sys.executable, *sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -25,6 +32,8 @@ def main(address: str, python: str) -> NoReturn:
         arguments = arguments[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "-m"):
         os.execv(python, [python, *sys.argv[1:]])
+    if os.environ.pop(ONLY_CHILDREN, None) is not None and arguments[0] == "-m":
+        os.execv(python, [python, "-c", _MODULE, sys.argv[0], *arguments[1:]])
     request = {
         "arguments": arguments,
         "environment": {**os.environ},

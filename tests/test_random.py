@@ -108,8 +108,8 @@ def test_draws_are_uniform_and_uncorrelated():
     assert numbers.min() >= 0 and numbers.max() < 1
     assert excess(np.histogram(numbers, 256, (0, 1))[0]) < 4
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4 / 256
-    neighbour = random.uniform(random.key(1, "noise"), np.arange(2**16))
-    assert abs(np.corrcoef(numbers, neighbour)[0, 1]) < 4 / 256
+    neighbor = random.uniform(random.key(1, "noise"), np.arange(2**16))
+    assert abs(np.corrcoef(numbers, neighbor)[0, 1]) < 4 / 256
 
 
 def test_below_draws_every_value_equally_often():
@@ -158,7 +158,7 @@ def test_permute_reaches_every_permutation_equally_often(n):
 
 
 @pytest.mark.parametrize("n", [8, 9, 16, 100, 4100])
-def test_permute_sends_pairs_of_neighbours_anywhere(n):
+def test_permute_sends_pairs_of_neighbors_anywhere(n):
     keys = random.key(1, "order", np.arange(100_000))
     first = random.permute(np.full(keys.size, n // 2 - 1), n, keys)
     second = random.permute(np.full(keys.size, n // 2), n, keys)

@@ -36,15 +36,32 @@ CONFIGS: dict[str, tuple[str, type[BaseModel]]] = {
 def command_page() -> str:
     """Every command with its arguments and options."""
     command = typer.main.get_command(app)
+    drop_hidden(command)
     context = typer.Context(command, info_name="reptrain")
     page = get_docs_for_click(obj=command, ctx=context, name="reptrain", title="Command line")
     return "\n".join(linked_commands(page.splitlines(), command))
 
 
+def drop_hidden(group: Any) -> None:
+    """Remove the hidden commands of a group and of the groups in it."""
+    group.commands = {name: one for name, one in group.commands.items() if not one.hidden}
+    for one in group.commands.values():
+        if hasattr(one, "commands"):
+            drop_hidden(one)
+
+
+def escaped(line: str) -> str:
+    """A line with `<` outside of code as an entity: a word such as <extra_id_0> is no HTML tag."""
+    parts = line.split("`")
+    return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts))
+
+
 def linked_commands(lines: list[str], program: Any) -> Iterator[str]:
     """The page's lists of commands with links and whole sentences; typer cuts the sentences."""
     group: list[str] = []
+    in_code = False
     for line in lines:
+        in_code ^= line.startswith("```")
         if heading := re.fullmatch(r"#+ `reptrain ?(.*)`", line):
             group = heading[1].split()
         item = re.match(r"\* `([^`]+)`: ", line)
@@ -53,7 +70,7 @@ def linked_commands(lines: list[str], program: Any) -> Iterator[str]:
             anchor = "-".join(["reptrain", *group, item[1]])
             text = " ".join((commands[item[1]].help or "").split("\n\n")[0].split())
             line = f"* [`{item[1]}`](#{anchor}): {text}"
-        yield line
+        yield line if in_code else escaped(line)
 
 
 def command_at(program: Any, names: list[str]) -> Any:

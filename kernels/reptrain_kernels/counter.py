@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of where it falls: no generator, no state, nothing stored.
+"""Dropout whose mask is a pure function of seed, step and position: no generator, no state, no stored mask.
 
 Layout. A 64-bit key is folded word by word, each fold being the first output of SplitMix64 from the seed
 ``key ^ word``:
@@ -14,7 +14,7 @@ has 32. A unit is kept where its word, read as a signed 32-bit number, is at lea
 ``threshold - 2**31`` with ``threshold = round(rate * 2**32)``. Kept values are multiplied by
 ``2**32 / (2**32 - threshold)``, the inverse of the exact probability of being kept.
 
-Signed integers of torch wrap as unsigned ones do; only the right shift needs a mask.
+Signed integers of torch wrap like unsigned ones; only the right shift needs a mask.
 
 Sources:
     mix64 and GAMMA: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
@@ -51,7 +51,7 @@ def _xor_shift_(x: Tensor, num_bits: int, scratch: Tensor) -> Tensor:
     )
 
 
-# In place, because eager mode spends most of its time on fresh memory: 9 ms instead of 18 for 2**20 words.
+# In place: eager mode spends most of its time on memory allocation (9 ms instead of 18 for 2**20 words).
 def mix32_(x: Tensor) -> Tensor:
     """lowbias32, in place: a bijection of 32-bit words (int32) in which each bit depends on every bit."""
     scratch = torch.empty_like(x)
@@ -69,16 +69,16 @@ def mix64_(x: Tensor) -> Tensor:
 
 
 def fold(key: Tensor, word: Tensor | int) -> Tensor:
-    """Keys that also depend on ``word``.
+    """Derive keys that also depend on ``word``.
 
     Args:
         key: int64, any shape.
-        word: What to fold in: an int, or int64 that broadcasts against ``key``.
+        word: An int, or int64 that broadcasts against ``key``.
 
     Returns:
         int64, of the broadcast shape.
     """
-    # Words meet a key before any arithmetic: on a bare index, compiled code may assume that nothing wraps.
+    # The xor comes before any arithmetic: compiled code may assume that arithmetic on an index never wraps.
     return mix64_((key ^ word) + _signed(_GAMMA, 64))
 
 
@@ -94,9 +94,9 @@ def row_keys(seed: int, step: int, row: Tensor) -> Tensor:
     """The keys of a step's rows.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         step: Optimizer step.
-        row: int64, any shape: the row's number in the step's global batch.
+        row: int64, any shape: index of the row in the global batch of the step.
 
     Returns:
         int64, the shape of ``row``.
@@ -124,7 +124,7 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
 
 
 def key_and_rate(key: Tensor | None, rate: Rate) -> tuple[Tensor | None, Tensor | None]:
-    """The key and the packed rate, or None and None where nothing is dropped: without a key, or at 0.
+    """The key and the packed rate; None and None if nothing is dropped (no key, or a rate of 0).
 
     Raises:
         ValueError: If the rate is not in [0, 1).
@@ -135,7 +135,7 @@ def key_and_rate(key: Tensor | None, rate: Rate) -> tuple[Tensor | None, Tensor 
 
 
 def check_key(name: str, key: Tensor, x: Tensor) -> None:
-    """Raise a ValueError that names ``key`` if it holds no call key for each leading index of ``x``."""
+    """Raise a ValueError unless ``key`` contains a call key for each leading index of ``x``."""
     if key.shape != x.shape[:-2] or key.dtype != torch.int64:
         raise ValueError(
             f"{name}: must be int64 of shape {tuple(x.shape[:-2])}, but got {key.dtype} of {tuple(key.shape)}"
@@ -143,14 +143,15 @@ def check_key(name: str, key: Tensor, x: Tensor) -> None:
 
 
 def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None = None) -> Tensor:
-    """``x`` with units dropped at ``rate`` and the others scaled up; the backward pass recomputes the mask.
+    """Drop units of ``x`` at ``rate`` and scale the others up; the backward pass recomputes the mask.
 
     Args:
         x: Floating point, shape [..., P, U]: positions and units.
         key: int64, shape [...]: one call key for each leading index (see the module's layout).
-        rate: Probability of being dropped, in [0, 1), a number or `packed`. May change from call to call;
-            packed it may do so in compiled code, which is compiled once.
-        impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give equal bits.
+        rate: Dropout probability in [0, 1), a number or the result of `packed`. A packed rate may change from
+            call to call without a new compilation.
+        impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give the same
+            bits.
 
     Returns:
         The shape and dtype of ``x``.
@@ -168,13 +169,13 @@ def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None =
 
 
 class _TorchDropout(torch.autograd.Function):
-    """The definition in plain torch. Linear in ``x``: its gradient is the same function of the gradient."""
+    """The reference in plain torch. It is linear in ``x``: the backward pass is the same function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
         ctx.save_for_backward(key, rate_2)
         threshold, scale = rate_2.unbind()
-        # As an int32, since a float64 would make floating-point numbers of the words.
+        # As int32: a comparison with float64 would convert the words to floating point.
         keep = random_words(key, x.shape[-2], x.shape[-1]) >= threshold.to(torch.int32)
         return torch.where(keep, x * scale, 0.0)
 

@@ -1,6 +1,6 @@
-"""`counter.dropout` in Triton, registered as a torch operator so that torch.compile takes it whole.
+"""`counter.dropout` in Triton, registered as a torch operator for torch.compile.
 
-The layout of keys and words is `counter`'s; the tests hold the two equal bit for bit.
+Keys and words have the layout of `counter`; tests check that the results are equal bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs: the one place where the default is decided."""
+"""The choice of the implementation of a kernel, with its default."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _assumed_capability = 80
 
 
 def choose_implementation(device: torch.device, asked: Implementation | None = None) -> Implementation:
-    """The implementation that a call on ``device`` runs.
+    """Choose the implementation of a call.
 
     Args:
-        device: Where the call's tensors are.
-        asked: The caller's wish; None takes the default: Triton on CUDA devices, torch elsewhere.
+        device: Device of the tensors.
+        asked: The implementation that the caller wants; None: Triton on CUDA devices, torch elsewhere.
 
     Returns:
         "torch" or "triton".
 
     Raises:
-        ValueError: If ``asked`` is no implementation.
+        ValueError: If ``asked`` is not an implementation.
     """
     if asked is None:
         return _assumed_impl or ("triton" if device.type == "cuda" else "torch")
@@ -37,11 +37,11 @@ def choose_implementation(device: torch.device, asked: Implementation | None = N
 def choose_grouped(
     device: torch.device, dtype: torch.dtype, asked: Implementation | None = None
 ) -> Implementation:
-    """`choose_implementation` for products of many matrices, where torch has a kernel of its own in part.
+    """`choose_implementation` for grouped matrix products.
 
-    torch multiplies all groups in one kernel where the dtype is bf16 and the chip an H100, B200 or their like
-    (capability 9 and 10); elsewhere on CUDA it takes the sizes to the host and multiplies group by group
-    (torch 2.13), and there Triton is the default.
+    For bf16 on compute capability 9 and 10 (H100, B200), torch multiplies all groups in one kernel and is the
+    default. Elsewhere on CUDA, torch 2.13 copies the sizes to the host and multiplies group by group; there
+    Triton is the default.
     """
     is_default = asked is None and _assumed_impl is None
     if is_default and device.type == "cuda" and dtype == torch.bfloat16:
@@ -50,7 +50,7 @@ def choose_grouped(
 
 
 def capability(device: torch.device) -> int:
-    """For what the tiles of a call on ``device`` are chosen: 80 for A100, 90 for H100, 100 for B200."""
+    """The compute capability that selects the tiles of a call: 80 for A100, 90 for H100, 100 for B200."""
     if device.type != "cuda":
         return _assumed_capability
     major, minor = torch.cuda.get_device_capability(device)
@@ -58,8 +58,7 @@ def capability(device: torch.device) -> int:
 
 
 def matmul_precision(dtype: torch.dtype) -> str:
-    """Triton's `input_precision` of products: fp32 goes through the matrix units in three parts, unless the
-    caller's torch allows tf32."""
+    """Triton's `input_precision` of products: for fp32, three TF32 products, or one if torch allows TF32."""
     if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
         return "tf32x3"
     return "tf32"
@@ -67,11 +66,11 @@ def matmul_precision(dtype: torch.dtype) -> str:
 
 @contextmanager
 def assume(*, impl: Implementation | None = None, capability: int = 80) -> Iterator[None]:
-    """Another default for the calls inside: what a test or a benchmark needs, and nothing else.
+    """Change the defaults within a context; for tests and benchmarks.
 
     Args:
-        impl: Taken on every device where a call asks for none.
-        capability: Of devices that are no CUDA devices.
+        impl: Default implementation on every device.
+        capability: Compute capability that devices other than CUDA are treated as.
     """
     global _assumed_impl, _assumed_capability
     before = _assumed_impl, _assumed_capability

@@ -10,7 +10,7 @@ Rate = float | Tensor
 
 
 def threshold_and_scale(rate: float) -> tuple[int, float]:
-    """The signed threshold below which a unit's word drops it, and the factor of kept values.
+    """The signed threshold of a rate, below which a word drops its unit, and the scale of kept values.
 
     Raises:
         ValueError: If ``rate`` is not in [0, 1).
@@ -22,9 +22,9 @@ def threshold_and_scale(rate: float) -> tuple[int, float]:
 
 
 def packed(rate: Rate) -> Tensor:
-    """A rate as compiled code takes it: a tensor, so that no value of it starts a new compilation.
+    """A rate as a tensor, whose value can change without a new compilation.
 
-    It lies on the CPU whatever the model's device: whoever launches a kernel reads it without waiting.
+    It is on the CPU for every device of the model, so that a launch reads it without a synchronization.
 
     Args:
         rate: In [0, 1), or packed already.
@@ -41,7 +41,7 @@ def packed(rate: Rate) -> Tensor:
 
 
 def unpacked(rate_2: Tensor | None) -> tuple[int, float]:
-    """The threshold and the scale of a packed rate; None drops nothing."""
+    """The threshold and the scale of a packed rate; None is a rate of 0."""
     if rate_2 is None:
         return threshold_and_scale(0.0)
     threshold, scale = rate_2.tolist()

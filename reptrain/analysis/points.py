@@ -65,8 +65,27 @@ class Points:
         return len(np.unique(self.settings))
 
     @property
+    def arms(self) -> NDArray[np.int64]:
+        """Number of the arm of each run: runs that differ in their seed alone share one.
+
+        The arm is the column `arm`, or else all settings that the table has beside a column `seed`. Two runs
+        may have equal variables of a law and still be different arms.
+        """
+        names = self.table.column_names
+        if "arm" in names:
+            keys = [values_of(self.table, "arm")]
+        elif "seed" in names:
+            known = {*self.columns.values(), *COLUMNS.values()}
+            used = [name for name in names if name in known or name.startswith("set.")]
+            keys = [values_of(self.table, name) for name in used]
+        else:
+            return np.arange(len(self))
+        rows = np.array([repr(row) for row in zip(*keys, strict=True)])
+        return np.asarray(np.unique(rows, return_inverse=True)[1], np.int64).ravel()
+
+    @property
     def settings(self) -> NDArray[np.int64]:
-        """Number of the setting of each run; replicates share one."""
+        """Number of the setting of the law's variables, for each run."""
         stacked = np.stack(list(self.variables.values()))
         _, numbers = np.unique(stacked, axis=1, return_inverse=True)
         return np.asarray(numbers, np.int64).ravel()

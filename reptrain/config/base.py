@@ -23,7 +23,7 @@ Seed = Annotated[Count, Field(ge=0, lt=2**63)]
 
 
 def check_name(name: str) -> str:
-    """A text that names one file or folder, which lies in the folder where it is looked for.
+    """The name of one file or folder, which must not lead out of its parent folder.
 
     Raises:
         ValueError: If it is empty, leads elsewhere, or is none that a file system takes.

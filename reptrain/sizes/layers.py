@@ -1,4 +1,4 @@
-"""What a layer holds, and what of it a token meets: parameters and FLOPs are both counted from here."""
+"""Parameters of a layer, and the matrix elements that a token is multiplied by: the basis of all counts."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from reptrain.config.counted import CountedConfig
 from reptrain.config.model import DecoderConfig, MoEConfig, StackShape, T5Config, is_gated, norm_vectors
 
 CountableConfig = DecoderConfig | T5Config | CountedConfig
-"""All that can be counted; the last cannot be trained."""
+"""Configurations whose sizes can be counted; a `CountedConfig` cannot be trained."""
 
 
 class LayerCount(NamedTuple):
-    """Of a layer, or of several."""
+    """Counts of one or several layers."""
 
     parameters: int
-    """All."""
+    """All parameters."""
     idle: int
-    """Of them the experts' that a token is not sent to."""
+    """Parameters of the experts that a token is not routed to."""
     products: int
-    """Elements of matrices that a token of the layer's own sequence is multiplied by."""
+    """Matrix elements that a token of the layer's own sequence is multiplied by."""
     source_products: int = 0
-    """The same of a token of the encoder: cross-attention's keys and values."""
+    """Matrix elements that a token of the encoder is multiplied by: keys and values of cross-attention."""
     experts: int = 0
-    """Of the parameters all experts', idle or not."""
+    """Parameters of all experts, idle or not."""
 
     def plus(self, other: LayerCount) -> LayerCount:
-        """The sum, place by place."""
+        """The sum of two counts."""
         return LayerCount(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, number: int) -> LayerCount:
-        """So many of it."""
+        """The counts of ``number`` such layers."""
         return LayerCount(*(number * value for value in self))
 
 
@@ -38,17 +38,17 @@ class StackCount(NamedTuple):
     """A stack of layers."""
 
     stored: LayerCount
-    """Each stored layer once."""
+    """Counts of the stored layers."""
     run: LayerCount
-    """Each layer as often as it runs."""
+    """Counts of the layers as they run; a shared layer counts each time."""
 
 
 def stack_counts(config: CountableConfig) -> list[StackCount]:
-    """The stacks of a model without embeddings and last norms: one, or the encoder's and the decoder's."""
+    """The stacks of a model, one or encoder and decoder, without embeddings and final norms."""
     if not isinstance(config, T5Config):
         return [_stack(config, config.stack, _decoder_rest(config))]
     projection = config.d_model * config.num_heads * config.head_width
-    # Biases of positions are looked up: parameters without products.
+    # Position biases are looked up: parameters without products.
     table = config.relative_buckets * config.num_heads if config.relative_bias_per_layer else 0
     encoder = LayerCount(4 * projection + 2 * config.d_model + table, 0, 4 * projection)
     decoder = LayerCount(8 * projection + 3 * config.d_model + table, 0, 6 * projection, 2 * projection)
@@ -56,7 +56,7 @@ def stack_counts(config: CountableConfig) -> list[StackCount]:
 
 
 def _stack(config: CountableConfig, shape: StackShape, rest: LayerCount) -> StackCount:
-    """A stack whose layers have ``rest`` beside the MLP."""
+    """A stack whose layers consist of ``rest`` and an MLP."""
     dense = rest.plus(_mlp(config, None))
     sparse = rest.plus(_mlp(config, shape.moe))
 
@@ -80,7 +80,7 @@ def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
 
 
 def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
-    """Attention and norms of a layer."""
+    """Counts of attention and norms of a decoder layer."""
     width, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
     products = 2 * width * config.head_width * (heads + kv_heads)
     biases = {"none": 0, "qkv": config.head_width * (heads + 2 * kv_heads)}
@@ -88,12 +88,12 @@ def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
     num_norms, distances = 2, 0
     if isinstance(config, CountedConfig):
         num_norms = config.block_norms
-        # Multiplies the table of distances, which no token meets: parameters without products.
+        # Multiplies the table of relative positions, not the tokens: parameters without products.
         distances = width * config.head_width * heads if config.relative_positions else 0
     parameters = products + biases[config.attention_biases] + num_norms * norm_parameters(config) + distances
     return LayerCount(parameters, 0, products)
 
 
 def norm_parameters(config: DecoderConfig | CountedConfig) -> int:
-    """Of one norm."""
+    """Parameters of one norm."""
     return config.d_model * norm_vectors(config.norm, has_bias=config.bias)

@@ -1,16 +1,16 @@
-"""Solving for a size: a model whose parameters or FLOPs are those of another.
+"""Matching of sizes: change a model so that its parameters or FLOPs equal those of another model.
 
-One knob is turned, in whole steps:
+One dimension varies:
 
-- width: d_model in steps of the head's width (of a group's, where queries share keys and values), with as
-  many heads as fill it, or in steps of 8 where they do not fill it, and d_ff in proportion.
-- depth: layers, both stacks of an encoder-decoder in proportion, in whole cycles of sparse or stored layers.
-- groups: stored layers, which divide the layers; of both stacks as many in proportion.
-- experts: of each sparse layer.
-- d_ff: hidden units in steps of 8; the experts' and the shared MLP's in proportion. Where all layers are
-  sparse the experts' are stepped, if they have a number of their own.
+- width: d_model, with num_heads and d_ff in proportion. A step is the width of a head (of a group of heads
+  with grouped-query attention), or 8 if num_heads x head_dim is not d_model.
+- depth: num_layers, in whole cycles of sparse or stored layers; both stacks of a T5 model in proportion.
+- groups: the number of stored layers, which must divide the number of layers; both stacks in proportion.
+- experts: the number of experts of each sparse layer.
+- d_ff: hidden units in steps of 8, those of the experts and the shared MLP in proportion. If all layers are
+  sparse and moe.d_ff is set, moe.d_ff varies instead.
 
-Where the nearest step of another knob is not near enough, d_ff is moved too, within half and twice its value.
+If no value of another dimension is within the tolerance, d_ff varies too, from half to twice its value.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ By = Literal["total-params", "active-params", "flops"]
 Vary = Literal["width", "depth", "experts", "groups", "d_ff"]
 Changes = dict[str, Any]
 _STEP = 8
-_MOST = {"width": 2**14, "depth": 2**12, "experts": 2**14, "d_ff": 2**17}
+_LIMITS = {"width": 2**14, "depth": 2**12, "experts": 2**14, "d_ff": 2**17}
 
 
 @dataclass(frozen=True)
 class Match:
-    """A model that was solved for."""
+    """The result of a match."""
 
     subject: Subject
-    """It, in its setting."""
+    """The changed model."""
     wanted: float
-    """The other's parameters, or training FLOPs of a raw token, all pairs of positions counted."""
+    """Parameters of the other model, or its training FLOPs per raw token with all pairs of positions."""
     got: float
-    """Its own."""
+    """The same quantity of the changed model."""
     changes: dict[str, tuple[Any, Any]]
-    """What differs from the model that was given: by key, the value before and after."""
+    """Changed keys of the model, with the value before and after."""
 
     @property
     def off(self) -> float:
-        """How far from what was wanted, relative to it."""
+        """Relative difference from the other model."""
         return self.got / self.wanted - 1
 
 
 def quantity(subject: Subject, by: By) -> float:
-    """What is matched: parameters, or training FLOPs of a raw token of the window.
+    """The quantity to match: parameters, or training FLOPs per raw token.
 
     Raises:
-        ConfigError: If ``by`` is none of `By`.
+        ConfigError: If ``by`` is unknown.
     """
     check_choice("match by", by, get_args(By))
     if by == "flops":
@@ -64,23 +64,24 @@ def quantity(subject: Subject, by: By) -> float:
 
 
 def match(subject: Subject, other: Subject, *, by: By, vary: Vary, tolerance: float) -> Match:
-    """Change ``subject`` so that it is as large as ``other``.
+    """Change ``subject`` so that its size equals that of ``other``.
 
     Args:
-        subject: What is changed.
-        other: What it is matched to.
-        by: The quantity that is to be equal.
-        vary: The knob.
-        tolerance: How near is near enough, relative to what is wanted.
+        subject: The model to change.
+        other: The model to match.
+        by: The quantity to match.
+        vary: The dimension that varies.
+        tolerance: Largest relative difference.
 
     Raises:
-        ConfigError: If ``by`` or ``vary`` is unknown, the model lacks the knob, or nothing comes near enough.
+        ConfigError: If ``by`` or ``vary`` is unknown, the model lacks the dimension, or no value is within
+            the tolerance.
     """
     check_choice("match vary", vary, get_args(Vary))
     _, model = trainable(subject, "the model to change")
     wanted = quantity(other, by)
     with_changes = _Trial(subject, wanted, by)
-    ranked = with_changes.nearest(_knob(model, vary))
+    ranked = with_changes.nearest(_steps_of(model, vary))
     if abs(with_changes.distance(ranked[0])) > math.log1p(tolerance) and vary != "d_ff":
         fine = [with_changes.nearest(_fine(with_changes.of(changes), changes))[0] for changes in ranked]
         ranked = sorted([*ranked, *fine], key=lambda changes: abs(with_changes.distance(changes)))
@@ -101,7 +102,7 @@ def match(subject: Subject, other: Subject, *, by: By, vary: Vary, tolerance: fl
 
 
 class _Trial:
-    """The model under changes, and how far each is from what is wanted."""
+    """The model with changes, and its distance from the target."""
 
     def __init__(self, subject: Subject, wanted: float, by: By) -> None:
         self.subject, self.wanted, self.by = subject, wanted, by
@@ -113,11 +114,11 @@ class _Trial:
         return subject_of(data, self.subject.vocab_size)
 
     def distance(self, changes: Mapping[str, Any]) -> float:
-        """Logarithm of what it has over what is wanted."""
+        """Logarithm of the quantity over the target."""
         return math.log(quantity(self.of(changes), self.by) / self.wanted)
 
     def nearest(self, steps: Sequence[Changes] | Callable[[int], Changes | None]) -> list[Changes]:
-        """The two nearest of steps that grow, the nearer first."""
+        """The two nearest of increasing steps, the nearer first."""
         at = steps if callable(steps) else (lambda n: steps[n] if n < len(steps) else None)
         low, high = 0, 1
 
@@ -134,8 +135,8 @@ class _Trial:
         return sorted(found, key=lambda changes: abs(self.distance(changes)))
 
 
-def _knob(model: ModelConfig, vary: Vary) -> Sequence[Changes] | Callable[[int], Changes | None]:
-    """The steps of a knob, each as the keys of the model that it sets, from small to large."""
+def _steps_of(model: ModelConfig, vary: Vary) -> Sequence[Changes] | Callable[[int], Changes | None]:
+    """The steps of a dimension from small to large, each as the keys of the model that it sets."""
     if vary == "width":
         return _widths(model)
     if vary == "depth":
@@ -143,7 +144,7 @@ def _knob(model: ModelConfig, vary: Vary) -> Sequence[Changes] | Callable[[int],
     if vary == "groups":
         return _groups(model)
     if vary == "d_ff":
-        return lambda n: _d_ff(model, _STEP * (n + 1)) if n < _MOST["d_ff"] // _STEP else None
+        return lambda n: _d_ff(model, _STEP * (n + 1)) if n < _LIMITS["d_ff"] // _STEP else None
     if model.moe is None:
         raise ConfigError(
             "--vary experts",
@@ -152,12 +153,12 @@ def _knob(model: ModelConfig, vary: Vary) -> Sequence[Changes] | Callable[[int],
             remedy="Set model.moe.num_experts, or vary something else.",
         )
     least = max(2, model.moe.top_k)
-    return lambda n: {"moe.num_experts": least + n} if n < _MOST["experts"] else None
+    return lambda n: {"moe.num_experts": least + n} if n < _LIMITS["experts"] else None
 
 
 def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
     kv_heads = model.num_kv_heads if isinstance(model, DecoderConfig) else None
-    # One head of keys and values stays one.
+    # Multi-query attention keeps its one head of keys and values.
     sharing = model.num_heads // kv_heads if kv_heads is not None and kv_heads > 1 else 1
     step = model.head_width * sharing if model.num_heads * model.head_width == model.d_model else _STEP
     if model.moe is not None:
@@ -165,7 +166,7 @@ def _widths(model: ModelConfig) -> Callable[[int], Changes | None]:
 
     def width(n: int) -> Changes | None:
         d_model = step * (n + 1)
-        if d_model > _MOST["width"]:
+        if d_model > _LIMITS["width"]:
             return None
         heads = max(1, round(model.num_heads * d_model / model.d_model))
         changes = {"d_model": d_model, "num_heads": heads}
@@ -181,13 +182,13 @@ def _depths(model: ModelConfig) -> Callable[[int], Changes | None]:
     common = math.gcd(*layers)
     unit = [number // common for number in layers]
     every = model.moe.every if model.moe else 1
-    # The smallest multiple of the proportion that holds whole cycles.
+    # The smallest multiple of the proportion that consists of whole cycles.
     cycles = [kept or every for kept in stored]
     times = math.lcm(*(cycle // math.gcd(cycle, part) for cycle, part in zip(cycles, unit, strict=True)))
 
     def depth(n: int) -> Changes | None:
         numbers = [part * times * (n + 1) for part in unit]
-        return dict(zip(names, numbers, strict=True)) if max(numbers) <= _MOST["depth"] else None
+        return dict(zip(names, numbers, strict=True)) if max(numbers) <= _LIMITS["depth"] else None
 
     return depth
 
@@ -203,7 +204,7 @@ def _groups(model: ModelConfig) -> list[Changes]:
 
 
 def _layers(model: ModelConfig) -> tuple[list[str], list[int], list[int | None]]:
-    """Of each stack: the key of its layers, how many, and how many are stored where that is set."""
+    """For each stack: the key of its number of layers, that number, and the number stored, if set."""
     if isinstance(model, T5Config):
         names = ["num_encoder_layers", "num_decoder_layers"]
         stored = [model.num_stored_encoder_layers, model.num_stored_decoder_layers]
@@ -212,7 +213,7 @@ def _layers(model: ModelConfig) -> tuple[list[str], list[int], list[int | None]]
 
 
 def _fine(coarse: Subject, changes: Changes) -> Callable[[int], Changes | None]:
-    """Other hidden units for a model that a knob gave."""
+    """Variations of the hidden units of a model that another dimension produced."""
     _, model = trainable(coarse, "the model to change")
     _, hidden = _hidden(model)
     least, most = max(1, hidden // (2 * _STEP)), 2 * hidden // _STEP
@@ -224,7 +225,7 @@ def _fine(coarse: Subject, changes: Changes) -> Callable[[int], Changes | None]:
 
 
 def _hidden(model: ModelConfig) -> tuple[str, int]:
-    """The key of the hidden units that are stepped, and how many there are."""
+    """The key of the hidden units that vary, and their number."""
     stacks = [model.encoder, model.decoder] if isinstance(model, T5Config) else [model.stack]
     is_dense_somewhere = any(stack.num_sparse < stack.num_layers for stack in stacks)
     if is_dense_somewhere or model.moe is None or model.moe.d_ff is None:
@@ -233,7 +234,7 @@ def _hidden(model: ModelConfig) -> tuple[str, int]:
 
 
 def _d_ff(model: ModelConfig, hidden: int) -> Changes:
-    """Hidden units, and those of the other MLPs of sparse layers in proportion."""
+    """Set the hidden units, those of the other MLPs of sparse layers in proportion."""
     key, before = _hidden(model)
     changes: Changes = {key: hidden}
     if model.moe is not None:

@@ -105,6 +105,19 @@ _LOSSES = (
     ),
 )  # fmt: skip
 
+_ROUTING = (
+    Column(
+        "expert_load", "float64",
+        "Load of the busiest expert over a uniform load, in the worst layer, as a mean over the last fifth of"
+        " the steps. Null for a dense model.",
+    ),
+    Column(
+        "experts_unused", "int64",
+        "In the worst layer, the fewest experts without a token in any of these steps: above 0, some expert"
+        " is probably dead.",
+    ),
+)  # fmt: skip
+
 _COST = (
     Column("device", "string", "Device of the last start: the GPU's name, or `cpu`."),
     Column("num_devices", "int64", "Ranks of the last start."),
@@ -132,7 +145,7 @@ _PROOF = (
     ),
 )  # fmt: skip
 
-RUN_COLUMNS: tuple[Column, ...] = (*_IDENTITY, *_STATE, *_SIZES, *_LOSSES, *_COST, *_PROOF)
+RUN_COLUMNS: tuple[Column, ...] = (*_IDENTITY, *_STATE, *_SIZES, *_LOSSES, *_ROUTING, *_COST, *_PROOF)
 """The columns of runs.parquet, in order. The varied settings come after `cluster`."""
 
 _SCORE_NAMES = {"nats": "loss_nats"}

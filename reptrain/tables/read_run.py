@@ -86,7 +86,8 @@ def _parts(
         "num_devices": environment.get("world_size"),
     }
     records = [*folder.metrics.records()]
-    yield _progress([r for r in records if isinstance(r, TrainRecord)], unique, flops_per_token)
+    steps = [r for r in records if isinstance(r, TrainRecord)]
+    yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
     own = {"node": "train", "objective": config.objective.name}
     reading.evaluations = [evaluation_row(record) | own for record in evaluations]
@@ -157,6 +158,20 @@ def _progress(steps: Sequence[TrainRecord], unique: int, flops_per_token: float 
         "steps": steps[-1].step + 1 if steps else 0,
         "tokens_per_second": statistics.median(r.tokens_per_s for r in steps) if steps else None,
         "train_seconds": sum(record.step_ms for record in steps) / 1000 if steps else None,
+    }
+
+
+def _routing(steps: Sequence[TrainRecord]) -> Row:
+    """How unequally the experts of the worst layer were used in these steps."""
+    layers: dict[str, list[tuple[float, int]]] = {}
+    for record in steps:
+        for layer in record.routing or []:
+            layers.setdefault(layer.layer, []).append((layer.load, layer.unused))
+    if not layers:
+        return {}
+    return {
+        "expert_load": max(statistics.fmean(load for load, _ in seen) for seen in layers.values()),
+        "experts_unused": max(min(unused for _, unused in seen) for seen in layers.values()),
     }
 
 

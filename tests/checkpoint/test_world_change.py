@@ -35,7 +35,7 @@ FAMILIES = {
     "t5-tied": [f"model={{{T5_SHAPE}, tie_embeddings: true}}", *T5, *DROPOUT],
 }
 BF16 = {"bf16": [*DROPOUT, "train.precision=bf16"]}
-FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 64
+FIRST_CHANGE, SECOND_CHANGE, END = 7, 14, 24
 
 
 class Place(NamedTuple):
@@ -74,8 +74,8 @@ WIDE: Changes = {
 
 
 def _config(tiny: Callable[..., RunConfig], overrides: Sequence[str]) -> RunConfig:
-    # 64 steps of 12 windows; the epochs straddle the batches.
-    return tiny("data.unique_tokens=4096", "train.total_tokens=6epochs", *overrides)
+    # 24 steps of 12 windows; the epochs straddle the batches.
+    return tiny("data.unique_tokens=4096", "train.total_tokens=2.25epochs", *overrides)
 
 
 def _carry_out(out: Path, changes: Changes, tiny: Callable[..., RunConfig]) -> None:

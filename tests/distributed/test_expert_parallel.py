@@ -66,7 +66,6 @@ PLAIN: Cases = {family: place(family, 1, 0, 4) for family in ("decoder", "t5")}
 PLAIN["continued"] = place("decoder", 1, 0, 4, init_from="decoder")
 ON_TWO: Cases = {
     "decoder-p2-zero1": place("decoder", 2, 1),
-    "decoder-p2-zero2": place("decoder", 2, 2, 1),
     "t5-p2-zero2": place("t5", 2, 2),
     "bf16-p2-zero1": place("bf16", 2, 1),
     "moved": place("decoder", 2, 1, stop_after=2),
@@ -81,6 +80,7 @@ ON_ONE: Cases = {
 }
 ON_FOUR: Cases = {
     "decoder-p4-zero1": place("decoder", 4, 1, 1),
+    "decoder-p4-zero2": place("decoder", 4, 2, 1),
     "decoder-p2of4-zero2": place("decoder", 2, 2, 3),
     "t5-p4-zero2": place("t5", 4, 2),
     "t5-p2of4-zero1": place("t5", 2, 1),

@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     @property
     def is_cross(self) -> bool:
-        """Whether keys are another sequence than queries, told apart by their number."""
+        """Whether keys and queries are different sequences, recognized by their lengths."""
         return self.queries != self.keys
 
 
@@ -94,7 +94,7 @@ def segments_of(num_rows: int, num_positions: int, *, shift: int = 0) -> Tensor:
 
 
 def inputs_of(case: Case, device: str = "cpu") -> Inputs:
-    """Seeded; q, k and v lie in memory as projections leave them."""
+    """Seeded; q, k and v have the memory layout of projections."""
     generator = torch.Generator().manual_seed(case.queries + case.width)
 
     def heads(number: int, positions: int) -> Tensor:

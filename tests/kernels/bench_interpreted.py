@@ -1,4 +1,4 @@
-"""Times one small shape, interpreted, and prints the rows as JSON: the road that a GPU bench takes."""
+"""Times one small shape, interpreted, and prints the rows as JSON: with the code of the GPU benchmark."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forked import interpreter_server, run_forked
-
 
 def results_of(script: str, *arguments: str) -> Any:
     """What a script beside this file prints in its last line, interpreted."""
+    # In pytest only: the scripts run without it, too.
+    from forked import interpreter_server, run_forked
+
     command = [Path(__file__).with_name(script), *arguments]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = run_forked(command, server=interpreter_server(), environment=environment)

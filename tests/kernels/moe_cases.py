@@ -34,12 +34,12 @@ GROUPED = {
     "relu": Grouped(activation="relu", rate=0.4, counts=(40,), width=32, hidden=64),
     "gelu": Grouped(activation="gelu", counts=(1, 16, 15), hidden=16, tiles=(16, 16, 16)),
     "many_groups": Grouped(activation="relu", counts=(1, 0, 2) * 6, width=16, hidden=16),
-    "wide": Grouped(counts=(3, 10), width=72, hidden=136, tiles=(16, 64, 32)),
     "fp16": Grouped(torch.float16, rate=0.3),
     "bf16": Grouped(torch.bfloat16, rate=0.3),
 }
 # The tiles that a GPU would run, at sizes of several of them.
 SLOW_GROUPED = {
+    "wide": Grouped(counts=(3, 10), width=72, hidden=136, tiles=(16, 64, 32)),
     "tiles": Grouped(counts=(70, 0, 300, 130), width=144, hidden=264, rate=0.1, tiles=None),
     "fp16_tiles": Grouped(torch.float16, "geglu", (70, 0, 300, 130), 144, 264, 0.1, None),
     "bf16_tiles": Grouped(torch.bfloat16, "swiglu", (70, 0, 300, 130), 144, 264, 0.1, None),
@@ -97,7 +97,7 @@ def grouped_results(
     names = ["x", *(["gate"] if gates else []), "up", "down"]
     found = {"y": y_ND.detach()} | dict(zip(names, grads, strict=True))
     product_NF = grouped_mm(x_ND, up_EFD, inputs.count_E, impl=impl)
-    # A gradient whose rows lie apart, as it comes from a sum.
+    # A gradient with a row stride of 0, as a sum produces it.
     grad_NF = inputs.grad_ND[:, :1].to(y_ND.dtype).expand_as(product_NF)
     dx, dweight = torch.autograd.grad(product_NF, (x_ND, up_EFD), grad_NF)
     return found | {"product": product_NF.detach(), "product_x": dx, "product_up": dweight}
@@ -168,7 +168,7 @@ SORTED = {
 
 
 def sorted_results(case: Sorted, impl: str, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Places told both ways, and counts."""
+    """Places, their inverse, and counts."""
     generator = torch.Generator().manual_seed(case.experts)
     used = case.used or case.experts
     expert_MK = torch.randint(used, (case.tokens, case.top_k), generator=generator).to(device)

@@ -36,23 +36,24 @@ class Case(NamedTuple):
 CASES = {
     "norm": Case("norm"),
     "norm_one": Case("norm", rows=1, positions=1, width=1),
-    "norm_bf16": Case("norm", dtype=torch.bfloat16),
     "norm_bf16_fp32_weight": Case("norm", dtype=torch.bfloat16, weight_dtype=torch.float32),
     "join_dropout": Case("join", units=0.3, width=530),
     "join_path_bf16": Case("join", path=0.4, dtype=torch.bfloat16),
-    "both": Case(),
     "both_units": Case(units=0.3, width=300),
-    "both_path": Case(path=0.4),
     "both_units_path": Case(units=0.2, path=0.4),
     "both_fp16": Case(units=0.2, path=0.4, dtype=torch.float16),
     "both_bf16": Case(units=0.2, path=0.4, dtype=torch.bfloat16),
     "both_bf16_branch": Case(units=0.2, branch_dtype=torch.bfloat16),
-    "both_bf16_branch_whole": Case(branch_dtype=torch.bfloat16),
     # Many lines to each block of the gradient, the last block short.
     "many_lines": Case(units=0.2, rows=2, positions=10, width=16),
 }
 
+# Their features are those of the cases above, one at a time.
 SLOW_CASES = {
+    "norm_bf16": Case("norm", dtype=torch.bfloat16),
+    "both": Case(),
+    "both_path": Case(path=0.4),
+    "both_bf16_branch_whole": Case(branch_dtype=torch.bfloat16),
     "t5_base": Case(units=0.1, path=0.1, dtype=torch.bfloat16, positions=500, width=768),
     "wide": Case(units=0.1, rows=1, positions=33, width=8192),
     "wide_odd": Case(units=0.1, dtype=torch.bfloat16, rows=1, positions=33, width=5121),

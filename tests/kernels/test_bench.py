@@ -86,7 +86,7 @@ def test_bench_refuses_what_cannot_be_timed(arguments: list[str], said: str) -> 
     assert said in str(result.exception)
 
 
-def test_bench_prints_modelled_times() -> None:
+def test_bench_prints_modeled_times() -> None:
     result = CliRunner().invoke(app, ["bench", "kernels", "--model", "--only", "attention"])
     lines = result.output.splitlines()
     assert lines[0].split()[:3] == ["operation", "shape", "chip"]

@@ -117,7 +117,7 @@ def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
         key = counter.fold(counter.fold(key, 17)[:, None], torch.arange(3))
         return counter.dropout(x * 2, key, rate)
 
-    # Sizes that fill no vector register, where generated code takes its side roads.
+    # Sizes that do not fill a vector register, for which generated code has extra loops.
     shape = (4, 3, 13, 12)
     compilations = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, backend=compilations)

@@ -1,4 +1,4 @@
-"""The quality of the masks: uniform, independent of neighbours on every axis, binomial in number.
+"""The quality of the masks: uniform, independent of neighbors on every axis, binomial in number.
 
 The inputs are fixed, so a test that passes once passes always. Bounds are five standard deviations:
 one failure in about two million for a perfect generator.
@@ -73,7 +73,7 @@ def test_line_keys_do_not_collide() -> None:
 
 @pytest.mark.parametrize("axis", range(5), ids=["step", "row", "site", "position", "unit"])
 @pytest.mark.parametrize("distance", [1, 2, 4])
-def test_words_of_neighbours_are_uncorrelated_in_every_pair_of_bits(
+def test_words_of_neighbors_are_uncorrelated_in_every_pair_of_bits(
     grid: Tensor, axis: int, distance: int
 ) -> None:
     length = grid.shape[axis] - distance

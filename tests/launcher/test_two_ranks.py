@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import training_server
+from forked_python import ONLY_CHILDREN
 from time_limits import START_S
 
 from reptrain.config import RunConfig
@@ -21,8 +24,14 @@ from reptrain_launcher import launch_command, launch_environment, run_launch
 @pytest.mark.ranks
 @pytest.mark.timeout(4 * START_S)
 def test_run_launch_stops_two_ranks_with_a_checkpoint(
-    tiny: Callable[..., RunConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny: Callable[..., RunConfig],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The launcher is an interpreter, its ranks are forks.
+    monkeypatch.setattr(sys, "executable", str(training_server().python))
+    monkeypatch.setenv(ONLY_CHILDREN, "1")
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     settings = tiny("train.total_tokens=4000epochs", "train.zero_stage=1", "evaluate.max_windows=1")
     config.write_text(dump_yaml(settings.model_dump(mode="json")))

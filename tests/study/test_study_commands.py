@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from rich.live import Live
 from run_folders import write_run
 from time_limits import START_S
 
 from reptrain.cli import main
-from reptrain.cli.study_display import _Lines, event_text
+from reptrain.cli.study_display import _Lines, _LiveTable, event_text
 from reptrain.study import StudyConfig, StudyEvent
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
@@ -138,3 +140,18 @@ def test_display_prints_plain_lines_where_there_is_no_terminal(capsys: pytest.Ca
 def test_event_text_shows_speed_and_remaining_time() -> None:
     text = event_text(event("progress", "a", 100, tokens_per_s=0.125))
     assert text == "10%  0 tokens/s  2 h 0 min left"
+
+
+def test_display_is_a_live_table_on_a_terminal() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with Live(console=console, auto_refresh=False) as live:
+        table = _LiveTable(live)
+        table.show(event("start", "first"))
+        table.show(event("progress", "second", 500, tokens_per_s=50.0))
+        live.refresh()
+        table.show(event("done", "first", 1000, seconds=3))
+        live.refresh()
+    text = screen.getvalue()
+    assert "50 tokens/s" in text and "10 s left" in text and "first  done in 3 s" in text
+    assert "1 of 2 done, 1 running" in text

@@ -160,9 +160,9 @@ def test_wrong_tasks_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             load_task(folder, overrides)
-    labelled = load_task(folder, ["kind=classification", "labels=[list, modul]"])
+    labeled = load_task(folder, ["kind=classification", "labels=[list, modul]"])
     with pytest.raises(TextError, match="the target 'module'"):
-        read_report(labelled, TaskLimits())
+        read_report(labeled, TaskLimits())
     with pytest.raises(ConfigError, match="must leave rows to train on"):
         read_rows(load_task(folder), TaskLimits(select_examples=20))
     with pytest.raises(ConfigError, match="must be at most 15"):

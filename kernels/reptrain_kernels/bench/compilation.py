@@ -152,7 +152,7 @@ def resident_blocks(chip: Chip, registers: int, shared_bytes: int, num_warps: in
 
 
 def matrix_instruction(ptx: str) -> str:
-    """Which matrix instruction stands in the code."""
+    """The matrix instruction in the code."""
     for name, text in (("tcgen05", "tcgen05.mma"), ("wgmma", "wgmma.mma_async"), ("mma", "mma.sync")):
         if text in ptx:
             return name

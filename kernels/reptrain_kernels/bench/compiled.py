@@ -1,8 +1,8 @@
 """The table of compiled kernels, kernels/bench/results/compiled.csv.
 
-python -m reptrain_kernels.bench.compiled               writes it anew, in some minutes
+python -m reptrain_kernels.bench.compiled               rewrites the table (minutes)
 python -m reptrain_kernels.bench.compiled --only NAME   the rows of one operation
-python -m reptrain_kernels.bench.compiled --check       tells where the code has become worse than the table
+python -m reptrain_kernels.bench.compiled --check       lists where the code is worse than in the table
 python -m reptrain_kernels.bench.compiled --quick       one shape of each operation, with all its features
 
 The table of the pinned Triton is compiled.csv. The oldest version that setup.cfg promises has a table of its

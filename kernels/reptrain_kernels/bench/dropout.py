@@ -1,4 +1,4 @@
-"""`counter.dropout` at the embeddings of published models: compiled, modelled, timed."""
+"""`counter.dropout` at the embeddings of published models: compiled, modeled, timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernels should reach on a GPU, and whether timed rows say that they do."""
+"""Goals of the kernels on a GPU, and whether measured times meet them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reptrain_kernels.bench.rows import Row
 
 MEMORY_BOUND = ("dropout", "norm", "gated", "rope")
 NOISE = 1.02
-"""A median that is not slower may be so much longer."""
+"""A median counts as not slower up to this ratio."""
 
 
 class GoalResult(NamedTuple):
@@ -27,7 +27,7 @@ class GoalResult(NamedTuple):
 
 
 class _Timed(NamedTuple):
-    """The rows of one shape that have times, by way and pass."""
+    """The rows of one shape that have times, by implementation and pass."""
 
     operation: str
     shape: Any
@@ -38,13 +38,13 @@ class _Timed(NamedTuple):
         return None if row is None else float(row.median_us)
 
     def ratio(self, way: str, other: str, what: str = "both") -> float | None:
-        """How much longer one way takes than another; None where either has no time."""
+        """Time of one implementation over that of another; None if either has no time."""
         ours, theirs = self.median_us(way, what), self.median_us(other, what)
         return None if ours is None or theirs is None else ours / theirs
 
 
 def verdicts(rows: Iterable[Row]) -> list[GoalResult]:
-    """One for each goal and shape of which there are the rows it takes."""
+    """The results of each goal at each shape that has the necessary rows."""
     found: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:
         if not row.said:

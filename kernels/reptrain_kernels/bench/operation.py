@@ -60,7 +60,7 @@ class Work(NamedTuple):
 
 
 class Shape(Protocol):
-    """Sizes at which an operation is compiled, modelled and timed; each operation has its own fields."""
+    """Sizes at which an operation is compiled, modeled and timed; each operation has its own fields."""
 
     @property
     def name(self) -> str:

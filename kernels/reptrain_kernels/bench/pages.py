@@ -21,7 +21,7 @@ the work of each pass and the published rates of the chips.
 """
 _TITLES = {
     "compiled": "Compiled kernels (no spilled bytes is the goal)",
-    "modelled": "Roofline and modeled time of each pass",
+    "modeled": "Roofline and modeled time of each pass",
 }
 
 
@@ -72,7 +72,7 @@ def _microseconds(us: float) -> str:
     return f"{us:.0f}" if us >= 10 else f"{us:.1f}"
 
 
-def modelled(operation: Operation) -> str:
+def modeled(operation: Operation) -> str:
     """Roofline and modeled times at the shown shapes."""
     return _markdown(
         ("shape", "chip", "pass", "roofline µs", "by", "model µs", "by", "ratio"),
@@ -93,7 +93,7 @@ def modelled(operation: Operation) -> str:
     )
 
 
-TABLES: dict[str, Callable[[Operation], str]] = {"compiled": compiled, "modelled": modelled}
+TABLES: dict[str, Callable[[Operation], str]] = {"compiled": compiled, "modeled": modeled}
 
 
 def page() -> str:

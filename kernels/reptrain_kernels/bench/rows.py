@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One pass of one way at one shape."""
+    """One pass of one implementation at one shape."""
 
     date: str
     device: str
@@ -25,6 +25,6 @@ class Row(NamedTuple):
     share_of_copy: str
     share_of_matmul: str
     peak_mib: str
-    """Most memory that was held at once beyond the inputs."""
+    """Peak memory beyond the inputs."""
     said: str
-    """Why there is no time."""
+    """Why there is no time; empty if there is one."""

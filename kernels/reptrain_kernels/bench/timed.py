@@ -111,7 +111,7 @@ def peak_mib(call: Callable[[], object], device: str) -> str:
 
 
 def rows_of(operation: Operation, shape: Any, device: str, timer: Timer, top: Ceilings) -> Iterator[Row]:
-    """Forward, and forward with backward, of every way; one that fails or errs says so instead."""
+    """Forward, and forward with backward, of every implementation; a failure is a row with its reason."""
     try:
         ways = operation.ways(shape, device)
         expected = results(ways, "torch")

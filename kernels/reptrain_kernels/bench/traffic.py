@@ -37,7 +37,7 @@ class Modelled(NamedTuple):
         return self.model_us / self.roofline_us
 
 
-def modelled(operation: Operation, shape: Any, capability: int) -> list[Modelled]:
+def modeled(operation: Operation, shape: Any, capability: int) -> list[Modelled]:
     """Forward and backward."""
     rates = RATES[capability]
     rows = []
@@ -60,7 +60,7 @@ def table(operations: Iterable[Operation] = OPERATIONS.values()) -> list[Modelle
         for shape in operation.shapes
         if shape.dtype != torch.float32 or not operation.matrix_kernels
         for capability in RATES
-        for row in modelled(operation, shape, capability)
+        for row in modeled(operation, shape, capability)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Attention at the shapes of published models: compiled, modelled, timed.
+"""Attention at the shapes of published models: compiled, modeled, timed.
 
 Sizes: B rows, T queries, S keys, H heads, K key-value heads, N width of a head, E end of the bias.
 """

@@ -60,7 +60,7 @@ def _spans(
     causal: bool,
     block: int,
 ) -> Tensor | None:
-    """What each block of queries (or keys) must visit, [B, blocks, 2]; None: the causal mask tells it."""
+    """The range that each block of queries (or keys) visits, [B, blocks, 2]; None: by the causal mask."""
     shown = asking if asking is not None else prefix_BT
     if shown is None:
         return None
@@ -215,7 +215,7 @@ def launch_backward(
 
 
 def bias_slots(end: int, tiles: Tiles) -> tuple[int, int]:
-    """How many near tiles lie below the main diagonal's, and how many there are, of a tile of queries."""
+    """Numbers of near tiles below the main diagonal's and in total, for a tile of queries."""
     below = (end + tiles.keys - 2) // tiles.keys
     return below, below + 1 + (tiles.queries + end - 2) // tiles.keys
 

@@ -1,4 +1,4 @@
-"""Hidden units of MLPs at the sizes of published models: compiled, modelled, timed.
+"""Hidden units of MLPs at the sizes of published models: compiled, modeled, timed.
 
 Sizes: B rows, T positions, F hidden units.
 """

@@ -1,4 +1,4 @@
-"""Experts' MLPs at the shapes of published models: compiled, modelled, timed.
+"""Experts' MLPs at the shapes of published models: compiled, modeled, timed.
 
 Sizes: M tokens, K experts of a token, N = M K rows, E experts, D width, F hidden units of an expert.
 """
@@ -193,8 +193,8 @@ def _moved(shape: GroupedShape, capability: int) -> list[list[Work]]:
 
 
 def _ways(shape: GroupedShape, device: str) -> Ways:
-    """Ours; torch's grouped product with what lies between; and as a measure dense products of as many FLOPs,
-    as if all rows were one expert's."""
+    """Ours; torch's grouped product with the operations between; for comparison, dense products of as many
+    FLOPs, as if all rows belonged to one expert."""
     x, gate, up, down, count, key = grouped_tensors(shape, device)
     leaves = [leaf.requires_grad_() for leaf in (x, gate, up, down) if leaf is not None]
     how: dict[str, Any] = {"activation": shape.activation, "key_N": key, "rate": shape.rate}

@@ -1,4 +1,4 @@
-"""Linear + cross-entropy at the vocabularies of published models: compiled, modelled, timed.
+"""Linear + cross-entropy at the vocabularies of published models: compiled, modeled, timed.
 
 Sizes: N targets, D units, V ids.
 """

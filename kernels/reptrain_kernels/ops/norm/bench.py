@@ -1,4 +1,4 @@
-"""Joining the stream and RMSNorm at the widths of published models: compiled, modelled, timed.
+"""Residual add and RMSNorm at the widths of published models: compiled, modeled, timed.
 
 Sizes: B rows, T positions, D units.
 """

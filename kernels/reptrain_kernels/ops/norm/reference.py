@@ -18,7 +18,7 @@ class Drops(NamedTuple):
     unit_rate: rates.Rate = 0.0
     """Probability of a unit, in [0, 1), a number or packed (see `counter.dropout`)."""
     path_key_B: Tensor | None = None
-    """int64: the call key of each row's branch, which stands for one unit at position 0."""
+    """int64: the call key of each row's branch, a single unit at position 0."""
     path_rate: rates.Rate = 0.0
     """Probability of a row's whole branch, in [0, 1), as the units'."""
 

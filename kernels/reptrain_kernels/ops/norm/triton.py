@@ -31,7 +31,7 @@ _AT_RUN_TIME = (
 
 @triton.jit
 def _is_path_kept(path_key_ptr, row, threshold):
-    """Whether a row keeps its branch, which stands for unit 0 at position 0."""
+    """Whether a row keeps its branch: the mask of unit 0 at position 0."""
     zero = tl.full((), 0, tl.int32)
     return is_kept(line_keys(tl.load(path_key_ptr + row).to(tl.uint64), zero), zero, threshold)
 

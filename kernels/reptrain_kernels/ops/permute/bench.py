@@ -1,4 +1,4 @@
-"""The way of tokens to their experts and back, at published models: compiled, modelled, timed."""
+"""Dispatch and combine of tokens at the sizes of published models: compiled, modeled, timed."""
 
 from __future__ import annotations
 

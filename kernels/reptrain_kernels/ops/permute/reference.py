@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Places(NamedTuple):
-    """A permutation of assignments, told both ways."""
+    """A permutation of assignments and its inverse."""
 
     order_N: Tensor
-    """int64: which assignment stands at each place; assignment m K + k is token m's k-th."""
+    """int64: the assignment at each place; assignment m K + k is token m's k-th."""
     place_MK: Tensor
     """int64: the place of each assignment."""
 

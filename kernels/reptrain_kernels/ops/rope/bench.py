@@ -1,4 +1,4 @@
-"""Rotary embedding at the heads of published models: compiled, modelled, timed.
+"""Rotary embedding at the heads of published models: compiled, modeled, timed.
 
 Sizes: B rows, T positions, H query heads, K key heads, N width of a head.
 """

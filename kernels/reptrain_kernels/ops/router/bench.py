@@ -1,4 +1,4 @@
-"""`router.route` at the sparse layers of published models: compiled, modelled, timed."""
+"""`router.route` at the sparse layers of published models: compiled, modeled, timed."""
 
 from __future__ import annotations
 
