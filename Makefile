@@ -14,8 +14,10 @@
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
+# make test-mutations  a random sample of small changes to the source, by cosmic-ray: which no test finds
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
+# make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -30,8 +32,8 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
-	test-faults test-mutants format-vectors test-triton test-triton-quick coverage coverage-fast gpu-kit \
-	gpu-goldens check docs format clean
+	test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
+	coverage-fast gpu-kit gpu-goldens check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -121,11 +123,18 @@ golden: $(VENV)/.test
 golden-check: $(VENV)/.test
 	$(BIN)/python -m tests.golden.record $(RECORD) --check --loss-tolerance $(TOLERANCE)
 
+test-slurm: $(VENV)/.test
+	$(BIN)/pytest tests/cluster -m slurm
+
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table
 
 test-mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants/try_mutants.py --write
+
+test-mutations: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutations]'
+	$(BIN)/python tests/mutants/sample_mutations.py
 
 format-vectors: $(VENV)/.test
 	$(BIN)/python tests/format/format_vectors.py

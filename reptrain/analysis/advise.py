@@ -352,7 +352,11 @@ def advice_text(advice: Advice) -> str:
         f"  epochs       {_shown(advice, 'epochs', '.3g')}  ({advice.tokens:.3g} tokens)",
         f"  loss         {_shown(advice, 'loss_nats', '.3f')} nats",
         f"  FLOPs        {_shown(advice, 'compute_flops', '.3g')}"
-        + ("" if advice.compute_flops > 0.99 * advice.budget_flops else "  (more would not lower the loss)"),
+        + (
+            ""
+            if advice.compute_flops > 0.99 * advice.budget_flops
+            else "  (the rest of the budget would not lower the loss)"
+        ),
         f"  intervals: {advice.interval_source}",
         "cheapest run within 1% of that loss: {parameters:.3g} parameters, {epochs:.3g} epochs, "
         "{compute_flops:.3g} FLOPs, {loss_nats:.3f} nats".format(**advice.economical),

@@ -40,7 +40,7 @@ class Score(Frozen):
     rmse_nats: float
     rmse_log: float
     aicc: float | None
-    """Corrected AIC with Gaussian errors of log loss. None if there are too few runs."""
+    """Corrected AIC with Gaussian errors of log loss. None for a hold-out, or with too few runs."""
 
 
 class Residual(Frozen):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reptrain.analysis.answers import Fit
-from reptrain.analysis.bootstrap import FEWEST_CLUSTERS
 
 STATEMENTS = ("tuned", "warm-up", "checkpoints", "parameters", "flops", "optimizer")
 """What a table does not show, and the user may state."""
@@ -88,9 +87,8 @@ def _optimizer(fit: Fit) -> str:
 def _intervals(fit: Fit) -> str:
     if fit.num_bootstraps:
         return f"95%, percentiles of {fit.num_bootstraps} bootstrap samples of the clusters"
-    if fit.num_clusters < FEWEST_CLUSTERS:
-        return f"none: {fit.num_clusters} clusters, fewer than {FEWEST_CLUSTERS}"
-    return "none: no bootstrap"
+    refusal = next((w for w in fit.warnings if w.startswith("No intervals: ")), None)
+    return "none: no bootstrap" if refusal is None else refusal.replace("No intervals", "none").rstrip(".")
 
 
 def _holdout(fit: Fit) -> str:

@@ -15,7 +15,7 @@ from reptrain.analysis.answers import (
     Residual,
     Score,
 )
-from reptrain.analysis.bootstrap import FEWEST_CLUSTERS, bootstrap, interval
+from reptrain.analysis.bootstrap import bootstrap, interval
 from reptrain.analysis.decision import Choice, best_for_budget
 from reptrain.analysis.descent import DELTA, Problem, descend, starts
 from reptrain.analysis.laws import Law
@@ -69,7 +69,8 @@ def fit_law(
     best = found[0][1]
     bound = _at_bound(problem, best)
     _check_identified(problem, best, bound)
-    samples = bootstrap(problem, points.clusters, [theta for _, theta, _ in found], num_bootstraps, seed)
+    ends = [theta for _, theta, _ in found]
+    samples, refusal = bootstrap(problem, points.clusters, points.settings, ends, num_bootstraps, seed)
     return Fit(
         law=law.name,
         formula=law.formula,
@@ -90,7 +91,7 @@ def fit_law(
         holdout=None if holdout is None else _holdout_score(law, best, holdout, points),
         decision=None if budget is None else _decision(law, best, budget, points, samples),
         seed_deviation_nats=seed_deviation(points),
-        warnings=_warnings(problem, points, bound, found, num_bootstraps),
+        warnings=_warnings(problem, points, bound, found, refusal),
     )
 
 
@@ -200,24 +201,19 @@ def _parameters(
     return result
 
 
-def score(law: Law, theta: Floats, points: Points, *, free: int = 0) -> Score:
+def score(law: Law, theta: Floats, points: Points, *, free: int | None = None) -> Score:
     """How well a law with these coordinates describes points.
 
     Args:
         law: The law.
         theta: Its coordinates.
         points: The points.
-        free: Number of parameters that were fitted to them, for AICc.
+        free: Number of parameters that were fitted to them, for AICc. None for points that were not fitted.
     """
     log_loss = np.log(points.loss)
     errors = law.log_loss(theta, points.logs)[0] - log_loss
     in_nats = points.loss * np.expm1(errors)
     num, squares = len(points), float(errors @ errors)
-    # Gaussian errors of log loss; their variance is one more parameter.
-    used = free + 1
-    aicc = None
-    if num > used + 1 and squares > 0.0:
-        aicc = num * np.log(squares / num) + 2 * used + 2 * used * (used + 1) / (num - used - 1)
     size = np.abs(errors)
     objective = np.where(size <= DELTA, 0.5 * size**2, DELTA * (size - 0.5 * DELTA)).sum()
     return Score(
@@ -226,8 +222,16 @@ def score(law: Law, theta: Floats, points: Points, *, free: int = 0) -> Score:
         r2_log_loss=_r2(log_loss, errors),
         rmse_nats=float(np.sqrt(np.mean(in_nats**2))),
         rmse_log=float(np.sqrt(squares / num)),
-        aicc=None if aicc is None else float(aicc),
+        aicc=None if free is None else _aicc(num, squares, free),
     )
+
+
+def _aicc(num: int, squares: float, free: int) -> float | None:
+    # Gaussian errors of log loss; their variance is one more parameter.
+    used = free + 1
+    if num <= used + 1 or squares <= 0.0:
+        return None
+    return float(num * np.log(squares / num) + 2 * used + 2 * used * (used + 1) / (num - used - 1))
 
 
 def _r2(measured: Floats, errors: Floats) -> float | None:
@@ -249,11 +253,11 @@ def _residuals(law: Law, theta: Floats, points: Points) -> list[Residual]:
 
 
 def seed_deviation(points: Points) -> float | None:
-    """Pooled standard deviation of the loss at equal settings, in nats; None without replicates."""
+    """Pooled standard deviation of the loss between seeds of one arm, in nats; None without replicates."""
     squares, freedom = 0.0, 0
-    settings = points.settings
-    for setting in np.unique(settings):
-        losses = points.loss[settings == setting]
+    arms = points.arms
+    for arm in np.unique(arms):
+        losses = points.loss[arms == arm]
         squares += float(np.sum((losses - losses.mean()) ** 2))
         freedom += len(losses) - 1
     return float(np.sqrt(squares / freedom)) if freedom else None
@@ -298,7 +302,7 @@ def _warnings(
     points: Points,
     bound: Sequence[str],
     found: Sequence[tuple[float, Floats, int]],
-    num_bootstraps: int,
+    refusal: str | None,
 ) -> list[str]:
     result = []
     if len(found) > 1:
@@ -308,11 +312,8 @@ def _warnings(
         result.append(f"{name} is at its bound, {value:g}: the runs give no finite value, only a direction.")
     if found[0][2] == 1 and problem.free.any():
         result.append("Only one start leads to the best optimum: use more starts.")
-    if num_bootstraps and points.num_clusters < FEWEST_CLUSTERS:
-        result.append(
-            f"No intervals: {points.num_clusters} clusters are too few for a bootstrap, which needs "
-            f"{FEWEST_CLUSTERS}."
-        )
+    if refusal is not None:
+        result.append(f"No intervals: {refusal}.")
     if points.left_out:
         result.append(f"{points.left_out} rows without a loss are left out.")
     return result

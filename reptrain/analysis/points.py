@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
 from reptrain.analysis.questions import Holdout
-from reptrain.analysis.tables import column, numbers, rows_at, values_of
+from reptrain.analysis.tables import column, numbers, refuse_mixed, rows_at, values_of
 from reptrain.errors import AnalysisError
 
 COLUMNS = {"N": "parameters_nonembedding", "D": "consumed_tokens", "U": "unique_tokens"}
@@ -65,8 +65,27 @@ class Points:
         return len(np.unique(self.settings))
 
     @property
+    def arms(self) -> NDArray[np.int64]:
+        """Number of the arm of each run: runs that differ in their seed alone share one.
+
+        The arm is the column `arm`, or else all settings that the table has beside a column `seed`. Two runs
+        may have equal variables of a law and still be different arms.
+        """
+        names = self.table.column_names
+        if "arm" in names:
+            keys = [values_of(self.table, "arm")]
+        elif "seed" in names:
+            known = {*self.columns.values(), *COLUMNS.values()}
+            used = [name for name in names if name in known or name.startswith("set.")]
+            keys = [values_of(self.table, name) for name in used]
+        else:
+            return np.arange(len(self))
+        rows = np.array([repr(row) for row in zip(*keys, strict=True)])
+        return np.asarray(np.unique(rows, return_inverse=True)[1], np.int64).ravel()
+
+    @property
     def settings(self) -> NDArray[np.int64]:
-        """Number of the setting of each run; replicates share one."""
+        """Number of the setting of the law's variables, for each run."""
         stacked = np.stack(list(self.variables.values()))
         _, numbers = np.unique(stacked, axis=1, return_inverse=True)
         return np.asarray(numbers, np.int64).ravel()
@@ -85,6 +104,9 @@ class Points:
         )
 
 
+_UNFINISHED = ("running", "killed", "failed", "preempted", "not run", "damaged", "other config")
+
+
 def points_of(
     table: pa.Table,
     law: Law,
@@ -96,7 +118,7 @@ def points_of(
     """The points of a fit, checked.
 
     Args:
-        table: One row per run. Rows without a loss are left out.
+        table: One row per run. Runs without a loss, or with a `status` other than `done`, are left out.
         law: The law, which names its variables.
         metric: Column of the loss in nats.
         columns: Column of each variable, where it is not the one of a study's table.
@@ -104,18 +126,23 @@ def points_of(
             else each run is a unit.
 
     Raises:
-        AnalysisError: If a column is missing, or a value is NaN, infinite, zero or negative.
+        AnalysisError: If a column is missing, a value is NaN, infinite, zero or negative, or runs are not
+            comparable (other `numerics_version` or `measure`).
     """
     chosen = _columns(law, columns or {})
     present = ~np.asarray(column(table, metric).is_null().to_numpy(zero_copy_only=False), bool)
+    if "status" in table.column_names:
+        # The last loss of an unfinished run is not that of its budget.
+        present &= np.array([status not in _UNFINISHED for status in values_of(table, "status")], bool)
     if not present.any():
         raise AnalysisError(
             f"column {metric}",
-            got="no values",
+            got="no values in finished runs",
             rule="must have a value in at least one row",
             remedy="Run the study first, or name another metric.",
         )
     kept = rows_at(table, present)
+    refuse_mixed(kept, ("numerics_version", "measure"))
     names = next((name for name in _NAMES if name in kept.column_names), None)
     labels = tuple(str(v) for v in values_of(kept, names)) if names else _numbered(present)
     loss = _positive(kept, metric, labels, "The loss must be the mean nats of a finished run.")

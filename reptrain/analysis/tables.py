@@ -5,7 +5,7 @@ A table is a `pyarrow.Table`. No function here knows a column by name; questions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,29 @@ def select(table: pa.Table, where: Mapping[str, Any]) -> pa.Table:
             remedy="Change `where`, or run the missing arms.",
         )
     return table.filter(pa.array(keep))
+
+
+def refuse_mixed(table: pa.Table, names: Sequence[str]) -> None:
+    """Refuse rows that differ in a column, such as `numerics_version`: their values are not comparable.
+
+    Args:
+        table: Rows that are pooled.
+        names: The columns; those that the table lacks are skipped, as are missing values.
+
+    Raises:
+        AnalysisError: If a column has several values.
+    """
+    for name in names:
+        if name not in table.column_names:
+            continue
+        found = sorted({str(value) for value in values_of(table, name) if value is not None})
+        if len(found) > 1:
+            raise AnalysisError(
+                f"column {name}",
+                got=f"{len(found)} values: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}",
+                rule="must have one value in rows that are pooled",
+                remedy=f"Their losses are not comparable: select the rows of one {name}.",
+            )
 
 
 def rows_at(table: pa.Table, keep: NDArray[np.bool_]) -> pa.Table:

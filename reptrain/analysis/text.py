@@ -48,7 +48,7 @@ def fit_text(fit: Fit, checklist: Sequence[tuple[str, str]]) -> str:
 def _parameters(fit: Fit) -> list[str]:
     lines = ["parameters:"]
     for p in fit.parameters:
-        line = f"  {p.name:<6} {p.value:.7g}"
+        line = f"  {p.name:<6} {p.value:.6g}"
         if p.fixed:
             line += "  fixed"
         elif p.low is not None and p.high is not None:
@@ -108,7 +108,7 @@ def _decision(decision: Decision) -> list[str]:
 
     return [
         f"best within {decision.budget_flops:.4g} FLOPs and {decision.unique_tokens:.4g} unique tokens "
-        "(compute is held fixed):",
+        "(compute is what is held):",
         f"  parameters {shown('parameters', '.4g')}",
         f"  epochs {shown('epochs', '.4g')}",
         f"  loss {shown('loss_nats', '.4g')} nats",

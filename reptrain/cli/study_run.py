@@ -11,7 +11,8 @@ import typer
 
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
-from reptrain.report import build_report
+from reptrain.report.claim_lines import claim_sentence
+from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, run_study, verdict
 from reptrain.study.audits import audit_runs
 from reptrain.study.bill import Hardware, bill_of, over_budget
@@ -112,12 +113,14 @@ def audit_and_report(study: StudyConfig, out: Path) -> bool:
         Whether all runs are exact.
     """
     audits = audit_runs(study, out)
-    page = build_report(study, out)
+    page, findings = write_report(study, out, figure_files=True)
     for arm, report in audits.items():
         typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
     rows = collect(study, out)
     typer.echo(verdict(rows))
-    for caution in cautions(study, rows):
+    for result in findings.claims:
+        typer.echo(f"claim {claim_sentence(result)}")
+    for caution in [*cautions(study, rows), *findings.cautions]:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in audits.values())

@@ -33,18 +33,6 @@ def loss_limits(rows: Sequence[ArmRow]) -> tuple[float, float]:
     return max(0.0, low - margin), high + margin
 
 
-def held_out_figure(rows: Sequence[ArmRow]) -> str:
-    """Held-out loss of all arms against tokens seen."""
-    with axes(_WIDTH_IN, _HEIGHT_IN) as (figure, plot):
-        for index, row in enumerate(rows):
-            curve = held_out_curve(row)
-            plot.plot(curve.tokens, curve.nats, color=color(index))
-            if curve.nats:
-                plot.plot(curve.tokens[-1], curve.nats[-1], "o", color=color(index), markersize=4)
-        _loss_axes(plot, loss_limits(rows))
-        return to_svg(figure, name="held-out", description="Held-out loss of all arms against tokens seen")
-
-
 def arm_figure(row: ArmRow, index: int, limits: tuple[float, float]) -> str:
     """Loss of one arm on its training probe and on held-out text, with a tick at the end of each epoch.
 
@@ -87,7 +75,7 @@ def exposures_figure(rows: Sequence[ArmRow]) -> str:
         plot.set_xticks(range(len(times)), [f"{number:,}" for number in times])
         plot.tick_params(which="both", length=0)
         plot.yaxis.set_minor_locator(NullLocator())
-        plot.yaxis.set_major_formatter(FuncFormatter(_short_count))
+        plot.yaxis.set_major_formatter(FuncFormatter(short_count))
         plot.set_xlabel("uses of a token")
         plot.set_ylabel("tokens")
         return to_svg(figure, name="exposures", description="Tokens by number of uses")
@@ -103,7 +91,7 @@ def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
     plot.tick_params(length=0)
     plot.xaxis.set_major_locator(MaxNLocator(4))
     plot.yaxis.set_major_locator(MaxNLocator(5))
-    plot.xaxis.set_major_formatter(FuncFormatter(_short_count))
+    plot.xaxis.set_major_formatter(FuncFormatter(short_count))
 
 
 def _mark_best(plot: Axes, row: ArmRow, held_out: Curve, index: int) -> None:
@@ -140,7 +128,7 @@ def _epoch_ticks(plot: Axes, row: ArmRow) -> None:
     plot.vlines(ends, 0, 0.03, transform=plot.get_xaxis_transform(), color=MUTED, linewidth=0.8)
 
 
-def _short_count(value: float, position: int | None = None) -> str:
+def short_count(value: float, position: int | None = None) -> str:
     """``250000`` as ``250k``, ``1500000`` as ``1.5M``."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:

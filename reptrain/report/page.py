@@ -13,7 +13,17 @@ import jinja2
 
 from reptrain.config.load import dump_yaml
 from reptrain.files import write_atomically
-from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits
+from reptrain.report.claim_lines import claim_lines
+from reptrain.report.drawings import (
+    Drawing,
+    claims_drawing,
+    fit_drawings,
+    proxy_drawings,
+    study_drawings,
+    write_files,
+)
+from reptrain.report.figures import arm_figure, exposures_figure, loss_limits
+from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines
@@ -23,7 +33,10 @@ from reptrain.study.grid import arms, varied_keys
 from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
-from reptrain.study.write_tables import write_tables
+from reptrain.study.words import label
+
+_MOST_PANELS = 12
+_MOST_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,13 @@ class Panel:
     svg: str
 
 
-def build_report(study: StudyConfig, out: Path) -> Path:
+def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> Path:
     """Write ``out/report.html`` and the tables from the study's run folders, in any state.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        figure_files: Whether to write each figure with its data to ``out/figures`` as well.
 
     Returns:
         The page's path.
@@ -45,11 +63,20 @@ def build_report(study: StudyConfig, out: Path) -> Path:
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
+    return write_report(study, out, figure_files=figure_files)[0]
+
+
+def write_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> tuple[Path, Findings]:
+    """The same as `build_report`, with what analysis found."""
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, render(study, collect(study, out), out))
-    write_tables(study, out)
-    return page
+    rows = collect(study, out)
+    findings = find(study, out)
+    drawings = _drawings(rows, findings, out)
+    write_atomically(page, _render(study, rows, findings, drawings, out))
+    if figure_files:
+        write_files(drawings, out / "figures")
+    return page, findings
 
 
 def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
@@ -60,6 +87,13 @@ def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
         rows: Its table.
         out: Its folder, for the machines and the commands.
     """
+    findings = find(study, out)
+    return _render(study, rows, findings, _drawings(rows, findings, out), out)
+
+
+def _render(
+    study: StudyConfig, rows: Sequence[ArmRow], findings: Findings, drawings: Sequence[Drawing], out: Path
+) -> str:
     room = files("reptrain.report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -69,21 +103,45 @@ def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
     return template.render(
         study=study,
         style=(room / "report.css").read_text(encoding="utf-8"),
+        script=(room / "hover.js").read_text(encoding="utf-8"),
         answer=verdict(rows),
-        cautions=cautions(study, rows),
+        cautions=[*cautions(study, rows), *findings.cautions],
+        claims=claim_lines(findings.claims),
+        questions_hash=findings.questions_hash,
+        fits=findings.fits,
+        advice=findings.advice,
         lines=lines,
+        fold_lines=len(lines) > _MOST_LINES,
         several_seeds=len({row.seed for row in rows}) > 1,
-        overview=held_out_figure(rows) if _scored(rows) else "",
-        panels=_panels(rows, lines),
-        exposures=exposures_figure(rows) if any(row.exposures for row in rows) else "",
+        panels=_panels(rows, lines) if len(rows) <= _MOST_PANELS else [],
+        drawings=drawings,
+        exposures=exposures_figure(rows) if _show_exposures(rows) else "",
         machines=machines(rows, out),
-        commands=_commands(rows, out),
+        commands=_commands(out),
+        run_commands=_run_commands(rows, out),
+        fold_commands=len(rows) > _MOST_PANELS,
         settings=dump_yaml(_shared_settings(study)),
     )
 
 
-def _scored(rows: Sequence[ArmRow]) -> list[ArmRow]:
-    return [row for row in rows if row.select.nats or row.report.nats]
+def _show_exposures(rows: Sequence[ArmRow]) -> bool:
+    return any(row.exposures for row in rows) and len(rows) <= _MOST_PANELS
+
+
+def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Drawing]:
+    labels = {row.arm: label(row) for row in rows}
+    names = {
+        arm: labels.get(run, arm)
+        for run, arm in zip(findings.runs["run"].to_pylist(), findings.runs["arm"].to_pylist(), strict=True)
+    }
+    command = f"reptrain study report {shlex.quote(str(out))}"
+    claims = claims_drawing(findings.claims, command)
+    return [
+        *([claims] if claims is not None else []),
+        *study_drawings(findings.runs, findings.evaluations, names),
+        *proxy_drawings(findings.claims, findings.runs, command),
+        *fit_drawings(findings.fits, command),
+    ]
 
 
 def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:
@@ -95,16 +153,26 @@ def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:
     ]
 
 
-def _commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
-    """The commands that repeat the study, each run, each audit, and this page."""
-    study = ["reptrain study run", out / "study.yaml", "--out", out]
-    lines = [study]
+def _commands(out: Path) -> list[str]:
+    """The commands that repeat the study, and this page."""
+    return [
+        _command("reptrain study run", out / "study.yaml", "--out", out),
+        _command("reptrain study report", out),
+    ]
+
+
+def _run_commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
+    """The commands that repeat each run and its audit."""
+    lines = []
     for row in rows:
         run = run_path(out, row.arm)
-        lines.append(["reptrain train", config_path(out, row.arm), "--out", run])
-        lines.append(["reptrain audit", run])
-    lines.append(["reptrain study report", out])
-    return [" ".join([str(line[0]), *(shlex.quote(str(part)) for part in line[1:])]) for line in lines]
+        lines.append(_command("reptrain train", config_path(out, row.arm), "--out", run))
+        lines.append(_command("reptrain audit", run))
+    return lines
+
+
+def _command(name: str, *arguments: object) -> str:
+    return " ".join([name, *(shlex.quote(str(argument)) for argument in arguments)])
 
 
 def _shared_settings(study: StudyConfig) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def sizes_text(data: dict[str, Any]) -> str:
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
-    lines = [f"memory per GPU, {memory['world_size']} GPUs, {memory['precision']}"]
+    gpus = "1 GPU" if memory["world_size"] == 1 else f"{memory['world_size']} GPUs"
+    lines = [f"memory per GPU, {gpus}, {memory['precision']}"]
     lines.append(f"  {'state':>16}  {'buffers on CUDA':>16}  {'buffers on a CPU':>16}  by train.zero_stage")
     for stage, size in memory["state_bytes"].items():
         shown = [_gib(memory["buffer_bytes"][device][stage]) for device in ("cuda", "cpu")]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from reptrain.config import RunConfig, fingerprint
 from reptrain.errors import RunError
 from reptrain.files import read_small
 from reptrain.reading import parse_json
@@ -19,6 +17,7 @@ from reptrain.study.grid import Arm
 from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.tuning import tuned_arms
+from reptrain.tables.losses import at_step, best_evaluation, loss_measure
 
 RowState = Literal[
     "waiting", "created", "running", "done", "failed", "preempted", "other config", "other numerics"
@@ -172,16 +171,11 @@ def _measured(folder: RunFolder, shared: set[str]) -> dict[str, Any]:
     return {
         **curves,
         **_best(scores["select"], scores["report"]),
-        "measure": _measure(folder.config, scored_source.store_fingerprint),
+        "measure": loss_measure(folder.config, scored_source.store_fingerprint),
         "tokens": max((record.tokens for record in records), default=0),
         "gap_nats": select - probe if select is not None and probe is not None else None,
         "tokens_per_s": statistics.median(r.tokens_per_s for r in steps) if steps else None,
     }
-
-
-def _measure(config: RunConfig, store_fingerprint: str) -> str:
-    objective = config.objective.model_dump(exclude={"noise", "input_tokens"})
-    return fingerprint([store_fingerprint, objective, config.window_tokens, config.data.document_mask])
 
 
 def _curve(scores: Sequence[ValidRecord]) -> Curve:
@@ -189,16 +183,12 @@ def _curve(scores: Sequence[ValidRecord]) -> Curve:
 
 
 def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:
-    """The evaluation with the lowest loss on `select`, and the scores on `report` at that step.
-
-    The initial weights are never selected: they are not a result of the run.
-    """
+    """The evaluation with the lowest loss on `select`, and the scores on `report` at that step."""
     start = next((record.nats for record in report or select if record.step == 0), None)
-    selected = [record for record in select if record.step > 0 and math.isfinite(record.nats)]
-    if not selected:
+    best = best_evaluation(select)
+    if best is None:
         return {"start_nats": start}
-    best = min(selected, key=lambda record: record.nats)
-    reported = next((record for record in report if record.step == best.step), None)
+    reported = at_step(report, best.step)
     return {
         "start_nats": start,
         "best_select_nats": best.nats,

@@ -80,7 +80,7 @@ def varied_keys(study: StudyConfig) -> list[str]:
     """The dotted keys that differ between arms by the study file, those of tuning included."""
     keys = [*study.axes]
     for entry in study.arms:
-        keys += [*entry.set, *entry.axes]
+        keys += [*entry.set, *entry.axes, *entry.tune]
     if study.tune is not None:
         keys += [*study.tune.axes]
     return [*dict.fromkeys(keys)]
@@ -104,7 +104,7 @@ def _entries(study: StudyConfig) -> Sequence[ArmEntry]:
     return study.arms or [_UNNAMED]
 
 
-_UNNAMED = ArmEntry.model_construct(name="", set={}, axes={}, seeds=[])
+_UNNAMED = ArmEntry.model_construct(name="", set={}, axes={}, seeds=[], tune={})
 
 
 def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:

@@ -23,6 +23,7 @@ from reptrain.study.sections import (
     Settings,
     Then,
     Tune,
+    check_points,
     flatten,
 )
 
@@ -70,8 +71,25 @@ class StudyConfig(Frozen):
             # An arm's own axis replaces a value that the study sets.
             kept = [key for key in self.set if key not in entry.axes]
             _check_keys(self.axes | entry.axes, [*kept, *entry.set])
+            if self.tune is not None:
+                _check_keys(entry.tune, [*self.set, *self.axes, *entry.set, *entry.axes, *self.tune.set])
         if self.tune is not None:
             _check_keys(self.tune.axes, [*self.set, *self.axes, *self.tune.set])
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_is_fair(self) -> StudyConfig:
+        for entry in self.arms:
+            if entry.tune and self.tune is None:
+                raise ValueError(f"arm {entry.name} has tune, so the study needs tune too, with its seeds")
+            if not entry.tune or self.tune is None:
+                continue
+            own, others = check_points(entry.tune), check_points(self.tune.axes)
+            if own != others:
+                raise ValueError(
+                    f"arm {entry.name} tunes over {own} combinations and the others over {others}; all arms"
+                    " must have the same tuning budget"
+                )
         return self
 
     @model_validator(mode="after")

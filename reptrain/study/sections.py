@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,8 @@ from reptrain.config.base import FileName, Frozen, Positive, Seed
 from reptrain.config.quantities import Count
 from reptrain.config.scheduled import Scheduled
 from reptrain.sizes.match import Vary
+
+_FEWEST_VALUES = 3
 
 
 def flatten(value: Any) -> Any:
@@ -52,6 +55,8 @@ class ArmEntry(Frozen):
     """Further axes of this arm, in addition to those of the study. An axis of the same key replaces it."""
     seeds: list[Seed] = Field(default_factory=list)
     """Seeds of this arm; empty: those of the study."""
+    tune: Axes = Field(default_factory=dict)
+    """Keys to tune for this arm instead of those of the study; as many combinations of values."""
 
 
 class SeedChanges(Frozen):
@@ -172,10 +177,22 @@ class Tune(Frozen):
 
     @model_validator(mode="after")
     def _enough_points(self) -> Tune:
-        for key, values in self.axes.items():
-            if len(values) < 3:
-                raise ValueError(f"{key} must have at least 3 values to tune over; {len(values)} were given")
+        check_points(self.axes)
         return self
+
+
+def check_points(axes: Mapping[str, list[Any]]) -> int:
+    """The number of combinations of values to tune over.
+
+    Raises:
+        ValueError: If a key has too few values.
+    """
+    for key, values in axes.items():
+        if len(values) < _FEWEST_VALUES:
+            raise ValueError(
+                f"{key} must have at least {_FEWEST_VALUES} values to tune over; {len(values)} were given"
+            )
+    return math.prod(map(len, axes.values()))
 
 
 ThenKind = Literal["finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]

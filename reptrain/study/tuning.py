@@ -132,10 +132,16 @@ def _group_key(arm: Arm, tune: Tune) -> Values:
     def counts(key: str) -> bool:
         return any(key == one or key.startswith(f"{one}.") for one in tune.per)
 
-    entry = arm.shown.get("arm") if "arm" in tune.per else None
-    own = [(key, _frozen(value)) for key, value in arm.values.items() if counts(key) and key not in tune.axes]
+    axes = _axes(arm, tune)
+    entry = arm.shown.get("arm") if "arm" in tune.per or arm.point.entry.tune else None
+    own = [(key, _frozen(value)) for key, value in arm.values.items() if counts(key) and key not in axes]
     at = [(key, _nearest(setting(arm.config, key), values)) for key, values in _at(tune, arm).items()]
     return (entry, *own, *at)
+
+
+def _axes(arm: Arm, tune: Tune) -> dict[str, list[Any]]:
+    """The keys to tune for an arm, with their values."""
+    return arm.point.entry.tune or tune.axes
 
 
 def _at(tune: Tune, arm: Arm) -> dict[str, list[Any]]:
@@ -168,7 +174,7 @@ def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], 
     arm = members[0]
     at = dict(key[len(key) - len(tune.at) :])
     name = _group_name(arm, at, tune)
-    ranges = {axis: _as_read(arm, axis, values) for axis, values in tune.axes.items()}
+    ranges = {axis: _as_read(arm, axis, values) for axis, values in _axes(arm, tune).items()}
     extended = dict.fromkeys(ranges, 0)
     names = tuple(dict.fromkeys(member.group for member in members))
     trials: dict[str, Trial] = {}

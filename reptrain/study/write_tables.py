@@ -14,6 +14,7 @@ from reptrain.study.build import build_graph
 from reptrain.study.graph import Node
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.study.scored_nodes import node_evaluations
 from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
 from reptrain.tables.columns import SETTING_PREFIX
 from reptrain.tables.read_run import Row, identify
@@ -44,8 +45,11 @@ def write_tables(
     """
     readings = study_readings(study, out, usd_per_hour=usd_per_hour)
     folder = tables or out / "tables"
-    keys = [*dict.fromkeys(key for node in build_graph(study, out).trainings for key in node.values)]
-    runs, evaluations = runs_table(readings, keys), evaluations_table(readings)
+    graph = build_graph(study, out)
+    keys = [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
+    by_name = {reading.row["run"]: reading.row for reading in readings}
+    runs = runs_table(readings, keys)
+    evaluations = evaluations_table(readings, node_evaluations(graph, out, by_name, study=study.name))
     written = StudyTables(
         folder / "runs.parquet", folder / "evaluations.parquet", runs.num_rows, evaluations.num_rows
     )

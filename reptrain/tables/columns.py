@@ -105,6 +105,19 @@ _LOSSES = (
     ),
 )  # fmt: skip
 
+_ROUTING = (
+    Column(
+        "expert_load", "float64",
+        "Load of the busiest expert over a uniform load, in the worst layer, as a mean over the last fifth of"
+        " the steps. Null for a dense model.",
+    ),
+    Column(
+        "experts_unused", "int64",
+        "In the worst layer, the fewest experts without a token in any of these steps: above 0, some expert"
+        " is probably dead.",
+    ),
+)  # fmt: skip
+
 _COST = (
     Column("device", "string", "Device of the last start: the GPU's name, or `cpu`."),
     Column("num_devices", "int64", "Ranks of the last start."),
@@ -132,7 +145,7 @@ _PROOF = (
     ),
 )  # fmt: skip
 
-RUN_COLUMNS: tuple[Column, ...] = (*_IDENTITY, *_STATE, *_SIZES, *_LOSSES, *_COST, *_PROOF)
+RUN_COLUMNS: tuple[Column, ...] = (*_IDENTITY, *_STATE, *_SIZES, *_LOSSES, *_ROUTING, *_COST, *_PROOF)
 """The columns of runs.parquet, in order. The varied settings come after `cluster`."""
 
 _SCORE_NAMES = {"nats": "loss_nats"}
@@ -146,6 +159,7 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column("split", "string", "`select`, `report`, `probe` (training windows), or the name of another set."),
     Column("source", "string", "Source of the text in a mixture; null in a run on one store."),
     Column("weights", "string", "`own`, or `average` for the averaged weights."),
+    Column("objective", "string", "Objective of the evaluation; of `train` that of the training."),
     Column("step", "int64", "Steps completed before the evaluation."),
     Column("consumed_tokens", "int64", "Tokens consumed before it, repeats counted."),
     Column("epoch", "float64", "Epochs consumed before it."),

@@ -86,9 +86,11 @@ def _parts(
         "num_devices": environment.get("world_size"),
     }
     records = [*folder.metrics.records()]
-    yield _progress([r for r in records if isinstance(r, TrainRecord)], unique, flops_per_token)
+    steps = [r for r in records if isinstance(r, TrainRecord)]
+    yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
-    reading.evaluations = [evaluation_row(record) | {"node": "train"} for record in evaluations]
+    own = {"node": "train", "objective": config.objective.name}
+    reading.evaluations = [evaluation_row(record) | own for record in evaluations]
     source = next((s for s in plan.sources if s.store_fingerprint == scored_store), plan.sources[0])
     suffix = f"/{source.name}" if plan.is_mixture else ""
     yield {
@@ -156,6 +158,20 @@ def _progress(steps: Sequence[TrainRecord], unique: int, flops_per_token: float 
         "steps": steps[-1].step + 1 if steps else 0,
         "tokens_per_second": statistics.median(r.tokens_per_s for r in steps) if steps else None,
         "train_seconds": sum(record.step_ms for record in steps) / 1000 if steps else None,
+    }
+
+
+def _routing(steps: Sequence[TrainRecord]) -> Row:
+    """How unequally the experts of the worst layer were used in these steps."""
+    layers: dict[str, list[tuple[float, int]]] = {}
+    for record in steps:
+        for layer in record.routing or []:
+            layers.setdefault(layer.layer, []).append((layer.load, layer.unused))
+    if not layers:
+        return {}
+    return {
+        "expert_load": max(statistics.fmean(load for load, _ in seen) for seen in layers.values()),
+        "experts_unused": max(min(unused for _, unused in seen) for seen in layers.values()),
     }
 
 
@@ -229,8 +245,8 @@ def _audit(path: Path, status: RunStatus) -> Row:
             rule="must be the report of an audit",
             remedy="Remove the file and audit the run again.",
         ) from error
-    impossible = any(message.startswith("cannot be audited") for message in messages)
-    if impossible:
+    # Audits before format 3 list it among the problems.
+    if audit.get("cannot_say") or any(message.startswith("cannot be audited") for message in messages):
         verdict = "cannot say"
     elif status.step is not None and counted < status.step and exact:
         return {}

@@ -35,9 +35,15 @@ def runs_table(readings: Sequence[RunReading], settings: Sequence[str] = ()) -> 
     return _table(rows, runs_columns(types))
 
 
-def evaluations_table(readings: Iterable[RunReading]) -> pa.Table:
-    """A row for each evaluation of the runs."""
-    return _table([row for reading in readings for row in reading.evaluations], EVALUATION_COLUMNS)
+def evaluations_table(readings: Iterable[RunReading], others: Iterable[Row] = ()) -> pa.Table:
+    """A row for each evaluation.
+
+    Args:
+        readings: The runs, with their own evaluations.
+        others: Rows of other evaluations.
+    """
+    own = [row for reading in readings for row in reading.evaluations]
+    return _table([*own, *others], EVALUATION_COLUMNS)
 
 
 def _setting(reading: RunReading, key: str) -> Any:

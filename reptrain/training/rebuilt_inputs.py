@@ -135,7 +135,7 @@ class Rebuilder:
             stream,
             folder.plan.mixture_plan(),
             folder.plan.step_plan(),
-            build_objective(config, tokenizer, noise_seed=config.seed),
+            build_objective(config, tokenizer, noise_seed=config.seed_of("noise")),
             InputNoise.of(config.regularize.input_noise_by, tokenizer),
         )
 
@@ -162,7 +162,9 @@ class Rebuilder:
             return example
         for step in np.unique(places.step_N).tolist():
             rows = torch.from_numpy(places.step_N == step)
-            context = DropoutContext(self.config.seed, step, torch.from_numpy(places.row_N)[rows])
+            context = DropoutContext(
+                self.config.seed_of("dropout"), step, torch.from_numpy(places.row_N)[rows]
+            )
             rate = Settings.at(position_at(self.plan, self.steps, step), regularize, decay).input_noise
             own = {name: value[rows] for name, value in example.inputs.items()}
             for name, value in self.input_noise(own, rate, context).items():

@@ -37,6 +37,7 @@ def small_study() -> pa.Table:
         {
             "run": [f"u{u}-seed{i % 3}" for i, u in enumerate(unique)],
             "cluster": [f"u{u}-seed{i % 3}" for i, u in enumerate(unique)],
+            "seed": [i % 3 for i in range(15)],
             "set.data.unique_tokens": unique,
             "status": ["done"] * 15,
             "loss_report_final_nats": loss,
@@ -57,6 +58,25 @@ def test_answer_fit_answers_a_power_law_with_few_points() -> None:
     assert curve.variable == "x" and curve.x[0] == 2**14 and curve.x[-1] == pytest.approx(2**17)
     assert dict(answer.checklist)["FLOP convention"].startswith("none")
     assert FitAnswer.model_validate_json(answer.model_dump_json()) == answer
+
+
+def test_answer_fit_of_runs_that_branch_from_one_has_no_interval() -> None:
+    """All short runs share the prefix of seed 0: a third of the samples would have one setting."""
+    tokens = [2**15, 2**16, 2**17, *[2**18] * 5]
+    loss = 3.0 + 900.0 * np.array(tokens, float) ** -0.5
+    table = pa.table(
+        {
+            "run": [f"run-{place}" for place in range(8)],
+            "cluster": ["a"] * 4 + ["b", "c", "d", "e"],
+            "consumed_tokens": tokens,
+            "loss_report_final_nats": loss + 0.01 * np.array([0, 0, 0, 0, 1, -1, 2, -2]),
+        }
+    )
+    question = FitQuestion(name="by-tokens", law="power-constant", columns={"x": "consumed_tokens"})
+    fit = answer_fit(question, table, QUICK._replace(num_starts=32)).fit
+    assert fit is not None and fit.num_bootstraps == 0
+    assert fit.values["E"] == pytest.approx(3.0, abs=0.2)
+    assert any("fewer settings than the law needs" in warning for warning in fit.warnings)
 
 
 def test_answer_fit_selects_runs_and_says_why_it_refuses() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from made_tables import COLUMNS, TRUTH, made_table
 from scipy.optimize import brentq
 
-from reptrain.analysis.fit import fit_law, score
+from reptrain.analysis.fit import fit_law, score, seed_deviation
 from reptrain.analysis.laws import find_law
 from reptrain.analysis.points import Points, held_out, points_of
 from reptrain.analysis.questions import Holdout
@@ -132,13 +134,23 @@ def test_decision_has_an_interval_and_minimizes_the_law() -> None:
     assert decision.low["epochs"] <= decision.epochs <= decision.high["epochs"]
 
 
-def test_seed_deviation_is_that_of_runs_with_equal_settings() -> None:
+@pytest.mark.parametrize("column", ["arm", "seed"])
+def test_seed_deviation_is_that_between_seeds_of_an_arm(column: str) -> None:
+    # The last two have the same x, but different unique tokens: they are no replicates.
     table = pa.table(
-        {"x": [1.0, 1.0, 2.0, 2.0, 4.0, 8.0], "loss": [3.0, 3.2, 2.5, 2.7, 2.0, 1.7], "run": list("abcdef")}
+        {
+            "x": [1.0, 1.0, 2.0, 2.0, 4.0, 4.0],
+            "unique_tokens": [1, 1, 2, 2, 3, 4],
+            "loss": [3.0, 3.2, 2.5, 2.7, 2.0, 1.7],
+            column: ["a", "a", "b", "b", "c", "d"] if column == "arm" else [0, 1, 0, 1, 0, 0],
+        }
     )
     law = find_law("power")
-    fit = fit_law(law, points_of(table, law, metric="loss", columns={"x": "x"}), num_starts=2)
-    assert fit.seed_deviation_nats == pytest.approx(np.sqrt(0.02))
+    made = points_of(table, law, metric="loss", columns={"x": "x"})
+    assert seed_deviation(made) == pytest.approx(np.sqrt(0.02))
+    assert (
+        seed_deviation(points_of(table.drop_columns(column), law, metric="loss", columns={"x": "x"})) is None
+    )
 
 
 def test_holdout_is_scored_and_never_fitted() -> None:
@@ -192,3 +204,20 @@ def test_fit_refuses_a_law_that_the_runs_do_not_determine(law: str, column: str,
     table = table.set_column(table.column_names.index(column), column, pa.array(same))
     with pytest.raises(AnalysisError, match=f"runs that do not determine .*({unknown})"):
         fit_law(find_law(law), points(table, law), num_starts=4)
+
+
+@pytest.mark.slow
+def test_300_runs_with_1000_bootstraps_take_under_two_minutes() -> None:
+    table = made_table("data-constrained", TRUTH["data-constrained"], noise=0.01, seed=2, num_runs=300)
+    begun = time.process_time()
+    fit = fit_law(
+        find_law("data-constrained"),
+        points(table, "data-constrained"),
+        num_bootstraps=1000,
+        budget=(1e21, 1e9),
+    )
+    assert time.process_time() - begun < 120
+    assert fit.num_bootstraps == 1000 and fit.decision is not None and fit.decision.low is not None
+    for parameter in fit.parameters:
+        assert parameter.low is not None and parameter.high is not None
+        assert parameter.low < parameter.value < parameter.high

@@ -12,6 +12,7 @@ TUTORIALS = [
     ROOT / "README.md",
     ROOT / "docs" / "quickstart.md",
     *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ROOT / "docs" / "guides" / "own-study.md",
 ]
 """Pages whose every `sh` block a test runs."""
 
@@ -21,6 +22,18 @@ def shell_lines(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
     return [line for line in blocks.splitlines() if shlex.split(line, comments=True)]
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The programs of a page's `python` blocks."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a page tells its reader to save: `yaml` blocks that begin with a comment of the name."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", text, flags=re.DOTALL)
+    return dict(found)
 
 
 def reptrain_arguments(page: Path) -> list[list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from forked import training_server
-from page_commands import ROOT, TUTORIALS, shell_lines
+from page_commands import ROOT, TUTORIALS, files_of, python_blocks, shell_lines
 from time_limits import takes_up_to
 
 STOPPED = 3
@@ -50,9 +50,11 @@ def workspace(folder: Path, *, documents: int | None) -> None:
 
 
 def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
-    """Run a page's commands in a folder; all must succeed, or stop where --max-minutes is given."""
+    """Run a page's commands in a folder, then its Python; all must succeed, or stop by --max-minutes."""
     path = f"{first_on_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    for name, content in files_of(page).items():
+        (folder / name).write_text(content)
     for line in shell_lines(page):
         ended = subprocess.run(
             ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
@@ -60,6 +62,8 @@ def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
         expected = {0, STOPPED} if "--max-minutes" in shlex.split(line) else {0}
         assert ended.returncode in expected, f"{line}\n{ended.stdout}{ended.stderr}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr}"
+    for program in python_blocks(page):
+        subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ def store_of(words: list[str]) -> str | None:
     out = words[words.index("--out") + 1] if "--out" in words else None
     if words[0] == "tokenize":
         return out
-    return f"{out or 'runs/demo'}/store" if words[0] == "demo" else None
+    default = "runs/demo-quick" if "--quick" in words else "runs/demo"
+    return f"{out or default}/store" if words[0] == "demo" else None
 
 
 def test_no_two_commands_write_one_store_in_different_ways() -> None:

@@ -403,28 +403,28 @@ MUTANTS = [
         (AUDITOR, REPLAY),
     ),
     Mutant(
-        "moments saved under each other's name", "checkpoint", "reptrain/checkpoint/state.py",
-        "MOMENTS = (\"exp_avg\", \"exp_avg_sq\")\n", "MOMENTS = (\"exp_avg_sq\", \"exp_avg\")\n",
-        (REPLAY,), run="two ranks",
+        "moments saved under each other's name", "checkpoint", "reptrain/checkpoint/state_files.py",
+        "    tensors = {f\"{kind}:{p.name}@{p.start}\": view for p in held",
+        "    other = {'exp_avg': 'exp_avg_sq', 'exp_avg_sq': 'exp_avg'}\n"
+        "    tensors = {f\"{other.get(kind, kind)}:{p.name}@{p.start}\": view for p in held",
+        (AUDITOR, REPLAY), run="two ranks",
     ),
     # Evaluation, which no replay covers.
     Mutant(
-        "evaluation with dropout", "evaluation", "reptrain/evaluation/sets.py",
-        "        engine.eval()\n", "        engine.train()\n", ("tests/training/test_objective_runs.py",),
+        "bytes of the text counted one percent too high", "evaluation", "reptrain/evaluation/score.py",
+        "    return Score(nats, int(loss_tokens), text_bytes,", "    return Score(nats, int(loss_tokens), 1.01 * text_bytes,",
+        ("tests/training/test_objective_runs.py::test_bits_per_byte_are_of_the_bytes_of_the_scored_windows",),
     ),
     Mutant(
-        "a score divided by the scored tokens of the first micro-batch", "evaluation", "reptrain/evaluation/score.py",
-        "    return Score(nats, int(loss_tokens),", "    return Score(nats, int(loss_tokens) // len(micro_batches),",
-        ("tests/training/test_objective_runs.py",),
-    ),
-    Mutant(
-        "held-out windows drawn by the run's seed", "evaluation", "reptrain/evaluation/sets.py",
+        "noise of a score keyed by the run's seed", "evaluation", "reptrain/evaluation/sets.py",
         "noise_seed=int(store.fingerprint[:15], 16)", "noise_seed=config.seed",
-        ("tests/training/test_objective_runs.py",),
+        ("tests/training/test_objective_runs.py::"
+         "test_sets_of_a_source_are_scored_under_equal_noise_and_samples_under_other",),
     ),
     Mutant(
-        "early stopping compares with the newest loss", "evaluation", "reptrain/training/early_stopping.py",
-        "self._best = min(self._best, nats)", "self._best = nats", ("tests/training/test_regularize.py",),
+        "evaluations without improvement not counted", "evaluation", "reptrain/training/early_stopping.py",
+        "        self._without = 0 if is_better else self._without + 1\n", "        self._without = 0\n",
+        ("tests/training/test_regularize.py::test_patience_ends_a_run_early_and_for_good",),
     ),
     Mutant(
         "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/state_files.py",

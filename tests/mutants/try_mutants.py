@@ -1,6 +1,6 @@
 """Plants each mutant, and shows what finds it.
 
-    python tests/mutants/try_mutants.py [--only NAME ...] [--write]
+    python tests/mutants/try_mutants.py [--only NAME ...] [--results FILE] [--write]
 
 Exit code 1 if a mutant is not found by what must find it. `--write` puts the table into docs/reliability.md.
 """
@@ -8,10 +8,12 @@ Exit code 1 if a mutant is not found by what must find it. `--write` puts the ta
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -98,29 +100,39 @@ def write(text: str) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
+def not_finding(mutant: Mutant, names: Sequence[str]) -> list[str]:
+    """What must find a mutant, and does not."""
+    return sorted(set(mutant.caught_by) - {NOTHING} - set(names))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", metavar="NAME", help="a mutant to try; repeatable")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    parser.add_argument("--results", type=Path, help="JSON file that an interrupted call resumes from")
     options = parser.parse_args()
     preload()
-    chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
     found: dict[str, list[str]] = {}
-    missed = []
+    if options.results is not None and options.results.exists():
+        found = json.loads(options.results.read_text())
+    chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
+    chosen = [mutant for mutant in chosen if mutant.name not in found]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trials = Trials(Path(folder))
         for number, mutant in enumerate(chosen):
             began = time.monotonic()
             names = found[mutant.name] = trials.found_by(mutant, number)
-            wanted = set(mutant.caught_by) - {NOTHING}
-            if not wanted <= set(names):
-                missed.append(mutant.name)
-            verdict = "MISSED by " + ", ".join(sorted(wanted - set(names))) if mutant.name in missed else "ok"
-            print(f"{verdict}: {mutant.name}: {', '.join(names) or 'nothing'}", end="  ")
+            missing = ", ".join(not_finding(mutant, names))
+            print(
+                f"{f'MISSED by {missing}' if missing else 'ok'}: {mutant.name}: {', '.join(names)}", end="  "
+            )
             print(f"({time.monotonic() - began:.0f} s)", flush=True)
+            if options.results is not None:
+                options.results.write_text(json.dumps(found, indent=1))
     print("\n" + table(found))
+    missed = any(not_finding(mutant, found.get(mutant.name, mutant.caught_by)) for mutant in MUTANTS)
     if options.write and not options.only:
         if missed:
             print("not all were found: docs/reliability.md stays as it is")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptrain.report.figures import arm_figure, exposures_figure, held_out_figure, loss_limits, spread
+from reptrain.report.figures import arm_figure, exposures_figure, loss_limits, spread
 from reptrain.report.svg import NUM_COLORS, axes, color, to_svg
 from reptrain.study import ArmRow
 from reptrain.study.collect import Curve
@@ -76,12 +76,6 @@ def test_arm_figure_marks_the_end_of_every_epoch() -> None:
     assert num_ticks(ROW) == 4
     assert num_ticks(ROW.model_copy(update={"epochs": 2.5})) == 2
     assert num_ticks(ROW.model_copy(update={"epochs": 1000.0})) == 0
-
-
-def test_held_out_figure_has_a_line_for_each_arm() -> None:
-    svg = held_out_figure([ROW, ROW.model_copy(update={"report": Curve(), "select": Curve()}), ROW])
-    assert "var(--arm-1)" in svg
-    assert "var(--arm-3)" in svg
 
 
 def test_loss_limits_hold_every_finite_value() -> None:

@@ -283,6 +283,22 @@ def test_tuning_at_some_values_serves_the_nearest_ones() -> None:
     assert {trial.config.data.unique_tokens for trial in groups[1].trials} == {16384}
 
 
+def test_an_arm_tunes_keys_of_its_own_with_the_same_budget() -> None:
+    arms_ = [{"name": "a"}, {"name": "b", "tune": {"model.dropout.residual": [0.1, 0.2, 0.3]}}]
+    study = study_of(**{**TUNED, "arms": arms_})
+
+    def loss(config: RunConfig, name: str) -> float:
+        return abs(config.model.dropout.residual.value - 0.2) + abs(config.optimizer.lr - 2e-3)
+
+    found, groups = tuned_by(study, loss)
+    chosen = {arm.point.entry.name: (arm.config.optimizer.lr, arm.config.model.dropout.residual.value)
+              for arm in found}  # fmt: skip
+    assert chosen == {"a": (2e-3, 0.0), "b": (1e-3, 0.2)}
+    assert [len(group.trials) for group in groups] == [6, 6]
+    with pytest.raises(ValueError, match="arm b tunes over 4 combinations and the others over 3"):
+        study_of(**{**TUNED, "arms": [{"name": "b", "tune": {"optimizer.lr": [1, 2, 3, 4]}}]})
+
+
 def test_arms_wait_for_their_tuning(tmp_path: Path) -> None:
     graph = build_graph(study_of(**TUNED, then=[{"name": "x", "do": "evaluate"}]), tmp_path)
     assert {node.role for node in graph.nodes if not node.pending} == {"tune"}

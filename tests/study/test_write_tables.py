@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.study import StudyConfig, arms
-from reptrain.study.paths import run_path
+from reptrain.study.build import build_graph
+from reptrain.study.paths import result_path, run_path
 from reptrain.study.schema import save_study
 from reptrain.study.write_tables import write_tables
 
@@ -72,6 +73,38 @@ def test_evaluations_carry_the_identity_of_their_run(out: Path) -> None:
     reported = [row for row in rows if row["split"] == "report" and row["run"] == rows[0]["run"]]
     last = max(reported, key=lambda row: int(row["step"]))
     assert last["loss_nats"] == runs[last["run"]]["loss_report_final_nats"]
+
+
+def test_scores_of_nodes_are_rows_too(out: Path) -> None:
+    nodes = [{"name": "scores", "do": "evaluate"}, {"name": "together", "do": "ensemble", "over": "seeds"}]
+    study = StudyConfig.model_validate({**STUDY.model_dump(), "then": nodes})
+    run, other = (f"unique_tokens-4096.weight_decay-0.0.seed-{seed}" for seed in (0, 1))
+    score = {
+        "run": str(out / "runs" / run), "step": 3, "objective": "span_corruption", "set": "report",
+        "nats": 5.5, "bits_per_byte": 2.0, "gap_nats": 0.1, "accuracy": 0.2, "scored_tokens": 100,
+    }  # fmt: skip
+    both = score | {"run": f"{out / 'runs' / run} + {out / 'runs' / other}", "nats": 5.0}
+    graph = build_graph(study, out)
+    for name, output in ((f"scores.{run}", [score]), ("together." + run.rpartition(".")[0], [score, both])):
+        path = result_path(out, name)
+        path.parent.mkdir(exist_ok=True)
+        record = {"fingerprint": graph.by_name[name].fingerprint, "output": output}
+        path.write_text(json.dumps(record))
+    # The result of another version of the node, and a damaged one.
+    result_path(out, f"scores.{other}").write_text(json.dumps({"fingerprint": "0", "output": [score]}))
+    result_path(out, "scores.unique_tokens-1024.weight_decay-0.0.seed-0").write_text("{")
+
+    rows = pq.read_table(write_tables(study, out).evaluations).to_pylist()
+    alone, member, together = (row for row in rows if row["node"] != "train")
+    assert (alone["run"], alone["seed"], alone["objective"], alone["epoch"]) == (
+        run,
+        0,
+        "span_corruption",
+        2.0,
+    )
+    assert (alone["node"], alone["loss_nats"], member["loss_nats"]) == (f"scores.{run}", 5.5, 5.5)
+    assert (together["run"], together["seed"], together["loss_nats"]) == (f"{run} + {other}", None, 5.0)
+    assert together["arm"] == "unique_tokens-4096.weight_decay-0.0" and together["epoch"] is None
 
 
 def test_command_writes_where_it_says(out: Path, tmp_path: Path) -> None:

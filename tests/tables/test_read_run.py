@@ -144,6 +144,7 @@ def test_missing_files_are_damage_except_those_that_a_run_may_lack(run: Path) ->
         ({"exact": False, "as_planned": False}, "not exact"),
         ({"exact": False, "as_planned": True}, "as planned"),
         ({"exact": False, "problems": [{"message": "cannot be audited: no ledger"}]}, "cannot say"),
+        ({"exact": False, "cannot_say": ["ledger.jsonl is missing"]}, "cannot say"),
         # The run has taken a step since.
         ({"exact": True, "steps": 2}, "not audited"),
         ({"exact": True, "steps": 2, "not_applied": {"num_skipped": 1}}, "exact"),

@@ -19,7 +19,6 @@ from reptrain.hub.export import export_model
 from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
-from reptrain.study.grid import Arm
 from reptrain.study.paths import is_run_of
 from reptrain.text import SentencePieceTokenizer
 from reptrain.training.init_from import open_parent
@@ -109,7 +108,7 @@ def test_resume_accepts_another_path_of_the_same_parent(
     for spelled in (f"{parent}/", parent.name, f"../{parent.parent.name}/{parent.name}", tmp_path / "link"):
         same = config(spelled)
         assert folder.with_recorded_parent(same).init_from == str(parent)
-        assert is_run_of(Arm("arm", same, {}), folder)
+        assert is_run_of(same, folder)
     with pytest.raises(ResumeError, match="init_from="):
         train(config(tmp_path / "nowhere"), run)
     other = tmp_path / "other"

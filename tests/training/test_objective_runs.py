@@ -246,6 +246,12 @@ def test_sets_of_a_source_are_scored_under_equal_noise_and_samples_under_other(
     found = evaluation_sets(run.config, run.sources, run.tokenizer, world=run.world, micro_batch_windows=12)
     masks = {of.name: of.micro_batches[0].noise["is_noise_BL"] for of in found}
     assert torch.equal(masks["probe"], masks["select"]) and torch.equal(masks["probe"], masks["report"])
+    # Arms of other seeds are scored under the same noise.
+    other = evaluation_sets(
+        run.config.model_copy(update={"seed": 7}), run.sources, run.tokenizer, world=run.world,
+        micro_batch_windows=12, only=["select"],
+    )  # fmt: skip
+    assert torch.equal(masks["select"], other[0].micro_batches[0].noise["is_noise_BL"])
     samples = masks["probe"].view(3, 4, 32)
     assert not torch.equal(samples[0], samples[1]) and not torch.equal(samples[1], samples[2])
     for of in found:

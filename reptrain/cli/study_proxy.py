@@ -1,0 +1,139 @@
+"""Judge a cheap model as a stand-in for an expensive one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reptrain.cli.common import show, study_app
+from reptrain.cli.options import AsJson
+from reptrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reptrain.analysis.proxy import ProxyPair
+
+
+@study_app.command("proxy")
+def study_proxy(
+    proxy: Annotated[
+        Path, typer.Argument(metavar="PROXY", help="Runs of the proxy: a Parquet or CSV file, or a study.")
+    ],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="Runs of the target.", show_default="the study's")
+    ] = None,
+    over: Annotated[str, typer.Option("--over", metavar="COLUMN", help="The setting that is tuned.")] = "lr",
+    metric: Annotated[str, typer.Option("--metric", metavar="COLUMN", help="The loss.")] = "loss",
+    proxy_groups: Annotated[
+        str, typer.Option("--proxy-groups", metavar="COLUMN,...", help="Columns that name a proxy.")
+    ] = "",
+    target_groups: Annotated[
+        str,
+        typer.Option(
+            "--target-groups",
+            metavar="COLUMN,...",
+            help="Columns that name a target. Targets that agree in the first count as one independent unit.",
+        ),
+    ] = "",
+    proxy_size: Annotated[
+        str, typer.Option("--proxy-size", metavar="SQL", help="Parameters of a proxy that cost FLOPs.")
+    ] = "parameters_active",
+    target_size: Annotated[
+        str, typer.Option("--target-size", metavar="SQL", help="Parameters of a target.")
+    ] = "parameters_active",
+    tokens: Annotated[
+        str, typer.Option("--tokens", metavar="SQL", help="Tokens of a run.")
+    ] = "consumed_tokens",
+    tokens_within: Annotated[
+        float, typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a pair.")
+    ] = 1.5,
+    nearest: Annotated[
+        bool, typer.Option("--nearest/--all", help="Only the proxy nearest in size, or all proxies.")
+    ] = False,
+    most_regret: Annotated[
+        float,
+        typer.Option("--most-regret", min=0.0, help="The claim: the pick costs less than this many nats."),
+    ] = 0.01,
+    most_shift: Annotated[
+        float,
+        typer.Option("--most-shift", min=0.0, help="The claim: best values agree within these doublings."),
+    ] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Judge whether a setting that is tuned on a proxy can be used for the target.
+
+    With two tables, every target is compared with the proxies of about as many tokens. With a study alone,
+    each of its claims of the kind `regret` is shown. Losses are the lowest over all other settings.
+    """
+    from reptrain.analysis.proxy import judge_proxy, pair_up, read_sweeps
+    from reptrain.analysis.tables import read_table
+    from reptrain.report.claim_lines import claim_sentence
+
+    if target is None:
+        _of_study(proxy, as_json=as_json)
+        return
+    sweeps = []
+    for file, groups, size in ((proxy, proxy_groups, proxy_size), (target, target_groups, target_size)):
+        names = _names(groups, "--proxy-groups" if file is proxy else "--target-groups")
+        sweeps.append(
+            read_sweeps(
+                read_table(file),
+                over=over,
+                metric=metric,
+                groups=names,
+                unit=names[0],
+                cost=f"6.0 * ({size}) * ({tokens})",
+                match={"tokens": tokens, "size": size},
+            )
+        )
+    pairs = pair_up(*sweeps, within={"tokens": tokens_within}, nearest="size" if nearest else None)
+    answer = judge_proxy(
+        pairs, setting=over, most_regret=most_regret, most_shift=most_shift, metric="regret in nats"
+    )
+    lines = [_line(pair) for pair in answer.pairs]
+    lines += [claim_sentence(answer.shift), claim_sentence(answer.regret)]
+    show(answer.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
+
+
+def _names(text: str, option: str) -> Sequence[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise ConfigError(
+            option,
+            got="nothing",
+            rule="must name a column",
+            remedy="Name the columns that tell models apart.",
+        )
+    return names
+
+
+def _of_study(folder: Path, *, as_json: bool) -> None:
+    from reptrain.analysis.claims import judge
+    from reptrain.analysis.proxy import compare, sweeps_of_claim
+    from reptrain.analysis.tables import read_table
+    from reptrain.report.claim_lines import claim_sentence
+    from reptrain.study import open_study
+
+    study, table = open_study(folder), read_table(folder)
+    results = [result for result in judge(table, study.claims) if result.claim.contrast.kind == "regret"]
+    pairs = [compare(*sweeps_of_claim(table, result.claim)) for result in results]
+    text = [f"{claim_sentence(result)}\n  {_line(pair)}" for result, pair in zip(results, pairs, strict=True)]
+    shown = [
+        {"claim": result.model_dump(mode="json"), "pair": pair.model_dump(mode="json")}
+        for result, pair in zip(results, pairs, strict=True)
+    ]
+    show(shown, "\n".join(text) or "The study has no claim of the kind regret.", as_json=as_json)
+
+
+def _line(pair: ProxyPair) -> str:
+    rank = "unknown" if pair.rank_correlation is None else f"{pair.rank_correlation:.2f}"
+    shift = "" if pair.shift_doublings is None else f" ({pair.shift_doublings:+.2f} doublings)"
+    outside = ", outside the target's values" if pair.outside else ""
+    return (
+        f"{pair.target} | {pair.proxy}: best {pair.target_best:.3g},"
+        f" pick {pair.proxy_pick:.3g}{shift}{outside}, regret {pair.regret:.4f},"
+        f" rank correlation {rank} at {pair.num_common} values,"
+        f" cost {pair.cost_ratio:.2f}x"
+    )

@@ -1,0 +1,121 @@
+"""The claims of a study as the lines of a table, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reptrain.analysis.claims import ClaimResult, Judgment
+
+_UNITS = {"nats": "nats", "bits_per_byte": "bits/byte"}
+
+
+@dataclass(frozen=True)
+class ClaimLine:
+    """One claim as text.
+
+    Attributes:
+        name: Name of the claim.
+        statement: The claim in one sentence.
+        verdict: Its verdict.
+        cells: (heading, value) pairs, the same headings in every line.
+        facts: (name, value) pairs about how the verdict was reached.
+        excluded: (run or seed, reason) of what was left out.
+        seeds: (unit, effect) pairs.
+    """
+
+    name: str
+    statement: str
+    verdict: str
+    cells: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    excluded: tuple[tuple[str, str], ...]
+    seeds: tuple[tuple[str, str], ...]
+
+
+def claim_lines(results: Sequence[ClaimResult]) -> list[ClaimLine]:
+    """The lines of the claims table, in the order of the claims."""
+    return [_line(result) for result in results]
+
+
+def claim_sentence(result: ClaimResult) -> str:
+    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``."""
+    judged = result.judged
+    parts: list[str] = [judged.verdict]
+    if judged.effect is not None:
+        parts.append(f"{_interval(judged)} {_unit(judged)}".strip())
+    if judged.seeds_used:
+        parts.append(f"n = {judged.seeds_used}")
+    if judged.seeds_needed:
+        parts.append(f"{judged.seeds_needed} more needed")
+    reason = f" ({judged.reason})" if judged.reason else ""
+    return f"{result.claim.name}: {', '.join(parts)}{reason}"
+
+
+def _line(result: ClaimResult) -> ClaimLine:
+    claim, judged, other = result.claim, result.judged, result.other_checkpoint
+    return ClaimLine(
+        name=claim.name,
+        statement=claim.statement,
+        verdict=judged.verdict,
+        cells=(
+            ("effect", _interval(judged)),
+            ("minimum", _minimum(result)),
+            ("seeds", _seeds(judged)),
+            (_checkpoint(other), f"{other.verdict} {_effect(other)}".strip() if other is not None else "–"),
+        ),
+        facts=tuple(_facts(result)),
+        excluded=tuple(judged.excluded.items()),
+        seeds=tuple((unit.unit, _number(unit.effect)) for unit in judged.units),
+    )
+
+
+def _checkpoint(other: Judgment | None) -> str:
+    return "other checkpoint" if other is None or "best" in other.metric else "final checkpoint"
+
+
+def _interval(judged: Judgment) -> str:
+    if judged.effect is None:
+        return "–"
+    if judged.coverage is None:
+        return _number(judged.effect)
+    low, high = ("…" if bound is None else _number(bound) for bound in (judged.low, judged.high))
+    return f"{_number(judged.effect)} [{low}, {high}]"
+
+
+def _effect(judged: Judgment) -> str:
+    return "" if judged.effect is None else _number(judged.effect)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _minimum(result: ClaimResult) -> str:
+    claim = result.claim
+    sign = {"greater": "> ", "less": "< −", "equal": "± "}[claim.direction]
+    return f"{sign}{claim.minimum_effect:g}"
+
+
+def _seeds(judged: Judgment) -> str:
+    if not judged.seeds_used:
+        return "–"
+    return f"{judged.seeds_used}" + (f", {judged.seeds_needed} more needed" if judged.seeds_needed else "")
+
+
+def _unit(judged: Judgment) -> str:
+    return next((unit for part, unit in _UNITS.items() if part in judged.metric), "")
+
+
+def _facts(result: ClaimResult) -> list[tuple[str, str]]:
+    claim, judged = result.claim, result.judged
+    facts = [("metric", judged.metric), ("family", claim.family)]
+    if judged.reason:
+        facts.append(("reason", judged.reason))
+    if judged.method is not None and judged.coverage is not None:
+        facts += [("method", judged.method), ("coverage", f"{100 * judged.coverage:.4g} %")]
+    if judged.p is not None:
+        facts += [("p", f"{judged.p:.2g}"), ("p after Holm", f"{judged.p_adjusted:.2g}")]
+    if judged.look is not None and claim.max_seeds is not None:
+        facts.append(("look", f"{judged.look} of 2, at {judged.seeds_used} seeds"))
+    return facts

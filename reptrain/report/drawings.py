@@ -1,0 +1,304 @@
+"""The figures of a report, each with its data, the query behind it, and a file for print."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+from matplotlib.figure import Figure
+
+from reptrain.analysis import views
+from reptrain.analysis.answers import FitAnswer
+from reptrain.analysis.claims import ClaimResult
+from reptrain.analysis.proxy import sweeps_of_claim
+from reptrain.analysis.views import View
+from reptrain.errors import AnalysisError
+from reptrain.files import write_atomically
+from reptrain.report import plots
+from reptrain.report.svg import PAGE, PRINT, Paint, to_print, to_svg
+
+_MOST_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report.
+
+    Attributes:
+        name: A file name, unique in the report.
+        title: Its title.
+        draw: Draws it in some colors.
+        data: Its data.
+        query: The SQL query or the command that gives the data.
+        note: What the marks mean.
+        legend: (color variable, label) of each curve.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[Paint], Figure]
+    data: pa.Table
+    query: str
+    note: str = ""
+    legend: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+    @property
+    def svg(self) -> str:
+        """The figure for the page."""
+        return to_svg(self.draw(PAGE), name=self.name, description=self.title)
+
+    @property
+    def csv(self) -> bytes:
+        """The data as CSV."""
+        buffer = io.BytesIO()
+        pyarrow.csv.write_csv(self.data, buffer)
+        return buffer.getvalue()
+
+    @property
+    def csv_uri(self) -> str:
+        """The data as a link that the page carries itself."""
+        return f"data:text/csv;base64,{base64.b64encode(self.csv).decode()}"
+
+
+def write_files(drawings: Sequence[Drawing], folder: Path) -> None:
+    """Write each figure as NAME.pdf, NAME.png, NAME.csv and NAME.sql."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings:
+        figure = drawing.draw(PRINT)
+        for suffix, content in (
+            ("pdf", to_print(figure, "pdf")),
+            ("png", to_print(figure, "png")),
+            ("csv", drawing.csv),
+            ("sql", drawing.query.encode() + b"\n"),
+        ):
+            write_atomically(folder / f"{drawing.name}.{suffix}", content)
+
+
+def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, str]) -> list[Drawing]:
+    """The figures that any study has data for.
+
+    Args:
+        runs: The table of runs.
+        evaluations: The table of evaluations.
+        names: Label of each arm.
+    """
+    drawings = [
+        _tokens(views.loss_against_tokens(runs, evaluations), names),
+        *_epochs(runs),
+        _map(views.loss_map(runs)),
+        _gap(views.gap(runs)),
+        _load(views.expert_load(runs), names),
+        _cost(views.cost(runs), names),
+    ]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def _tokens(view: View, names: Mapping[str, str]) -> Drawing | None:
+    arms = [arm for (arm,) in plots.by_last_epoch(view.table)]
+    if not arms:
+        return None
+    return Drawing(
+        view.name,
+        "Held-out loss against tokens seen",
+        partial(plots.curves_over_tokens, view.table, names),
+        view.table,
+        view.sql,
+        "Means over the seeds, with their range. Marks: ends of epochs, or of 1, 2, 4, 8 … epochs.",
+        _legend([names[arm] for arm in arms]),
+    )
+
+
+def _epochs(runs: pa.Table) -> list[Drawing | None]:
+    final = views.by_epochs(runs, "loss-against-epochs", "loss_report_final_nats")
+    best = views.by_epochs(runs, "loss-against-epochs-best", "loss_report_best_nats")
+    if final.table.num_rows < 2:
+        return [None]
+    return [
+        Drawing(
+            final.name,
+            "Held-out loss against epochs",
+            partial(plots.curves_over_epochs, [final.table, best.table], final.series),
+            final.table,
+            final.sql,
+            "Solid: end of training. Dashed: where the selection split is lowest. Lines: range of the seeds.",
+            _series_legend(final),
+        )
+    ]
+
+
+def _map(view: View | None) -> Drawing | None:
+    if view is None or view.table.num_rows < 4:
+        return None
+    return Drawing(
+        view.name,
+        "Final held-out loss by unique tokens and size",
+        partial(plots.heat_map, view.table, view.series[0]),
+        view.table,
+        view.sql,
+        "Nats per token, a mean over runs. To the right there is less text, which is repeated more often.",
+    )
+
+
+def _gap(view: View) -> Drawing | None:
+    if view.table.num_rows < 2:
+        return None
+    return Drawing(
+        view.name,
+        "Generalization gap against epochs",
+        partial(plots.curves_over_epochs, [view.table], view.series, label="gap, nats per token"),
+        view.table,
+        view.sql,
+        "Final loss on held-out text minus final loss on training text.",
+        _series_legend(view),
+    )
+
+
+def _load(view: View | None, names: Mapping[str, str]) -> Drawing | None:
+    if view is None:
+        return None
+    return Drawing(
+        view.name,
+        "Load of the busiest expert",
+        partial(plots.bars, view.table, "expert_load", names, label="times a uniform load"),
+        view.table,
+        view.sql,
+        "In the worst layer, over the last fifth of the steps. 1 is a uniform load.",
+    )
+
+
+def _cost(view: View, names: Mapping[str, str]) -> Drawing | None:
+    if view.table.num_rows < 1:
+        return None
+    return Drawing(
+        view.name,
+        "Training time",
+        partial(plots.bars, view.table, "device_hours", names, label="device-hours"),
+        view.table,
+        view.sql,
+        "Time in training steps times devices, all seeds together. The CSV has FLOPs, speed and money.",
+    )
+
+
+def claims_drawing(results: Sequence[ClaimResult], command: str) -> Drawing | None:
+    """Effects with their intervals; None if no claim has an effect."""
+    if not any(result.judged.effect is not None for result in results):
+        return None
+    return Drawing(
+        "claims",
+        "Effects and their intervals",
+        partial(plots.claims_forest, results),
+        claims_table(results),
+        command,
+        "Dot: mean effect. Bar: interval after all corrections. Ticks: seeds. Dotted: minimum effect.",
+    )
+
+
+def claims_table(results: Sequence[ClaimResult]) -> pa.Table:
+    """One row for each claim and checkpoint."""
+    rows = [
+        {
+            "claim": result.claim.name,
+            "family": result.claim.family,
+            "direction": result.claim.direction,
+            "minimum_effect": result.claim.minimum_effect,
+            **judged.model_dump(exclude={"units", "runs", "excluded"}),
+        }
+        for result in results
+        for judged in (result.judged, result.other_checkpoint)
+        if judged is not None
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str) -> list[Drawing]:
+    """For each claim of the kind ``regret``: the target's loss against the proxy's, at each setting."""
+    drawings = []
+    for result in results:
+        claim = result.claim
+        try:
+            proxy, target = sweeps_of_claim(runs, claim)
+        except AnalysisError:
+            continue
+        rows = [
+            {"value": value, "proxy_loss": loss, "target_loss": target.losses[value]}
+            for value, loss in sorted(proxy.losses.items())
+            if value in target.losses
+        ]
+        points = [
+            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}: {r['target_loss']:.3f}") for r in rows
+        ]
+        if points:
+            drawings.append(
+                Drawing(
+                    f"proxy-{claim.name}",
+                    f"{claim.name}: target against proxy",
+                    partial(plots.scatter, points, "loss of the proxy, nats", "loss of the target, nats"),
+                    pa.Table.from_pylist(rows),
+                    command,
+                    f"One dot for each value of {claim.contrast.tuned.over[0]}."
+                    if claim.contrast.tuned
+                    else "",
+                )
+            )
+    return drawings
+
+
+def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:
+    """The curves and residuals of each fit."""
+    drawings = []
+    for answer in answers:
+        fit = answer.fit
+        if fit is None:
+            continue
+        rows = [
+            {"run": r.run, "held_out": held, **r.variables, "loss": r.loss, "predicted": r.predicted}
+            for held, residuals in (
+                (False, fit.residuals),
+                (True, fit.holdout.residuals if fit.holdout else []),
+            )
+            for r in residuals
+        ]
+        data = pa.Table.from_pylist(rows)
+        if answer.curves:
+            drawings.append(
+                Drawing(
+                    f"fit-{answer.name}",
+                    f"{answer.name}: {fit.law} law through the runs",
+                    partial(plots.fit_curves, fit, answer.curves),
+                    data,
+                    command,
+                    "Dots: runs. Lines: the law.",
+                    _legend([curve.label for curve in answer.curves[:_MOST_NAMED]]),
+                )
+            )
+        drawings.append(
+            Drawing(
+                f"fit-{answer.name}-residuals",
+                f"{answer.name}: residuals",
+                partial(plots.fit_residuals, fit),
+                data,
+                command,
+                "Predicted minus measured loss. Rings: runs that the fit did not see.",
+            )
+        )
+    return drawings
+
+
+def _legend(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Colors of few curves by name; many curves have the first, the last, and steps between."""
+    if len(labels) <= 1:
+        return []
+    if len(labels) <= _MOST_NAMED:
+        return [(f"arm-{index + 1}", label) for index, label in enumerate(labels)]
+    return [("step-3", labels[0]), ("step-9", labels[-1])]
+
+
+def _series_legend(view: View) -> list[tuple[str, str]]:
+    keys = dict.fromkeys(tuple(row[name] for name in view.series) for row in view.table.to_pylist())
+    return _legend([plots.series_label(key, view.series) for key in keys])

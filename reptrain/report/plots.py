@@ -1,0 +1,348 @@
+"""Figures of a study's tables: the result of a query in, a matplotlib figure out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from reptrain.analysis.answers import Curve, Fit
+from reptrain.analysis.claims import ClaimResult
+from reptrain.report.figures import short_count
+from reptrain.report.svg import Paint, axes, tip
+
+_WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
+_MOST_TIPS = 300
+_MOST_NAMED = 6
+_LONGEST_VALUE = 32
+_MOST_TICKS = 7
+Rows = list[dict[str, Any]]
+
+
+def curves_over_tokens(table: pa.Table, names: Mapping[str, str], paint: Paint) -> Figure:
+    """Held-out loss of each arm against tokens, with a mark at the end of each epoch.
+
+    Args:
+        table: Result of `loss_against_tokens`.
+        names: Label of each arm.
+        paint: Colors.
+    """
+    groups = by_last_epoch(table)
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        tips = sum(map(len, groups.values())) <= _MOST_TIPS
+        for index, ((arm,), rows) in enumerate(groups.items()):
+            x, y = _column(rows, "consumed_tokens"), _column(rows, "loss_nats")
+            _line(plot, x, y, index, len(groups), paint)
+            if any(row["seeds"] > 1 for row in rows):
+                plot.fill_between(
+                    x, _column(rows, "lowest_nats"), _column(rows, "highest_nats"),
+                    color=_shade(index, len(groups), paint), alpha=0.15, linewidth=0,
+                )  # fmt: skip
+            _epoch_marks(plot, rows, _shade(index, len(groups), paint))
+            for row in rows if tips else ():
+                text = f"{names[str(arm)]}: {row['loss_nats']:.3f} nats at {row['epoch']:.3g} epochs"
+                _hover(plot, row["consumed_tokens"], row["loss_nats"], text)
+        _loss_axis(plot)
+        plot.set_xlim(left=0)
+        plot.set_xlabel("tokens seen")
+        plot.xaxis.set_major_locator(MaxNLocator(4))
+        plot.xaxis.set_major_formatter(FuncFormatter(short_count))
+        return figure
+
+
+def by_last_epoch(table: pa.Table) -> dict[tuple[Any, ...], Rows]:
+    """The rows of each arm of `loss_against_tokens`, those with the fewest epochs first."""
+    groups = _grouped(table.to_pylist(), ["arm"])
+    return dict(sorted(groups.items(), key=lambda group: (group[1][-1]["epoch"], group[0])))
+
+
+def curves_over_epochs(
+    tables: Sequence[pa.Table], series: Sequence[str], paint: Paint, *, label: str = "nats per token"
+) -> Figure:
+    """A metric against epochs. The first table is drawn solid, a second one dashed.
+
+    Args:
+        tables: Results of `by_epochs`.
+        series: Columns that name a curve.
+        paint: Colors.
+        label: Label of the vertical axis.
+    """
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        epochs: set[float] = set()
+        for dashed, table in enumerate(tables):
+            groups = _grouped(table.to_pylist(), series)
+            for index, (key, rows) in enumerate(groups.items()):
+                shade = _shade(index, len(groups), paint)
+                x, y = _column(rows, "epochs"), _column(rows, "mean")
+                epochs.update(x)
+                plot.plot(x, y, color=shade, linestyle=(0, (3, 2)) if dashed else "-")
+                plot.vlines(x, _column(rows, "lowest"), _column(rows, "highest"), color=shade, linewidth=1)
+                for row in rows:
+                    name = series_label(key, series)
+                    text = f"{name + ': ' if name else ''}{row['mean']:.3f} at {row['epochs']:.3g} epochs of "
+                    text += f"{row['unique_tokens']:,} tokens, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
+                    plot.plot(
+                        row["epochs"], row["mean"], "o", color=shade, markersize=4, gid=tip(text),
+                        fillstyle="none" if dashed else "full",
+                    )  # fmt: skip
+        _loss_axis(plot)
+        plot.set_ylabel(label)
+        _epoch_axis(plot, epochs)
+        return figure
+
+
+def heat_map(table: pa.Table, second: str, paint: Paint) -> Figure:
+    """Final loss by unique tokens and a second quantity, with the number in each cell.
+
+    Args:
+        table: Result of `loss_map`.
+        second: Column of the vertical axis.
+        paint: Colors.
+    """
+    rows = table.to_pylist()
+    across = sorted({row["unique_tokens"] for row in rows}, reverse=True)
+    up = sorted({row[second] for row in rows})
+    losses = _column(rows, "loss_nats")
+    low, high = min(losses), max(losses)
+    with axes(_WIDTH_IN, max(1.8, 0.9 + 0.55 * len(up)), paint) as (figure, plot):
+        for row in rows:
+            x, y = across.index(row["unique_tokens"]), up.index(row[second])
+            step = round((row["loss_nats"] - low) / (high - low or 1.0) * (len(paint.steps) - 1))
+            text = f"{row['loss_nats']:.3f} nats after {row['epochs']:.3g} epochs of {row['unique_tokens']:,}"
+            cell = plot.bar(
+                x, 1, 0.96, y - 0.5, color=paint.steps[step], linewidth=0, gid=tip(f"{text} tokens")
+            )
+            cell[0].set_gid(tip(f"{text} tokens, {row['runs']} run{'s' * (row['runs'] > 1)}"))
+            ink = paint.panel if step > len(paint.steps) // 2 else paint.ink
+            plot.text(x, y, f"{row['loss_nats']:.2f}", ha="center", va="center", color=ink)
+        plot.set_xticks(range(len(across)), [short_count(value) for value in across])
+        plot.set_yticks(range(len(up)), [short_count(value) for value in up])
+        plot.tick_params(length=0)
+        plot.spines[:].set_visible(False)
+        plot.set_xlabel("unique tokens")
+        plot.set_ylabel({"parameters_nonembedding": "parameters"}.get(second, "tokens seen"))
+        return figure
+
+
+def claims_forest(results: Sequence[ClaimResult], paint: Paint) -> Figure:
+    """The effect of each claim with its interval, its seeds, and the minimum effect."""
+    shown = [(result, effect) for result in results if (effect := result.judged.effect) is not None]
+    with axes(_WIDTH_IN, 0.9 + 0.42 * len(shown), paint) as (figure, plot):
+        plot.axvline(0, color=paint.rule, linewidth=1)
+        for place, (result, effect) in enumerate(reversed(shown)):
+            judged, claim = result.judged, result.claim
+            shade = {"supported": paint.good, "contradicted": paint.bad}.get(judged.verdict, paint.muted)
+            for unit in judged.units:
+                plot.plot(
+                    unit.effect, place, "|", color=paint.muted, markersize=7, markeredgewidth=1,
+                    gid=tip(f"{unit.unit}: {unit.effect:.3f}"),
+                )  # fmt: skip
+            if judged.low is not None and judged.high is not None:
+                plot.plot([judged.low, judged.high], [place] * 2, color=shade, linewidth=2.4)
+            text = f"{claim.name}: {judged.verdict}, effect {effect:.3f}"
+            plot.plot(effect, place, "o", color=shade, markersize=6, gid=tip(text))
+            for bound in _bounds(result):
+                plot.plot(
+                    [bound] * 2, [place - 0.3, place + 0.3], color=paint.ink, linewidth=1, linestyle=":"
+                )
+        plot.set_yticks(range(len(shown)), [result.claim.name for result, _ in reversed(shown)])
+        plot.set_ylim(-0.6, len(shown) - 0.4)
+        plot.tick_params(length=0)
+        plot.grid(axis="x")
+        plot.set_axisbelow(True)
+        plot.spines["left"].set_visible(False)
+        plot.set_xlabel("effect: treatment minus control")
+        plot.xaxis.set_major_locator(MaxNLocator(5))
+        return figure
+
+
+def _bounds(result: ClaimResult) -> list[float]:
+    claim = result.claim
+    if claim.direction == "equal":
+        return [-claim.minimum_effect, claim.minimum_effect]
+    return [-claim.minimum_effect if claim.direction == "less" else claim.minimum_effect]
+
+
+def bars(table: pa.Table, column: str, names: Mapping[str, str], paint: Paint, *, label: str) -> Figure:
+    """One horizontal bar for each arm.
+
+    Args:
+        table: Has the columns ``arm`` and `column`.
+        column: The length of a bar.
+        names: Label of each arm.
+        paint: Colors.
+        label: Label of the horizontal axis.
+    """
+    rows = table.to_pylist()[:24]
+    labels = [_two_lines(names[row["arm"]]) for row in reversed(rows)]
+    step_in = 0.46 if any("\n" in text for text in labels) else 0.34
+    with axes(_WIDTH_IN, 0.9 + step_in * len(rows), paint) as (figure, plot):
+        for place, row in enumerate(reversed(rows)):
+            text = f"{names[row['arm']]}: {row[column]:.4g} {label}"
+            bar = plot.barh(place, row[column], 0.62, color=paint.arm(0))
+            bar[0].set_gid(tip(text))
+            plot.annotate(
+                f"{row[column]:.3g}", (row[column], place), (4, 0), textcoords="offset points", va="center"
+            )
+        plot.set_yticks(range(len(rows)), labels)
+        plot.tick_params(length=0)
+        plot.spines["left"].set_visible(False)
+        plot.set_xlabel(label)
+        plot.set_xlim(0, 1.15 * max((row[column] for row in rows), default=1) or 1)
+        plot.xaxis.set_major_locator(MaxNLocator(4))
+        return figure
+
+
+def fit_curves(fit: Fit, curves: Sequence[Curve], paint: Paint) -> Figure:
+    """The law's curves through the runs."""
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        for index, curve in enumerate(curves[:_MOST_NAMED]):
+            plot.plot(curve.x, curve.loss, color=_shade(index, min(len(curves), _MOST_NAMED), paint))
+        variable = curves[0].variable
+        for residual in fit.residuals:
+            text = f"{residual.run}: {residual.loss:.3f} nats, predicted {residual.predicted:.3f}"
+            plot.plot(
+                residual.variables[variable],
+                residual.loss,
+                "o",
+                color=paint.ink,
+                markersize=3.5,
+                gid=tip(text),
+            )
+        plot.set_xscale("log")
+        _loss_axis(plot)
+        plot.set_xlabel(fit.columns.get(variable, variable).replace("_", " "))
+        _count_axis(plot, [residual.variables[variable] for residual in fit.residuals])
+        return figure
+
+
+def fit_residuals(fit: Fit, paint: Paint) -> Figure:
+    """Predicted minus measured loss against the measured loss; runs that were held out are rings."""
+    held_out = fit.holdout.residuals if fit.holdout is not None else []
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        plot.axhline(0, color=paint.rule, linewidth=1)
+        for residual, ring in [*((r, False) for r in fit.residuals), *((r, True) for r in held_out)]:
+            text = f"{residual.run}: {residual.error:+.3f} nats{' (held out)' if ring else ''}"
+            plot.plot(
+                residual.loss, residual.error, "o", color=paint.arm(int(ring)), markersize=4 + ring,
+                fillstyle="none" if ring else "full", gid=tip(text),
+            )  # fmt: skip
+        plot.grid(axis="y")
+        plot.set_axisbelow(True)
+        plot.tick_params(length=0)
+        plot.set_xlabel("measured nats per token")
+        plot.set_ylabel("predicted minus measured")
+        plot.xaxis.set_major_locator(MaxNLocator(5))
+        plot.yaxis.set_major_locator(MaxNLocator(5))
+        return figure
+
+
+def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str, paint: Paint) -> Figure:
+    """Points with a text each: (x, y, text)."""
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        for x, y, text in points:
+            plot.plot(x, y, "o", color=paint.arm(0), markersize=5, gid=tip(text))
+        plot.grid()
+        plot.set_axisbelow(True)
+        plot.tick_params(length=0)
+        plot.set_xlabel(xlabel)
+        plot.set_ylabel(ylabel)
+        plot.xaxis.set_major_locator(MaxNLocator(4))
+        plot.yaxis.set_major_locator(MaxNLocator(5))
+        return figure
+
+
+def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
+    """A curve in words: ``d_model 128, dropout 0.1``; a named arm by its name."""
+    return ", ".join(_setting(name, value) for name, value in zip(series, key, strict=True))
+
+
+def _setting(name: str, value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
+
+
+def _grouped(rows: Rows, keys: Sequence[str]) -> dict[tuple[Any, ...], Rows]:
+    groups: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _column(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows]
+
+
+def _shade(index: int, count: int, paint: Paint) -> str:
+    """A categorical color for few curves, a step from light to dark for many."""
+    if count <= _MOST_NAMED:
+        return paint.arm(index)
+    return paint.steps[2 + round(index / (count - 1) * (len(paint.steps) - 3))]
+
+
+def _line(plot: Axes, x: Sequence[float], y: Sequence[float], index: int, count: int, paint: Paint) -> None:
+    plot.plot(x, y, color=_shade(index, count, paint))
+
+
+def _hover(plot: Axes, x: float, y: float, text: str) -> None:
+    """An invisible target for the pointer."""
+    plot.plot(x, y, "o", color="none", markersize=9, gid=tip(text))
+
+
+def _epoch_marks(plot: Axes, rows: Rows, shade: str) -> None:
+    """Marks on a curve at the ends of epochs: of each up to 16, else of powers of two."""
+    last = rows[-1]["epoch"]
+    if not last or last < 1:
+        return
+    whole = range(1, math.floor(last + 1e-9) + 1)
+    ends = (
+        [float(n) for n in whole] if last <= 16 else [2.0**k for k in range(math.floor(math.log2(last)) + 1)]
+    )
+    epoch = _column(rows, "epoch")
+    x = np.interp(ends, epoch, _column(rows, "consumed_tokens"))
+    y = np.interp(ends, epoch, _column(rows, "loss_nats"))
+    plot.plot(x, y, "|", color=shade, markersize=7, markeredgewidth=1.4)
+
+
+def _loss_axis(plot: Axes) -> None:
+    plot.set_ylabel("nats per token")
+    plot.grid(axis="y")
+    plot.set_axisbelow(True)
+    plot.tick_params(length=0)
+    plot.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _epoch_axis(plot: Axes, epochs: Iterable[float]) -> None:
+    values = sorted(set(epochs))
+    plot.set_xlabel("epochs")
+    if len(values) > 1 and values[-1] / max(values[0], 1e-9) >= 8:
+        plot.set_xscale("log", base=2)
+    spaced = values[:1]
+    octaves = math.log2(values[-1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0
+    for value in values[1:]:
+        if spaced[-1] <= 0 or math.log2(value / spaced[-1]) >= octaves / _MOST_TICKS:
+            spaced.append(value)
+    plot.xaxis.set_major_locator(FixedLocator(spaced))
+    plot.xaxis.set_minor_locator(NullLocator())
+    plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+
+
+def _count_axis(plot: Axes, values: Sequence[float]) -> None:
+    distinct = sorted(set(values))
+    step = max(1, math.ceil(len(distinct) / 5))
+    plot.xaxis.set_major_locator(FixedLocator(distinct[::step]))
+    plot.xaxis.set_minor_locator(NullLocator())
+    plot.xaxis.set_major_formatter(FuncFormatter(short_count))
+
+
+def _two_lines(text: str, length: int = 34) -> str:
+    """A label on one line, or on two if it has a comma; a longer line is clipped."""
+    lines = text.split(", ", 1) if len(text) > length else [text]
+    return "\n".join(line if len(line) <= length else line[: length - 1] + "…" for line in lines)
