@@ -48,8 +48,14 @@ def main(address: str, python: str) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
         pid = int(connection.recv(64))
+
+        def forward(number: int, frame: object) -> None:
+            # The process may have ended.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
         for number in _FORWARDED:
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+            signal.signal(number, forward)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         code = int(connection.recv(64) or b"1")
     if code < 0:

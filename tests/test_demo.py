@@ -56,7 +56,7 @@ def test_demo_trains_audits_and_answers(demo: tuple[Path, str]) -> None:
     assert "4 epochs of 8,192 tokens reached" in printed
     assert "64 epochs of 512 tokens" in printed
     page = (out / "report.html").read_text()
-    assert page.count("<svg") >= 4 and "<script" not in page
+    assert page.count("<svg") >= 4 and page.count("<script") == 1 and "<script src" not in page
     for epochs in (4, 16, 64):
         assert f">{epochs}<" in page or f"{epochs} epochs" in page
 
