@@ -18,11 +18,20 @@ def shorten(arguments: list[str]) -> list[str]:
         return [*arguments, *small, *stop]
     if arguments[:2] == ["study", "run"]:
         one_arm = "arms=[{name: repeated, set: {data.unique_tokens: 2**10}}]"
-        return [*arguments, one_arm, "claims=[]", "seeds=[0]", "train.total_tokens=2**11", *_SMALL[1:]]
+        return [
+            *arguments,
+            one_arm,
+            "claims=[]",
+            "fits=[]",
+            "then=[]",
+            "seeds=[0]",
+            "train.total_tokens=2**11",
+            *_SMALL[1:],
+        ]
     if command == "tokenize":
         return [*arguments, "--vocab-size", "400", "--processes", "1"]
     if command == "demo":
-        out = [] if "--out" in arguments else ["--out", "runs/demo"]
+        out = [] if "--out" in arguments or "--quick" in arguments else ["--out", "runs/demo"]
         return [*arguments, "--quick", "--store-only", *out]
     if command == "generate":
         return [*arguments, "--max-new-tokens", "4"]
