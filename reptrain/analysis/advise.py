@@ -113,11 +113,6 @@ def advise(unique_tokens: float, compute: float, *, fit: Fit | None = None, samp
     Raises:
         AnalysisError: If a quantity is not positive.
     """
-    for name, value in (("unique tokens", unique_tokens), ("compute", compute)):
-        if not 0.0 < value < np.inf:
-            raise AnalysisError(
-                name, got=value, rule="must be finite and above zero", remedy="Fix the value."
-            )
     basis = public_basis() if fit is None else fitted_basis(fit)
     law = find_law(basis.law)
     choice = best_for_budget(law, basis.constants, compute, unique_tokens)

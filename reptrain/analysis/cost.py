@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reptrain.analysis.tables import check_positive
 from reptrain.config.base import Frozen
 from reptrain.errors import AnalysisError
 
@@ -79,10 +80,21 @@ def cost(
         pue: Power usage effectiveness: energy of the building over that of the GPUs.
 
     Raises:
-        AnalysisError: If neither a rate nor what gives one is known.
+        AnalysisError: If neither a rate nor what gives one is known, or a quantity is not positive.
 
     Source: Chowdhery et al., PaLM, 2022, appendix B, for MFU: rematerialization does not count.
     """
+    check_positive(
+        tokens=tokens,
+        num_gpus=num_gpus,
+        tokens_per_second_per_gpu=tokens_per_second_per_gpu,
+        mfu=mfu,
+        peak_flops=peak_flops,
+        unique_tokens=unique_tokens,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+        watts=watts,
+        pue=pue,
+    )
     rate = tokens_per_second_per_gpu
     if rate is None:
         if mfu is None or load is None or peak_flops is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
+from reptrain.analysis.tables import check_positive
 from reptrain.errors import AnalysisError
 
 _SIZES, _BUDGETS, _ZOOMS = 161, 33, 4
@@ -46,8 +47,9 @@ def best_for_budget(law: Law, values: Mapping[str, float], compute: float, uniqu
         unique_tokens: Unique tokens at hand.
 
     Raises:
-        AnalysisError: If the law does not have N and D.
+        AnalysisError: If the law does not have N and D, or a quantity is not positive.
     """
+    check_positive(compute=compute, unique_tokens=unique_tokens)
     if not {"N", "D"} <= set(law.variables):
         raise AnalysisError(
             f"law {law.name}",

@@ -30,6 +30,7 @@ NEAR_BEST = 1.01
 _SAME = 1e-4
 """Two optima are one if no prediction differs by more than this, relatively."""
 _MOST_OPTIMA = 12
+_LARGEST_COUNT = 100_000
 _SINGULAR = 1e-7
 _AT_BOUND = 1e-6
 
@@ -64,6 +65,7 @@ def fit_law(
         AnalysisError: If the points are too few, or do not determine the law.
     """
     problem = Problem(law, points.logs, np.log(points.loss), dict(fixed or {}))
+    _check_request(problem, own_starts, {"starts": num_starts, "bootstraps": num_bootstraps}, budget)
     _check_count(problem, points)
     found = _local_optima(problem, own_starts, num_starts, seed)
     best = found[0][1]
@@ -101,15 +103,49 @@ def predict(fit_or_values: Fit | Mapping[str, float], law: Law, variables: Mappi
     return law.loss(values, variables)
 
 
+def _check_request(
+    problem: Problem,
+    own_starts: Sequence[Mapping[str, float]],
+    counts: Mapping[str, int],
+    budget: tuple[float, float] | None,
+) -> None:
+    """Refuse what no fit can be asked for, before any work."""
+    for name, count in counts.items():
+        if not 0 <= count <= _LARGEST_COUNT:
+            raise AnalysisError(
+                name, got=count, rule=f"must be from 0 to {_LARGEST_COUNT:,}", remedy="Choose fewer."
+            )
+    for kind, given in (("fixed parameter", problem.fixed), *(("start", start) for start in own_starts)):
+        _check_values(kind, problem.law, given)
+    if budget is not None:
+        best_for_budget(problem.law, problem.law.values(_middle(problem.law)), *budget)
+
+
+def _check_values(kind: str, law: Law, given: Mapping[str, float]) -> None:
+    known = {parameter.name: parameter for parameter in law.parameters}
+    for name, value in given.items():
+        if name not in known:
+            raise AnalysisError(
+                f"{kind} of {law.name}",
+                got=name,
+                rule=f"must be among {', '.join(known)}",
+                remedy="Use one of these names.",
+            )
+        low, high = known[name].lower, known[name].upper
+        if not low <= value <= high:
+            raise AnalysisError(
+                f"{kind} {name} of {law.name}",
+                got=value,
+                rule=f"must be from {low:g} to {high:g}",
+                remedy="Fix the value.",
+            )
+
+
+def _middle(law: Law) -> Floats:
+    return np.array([np.mean([p.coordinate(value) for value in p.starts]) for p in law.parameters])
+
+
 def _check_count(problem: Problem, points: Points) -> None:
-    unknown = [name for name in problem.fixed if name not in problem.law.names]
-    if unknown:
-        raise AnalysisError(
-            f"fixed parameters of {problem.law.name}",
-            got=", ".join(unknown),
-            rule=f"must be among {', '.join(problem.law.names)}",
-            remedy="Remove the others.",
-        )
     num_free = int(problem.free.sum())
     if num_free and points.num_settings <= num_free:
         raise AnalysisError(
@@ -130,9 +166,16 @@ def _local_optima(
     projected = starts(problem, max(1, num_starts), seed)
     named = [{**problem.law.values(projected[0]), **start, **problem.fixed} for start in own]
     first = [problem.law.coordinates(values) for values in named] + projected[:num_starts]
-    ends = sorted(
-        ((problem.objective(t), t) for t in (descend(problem, s) for s in first)), key=lambda e: e[0]
-    )
+    lowest = [descend(problem, start) for start in first]
+    scored = [(problem.objective(theta), theta) for theta in lowest]
+    ends = sorted((end for end in scored if np.isfinite(end[0])), key=lambda end: end[0])
+    if not ends:
+        raise AnalysisError(
+            f"fit of {problem.law.name}",
+            got=f"no finite objective from {len(first)} starts",
+            rule="must have a finite objective",
+            remedy="Check the units of the columns, or give a start with --start.",
+        )
     groups: list[tuple[float, Floats, int]] = []
     seen: list[Floats] = []
     for objective, theta in ends:

@@ -205,8 +205,8 @@ def held_out(points: Points, rule: Holdout) -> NDArray[np.bool_]:
 
     Args:
         points: All points.
-        rule: The largest runs (by `train_flops`, else by the product of N and D, or of all variables), or
-            those with a true value in a column.
+        rule: The largest runs (by `train_flops`, else by the product of N and D, or of all variables) with
+            all seeds of their arms, or those with a true value in a column.
 
     Raises:
         AnalysisError: If no point is held out, or none is left.
@@ -217,6 +217,8 @@ def held_out(points: Points, rule: Holdout) -> NDArray[np.bool_]:
         assert rule.largest is not None
         chosen = np.zeros(len(points), bool)
         chosen[np.argsort(_size(points), kind="stable")[::-1][: rule.largest]] = True
+        # Another seed of the same arm would give its loss away.
+        chosen |= np.isin(points.arms, points.arms[chosen])
     if not chosen.any() or chosen.all():
         raise AnalysisError(
             "hold-out",

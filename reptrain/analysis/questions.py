@@ -235,7 +235,8 @@ class Holdout(Frozen):
     """The runs that a fit does not see: the largest ones, or those with a true value in a column."""
 
     largest: int | None = Field(default=None, ge=1)
-    """This many runs with the most training FLOPs, or the largest product of the law's columns."""
+    """This many runs with the most training FLOPs, or the largest product of the law's columns; and all other
+    seeds of their arms."""
     column: Column | None = None
     """A column; rows with a true (or nonzero) value are held out."""
 

@@ -76,6 +76,22 @@ def read_table(path: Path | str) -> pa.Table:
 _CSV = pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
 
 
+def check_positive(**quantities: float | None) -> None:
+    """Refuse a quantity that is not finite and above zero. None is no quantity.
+
+    Raises:
+        AnalysisError: With the name of the first of them.
+    """
+    for name, value in quantities.items():
+        if value is not None and not 0.0 < value < float("inf"):
+            raise AnalysisError(
+                name.replace("_", " "),
+                got=value,
+                rule="must be finite and above zero",
+                remedy="Fix the value.",
+            )
+
+
 def column(table: pa.Table, name: str) -> pa.ChunkedArray:
     """A column by its name, or by the dotted key that it holds: `a.b` for the column `set.a.b`.
 
@@ -114,7 +130,7 @@ def numbers(table: pa.Table, name: str) -> Floats:
             rule="must hold numbers",
             remedy="Fix the column, or name another.",
         )
-    return np.asarray(values.cast(pa.float64()).to_numpy(), np.float64)
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
 
 def values_of(table: pa.Table, name: str) -> list[Any]:

@@ -89,7 +89,7 @@ def advise(
         fit = fit_evidence(evidence, float(unique_tokens), budget, FitOptions(num_bootstraps=num_bootstraps))
     advice = advice_for(float(unique_tokens), budget, fit=fit, samples=fit.num_bootstraps if fit else 0)
     data, text = advice.model_dump(mode="json"), advice_text(advice)
-    if mfu and peak:
+    if mfu is not None and peak is not None:
         row = find_row(prices, device)
         result = cost_of(
             tokens=advice.tokens,
@@ -114,10 +114,8 @@ def _budget(
         raise typer.BadParameter("give --compute, or --gpus and --hours", param_hint="--compute")
     if compute is not None:
         return compute
-    if not (hours and mfu and peak):
-        raise typer.BadParameter(
-            "needs hours above zero, --mfu, and --device or --peak-tflops", param_hint="--hours"
-        )
+    if hours is None or mfu is None or peak is None:
+        raise typer.BadParameter("needs --mfu, and --device or --peak-tflops", param_hint="--hours")
     return hours * 3600.0 * gpus * peak * mfu
 
 
@@ -161,8 +159,8 @@ def cost(
     result = compute(
         tokens=_tokens(tokens, unique_tokens, epochs),
         num_gpus=gpus,
-        tokens_per_second_per_gpu=rate or None,
-        mfu=mfu or None,
+        tokens_per_second_per_gpu=rate,
+        mfu=mfu,
         load=_load(config, parameters, vocab_size),
         peak_flops=_peak(device, precision, peak_tflops),
         unique_tokens=unique_tokens,
@@ -180,8 +178,8 @@ def _tokens(tokens: int | None, unique_tokens: int | None, epochs: float | None)
         raise typer.BadParameter("give --tokens, or --epochs with --unique-tokens", param_hint="--tokens")
     if tokens is not None:
         return float(tokens)
-    if unique_tokens is None or not epochs:
-        raise typer.BadParameter("needs --unique-tokens, and must be above zero", param_hint="--epochs")
+    if unique_tokens is None or epochs is None:
+        raise typer.BadParameter("needs --unique-tokens", param_hint="--epochs")
     return unique_tokens * epochs
 
 
@@ -212,7 +210,7 @@ def _peak(
 ) -> float | None:
     from reptrain.sizes import peak_flops
 
-    if tflops:
+    if tflops is not None:
         return tflops * 1e12
     return peak_flops(device, precision) if device else None
 

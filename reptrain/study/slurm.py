@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.reading import parse_json
 from reptrain.study.executor import Job, JobEnd, Judge, Listener
@@ -35,6 +36,8 @@ _EXIT_STOPPED = 3
 # Until a file that a node has written is visible here.
 _FILE_DELAY_S = 15.0
 _GRACE_S = 180.0
+# Of a controller that is being restarted.
+_ANSWER_S = 30.0
 
 
 @dataclass
@@ -99,9 +102,18 @@ class SlurmExecutor:
         if dependency is not None:
             settings["dependency"] = dependency
         executor.update_parameters(**settings)
-        with executor.batch():
-            submitted = [executor.submit(self._task(job)) for job in array.jobs]
-        return [str(job.job_id) for job in submitted]
+        try:
+            with executor.batch():
+                submitted = [executor.submit(self._task(job)) for job in array.jobs]
+            return [str(job.job_id) for job in submitted]
+        except submitit.core.utils.FailedJobError as error:
+            lines = str(error).splitlines() or ["no reason"]
+            raise StudyError(
+                "--slurm",
+                got=lines[-1],
+                rule="must be accepted by sbatch",
+                remedy="Change the option. Jobs in the queue go on; the next `study run` adopts them.",
+            ) from error
 
     def _task(self, job: Job) -> SlurmTask:
         self.exit_file(job.name).unlink(missing_ok=True)
@@ -171,8 +183,16 @@ class _Execution:
             self._submit_what_is_ready()
 
     def _queue_at_start(self) -> dict[str, QueuedJob]:
+        end = time.monotonic() + _ANSWER_S
         while (queue := read_queue()) is None and not self.caught:
-            time.sleep(self.slurm.poll_s)
+            if time.monotonic() > end:
+                raise StudyError(
+                    "--slurm",
+                    got="no answer from squeue",
+                    rule="must be used while Slurm's controller runs",
+                    remedy="Check `squeue`, then run the same command again.",
+                )
+            time.sleep(min(self.slurm.poll_s, 1.0))
         return queue or {}
 
     def _dependency(self, array: JobArray, ids: Sequence[Sequence[str]]) -> str | None:

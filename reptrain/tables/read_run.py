@@ -56,8 +56,12 @@ def read_run(path: Path, *, scored_store: str | None = None, usd_per_hour: float
     try:
         for part in _parts(RunFolder.open(path), reading, scored_store, usd_per_hour):
             reading.row |= part
-    except (ReptrainError, OSError, OverflowError) as error:
-        reading.row |= {"status": "damaged", "reason": str(error)}
+    except (ValueError, TypeError, ArithmeticError, LookupError, OSError) as error:
+        # A damaged file must not cost the rows of the other runs, whatever is wrong with it.
+        reason = (
+            str(error) if isinstance(error, ReptrainError | OSError) else f"{type(error).__name__}: {error}"
+        )
+        reading.row |= {"status": "damaged", "reason": reason}
     return reading
 
 

@@ -83,7 +83,16 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> pa.Table:
 
 
 def _cast(value: Any, kind: ColumnType) -> Any:
-    return float(value) if kind == "float64" and value is not None else value
+    """The value in the type of its column; null if a damaged file holds something else."""
+    if kind == "string":
+        return value if value is None or isinstance(value, str) else str(value)
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if kind == "float64":
+        return float(value)
+    return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

@@ -88,3 +88,11 @@ def test_read_devices_takes_a_table_of_the_user(tmp_path: Path) -> None:
     file.write_text("device,price\nB200,5\n")
     with pytest.raises(AnalysisError, match="no column usd_per_gpu_hour"):
         read_devices(file)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_cost_refuses_quantities_that_are_not_positive(value: float) -> None:
+    with pytest.raises(AnalysisError, match="mfu: must be finite and above zero"):
+        cost(tokens=1e9, num_gpus=8, mfu=value, load=Load(6e9), peak_flops=312e12)
+    with pytest.raises(AnalysisError, match="tokens: must be finite and above zero"):
+        cost(tokens=value, num_gpus=8, tokens_per_second_per_gpu=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +168,12 @@ def test_holdout_is_scored_and_never_fitted() -> None:
     assert fit.holdout is not None and fit.holdout.score.rmse_nats > 5
 
 
+def test_holdout_takes_all_seeds_of_an_arm() -> None:
+    table = pa.table({"x": [1.0, 2.0, 4.0, 4.0], "arm": ["a", "b", "c", "c"], "loss": [4.0, 3.0, 2.0, 2.1]})
+    made = points_of(table, find_law("power"), metric="loss", columns={"x": "x"})
+    assert held_out(made, Holdout(largest=1)).tolist() == [False, False, True, True]
+
+
 @pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf")])
 @pytest.mark.parametrize("column", ["loss", "tokens"])
 def test_points_of_refuses_values_without_a_logarithm(value: float, column: str) -> None:
@@ -221,3 +228,21 @@ def test_300_runs_with_1000_bootstraps_take_under_two_minutes() -> None:
     for parameter in fit.parameters:
         assert parameter.low is not None and parameter.high is not None
         assert parameter.low < parameter.value < parameter.high
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"fixed": {"alpha": -1.0}}, "fixed parameter alpha of chinchilla: must be from 0.01 to 3"),
+        ({"fixed": {"gamma": 1.0}}, "fixed parameter of chinchilla: must be among E, A, B, alpha, beta"),
+        ({"own_starts": [{"alpha": float("nan")}]}, "start alpha of chinchilla: must be from 0.01 to 3"),
+        ({"num_starts": 10**12}, "starts: must be from 0 to 100,000"),
+        ({"num_bootstraps": 10**12}, "bootstraps: must be from 0 to 100,000"),
+        ({"budget": (float("nan"), 1e9)}, "compute: must be finite and above zero"),
+        ({"budget": (1e20, 0.0)}, "unique tokens: must be finite and above zero"),
+    ],
+)
+def test_fit_refuses_an_impossible_request(request_: dict[str, Any], message: str) -> None:
+    table = made_table("chinchilla", TRUTH["chinchilla"], noise=0.01, seed=5)
+    with pytest.raises(AnalysisError, match=message):
+        fit_law(find_law("chinchilla"), points(table, "chinchilla"), **request_)

@@ -12,7 +12,7 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
 ) -> None:
     config = tiny("train.precision=bf16", f"train.zero_stage={stage}")
     settings = deepspeed_config(config, world_size=2, micro_batch_windows=3, micro_steps=2, bucket_elements=9)
-    assert settings["zero_optimization"]["stage"] == stage
+    assert settings["zero_optimization"] == {"stage": stage, "reduce_bucket_size": 9}
     assert settings["bf16"] == {"enabled": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
     assert settings["communication_data_type"] == "fp32"

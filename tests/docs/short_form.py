@@ -17,7 +17,8 @@ def shorten(arguments: list[str]) -> list[str]:
         stop = ["--max-minutes", "0.0001"] if "--max-minutes" in arguments else []
         return [*arguments, *small, *stop]
     if arguments[:2] == ["study", "run"]:
-        return [*arguments, "claims=[]", "seeds=[0]", "train.total_tokens=2**11", *_SMALL[1:]]
+        one_arm = "arms=[{name: repeated, set: {data.unique_tokens: 2**10}}]"
+        return [*arguments, one_arm, "claims=[]", "seeds=[0]", "train.total_tokens=2**11", *_SMALL[1:]]
     if command == "tokenize":
         return [*arguments, "--vocab-size", "400", "--processes", "1"]
     if command == "demo":

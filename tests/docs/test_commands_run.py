@@ -25,10 +25,13 @@ from time_limits import takes_up_to
 STOPPED = 3
 """Exit code of a run that was stopped with a checkpoint."""
 SHORT_REPTRAIN = """#!{python} -ES
-import sys
+import os, sys
 sys.path[:0] = {path!r}
 from short_form import is_repeated_launch, shorten
 from forked_python import main
+if sys.argv[1:3] == ["study", "run"]:
+    # Its runs end with their parent, which a fork does not have.
+    os.execv({python!r}, [{python!r}, "-m", "reptrain", *shorten(sys.argv[1:])])
 if not is_repeated_launch(sys.argv[1:]):
     sys.argv = [{forking!r}, "-m", "reptrain", *shorten(sys.argv[1:])]
     main({address!r}, {python!r})

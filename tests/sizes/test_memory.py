@@ -21,6 +21,7 @@ from reptrain.config.schema import ExampleShape
 from reptrain.model import DropoutContext, Routing, build_model
 from reptrain.sizes import (
     activation_bytes,
+    bucket_elements,
     buffer_bytes,
     count_parameters,
     retained_bytes,
@@ -98,7 +99,9 @@ def with_logits(
     [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}, LLAMA_LIKE],
     ids=["llama", "gpt", "relu", "moe", "shared", "options"],
 )
-def test_activation_bytes_of_a_decoder_are_what_torch_keeps(changes: dict[str, Any], bf16: bool) -> None:
+def test_activation_bytes_of_a_decoder_equal_those_that_torch_keeps(
+    changes: dict[str, Any], bf16: bool
+) -> None:
     config = DecoderConfig.model_validate(DECODER | changes)
     assert with_logits(config, bf16=bf16) == pytest.approx(kept_bytes(config, bf16=bf16), rel=0.03)
 
@@ -197,6 +200,22 @@ def test_state_bytes_are_what_deepspeed_was_measured_to_keep() -> None:
     measured = {("fp32", 0): 16, ("fp32", 2): 20, ("bf16", 2): 18}
     for (precision, stage), size in measured.items():
         assert state_bytes(1, stage=stage, world_size=1, precision=precision) == size  # type: ignore[arg-type]
+
+
+def test_bucket_is_the_model_or_deepspeeds_default_on_cuda_and_small_elsewhere() -> None:
+    sizes = (100, 10**7, 10**10)
+    assert [bucket_elements(n, stage=1, device="cuda") for n in sizes] == [100, 10**7, 5 * 10**8]
+    for stage, device in ((0, "cuda"), (3, "cpu")):
+        assert [bucket_elements(n, stage=stage, device=device) for n in sizes] == [100, 2**22, 2**22]
+
+
+def test_buffer_bytes_are_divided_with_the_partition() -> None:
+    def buffers(stage: int, ranks: int) -> int:
+        return buffer_bytes(800, stage=stage, partition=800 // ranks, precision="bf16", device="cuda")
+
+    # A bucket of 3,200 bytes and its copy, flat gradients in fp32, and at stage 3 gathered weights in bf16.
+    assert [buffers(stage, 4) for stage in range(4)] == [3200, 7200, 7200, 3200 + 1600 + 3200]
+    assert [buffers(stage, 1) for stage in range(4)] == [3200, 6400, 6400, 6400]
 
 
 def test_state_bytes_are_none_where_low_precision_does_not_train() -> None:

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reptrain.errors import StudyError
-from reptrain.study.executor import Job
+from reptrain.study.executor import Job, Judgment, Listener
+from reptrain.study.slurm import SlurmExecutor
 from reptrain.study.slurm_arrays import plan_arrays
 from reptrain.study.slurm_options import SlurmOptions
 from reptrain.study.slurm_queue import check_slurm
@@ -103,6 +104,35 @@ def test_a_machine_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StudyError, match="no sbatch"):
         check_slurm()
+
+
+def clients(folder: Path, **programs: str) -> str:
+    """A PATH with stand-ins for Slurm's commands: shell scripts of these lines."""
+    folder.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+        (folder / name).write_text(f"#!/bin/sh\n{programs.get(name, 'true')}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ({"squeue": "echo no controller >&2; exit 1"}, "no answer from squeue"),
+        (
+            {"sbatch": "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1"},
+            "invalid partition",
+        ),
+    ],
+)
+def test_a_slurm_that_refuses_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr("reptrain.study.slurm._ANSWER_S", 0.1)
+    monkeypatch.setenv("PATH", clients(tmp_path / "bin", **programs))
+    slurm = SlurmExecutor(tmp_path / "slurm", SlurmOptions.parse(["time=5"]), name="s", poll_s=0.05)
+    with pytest.raises(StudyError, match=message):
+        slurm.execute([job("one")], lambda *_: Judgment("done"), Listener())
 
 
 def test_ranks_follow_from_the_variables_of_slurm() -> None:

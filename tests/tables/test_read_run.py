@@ -131,6 +131,32 @@ def test_damage_is_a_status(run: Path, name: str, content: bytes) -> None:
         assert row["loss_report_best_nats"] == 6.2
 
 
+TIMES = (
+    b'{"event":"started","step":0,"detail":"","time":"%s"}\n'
+    b'{"event":"done","step":0,"detail":"","time":"2026-01-01T00:00:00+00:00"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("events.jsonl", b"", TIMES % b"soon"),
+        ("events.jsonl", b"", TIMES % b"2026-01-01"),
+        ("metrics.jsonl", b'"tokens":8192', b'"tokens":%d' % 2**70),
+        ("environment.json", b"{", b'{"world_size": "two", "gpu": ["a"], "vocab_size": true,'),
+        ("plan.json", b'"batch_windows": 16', b'"batch_windows": 9223372036854775807'),
+    ],
+)
+def test_strange_values_never_stop_the_table(run: Path, name: str, old: bytes, new: bytes) -> None:
+    path = run / name
+    content = path.read_bytes() if path.exists() else b""
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    reading = read_run(run)
+    assert runs_table([reading]).num_rows == 1
+    evaluations_table([reading])
+
+
 def test_missing_files_are_damage_except_those_that_a_run_may_lack(run: Path) -> None:
     (run / "config.yaml").unlink()
     assert read_run(run).row["status"] == "damaged"
