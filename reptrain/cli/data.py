@@ -146,7 +146,7 @@ def store_verify(
 
     limit = MAX_OVERLAP if max_overlap is None else max_overlap
     with stage_progress() as progress:
-        report = verify(store, progress, overlap=True, max_overlap=limit)
+        report = verify(store, progress, overlap=True, max_overlap=limit, orders=True)
     data = {
         "ok": report.ok,
         "problems": report.problems,

@@ -177,3 +177,15 @@ def test_digest_is_taken_once_whatever_is_recomputed(recompute: str) -> None:
     context = DropoutContext(seed=0, step=0, row_B=torch.arange(2))
     model(**inputs, witness=witness, dropout=context).loss.backward()
     assert filled == [1]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_digest_equals_the_eager_one_and_breaks_no_graph(backend: str) -> None:
+    model, inputs = decoder(), inputs_of_decoder()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for first in (4, 2**40):
+        found, expected = (Witness(torch.tensor([first, first + 1])) for _ in range(2))
+        compiled(**inputs, witness=found)
+        model(**inputs, witness=expected)
+        assert found.digest is not None and expected.digest is not None
+        assert found.digest.item() == expected.digest.item() != 0

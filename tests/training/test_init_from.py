@@ -17,7 +17,7 @@ from reptrain.config import RunConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.hub.export import export_model
 from reptrain.hub.saved_model import open_saved_model
-from reptrain.runs import RunFolder
+from reptrain.runs import Ledger, RunFolder
 from reptrain.runs.parent import read_parent
 from reptrain.study.paths import is_run_of
 from reptrain.text import SentencePieceTokenizer
@@ -73,6 +73,10 @@ def test_run_begins_where_its_parent_ended(
     assert record is not None and record.weights == open_saved_model(source).fingerprint()
     assert record.path == str(source) and record.step == (last if kind == "run" else None)
     assert record.changed.keys() == {"dropout.mlp"}
+    # The ledger of a branch begins with the last line of its parent's.
+    report = audit(tmp_path / "run")
+    assert report.exact and report.ledger is not None
+    assert report.ledger.parent == (Ledger(parent / "ledger.jsonl").head() if kind == "run" else None)
 
 
 def test_run_goes_on_without_its_parent(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from reptrain.errors import ConfigError, PlanError, ResumeError, RunError, Store
 from reptrain.plan.subset import Subset
 from reptrain.runs import RunFolder
 from reptrain.store import open_store
+from reptrain.store.hashing import write_checksum
 from reptrain.tokenization import tokenize
 from reptrain.training.loop import train
 
@@ -188,10 +189,24 @@ def test_planted_document_order_makes_the_audit_fail(
     assert table[0, second + 1] < 30_000
     table[1, [first, second]] = table[1, [second, first]]
     np.save(cached, table)
+    # It differs from its checksum, so that an opening would compute it again.
+    write_checksum(cached)
     train(config, tmp_path / "run")
     report = audit(tmp_path / "run")
-    assert not report.exact
-    assert "order of documents" in report.text()
+    assert report.exit_code == 4 and not report.exact
+    assert "order of documents" in report.cannot_say[0]
+
+
+def test_a_flip_in_the_cached_order_of_documents_changes_nothing(
+    tiny: MakeConfig, own_store: Path, tmp_path: Path
+) -> None:
+    config = tiny(f"data.store={own_store}", "data.unique_tokens=500", "train.total_tokens=1epochs")
+    Subset.open(open_store(own_store), unique_tokens=500)
+    (cached,) = (own_store / "orders").glob("*.npy")
+    content = cached.read_bytes()
+    cached.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    train(config, tmp_path / "run")
+    assert audit(tmp_path / "run").exact and cached.read_bytes() == content
 
 
 def test_changed_store_is_refused_at_the_start(tiny: MakeConfig, own_store: Path, tmp_path: Path) -> None:
