@@ -157,13 +157,13 @@ OLDEST_TRITON := $(shell sed -n 's/.*triton>=\([0-9.]*\).*/\1.0/p' setup.cfg)
 
 test-triton: .triton/$(OLDEST_TRITON)/.done
 	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) $(BIN)/pytest tests/kernels -m 'not slow and not gpu' \
-		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix' $(SHARED)
+		-k 'interpret or in_triton or compiled_kernels or compiled_matrix' $(SHARED)
 
 # Tables of compiled kernels, and one operation with products and one without under the interpreter.
 test-triton-quick: .triton/$(OLDEST_TRITON)/.done
 	PYTHONPATH=$(CURDIR)/.triton/$(OLDEST_TRITON) OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not gpu' \
-		tests/kernels/test_compiled.py tests/kernels/test_linear_cross_entropy.py tests/kernels/test_gated.py \
-		-k 'interpreter or in_triton or compiled_kernels or compiled_matrix'
+		tests/kernels/test_compiled.py tests/kernels/test_linewise.py \
+		-k 'interpret or in_triton or compiled_kernels or compiled_matrix'
 
 gpu-kit: .triton/$(OLDEST_TRITON)/.done
 	$(BIN)/python gpu/kit.py --triton .triton/$(OLDEST_TRITON)

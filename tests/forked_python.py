@@ -12,6 +12,8 @@ from typing import NoReturn
 
 ONLY_CHILDREN = "ONLY_CHILDREN_ARE_FORKS"
 """Variable that, if set, starts an interpreter, whose own children are forks."""
+# It checks which process its parent is, and starts the command of a job.
+_WORKER = "reptrain_launcher.worker"
 _MODULE = """
 import runpy, sys
 sys.executable, *sys.argv = sys.argv[1:]
@@ -32,7 +34,8 @@ def main(address: str, python: str) -> NoReturn:
         arguments = arguments[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "-m"):
         os.execv(python, [python, *sys.argv[1:]])
-    if os.environ.pop(ONLY_CHILDREN, None) is not None and arguments[0] == "-m":
+    is_interpreter = os.environ.pop(ONLY_CHILDREN, None) is not None or arguments[1:2] == [_WORKER]
+    if is_interpreter and arguments[0] == "-m":
         os.execv(python, [python, "-c", _MODULE, sys.argv[0], *arguments[1:]])
     request = {
         "arguments": arguments,

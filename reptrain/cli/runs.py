@@ -215,10 +215,10 @@ def audit(
 def _inputs_audit() -> Callable[..., AuditReport]:
     try:
         from reptrain.training.rebuilt_inputs import audit_inputs
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
             "--level inputs",
-            got=f"no {error.name}",
+            got=error,
             rule="needs torch to rebuild the model's inputs",
             remedy="Install it, or use --level windows.",
         ) from error

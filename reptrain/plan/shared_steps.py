@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint, settings_affecting_results
 from reptrain.config.schedule import step_learning_rate
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain.plan.mixture import MixturePlan, plan_mixture
-from reptrain.plan.position import position_at
 from reptrain.plan.shard import StepPlan
 
-_LONGEST = 2**17
+_LONGEST, _MOST_WINDOWS = 2**17, 2**24
 # Settings that enter a step only through the functions in `_settings_at`.
 _RESOLVED = ("schedule", "regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise",
              "optimizer.weight_decay", "model.dropout", "average.start", "train.total_tokens")  # fmt: skip
@@ -34,9 +38,9 @@ class RunSteps:
         self.config = config
         self.plan: MixturePlan = plan_mixture(config, unique_tokens)
         self.steps = StepPlan(config.train.batch_windows, self.plan.total_windows)
-        self._settings: list[StepSettings] | None = None
+        self._settings: list[StepSettings] = []
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Fingerprint of all that does not change during a run. Runs of different kinds share no step."""
         fixed = {
@@ -60,18 +64,27 @@ class RunSteps:
         return [repr(plan) for plan in self.plan.plans]
 
     @property
-    def settings(self) -> list[StepSettings]:
-        """Learning rate, regularizers and windows of every step; empty for a run of very many steps."""
-        if self._settings is None:
-            num_steps = self.steps.num_steps
-            steps = range(num_steps if num_steps <= _LONGEST else 0)
-            self._settings = [self._settings_at(step) for step in steps]
-        return self._settings
+    def num_compared(self) -> int:
+        """Number of steps that are compared: none for a run of very many steps."""
+        num_steps = self.steps.num_steps
+        return num_steps if num_steps <= _LONGEST else 0
+
+    def settings(self, step: int) -> StepSettings:
+        """Learning rate, regularizers and windows of a step."""
+        while len(self._settings) <= step:
+            self._settings.append(self._settings_at(len(self._settings)))
+        return self._settings[step]
 
     def _settings_at(self, step: int) -> StepSettings:
-        config, position = self.config, position_at(self.plan, self.steps, step)
+        config = self.config
         first, windows = self.steps.window_range(step)
-        after = self.plan.tokens_before(first + windows)
+        position = RunPosition(
+            step=step,
+            tokens=self._tokens_before(step),
+            total_tokens=self.plan.total_tokens,
+            epochs=Fraction(first, self.plan.windows_per_epoch),
+        )
+        after = self._tokens_before(step + 1)
         lr = step_learning_rate(
             position.tokens, after, position.total_tokens, config.optimizer, config.schedule
         )
@@ -81,6 +94,20 @@ class RunSteps:
             *(value.at(position) for value in _scheduled(config)),
             *_average(config, position),
         )
+
+    def _tokens_before(self, step: int) -> int:
+        if self._tokens is None:
+            return self.plan.tokens_before(min(step * self.steps.batch_windows, self.steps.total_windows))
+        return int(self._tokens[step])
+
+    @cached_property
+    def _tokens(self) -> npt.NDArray[np.int64] | None:
+        """Tokens before each step; None for a run of too many windows to list."""
+        total, batch = self.steps.total_windows, self.steps.batch_windows
+        if total > _MOST_WINDOWS:
+            return None
+        lengths = self.plan.tokens_of(np.arange(total, dtype=np.int64))
+        return np.concatenate([[0], np.cumsum(np.add.reduceat(lengths, np.arange(0, total, batch)))])
 
     @property
     def can_share(self) -> bool:
@@ -118,8 +145,6 @@ def shared_steps(one: RunSteps, other: RunSteps) -> int:
     """
     if not (one.can_share and other.can_share) or one.kind != other.kind:
         return 0
-    pairs = zip(one.settings, other.settings, strict=False)
-    return next(
-        (step for step, (mine, others) in enumerate(pairs) if mine != others),
-        min(len(one.settings), len(other.settings)),
-    )
+    compared = min(one.num_compared, other.num_compared)
+    steps = (step for step in range(compared) if one.settings(step) != other.settings(step))
+    return next(steps, compared)

@@ -77,6 +77,9 @@ def _figure(value: float | None) -> str:
 def _audit(row: ArmRow) -> str:
     if row.audit_exact is None:
         return "not audited"
+    if row.audit_cannot_say:
+        return "cannot say"
     if not row.audit_exact:
         return "as planned, mixed" if row.audit_as_planned else "not exact"
-    return "exact" if row.state == "done" else "exact so far"
+    proved = ", proved to the model's inputs" if row.audit_level == "inputs" else ""
+    return f"{'exact' if row.state == 'done' else 'exact so far'}{proved}"

@@ -76,6 +76,8 @@ class ArmRow(FrozenRecord):
         audit_exact: Whether the audit found the run exact.
         audit_as_planned: Whether the run followed its plan; with the order `mixed` it may do so and not be
             exact.
+        audit_cannot_say: Whether evidence that the audit needs is damaged or missing.
+        audit_level: What the audit compared: `windows`, or also all that entered the model, `inputs`.
         exposures: Number of tokens by their number of uses, from the audit.
     """
 
@@ -101,6 +103,8 @@ class ArmRow(FrozenRecord):
     measure: str | None = None
     audit_exact: bool | None = None
     audit_as_planned: bool | None = None
+    audit_cannot_say: bool = False
+    audit_level: str | None = None
     exposures: dict[int, int] | None = None
 
 
@@ -207,6 +211,8 @@ def _audited(path: Path) -> dict[str, Any]:
         return {
             "audit_exact": audit["exact"],
             "audit_as_planned": audit.get("as_planned", audit["exact"]),
+            "audit_cannot_say": bool(audit.get("cannot_say")),
+            "audit_level": audit.get("level"),
             "exposures": {int(times): tokens for times, tokens in audit["exposures"].items()},
         }
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:

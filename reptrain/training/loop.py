@@ -302,7 +302,7 @@ def _run(
     training = prepare(config, data, world, parent)
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
-    done = resume_run(folder, trainer, parent)
+    done = first_step = resume_run(folder, trainer, parent)
     marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
     checkpoints = Checkpoints(
         trainer,
@@ -330,6 +330,9 @@ def _run(
                 first_step=done,
                 stop=stop,
             )
+        if done == first_step and (done == num_steps or evaluator.stop_early):
+            # It was complete before: the ledger of a finished run ends with its last checkpoint.
+            checkpoints.save(done)
     if done == num_steps:
         return _Ending(done, "done", None)
     if evaluator.stop_early:

@@ -60,7 +60,7 @@ def is_false(direction: str, effect: float) -> set[str]:
 def test_false_verdicts_stay_under_their_level(seeds: int, max_seeds: int | None) -> None:
     rng = np.random.default_rng(20)
     effects = [effect + rng.normal(0, SD, (max_seeds or seeds, NUM_STUDIES)) for _, effect in TRUE_EFFECTS]
-    decisions = decide(claims_of_family(seeds, max_seeds), effects, num_draws=1_599)
+    decisions = decide(claims_of_family(seeds, max_seeds), effects, num_draws=999)
     false = np.zeros(NUM_STUDIES, bool)
     for (direction, effect), decision in zip(TRUE_EFFECTS, decisions, strict=True):
         false |= np.isin(decision.verdict, [*is_false(direction, effect)])

@@ -111,12 +111,24 @@ def test_auditors_agree_on_a_record_of_another_seed(store, tmp_path, capsys):
 )  # fmt: skip
 def test_independent_audit_finds_an_edited_plan(store, tmp_path, capsys, edit):
     folder = trained(store, tmp_path / "run")
+    # Without the line that has the checksum of plan.json, its contents must show the edit.
+    records = list(folder.ledger.records())
+    folder.ledger.remove()
+    for record in records:
+        folder.ledger.append(record)
     path = folder.path / "plan.json"
     plan = json.loads(path.read_text())
     plan["sources"][0] |= edit.get("sources", {})
     path.write_text(json.dumps(plan | {key: value for key, value in edit.items() if key != "sources"}))
     code, report = independent(folder.path, capsys)
     assert code == 1 and not report["as_planned"]
+
+
+def test_auditors_cannot_say_with_a_plan_of_another_checksum(store, tmp_path, capsys):
+    folder = trained(store, tmp_path / "run")
+    path = folder.path / "plan.json"
+    path.write_text(path.read_text() + "\n")
+    assert agree(folder, capsys).exit_code == 4
 
 
 def test_independent_audit_finds_a_config_of_another_order(store, tmp_path, capsys):

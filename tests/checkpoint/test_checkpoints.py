@@ -119,13 +119,13 @@ def test_status_reports_the_damage_while_the_run_continues(
     assert seen[0].state == "running" and "from step 7: checkpoint step-14" in str(seen[0].reason)
 
 
-@pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (3, "a later")])
+@pytest.mark.parametrize(("found", "words"), [(1, "the version of reptrain that wrote it"), (4, "a later")])
 def test_newest_checkpoint_of_another_format_is_refused(damaged: RunFolder, found: int, words: str) -> None:
     path = damaged.checkpoints / "step-14" / "manifest.json"
     body = json.dumps(json.loads(path.read_text().rpartition("}")[0] + "}") | {"format": found})
     path.write_text(f"{body}\n{sha256(body.encode()).hexdigest()}\n")
     kept = sorted(damaged.checkpoints.iterdir())
-    message = f"must have format 2, but got format {found}. Use {words}"
+    message = f"must have format 2 or 3, but got format {found}. Use {words}"
     with pytest.raises(ResumeError, match=message):
         train(damaged.config, damaged.path)
     for step in (None, 14):
@@ -186,7 +186,8 @@ def test_damage_after_the_newest_checkpoint_is_cut_off(
     damaged: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = damaged.ledger.path.read_bytes().splitlines(keepends=True)
-    damaged.ledger.path.write_bytes(b"".join([*lines[:14], b"\xff\xfe\n", *lines[15:]]))
+    # Fourteen steps, the start and two checkpoints.
+    damaged.ledger.path.write_bytes(b"".join([*lines[:17], b"\xff\xfe\n", *lines[18:]]))
     train(damaged.config, damaged.path)
     shown = capsys.readouterr().out
     assert "restored" not in shown and "passed over" not in shown

@@ -54,7 +54,7 @@ def test_state_hash_does_not_depend_on_the_partition(monkeypatch: pytest.MonkeyP
         parts = [{kind: view[:cut] for kind, view in views.items()}, {k: v[cut:] for k, v in views.items()}]
         found = [pieces_hash([Piece("a", start, part)]) for start, part in zip((0, cut), parts, strict=True)]
         assert sum(found) & MASK == whole
-    monkeypatch.setattr(state_hash, "_CHUNK", 5)
+    monkeypatch.setattr(state_hash, "_CPU_CHUNK", 5)
     assert pieces_hash([Piece("a", 0, views)]) == whole
     swapped = views | {"exp_avg": views["exp_avg_sq"], "exp_avg_sq": views["exp_avg"]}
     assert pieces_hash([Piece("a", 0, swapped)]) != whole

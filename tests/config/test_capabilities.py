@@ -69,7 +69,7 @@ def test_continuation_asks_for_the_last_tokens(name: str) -> None:
     assert denoiser.mean_span_tokens == (None if name == "ul2" else 12.0)
 
 
-def test_optimizers_state_what_they_need() -> None:
+def test_optimizers_declare_their_requirements() -> None:
     needs = {kind.__name__: kind.needs_whole_matrices for kind in classes_of(OptimizerConfig)}
     assert needs == {"AdamWConfig": False, "AdafactorConfig": True, "MuonConfig": True}
     assert {kind.__name__ for kind in classes_of(OptimizerConfig) if kind.supports_mup} == {"AdamWConfig"}

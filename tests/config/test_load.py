@@ -23,7 +23,8 @@ def resolve(*overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
 def test_every_yaml_under_configs_is_valid(path: Path) -> None:
-    if "studies" in path.parts:
+    # A base that studies share is a run.
+    if "studies" in path.parts and "base" in read_yaml(path):
         from reptrain.study import arms, load_study
 
         assert arms(load_study(path))
@@ -37,7 +38,7 @@ def test_every_yaml_under_configs_is_valid(path: Path) -> None:
         assert load_run_config(path).name == path.stem
 
 
-def test_extends_merges_sections_and_takes_other_values_from_above(tmp_path: Path) -> None:
+def test_extends_merges_sections_and_replaces_other_values(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "shape.yaml").write_text("model: {d_ff: 7, num_layers: 9}\nseed: 3\n")
     (tmp_path / "below" / "run.yaml").write_text("extends: shape.yaml\ndata: {store: here}\nseed: 4\n")
@@ -49,7 +50,7 @@ def test_extends_merges_sections_and_takes_other_values_from_above(tmp_path: Pat
     assert (config.name, config.data.store) == ("mine", "here")
 
 
-def test_extends_refuses_a_circle_and_what_is_no_path(tmp_path: Path) -> None:
+def test_extends_refuses_a_circle_and_values_other_than_paths(tmp_path: Path) -> None:
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {other}.yaml\n")
     with pytest.raises(ConfigError, match="must not lead back to the same file"):
@@ -72,7 +73,7 @@ def test_overrides_reach_every_depth() -> None:
     assert config.optimizer.lr == 3e-4
 
 
-def test_overrides_do_not_change_what_they_are_given() -> None:
+def test_overrides_do_not_change_their_input() -> None:
     apply_overrides(MINIMAL, ["data.store=elsewhere"])
     assert MINIMAL == {"data": {"store": "somewhere"}}
 
@@ -86,7 +87,7 @@ def test_overrides_do_not_change_what_they_are_given() -> None:
         ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
         ("d_modl=64", ["Did you mean model.d_model?"]),
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
-        ("xyzzy=1", ["Known keys: average, checkpoint, data"]),
+        ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
         ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
         ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
@@ -109,7 +110,7 @@ def test_validate_names_key_rule_and_value(override: str, words: list[str]) -> N
 
 
 @pytest.mark.parametrize("text", ["no-equals", "=3", ".a=3", "a..b=3"])
-def test_apply_overrides_refuses_what_is_no_assignment(text: str) -> None:
+def test_apply_overrides_refuses_text_without_an_assignment(text: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):
         apply_overrides(MINIMAL, [text])
 
@@ -362,7 +363,7 @@ def test_sources_come_in_the_order_of_their_names() -> None:
         ),
     ],
 )
-def test_validate_explains_what_does_not_fit_together(data: dict[str, Any], words: str) -> None:
+def test_validate_explains_contradictions(data: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         validate(RunConfig, data)
 
@@ -411,7 +412,7 @@ def test_example_shape_has_room_for_the_largest_example(
         ({"name": "fill_in_the_middle"}, "decoder", f"{258 * 10}targets", 256 * 10),
     ],
 )
-def test_budget_in_inputs_or_targets_is_what_the_objective_makes_of_raw_tokens(
+def test_budget_in_inputs_or_targets_is_converted_to_raw_tokens(
     objective: dict[str, Any], family: str, budget: str, tokens: int
 ) -> None:
     data = {

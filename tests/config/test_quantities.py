@@ -27,7 +27,7 @@ from reptrain.config.quantities import parse_count
         ("1e3k", 1_000_000),
     ],
 )
-def test_parse_count_reads_what_people_write(text: object, value: int) -> None:
+def test_parse_count_accepts_common_notations(text: object, value: int) -> None:
     assert parse_count(text) == value
 
 
@@ -50,7 +50,7 @@ def test_parse_count_reads_what_people_write(text: object, value: int) -> None:
         "k",
     ],
 )
-def test_parse_count_refuses_what_is_no_whole_number(text: str) -> None:
+def test_parse_count_refuses_other_text(text: str) -> None:
     with pytest.raises(ValueError):
         parse_count(text)
 
@@ -99,7 +99,7 @@ def test_budget_refuses(text: object) -> None:
 
 
 @given(st.fractions(min_value=Fraction(1, 10**6), max_value=10**6))
-def test_budget_is_shown_as_it_is_read(epochs: Fraction) -> None:
+def test_budget_text_parses_to_the_same_budget(epochs: Fraction) -> None:
     for budget in (Budget(epochs=epochs), Budget(inputs=min(epochs.numerator, 2**62 - 1)), Budget(targets=7)):
         assert Budget.parse(str(budget)) == budget
 

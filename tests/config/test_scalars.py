@@ -67,13 +67,13 @@ def test_parse_yaml_reads_plain_scalars_as_both_versions_do(text: str, value: ob
         ("!!timestamp x", "the tag .*timestamp is not supported"),
     ],
 )
-def test_parse_yaml_refuses_what_readers_take_differently(text: str, words: str) -> None:
+def test_parse_yaml_refuses_values_that_parsers_read_differently(text: str, words: str) -> None:
     with pytest.raises(yaml.YAMLError, match=words):
         parse_yaml(text)
 
 
 @given(st.lists(st.one_of(st.sampled_from(TRAPS), st.text("0123456789_.:-+oxeyn~", max_size=6))))
-def test_dump_yaml_quotes_what_would_be_read_otherwise(texts: list[str]) -> None:
+def test_dump_yaml_quotes_ambiguous_strings(texts: list[str]) -> None:
     data = {"list": texts, "map": dict.fromkeys(texts, 1)}
     assert parse_yaml(dump_yaml(data)) == data
     assert yaml.safe_load(dump_yaml(data)) == data

@@ -33,13 +33,13 @@ def test_a_number_is_constant() -> None:
     assert scheduled.is_constant and scheduled.first == scheduled.largest == 0.25
 
 
-def test_a_ramp_goes_in_a_straight_line() -> None:
+def test_a_ramp_is_linear() -> None:
     expected = [0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]
     assert values({"value": 0.1, "before": 0.5, "start": "1steps", "over": "4steps"}) == expected
     assert values({"value": 0.4, "over": "40%"}) == [0.0, 0.1, 0.2, 0.3] + [0.4] * 6
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_written_yaml_is_read_back() -> None:
     for given in (
         0.1,
         {"value": 0.1, "start": "50%"},

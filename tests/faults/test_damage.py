@@ -22,8 +22,9 @@ OF_THE_RUN = (
     *("environment.json", "checkpoints/latest", "checkpoints/NEWEST/manifest.json"),
     *("checkpoints/NEWEST/state-00000-of-00001.safetensors", "checkpoints/NEWEST/ledger.jsonl"),
 )
-MENDED = ("ledger.jsonl", "metrics.jsonl", "events.jsonl", *OF_THE_RUN[-4:])
-OF_THE_STORE = ("train-00000.arrow", "select-00000.arrow", "manifest.json", "tokenizer.model")
+ORDER = "orders/ORDER.npy"
+MENDED = ("ledger.jsonl", "metrics.jsonl", "events.jsonl", *OF_THE_RUN[-4:], ORDER)
+OF_THE_STORE = ("train-00000.arrow", "select-00000.arrow", "manifest.json", "tokenizer.model", ORDER)
 SHORT = ("ledger.jsonl", "plan.json")
 
 
@@ -85,6 +86,8 @@ def test_damaged_file(
         shutil.copytree(store_path, store)
     newest = (half.checkpoints / "latest").read_text().strip()
     path = (store if of_the_store else struck.out) / name.replace("NEWEST", newest)
+    if name == ORDER:
+        path = sorted((store / "orders").glob("*.npy"))[0]
     how, draw = flip if seed < 3 else cut, random.Random(f"{name} {seed}")
     print(f"{how.__name__} {name}, seed {seed}")
     outcome = _damage_and_train(struck, path, how(path.read_bytes(), draw))

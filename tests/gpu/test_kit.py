@@ -64,7 +64,7 @@ def test_differences_name_a_wrong_digest_and_a_wrong_loss(golden: dict[str, Any]
     assert goldens.differences({**expected, "losses": [float("nan")] * 3}, expected)
 
 
-def test_run_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
+def test_run_continues_after_a_part_that_fails(tmp_path: Path) -> None:
     """With a Python that refuses everything, each part fails alone, and the script still ends with 0."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")

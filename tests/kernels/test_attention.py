@@ -59,7 +59,7 @@ def test_attention_at_length_on_tensor_cores_is_within_their_tolerance(name: str
     assert_within(SLOW_CASES[name], errors, tensor_cores=True)
 
 
-def test_attention_in_triton_drops_what_the_counter_says(found: Any) -> None:
+def test_attention_in_triton_drops_the_weights_of_the_counter(found: Any) -> None:
     assert found["dropped_weights"] == {"0.25": True, "0.75": True}
 
 
@@ -187,7 +187,7 @@ FIVE_KEYS = dict.fromkeys(("k_BKSN", "v_BKSN"), torch.ones(1, 2, 5, 8))
         ({"impl": "cuda"}, "impl: must be one of"),
     ],
 )
-def test_attention_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_attention_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     x = torch.ones(1, 2, 4, 8)
     with pytest.raises(ValueError, match=message):
         attention(**({"q_BHTN": x, "k_BKSN": x, "v_BKSN": x, "scale": 1.0} | change))

@@ -51,7 +51,7 @@ def test_shapes_after_the_time_is_up_are_said(found: Any) -> None:
     assert [(row["shape"], row["said"]) for row in found["late"]] == [("small", "not begun: out of time")]
 
 
-def test_append_adds_to_what_is_there(found: Any, tmp_path: Path) -> None:
+def test_append_adds_to_an_existing_file(found: Any, tmp_path: Path) -> None:
     rows = [Row(**row) for row in found["rows"]]
     for _ in range(2):
         append(iter(rows), tmp_path / "results" / "gpu.csv")
@@ -128,7 +128,7 @@ def timed_row(operation: str, shape: str, way: str, median_us: float, **changes:
         ),
     ],
 )
-def test_goals_are_told_from_the_rows(
+def test_goals_are_computed_from_the_rows(
     operation: str, shape: str, ways: dict[str, float], expected: dict[str, tuple[float, bool]]
 ) -> None:
     rows = [timed_row(operation, shape, way, us, share_of_copy="0.5") for way, us in ways.items()]

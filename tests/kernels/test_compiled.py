@@ -86,7 +86,7 @@ def test_compiled_table_has_every_matrix_kernel_without_a_spill() -> None:
         ({"registers": 12, "warps_resident": 16}, None),
     ],
 )
-def test_complaints_name_what_became_worse(change: dict[str, object], said: str | None) -> None:
+def test_complaints_name_the_regressions(change: dict[str, object], said: str | None) -> None:
     row = Row("attention", "some", "forward", 80, "64x64", 4, 2, 128, 0, 50_000, 8, "mma")
     found = complaints([row._replace(**change)], {row.name: row})
     assert len(found) == (said is not None)

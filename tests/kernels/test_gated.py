@@ -58,7 +58,7 @@ def test_activate_passes_gradcheck() -> None:
         ({"rate": 1.0}, "rate: must be in"),
     ],
 )
-def test_activate_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_activate_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     x = torch.ones(1, 4, 8)
     with pytest.raises(ValueError, match=message):
         activate(**({"activation": "swiglu", "up": x, "gate": x} | change))

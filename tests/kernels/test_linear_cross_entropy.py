@@ -19,7 +19,7 @@ from reptrain_kernels.ops.linear_cross_entropy import (
 
 
 @pytest.mark.slow
-def test_loss_of_128_thousand_ids_takes_a_quarter_of_the_memory_of_all_logits() -> None:
+def test_loss_of_128_thousand_ids_needs_a_quarter_of_the_memory_of_all_logits() -> None:
     ours, plain = (results_of("loss_memory.py", impl) for impl in ("triton", "torch"))
     assert 0 < ours <= 0.25 * plain
 
@@ -82,7 +82,7 @@ def test_ignored_targets_lose_nothing() -> None:
         ({"label_smoothing": torch.ones((), device="meta")}, "label_smoothing: .* on meta"),
     ],
 )
-def test_loss_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_loss_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     head = change.pop("head_VD", torch.ones(5, 3))
     targets = Targets(torch.ones(2).long())._replace(**change)
     with pytest.raises(ValueError, match=message):

@@ -98,7 +98,7 @@ def test_route_in_triton_takes_the_lowest_of_equal_experts(found: Any) -> None:
     assert found["ties"] == LOWEST_FIRST
 
 
-def test_grouped_mlp_in_triton_drops_what_the_counter_says(found: Any) -> None:
+def test_grouped_mlp_in_triton_drops_the_units_of_the_counter(found: Any) -> None:
     assert found["dropped_units"] == {"0.25": True, "0.75": True}
 
 
@@ -187,7 +187,7 @@ def test_choose_grouped_leaves_to_torch_what_torch_multiplies_in_one_kernel(
         ({"impl": "cuda"}, "impl: must be one of"),
     ],
 )
-def test_grouped_mlp_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_grouped_mlp_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
         "x_ND": torch.ones(6, 8),
         "gate_EFD": torch.ones(2, 4, 8),
@@ -225,7 +225,7 @@ def test_send_and_collect_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda y, gate: collect(y, gate, places), leaves[1:])
 
 
-def test_send_and_collect_refuse_what_does_not_fit() -> None:
+def test_send_and_collect_refuse_arguments_that_do_not_fit() -> None:
     places = Places.of(torch.arange(6), 2)
     with pytest.raises(ValueError, match=r"x_MD: must have shape \[3, D\]"):
         send(torch.ones(4, 2), places)
@@ -287,7 +287,7 @@ def test_route_passes_gradcheck(score: str, normalize: bool) -> None:
         ({"impl": "cuda"}, "impl: must be one of"),
     ],
 )
-def test_route_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_route_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {
         "logit_BTE": torch.ones(2, 3, 5),
         "is_token_BT": torch.ones(2, 3, dtype=torch.bool),

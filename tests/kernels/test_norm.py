@@ -73,7 +73,7 @@ def test_join_and_norm_pass_gradcheck() -> None:
          | {"weight_D": torch.ones(8193), "impl": "triton"}, "at most 8192 units"),
     ],
 )  # fmt: skip
-def test_join_and_norm_refuse_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_join_and_norm_refuse_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     given = {"x_BTD": torch.ones(2, 4, 8), "branch_BTD": torch.ones(2, 4, 8), "weight_D": torch.ones(8)}
     with pytest.raises(ValueError, match=message):
         join_and_norm(**(given | {"eps": 0.1} | change))

@@ -44,7 +44,7 @@ def test_rotate_passes_gradcheck() -> None:
         ({"impl": "cuda"}, "impl: must be one of"),
     ],
 )
-def test_rotate_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+def test_rotate_refuses_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     given = {"q_BTHN": torch.ones(1, 4, 2, 8), "k_BTKN": torch.ones(1, 4, 1, 8)}
     given |= {name: torch.ones(4, 4) for name in ("cos_TM", "sin_TM")}
     with pytest.raises(ValueError, match=message):

@@ -430,11 +430,11 @@ MUTANTS = [
         "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/state_files.py",
         "        file.flush()\n        os.fsync(file.fileno())\n    return FileSum(bytes=8 + len(header)",
         "        file.flush()\n    return FileSum(bytes=8 + len(header)",
-        (NOTHING,), why="No test cuts the power.",
+        (NOTHING,), why="no test cuts the power.",
     ),
     Mutant(
         "throughput twice as high", "measurement", "reptrain/training/recorder.py",
         "            tokens_per_s=rate,\n", "            tokens_per_s=2 * rate,\n", (NOTHING,),
-        why="Times are not reproducible, and no test knows the right one.",
+        why="the judges look at no times, which no replay reproduces.",
     ),
 ]  # fmt: skip

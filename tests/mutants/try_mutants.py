@@ -87,9 +87,9 @@ def table(found: dict[str, list[str]]) -> str:
             lines.append(f"| {mutant.name} | {mutant.kind} | `{mutant.file}` | {by} |")
     alone = sum(any(name in JUDGES for name in names) for names in found.values())
     nothing = sum(not names for names in found.values())
-    by_tests = len(found) - alone - nothing
+    others = len(found) - alone - nothing
     lines += ["", f"{len(found)} faults: {alone} found from the run folder alone,"]
-    lines[-1] += f" {by_tests} by tests only, {nothing} by nothing."
+    lines[-1] += f" {others} by tests or the run itself, {nothing} by nothing."
     return "\n".join(lines)
 
 

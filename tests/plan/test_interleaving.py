@@ -98,13 +98,13 @@ def test_locate_and_counts_at_the_far_end_of_a_very_long_run():
     assert all(abs(n - share) <= 2 for n, share in zip(order.counts_before(middle), exact, strict=True))
 
 
-def test_a_source_alone_takes_every_turn():
+def test_a_single_source_has_every_turn():
     order = Interleaving((5,))
     assert located(order) == [(0, j) for j in range(5)]
     assert order.counts_before(3) == (3,)
 
 
 @pytest.mark.parametrize("counts", [(), (3, 0), (2**61, 2**61)])
-def test_interleaving_refuses_what_it_cannot_order(counts):
+def test_interleaving_refuses_shares_without_an_order(counts):
     with pytest.raises(PlanError, match="at least 1 for each and below"):
         Interleaving(counts)

@@ -116,7 +116,7 @@ def test_tokens_refuses_a_window_outside_the_subset(store):
         subset.tokens(np.asarray([0]), np.asarray([4]), 3)
 
 
-def test_order_is_made_once_and_mapped(store, monkeypatch):
+def test_order_is_computed_once_and_mapped(store, monkeypatch):
     first = Subset.open(store).read(0, 37)
     monkeypatch.setattr(document_order, "_write", None)
     assert (Subset.open(store).read(0, 37) == first).all()
@@ -130,7 +130,7 @@ def test_order_is_the_same_for_any_chunk(store, tmp_path_factory, monkeypatch):
     assert (Subset.open(again).read(0, 37) == expected).all()
 
 
-def test_order_cut_short_is_made_again(store):
+def test_truncated_order_is_recomputed(store):
     expected = Subset.open(store).read(0, 37)
     (cached,) = (store.path / "orders").glob("*.npy")
     content = cached.read_bytes()

@@ -112,6 +112,10 @@ def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:
     assert cells["bits/byte"] == "3.100"
     stopped = rows[0].model_copy(update={"state": "preempted"})
     assert dict(arm_lines([stopped])[0].cells)["audit"] == "exact so far"
+    damaged = rows[0].model_copy(update={"audit_exact": False, "audit_cannot_say": True})
+    assert dict(arm_lines([damaged])[0].cells)["audit"] == "cannot say"
+    proved = rows[0].model_copy(update={"audit_level": "inputs"})
+    assert dict(arm_lines([proved])[0].cells)["audit"] == "exact, proved to the model's inputs"
     mixed = better.model_copy(update={"audit_as_planned": True})
     assert dict(arm_lines([mixed])[0].cells)["audit"] == "as planned, mixed"
     unknown = collect(STUDY, out / "none")

@@ -84,7 +84,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_flops_are_what_torch_counts(kind: str) -> None:
+def test_forward_flops_equal_those_that_torch_counts(kind: str) -> None:
     shape = ExampleShape(40 if "t5" in kind else 0, 13)
     config = (T5Config if "t5" in kind else DecoderConfig).model_validate(KINDS[kind])
     model = build_model(config, vocab_size=100, seed=0)

@@ -43,7 +43,7 @@ def solved(subject: Subject, other: Subject, by: By, vary: Vary, tolerance: floa
 
 
 @pytest.mark.parametrize("words", [{"by": "params"}, {"by": "total_params"}, {"vary": "heads"}])
-def test_match_refuses_unknown_words(words: dict[str, Any]) -> None:
+def test_match_refuses_unknown_choices(words: dict[str, Any]) -> None:
     given = {"by": "flops", "vary": "experts"} | words
     with pytest.raises(
         ConfigError, match=r"match (by|vary): must be one of (total-params|width), .* but got"
@@ -63,7 +63,7 @@ def test_match_comes_near_whatever_the_quantity(by: By, vary: Vary) -> None:
     }[vary]
 
 
-def test_match_finds_again_what_was_hidden() -> None:
+def test_match_recovers_a_known_size() -> None:
     wide = decoder(d_model=256, num_heads=8, num_kv_heads=4, d_ff=640)
     found = solved(decoder(), wide, "total-params", "width", tolerance=0)
     assert found.changes == {
@@ -118,7 +118,7 @@ def test_match_to_a_counted_shape_is_possible_and_of_one_is_refused() -> None:
         match(published("gopher"), decoder(), by="flops", vary="width", tolerance=0.01)
 
 
-def test_match_refuses_what_nothing_comes_near() -> None:
+def test_match_refuses_sizes_out_of_reach() -> None:
     words = r"match by flops with experts: must come within 1\.00% of .* off\. Vary something else"
     with pytest.raises(ConfigError, match=words):
         match(decoder(moe=MOE), published("llama-7b"), by="flops", vary="experts", tolerance=0.01)

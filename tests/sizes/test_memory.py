@@ -99,7 +99,9 @@ def with_logits(
     [{}, GPT, {"mlp": "relu"}, {"moe": MOE}, {"num_layers": 4, "num_stored_layers": 2}, LLAMA_LIKE],
     ids=["llama", "gpt", "relu", "moe", "shared", "options"],
 )
-def test_activation_bytes_of_a_decoder_are_what_torch_keeps(changes: dict[str, Any], bf16: bool) -> None:
+def test_activation_bytes_of_a_decoder_equal_those_that_torch_keeps(
+    changes: dict[str, Any], bf16: bool
+) -> None:
     config = DecoderConfig.model_validate(DECODER | changes)
     assert with_logits(config, bf16=bf16) == pytest.approx(kept_bytes(config, bf16=bf16), rel=0.03)
 

@@ -15,7 +15,7 @@ def test_count_parameters_counts_a_tied_embedding_once() -> None:
     assert untied.non_embedding == tied.non_embedding
 
 
-def test_count_parameters_tells_the_published_non_embedding_of_t5() -> None:
+def test_count_parameters_equals_the_published_non_embedding_of_t5() -> None:
     layers = {"num_encoder_layers": 12, "num_decoder_layers": 12}
     config = T5Config(family="t5", d_model=768, num_heads=12, d_ff=2048, **layers)
     count = count_parameters(config, 32_128)

@@ -114,7 +114,7 @@ def test_published_shape_is_built_with_its_total(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == subject.parameters.total
 
 
-def test_mixtral_activates_what_its_paper_says() -> None:
+def test_mixtral_has_the_published_active_parameters() -> None:
     assert load_subject(path("mixtral-8x7b")).parameters.active == pytest.approx(13e9, rel=0.01)
 
 

@@ -81,7 +81,7 @@ def test_describe_sizes_shares_the_experts_among_their_ranks() -> None:
         )
 
 
-def test_sizes_text_tells_what_shared_layers_run() -> None:
+def test_sizes_text_shows_how_often_shared_layers_run() -> None:
     shared = {"model": {"num_layers": 8, "num_stored_layers": 2, "vocab_size": 100}}
     subject = subject_of(shared, None)
     count, whole = (

@@ -90,7 +90,7 @@ def test_lengths_sum_to_the_tokens_of_the_manifest(sealed: Path) -> None:
 @pytest.mark.parametrize(
     "piece", [(-1, 0, 1), (10**6, 0, 1), (0, -1, 1), (0, 0, -1), (0, 0, 10**6), (3, 10**6, 0)]
 )
-def test_read_refuses_what_is_not_within_a_document(train: Split, piece: tuple[int, int, int]) -> None:
+def test_read_refuses_ranges_outside_of_a_document(train: Split, piece: tuple[int, int, int]) -> None:
     with pytest.raises(IndexError):
         train.read(*([value] for value in piece))
 
@@ -188,7 +188,7 @@ def test_verify_names_every_damage(copy: Path, damage: Callable[[Path], None], p
         ("tokenizer.model", None, "tokenizer.model: must be as it was sealed"),
     ],
 )
-def test_open_store_refuses_what_is_not_whole(
+def test_open_store_refuses_an_incomplete_store(
     copy: Path, name: str, content: bytes | None, message: str
 ) -> None:
     (copy / name).unlink()

@@ -135,3 +135,14 @@ def test_mixed_epochs_share_nothing_with_another_budget() -> None:
     order = "data.order=mixed"
     assert shared_steps(steps(order), steps(order, "train.total_tokens=8192")) == 0
     assert shared_steps(steps(order), steps(order, "model.dropout.mlp={value: 0.1, start: 50%}")) == 16
+
+
+@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize("order", ["reshuffle", "mixed"])
+def test_tokens_of_steps_are_those_of_the_plan(cut: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (f"data.cut={cut}", f"data.order={order}", "train.total_tokens=9999")
+    listed = steps(*overrides)
+    found = [listed.settings(step) for step in range(listed.steps.num_steps)]
+    monkeypatch.setattr("reptrain.plan.shared_steps._MOST_WINDOWS", 0)
+    counted = steps(*overrides)
+    assert [counted.settings(step) for step in range(counted.steps.num_steps)] == found

@@ -107,7 +107,10 @@ def test_commands_that_look_need_no_torch(tmp_path: Path) -> None:
     words += [["collect", str(folder)], ["report", str(folder)]]
     code = (
         "import sys\n"
-        "for name in ('torch', 'deepspeed', 'triton'): sys.modules[name] = None\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'deepspeed', 'triton'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
         "from reptrain.cli import app\n"
         f"for words in {words!r}: print(words[0], app(['study', *words], standalone_mode=False))\n"
     )

@@ -152,7 +152,7 @@ def test_select_refuses_folders_with_other_files(names: list[str], message: str)
         select("data", names, lambda name: b"")
 
 
-def test_select_passes_over_what_describes_the_data() -> None:
+def test_select_skips_metadata_files() -> None:
     names = ["README.md", "LICENSE", "_SUCCESS", "b.parquet", "README.txt", "dataset_infos.json", "a.txt"]
     names += ["licensed.txt", "readme_first.jsonl", "README.jsonl", "notice.txt"]
     kept = ["README.jsonl", "a.txt", "b.parquet", "licensed.txt", "notice.txt", "readme_first.jsonl"]

@@ -215,7 +215,7 @@ def test_load_tokenizer_recognizes_the_kind_by_content(tmp_path: Path, make: Any
         ("words", "5 other bytes"),
     ],
 )
-def test_load_refuses_what_is_no_tokenizer(tmp_path: Path, content: str, got: str) -> None:
+def test_load_refuses_other_files(tmp_path: Path, content: str, got: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(

@@ -41,7 +41,7 @@ def gpt2(path: Path) -> Path:
     ("name", "file", "eos", "pad"),
     [("albert_30k", "spiece.model", "[SEP]", 0), ("mistral_v1_32k", "tokenizer.model", "</s>", -1)],
 )
-def test_encode_gives_sentencepieces_own_ids(name: str, file: str, eos: str, pad: int) -> None:
+def test_encode_equals_sentencepiece(name: str, file: str, eos: str, pad: int) -> None:
     tokenizer = load_tokenizer(DATA / name / file)
     rows = parity(name)
     assert len(rows) > 100

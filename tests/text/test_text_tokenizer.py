@@ -49,7 +49,7 @@ def test_train_tokenizer_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) 
 
 @settings(deadline=None)
 @given(st.text(ALPHABET, max_size=50))
-def test_decode_gives_back_what_was_encoded(tokenizer: Tokenizer, text: str) -> None:
+def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
     (ids,) = tokenizer.encode([text])
     assert ids.dtype == np.uint16
     assert tokenizer.decode(ids) == text
@@ -123,7 +123,7 @@ def test_train_tokenizer_refuses_a_text_that_no_size_fits(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x0a\x03abc"])
-def test_load_refuses_what_is_no_model(tmp_path: Path, content: bytes) -> None:
+def test_load_refuses_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.model"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match=r"a\.model: must be a SentencePiece model"):

@@ -64,7 +64,7 @@ def test_loops_of_links_are_cut_and_files_taken_once_by_their_own_names(data: Pa
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "dangling", "circle", "folder"])
-def test_what_is_no_file_is_refused_by_name(data: Path, kind: str) -> None:
+def test_entries_other_than_files_are_refused_by_name(data: Path, kind: str) -> None:
     path = data / "x.jsonl"
     words = {"pipe": "a named pipe", "socket": "a socket", "circle": "Too many levels"}
     with socket.socket(socket.AF_UNIX) as server:

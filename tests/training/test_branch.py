@@ -21,8 +21,10 @@ from reptrain.training.rebuilt_inputs import audit_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMON = ["schedule.name=constant", "schedule.warmup_fraction=0", "evaluate.every_fraction=0.5"]
-LATE = "model.dropout.residual={value: 0.1, start: 50%}"
+COMMON = [
+    *("train.total_tokens=1epochs", "schedule.name=constant", "schedule.warmup_fraction=0"),
+    "evaluate.every_fraction=0.5",
+]
 TIMES = ("step_ms", "tokens_per_s", "tokens_per_s_per_device")
 
 
@@ -54,53 +56,52 @@ def hold_equal(one: Path, other: Path) -> None:
     assert all(torch.equal(mine[name], others[name]) for name in mine)
 
 
+@pytest.fixture(scope="module")
+def trunk(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 14 steps under a constant rate, which saves and evaluates where the branches below begin."""
+    path = tmp_path_factory.mktemp("trunk") / "trunk"
+    train(tiny(*COMMON, "checkpoint.at_steps=[2,6,7]", "evaluate.at_steps=[3,4,6]"), path)
+    return path
+
+
 @pytest.mark.parametrize(
-    ("trunk", "branch", "shared"),
+    ("change", "shared"),
     [
-        # Late dropout; the same run stopped at a smaller budget under a constant rate, in mid-batch.
-        (["train.total_tokens=1epochs"], ["train.total_tokens=1epochs", LATE], 7),
-        (["train.total_tokens=1epochs"], ["train.total_tokens=0.5epochs"], 6),
-        # All of its 6 full batches are a part of the trunk.
-        (["train.total_tokens=1epochs"], ["train.total_tokens=2304"], 6),
+        ("model.dropout.residual={value: 0.1, start: 50%}", 7),
+        # The same run stopped at a smaller budget, in mid-batch; and after 6 full batches.
+        ("train.total_tokens=0.5epochs", 6),
+        ("train.total_tokens=2304", 6),
     ],
 )
 def test_branch_equals_the_unbroken_run_bit_for_bit(
-    tiny: Any, tmp_path: Path, trunk: list[str], branch: list[str], shared: int
+    tiny: Any, tmp_path: Path, trunk: Path, change: str, shared: int
 ) -> None:
-    long = tiny(*COMMON, *trunk)
-    short = tiny(*COMMON, *branch)
-    assert shared_steps(steps_of(long), steps_of(short)) == shared
-    # The branch evaluates at other steps than the trunk.
-    trunk_config = long.model_copy(
-        update={
-            "checkpoint": long.checkpoint.model_copy(update={"at_steps": [shared]}),
-            "evaluate": long.evaluate.model_copy(update={"at_steps": [3, 4, 6]}),
-        }
-    )
-    train(trunk_config, tmp_path / "trunk")
-    train(short, tmp_path / "unbroken")
-    branched = short.model_copy(update={"branch": BranchConfig(run=str(tmp_path / "trunk"), step=shared)})
-    train(branched, tmp_path / "branch")
-    hold_equal(tmp_path / "branch", tmp_path / "unbroken")
-    assert audit_inputs(tmp_path / "branch").exact
-    assert json.loads((tmp_path / "branch" / "branch.json").read_text())["step"] == shared
-    events = [record.event for record in RunFolder.open(tmp_path / "branch").events.records()]
+    config = tiny(*COMMON, change)
+    assert shared_steps(steps_of(tiny(*COMMON)), steps_of(config)) == shared
+    train(config, tmp_path / "unbroken")
+    branch, record = tmp_path / "branch", BranchConfig(run=str(trunk), step=shared)
+    train(config.model_copy(update={"branch": record}), branch)
+    hold_equal(branch, tmp_path / "unbroken")
+    assert audit_inputs(branch).exact
+    assert json.loads((branch / "branch.json").read_text())["step"] == shared
+    events = [record.event for record in RunFolder.open(branch).events.records()]
     assert events == ["branched", "resumed", "done"]
 
 
-def test_branch_without_a_checkpoint_trains_from_the_start(tiny: Any, tmp_path: Path) -> None:
-    config = tiny(*COMMON, "train.total_tokens=1epochs")
-    branched = config.model_copy(update={"branch": BranchConfig(run=str(tmp_path / "none"), step=2)})
-    train(branched, tmp_path / "branch")
-    train(config, tmp_path / "unbroken")
-    hold_equal(tmp_path / "branch", tmp_path / "unbroken")
+def test_branch_without_a_checkpoint_trains_from_the_start(tiny: Any, tmp_path: Path, trunk: Path) -> None:
+    branch = BranchConfig(run=str(tmp_path / "none"), step=2)
+    train(tiny(*COMMON).model_copy(update={"branch": branch}), tmp_path / "branch")
+    assert attempts(tmp_path / "branch") == attempts(trunk)
+    # Killed after its last checkpoint, before it was marked as done.
+    RunFolder.open(tmp_path / "branch").set_status("running")
+    assert train(tiny(*COMMON), tmp_path / "branch").state == "done"
+    assert audit_inputs(tmp_path / "branch").exact
 
 
 @pytest.mark.parametrize("change", ["seed=1", "optimizer.lr=0.5", "schedule.name=cosine", "data.order=same"])
-def test_branch_is_refused_from_a_run_that_differs_before_it(tiny: Any, tmp_path: Path, change: str) -> None:
-    config = tiny(*COMMON, "train.total_tokens=1epochs", "checkpoint.at_steps=[2]")
-    train(config, tmp_path / "trunk")
-    other = tiny(*COMMON, "train.total_tokens=1epochs", change)
-    branched = other.model_copy(update={"branch": BranchConfig(run=str(tmp_path / "trunk"), step=2)})
+def test_branch_is_refused_from_a_run_that_differs_before_it(
+    tiny: Any, tmp_path: Path, trunk: Path, change: str
+) -> None:
+    branch = BranchConfig(run=str(trunk), step=2)
     with pytest.raises(ResumeError, match="must be the same run for the first 2 steps"):
-        train(branched, tmp_path / "branch")
+        train(tiny(*COMMON, change).model_copy(update={"branch": branch}), tmp_path / "branch")
