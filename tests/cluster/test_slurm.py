@@ -67,8 +67,10 @@ def wait_for(condition: Callable[[], object], limit_s: float = 200) -> None:
 
 
 @pytest.fixture(autouse=True)
-def empty_queue() -> Iterator[None]:
+def empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
     """No job outlives its test."""
+    # First, so that the queue is that of the test's cluster.
+    request.getfixturevalue("plain_cluster" if "plain_cluster" in request.fixturenames else "cluster")
     yield
     for number in read_queue() or {}:
         subprocess.run(["scancel", "--quiet", "--full", "-s", "KILL", number])
