@@ -1,4 +1,4 @@
-"""One cluster for all tests that need it."""
+"""The clusters that tests share, each started once for a file."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ import pytest
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 
 
-def _cluster(tmp_path_factory: pytest.TempPathFactory, *, user_signal: bool) -> Iterator[SlurmCluster]:
+def _started(tmp_path_factory: pytest.TempPathFactory, *, user_signal: bool) -> Iterator[SlurmCluster]:
     if missing := missing_programs():
         pytest.skip(f"a Slurm on this machine needs {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("slurm") / "c"
-    with pytest.MonkeyPatch.context() as patch, slurm_cluster(folder, user_signal=user_signal) as made:
-        patch.setenv("SLURM_CONF", str(made.config))
+    with slurm_cluster(tmp_path_factory.mktemp("slurm") / "c", user_signal=user_signal) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """A two-node cluster that sends preempted jobs their user signal."""
-    yield from _cluster(tmp_path_factory, user_signal=True)
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    yield from _started(tmp_path_factory, user_signal=True)
 
 
 @pytest.fixture(scope="module")
-def plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+def _plain_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    yield from _started(tmp_path_factory, user_signal=False)
+
+
+@pytest.fixture
+def cluster(_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    """A two-node cluster that sends preempted jobs their user signal."""
+    monkeypatch.setenv("SLURM_CONF", str(_cluster.config))
+    return _cluster
+
+
+@pytest.fixture
+def plain_cluster(_plain_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
     """A two-node cluster that sends preempted jobs SIGTERM only, as Slurm does by default."""
-    yield from _cluster(tmp_path_factory, user_signal=False)
+    monkeypatch.setenv("SLURM_CONF", str(_plain_cluster.config))
+    return _plain_cluster
 
 
 @pytest.fixture

@@ -67,8 +67,10 @@ def wait_for(condition: Callable[[], object], limit_s: float = 200) -> None:
 
 
 @pytest.fixture(autouse=True)
-def empty_queue() -> Iterator[None]:
+def empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
     """No job outlives its test."""
+    # First, so that the queue is that of the test's cluster.
+    request.getfixturevalue("plain_cluster" if "plain_cluster" in request.fixturenames else "cluster")
     yield
     for number in read_queue() or {}:
         subprocess.run(["scancel", "--quiet", "--full", "-s", "KILL", number])
@@ -119,8 +121,8 @@ def start_now(cluster: SlurmCluster) -> None:
     cluster.call("scontrol", "update", f"jobid={number}", "starttime=now+3")
 
 
-def preempt(cluster: SlurmCluster, room: Path) -> threading.Thread:
-    """Preempt the running jobs once, and let them go on."""
+def preempt(cluster: SlurmCluster, room: Path, *, is_requeued: bool) -> threading.Thread:
+    """Preempt the running job once, and let it go on: requeued by itself, or submitted again."""
 
     def run() -> None:
         wait_for(lambda: (room / "starts.txt").exists())
@@ -128,8 +130,9 @@ def preempt(cluster: SlurmCluster, room: Path) -> threading.Thread:
         number = cluster.occupy()
         wait_for(lambda: (room / "checkpoints" / "latest").exists())
         cluster.call("scancel", number)
-        wait_for(lambda: number not in (read_queue() or {number}))
-        start_now(cluster)
+        if is_requeued:
+            wait_for(lambda: number not in (read_queue() or {number}))
+            start_now(cluster)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -137,7 +140,7 @@ def preempt(cluster: SlurmCluster, room: Path) -> threading.Thread:
 
 
 def test_a_preempted_job_resumes_from_its_checkpoint(cluster: SlurmCluster, tmp_path: Path) -> None:
-    thread = preempt(cluster, tmp_path / "one")
+    thread = preempt(cluster, tmp_path / "one", is_requeued=True)
     ends = executor(tmp_path).execute([job(tmp_path, "one", 40)], judge, Listener())
     thread.join()
     assert ends["one"].state == "done"
@@ -150,7 +153,7 @@ def test_a_preempted_job_resumes_from_its_checkpoint(cluster: SlurmCluster, tmp_
 def test_preemption_by_sigterm_alone_saves_a_checkpoint_too(
     plain_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    thread = preempt(plain_cluster, tmp_path / "one")
+    thread = preempt(plain_cluster, tmp_path / "one", is_requeued=False)
     ends = executor(tmp_path).execute([job(tmp_path, "one", 40)], judge, Listener())
     thread.join()
     assert ends["one"].state == "done"
