@@ -1,10 +1,11 @@
-"""reptrain: the trainer and the laboratory for language models that must repeat their data.
+"""reptrain: trains language models on limited data, and studies what repetition does to them.
 
-The names below are loaded when they are asked for: `import reptrain` alone loads neither torch nor pyarrow.
+The names below are loaded on first use: `import reptrain` alone loads neither torch nor pyarrow.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -29,10 +30,20 @@ _HOMES = {
     "verify": "reptrain.store",
 }
 
+_FORMER = {"open_trained": "open_saved_model"}
+"""Names of 0.1.0 and their names since; reading a former one warns."""
+
 __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        warnings.warn(
+            f"reptrain.{name} is now reptrain.{_FORMER[name]}; the former name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        name = _FORMER[name]
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,3 +53,10 @@ def test_api_names_are_there() -> None:
         assert getattr(reptrain, name)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         reptrain.trian  # noqa: B018
+
+
+def test_a_former_name_of_the_api_warns_and_works() -> None:
+    import reptrain
+
+    with pytest.warns(DeprecationWarning, match="open_saved_model"):
+        assert reptrain.open_trained is reptrain.open_saved_model
