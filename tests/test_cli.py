@@ -177,7 +177,7 @@ def test_tokenize_refuses_a_missing_file(tmp_path: Path) -> None:
 def test_sizes_and_match_need_no_store(tmp_path: Path) -> None:
     models = Path(__file__).parents[1] / "configs" / "models"
     told = run("sizes", models / "moe-base.yaml", "--precision", "bf16", "--world-size", 8).stdout
-    assert "total                    700,636,416" in told and "at ZeRO 3" in told
+    assert "total                    700,636,416" in told and "by train.zero_stage" in told
     words = ["--to", models / "t5-1.1-large.yaml", "--vary", "width", "--out", tmp_path / "wide.yaml"]
     found = json.loads(run("match", models / "moe-base.yaml", *words, "--json").stdout)
     assert found["changes"]["model.d_model"] == {"before": 768, "after": 1280}

@@ -138,16 +138,16 @@ class FillAtLine:
         self._filler, self._log = filler, log
 
     def __call__(self) -> None:
-        append = JsonLines.append
+        write = JsonLines.write
 
-        def filling(log: JsonLines[Any], record: Any) -> None:
+        def filling(log: JsonLines[Any], line: bytes) -> None:
             if log.path.name == self._log:
                 size = log.path.stat().st_size if log.path.exists() else 0
-                if size % _PAGE_BYTES + len(record.model_dump_json(exclude_none=True)) >= _PAGE_BYTES:
+                if size % _PAGE_BYTES + len(line) > _PAGE_BYTES:
                     fill(self._filler)
-            append(log, record)
+            write(log, line)
 
-        setattr(JsonLines, "append", filling)  # noqa: B010 - mypy refuses the plain way
+        setattr(JsonLines, "write", filling)  # noqa: B010 - mypy refuses the plain way
 
 
 class ClockBack:

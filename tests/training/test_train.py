@@ -201,6 +201,8 @@ def test_a_flip_in_the_cached_order_of_documents_changes_nothing(
     tiny: MakeConfig, own_store: Path, tmp_path: Path
 ) -> None:
     config = tiny(f"data.store={own_store}", "data.unique_tokens=500", "train.total_tokens=1epochs")
+    for other in (own_store / "orders").iterdir():
+        other.unlink()
     Subset.open(open_store(own_store), unique_tokens=500)
     (cached,) = (own_store / "orders").glob("*.npy")
     content = cached.read_bytes()
