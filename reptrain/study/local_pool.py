@@ -20,7 +20,8 @@ _GRACE_S = 90.0
 def default_jobs(*, gpus_per_job: int = 1) -> int:
     """Jobs at once: one per GPU or group of GPUs; without a GPU, one per core.
 
-    Two runs with one thread each train 1.25 to 1.36 times as many tokens per second as one run with two.
+    Two small runs with one thread each train 1.4 times as many tokens per second as one with two
+    (docs/guides/study-file.md).
     """
     gpus = len(visible_gpus())
     return max(1, gpus // gpus_per_job) if gpus else len(os.sched_getaffinity(0))

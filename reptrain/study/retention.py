@@ -42,8 +42,9 @@ def _prune(checkpoints: Path, *, keep_last: bool) -> None:
         kept = latest.read_text().strip() if keep_last else ""
     except FileNotFoundError:
         return
+    if not keep_last:
+        # Before the folders: a pointer to a missing checkpoint would look like damage.
+        latest.unlink(missing_ok=True)
     for folder in checkpoints.glob("step-*"):
         if folder.name != kept:
             shutil.rmtree(folder)
-    if not keep_last:
-        latest.unlink()
