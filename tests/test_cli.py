@@ -193,6 +193,8 @@ def test_train_and_audit(config_file: Path, tmp_path: Path) -> None:
     assert "done: 3 steps" in trained.stdout
     audited = json.loads(run("audit", out, "--json").stdout)
     assert audited["exact"] and audited["exposures"] == {"1": 1000}
+    (row,) = json.loads(run("runs", out, "--json").stdout)
+    assert (row["audit_verdict"], row["audit_level"]) == ("exact", "windows")
     # Commands of this file run as on a login node, without torch.
     assert "needs torch" in run("audit", out, "--level", "inputs", code=2).stderr
     run("audit", out, "--signature", out / "ledger.sig", code=2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Self
 
 from reptrain.auditing.mixed import EpochEnd
+from reptrain.files import write_atomically
 from reptrain.runs.records import FrozenRecord
 from reptrain.runs.run_plan import Order
 
@@ -237,6 +239,10 @@ class AuditReport(FrozenRecord):
     def to_json(self) -> str:
         """The report as JSON."""
         return self.model_dump_json(indent=2)
+
+    def keep(self, run: Path) -> None:
+        """Write the report to ``RUN/audit.json``, from which tables and `reptrain runs` take the verdict."""
+        write_atomically(run / "audit.json", self.to_json())
 
     def head(self) -> str:
         """The verdict in one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -181,6 +182,8 @@ def audit(
 ) -> None:
     """Recount how often each token reached the model, from ledger and store.
 
+    The report is kept as audit.json in the run, from which `reptrain runs` and tables take the verdict.
+
     Exit code 0: exact. 1: not exact. 2: wrong input. 4: cannot say, as evidence is damaged or missing.
 
     A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
@@ -205,6 +208,8 @@ def audit(
         recount = partial(_inputs_audit(), processes=processes)
     with stage_progress() as progress:
         report = recount(run, progress=progress, **options)
+    with suppress(OSError):  # A run that can only be read can be audited too.
+        report.keep(run)
     show(json.loads(report.to_json()), report.text(), as_json=as_json)
     if sign is not None and report.ledger is not None:
         sign_head(report.ledger.head, sign, run / "ledger.sig")

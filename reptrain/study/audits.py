@@ -7,7 +7,6 @@ from pathlib import Path
 from reptrain.auditing.audit import audit
 from reptrain.auditing.report import AuditReport
 from reptrain.errors import ReptrainError
-from reptrain.files import write_atomically
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
@@ -33,7 +32,7 @@ def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
         report = _audit(run, verify_store=not stores <= verified)
         if report.store_verified:
             verified |= stores
-        write_atomically(run / "audit.json", report.to_json())
+        report.keep(run)
         reports[node.name] = report
     return reports
 
