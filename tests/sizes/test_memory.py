@@ -267,7 +267,8 @@ def added_bytes(configs: Sequence[RunConfig], folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("stages", "layers"),
     [
-        pytest.param((1, 3), 2, id="short"),
+        # A resident size depends on what the C library kept before: too uncertain for every run of the tests.
+        pytest.param((1, 3), 2, id="short", marks=pytest.mark.slow),
         pytest.param((0, 1), 8, id="0 and 1", marks=pytest.mark.slow),
         pytest.param((2, 3), 8, id="2 and 3", marks=pytest.mark.slow),
     ],
