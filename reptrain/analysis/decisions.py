@@ -91,7 +91,7 @@ class Evidence:
         """The p value of a verdict after which nothing is left to test, shape (studies,).
 
         It is `supported` or `negligible`. A claim that is contradicted could still be negligible, so Holm's
-        correction goes on counting it.
+        correction still counts it.
         """
         return np.minimum(1.0, np.minimum(self.p_supported, self.p_negligible) / self.look.share)
 

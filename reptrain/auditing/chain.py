@@ -1,4 +1,4 @@
-"""Checks of the ledger as a chain of lines, and of what its lines tell about the weights.
+"""Checks of the ledger: the chain of its lines, and the hashes of the weights in them.
 
 docs/format.md defines the chain.
 """

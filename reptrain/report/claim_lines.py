@@ -20,7 +20,7 @@ class ClaimLine:
         verdict: Its verdict.
         cells: (heading, value) pairs, the same headings in every line.
         facts: (name, value) pairs about how the verdict was reached.
-        excluded: (run or seed, reason) of what was left out.
+        excluded: (run or seed, reason) of each exclusion.
         seeds: (unit, effect) pairs.
     """
 

@@ -53,7 +53,7 @@ class LedgerRecord(FrozenRecord):
     digest: Hex16
     """Sum of the windows' digests, in hexadecimal."""
     inputs: Hex16 | None = None
-    """Digest of what entered embedding, attention masks and loss, in hexadecimal."""
+    """Input digest (docs/format.md), in hexadecimal."""
     targets: Whole | None = None
     """Number of targets."""
     optimizer_step: Whole | None = None

@@ -94,7 +94,7 @@ class Bill:
 
     @property
     def device_hours(self) -> float | None:
-        """Device-hours of what is left; None if a speed is missing."""
+        """Device-hours of the remaining runs; None if a speed is missing."""
         seconds = [row.seconds for row in self.left]
         if None in seconds:
             return None
@@ -109,7 +109,7 @@ class Bill:
 
     @property
     def usd(self) -> float | None:
-        """Price of what is left; None if the price or a speed is missing."""
+        """Price of the remaining runs; None if the price or a speed is missing."""
         hours, price = self.device_hours, self.hardware.usd_per_hour
         return None if hours is None or price is None else hours * price
 

@@ -1,4 +1,4 @@
-"""Jobs of a study, and the protocol of what executes them: processes here, or Slurm."""
+"""Jobs of a study, and the protocol of an executor: local processes, or Slurm."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _beginning(
     Args:
         folder: The run.
         step: Steps completed.
-        state: State hash of what was loaded; None at a start.
+        state: State hash of the loaded checkpoint; None at a start.
         before: Head of the ledger before it was cut back.
         parent: What the initial weights came from.
     """

@@ -35,7 +35,7 @@ class Resumed(NamedTuple):
     skipped: list[str]
     """Newer checkpoints that are damaged, each with the reason."""
     state: str | None = None
-    """State hash of what was loaded; None without a checkpoint."""
+    """State hash of the loaded checkpoint; None without one."""
 
 
 def resume(

@@ -70,7 +70,7 @@ class StepResult:
     digest: int
     """Unsigned 64-bit digest of the raw windows on the device, over all ranks."""
     input_digest: int
-    """Unsigned 64-bit digest of what entered embedding, attention masks and loss, over all ranks."""
+    """Input digest (docs/format.md) over all ranks, unsigned 64-bit."""
     grad_norm: float | None
     """L2 norm of the whole gradient before clipping; infinite or NaN if the gradient is not finite."""
     applied: bool

@@ -73,7 +73,7 @@ def test_a_ledger_of_an_earlier_version_is_audited_without_a_chain(run):
     run.ledger.path.write_text("".join(lines))
     report = audit(run.path)
     assert report.exact and report.ledger.chained_from is None and "not a chain" in report.text()
-    # A later version goes on: the chain begins with its first line.
+    # A later version continues the run: the chain begins with its first line.
     Ledger(run.ledger.path).append(LedgerEvent(event="checkpoint", step=7, state="0" * 16))
     report = audit(run.path)
     assert report.exact and report.ledger.chained_from == len(plain) + 1

@@ -46,7 +46,7 @@ class Started:
         log: Where it writes; what stands there is kept.
         environment: Variables of it alone.
         hook: Called in the process before the command: it plants the fault.
-        anew: Start an interpreter, as a shell does, instead of a fork; there is no hook then.
+        new_interpreter: Start an interpreter, as a shell does, instead of a fork; there is no hook then.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Started:
         *,
         environment: Mapping[str, str] | None = None,
         hook: Hook | None = None,
-        anew: bool = False,
+        new_interpreter: bool = False,
     ) -> None:
         self.log = log
         self._begin = log.stat().st_size if log.exists() else 0
@@ -64,7 +64,7 @@ class Started:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(environment or {})}
         self.process: Forked | subprocess.Popen[bytes]
         with log.open("ab") as file:
-            if anew:
+            if new_interpreter:
                 command = [sys.executable, *words]
                 self.process = subprocess.Popen(command, stdout=file, stderr=file, env=variables)
             else:

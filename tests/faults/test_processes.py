@@ -28,18 +28,20 @@ def _storm(started: Started, draw: random.Random) -> int:
 
 
 @pytest.mark.parametrize(
-    ("seed", "until", "anew"),
+    ("seed", "until", "new_interpreter"),
     [(1, 1, False), *(pytest.param(s, 30, s == 2, marks=pytest.mark.slow) for s in (2, 3, 4))],
 )
-def test_storm_of_signals(trial: MakeTrial, table: FaultTable, seed: int, until: int, anew: bool) -> None:
+def test_storm_of_signals(
+    trial: MakeTrial, table: FaultTable, seed: int, until: int, new_interpreter: bool
+) -> None:
     """The first storm begins with the process, the others after a step; each leaves a checkpoint."""
     struck, draw = trial(), random.Random(seed)
-    code = _storm(struck.start(anew=anew), draw)
+    code = _storm(struck.start(new_interpreter=new_interpreter), draw)
     # Before reptrain catches them, signals end a process.
     assert code in (-signal.SIGTERM, -signal.SIGUSR1, 3)
     steps = [0]
     while steps[-1] < until:
-        started = struck.start(anew=anew)
+        started = struck.start(new_interpreter=new_interpreter)
         assert struck.wait_for_step(steps[-1] + draw.randrange(2, 10), started)
         code = _storm(started, draw)
         assert code == 3, f"{code}: {started.said()}"
@@ -99,14 +101,14 @@ def test_clock_set_back(trial: MakeTrial, table: FaultTable, tmp_path: Path) -> 
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     struck = trial()
-    started = struck.start(anew=True, environment=environment)
+    started = struck.start(new_interpreter=True, environment=environment)
     assert struck.wait_for_step(8, started)
     clock.write_text("-1d")
     assert struck.wait_for_step(20, started)
     started.kill()
     started.wait()
     clock.write_text("-30d")
-    ended = struck.start(anew=True, environment=environment).wait()
+    ended = struck.start(new_interpreter=True, environment=environment).wait()
     assert ended.code == 0, ended.said
     struck.check()
     times = [event.time for event in struck.run.events.records()]

@@ -356,7 +356,7 @@ MUTANTS = [
         "        average.steps = manifest.averaged_steps\n", (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
     ),
     Mutant(
-        "training goes on with the averaged weights after an evaluation", "EMA",
+        "training continues with the averaged weights after an evaluation", "EMA",
         "reptrain/checkpoint/weight_average.py",
         "        finally:\n            self._swap()\n", "        finally:\n            pass\n", (REPLAY,),
     ),

@@ -169,6 +169,11 @@ def decay(name: str, exponent: str, p: Coordinates, log_variable: Floats) -> Ter
     return Term(p[name] - p[exponent] * log_variable, {name: 1.0, exponent: -log_variable})
 
 
+def chinchilla_terms(p: Coordinates, logs: Logs) -> tuple[Term, Term, Term]:
+    """The terms E, A / N^alpha and B / D^beta, of the parameters `CHINCHILLA`."""
+    return constant("E", p), decay("A", "alpha", p, logs["N"]), decay("B", "beta", p, logs["D"])
+
+
 def log_add(*terms: Term) -> Term:
     """The logarithm of a sum of terms, as one term."""
     total = np.logaddexp.reduce([np.asarray(term.log) + 0.0 for term in terms])
@@ -185,3 +190,5 @@ SIZE = Parameter("A", "scale of the term of N", 1e-6, 1e12, (1.0, 1e4))
 DATA = Parameter("B", "scale of the term of D", 1e-6, 1e14, (1.0, 1e5))
 ALPHA = Parameter("alpha", "exponent of N", 0.01, 3.0, (0.1, 0.8), log=False)
 BETA = Parameter("beta", "exponent of D", 0.01, 3.0, (0.1, 0.8), log=False)
+CHINCHILLA = (ENTROPY, SIZE, DATA, ALPHA, BETA)
+"""The parameters of Chinchilla's law, which others extend."""

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from reptrain.analysis.laws.base import (
-    ALPHA,
-    BETA,
-    DATA,
-    ENTROPY,
-    SIZE,
-    Coordinates,
-    Law,
-    Logs,
-    Term,
-    constant,
-    decay,
-)
-
-
-def _terms(p: Coordinates, logs: Logs) -> Sequence[Term]:
-    return constant("E", p), decay("A", "alpha", p, logs["N"]), decay("B", "beta", p, logs["D"])
-
+from reptrain.analysis.laws.base import CHINCHILLA, Law, chinchilla_terms
 
 LAW = Law(
     name="chinchilla",
     formula="E + A / N^alpha + B / D^beta",
     source="Hoffmann et al., Training compute-optimal large language models, 2022, approach 3",
     variables=("N", "D"),
-    parameters=(ENTROPY, SIZE, DATA, ALPHA, BETA),
-    terms=_terms,
+    parameters=CHINCHILLA,
+    terms=chinchilla_terms,
     scales=(("E",), ("A",), ("B",)),
     published={
         "hoffmann2022": {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.3392, "beta": 0.2849},

@@ -7,20 +7,7 @@ from math import exp, log
 
 import numpy as np
 
-from reptrain.analysis.laws.base import (
-    ALPHA,
-    BETA,
-    DATA,
-    ENTROPY,
-    SIZE,
-    Coordinates,
-    Floats,
-    Law,
-    Logs,
-    Parameter,
-    Term,
-    constant,
-)
+from reptrain.analysis.laws.base import CHINCHILLA, Coordinates, Floats, Law, Logs, Parameter, Term, constant
 
 
 def saturating(excess: Floats, log_scale: float) -> tuple[Floats, Floats, Floats]:
@@ -102,7 +89,7 @@ LAW = Law(
     ),
     source="Muennighoff et al., Scaling data-constrained language models, 2023",
     variables=("N", "D", "U"),
-    parameters=(ENTROPY, SIZE, DATA, ALPHA, BETA, REPEATS, EXCESS),
+    parameters=(*CHINCHILLA, REPEATS, EXCESS),
     terms=_terms,
     scales=(("E",), ("A",), ("B",)),
     published={

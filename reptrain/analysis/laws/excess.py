@@ -12,17 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from reptrain.analysis.laws.base import (
-    ALPHA,
-    BETA,
-    DATA,
-    ENTROPY,
-    SIZE,
+    CHINCHILLA,
     Coordinates,
     Floats,
     Law,
     Logs,
     Parameter,
     Term,
+    chinchilla_terms,
     constant,
     decay,
 )
@@ -38,17 +35,13 @@ def _log_repeats(logs: Logs) -> Floats:
     return np.asarray(np.log(np.maximum(np.expm1(logs["D"] - logs["U"]), _NO_REPEAT)))
 
 
-def _base(p: Coordinates, logs: Logs) -> tuple[Term, Term, Term]:
-    return constant("E", p), decay("A", "alpha", p, logs["N"]), decay("B", "beta", p, logs["D"])
-
-
 def _one(p: Coordinates, logs: Logs) -> Sequence[Term]:
-    return *_base(p, logs), Term(p["P"] + _log_repeats(logs) + logs["N"] - logs["U"], {"P": 1.0})
+    return *chinchilla_terms(p, logs), Term(p["P"] + _log_repeats(logs) + logs["N"] - logs["U"], {"P": 1.0})
 
 
 def _two(p: Coordinates, logs: Logs) -> Sequence[Term]:
     product = _log_repeats(logs) + logs["N"] - logs["U"]
-    return *_base(p, logs), Term(p["P"] + p["delta"] * product, {"P": 1.0, "delta": product})
+    return *chinchilla_terms(p, logs), Term(p["P"] + p["delta"] * product, {"P": 1.0, "delta": product})
 
 
 def _penalty(p: Coordinates, logs: Logs) -> Term:
@@ -69,13 +62,12 @@ def _saturating(p: Coordinates, logs: Logs) -> Sequence[Term]:
     ratio = logs["N"] - logs["U"]
     by_scale = -scaled * np.exp(-scaled) / reached
     value = p["P"] + np.log(reached) + p["kappa"] * ratio
-    return *_base(p, logs), Term(value, {"P": 1.0, "R_P": by_scale, "kappa": ratio})
+    return *chinchilla_terms(p, logs), Term(value, {"P": 1.0, "R_P": by_scale, "kappa": ratio})
 
 
 PENALTY = Parameter("P", "penalty at R = 1 and N = U (nats)", 1e-12, 1e6, (1e-4, 1.0))
 DELTA = Parameter("delta", "exponent of the repeats R", 0.1, 5.0, (0.3, 2.0), log=False)
 KAPPA = Parameter("kappa", "exponent of the parameters per unique token", 0.01, 5.0, (0.2, 2.0), log=False)
-_CHINCHILLA = (ENTROPY, SIZE, DATA, ALPHA, BETA)
 _SCALES = (("E",), ("A",), ("B",), ("P",))
 
 ONE = Law(
@@ -83,7 +75,7 @@ ONE = Law(
     formula="E + A / N^alpha + B / D^beta + P (D/U - 1) N/U",
     source=_SOURCE,
     variables=("N", "D", "U"),
-    parameters=(*_CHINCHILLA, PENALTY),
+    parameters=(*CHINCHILLA, PENALTY),
     terms=_one,
     scales=_SCALES,
 )
@@ -92,7 +84,7 @@ TWO = Law(
     formula="E + A / N^alpha + B / D^beta + P ((D/U - 1) N/U)^delta",
     source=_SOURCE,
     variables=("N", "D", "U"),
-    parameters=(*_CHINCHILLA, PENALTY, DELTA),
+    parameters=(*CHINCHILLA, PENALTY, DELTA),
     terms=_two,
     scales=_SCALES,
 )
@@ -104,7 +96,7 @@ FOUR = Law(
     ),
     source=_SOURCE,
     variables=("N", "D", "U"),
-    parameters=(*_CHINCHILLA, PENALTY, DELTA, KAPPA, REPEATS),
+    parameters=(*CHINCHILLA, PENALTY, DELTA, KAPPA, REPEATS),
     terms=_four,
     scales=_SCALES,
 )
@@ -114,7 +106,7 @@ SATURATING = Law(
     source="form and constants: fitted, none published",
     variables=("N", "D", "U"),
     parameters=(
-        *_CHINCHILLA,
+        *CHINCHILLA,
         Parameter("P", "largest penalty at N = U (nats)", 1e-12, 1e6, (1e-3, 10.0)),
         KAPPA,
         Parameter(

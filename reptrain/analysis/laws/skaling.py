@@ -7,26 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from reptrain.analysis.laws.base import (
-    ALPHA,
-    BETA,
-    DATA,
-    ENTROPY,
-    SIZE,
+    CHINCHILLA,
     Coordinates,
     Law,
     Logs,
     Parameter,
     Term,
-    constant,
-    decay,
+    chinchilla_terms,
     log_add,
 )
 
 
 def _terms(p: Coordinates, logs: Logs) -> Sequence[Term]:
-    inner = log_add(decay("A", "alpha", p, logs["N"]), decay("B", "beta", p, logs["D"]))
+    entropy, *falling = chinchilla_terms(p, logs)
+    inner = log_add(*falling)
     gradient = {name: p["k"] * np.asarray(value) for name, value in inner.gradient.items()}
-    return constant("E", p), Term(p["k"] * inner.log, {**gradient, "k": inner.log})
+    return entropy, Term(p["k"] * inner.log, {**gradient, "k": inner.log})
 
 
 LAW = Law(
@@ -35,11 +31,7 @@ LAW = Law(
     source="Skaling (arXiv 2608.07222)",
     variables=("N", "D"),
     parameters=(
-        ENTROPY,
-        SIZE,
-        DATA,
-        ALPHA,
-        BETA,
+        *CHINCHILLA,
         Parameter("k", "exponent of the sum", 0.05, 5.0, (0.3, 1.5), log=False),
     ),
     terms=_terms,

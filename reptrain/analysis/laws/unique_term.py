@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reptrain.analysis.laws.base import (
-    ALPHA,
-    BETA,
-    DATA,
-    ENTROPY,
-    SIZE,
+    CHINCHILLA,
     Coordinates,
     Law,
     Logs,
     Parameter,
     Term,
-    constant,
+    chinchilla_terms,
     decay,
 )
 
 
 def _terms(p: Coordinates, logs: Logs) -> Sequence[Term]:
-    size, data = decay("A", "alpha", p, logs["N"]), decay("B", "beta", p, logs["D"])
-    return constant("E", p), size, data, decay("C", "gamma", p, logs["U"])
+    return *chinchilla_terms(p, logs), decay("C", "gamma", p, logs["U"])
 
 
 UNIQUE = Parameter("C", "scale of the term of U", 1e-6, 1e14, (1e-2, 1e3))
@@ -31,9 +26,9 @@ GAMMA = Parameter("gamma", "exponent of U", 0.01, 3.0, (0.05, 0.8), log=False)
 LAW = Law(
     name="unique-term",
     formula="E + A / N^alpha + B / D^beta + C / U^gamma",
-    source="form: found by an agent on the 182 runs of Muennighoff et al.; constants: fitted",
+    source="form: the best entry of a public benchmark (github.com/PlanarG/active-sl); constants: fitted",
     variables=("N", "D", "U"),
-    parameters=(ENTROPY, SIZE, DATA, ALPHA, BETA, UNIQUE, GAMMA),
+    parameters=(*CHINCHILLA, UNIQUE, GAMMA),
     terms=_terms,
     scales=(("E",), ("A",), ("B",), ("C",)),
 )
