@@ -161,7 +161,8 @@ class Tune(Frozen):
     per: list[Key] = Field(default_factory=lambda: ["arm", "model", "objective", "regularize", "optimizer"])
     """Keys, or beginnings of keys. Arms that agree on them form a group."""
     at: Axes = Field(default_factory=dict)
-    """Values of further keys at which to tune. Arms with other values take the nearest, in proportion."""
+    """Values of further keys at which to tune. Arms with other values take the nearest, in proportion.
+    `epochs` sets data.unique_tokens to train.total_tokens divided by its value."""
     set: Settings = Field(default_factory=dict)
     """Settings of the tuning runs, such as a smaller budget."""
     extend: Annotated[Count, Field(ge=0, le=20)] = 3
@@ -178,6 +179,9 @@ class Tune(Frozen):
     @model_validator(mode="after")
     def _enough_points(self) -> Tune:
         check_points(self.axes)
+        for value in self.at.get("epochs", []):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"at.epochs must be positive numbers of epochs; {value!r} is not")
         return self
 
 
