@@ -181,8 +181,9 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
     from reptrain.study import study_status as status
     from reptrain.study.status import status_text
 
-    rows = status(open_study(folder), folder)
-    show([row.model_dump(mode="json") for row in rows], status_text(rows), as_json=as_json)
+    study = open_study(folder)
+    rows = status(study, folder)
+    show([row.model_dump(mode="json") for row in rows], status_text(rows, study.audit), as_json=as_json)
 
 
 @study_app.command("collect")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from reptrain.auditing.report import AuditReport
+from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
@@ -95,8 +97,12 @@ def run_and_report(
         done: See `run_study`.
 
     Returns:
-        0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
+        0: done and exact, or not audited. 1: a run failed or is not exact. 3: stopped by a signal.
+
+    Raises:
+        ConfigError: If the audits need torch and it is not installed.
     """
+    _inputs_audit(study)
     with study_display() as on_event:
         result = run_study(study, out, on_event=on_event, launch=launch, executor=executor, done=done)
     for outcome in result.outcomes:
@@ -106,16 +112,21 @@ def run_and_report(
     return result.exit_code or int(not all_exact)
 
 
+def _inputs_audit(study: StudyConfig) -> Callable[..., AuditReport] | None:
+    """The audit at level `inputs`, if the study asks for it."""
+    return inputs_audit("audit: inputs") if study.audit == "inputs" else None
+
+
 def audit_and_report(study: StudyConfig, out: Path) -> bool:
     """Audit a study's runs, rebuild its report and print the answer.
 
     Returns:
-        Whether all runs are exact.
+        Whether all audited runs are exact.
     """
-    audits = audit_runs(study, out)
+    audits = audit_runs(study, out, inputs_audit=_inputs_audit(study))
     page, findings = write_report(study, out, figure_files=True)
     for arm, report in audits.items():
-        typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
+        typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
     rows = collect(study, out)
     typer.echo(verdict(rows))
     for result in findings.claims:
