@@ -12,6 +12,7 @@ import typer
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
+from reptrain.report.joint import read_study, write_joint_report
 from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, run_study, verdict
 from reptrain.study.audits import audit_runs
@@ -124,3 +125,15 @@ def audit_and_report(study: StudyConfig, out: Path) -> bool:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in audits.values())
+
+
+def report_together(studies: Sequence[Path], page: Path) -> None:
+    """Write one page for several studies and print their verdicts, judged together.
+
+    Args:
+        studies: Their folders, or YAML files of studies that have not run.
+        page: The HTML file to write.
+    """
+    for result in write_joint_report([read_study(study) for study in studies], page):
+        typer.echo(f"claim {claim_sentence(result, with_study=True)}")
+    typer.echo(f"report: {page}")
