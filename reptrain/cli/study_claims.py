@@ -39,7 +39,7 @@ def study_claims(
     from reptrain.analysis.claims import judge_studies
     from reptrain.analysis.questions import questions_hash
     from reptrain.report.claim_lines import claim_sentence
-    from reptrain.report.joint import read_study
+    from reptrain.study.ask import read_study
 
     if tables and len(tables) != len(studies):
         raise typer.BadParameter(

@@ -12,9 +12,10 @@ import typer
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
-from reptrain.report.joint import read_study, write_joint_report
+from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, run_study, verdict
+from reptrain.study.ask import read_study
 from reptrain.study.audits import audit_runs
 from reptrain.study.bill import Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph

@@ -1,4 +1,4 @@
-"""Several studies whose claims are judged together: their tables, and one page for all of them."""
+"""One page for several studies, whose claims are judged together."""
 
 from __future__ import annotations
 
@@ -12,33 +12,15 @@ import pyarrow.parquet as pq
 
 from reptrain.analysis.claims import ClaimResult, StudyClaims, judge_studies
 from reptrain.analysis.questions import questions_hash
-from reptrain.analysis.tables import read_table
 from reptrain.files import write_atomically
 from reptrain.report.claim_lines import claim_lines
 from reptrain.report.drawings import Drawing, claims_drawing, study_drawings
 from reptrain.report.page import arm_labels, render_template
+from reptrain.study.ask import NamedStudy
 from reptrain.study.collect import collect
 from reptrain.study.paths import report_path
-from reptrain.study.schema import StudyConfig, load_study, open_study
 from reptrain.study.verdict import verdict
 from reptrain.study.write_tables import write_tables
-
-
-@dataclass(frozen=True)
-class NamedStudy:
-    """A study as it is named on the command line.
-
-    Attributes:
-        path: Its folder or its YAML file, as named.
-        config: The study.
-        folder: Its folder; None if it has not run.
-        asked: Its claims with its table of runs.
-    """
-
-    path: Path
-    config: StudyConfig
-    folder: Path | None
-    asked: StudyClaims
 
 
 @dataclass(frozen=True)
@@ -58,23 +40,6 @@ class Section:
     answer: str = ""
     report: str = ""
     drawings: Sequence[Drawing] = ()
-
-
-def read_study(path: Path, table: Path | None = None) -> NamedStudy:
-    """Read a study and its table of runs.
-
-    Args:
-        path: The folder that `study run` wrote, or the YAML file of a study.
-        table: The table of runs. Default: that of the folder; a YAML file has none.
-
-    Raises:
-        ReptrainError: If the study or the table cannot be read.
-    """
-    folder = path if path.is_dir() else None
-    config = open_study(path) if folder is not None else load_study(path)
-    source = table or folder
-    runs = read_table(source) if source is not None else None
-    return NamedStudy(path, config, folder, StudyClaims(config.name, runs, config.claims))
 
 
 def write_joint_report(studies: Sequence[NamedStudy], page: Path) -> list[ClaimResult]:

@@ -19,10 +19,11 @@ from typer.main import get_command
 
 from reptrain.analysis.questions import questions_hash
 from reptrain.cli import app
-from reptrain.report.joint import read_study, write_joint_report
+from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.report.svg import PAGE, axes, tip, to_svg
 from reptrain.study import StudyConfig, arms
+from reptrain.study.ask import read_study
 from reptrain.study.begun import write_questions
 from reptrain.study.paths import run_path
 from reptrain.study.schema import save_study
