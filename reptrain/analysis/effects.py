@@ -19,6 +19,7 @@ from reptrain.analysis.rows import (
     grouped,
     matches,
     mean_of,
+    runs_for,
     usable,
     varied_keys,
     words,
@@ -57,7 +58,7 @@ def effects(runs: Sequence[Run], claim: Claim, metric: str | None = None) -> Eff
     metric = metric or claim.metric
     excluded: dict[str, str] = {}
     try:
-        chosen = [run for run in runs if matches(run, claim.where)]
+        chosen = runs_for(runs, claim)
         if not chosen:
             raise NoRunsError(f"no run has {words(claim.where)}")
         kept = [run for run in _relevant(chosen, claim) if usable(run, claim.void, metric, excluded)]

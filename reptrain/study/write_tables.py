@@ -16,7 +16,7 @@ from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.scored_nodes import node_evaluations
 from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
-from reptrain.tables.columns import SETTING_PREFIX
+from reptrain.tables.columns import MAIN, SETTING_PREFIX
 from reptrain.tables.read_run import Row, identify
 
 
@@ -88,6 +88,8 @@ def _reading(
         "run": node.name,
         "seed": node.run.seed,
         "cluster": node.cluster,
+        "role": MAIN if node.role == "arm" else node.role,
+        "branch_of": node.branch.parent if node.branch else None,
         "node_fingerprint": node.fingerprint,
         **{f"{SETTING_PREFIX}{key}": value for key, value in node.values.items()},
     }
