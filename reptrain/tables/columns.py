@@ -47,8 +47,8 @@ _IDENTITY = (
     ),
     Column(
         "role", "string",
-        "`main` (a run that the study asks for), or `tune` (a run that only chooses settings). Claims, fits and"
-        " figures use main runs, unless a condition names the column. Null outside a study.",
+        "`main` (a run that the study asks for), or `tune` (a run that only chooses settings). Claims, fits"
+        " and figures use main runs, unless a condition names the column. Null outside a study.",
     ),
 )  # fmt: skip
 
