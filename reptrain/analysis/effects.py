@@ -70,6 +70,16 @@ def effects(runs: Sequence[Run], claim: Claim, metric: str | None = None) -> Eff
     return _clustered(by_seed, used, excluded)
 
 
+def contrasted_arms(runs: Sequence[Run], claim: Claim) -> list[str]:
+    """Names of the arms that a claim compares. Where it tunes, these are the arms of all values."""
+    contrast = claim.contrast
+    used = _relevant(runs_for(runs, claim), claim)
+    if isinstance(contrast, Difference | Interaction | Slope) and contrast.tuned is None:
+        names = {*effects(runs, claim).runs}
+        used = [run for run in used if run.name in names]
+    return [*dict.fromkeys(str(run["arm"]) for run in used)]
+
+
 def _relevant(runs: Sequence[Run], claim: Claim) -> list[Run]:
     """The runs on either side of the contrast."""
     contrast = claim.contrast

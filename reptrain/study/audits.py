@@ -10,6 +10,7 @@ from reptrain.errors import ReptrainError
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.tables import read_run
 
 
 def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
@@ -35,6 +36,15 @@ def audit_runs(study: StudyConfig, out: Path) -> dict[str, AuditReport]:
         report.keep(run)
         reports[node.name] = report
     return reports
+
+
+def audit_missing(study: StudyConfig, out: Path) -> None:
+    """Audit every finished run that has no audit since its last step, and keep the results."""
+    for node in build_graph(study, out).trainings:
+        run = run_path(out, node.name)
+        row = read_run(run).row if (run / "plan.json").exists() else {}
+        if row.get("status") == "done" and row["audit_verdict"] == "not audited":
+            _audit(run, verify_store=False).keep(run)
 
 
 def _audit(run: Path, *, verify_store: bool) -> AuditReport:
