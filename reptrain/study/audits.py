@@ -46,7 +46,7 @@ def audit_runs(study: StudyConfig, out: Path, *, inputs_audit: Audit | None = No
 
 
 def audit_missing(study: StudyConfig, out: Path) -> None:
-    """Audit each finished run without an audit since its last step, at level `windows`, and keep the results."""
+    """Audit each finished run without audit since its last step, at level `windows`; keep the results."""
     if study.audit == "none":
         return
     for node in build_graph(study, out).trainings:
