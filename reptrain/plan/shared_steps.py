@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint, settings_affecting_results
-from reptrain.config.schedule import step_learning_rate
+from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.config.scheduled import Moment, RunPosition, Scheduled, Unit
 from reptrain.plan.mixture import MixturePlan, plan_mixture
 from reptrain.plan.shard import StepPlan
@@ -123,6 +123,7 @@ class RunSteps:
         return (
             windows,
             lr,
+            weight_decay_factor(position.tokens, after, position.total_tokens, config.schedule),
             *(value.at(position) for value in _scheduled(config)),
             *_average(config, position),
         )
