@@ -86,6 +86,7 @@ class Bill:
     speed: str
     most_extensions: int = 0
     retention: Literal["all", "last", "none"] = "all"
+    audit: Literal["windows", "inputs", "none"] = "windows"
 
     @property
     def left(self) -> list[BillRow]:
@@ -155,6 +156,7 @@ def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> 
         speed=_speed_text(speeds, hardware, named),
         most_extensions=extensions,
         retention=study.keep_checkpoints,
+        audit=study.audit,
     )
 
 
