@@ -33,7 +33,8 @@ _HEAD = """\
 
 Each finding of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230), and of later work, with the verdict of
 the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the studies, and
-[From question to verdict](guides/claims.md) the verdicts. `make paper-page` rebuilds this page from the tables.
+[From question to verdict](guides/claims.md) the verdicts. `make paper-page` rebuilds this page from the
+tables.
 """
 
 
