@@ -51,14 +51,17 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
 
     def start_again() -> None:
         # Slurm lets a requeued job wait for two minutes, and refuses another time in its first seconds.
-        wait_for(cluster, lambda: "BeginTime" in cluster.call("squeue", "--noheader", "--format=%r"))
-        (number,) = cluster.call("squeue", "--noheader", "--format=%i").split()
+        wait_for(
+            cluster,
+            lambda: "BeginTime" in cluster.call("squeue", "--noheader", f"--jobs={number}", "--format=%r"),
+        )
         cluster.call("scontrol", "update", f"jobid={number}", "starttime=now+3")
 
     # Stopped 60 seconds before its limit of two minutes.
     options = ["--slurm", "time=2", "--slurm", "nodes=2", "--slurm", "signal-delay-s=60"]
     printed = reptrain("launch", "config.yaml", "--out", "run", *options)
-    assert "submitted job" in printed and "run.launch.sh" in printed
+    assert "run.launch.sh" in printed
+    number = printed.split()[2].rstrip(":")
     wait_for(cluster, lambda: steps() > 10)
     assert run.environment["world_size"] == 2
     preempting = cluster.occupy()
@@ -76,7 +79,6 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
     before = steps()
     wait_for(cluster, lambda: steps() > before)
     # A canceled job is not started again.
-    (number,) = cluster.call("squeue", "--noheader", "--format=%i").split()
     cluster.call("scancel", number)
     wait_for(cluster, lambda: cluster.call("squeue", "--noheader", "--format=%i") == "")
     events = [json.loads(line)["event"] for line in (run.path / "events.jsonl").read_text().splitlines()]
