@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, is_gated
-from reptrain.model.dropout import Dropout
+from reptrain.model.dropout import Dropout, LayerKeys
 from reptrain_kernels.ops.gated import activate
 
 
@@ -45,17 +45,17 @@ class MLP(nn.Module):
         self.dropout = dropout
         self.output_mask = output_mask
 
-    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
         """Transform each position.
 
         Args:
             x_BTD: Normalized states.
-            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            keys: Dropout keys of the layer; None: no dropout.
 
         Returns:
             y_BTD, in the dtype of the weights or of autocast.
         """
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
-        key_B, rate_2 = self.dropout.key_and_rate(keys_PB)
+        key_B, rate_2 = self.dropout.key_and_rate(keys)
         y_BTD = self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))
-        return y_BTD if self.output_mask is None else self.output_mask.mask_rows(y_BTD, keys_PB)
+        return y_BTD if self.output_mask is None else self.output_mask.mask_rows(y_BTD, keys)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reptrain.config.model import Activation, ModelConfig, MoEConfig
 from reptrain.config.scheduled import Scheduled
 from reptrain.model.dispatch import Dispatch
-from reptrain.model.dropout import Dropout, Site
+from reptrain.model.dropout import Dropout, LayerKeys, Site
 from reptrain.model.experts import Experts
 from reptrain.model.megablocks import MegaBlocksDispatch
 from reptrain.model.mlp import MLP
@@ -100,29 +100,29 @@ class SparseMLP(nn.Module):
             self.shared = MLP(d_model, config.shared_d_ff, activation=activation, dropout=shared_dropout)
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+        self, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens
     ) -> tuple[Tensor, LayerRouting | None]:
         """Transform each token.
 
         Args:
             x_BTD: Normalized states.
-            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            keys: Dropout keys of the layer; None: no dropout.
             routed: Which positions are tokens, and the targets of each row.
 
         Returns:
             y_BTD, the experts' part 0 for padding; and the router's losses and statistics, None if ``routed``
             has no targets.
         """
-        choice, losses = self.router(x_BTD, routed.is_token_BT, keys_PB)
-        y_BTD = self._through_experts(x_BTD, choice, keys_PB)
+        choice, losses = self.router(x_BTD, routed.is_token_BT, keys)
+        y_BTD = self._through_experts(x_BTD, choice, keys)
         if self.shared is not None:
-            y_BTD = y_BTD + self.shared(x_BTD, keys_PB)
-        y_BTD = self.output_mask.mask_rows(y_BTD, keys_PB)
+            y_BTD = y_BTD + self.shared(x_BTD, keys)
+        y_BTD = self.output_mask.mask_rows(y_BTD, keys)
         if routed.num_targets_B is None:
             return y_BTD, None
         return y_BTD, self._layer_routing(choice, losses, routed.is_token_BT, routed.num_targets_B)
 
-    def _through_experts(self, x_BTD: Tensor, choice: Choice, keys_PB: Tensor | None) -> Tensor:
+    def _through_experts(self, x_BTD: Tensor, choice: Choice, keys: LayerKeys | None) -> Tensor:
         experts = self.config.num_experts
         if self.config.backend == "megablocks":
             dispatch: Dispatch = MegaBlocksDispatch(choice.expert_BTK, experts)
@@ -130,19 +130,19 @@ class SparseMLP(nn.Module):
             # The loop backend is the reference: plain torch on every device.
             impl: Implementation | None = "torch" if self.config.backend == "loop" else None
             dispatch = Dispatch(choice.expert_BTK, experts, impl=impl)
-        key_N = (
-            None if keys_PB is None else self._assignment_keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
-        )
+        key_N = None
+        if keys is not None and self.experts.dropout.is_on:
+            key_N = self._assignment_keys(choice.expert_BTK, keys)[dispatch.order_N]
         y_ND = self.experts(dispatch.dispatch(x_BTD), dispatch.count_E, key_N)
         # A gate for each of a token's experts: to mask it is to mask the expert's output.
-        return dispatch.combine(y_ND, self.expert_mask(choice.gate_BTK, keys_PB))
+        return dispatch.combine(y_ND, self.expert_mask(choice.gate_BTK, keys))
 
-    def _assignment_keys(self, expert_BTK: Tensor, keys_PB: Tensor) -> Tensor:
+    def _assignment_keys(self, expert_BTK: Tensor, keys: LayerKeys) -> Tensor:
         """Dropout key of each assignment, int64 [N]: a function of row, slot among the token's experts, and
         position, not of the place after dispatch."""
         _, positions, slots = expert_BTK.shape
-        position_T, slot_K = (torch.arange(n, device=keys_PB.device) for n in (positions, slots))
-        key_BK = counter.fold(keys_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
+        position_T, slot_K = (torch.arange(n, device=keys.site_PB.device) for n in (positions, slots))
+        key_BK = counter.fold(keys.site_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
         return counter.fold(key_BK[:, None], position_T[:, None]).flatten()
 
     def _layer_routing(
@@ -192,9 +192,9 @@ def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = Fal
 
 
 def transform(
-    mlp: MLP | SparseMLP, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+    mlp: MLP | SparseMLP, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens
 ) -> tuple[Tensor, LayerRouting | None]:
     """Apply the MLP of a layer: y_BTD, and the routing of a sparse one (see `SparseMLP.forward`)."""
     if isinstance(mlp, SparseMLP):
-        return mlp(x_BTD, keys_PB, routed)
-    return mlp(x_BTD, keys_PB), None
+        return mlp(x_BTD, keys, routed)
+    return mlp(x_BTD, keys), None

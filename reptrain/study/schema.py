@@ -61,6 +61,8 @@ class StudyConfig(Frozen):
     """Laws to fit to the runs."""
     share_prefixes: bool = True
     """Whether runs that are equal up to some step train those steps once."""
+    audit: Literal["windows", "inputs", "none"] = "windows"
+    """Level of the audits at the end of the study, as in `reptrain audit --level`; none: no audits."""
     keep_checkpoints: Literal["all", "last", "none"] = "all"
     """Checkpoints to keep of a run once no node needs it: all that its settings keep, the last, or none."""
 

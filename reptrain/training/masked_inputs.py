@@ -73,9 +73,8 @@ class MaskedInputs:
         masked = dict(example.inputs)
         for number, name in enumerate(name for name in NOISY_INPUTS if name in masked):
             # The first two layers' keys are those of the input noise.
-            keys_PB = site_keys(context.key_B, 2 + number)
-            assert keys_PB is not None
-            masked[name] = self._mask(masked[name], keys_PB[Site.INPUT_NOISE])
+            key_B = site_keys(context.key_B, 2 + number, 1)[0, Site.INPUT_NOISE]
+            masked[name] = self._mask(masked[name], key_B)
         weight_BT = example.weight_BT
         if weight_BT is None:
             weight_BT = torch.ones_like(example.targets_BT, dtype=torch.float32)

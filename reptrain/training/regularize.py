@@ -96,9 +96,8 @@ class InputNoise:
             return inputs
         noisy = {}
         for layer, name in enumerate(name for name in NOISY_INPUTS if name in inputs):
-            keys_PB = site_keys(context.key_B, layer)
-            assert keys_PB is not None
-            noisy[name] = self._replace(inputs[name], rate, keys_PB[Site.INPUT_NOISE])
+            key_B = site_keys(context.key_B, layer, 1)[0, Site.INPUT_NOISE]
+            noisy[name] = self._replace(inputs[name], rate, key_B)
         return inputs | noisy
 
     def _replace(self, token_BT: Tensor, rate: float, key_B: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ledgers import windows_of
 from time_limits import takes_up_to
 from typer.main import get_command
 
-from reptrain.batch.collate import noise_places
+from reptrain.batch.collate import places_of
 from reptrain.batch.objectives import build_objective
 from reptrain.cli import app
 from reptrain.config import Budget, RunConfig
@@ -94,7 +94,7 @@ def test_inputs_and_targets_are_counted(runs: dict[str, RunFolder], name: str) -
         assert 200 < last.target_tokens < 620
     else:
         data = open_data(config)
-        places = noise_places(data.plan, np.arange(data.plan.total_windows))
+        places = places_of(data.plan, data.plan.locate(np.arange(data.plan.total_windows)))
         assert last.target_tokens == data.objective.loss_tokens(places)
         assert (last.input_tokens == 0) == (name == "fill_in_the_middle")
 
