@@ -16,9 +16,13 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from reptrain.errors import AnalysisError
+from reptrain.tables.columns import MAIN
 
 STUDY_TABLE = Path("tables") / "runs.parquet"
 """The table with one row per run, in the folder of a study."""
+
+ROLE = "role"
+"""The column that tells a study's main runs from those that tune."""
 
 Floats = NDArray[np.float64]
 
@@ -156,6 +160,13 @@ def select(table: pa.Table, where: Mapping[str, Any]) -> pa.Table:
             remedy="Change `where`, or run the missing arms.",
         )
     return table.filter(pa.array(keep))
+
+
+def main_runs(table: pa.Table) -> pa.Table:
+    """The rows of main runs: not those that only tune settings. A table without roles has main runs only."""
+    if ROLE not in table.column_names:
+        return table
+    return rows_at(table, np.array([role in (MAIN, None) for role in values_of(table, ROLE)], bool))
 
 
 def refuse_mixed(table: pa.Table, names: Sequence[str]) -> None:

@@ -215,9 +215,36 @@ def study_collect(
 
 
 @study_app.command("report")
-def study_report(folder: StudyFolder) -> None:
-    """Audit the runs again, rebuild report.html from the run folders, and print the answer."""
-    from reptrain.cli.study_run import audit_and_report
+def study_report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders that `study run` wrote; with several also YAML files of studies that have not run.",
+        ),
+    ],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="The page for several studies.",
+            show_default="studies.html beside the first folder",
+        ),
+    ] = None,
+) -> None:
+    """Audit the runs again, rebuild report.html from the run folders, and print the answer.
+
+    With several studies, one more page judges all their claims together.
+    """
+    from reptrain.cli.study_run import audit_and_report, report_together
     from reptrain.study import open_study
 
-    raise typer.Exit(DONE if audit_and_report(open_study(folder), folder) else NO)
+    if page is not None and len(folders) == 1:
+        raise typer.BadParameter("works with several studies", param_hint="--page")
+    # A file is a study that has not run, which only a page for several can show.
+    ran = [folder for folder in folders if folder.is_dir() or len(folders) == 1]
+    exact = [audit_and_report(open_study(folder), folder) for folder in ran]
+    if len(folders) > 1:
+        report_together(folders, page or folders[0].absolute().parent / "studies.html")
+    raise typer.Exit(DONE if all(exact) else NO)

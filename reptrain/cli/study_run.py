@@ -14,8 +14,10 @@ from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
+from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, run_study, verdict
+from reptrain.study.ask import read_study
 from reptrain.study.audits import audit_runs
 from reptrain.study.bill import Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph
@@ -135,3 +137,15 @@ def audit_and_report(study: StudyConfig, out: Path) -> bool:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in audits.values())
+
+
+def report_together(studies: Sequence[Path], page: Path) -> None:
+    """Write one page for several studies and print their verdicts, judged together.
+
+    Args:
+        studies: Their folders, or YAML files of studies that have not run.
+        page: The HTML file to write.
+    """
+    for result in write_joint_report([read_study(study) for study in studies], page):
+        typer.echo(f"claim {claim_sentence(result, with_study=True)}")
+    typer.echo(f"report: {page}")

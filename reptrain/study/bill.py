@@ -18,6 +18,8 @@ from reptrain.sizes import count_parameters, peak_flops, train_flops_per_window
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.study.done_table import load_done, to_run
 from reptrain.study.graph import Graph, Node
+from reptrain.study.grid import arms
+from reptrain.study.looks import most_added
 from reptrain.study.node_state import is_done_by_records
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
@@ -78,6 +80,7 @@ class Bill:
         hardware: The hardware.
         speed: Where the speeds are from, in words.
         most_extensions: Further tuning runs, at most, if the best values lie at an edge.
+        most_looks: Further runs, at most, if first looks leave claims undecided.
     """
 
     rows: tuple[BillRow, ...]
@@ -85,6 +88,7 @@ class Bill:
     hardware: Hardware
     speed: str
     most_extensions: int = 0
+    most_looks: int = 0
     retention: Literal["all", "last", "none"] = "all"
     audit: Literal["windows", "inputs", "none"] = "windows"
 
@@ -155,6 +159,7 @@ def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> 
         hardware=hardware,
         speed=_speed_text(speeds, hardware, named),
         most_extensions=extensions,
+        most_looks=most_added(study, arms(study), out),
         retention=study.keep_checkpoints,
         audit=study.audit,
     )

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from reptrain.config import RunConfig
 from reptrain.config.fingerprint import differing_keys
 from reptrain.errors import ReptrainError
 from reptrain.runs.folder import RunFolder
 from reptrain.study.build import build_graph
-from reptrain.study.graph import Node
+from reptrain.study.graph import Graph, Node
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.scored_nodes import node_evaluations
 from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
-from reptrain.tables.columns import SETTING_PREFIX
+from reptrain.tables.columns import MAIN, SETTING_PREFIX
 from reptrain.tables.read_run import Row, identify
 
 
@@ -46,9 +48,8 @@ def write_tables(
     readings = study_readings(study, out, usd_per_hour=usd_per_hour)
     folder = tables or out / "tables"
     graph = build_graph(study, out)
-    keys = [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
     by_name = {reading.row["run"]: reading.row for reading in readings}
-    runs = runs_table(readings, keys)
+    runs = runs_table(readings, _varied(graph))
     evaluations = evaluations_table(readings, node_evaluations(graph, out, by_name, study=study.name))
     written = StudyTables(
         folder / "runs.parquet", folder / "evaluations.parquet", runs.num_rows, evaluations.num_rows
@@ -56,6 +57,15 @@ def write_tables(
     write_parquet(runs, written.runs)
     write_parquet(evaluations, written.evaluations)
     return written
+
+
+def study_runs(study: StudyConfig, out: Path) -> pa.Table:
+    """The table of runs, without writing it."""
+    return runs_table(study_readings(study, out), _varied(build_graph(study, out)))
+
+
+def _varied(graph: Graph) -> list[str]:
+    return [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
 
 
 def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None = None) -> list[RunReading]:
@@ -88,6 +98,8 @@ def _reading(
         "run": node.name,
         "seed": node.run.seed,
         "cluster": node.cluster,
+        "role": MAIN if node.role == "arm" else node.role,
+        "branch_of": node.branch.parent if node.branch else None,
         "node_fingerprint": node.fingerprint,
         **{f"{SETTING_PREFIX}{key}": value for key, value in node.values.items()},
     }

@@ -266,9 +266,9 @@ def identify(reading: RunReading, identity: Mapping[str, Any]) -> RunReading:
 
     Args:
         reading: A run.
-        identity: Values by column: study, arm, run, seed, cluster.
+        identity: Values by column: study, arm, run, seed, cluster, role.
     """
     row = {**reading.row, **identity}
-    keys = ("study", "arm", "run", "seed", "cluster", "numerics_version")
+    keys = ("study", "arm", "run", "seed", "cluster", "role", "numerics_version")
     shared = {key: row.get(key) for key in keys}
     return RunReading(row, [shared | evaluation for evaluation in reading.evaluations], reading.settings)
