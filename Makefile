@@ -14,7 +14,7 @@
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
-# make test-mutations  a random sample of small changes to the source, by cosmic-ray: which no test finds
+# make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
 # make paper-page  docs/paper.md from the tables in docs/data/paper
@@ -138,7 +138,7 @@ test-mutants: $(VENV)/.test
 
 test-mutations: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutations]'
-	$(BIN)/python tests/mutants/sample_mutations.py
+	$(BIN)/python tests/mutants/sample_mutations.py --write
 
 format-vectors: $(VENV)/.test
 	$(BIN)/python tests/format/format_vectors.py

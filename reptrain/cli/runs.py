@@ -139,7 +139,9 @@ def train(
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, or that of a fine-tuning, which is audited at level inputs.")
+    ],
     store: MovedStores = None,
     exposures: Annotated[
         Path | None,
@@ -191,9 +193,14 @@ def audit(
     from reptrain.auditing.audit import audit as recount
     from reptrain.auditing.audit import store_places
     from reptrain.auditing.head_check import Signed, sign_head
-    from reptrain.cli.inputs_audit import inputs_audit
+    from reptrain.cli.inputs_audit import finetuning_audit, inputs_audit, is_finetuning
     from reptrain.progress import stage_progress
 
+    if is_finetuning(run):
+        given = {"--store": store, "--exposures": exposures, "--head": head, "--signature": signature}
+        tuned = finetuning_audit(run, {**given, "--signers": signers, "--sign": sign})
+        show(json.loads(tuned.model_dump_json()), tuned.text(), as_json=as_json)
+        raise typer.Exit(tuned.exit_code)
     if (signature is None) != (signers is None):
         raise ConfigError(
             "--signature and --signers",
