@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +18,8 @@ _ALL = "all"
 @app.command()
 def fit(
     table: Annotated[
-        Path | None, typer.Argument(help="A Parquet or CSV table with a row per run, or a study's folder.")
+        str | None,
+        typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
     ] = None,
     laws: Annotated[
         list[str] | None,
