@@ -123,6 +123,40 @@ def _answer(question: FitQuestion, fit: Fit, stated: Mapping[str, str] | None) -
     )
 
 
+def fit_study(
+    questions: Sequence[FitQuestion],
+    table: pa.Table,
+    options: FitOptions | None = None,
+    stated: Mapping[str, str] | None = None,
+) -> list[FitAnswer]:
+    """Answer the fits of a study.
+
+    Args:
+        questions: The fits of the study file.
+        table: One row per run.
+        options: How to fit. A budget is decided for by the laws that have N and D.
+        stated: What the user states about the runs, for the checklist.
+
+    Returns:
+        An answer to each question, in their order; a fit that is refused has the reason.
+    """
+    chosen = options or FitOptions()
+    return [
+        answer_fit(
+            question, table, chosen if _decides(question.law) else chosen._replace(budget=None), stated
+        )
+        for question in questions
+    ]
+
+
+def _decides(name: str) -> bool:
+    """Whether a law can choose a size and a number of tokens."""
+    try:
+        return {"N", "D"} <= {*find_law(name).variables}
+    except ConfigError:
+        return False
+
+
 def fit_laws(
     questions: Sequence[FitQuestion],
     table: pa.Table,

@@ -58,6 +58,8 @@ def effects(runs: Sequence[Run], claim: Claim, metric: str | None = None) -> Eff
     metric = metric or claim.metric
     excluded: dict[str, str] = {}
     try:
+        if not runs:
+            raise NoRunsError("the study has no table of runs yet")
         chosen = runs_for(runs, claim)
         if not chosen:
             raise NoRunsError(f"no run has {words(claim.where)}")

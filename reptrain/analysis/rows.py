@@ -65,6 +65,16 @@ def runs_of(table: pa.Table) -> list[Run]:
             remedy="Use the table runs.parquet of a study.",
         )
     runs = [_run(index, row) for index, row in enumerate(table.to_pylist())]
+    refuse_versions(runs)
+    return runs
+
+
+def refuse_versions(runs: Sequence[Run]) -> None:
+    """Refuse runs of several versions of the numerics.
+
+    Raises:
+        AnalysisError: Naming a run of each version.
+    """
     versions = {run["numerics_version"]: run.name for run in runs if run["numerics_version"] is not None}
     if len(versions) > 1:
         raise AnalysisError(
@@ -73,6 +83,20 @@ def runs_of(table: pa.Table) -> list[Run]:
             rule="must be the same in all runs that are compared",
             remedy="Run the older arms again, or remove them from the table.",
         )
+
+
+def runs_of_studies(by_study: Mapping[str, Sequence[Run]]) -> list[Run]:
+    """The runs of several studies as one list, in which names and clusters start with the study.
+
+    Raises:
+        AnalysisError: If they mix several versions of the numerics.
+    """
+    runs = [
+        Run(f"{study}/{run.name}", run.seed, f"{study}/{run.cluster}", {**run.values, "study": study})
+        for study, of_study in by_study.items()
+        for run in of_study
+    ]
+    refuse_versions(runs)
     return runs
 
 
@@ -181,4 +205,4 @@ def complete_seeds(runs: Sequence[Run], excluded: dict[str, str]) -> list[int]:
 
 
 def _identity(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
-    return (str(run["arm"]), *setting(run, keys))
+    return (str(run["study"]), str(run["arm"]), *setting(run, keys))

@@ -222,9 +222,10 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
     from reptrain.study.places import studies_that_ran
     from reptrain.study.status import status_text
 
-    rows = {study.name: status(study, out) for study, out in studies_that_ran(folder)}
+    places = studies_that_ran(folder)
+    rows = {study.name: status(study, out) for study, out in places}
     data = {name: [row.model_dump(mode="json") for row in of_study] for name, of_study in rows.items()}
-    text = with_headings({name: status_text(of_study) for name, of_study in rows.items()})
+    text = with_headings({study.name: status_text(rows[study.name], study.audit) for study, _ in places})
     show(one_or_all(data), text, as_json=as_json)
 
 
@@ -265,11 +266,39 @@ def study_collect(
 
 
 @study_app.command("report")
-def study_report(folder: StudyFolder) -> None:
-    """Audit the runs again, rebuild report.html from the run folders, and print the answer."""
-    from reptrain.cli.study_run import audit_and_report
-    from reptrain.study.places import studies_that_ran
+def study_report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders that `study run` wrote, folders of such folders, or what `study run` was given.",
+        ),
+    ],
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="The page for several studies.",
+            show_default="studies.html beside the first folder",
+        ),
+    ] = None,
+) -> None:
+    """Audit the runs again, rebuild report.html from the run folders, and print the answer.
 
-    places = studies_that_ran(folder)
-    all_exact = [audit_and_report(place, of_several=len(places) > 1) for place in places]
-    raise typer.Exit(DONE if all(all_exact) else NO)
+    With several studies, one more page judges all their claims together. The claims of a study file that has
+    not run count too.
+    """
+    from reptrain.cli.study_run import audit_and_report, report_together
+    from reptrain.study import open_study
+    from reptrain.study.looks import Place
+    from reptrain.study.places import paths_that_ran
+
+    paths = [path for folder in folders for path in paths_that_ran(folder)]
+    if page is not None and len(paths) == 1:
+        raise typer.BadParameter("works with several studies", param_hint="--page")
+    ran = [path for path in paths if path.is_dir() or len(paths) == 1]
+    exact = [audit_and_report(Place(open_study(path), path)) for path in ran]
+    if len(paths) > 1:
+        report_together(paths, page or (ran or paths)[0].absolute().parent / "studies.html")
+    raise typer.Exit(DONE if all(exact) else NO)

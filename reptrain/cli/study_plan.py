@@ -10,6 +10,11 @@ from rich.table import Table
 
 from reptrain.study.bill import Bill, BillRow, rows_by_arm
 
+_AUDITS = {
+    "windows": "; `audit: inputs` also compares all that enters the model",
+    "inputs": ", all that enters the model; its time grows with the tokens of the runs",
+    "none": "; the runs stay without a verdict",
+}
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -67,6 +72,7 @@ def _totals(bill: Bill) -> list[str]:
     if bill.num_commands:
         lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
     lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
+    lines.append(f"audit: {bill.audit}{_AUDITS[bill.audit]}")
     if not left:
         lines.append("all runs are done")
     return lines
@@ -103,4 +109,5 @@ def bill_data(bill: Bill) -> dict[str, Any]:
         "most_runs_of_second_looks": bill.most_looks,
         "disk_bytes": bill.disk_bytes,
         "keep_checkpoints": bill.retention,
+        "audit": bill.audit,
     }

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from reptrain.auditing.report import AuditReport
+from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
+from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, verdict
+from reptrain.study.ask import read_study
 from reptrain.study.audits import audit_runs
 from reptrain.study.bill import Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph
@@ -91,8 +95,13 @@ def run_and_report(
         done: See `StudyRun`.
 
     Returns:
-        0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
+        0: done and exact, or not audited. 1: a run failed or is not exact. 3: stopped by a signal.
+
+    Raises:
+        ConfigError: If the audits need torch and it is not installed.
     """
+    for study, _ in places:
+        _inputs_audit(study)
     runs = [
         StudyRun(study, out, study_display, of.launch, of.executor, done)
         for (study, out), of in zip(places, means, strict=True)
@@ -108,6 +117,11 @@ def run_and_report(
     return max(codes)
 
 
+def _inputs_audit(study: StudyConfig) -> Callable[..., AuditReport] | None:
+    """The audit at level `inputs`, if the study asks for it."""
+    return inputs_audit("audit: inputs") if study.audit == "inputs" else None
+
+
 def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
     """Audit a study's runs, rebuild its report and print the answer.
 
@@ -116,15 +130,15 @@ def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
         of_several: Whether to print its name first.
 
     Returns:
-        Whether all runs are exact.
+        Whether all audited runs are exact.
     """
     study, out = place
     if of_several:
         typer.echo(f"study {study.name}")
-    audits = audit_runs(study, out)
+    audits = audit_runs(study, out, inputs_audit=_inputs_audit(study))
     page, findings = write_report(study, out, figure_files=True)
     for arm, report in audits.items():
-        typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
+        typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
     rows = collect(study, out)
     typer.echo(verdict(rows))
     for result in findings.claims:
@@ -133,3 +147,15 @@ def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in audits.values())
+
+
+def report_together(studies: Sequence[Path], page: Path) -> None:
+    """Write one page for several studies and print their verdicts, judged together.
+
+    Args:
+        studies: Their folders, or YAML files of studies that have not run.
+        page: The HTML file to write.
+    """
+    for result in write_joint_report([read_study(study) for study in studies], page):
+        typer.echo(f"claim {claim_sentence(result, with_study=True)}")
+    typer.echo(f"report: {page}")

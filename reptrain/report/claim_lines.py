@@ -38,8 +38,13 @@ def claim_lines(results: Sequence[ClaimResult]) -> list[ClaimLine]:
     return [_line(result) for result in results]
 
 
-def claim_sentence(result: ClaimResult) -> str:
-    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``."""
+def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
+    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``.
+
+    Args:
+        result: The claim with its verdict.
+        with_study: Whether the name of the study stands before that of the claim.
+    """
     judged = result.judged
     parts: list[str] = [judged.verdict]
     if judged.effect is not None:
@@ -51,13 +56,19 @@ def claim_sentence(result: ClaimResult) -> str:
     if judged.seeds_needed:
         parts.append(f"{judged.seeds_needed} more needed")
     reason = f" ({judged.reason})" if judged.reason else ""
-    return f"{result.claim.name}: {', '.join(parts)}{reason}"
+    name = full_name(result) if with_study else result.claim.name
+    return f"{name}: {', '.join(parts)}{reason}"
+
+
+def full_name(result: ClaimResult) -> str:
+    """The claim's name after that of its study, if there are several."""
+    return f"{result.study}/{result.claim.name}" if result.study else result.claim.name
 
 
 def _line(result: ClaimResult) -> ClaimLine:
     claim, judged, other = result.claim, result.judged, result.other_checkpoint
     return ClaimLine(
-        name=claim.name,
+        name=full_name(result),
         statement=claim.statement,
         verdict=judged.verdict,
         cells=(

@@ -90,6 +90,7 @@ class Bill:
     most_extensions: int = 0
     most_looks: int = 0
     retention: Literal["all", "last", "none"] = "all"
+    audit: Literal["windows", "inputs", "none"] = "windows"
 
     @property
     def left(self) -> list[BillRow]:
@@ -160,6 +161,7 @@ def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> 
         most_extensions=extensions,
         most_looks=most_added(study, arms(study), out),
         retention=study.keep_checkpoints,
+        audit=study.audit,
     )
 
 

@@ -74,27 +74,39 @@ def _is_folder_of_one(folder: Path) -> bool:
 
 
 def studies_that_ran(path: Path) -> list[Place]:
-    """The studies at a path, as they ran.
+    """The studies at a path, as they ran; see `paths_that_ran`.
+
+    Raises:
+        StudyError: If there is no study.
+    """
+    return [
+        studies_to_run(one)[0] if one.is_file() else Place(open_study(one), one)
+        for one in paths_that_ran(path)
+    ]
+
+
+def paths_that_ran(path: Path) -> list[Path]:
+    """The folders of the studies at a path; of a study that has not run, its file.
 
     Args:
         path: The folder of a study, a folder that contains such folders, or a study file or a folder of study
             files whose studies run in ``runs/NAME``.
 
     Raises:
-        StudyError: If there is no study.
+        StudyError: If a folder has YAML files, but no study file.
     """
     if path.is_file():
-        return [_as_it_ran(place) for place in studies_to_run(path)]
+        return [_where_it_ran(path)]
     if not path.is_dir() or _is_folder_of_one(path):
-        return [Place(open_study(path), path)]
+        return [path]
     folders = sorted(file.parent for file in path.glob(f"*/{STUDY_FILE}"))
     if folders:
-        return [Place(open_study(folder), folder) for folder in folders]
+        return folders
     if any(file.suffix in _ENDINGS for file in path.iterdir()):
-        return [_as_it_ran(place) for place in studies_to_run(path)]
-    return [Place(open_study(path), path)]
+        return [_where_it_ran(file) for file in study_files(path)]
+    return [path]
 
 
-def _as_it_ran(place: Place) -> Place:
-    has_run = (place.out / STUDY_FILE).exists()
-    return Place(open_study(place.out), place.out) if has_run else place
+def _where_it_ran(file: Path) -> Path:
+    folder = Path("runs") / load_study(file).name
+    return folder if (folder / STUDY_FILE).exists() else file

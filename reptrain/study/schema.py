@@ -82,6 +82,8 @@ class StudyConfig(Frozen):
     """The scale that was chosen. The sections above are then those of the scale."""
     share_prefixes: bool = True
     """Whether runs that are equal up to some step train those steps once."""
+    audit: Literal["windows", "inputs", "none"] = "windows"
+    """Level of the audits at the end of the study, as in `reptrain audit --level`; none: no audits."""
     keep_checkpoints: Literal["all", "last", "none"] = "all"
     """Checkpoints to keep of a run once no node needs it: all that its settings keep, the last, or none."""
 

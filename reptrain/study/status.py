@@ -18,6 +18,7 @@ from reptrain.study.looks import load_looks
 from reptrain.study.node_state import stored_fingerprint
 from reptrain.study.paths import difference, result_path, run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.tables.read_run import read_audit
 
 
 class ArmStatus(FrozenRecord):
@@ -31,6 +32,8 @@ class ArmStatus(FrozenRecord):
         reason: Why it failed or stopped.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed.
+        audit_verdict: Verdict of the last audit, as in the tables; None: the run is not audited.
+        audit_level: Level of that audit.
     """
 
     arm: str
@@ -39,6 +42,8 @@ class ArmStatus(FrozenRecord):
     reason: str | None = None
     tokens: int = 0
     tokens_per_s: float | None = None
+    audit_verdict: str | None = None
+    audit_level: str | None = None
 
 
 def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
@@ -90,11 +95,17 @@ def _status(node: Node, out: Path, *, is_elsewhere: bool) -> ArmStatus:
         reason=status.reason,
         tokens=progress.tokens,
         tokens_per_s=progress.tokens_per_s,
+        **read_audit(folder.path / "audit.json", status),
     )
 
 
-def status_text(rows: Sequence[ArmStatus]) -> str:
-    """One line for each node, and the number of nodes in each state."""
+def status_text(rows: Sequence[ArmStatus], audit: str) -> str:
+    """One line for each node, the number of nodes in each state, and the level of the study's audits.
+
+    Args:
+        rows: The nodes.
+        audit: The study's key `audit`.
+    """
     lines = []
     for row in rows:
         line = f"{'claim ' if row.kind == 'claim' else ''}{row.arm}: {row.state}"
@@ -102,6 +113,9 @@ def status_text(rows: Sequence[ArmStatus]) -> str:
             line += f", {row.tokens:,} tokens"
         if row.state == "running" and row.tokens_per_s:
             line += f", {row.tokens_per_s:,.0f} tokens/s"
+        if row.audit_verdict:
+            line += f", {row.audit_verdict} (audit of level {row.audit_level or 'windows'})"
         lines.append(line + (f" ({row.reason})" if row.reason else ""))
     counts = Counter(str(row.state) for row in rows if row.kind != "claim")
-    return "\n".join([*lines, ", ".join(f"{number} {state}" for state, number in counts.items())])
+    states = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return "\n".join([*lines, states, f"audits: {audit}"])

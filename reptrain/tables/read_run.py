@@ -109,7 +109,7 @@ def _parts(
         "wall_seconds": seconds,
         "cost_usd": None if seconds is None or usd_per_hour is None else seconds / 3600 * usd_per_hour,
     }
-    yield _audit(folder.path / "audit.json", status)
+    yield read_audit(folder.path / "audit.json", status)
 
 
 def _state(status: RunStatus) -> Row:
@@ -233,7 +233,7 @@ def _wall_seconds(folder: RunFolder) -> float | None:
     return total if started is None else None
 
 
-def _audit(path: Path, status: RunStatus) -> Row:
+def read_audit(path: Path, status: RunStatus) -> Row:
     """The verdict of the audit in a run folder, unless the run has taken steps since."""
     if not path.exists():
         return {}

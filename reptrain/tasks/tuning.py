@@ -106,7 +106,7 @@ class Task:
             world=self.world,
             seed=seed,
             make_example=self.scorer.objective.example,
-            input_noise=InputNoise.of(config.regularize.input_noise_by, self.tokenizer),
+            input_noise=InputNoise.of(config.regularize, self.tokenizer),
             optimizer=config.optimizer,
             schedule=config.schedule,
             regularize=config.regularize,

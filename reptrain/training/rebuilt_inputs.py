@@ -136,7 +136,7 @@ class Rebuilder:
             folder.plan.mixture_plan(),
             folder.plan.step_plan(),
             build_objective(config, tokenizer, noise_seed=config.seed_of("noise")),
-            InputNoise.of(config.regularize.input_noise_by, tokenizer),
+            InputNoise.of(config.regularize, tokenizer),
         )
 
     def rebuild(self, records: Columns) -> RebuiltInputs:

@@ -226,7 +226,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         world=world,
         seed=config.seed_of("dropout"),
         make_example=data.objective.example,
-        input_noise=InputNoise.of(config.regularize.input_noise_by, data.tokenizer),
+        input_noise=InputNoise.of(config.regularize, data.tokenizer),
         optimizer=config.optimizer,
         schedule=config.schedule,
         regularize=config.regularize,

@@ -90,7 +90,7 @@ def test_rule_is_on_record_before_the_first_run_and_plan_and_status_show_it(tmp_
     study = study_of(claim_of("big"), claim_of("small"))
     before = bill_of(study, build_graph(study, tmp_path), tmp_path, Hardware())
     assert before.most_looks == 9 and "at most 9 more runs, if first looks" in bill_text(before)
-    assert "claim small: first look (not judged yet)" in status_text(study_status(study, tmp_path))
+    assert "claim small: first look (not judged yet)" in status_text(study_status(study, tmp_path), "windows")
     recorded: list[Any] = []
 
     def see(event: Any) -> None:
@@ -100,7 +100,7 @@ def test_rule_is_on_record_before_the_first_run_and_plan_and_status_show_it(tmp_
     run_study(study, tmp_path, executor=InProcess(), on_event=see)
     assert recorded[0]["seeds"]["small"] == {"first": [0, 1, 2, 3, 4], "second": [5, 6, 7]}
     assert "undecided" in recorded[0]["rule"]
-    text = status_text(study_status(study, tmp_path))
+    text = status_text(study_status(study, tmp_path), "windows")
     assert "claim big: first look (supported at 5 seeds)" in text
     assert "claim small: second look (undecided at 5 seeds; 3 more seeds for small, none)" in text
     assert bill_of(study, build_graph(study, tmp_path), tmp_path, Hardware()).most_looks == 0
