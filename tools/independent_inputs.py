@@ -291,6 +291,8 @@ class Inputs:
             audit.unproved.append(
                 f"inputs of the objective {settings['objective.name']}: not independently checked"
             )
+        elif settings.get("regularize.masked_inputs", 0) != 0 or "regularize.masked_inputs.value" in settings:
+            audit.unproved.append("inputs with masked copies: not independently checked")
         elif is_noisy and (is_scheduled or not is_plain):
             audit.unproved.append(
                 "input noise on a schedule, or with a tokenizer.json: not independently checked"

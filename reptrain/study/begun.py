@@ -18,7 +18,7 @@ from reptrain.study.grid import arms
 from reptrain.study.looks import RULE, planned_looks
 from reptrain.study.paths import difference, questions_path, run_path
 from reptrain.study.preflight import Stores
-from reptrain.study.schema import StudyConfig
+from reptrain.study.schema import STUDY_FILE, StudyConfig, open_study
 
 _MOST_SHOWN = 5
 
@@ -39,6 +39,9 @@ def refuse_changes(study: StudyConfig, graph: Graph, out: Path, stores: Stores) 
     if not begun:
         return
     changes = _changed_questions(study, out)
+    before = open_study(out).scale if (out / STUDY_FILE).exists() else study.scale
+    if before != study.scale:
+        changes.append(f"scale was {_text(before)}, now {_text(study.scale)}")
     for node in graph.trainings:
         # A pending run has settings that are still to be tuned.
         if node.name in begun and not node.pending:

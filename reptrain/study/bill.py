@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -309,11 +309,11 @@ def _speed_text(speeds: _Speeds, hardware: Hardware, named: float | None) -> str
 _BUDGET = re.compile(r"(?P<number>.+?)\s*(?P<unit>usd|h|flops|tokens)")
 
 
-def over_budget(bill: Bill, budget: str) -> str | None:
+def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
     """How what is left exceeds a budget, in words; None if it does not.
 
     Args:
-        bill: The bill.
+        bills: The bills of one study or several.
         budget: ``24h`` (device-hours), ``100usd``, ``1e18flops`` or ``2B tokens``.
 
     Raises:
@@ -329,18 +329,26 @@ def over_budget(bill: Bill, budget: str) -> str | None:
             remedy="h are device-hours.",
         )
     unit = match["unit"]
+    left = [row for bill in bills for row in bill.left]
     needed = {
-        "h": bill.device_hours,
-        "usd": bill.usd,
-        "flops": sum(row.flops for row in bill.left),
-        "tokens": sum(row.tokens for row in bill.left),
+        "h": _sum(bill.device_hours for bill in bills),
+        "usd": _sum(bill.usd for bill in bills),
+        "flops": sum(row.flops for row in left),
+        "tokens": sum(row.tokens for row in left),
     }[unit]
     if needed is None:
-        missing = "--usd-per-hour" if unit == "usd" and bill.device_hours is not None else "--hardware"
+        has_hours = all(bill.device_hours is not None for bill in bills)
+        missing = "--usd-per-hour" if unit == "usd" and has_hours else "--hardware"
         raise StudyError(
             "--budget", got=repr(budget), rule="must be a figure that the plan has", remedy=f"Add {missing}."
         )
     return f"{needed:,.6g} {unit} are needed, {limit:,.6g} {unit} is the budget" if needed > limit else None
+
+
+def _sum(figures: Iterable[float | None]) -> float | None:
+    """The sum; None if a figure is missing."""
+    known = [*figures]
+    return None if None in known else sum(figure for figure in known if figure is not None)
 
 
 def _number(text: str, unit: str) -> float | None:

@@ -18,7 +18,7 @@ from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.begun import refuse_changes, write_questions
 from reptrain.study.build import build_graph
-from reptrain.study.done_table import DoneRows, add_done, load_done, read_done, to_run
+from reptrain.study.done_table import DoneTable, add_done, load_done, read_done, to_run
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
 from reptrain.study.graph import Graph, Node
@@ -38,6 +38,7 @@ from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.retention import Rule, release_checkpoints
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain.study.then import then_command
+from reptrain.tables.addresses import Address
 from reptrain_launcher.process import Ended
 from reptrain_launcher.worker import EXIT_STOPPED, WorkerJob
 
@@ -63,7 +64,7 @@ class StudyRun:
     display: Callable[[], AbstractContextManager[OnEvent]] = field(default=lambda: nullcontext(_ignore))
     launch: Sequence[str] | None = None
     executor: Executor | None = None
-    done: str | Path | None = None
+    done: Address | None = None
 
 
 def run_study(
@@ -73,7 +74,7 @@ def run_study(
     on_event: OnEvent | None = None,
     launch: Sequence[str] | None = None,
     executor: Executor | None = None,
-    done: Path | None = None,
+    done: Address | None = None,
 ) -> StudyResult:
     """Run every node that is not done. A failed node does not stop the others; a signal does.
 
@@ -135,16 +136,16 @@ class _Started:
 
     run_of: StudyRun
     stores: Stores
-    rows: DoneRows
+    table: DoneTable | None
     ends: dict[str, JobEnd] = field(default_factory=dict)
 
     @classmethod
     def checked(cls, run: StudyRun) -> _Started:
-        rows = read_done(Path(run.done)) if run.done is not None else {}
+        table = read_done(run.done) if run.done is not None else None
         graph = build_graph(run.study, run.out)
         stores = check_arms(graph.trainings)
         refuse_changes(run.study, graph, run.out, stores)
-        return cls(run, stores, rows)
+        return cls(run, stores, table)
 
     @property
     def is_stopped(self) -> bool:
@@ -154,8 +155,8 @@ class _Started:
         run = self.run_of
         command = (*(run.launch or [sys.executable, "-m", "reptrain", "train"]),)
         with _prepared(run.study, run.out), run.display() as on_event:
-            if self.rows:
-                add_done(run.out, self.rows)
+            if self.table is not None and self.table.rows:
+                add_done(run.out, self.table)
             executor = run.executor or LocalPool()
             _run_rounds(run.study, run.out, self.stores, executor, command, on_event, self.ends)
 

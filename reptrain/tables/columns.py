@@ -57,6 +57,11 @@ _ORIGIN = (
         "branch_of", "string",
         "The run whose first steps this run shares instead of training them itself; null for any other run.",
     ),
+    Column(
+        "origin", "string",
+        "Study and run that the row was copied from, as `STUDY/RUN`, if the run is done elsewhere"
+        " (`study run --done`); else null.",
+    ),
 )  # fmt: skip
 
 _STATE = (
