@@ -142,7 +142,7 @@ def _megatron(flat: Path, folder: Path, window_tokens: int, batch_windows: int) 
 
     class Tokenizer:
         unique_identifiers: dict[str, str] = {}  # noqa: RUF012
-        eod, pad = 0, 0
+        eod, pad, vocab_size = 0, 0, 65536
 
     config = GPTDatasetConfig(
         random_seed=0,
