@@ -132,8 +132,10 @@ def _example(objective: Objective, tokens_BL: npt.NDArray[np.int64]) -> Any:
     zeros = np.zeros(rows, np.int64)
     noise = objective.noise(NoisePlaces(zeros, zeros, start, length), width=width)
     drawn = {name: torch.from_numpy(values) for name, values in noise.items()}
-    arrays = (torch.from_numpy(array) for array in (tokens_BL, length, start, np.arange(rows)))
-    return objective.example(MicroBatch(*arrays, noise=drawn))
+    tokens, lengths, starts, index = (
+        torch.from_numpy(array) for array in (tokens_BL, length, start, np.arange(rows))
+    )
+    return objective.example(MicroBatch(tokens, lengths, starts, index, drawn))
 
 
 def _examples_per_second(call: Callable[[], object], windows: int) -> Measurement:
