@@ -26,7 +26,7 @@ DECODER = {"family": "decoder", "num_layers": 12, **SIZES, **DROPOUT}
 T5 = {"family": "t5", "num_encoder_layers": 12, "num_decoder_layers": 12, "head_dim": 8, **SIZES, **DROPOUT}
 MOE = {**DECODER, "moe": {"num_experts": 4, "top_k": 1, "d_ff": 16, "group_windows": 2}}
 MODELS = {"decoder": DECODER, "t5": T5, "moe": MOE}
-# Operations of one step with one micro-batch, in bf16 and ZeRO stage 1. Measured with torch 2.13: 4,930, 11,220
+# Operations of a step of one micro-batch, in bf16 and ZeRO stage 1. Measured with torch 2.13: 4,930, 11,220
 # and 6,910. With dropout keys of each layer on their own and masks drawn by torch: 9,970, 24,140 and 11,320.
 LIMITS = {"decoder": 5_200, "t5": 11_800, "moe": 7_250}
 _READS = frozenset(
