@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from reptrain.analysis.answers import Comparison, LawScore
 from reptrain.analysis.descent import Problem, descend, starts
@@ -39,6 +40,7 @@ def folds(points: Points) -> list[NDArray[np.bool_]]:
     return result
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def cross_validate(
     law: Law, points: Points, *, fixed: Mapping[str, float] | None = None, num_starts: int = CV_STARTS
 ) -> list[float]:

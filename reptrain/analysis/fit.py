@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from reptrain.analysis.answers import (
     Decision,
@@ -35,6 +36,8 @@ _SINGULAR = 1e-7
 _AT_BOUND = 1e-6
 
 
+# The matrices of a fit are small: a second thread of BLAS only waits.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_law(
     law: Law,
     points: Points,

@@ -67,6 +67,8 @@ def _totals(bill: Bill) -> list[str]:
         )
     if bill.most_extensions:
         lines.append(f"tuning: at most {bill.most_extensions} more runs, if best values lie at an edge")
+    if bill.most_looks:
+        lines.append(f"claims: at most {bill.most_looks} more runs, if first looks leave them undecided")
     if bill.num_commands:
         lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
     lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
@@ -104,6 +106,7 @@ def bill_data(bill: Bill) -> dict[str, Any]:
         "hours_left": bill.hours,
         "usd_left": bill.usd,
         "most_tuning_extensions": bill.most_extensions,
+        "most_runs_of_second_looks": bill.most_looks,
         "disk_bytes": bill.disk_bytes,
         "keep_checkpoints": bill.retention,
         "audit": bill.audit,

@@ -39,6 +39,8 @@ class Site(IntEnum):
     CROSS_PATH = 11
     MLP_PATH = 12
     INPUT_NOISE = 13
+    MLP_OUTPUT = 14
+    EXPERT_OUTPUT = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,13 @@ class Dropout(nn.Module):
         """
         key_B, rate_2 = self.key_and_rate(keys)
         return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
+
+    def mask_rows(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
+        """Drop whole vectors: one draw for each position, unit 0."""
+        key_B, rate_2 = self.key_and_rate(keys)
+        if key_B is None:
+            return x_BTD
+        return x_BTD * counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key_B, rate_2)
 
     def key_and_rate(self, keys: LayerKeys | None) -> tuple[Tensor | None, Tensor]:
         """Arguments of fused operations: key_B, None without dropout, and the packed rate."""

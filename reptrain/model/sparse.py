@@ -67,6 +67,8 @@ class SparseMLP(nn.Module):
         config: Configuration of the sparse layers.
         dropout: Dropout rate of the experts' hidden units.
         shared_dropout: Dropout of the shared MLP's hidden units.
+        expert_mask: Rate of masking the output of an expert for a token.
+        output_mask: Rate of masking the output of the layer at a position.
 
     Source:
         Fedus et al., "Switch transformers", 2021 (the layer); Dai et al., "DeepSeekMoE", 2024, section
@@ -82,6 +84,8 @@ class SparseMLP(nn.Module):
         config: MoEConfig,
         dropout: Scheduled | float,
         shared_dropout: Dropout,
+        expert_mask: Scheduled | float = 0.0,
+        output_mask: Scheduled | float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -89,6 +93,8 @@ class SparseMLP(nn.Module):
         self.experts = Experts(
             d_model, config.d_ff or d_ff, activation=activation, config=config, dropout=dropout
         )
+        self.expert_mask = Dropout(expert_mask, Site.EXPERT_OUTPUT)
+        self.output_mask = Dropout(output_mask, Site.MLP_OUTPUT)
         self.shared = None
         if config.shared_d_ff:
             self.shared = MLP(d_model, config.shared_d_ff, activation=activation, dropout=shared_dropout)
@@ -111,6 +117,7 @@ class SparseMLP(nn.Module):
         y_BTD = self._through_experts(x_BTD, choice, keys)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD, keys)
+        y_BTD = self.output_mask.mask_rows(y_BTD, keys)
         if routed.num_targets_B is None:
             return y_BTD, None
         return y_BTD, self._layer_routing(choice, losses, routed.is_token_BT, routed.num_targets_B)
@@ -127,7 +134,8 @@ class SparseMLP(nn.Module):
         if keys is not None and self.experts.dropout.is_on:
             key_N = self._assignment_keys(choice.expert_BTK, keys)[dispatch.order_N]
         y_ND = self.experts(dispatch.dispatch(x_BTD), dispatch.count_E, key_N)
-        return dispatch.combine(y_ND, choice.gate_BTK)
+        # A gate for each of a token's experts: to mask it is to mask the expert's output.
+        return dispatch.combine(y_ND, self.expert_mask(choice.gate_BTK, keys))
 
     def _assignment_keys(self, expert_BTK: Tensor, keys: LayerKeys) -> Tensor:
         """Dropout key of each assignment, int64 [N]: a function of row, slot among the token's experts, and
@@ -163,7 +171,14 @@ def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = Fal
     """
     hidden_dropout = Dropout(config.dropout.mlp, Site.MLP_HIDDEN)
     if sparse is None:
-        return MLP(config.d_model, config.d_ff, activation=config.mlp, dropout=hidden_dropout, bias=bias)
+        return MLP(
+            config.d_model,
+            config.d_ff,
+            activation=config.mlp,
+            dropout=hidden_dropout,
+            output_mask=Dropout(config.dropout.mlp_output, Site.MLP_OUTPUT),
+            bias=bias,
+        )
     return SparseMLP(
         config.d_model,
         config.d_ff,
@@ -171,6 +186,8 @@ def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = Fal
         config=sparse,
         dropout=config.dropout.expert,
         shared_dropout=hidden_dropout,
+        expert_mask=config.dropout.expert_output,
+        output_mask=config.dropout.mlp_output,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint, settings_affecting_results
-from reptrain.config.schedule import step_learning_rate
+from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.config.scheduled import Moment, RunPosition, Scheduled, Unit
 from reptrain.plan.mixture import MixturePlan, plan_mixture
 from reptrain.plan.shard import StepPlan
@@ -20,7 +20,8 @@ from reptrain.plan.shard import StepPlan
 _LONGEST, _MOST_WINDOWS = 2**17, 2**24
 # Settings that enter a step only through the functions in `_settings_at`.
 _RESOLVED = ("schedule", "regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise",
-             "optimizer.weight_decay", "model.dropout", "average.start", "train.total_tokens")  # fmt: skip
+             "regularize.masked_inputs", "optimizer.weight_decay", "model.dropout", "average.start",
+             "train.total_tokens")  # fmt: skip
 StepSettings = tuple[Any, ...]
 
 
@@ -123,6 +124,7 @@ class RunSteps:
         return (
             windows,
             lr,
+            weight_decay_factor(position.tokens, after, position.total_tokens, config.schedule),
             *(value.at(position) for value in _scheduled(config)),
             *_average(config, position),
         )
@@ -158,6 +160,7 @@ def _scheduled(config: RunConfig) -> list[Scheduled]:
         regularize.label_smoothing,
         regularize.z_loss,
         regularize.input_noise,
+        regularize.masked_inputs,
         config.optimizer.weight_decay,
     ]
 

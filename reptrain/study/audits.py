@@ -11,6 +11,7 @@ from reptrain.errors import ReptrainError
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.tables import read_run
 
 Audit = Callable[..., AuditReport]
 
@@ -42,6 +43,17 @@ def audit_runs(study: StudyConfig, out: Path, *, inputs_audit: Audit | None = No
             verified |= stores
         reports[node.name] = report
     return reports
+
+
+def audit_missing(study: StudyConfig, out: Path) -> None:
+    """Audit each finished run without audit since its last step, at level `windows`; keep the results."""
+    if study.audit == "none":
+        return
+    for node in build_graph(study, out).trainings:
+        run = run_path(out, node.name)
+        row = read_run(run).row if (run / "plan.json").exists() else {}
+        if row.get("status") == "done" and row["audit_verdict"] == "not audited":
+            _audit(audit, run, verify_store=False).keep(run)
 
 
 def _report(run: Path, inputs_audit: Audit | None, *, verify_store: bool) -> AuditReport:

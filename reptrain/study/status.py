@@ -14,6 +14,7 @@ from reptrain.study.build import build_graph
 from reptrain.study.collect import RowState
 from reptrain.study.done_table import load_done
 from reptrain.study.graph import Kind, Node
+from reptrain.study.looks import load_looks
 from reptrain.study.node_state import stored_fingerprint
 from reptrain.study.paths import difference, result_path, run_path
 from reptrain.study.schema import StudyConfig
@@ -21,13 +22,13 @@ from reptrain.tables.read_run import read_audit
 
 
 class ArmStatus(FrozenRecord):
-    """The state of one node.
+    """The state of one node, or the look that a claim with `max_seeds` is at.
 
     Attributes:
         arm: Its name.
-        kind: Its command.
+        kind: Its command, or ``claim``.
         state: State of its run; ``waiting`` if it has not started; ``done elsewhere``: counted by ``--done``;
-            ``not tuned``: its settings are still to be tuned.
+            ``not tuned``: its settings are still to be tuned. Of a claim, its look.
         reason: Why it failed or stopped.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed.
@@ -36,8 +37,8 @@ class ArmStatus(FrozenRecord):
     """
 
     arm: str
-    kind: Kind = "train"
-    state: RowState | Literal["done elsewhere", "not tuned"]
+    kind: Kind | Literal["claim"] = "train"
+    state: RowState | Literal["done elsewhere", "not tuned", "first look", "second look"]
     reason: str | None = None
     tokens: int = 0
     tokens_per_s: float | None = None
@@ -46,7 +47,7 @@ class ArmStatus(FrozenRecord):
 
 
 def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
-    """The state of every node, inputs first.
+    """The state of every node, inputs first; then the look of every claim that may have a second one.
 
     Raises:
         StudyError: If the study itself is wrong.
@@ -56,7 +57,22 @@ def study_status(study: StudyConfig, out: Path) -> list[ArmStatus]:
     return [
         _status(node, out, is_elsewhere=node.fingerprint in elsewhere)
         for node in build_graph(study, out).nodes
-    ]
+    ] + _looks(study, out)
+
+
+def _looks(study: StudyConfig, out: Path) -> list[ArmStatus]:
+    looks, rows = load_looks(out), []
+    for claim in study.claims:
+        if claim.max_seeds is None:
+            continue
+        look = looks.get(claim.name)
+        reason = "not judged yet" if look is None else f"{look.verdict} at {claim.seeds} seeds"
+        if look is not None and look.look == 2:
+            reason += f"; {len(look.seeds)} more seeds for {', '.join(look.arms)}"
+        is_second = look is not None and look.look == 2
+        state: Literal["first look", "second look"] = "second look" if is_second else "first look"
+        rows.append(ArmStatus(arm=claim.name, kind="claim", state=state, reason=reason))
+    return rows
 
 
 def _status(node: Node, out: Path, *, is_elsewhere: bool) -> ArmStatus:
@@ -92,7 +108,7 @@ def status_text(rows: Sequence[ArmStatus], audit: str) -> str:
     """
     lines = []
     for row in rows:
-        line = f"{row.arm}: {row.state}"
+        line = f"{'claim ' if row.kind == 'claim' else ''}{row.arm}: {row.state}"
         if row.kind == "train":
             line += f", {row.tokens:,} tokens"
         if row.state == "running" and row.tokens_per_s:
@@ -100,6 +116,6 @@ def status_text(rows: Sequence[ArmStatus], audit: str) -> str:
         if row.audit_verdict:
             line += f", {row.audit_verdict} (audit of level {row.audit_level or 'windows'})"
         lines.append(line + (f" ({row.reason})" if row.reason else ""))
-    counts = Counter(str(row.state) for row in rows)
+    counts = Counter(str(row.state) for row in rows if row.kind != "claim")
     states = ", ".join(f"{number} {state}" for state, number in counts.items())
     return "\n".join([*lines, states, f"audits: {audit}"])

@@ -27,6 +27,8 @@ from reptrain.tables.columns import SCORE_COLUMNS
 from reptrain.tables.losses import at_step, best_evaluation, loss_measure
 
 Row = dict[str, Any]
+IDENTITY = ("study", "arm", "run", "seed", "cluster", "role", "numerics_version")
+"""Columns that an evaluation takes from its run."""
 
 
 @dataclass
@@ -266,9 +268,8 @@ def identify(reading: RunReading, identity: Mapping[str, Any]) -> RunReading:
 
     Args:
         reading: A run.
-        identity: Values by column: study, arm, run, seed, cluster.
+        identity: Values by column: study, arm, run, seed, cluster, role.
     """
     row = {**reading.row, **identity}
-    keys = ("study", "arm", "run", "seed", "cluster", "numerics_version")
-    shared = {key: row.get(key) for key in keys}
+    shared = {key: row.get(key) for key in IDENTITY}
     return RunReading(row, [shared | evaluation for evaluation in reading.evaluations], reading.settings)

@@ -98,7 +98,7 @@ def test_site_keys_fold_16_times_the_layer_plus_the_site() -> None:
     keys = [site_keys(key_B, layer, 1)[0, site] for layer in range(3) for site in Site]
     assert len(torch.stack(keys).unique()) == 3 * 3 * len(Site)
     assert torch.equal(site_keys(key_B, 2, 1)[0, Site.MLP_HIDDEN], counter.fold(key_B, 2 * 16 + 3))
-    assert [*Site] == [*range(14)]
+    assert [*Site] == [*range(16)]
     assert layer_keys(None, 2, 3, 4) == [None] * 3
 
 
