@@ -12,12 +12,16 @@ from typing import Any
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "advise": "reptrain.analysis.advise",
     "audit": "reptrain.auditing.audit",
     "audit_inputs": "reptrain.training.rebuilt_inputs",
     "build_report": "reptrain.report",
+    "claims": "reptrain.study.ask",
+    "cost": "reptrain.analysis.cost",
     "evaluate": "reptrain.evaluation.evaluate",
     "export_model": "reptrain.hub.export",
     "finetune": "reptrain.tasks.finetune",
+    "fit": "reptrain.study.ask",
     "generate": "reptrain.generation",
     "import_model": "reptrain.hub.export",
     "load_run_config": "reptrain.config",

@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from reptrain.analysis.answer import FitOptions, fit_question
 from reptrain.analysis.answers import Fit
-from reptrain.analysis.decision import Choice, best_for_budget
+from reptrain.analysis.decision import Choice, Held, best_for_budget
 from reptrain.analysis.fit import fit_law
 from reptrain.analysis.laws import Law, find_law
 from reptrain.analysis.points import points_of
 from reptrain.analysis.questions import FitQuestion
+from reptrain.analysis.tables import main_runs
 from reptrain.config.base import Frozen
 from reptrain.errors import AnalysisError
 
@@ -30,6 +31,10 @@ _SETTINGS_PER_PARAMETER = 2
 _PROXY = 16.0
 _NEARLY = 1.01
 _BUDGETS = 65
+_OPPOSITE = (
+    "With D fixed the best number of epochs falls as N grows; with D/N fixed it rises slightly (arXiv"
+    " 2608.14071)"
+)
 
 
 class Basis(Frozen):
@@ -101,7 +106,14 @@ class Advice(Frozen):
     proxy: Proxy
 
 
-def advise(unique_tokens: float, compute: float, *, fit: Fit | None = None, samples: int = 0) -> Advice:
+def advise(
+    unique_tokens: float,
+    compute: float,
+    *,
+    fit: Fit | None = None,
+    samples: int = 0,
+    held: Held | None = None,
+) -> Advice:
     """Advice for unique tokens and a budget.
 
     Args:
@@ -109,30 +121,31 @@ def advise(unique_tokens: float, compute: float, *, fit: Fit | None = None, samp
         compute: Budget in training FLOPs, 6 N D.
         fit: A fit of the user's runs that includes a decision for this budget. Default: public constants.
         samples: Bootstrap samples behind that decision's interval.
+        held: Consumed tokens, or tokens per parameter, to hold fixed. Default: compute alone is held.
+
+    Returns:
+        The best run with its interval, what it rests on, and what more would buy.
 
     Raises:
         AnalysisError: If a quantity is not positive.
     """
     basis = public_basis() if fit is None else fitted_basis(fit)
     law = find_law(basis.law)
-    choice = best_for_budget(law, basis.constants, compute, unique_tokens)
-    low, high, source = _interval(basis, choice, fit, samples)
+    choice = best_for_budget(law, basis.constants, compute, unique_tokens, held)
+    low, high, source = _interval(choice, fit, samples, held)
     return Advice(
         unique_tokens=unique_tokens,
         budget_flops=compute,
-        held_fixed=(
-            "compute, 6 N D <= budget: neither D nor D/N. With D fixed the best number of epochs falls as N "
-            "grows; with D/N fixed it rises slightly (arXiv 2608.14071)"
-        ),
+        held_fixed=f"{_held_words(held)}. {_OPPOSITE}",
         **choice._asdict(),
         low=low,
         high=high,
         interval_source=source,
         basis=basis,
-        second_opinion=_second_opinion(compute, unique_tokens),
+        second_opinion=_second_opinion(compute, unique_tokens, held),
         extrapolation=_extrapolation(basis, choice, unique_tokens),
-        economical=_economical(law, basis.constants, choice, unique_tokens)._asdict(),
-        outlook=_outlook(law, basis.constants, compute, unique_tokens, choice),
+        economical=_economical(law, basis.constants, choice, unique_tokens, held)._asdict(),
+        outlook=_outlook(law, basis.constants, (compute, unique_tokens), choice, held),
         hints=_hints(choice.epochs),
         proxy=Proxy(
             parameters=choice.parameters / _PROXY,
@@ -141,6 +154,14 @@ def advise(unique_tokens: float, compute: float, *, fit: Fit | None = None, samp
             epochs=choice.epochs,
         ),
     )
+
+
+def _held_words(held: Held | None) -> str:
+    if held is None:
+        return "compute, 6 N D <= budget: neither D nor D/N"
+    if held.what == "tokens":
+        return f"D = {held.value:.4g} tokens; the size N is chosen within the budget"
+    return f"D/N = {held.value:.4g} tokens per parameter; N is chosen within the budget, and D with it"
 
 
 def public_basis() -> Basis:
@@ -205,7 +226,7 @@ def fit_evidence(evidence: Evidence, unique_tokens: float, compute: float, optio
         AnalysisError: If the runs are too few for E, or the law has no constants to fall back on.
     """
     law = find_law(evidence.law)
-    points = points_of(evidence.table, law, metric=evidence.metric, columns=evidence.columns)
+    points = points_of(main_runs(evidence.table), law, metric=evidence.metric, columns=evidence.columns)
     question = FitQuestion(
         name="advice", law=law.name, metric=evidence.metric, columns=dict(evidence.columns)
     )
@@ -233,9 +254,16 @@ def fit_evidence(evidence: Evidence, unique_tokens: float, compute: float, optio
 
 
 def _interval(
-    basis: Basis, choice: Choice, fit: Fit | None, samples: int
+    choice: Choice, fit: Fit | None, samples: int, held: Held | None
 ) -> tuple[dict[str, float], dict[str, float], str]:
-    if fit is not None and fit.decision is not None and fit.decision.low and fit.decision.high:
+    # The decisions of the bootstrap hold compute alone.
+    if (
+        held is None
+        and fit is not None
+        and fit.decision is not None
+        and fit.decision.low
+        and fit.decision.high
+    ):
         # The law's own error adds to that of its parameters.
         error = 2.0 * fit.score.rmse_nats
         low = {**fit.decision.low, "loss_nats": fit.decision.low["loss_nats"] - error}
@@ -245,7 +273,8 @@ def _interval(
     source = (
         "twice the law's RMSE on the 21 largest public runs, which it had not seen"
         if fit is None
-        else "twice the fit's RMSE on your runs, which are too few for a bootstrap"
+        else "twice the fit's RMSE on your runs"
+        + (", which are too few for a bootstrap" if held is None else ", without a bootstrap")
     )
     return (
         {"loss_nats": choice.loss_nats - 2.0 * error},
@@ -254,9 +283,9 @@ def _interval(
     )
 
 
-def _second_opinion(compute: float, unique_tokens: float) -> dict[str, float]:
+def _second_opinion(compute: float, unique_tokens: float, held: Held | None) -> dict[str, float]:
     law = find_law("data-constrained")
-    return best_for_budget(law, law.published["muennighoff2023"], compute, unique_tokens)._asdict()
+    return best_for_budget(law, law.published["muennighoff2023"], compute, unique_tokens, held)._asdict()
 
 
 def _extrapolation(basis: Basis, choice: Choice, unique_tokens: float) -> dict[str, float]:
@@ -264,21 +293,28 @@ def _extrapolation(basis: Basis, choice: Choice, unique_tokens: float) -> dict[s
     return {name: max(1.0, at[name] / high, low / at[name]) for name, (low, high) in basis.ranges.items()}
 
 
-def _economical(law: Law, constants: Mapping[str, float], best: Choice, unique_tokens: float) -> Choice:
+def _economical(
+    law: Law, constants: Mapping[str, float], best: Choice, unique_tokens: float, held: Held | None
+) -> Choice:
     """The smallest budget that comes within 1% of a loss."""
     for budget in np.geomspace(best.compute_flops / 1e3, best.compute_flops, _BUDGETS):
-        choice = best_for_budget(law, constants, float(budget), unique_tokens)
+        choice = best_for_budget(law, constants, float(budget), unique_tokens, held)
         if choice.loss_nats <= _NEARLY * best.loss_nats:
             return choice
     return best
 
 
 def _outlook(
-    law: Law, constants: Mapping[str, float], compute: float, unique_tokens: float, now: Choice
+    law: Law,
+    constants: Mapping[str, float],
+    budget: tuple[float, float],
+    now: Choice,
+    held: Held | None,
 ) -> list[Outlook]:
+    compute, unique_tokens = budget
     result = []
     for change, more_tokens, more_compute in (*_BUYS, *_MORE):
-        then = best_for_budget(law, constants, compute * more_compute, unique_tokens * more_tokens)
+        then = best_for_budget(law, constants, compute * more_compute, unique_tokens * more_tokens, held)
         result.append(
             Outlook(
                 change=change,

@@ -16,7 +16,7 @@ from reptrain.analysis.laws import Law, find_law
 from reptrain.analysis.laws.base import Floats
 from reptrain.analysis.points import Points, held_out, points_of
 from reptrain.analysis.questions import FitQuestion
-from reptrain.analysis.tables import select
+from reptrain.analysis.tables import ROLE, main_runs, select
 from reptrain.errors import AnalysisError, ConfigError
 
 NUM_BOOTSTRAPS = 200
@@ -75,7 +75,12 @@ def fit_question(question: FitQuestion, table: pa.Table, options: FitOptions | N
 
 
 def question_points(question: FitQuestion, table: pa.Table, law: Law, cluster: str | None = None) -> Points:
-    """The runs that a question names, as points of a law. Columns that the law does not have are ignored."""
+    """The runs that a question names, as points of a law. Columns that the law does not have are ignored.
+
+    Runs that only tune settings are left out, unless `where` names the column role.
+    """
+    if ROLE not in question.where:
+        table = main_runs(table)
     rows = select(table, question.where) if question.where else table
     columns = {name: source for name, source in question.columns.items() if name in law.variables}
     return points_of(rows, law, metric=question.metric, columns=columns, cluster=cluster)
@@ -116,6 +121,40 @@ def _answer(question: FitQuestion, fit: Fit, stated: Mapping[str, str] | None) -
         curves=curves(fit),
         checklist=checklist(fit, stated),
     )
+
+
+def fit_study(
+    questions: Sequence[FitQuestion],
+    table: pa.Table,
+    options: FitOptions | None = None,
+    stated: Mapping[str, str] | None = None,
+) -> list[FitAnswer]:
+    """Answer the fits of a study.
+
+    Args:
+        questions: The fits of the study file.
+        table: One row per run.
+        options: How to fit. A budget is decided for by the laws that have N and D.
+        stated: What the user states about the runs, for the checklist.
+
+    Returns:
+        An answer to each question, in their order; a fit that is refused has the reason.
+    """
+    chosen = options or FitOptions()
+    return [
+        answer_fit(
+            question, table, chosen if _decides(question.law) else chosen._replace(budget=None), stated
+        )
+        for question in questions
+    ]
+
+
+def _decides(name: str) -> bool:
+    """Whether a law can choose a size and a number of tokens."""
+    try:
+        return {"N", "D"} <= {*find_law(name).variables}
+    except ConfigError:
+        return False
 
 
 def fit_laws(

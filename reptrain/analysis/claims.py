@@ -1,23 +1,32 @@
-"""Verdicts on the claims of a study, from its table of runs."""
+"""Verdicts on the claims of studies, from their tables of runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from reptrain.analysis.decisions import ALPHA, Decision, Evidence, Verdict, decide, looks
+from reptrain.analysis.decisions import ALPHA, Decision, Evidence, Look, Verdict, decide, looks
 from reptrain.analysis.effects import Effects, effects
 from reptrain.analysis.intervals import DRAWS, Method
-from reptrain.analysis.questions import FEWEST_SEEDS, Claim, sibling_metric
-from reptrain.analysis.rows import Run, runs_of
+from reptrain.analysis.questions import EXPLORATORY, FEWEST_SEEDS, Claim, sibling_metric
+from reptrain.analysis.rows import Run, runs_of, runs_of_studies
 from reptrain.config.base import Frozen
+from reptrain.errors import AnalysisError
 
 _POWER = 0.8
 _MOST_SEEDS = 10_000
+_STUDY = "study"
+_READINGS = {
+    "supported": "the interval agrees with the claim",
+    "contradicted": "the interval disagrees with the claim",
+    "negligible": "the interval lies within the margin of equivalence",
+    "undecided": "the interval neither agrees nor disagrees with the claim",
+}
 
 
 class UnitEffect(Frozen):
@@ -60,6 +69,8 @@ class Judgment(Frozen):
 class ClaimResult(Frozen):
     """A claim with its verdict, by its own metric and by the other checkpoint's."""
 
+    study: str = ""
+    """Name of its study; empty if one study is judged alone."""
     claim: Claim
     judged: Judgment
     other_checkpoint: Judgment | None = None
@@ -68,6 +79,20 @@ class ClaimResult(Frozen):
     def verdict(self) -> Verdict:
         """The verdict by the claim's own metric."""
         return self.judged.verdict
+
+
+class StudyClaims(NamedTuple):
+    """A study's claims with its runs.
+
+    Args:
+        name: Name of the study.
+        table: Its table of runs; None if it was not run yet.
+        claims: All claims that it declared, since Holm's correction counts them all.
+    """
+
+    name: str
+    table: pa.Table | None
+    claims: Sequence[Claim]
 
 
 def judge(
@@ -87,27 +112,74 @@ def judge(
     Raises:
         AnalysisError: If the table has no seeds, or mixes versions of the numerics.
     """
-    runs = runs_of(table)
+    return judge_studies([StudyClaims("", table, claims)], alpha=alpha, num_draws=num_draws)
+
+
+def judge_studies(
+    studies: Sequence[StudyClaims], *, alpha: float = ALPHA, num_draws: int = DRAWS
+) -> list[ClaimResult]:
+    """Judge the claims of several studies. A family of claims may extend over them.
+
+    A claim that selects by the key ``study`` is judged from the runs of all studies, any other from the runs
+    of its own.
+
+    Args:
+        studies: The studies, with different names.
+        alpha: Chance of any false verdict in a family.
+        num_draws: Bootstrap draws.
+
+    Returns:
+        One result for each claim, in the order of the studies.
+
+    Raises:
+        AnalysisError: If two studies have one name, a table has no seeds, or runs that are compared mix
+            versions of the numerics.
+    """
+    _refuse_equal_names([study.name for study in studies])
+    by_study = {study.name: runs_of(study.table) if study.table is not None else [] for study in studies}
+    asked = [(study.name, claim) for study in studies for claim in study.claims]
+    across = any(_STUDY in claim.columns() for _, claim in asked) and len(studies) > 1
+    pooled = runs_of_studies(by_study) if across else []
+    runs = [pooled if across and _STUDY in claim.columns() else by_study[name] for name, claim in asked]
+    claims = [claim for _, claim in asked]
     own = _judged(runs, claims, [claim.metric for claim in claims], alpha, num_draws)
-    siblings = [sibling_metric(claim.metric) for claim in claims]
-    known = [metric if metric in table.column_names else None for metric in siblings]
-    others = _judged(
-        runs,
-        claims,
-        [other or claim.metric for other, claim in zip(known, claims, strict=True)],
-        alpha,
-        num_draws,
-    )
+    siblings = [_known_sibling(of_claim, claim) for of_claim, claim in zip(runs, claims, strict=True)]
+    metrics = [other or claim.metric for other, claim in zip(siblings, claims, strict=True)]
+    others = _judged(runs, claims, metrics, alpha, num_draws)
     return [
-        ClaimResult(claim=claim, judged=judged, other_checkpoint=other if sibling else None)
-        for claim, judged, other, sibling in zip(claims, own, others, known, strict=True)
+        ClaimResult(study=name, claim=claim, judged=judged, other_checkpoint=other if sibling else None)
+        for (name, claim), judged, other, sibling in zip(asked, own, others, siblings, strict=True)
     ]
 
 
+def _refuse_equal_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise AnalysisError(
+            "studies",
+            got=f"{twice[0]}, {names.count(twice[0])} times",
+            rule="must have different names",
+            remedy="Name each study once; set `name` in one of the study files.",
+        )
+
+
+def _known_sibling(runs: Sequence[Run], claim: Claim) -> str | None:
+    """The claim's metric at the other checkpoint, if the runs have it."""
+    metric = sibling_metric(claim.metric)
+    return metric if any(metric in run.values for run in runs) else None
+
+
 def _judged(
-    runs: Sequence[Run], claims: Sequence[Claim], metrics: Sequence[str], alpha: float, num_draws: int
+    runs: Sequence[Sequence[Run]],
+    claims: Sequence[Claim],
+    metrics: Sequence[str],
+    alpha: float,
+    num_draws: int,
 ) -> list[Judgment]:
-    found = [effects(runs, claim, metric) for claim, metric in zip(claims, metrics, strict=True)]
+    found = [
+        effects(of_claim, claim, metric)
+        for of_claim, claim, metric in zip(runs, claims, metrics, strict=True)
+    ]
     return judge_effects(claims, found, metrics=metrics, alpha=alpha, num_draws=num_draws)
 
 
@@ -121,6 +193,8 @@ def judge_effects(
 ) -> list[Judgment]:
     """Judge claims from effects that are known; each family is corrected on its own.
 
+    The family `exploratory` gets intervals without correction, and no verdicts.
+
     Args:
         claims: All claims.
         found: The effects of each claim.
@@ -132,6 +206,9 @@ def judge_effects(
     for index, claim in enumerate(claims):
         families.setdefault(claim.family, []).append(index)
     judgments: dict[int, Judgment] = {}
+    for index in families.pop(EXPLORATORY, []):
+        metric = claims[index].metric if metrics is None else metrics[index]
+        judgments[index] = _explored(claims[index], metric, found[index], alpha, num_draws)
     for members in families.values():
         of_family = [claims[index] for index in members]
         samples = [
@@ -144,17 +221,43 @@ def judge_effects(
     return [judgments[index] for index in range(len(claims))]
 
 
-def _judgment(claim: Claim, metric: str, found: Effects, decision: Decision) -> Judgment:
-    verdict: Verdict = decision.verdict[0].item()
-    shared = {
+def _shared(metric: str, found: Effects) -> dict[str, Any]:
+    """What a judgment records whatever its verdict is."""
+    return {
         "metric": metric,
-        "verdict": verdict,
         "units": [
             UnitEffect(unit=unit, effect=value) for unit, value in zip(found.units, found.values, strict=True)
         ],
         "runs": list(found.runs),
         "excluded": dict(found.excluded),
     }
+
+
+def _explored(claim: Claim, metric: str, found: Effects, alpha: float, num_draws: int) -> Judgment:
+    """The effect of a claim of the family `exploratory`, with an interval that is not corrected."""
+    shared, num_units = _shared(metric, found), len(found.values)
+    if not num_units:
+        return Judgment(**shared, verdict="not run", reason=found.why_none)
+    if num_units == 1:
+        effect = found.values[0]
+        return Judgment(
+            **shared, verdict=EXPLORATORY, effect=effect, seeds_used=1, reason="one seed has no interval"
+        )
+    look = Look(num_units, 1.0)
+    seen = Evidence.of(claim, look, np.array(found.values)[:, None], num_draws, fewest=2)
+    return Judgment(
+        **shared,
+        **_interval(claim, seen, alpha),
+        verdict=EXPLORATORY,
+        method=seen.means.method(),
+        seeds_used=num_units,
+        reason=f"{_READINGS[seen.verdicts(np.array([alpha]))[0].item()]}; the interval is not corrected",
+    )
+
+
+def _judgment(claim: Claim, metric: str, found: Effects, decision: Decision) -> Judgment:
+    verdict: Verdict = decision.verdict[0].item()
+    shared = {**_shared(metric, found), "verdict": verdict}
     num_units = len(found.values)
     if not num_units:
         return Judgment(**shared, reason=found.why_none)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -34,17 +34,48 @@ class Choice(NamedTuple):
     compute_flops: float
 
 
-def best_for_budget(law: Law, values: Mapping[str, float], compute: float, unique_tokens: float) -> Choice:
+class Held(NamedTuple):
+    """What is held fixed besides the budget, so that the size alone is chosen.
+
+    Args:
+        what: Consumed tokens D, or tokens per parameter D/N.
+        value: Its value.
+    """
+
+    what: Literal["tokens", "tokens per parameter"]
+    value: float
+
+    def tokens(self, parameters: Floats) -> Floats:
+        """The tokens of a run of each size."""
+        if self.what == "tokens":
+            return np.full_like(parameters, self.value)
+        return self.value * parameters
+
+    def largest(self, compute: float) -> float:
+        """The largest size within a budget of 6 N D FLOPs."""
+        ratio = compute / (6.0 * self.value)
+        return ratio if self.what == "tokens" else float(np.sqrt(ratio))
+
+
+def best_for_budget(
+    law: Law,
+    values: Mapping[str, float],
+    compute: float,
+    unique_tokens: float,
+    held: Held | None = None,
+) -> Choice:
     """The size and tokens with the lowest loss within a budget, 6 N D <= compute.
 
-    Compute is what is held: a larger model sees fewer tokens. Where excess repeats hurt, less than the budget
-    may be best. A run that consumes fewer tokens than there are sees each at most once.
+    Unless more is held, compute alone is: a larger model sees fewer tokens. Where excess repeats or
+    parameters hurt, less than the budget may be best. A run that consumes fewer tokens than there are sees
+    each at most once.
 
     Args:
         law: A law in N and D, with or without U.
         values: Its parameters.
         compute: Budget in training FLOPs.
         unique_tokens: Unique tokens at hand.
+        held: What is held besides the budget.
 
     Raises:
         AnalysisError: If the law does not have N and D, or a quantity is not positive.
@@ -57,6 +88,8 @@ def best_for_budget(law: Law, values: Mapping[str, float], compute: float, uniqu
             rule="must be a law in N and D to choose a size for a budget",
             remedy="Fit another law, or leave the budget out.",
         )
+    if held is not None:
+        return _best_held(law, values, compute, unique_tokens, held)
     center = 0.5 * np.log(compute / 6.0)
     sizes = np.linspace(center - _SIZE_SPAN, center + _SIZE_SPAN, _SIZES)
     budgets = np.linspace(np.log(compute) - _BUDGET_SPAN, np.log(compute), _BUDGETS)
@@ -69,6 +102,23 @@ def best_for_budget(law: Law, values: Mapping[str, float], compute: float, uniqu
     parameters, spent = float(np.exp(found[0])), float(np.exp(found[1]))
     tokens = spent / (6.0 * parameters)
     return Choice(parameters, tokens, max(1.0, tokens / unique_tokens), float(found[2]), spent)
+
+
+def _best_held(
+    law: Law, values: Mapping[str, float], compute: float, unique_tokens: float, held: Held
+) -> Choice:
+    check_positive(**{held.what.replace(" ", "_"): held.value})
+    largest = np.log(held.largest(compute))
+    sizes = np.linspace(largest - 2.0 * _SIZE_SPAN, largest, 2 * _SIZES)
+    for _ in range(_ZOOMS):
+        parameters = np.exp(sizes)
+        tokens = held.tokens(parameters)
+        loss = law.loss(values, {"N": parameters, "D": tokens, "U": np.minimum(unique_tokens, tokens)})
+        place = int(np.argmin(loss))
+        chosen, lowest = parameters[place : place + 1], float(loss[place])
+        sizes = _zoom(sizes, place)
+    size, consumed = float(chosen[0]), float(held.tokens(chosen)[0])
+    return Choice(size, consumed, max(1.0, consumed / unique_tokens), lowest, 6.0 * size * consumed)
 
 
 def _loss(law: Law, values: Mapping[str, float], size: Floats, budget: Floats, unique: float) -> Floats:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptrain.analysis.intervals import DRAWS, Floats, Method, SeedMeans
-from reptrain.analysis.questions import Claim
+from reptrain.analysis.questions import FEWEST_SEEDS, Claim
 
-Verdict = Literal["supported", "contradicted", "negligible", "undecided", "not run"]
+Verdict = Literal["supported", "contradicted", "negligible", "undecided", "not run", "exploratory"]
 ALPHA = 0.05
 
 
@@ -65,7 +65,9 @@ class Evidence:
     p_negligible: Floats
 
     @classmethod
-    def of(cls, claim: Claim, look: Look, values: Floats, num_draws: int) -> Evidence:
+    def of(
+        cls, claim: Claim, look: Look, values: Floats, num_draws: int, fewest: int = FEWEST_SEEDS
+    ) -> Evidence:
         """Test the first units of a claim.
 
         Args:
@@ -73,11 +75,12 @@ class Evidence:
             look: The look.
             values: Effects, shape (units, studies).
             num_draws: Bootstrap draws.
+            fewest: Fewest units to accept.
 
         Source: Schuirmann 1987 (two one-sided tests of equivalence).
         """
         sign = -1.0 if claim.direction == "less" else 1.0
-        means = SeedMeans.of(sign * values[: look.seeds], num_draws=num_draws)
+        means = SeedMeans.of(sign * values[: look.seeds], num_draws=num_draws, fewest=fewest)
         bound, margin = claim.minimum_effect, claim.margin
         equivalence = np.maximum(means.p_above(-margin), means.p_below(margin))
         if claim.direction == "equal":

@@ -34,12 +34,13 @@ class SeedMeans:
     draws: Floats | None
 
     @classmethod
-    def of(cls, values: Floats, *, num_draws: int = DRAWS) -> SeedMeans:
+    def of(cls, values: Floats, *, num_draws: int = DRAWS, fewest: int = FEWEST_SEEDS) -> SeedMeans:
         """Choose the method by the number of seeds.
 
         Args:
             values: float64, shape (seeds, samples) or (seeds,).
             num_draws: Bootstrap draws.
+            fewest: Fewest seeds to accept.
 
         Raises:
             ValueError: If there are too few seeds.
@@ -47,8 +48,8 @@ class SeedMeans:
         Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 12.5 (bootstrap-t).
         """
         columns = np.asarray(values, np.float64).reshape(len(values), -1)
-        if len(columns) < FEWEST_SEEDS:
-            raise ValueError(f"at least {FEWEST_SEEDS} seeds are needed, but got {len(columns)}")
+        if len(columns) < fewest:
+            raise ValueError(f"at least {fewest} seeds are needed, but got {len(columns)}")
         return cls(columns, _studentized(columns, num_draws) if len(columns) >= BOOTSTRAP_FROM else None)
 
     @property

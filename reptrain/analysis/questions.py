@@ -18,13 +18,16 @@ from reptrain.config.quantities import parse_count
 
 FEWEST_SEEDS = 5
 """A verdict needs at least this many independent seeds."""
+EXPLORATORY = "exploratory"
+"""The family of claims that get an interval and no verdict."""
+_FEWEST_EXPLORATORY = 2
 
 Scalar = bool | int | float | str | None
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Key = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-Seeds = Annotated[int, Field(ge=FEWEST_SEEDS, le=10_000)]
+Seeds = Annotated[int, Field(ge=_FEWEST_EXPLORATORY, le=10_000)]
 
 
 _POWER = re.compile(r"\d+\s*(\*\*|\^)\s*\d+")
@@ -190,13 +193,15 @@ class Claim(Frozen):
     """An effect whose interval lies within plus and minus this value is negligible. Default: the minimum
     effect."""
     seeds: Seeds = FEWEST_SEEDS
-    """Seeds at the first look, which is the only one if `max_seeds` is not set."""
+    """Seeds at the first look, which is the only one if `max_seeds` is not set. Fewer than 5 need the family
+    `exploratory`."""
     max_seeds: Seeds | None = None
     """Seeds at the second look, which is used if the first leaves the claim undecided."""
     first_look_share: Share = 0.5
     """Share of alpha that the first of two looks uses; the second uses the rest."""
     family: Name = "primary"
-    """Holm's correction covers all claims of a family."""
+    """Holm's correction covers all claims of a family. Claims of the family `exploratory` get an interval
+    without correction, and no verdict."""
     void: list[Void] = Field(default_factory=list)
     """Runs that this claim leaves out."""
 
@@ -206,6 +211,15 @@ class Claim(Frozen):
             raise ValueError(f"max_seeds must exceed seeds, which is {self.seeds}, but got {self.max_seeds}")
         if self.direction == "equal" and not self.minimum_effect:
             raise ValueError("minimum_effect must be positive with direction equal; it is the margin")
+        if self.seeds < FEWEST_SEEDS and self.family != EXPLORATORY:
+            raise ValueError(
+                f"seeds must be {FEWEST_SEEDS} or more, but got {self.seeds}; a claim with fewer needs"
+                f" family: {EXPLORATORY}, which gives an interval and no verdict"
+            )
+        if self.max_seeds is not None and self.family == EXPLORATORY:
+            raise ValueError(
+                f"max_seeds must not be set in the family {EXPLORATORY}, which has no second look"
+            )
         return self
 
     @property

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reptrain.analysis.questions import Scalar, Void
+from reptrain.analysis.questions import Claim, Scalar, Void
+from reptrain.analysis.tables import ROLE
 from reptrain.errors import AnalysisError
+from reptrain.tables.columns import MAIN
 
 VARIED = "set."
 """Prefix of the columns that hold the keys which a study varies."""
@@ -63,6 +65,16 @@ def runs_of(table: pa.Table) -> list[Run]:
             remedy="Use the table runs.parquet of a study.",
         )
     runs = [_run(index, row) for index, row in enumerate(table.to_pylist())]
+    refuse_versions(runs)
+    return runs
+
+
+def refuse_versions(runs: Sequence[Run]) -> None:
+    """Refuse runs of several versions of the numerics.
+
+    Raises:
+        AnalysisError: Naming a run of each version.
+    """
     versions = {run["numerics_version"]: run.name for run in runs if run["numerics_version"] is not None}
     if len(versions) > 1:
         raise AnalysisError(
@@ -71,12 +83,32 @@ def runs_of(table: pa.Table) -> list[Run]:
             rule="must be the same in all runs that are compared",
             remedy="Run the older arms again, or remove them from the table.",
         )
+
+
+def runs_of_studies(by_study: Mapping[str, Sequence[Run]]) -> list[Run]:
+    """The runs of several studies as one list, in which names and clusters start with the study.
+
+    Raises:
+        AnalysisError: If they mix several versions of the numerics.
+    """
+    runs = [
+        Run(f"{study}/{run.name}", run.seed, f"{study}/{run.cluster}", {**run.values, "study": study})
+        for study, of_study in by_study.items()
+        for run in of_study
+    ]
+    refuse_versions(runs)
     return runs
 
 
 def _run(index: int, row: dict[str, Any]) -> Run:
     name = str(row.get("run") or row.get("arm") or f"row {index}")
     return Run(name, int(row["seed"]), str(row.get("cluster") or name), row)
+
+
+def runs_for(runs: Iterable[Run], claim: Claim) -> list[Run]:
+    """The runs that a claim is about: main runs, unless it names the column role."""
+    asks = ROLE in claim.columns()
+    return [run for run in runs if matches(run, claim.where) and (asks or run[ROLE] in (MAIN, None))]
 
 
 def matches(run: Run, selection: Mapping[str, Scalar | list[Scalar]]) -> bool:
@@ -173,4 +205,4 @@ def complete_seeds(runs: Sequence[Run], excluded: dict[str, str]) -> list[int]:
 
 
 def _identity(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
-    return (str(run["arm"]), *setting(run, keys))
+    return (str(run["study"]), str(run["arm"]), *setting(run, keys))

@@ -11,15 +11,18 @@ from reptrain.analysis.answers import Comparison, Decision, Fit, FitAnswer, Scor
 
 def laws_text(answers: Sequence[FitAnswer], comparison: Comparison | None) -> str:
     """All fits, and how the laws compare."""
-    parts = [
-        f"{answer.law}: not fitted. {answer.refusal}"
-        if answer.fit is None
-        else fit_text(answer.fit, answer.checklist)
-        for answer in answers
-    ]
+    parts = [_answer_text(answer) for answer in answers]
     if comparison is not None:
         parts.append(comparison_text(comparison, [a.fit for a in answers if a.fit is not None]))
     return "\n\n\n".join(parts)
+
+
+def _answer_text(answer: FitAnswer) -> str:
+    # A fit of a study has a name of its own.
+    heading = f"{answer.name}: " if answer.name != answer.law else ""
+    if answer.fit is None:
+        return f"{heading}{answer.law}: not fitted. {answer.refusal}"
+    return heading + fit_text(answer.fit, answer.checklist)
 
 
 def fit_text(fit: Fit, checklist: Sequence[tuple[str, str]]) -> str:

@@ -39,6 +39,11 @@ class MicroBatch:
         """Copy to page-locked memory, so that copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
+    def split(self, num_rows: int) -> list[Self]:
+        """Micro-batches of ``num_rows`` rows each, views of this one's tensors."""
+        firsts = range(0, self.tokens_BL.shape[0], num_rows)
+        return [self._map(lambda tensor, first=first: tensor[first : first + num_rows]) for first in firsts]
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
             self,

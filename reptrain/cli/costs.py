@@ -12,6 +12,7 @@ from reptrain.cli.options import AsJson, VocabSize, count_option
 
 if TYPE_CHECKING:
     from reptrain.analysis.cost import Load
+    from reptrain.analysis.decision import Held
     from reptrain.analysis.prices import Device
 
 NumGpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs.")]
@@ -49,6 +50,17 @@ def advise(
     ] = None,
     gpus: NumGpus = 1,
     hours: Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")] = None,
+    tokens: Annotated[
+        int | None, count_option("--hold-tokens", help="Hold the consumed tokens D; the size is chosen.")
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--hold-tokens-per-parameter",
+            metavar="RATIO",
+            help="Hold D/N; the size is chosen, and D with it.",
+        ),
+    ] = None,
     device: DeviceName = None,
     mfu: Mfu = None,
     peak_tflops: PeakTflops = None,
@@ -87,7 +99,8 @@ def advise(
     if runs is not None:
         evidence = Evidence(read_table(runs), metric, parse_columns(columns, ["N", "D", "U"]), law)
         fit = fit_evidence(evidence, float(unique_tokens), budget, FitOptions(num_bootstraps=num_bootstraps))
-    advice = advice_for(float(unique_tokens), budget, fit=fit, samples=fit.num_bootstraps if fit else 0)
+    samples = fit.num_bootstraps if fit else 0
+    advice = advice_for(float(unique_tokens), budget, fit=fit, samples=samples, held=_held(tokens, ratio))
     data, text = advice.model_dump(mode="json"), advice_text(advice)
     if mfu is not None and peak is not None:
         row = find_row(prices, device)
@@ -104,6 +117,19 @@ def advise(
         data["cost"] = result.model_dump(mode="json")
         text += "\n\ncost:\n" + cost_text(result, _price_source(price, row), _power_source(row, 1.0))
     show(data, text, as_json=as_json)
+
+
+def _held(tokens: int | None, ratio: float | None) -> Held | None:
+    """What is held fixed besides the budget."""
+    from reptrain.analysis.decision import Held
+
+    if tokens is not None and ratio is not None:
+        raise typer.BadParameter(
+            "give one of --hold-tokens and --hold-tokens-per-parameter", param_hint="--hold-tokens"
+        )
+    if ratio is not None:
+        return Held("tokens per parameter", ratio)
+    return None if tokens is None else Held("tokens", float(tokens))
 
 
 def _budget(

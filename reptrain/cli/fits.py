@@ -12,6 +12,7 @@ from reptrain.cli.options import AsJson, count_option
 
 if TYPE_CHECKING:
     from reptrain.analysis.laws import Law
+    from reptrain.analysis.questions import FitQuestion
 
 _ALL = "all"
 
@@ -19,11 +20,17 @@ _ALL = "all"
 @app.command()
 def fit(
     table: Annotated[
-        Path | None, typer.Argument(help="A Parquet or CSV table with a row per run, or a study's folder.")
+        str | None,
+        typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
     ] = None,
     laws: Annotated[
         list[str] | None,
-        typer.Option("--law", metavar="NAME", help="Law to fit; may be repeated. `all` compares all laws."),
+        typer.Option(
+            "--law",
+            metavar="NAME",
+            help="Law to fit; may be repeated. `all` compares all laws.",
+            show_default="the fits of the study",
+        ),
     ] = None,
     list_laws: Annotated[bool, typer.Option("--laws", help="List the laws and exit.")] = False,
     metric: Annotated[
@@ -95,9 +102,13 @@ def fit(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of starts and bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit laws to the losses of runs: all optima, intervals, hold-out, and a checklist."""
-    from reptrain.analysis.answer import FitOptions, fit_laws
+    """Fit laws to the losses of runs: all optima, intervals, hold-out, and a checklist.
+
+    The folder of a study needs no --law: its own `fits` are answered.
+    """
+    from reptrain.analysis.answer import FitOptions, fit_laws, fit_study
     from reptrain.analysis.checklist import STATEMENTS
+    from reptrain.analysis.laws import find_law
     from reptrain.analysis.questions import FitQuestion
     from reptrain.analysis.tables import read_table
     from reptrain.analysis.text import laws_text
@@ -106,9 +117,15 @@ def fit(
     if list_laws:
         _print_laws(as_json=as_json)
         return
-    chosen = _laws(laws or [])
     if table is None:
         raise typer.BadParameter("a table or the folder of a study is missing", param_hint="TABLE")
+    own = [] if laws or not Path(table).is_dir() else _study_fits(Path(table))
+    if own and (metric or columns or where or holdout or fixed or own_starts):
+        raise typer.BadParameter(
+            "is missing; the study's fits have a metric, columns, rows and hold-out of their own",
+            param_hint="--law",
+        )
+    chosen = [find_law(question.law) for question in own] if own else _laws(laws or [])
     if (compute is None) != (unique_tokens is None):
         raise typer.BadParameter("--compute and --unique-tokens go together", param_hint="--compute")
     said = _pairs("--state", stated)
@@ -128,8 +145,11 @@ def fit(
         budget=None if compute is None or unique_tokens is None else (compute, float(unique_tokens)),
         seed=seed,
     )
-    questions = [FitQuestion(name=law.name, law=law.name, **settings) for law in chosen]
-    answers, comparison = fit_laws(questions, read_table(table), options, said)
+    if own:
+        answers, comparison = fit_study(own, read_table(table), options, said), None
+    else:
+        questions = [FitQuestion(name=law.name, law=law.name, **settings) for law in chosen]
+        answers, comparison = fit_laws(questions, read_table(table), options, said)
     data = {
         "fits": [answer.model_dump(mode="json") for answer in answers],
         "comparison": None if comparison is None else comparison.model_dump(mode="json"),
@@ -154,12 +174,25 @@ def _print_laws(*, as_json: bool) -> None:
     show(data, text, as_json=as_json)
 
 
+def _study_fits(folder: Path) -> list[FitQuestion]:
+    """The fits of a study.
+
+    Raises:
+        StudyError: If the folder holds no study.
+    """
+    from reptrain.study import open_study
+
+    return list(open_study(folder).fits)
+
+
 def _laws(names: list[str]) -> list[Law]:
     """The laws of these names; `all` stands for every law in N and D."""
     from reptrain.analysis.laws import LAWS, find_law
 
     if not names:
-        raise typer.BadParameter("missing; --laws lists the laws", param_hint="--law")
+        raise typer.BadParameter(
+            "missing, and TABLE is no study with fits of its own; --laws lists the laws", param_hint="--law"
+        )
     every = [name for name, law in LAWS.items() if {"N", "D"} <= set(law.variables)]
     wanted = [each for name in names for each in (every if name == _ALL else [name])]
     return [find_law(name) for name in dict.fromkeys(wanted)]

@@ -1,4 +1,4 @@
-"""Judge the claims of a study."""
+"""Judge the claims of studies."""
 
 from __future__ import annotations
 
@@ -13,33 +13,47 @@ from reptrain.cli.options import AsJson
 
 @study_app.command("claims")
 def study_claims(
-    study: Annotated[
-        Path,
-        typer.Argument(metavar="STUDY", help="A study's YAML file, or the folder that `study run` wrote."),
+    studies: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STUDY...",
+            help="Folders that `study run` wrote, or YAML files of studies that have not run yet.",
+        ),
     ],
-    table: Annotated[
-        Path | None,
+    tables: Annotated[
+        list[Path] | None,
         typer.Option(
             "--table",
             metavar="FILE",
-            help="The table of runs, in Parquet or CSV.",
+            help="The table of runs, in Parquet or CSV; with several studies one for each, in their order.",
             show_default="runs.parquet of the folder",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the claims of a study from its table of runs, and print each verdict with its interval."""
-    from reptrain.analysis.claims import judge
-    from reptrain.analysis.questions import questions_hash
-    from reptrain.analysis.tables import read_table
-    from reptrain.report.claim_lines import claim_sentence
-    from reptrain.study import load_study, open_study
+    """Judge the claims of studies from their tables of runs, and print each verdict with its interval.
 
-    config = open_study(study) if study.is_dir() else load_study(study)
-    results = judge(read_table(table or study), config.claims)
+    Name all studies whose claims share a family: Holm's correction covers the claims of all studies named.
+    Claims of a study without runs count as well.
+    """
+    from reptrain.analysis.claims import judge_studies
+    from reptrain.analysis.questions import questions_hash
+    from reptrain.report.claim_lines import claim_sentence
+    from reptrain.study.ask import read_study
+
+    if tables and len(tables) != len(studies):
+        raise typer.BadParameter(
+            f"{len(tables)} for {len(studies)} studies; give one for each, or none", param_hint="--table"
+        )
+    named = dict(zip(studies, tables or [], strict=False))
+    loaded = [read_study(study, named.get(study)) for study in studies]
+    results = judge_studies([study.asked for study in loaded])
+    hashes = {study.asked.name: questions_hash(study.config.claims, study.config.fits) for study in loaded}
     shown = {
-        "hash": questions_hash(config.claims, config.fits),
+        "studies": hashes,
+        "hash": next(iter(hashes.values())) if len(hashes) == 1 else None,
         "claims": [result.model_dump(mode="json") for result in results],
     }
-    text = "\n".join(claim_sentence(result) for result in results) or "The study has no claims."
-    show(shown, text, as_json=as_json)
+    several = len(loaded) > 1
+    text = "\n".join(claim_sentence(result, with_study=several) for result in results)
+    show(shown, text or "No study has claims.", as_json=as_json)

@@ -296,6 +296,10 @@ def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseMod
     *above, leaf = path
     beside = sorted({name for parent in parents for name in parent.model_fields})
     keys = sorted(dict.fromkeys(dotted_keys(model)), key=lambda key: key.count("."))
+    if ".".join(path) in keys:
+        # A key of another member of a union, such as another objective.
+        kind = "family" if above == ["model"] else "name"
+        return f"It belongs to another {'.'.join(above)}.{kind}. Known keys: {', '.join(beside)}."
     wanted = _NAMES_ELSEWHERE.get(leaf, leaf)
     found = [key for key in keys if key.rpartition(".")[2] == wanted][:_MOST_SUGGESTED]
     if not found:

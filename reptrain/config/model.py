@@ -57,6 +57,10 @@ class DropoutConfig(Frozen):
     """Rate on the hidden units of experts."""
     path: Rate = NONE
     """Rate of dropping a row's whole branch, before the residual add (DropPath)."""
+    mlp_output: Rate = NONE
+    """Rate of masking the whole output of the MLP, dense or sparse, at a position."""
+    expert_output: Rate = NONE
+    """Rate of masking the whole output of an expert for a token; the token's other experts are kept."""
 
 
 # Over all layers.

@@ -38,24 +38,37 @@ def claim_lines(results: Sequence[ClaimResult]) -> list[ClaimLine]:
     return [_line(result) for result in results]
 
 
-def claim_sentence(result: ClaimResult) -> str:
-    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``."""
+def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
+    """A verdict on one line of a terminal: ``repeats: supported, 0.31 [0.25, 0.37] nats, n = 6``.
+
+    Args:
+        result: The claim with its verdict.
+        with_study: Whether the name of the study stands before that of the claim.
+    """
     judged = result.judged
     parts: list[str] = [judged.verdict]
     if judged.effect is not None:
         parts.append(f"{_interval(judged)} {_unit(judged)}".strip())
     if judged.seeds_used:
         parts.append(f"n = {judged.seeds_used}")
+    if judged.look is not None and result.claim.max_seeds is not None:
+        parts.append(f"look {judged.look} of 2")
     if judged.seeds_needed:
         parts.append(f"{judged.seeds_needed} more needed")
     reason = f" ({judged.reason})" if judged.reason else ""
-    return f"{result.claim.name}: {', '.join(parts)}{reason}"
+    name = full_name(result) if with_study else result.claim.name
+    return f"{name}: {', '.join(parts)}{reason}"
+
+
+def full_name(result: ClaimResult) -> str:
+    """The claim's name after that of its study, if there are several."""
+    return f"{result.study}/{result.claim.name}" if result.study else result.claim.name
 
 
 def _line(result: ClaimResult) -> ClaimLine:
     claim, judged, other = result.claim, result.judged, result.other_checkpoint
     return ClaimLine(
-        name=claim.name,
+        name=full_name(result),
         statement=claim.statement,
         verdict=judged.verdict,
         cells=(

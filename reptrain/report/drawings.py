@@ -203,6 +203,7 @@ def claims_table(results: Sequence[ClaimResult]) -> pa.Table:
     """One row for each claim and checkpoint."""
     rows = [
         {
+            **({"study": result.study} if result.study else {}),
             "claim": result.claim.name,
             "family": result.claim.family,
             "direction": result.claim.direction,

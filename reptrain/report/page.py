@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow as pa
 
 from reptrain.config.load import dump_yaml
 from reptrain.files import write_atomically
@@ -94,16 +95,10 @@ def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
 def _render(
     study: StudyConfig, rows: Sequence[ArmRow], findings: Findings, drawings: Sequence[Drawing], out: Path
 ) -> str:
-    room = files("reptrain.report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((room / "report.html.j2").read_text(encoding="utf-8"))
     lines = arm_lines(rows)
-    return template.render(
+    return render_template(
+        "report.html.j2",
         study=study,
-        style=(room / "report.css").read_text(encoding="utf-8"),
-        script=(room / "hover.js").read_text(encoding="utf-8"),
         answer=verdict(rows),
         cautions=[*cautions(study, rows), *findings.cautions],
         claims=claim_lines(findings.claims),
@@ -124,24 +119,43 @@ def _render(
     )
 
 
+def render_template(name: str, **values: Any) -> str:
+    """A page from one of the templates of this package, with style and script in it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    template = environment.get_template(name)
+    return template.render(style=_resource("report.css"), script=_resource("hover.js"), **values)
+
+
+def _resource(name: str) -> str:
+    return (files("reptrain.report") / name).read_text(encoding="utf-8")
+
+
 def _show_exposures(rows: Sequence[ArmRow]) -> bool:
     return any(row.exposures for row in rows) and len(rows) <= _MOST_PANELS
 
 
 def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Drawing]:
-    labels = {row.arm: label(row) for row in rows}
-    names = {
-        arm: labels.get(run, arm)
-        for run, arm in zip(findings.runs["run"].to_pylist(), findings.runs["arm"].to_pylist(), strict=True)
-    }
     command = f"reptrain study report {shlex.quote(str(out))}"
     claims = claims_drawing(findings.claims, command)
     return [
         *([claims] if claims is not None else []),
-        *study_drawings(findings.runs, findings.evaluations, names),
+        *study_drawings(findings.runs, findings.evaluations, arm_labels(rows, findings.runs)),
         *proxy_drawings(findings.claims, findings.runs, command),
         *fit_drawings(findings.fits, command),
     ]
+
+
+def arm_labels(rows: Sequence[ArmRow], runs: pa.Table) -> dict[str, str]:
+    """How figures name each arm."""
+    labels = {row.arm: label(row) for row in rows}
+    named = zip(runs["run"].to_pylist(), runs["arm"].to_pylist(), strict=True)
+    return {arm: labels.get(run, arm) for run, arm in named}
 
 
 def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from reptrain.analysis.answers import Curve, Fit
 from reptrain.analysis.claims import ClaimResult
+from reptrain.report.claim_lines import full_name
 from reptrain.report.figures import short_count
 from reptrain.report.svg import Paint, axes, tip
 
@@ -136,7 +137,7 @@ def claims_forest(results: Sequence[ClaimResult], paint: Paint) -> Figure:
     with axes(_WIDTH_IN, 0.9 + 0.42 * len(shown), paint) as (figure, plot):
         plot.axvline(0, color=paint.rule, linewidth=1)
         for place, (result, effect) in enumerate(reversed(shown)):
-            judged, claim = result.judged, result.claim
+            judged = result.judged
             shade = {"supported": paint.good, "contradicted": paint.bad}.get(judged.verdict, paint.muted)
             for unit in judged.units:
                 plot.plot(
@@ -145,13 +146,13 @@ def claims_forest(results: Sequence[ClaimResult], paint: Paint) -> Figure:
                 )  # fmt: skip
             if judged.low is not None and judged.high is not None:
                 plot.plot([judged.low, judged.high], [place] * 2, color=shade, linewidth=2.4)
-            text = f"{claim.name}: {judged.verdict}, effect {effect:.3f}"
+            text = f"{full_name(result)}: {judged.verdict}, effect {effect:.3f}"
             plot.plot(effect, place, "o", color=shade, markersize=6, gid=tip(text))
             for bound in _bounds(result):
                 plot.plot(
                     [bound] * 2, [place - 0.3, place + 0.3], color=paint.ink, linewidth=1, linestyle=":"
                 )
-        plot.set_yticks(range(len(shown)), [result.claim.name for result, _ in reversed(shown)])
+        plot.set_yticks(range(len(shown)), [full_name(result) for result, _ in reversed(shown)])
         plot.set_ylim(-0.6, len(shown) - 0.4)
         plot.tick_params(length=0)
         plot.grid(axis="x")

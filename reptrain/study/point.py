@@ -117,6 +117,37 @@ def _derived(config: RunConfig, key: str) -> float | None:
     return unique / (config.window_tokens * config.train.batch_windows)
 
 
+EPOCHS = "epochs"
+"""Epochs over the subset: no setting of a run, but a way to choose `data.unique_tokens`."""
+
+
+def epochs(config: RunConfig) -> float | None:
+    """Epochs over all sources; None if U is taken from the store."""
+    return _derived(config, EPOCHS)
+
+
+def set_epochs(point: Point, value: float) -> None:
+    """Set U so that the budget is a number of epochs.
+
+    Args:
+        point: A point with one store and a budget in tokens.
+        value: Number of epochs.
+
+    Raises:
+        StudyError: If the budget is not in tokens, or the data are a mixture.
+    """
+    config = point.config
+    budget = config.train.total_tokens
+    if budget is None or budget.tokens is None or config.data.store is None:
+        raise StudyError(
+            f"study {point.study}, tune.at.epochs",
+            got=f"a budget of {budget or 'one epoch'}" if config.data.store else "a mixture",
+            rule="needs one store and train.total_tokens in tokens, from which it sets data.unique_tokens",
+            remedy="Set train.total_tokens in tune.set, or name data.unique_tokens in tune.at.",
+        )
+    point.set("data.unique_tokens", round(budget.tokens / value))
+
+
 def config_of(point: Point, seed: int | None, changes: SeedChanges) -> RunConfig:
     """The configuration of a point with a seed.
 

@@ -14,7 +14,7 @@ from reptrain.config.quantities import Count
 from reptrain.config.scheduled import Scheduled
 from reptrain.sizes.match import Vary
 
-_FEWEST_VALUES = 3
+_FEWEST_POINTS = 3
 
 
 def flatten(value: Any) -> Any:
@@ -155,13 +155,14 @@ class Tune(Frozen):
     """
 
     axes: Axes
-    """Dotted keys with at least three values each."""
+    """Dotted keys with at least two values each, in at least three combinations."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [1000])
     """Seeds of the tuning runs; no seed of an arm may be among them."""
     per: list[Key] = Field(default_factory=lambda: ["arm", "model", "objective", "regularize", "optimizer"])
     """Keys, or beginnings of keys. Arms that agree on them form a group."""
     at: Axes = Field(default_factory=dict)
-    """Values of further keys at which to tune. Arms with other values take the nearest, in proportion."""
+    """Values of further keys at which to tune. Arms with other values take the nearest, in proportion.
+    `epochs` sets data.unique_tokens to train.total_tokens divided by its value."""
     set: Settings = Field(default_factory=dict)
     """Settings of the tuning runs, such as a smaller budget."""
     extend: Annotated[Count, Field(ge=0, le=20)] = 3
@@ -178,6 +179,9 @@ class Tune(Frozen):
     @model_validator(mode="after")
     def _enough_points(self) -> Tune:
         check_points(self.axes)
+        for value in self.at.get("epochs", []):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"at.epochs must be positive numbers of epochs; {value!r} is not")
         return self
 
 
@@ -185,14 +189,15 @@ def check_points(axes: Mapping[str, list[Any]]) -> int:
     """The number of combinations of values to tune over.
 
     Raises:
-        ValueError: If a key has too few values.
+        ValueError: If there are too few.
     """
-    for key, values in axes.items():
-        if len(values) < _FEWEST_VALUES:
-            raise ValueError(
-                f"{key} must have at least {_FEWEST_VALUES} values to tune over; {len(values)} were given"
-            )
-    return math.prod(map(len, axes.values()))
+    points = math.prod(map(len, axes.values()))
+    if points < _FEWEST_POINTS or any(len(values) < 2 for values in axes.values()):
+        counts = ", ".join(f"{key} has {len(values)}" for key, values in axes.items())
+        raise ValueError(
+            f"tuning needs at least 2 values of each key and {_FEWEST_POINTS} combinations; {counts}"
+        )
+    return points
 
 
 ThenKind = Literal["finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]

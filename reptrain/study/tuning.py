@@ -19,9 +19,10 @@ from reptrain.runs.folder import RunFolder
 from reptrain.study.done_table import load_done
 from reptrain.study.graph import store_fingerprints, train_fingerprint
 from reptrain.study.grid import Arm, arm_name, arms, varied_keys
+from reptrain.study.looks import added_seeds
 from reptrain.study.node_state import has_diverged
 from reptrain.study.paths import is_run_of, run_path
-from reptrain.study.point import config_of, setting
+from reptrain.study.point import EPOCHS, config_of, epochs, set_epochs, setting
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import Tune
 
@@ -72,8 +73,9 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
     Raises:
         StudyError: If the study itself is wrong.
     """
+    more_seeds = added_seeds(out)
     if study.tune is None:
-        return arms(study), []
+        return arms(study, more_seeds=more_seeds), []
     stores = store_fingerprints(arm.config for arm in arms(study))
     done, found = load_done(out), folder_losses(out)
 
@@ -82,11 +84,13 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
         row = done.get(train_fingerprint(config, stores)) if own is None and done else None
         return own if row is None else row.loss_select_best_nats
 
-    return tuned_by(study, losses)
+    return tuned_by(study, losses, more_seeds)
 
 
-def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedGroup]]:
-    """`tuned_arms` with the losses of the tuning runs as a function."""
+def tuned_by(
+    study: StudyConfig, losses: Losses, more_seeds: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[Arm], list[TunedGroup]]:
+    """`tuned_arms` with the losses of the tuning runs as a function, and the seeds that looks have added."""
     tune = study.tune
     assert tune is not None
     # Before tuning, the first value stands for the one to be chosen.
@@ -96,7 +100,7 @@ def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedG
         by_group.setdefault(_group_key(arm, tune), []).append(arm)
     groups = [_group(study, tune, key, members, losses) for key, members in by_group.items()]
     chosen = {arm: group.best for group in groups if group.best is not None for arm in group.arms}
-    return arms(study, chosen), groups
+    return arms(study, chosen, more_seeds), groups
 
 
 def folder_losses(out: Path) -> Losses:
@@ -135,7 +139,7 @@ def _group_key(arm: Arm, tune: Tune) -> Values:
     axes = _axes(arm, tune)
     entry = arm.shown.get("arm") if "arm" in tune.per or arm.point.entry.tune else None
     own = [(key, _frozen(value)) for key, value in arm.values.items() if counts(key) and key not in axes]
-    at = [(key, _nearest(setting(arm.config, key), values)) for key, values in _at(tune, arm).items()]
+    at = [(key, _nearest(_value(arm.config, key), values)) for key, values in _at(tune, arm).items()]
     return (entry, *own, *at)
 
 
@@ -146,15 +150,21 @@ def _axes(arm: Arm, tune: Tune) -> dict[str, list[Any]]:
 
 def _at(tune: Tune, arm: Arm) -> dict[str, list[Any]]:
     """The values of `at` as a configuration has them."""
-    found = {}
-    for key, values in tune.at.items():
-        read = []
-        for value in values:
-            point = replace(arm.point, data=dict(arm.point.data))
-            point.set(key, value)
-            read.append(setting(point.config, key))
-        found[key] = read
-    return found
+    return {
+        key: values if key == EPOCHS else [_read(arm, key, value) for value in values]
+        for key, values in tune.at.items()
+    }
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    return epochs(config) if key == EPOCHS else setting(config, key)
+
+
+def _read(arm: Arm, key: str, value: Any) -> Any:
+    """A value as the arm's configuration has it: `2**18` as a number."""
+    point = replace(arm.point, data=dict(arm.point.data))
+    point.set(key, value)
+    return setting(point.config, key)
 
 
 def _nearest(value: Any, values: Sequence[Any]) -> Any:
@@ -227,11 +237,7 @@ def beyond(values: Sequence[Any], best: Any) -> float | None:
 
 def _as_read(arm: Arm, key: str, values: Sequence[Any]) -> list[Any]:
     """Values as a configuration has them, each once."""
-    read = []
-    for value in values:
-        point = replace(arm.point, data=dict(arm.point.data))
-        point.set(key, value)
-        read.append(setting(point.config, key))
+    read = [_read(arm, key, value) for value in values]
     return [*dict.fromkeys(read)] if all(isinstance(v, int | float | str) for v in read) else read
 
 
@@ -256,8 +262,11 @@ def _trial(
 ) -> Trial:
     point = replace(arm.point, data=dict(arm.point.data))
     for key, value in {**at, **tune.set, **values}.items():
-        point.set(key, value)
+        if key != EPOCHS:
+            point.set(key, value)
+    if EPOCHS in at:
+        set_epochs(point, at[EPOCHS])
     config = config_of(point, seed, study.seed_changes)
     name = f"tune.{group}.{arm_name(values, seed=seed)}"
-    keys = [*dict.fromkeys([*varied_keys(study), *at, *tune.set])]
+    keys = [key for key in dict.fromkeys([*varied_keys(study), *at, *tune.set]) if key != EPOCHS]
     return Trial(name, config.model_copy(update={"name": name}), {key: setting(config, key) for key in keys})

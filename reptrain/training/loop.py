@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from reptrain.config import RunConfig
-from reptrain.config.schedule import step_learning_rate
+from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.distributed.precision import check_precision
 from reptrain.distributed.rank_times import RankTimes
 from reptrain.distributed.stop import StopRequest, stop_requests
@@ -143,6 +143,8 @@ def apply_schedules(trainer: Trainer, batch: Batch) -> tuple[float, Settings]:
     before, after = position.tokens, position.tokens + batch.tokens
     lr = step_learning_rate(before, after, position.total_tokens, trainer.optimizer, trainer.schedule)
     settings = Settings.at(position, trainer.regularize, trainer.optimizer.weight_decay)
+    factor = weight_decay_factor(before, after, position.total_tokens, trainer.schedule)
+    settings = settings._replace(weight_decay=factor * settings.weight_decay)
     set_learning_rate(trainer.engine.optimizer, lr)
     set_weight_decay(trainer.engine.optimizer, settings.weight_decay)
     set_rates(trainer.engine.module, position)

@@ -119,7 +119,7 @@ class Recorder:
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
                 inputs=f"{result.input_digest:016x}",
-                targets=result.target_tokens,
+                targets=result.ledger_targets,
                 optimizer_step=result.optimizer_step,
                 grad_norm=result.grad_norm,
                 slice=result.slice_hashes and tuple(f"{value:016x}" for value in result.slice_hashes),

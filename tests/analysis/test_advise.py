@@ -9,7 +9,7 @@ from made_tables import COLUMNS, TRUTH, made_table
 
 from reptrain.analysis.advise import Evidence, advice_text, advise, fit_evidence
 from reptrain.analysis.answer import FitOptions
-from reptrain.analysis.decision import best_for_budget
+from reptrain.analysis.decision import Held, best_for_budget
 from reptrain.analysis.laws import find_law
 from reptrain.errors import AnalysisError
 
@@ -40,6 +40,30 @@ def test_proxy_has_the_repetition_rate_of_the_target() -> None:
     assert proxy.tokens / proxy.unique_tokens == pytest.approx(advice.epochs)
     assert proxy.tokens / proxy.parameters == pytest.approx(advice.tokens / advice.parameters)
     assert proxy.unique_tokens < advice.unique_tokens
+
+
+@pytest.mark.parametrize("held", [Held("tokens", 2e9), Held("tokens per parameter", 20.0)])
+def test_advice_that_holds_tokens_is_the_minimum_over_the_sizes(held: Held) -> None:
+    advice = advise(1e8, 1e19, held=held)
+    law = find_law("excess-saturating")
+    constants = advice.basis.constants
+    sizes = np.geomspace(1e7, held.largest(1e19), 2000)
+    tokens = held.tokens(sizes)
+    loss = law.loss(constants, {"N": sizes, "D": tokens, "U": np.minimum(1e8, tokens)})
+    assert advice.loss_nats == pytest.approx(loss.min(), abs=1e-6)
+    assert advice.parameters == pytest.approx(sizes[loss.argmin()], rel=0.02)
+    assert advice.compute_flops <= 1e19 * (1 + 1e-9)
+    free = advise(1e8, 1e19)
+    assert advice.loss_nats >= free.loss_nats, "more is held, so the loss is not lower"
+    ratio = advice.tokens if held.what == "tokens" else advice.tokens / advice.parameters
+    assert ratio == pytest.approx(held.value)
+    assert f"held fixed: {'D =' if held.what == 'tokens' else 'D/N ='}" in advice_text(advice)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_advice_refuses_to_hold_an_impossible_value(value: float) -> None:
+    with pytest.raises(AnalysisError, match="tokens per parameter: must be finite"):
+        advise(1e8, 1e19, held=Held("tokens per parameter", value))
 
 
 def test_more_data_and_compute_never_hurt() -> None:

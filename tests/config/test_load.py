@@ -24,7 +24,7 @@ def resolve(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
 def test_every_yaml_under_configs_is_valid(path: Path) -> None:
     # A base that studies share is a run.
-    if "studies" in path.parts and "base" in read_yaml(path):
+    if "base" in read_yaml(path):
         from reptrain.study import arms, load_study
 
         assert arms(load_study(path))
@@ -89,6 +89,8 @@ def test_overrides_do_not_change_their_input() -> None:
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
         ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
+        ("objective.noise=frozen", ["It belongs to another objective.name", "Known keys: "]),
+        ("model.num_encoder_layers=2", ["It belongs to another model.family", "num_layers"]),
         ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
         ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
         ("data.unique_tokens=0", ["data.unique_tokens", "greater than 0", "0"]),

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv
 import pytest
+import yaml
 from click.testing import CliRunner
 from run_folders import write_run
 from typer.main import get_command
 
 from reptrain.analysis.questions import questions_hash
 from reptrain.cli import app
+from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.report.svg import PAGE, axes, tip, to_svg
 from reptrain.study import StudyConfig, arms
+from reptrain.study.ask import read_study
 from reptrain.study.begun import write_questions
 from reptrain.study.paths import run_path
 from reptrain.study.schema import save_study
@@ -114,6 +117,47 @@ def test_study_claims_judges_a_committed_table(out: Path, tmp_path: Path) -> Non
     assert shown.output.startswith("repetition-hurts: supported, 0.5")
     record = json.loads(CliRunner().invoke(get_command(app), [*command, "--json"]).output)
     assert [claim["judged"]["verdict"] for claim in record["claims"]] == ["supported", "undecided"]
+
+
+def unrun_study(tmp_path: Path) -> Path:
+    """The file of a study with one claim of the family `secondary`, which has not run."""
+    study = study_with_claims().model_dump(mode="json", exclude={"name"})
+    file = tmp_path / "later.yaml"
+    file.write_text(yaml.safe_dump(study | {"claims": [study["claims"][1]]}))
+    return file
+
+
+def test_study_claims_corrects_over_all_studies_named(out: Path, tmp_path: Path) -> None:
+    command = ["study", "claims", str(out), str(unrun_study(tmp_path))]
+    shown = CliRunner().invoke(get_command(app), command)
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert [line.partition(",")[0] for line in lines[:2]] == [
+        "s/repetition-hurts: supported", "s/half-a-nat: undecided",
+    ]  # fmt: skip
+    assert lines[2] == "later/half-a-nat: not run (the study has no table of runs yet)"
+    record = json.loads(CliRunner().invoke(get_command(app), [*command, "--json"]).output)
+    assert [*record["studies"]] == ["s", "later"]
+    judged = record["claims"][1]["judged"]
+    # Half of the level for the first look, half of that for one of two claims of the family.
+    assert judged["coverage"] == pytest.approx(1 - 0.05 / 4)
+    one_table = CliRunner().invoke(get_command(app), [*command, "--table", "runs.csv"])
+    assert one_table.exit_code == 2
+    assert "1 for 2 studies" in one_table.output
+
+
+def test_joint_page_has_all_claims_and_the_figures_of_each_study(out: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "studies.html"
+    write_joint_report([read_study(out), read_study(unrun_study(tmp_path))], page)
+    text = page.read_text()
+    assert re.findall(r'class="verdict (.+?)"', text) == ["supported", "undecided", "not-run"]
+    names = re.findall(r'<figure id="figure-(.+?)">', text)
+    assert names[0] == "claims"
+    assert {"s-loss-against-tokens", "s-gap"} <= {*names}
+    assert len(names) == len({*names})
+    assert "This study has not run." in text
+    (link,) = re.findall(r'<a href="([^"]+report.html)">', text)
+    assert (page.parent / link).resolve() == (out / "report.html").resolve()
 
 
 def test_svg_marks_carry_their_text_for_the_pointer() -> None:

@@ -25,6 +25,7 @@ from reptrain.study import StudyConfig, run_study, study_status
 from reptrain.study.build import build_graph
 from reptrain.study.local_pool import LocalPool
 from reptrain.study.paths import config_path, questions_path, result_path, run_path
+from reptrain.study.tuning import tuned_arms
 
 TESTS = Path(__file__).parents[1]
 TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
@@ -72,6 +73,36 @@ def test_tuning_extends_its_range_in_a_second_round(tmp_path: Path) -> None:
     states = run(study_of(seeds=[0, 1], tune=tune), tmp_path)
     assert len(states) == 7 and set(states.values()) == {"done"}
     assert "lr: 0.002" in config_path(tmp_path, "seed-0").read_text()
+
+
+def test_arms_take_the_rate_tuned_at_the_nearest_number_of_epochs(tmp_path: Path) -> None:
+    """Runs of 8,192 tokens at 1 and 16 epochs; arms with another budget count their own epochs."""
+    tune = {
+        "axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "seeds": [90], "set": {"train.total_tokens": 8192},
+        "at": {"epochs": [1, 16]},
+    }  # fmt: skip
+    arms = [
+        {"name": "once", "set": {"data.unique_tokens": 16384, "train.total_tokens": 16384}},
+        {"name": "repeated", "set": {"data.unique_tokens": 2048, "train.total_tokens": 32768}},
+    ]
+    _, groups = tuned_arms(study_of(seeds=[0], arms=arms, tune=tune | {"per": ["model"]}), tmp_path)
+    unique_tokens = {
+        group.arms: [trial.config.data.unique_tokens for trial in group.trials] for group in groups
+    }
+    assert unique_tokens == {("once",): [8192] * 3, ("repeated",): [512] * 3}
+
+
+def test_tuning_at_epochs_needs_a_budget_in_tokens(tmp_path: Path) -> None:
+    tune = {"axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "seeds": [90], "at": {"epochs": [1, 16]}}
+    with pytest.raises(StudyError, match=r"tune\.at\.epochs.*2epochs"):
+        build_graph(study_of(set={"train.total_tokens": "2epochs"}, tune=tune), tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1, "2", True, float("inf")])
+def test_epochs_to_tune_at_are_positive_numbers(value: Any) -> None:
+    tune = {"axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "at": {"epochs": [value]}}
+    with pytest.raises(ValueError, match=r"at\.epochs"):
+        study_of(tune=tune)
 
 
 def test_a_failed_tuning_run_blocks_its_arms(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The studies of configs/studies/mini: each has a plan, and its runs can answer each of its claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from run_folders import FakeStore
+
+from reptrain.analysis.claims import judge
+from reptrain.sizes.parameters import count_parameters
+from reptrain.study.build import build_graph
+from reptrain.study.graph import Node
+from reptrain.study.schema import StudyConfig, load_study
+from reptrain.tables import RunReading, runs_table
+
+MINI = Path(__file__).parents[2] / "configs" / "studies" / "mini"
+STUDIES = sorted(path for path in MINI.glob("*.yaml") if path.name != "base.yaml")
+VOCABULARY = 2048
+LOSSES = [
+    f"{loss}_{checkpoint}{unit}"
+    for loss, unit in (("loss_report", "_nats"), ("loss_select", "_nats"), ("bits_per_byte_report", ""))
+    for checkpoint in ("final", "best")
+]
+
+
+@pytest.fixture(autouse=True)
+def no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path, *, named_by: FakeStore())
+
+
+def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
+    """A table of finished runs with made-up losses: 1 plus noise of 0.01."""
+    draw = np.random.default_rng(0)
+    readings = []
+    for node in nodes:
+        row: dict[str, Any] = {
+            "study": study.name, "arm": node.arm, "run": node.name, "seed": node.run.seed,
+            "cluster": node.cluster, "status": "done", "audit_verdict": "exact", "numerics_version": 2,
+            "measure": "one", "expert_load": 1.0,
+            "parameters_nonembedding": count_parameters(node.run.model, VOCABULARY).non_embedding,
+            **{f"set.{key}": value for key, value in node.values.items()},
+            **dict.fromkeys(LOSSES, 1 + draw.normal(0, 0.01)),
+        }  # fmt: skip
+        readings.append(RunReading(row))
+    return runs_table(readings, [*dict.fromkeys(key for node in nodes for key in node.values)])
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_the_runs_of_a_study_answer_its_claims(path: Path, tmp_path: Path) -> None:
+    study = load_study(path)
+    nodes = [node for node in build_graph(study, tmp_path).trainings if node.role != "tune"]
+    assert nodes
+    if not study.claims:
+        return
+    for result in judge(made_table(study, nodes), study.claims, num_draws=99):
+        judged = result.judged
+        assert judged.seeds_used == result.claim.seeds, (judged.reason, judged.excluded)
+        assert judged.verdict != "not run", judged
