@@ -98,6 +98,26 @@ def test_a_canceled_job_saves_a_checkpoint_and_is_not_started_again(
     assert run.status().state == "preempted" and [*run.checkpoints.glob("step-*")]
 
 
+def test_a_preemption_without_the_user_signal_requeues_too(
+    plain_cluster: SlurmCluster,
+    tiny: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    config = tiny("train.total_tokens=2000epochs", "evaluate.max_windows=1")
+    Path("config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    run = RunFolder(Path("run"))
+    printed = reptrain("launch", "config.yaml", "--out", "run", "--slurm", "time=30")
+    number = printed.split()[2].rstrip(":")
+    wait_for(plain_cluster, lambda: sum(1 for _ in run.ledger.records()) > 5)
+    plain_cluster.occupy()
+    queued = ("squeue", "--noheader", f"--jobs={number}", "--format=%T %r")
+    wait_for(plain_cluster, lambda: plain_cluster.call(*queued) == "PENDING BeginTime")
+    assert run.status().state == "preempted" and [*run.checkpoints.glob("step-*")]
+
+
 def test_a_bare_srun_trains_to_the_end_and_is_exact(
     cluster: SlurmCluster, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
