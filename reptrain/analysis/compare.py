@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from reptrain.analysis.answers import Comparison, LawScore
 from reptrain.analysis.descent import Problem, descend, starts
 from reptrain.analysis.laws import Law
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import Points
 from reptrain.errors import AnalysisError
 
@@ -40,7 +40,7 @@ def folds(points: Points) -> list[NDArray[np.bool_]]:
     return result
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
+@one_thread
 def cross_validate(
     law: Law, points: Points, *, fixed: Mapping[str, float] | None = None, num_starts: int = CV_STARTS
 ) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from reptrain.analysis.answers import (
     Decision,
@@ -21,6 +20,7 @@ from reptrain.analysis.decision import Choice, best_for_budget
 from reptrain.analysis.descent import DELTA, Problem, descend, starts
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import Points
 from reptrain.errors import AnalysisError
 
@@ -36,8 +36,7 @@ _SINGULAR = 1e-7
 _AT_BOUND = 1e-6
 
 
-# The matrices of a fit are small: a second thread of BLAS only waits.
-@threadpool_limits.wrap(limits=1, user_api="blas")
+@one_thread
 def fit_law(
     law: Law,
     points: Points,

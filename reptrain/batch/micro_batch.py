@@ -41,8 +41,11 @@ class MicroBatch:
 
     def split(self, num_rows: int) -> list[Self]:
         """Micro-batches of ``num_rows`` rows each, views of this one's tensors."""
-        firsts = range(0, self.tokens_BL.shape[0], num_rows)
-        return [self._map(lambda tensor, first=first: tensor[first : first + num_rows]) for first in firsts]
+
+        def part(first: int) -> Self:
+            return self._map(lambda tensor: tensor[first : first + num_rows])
+
+        return [part(first) for first in range(0, self.tokens_BL.shape[0], num_rows)]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(

@@ -225,7 +225,7 @@ class _Rebuilt:
         """The input digest of a step."""
         start, regularize = self._encoder.special.start, self._config.regularize
         objective = SourceTarget(0 if start is None else start, self._encoder.in_one_row)
-        noise = InputNoise.of(regularize.input_noise_by, self._tokenizer)
+        noise = InputNoise.of(regularize, self._tokenizer)
         rate = Settings.at(batch.position, regularize, self._config.optimizer.weight_decay).input_noise
         digest = 0
         for part in batch.micro_batches:
