@@ -12,6 +12,8 @@
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
 # make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
+# make bench  measure reading, starting, tokenizing and steps next to other tools, and rebuild docs/performance.md
+# make bench-check  measure again; fails where a ratio fell below the range in benchmarks/
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
@@ -35,7 +37,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
 	test-cluster test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
-	coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
+	bench bench-check coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -118,6 +120,19 @@ test-machines: $(VENV)/.test
 		ATEN_CPU_CAPABILITY=$$aten ONEDNN_MAX_CPU_ISA=$$onednn MKL_CBWR=$$mkl OMP_NUM_THREADS=$$threads \
 			$(BIN)/pytest -m 'not slow' $(TRAINING) $(SHARED) || exit 1; \
 	done
+
+BENCHES ?= data start tokenize step proof
+
+$(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@ $(VENV)/.run
+
+bench: $(VENV)/.bench
+	for bench in $(BENCHES); do $(BIN)/reptrain bench $$bench --out benchmarks || exit 1; done
+	$(BIN)/reptrain bench page
+
+bench-check: $(VENV)/.bench
+	$(BIN)/reptrain bench check
 
 RECORD ?= runs/golden.json
 TOLERANCE ?= 0
