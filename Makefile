@@ -147,7 +147,7 @@ test-slurm: $(VENV)/.test
 	$(BIN)/pytest tests/cluster -m slurm
 
 # What it lacks of Debian's packages is installed; tests whose parts are missing are skipped with the reason.
-CLUSTER_PARTS := openssh-server pdsh iproute2 faketime slurmctld slurmd slurm-client munge
+CLUSTER_PARTS := openssh-server pdsh iproute2 faketime openmpi-bin slurmctld slurmd slurm-client munge
 
 test-cluster: $(VENV)/.test
 	@dpkg -s $(CLUSTER_PARTS) >/dev/null 2>&1 || { apt-get update -qq && \
