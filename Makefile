@@ -12,11 +12,14 @@
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
 # make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
+# make bench  measure reading, starting, tokenizing and steps next to other tools, and rebuild docs/performance.md
+# make bench-check  measure again; fails where a ratio fell below the range in benchmarks/
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
-# make test-mutations  a random sample of small changes to the source, by cosmic-ray: which no test finds
+# make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
+# make paper-page  docs/paper.md from the tables in docs/data/paper
 # make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
@@ -33,7 +36,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
 	test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
-	coverage-fast gpu-kit gpu-goldens check docs format clean
+	bench bench-check coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -69,6 +72,9 @@ demo: $(VENV)/.run
 
 demo-quick: $(VENV)/.run
 	$(BIN)/reptrain demo --quick
+
+paper-page: $(VENV)/.run
+	$(BIN)/python tools/paper_page.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -114,6 +120,19 @@ test-machines: $(VENV)/.test
 			$(BIN)/pytest -m 'not slow' $(TRAINING) $(SHARED) || exit 1; \
 	done
 
+BENCHES ?= data start tokenize step proof
+
+$(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@ $(VENV)/.run
+
+bench: $(VENV)/.bench
+	for bench in $(BENCHES); do $(BIN)/reptrain bench $$bench --out benchmarks || exit 1; done
+	$(BIN)/reptrain bench page
+
+bench-check: $(VENV)/.bench
+	$(BIN)/reptrain bench check
+
 RECORD ?= runs/golden.json
 TOLERANCE ?= 0
 
@@ -134,7 +153,7 @@ test-mutants: $(VENV)/.test
 
 test-mutations: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutations]'
-	$(BIN)/python tests/mutants/sample_mutations.py
+	$(BIN)/python tests/mutants/sample_mutations.py --write
 
 format-vectors: $(VENV)/.test
 	$(BIN)/python tests/format/format_vectors.py

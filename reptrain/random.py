@@ -220,15 +220,23 @@ def _feistel(value_N: UInt64s, n: int, keys: UInt64s, forward: bool) -> UInt64s:
     left += left % 2
     sides = (np.uint64(left), np.uint64(-(-n // left)))
     rounds = range(_ROUNDS_SMALL if n < _SMALL else _ROUNDS_LARGE)
-    halves = list(np.divmod(value_N, sides[1]))
+    left_N = value_N // sides[1]
+    halves = [left_N, value_N - left_N * sides[1]]
     for number in rounds if forward else reversed(rounds):
         side, other = number % 2, 1 - number % 2
         start = mix(keys + _multiple_of_gamma(number + 1))
-        drawn = mix(start + (halves[other] + np.uint64(1)) * np.uint64(GAMMA))
+        drawn = mix((halves[other] + np.uint64(1)) * np.uint64(GAMMA) + start)
         # 63 bits, so that adding a half, which is below 2**32, cannot wrap.
-        step = (drawn >> np.uint64(1)) % sides[side]
-        halves[side] = (halves[side] + (step if forward else sides[side] - step)) % sides[side]
+        step = _remainder(drawn >> np.uint64(1), sides[side])
+        total = halves[side] + (step if forward else sides[side] - step)
+        # Below twice the side: a difference that wraps is the larger one.
+        halves[side] = np.minimum(total, total - sides[side])
     return np.asarray(halves[0] * sides[1] + halves[1])
+
+
+def _remainder(x: UInt64s, divisor: np.uint64) -> UInt64s:
+    """``x % divisor``: NumPy divides by a scalar with vector instructions, but takes no remainder so."""
+    return np.asarray(x - x // divisor * divisor)
 
 
 def _multiple_of_gamma(count: int) -> np.uint64:

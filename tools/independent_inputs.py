@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from independent_windows import U64, Audit, G, Run, Store, draw, make_key, mix
+from independent_windows import U64, Audit, G, Run, Store, block, make_key, mix
 
 CHUNK_TOKENS = 1 << 20
 NO_TARGET = -100
@@ -93,7 +93,7 @@ class Examples:
     ) -> list[Stream]:
         fraction = self.settings.get("objective.prefix_fraction")
         if fraction is None:
-            drawn = draw(self._noise_key("split", parts), 0) % np.maximum(length - 1, 1).astype(U64)
+            drawn = block(self._noise_key("split", parts), 0) % np.maximum(length - 1, 1).astype(U64)
             split = 1 + drawn.astype(np.int64)
         else:
             split = np.clip([round(fraction * n) for n in length.tolist()], 1, np.maximum(length - 1, 1))
@@ -164,7 +164,7 @@ class Examples:
 def compose(total: np.ndarray, parts: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Random lengths of `parts` parts of `total` units, [N, largest number of parts]; 0 after the last."""
     places = max(int(total.max(initial=1)) - 1, 0)
-    drawn = draw(key[:, None], np.arange(places)) >> U64(1)
+    drawn = block(key[:, None], np.arange(places)) >> U64(1)
     drawn = np.where(np.arange(places) < total[:, None] - 1, drawn, U64(2**63))
     order = np.argsort(drawn, axis=1, kind="stable")
     lengths = np.zeros((total.size, max(int(parts.max(initial=1)), 1)), np.int64)
@@ -214,19 +214,91 @@ def padded(rows: list[Any], fill: int) -> tuple[np.ndarray, np.ndarray]:
     return out
 
 
+def fold(key: np.ndarray, word: Any) -> np.ndarray:
+    return mix((key ^ np.asarray(word).astype(U64)) + U64(G))
+
+
+def words(key: np.ndarray, num_positions: int, num_units: int) -> np.ndarray:
+    """The 32-bit words of the units of each key: [..., positions, units]."""
+    line = fold(key[..., None], np.arange(num_positions))[..., None]
+    low, high = line & U64(2**32 - 1), (line >> U64(32)) | U64(1)
+    x = ((np.arange(num_units).astype(U64) ^ low) * high) & U64(2**32 - 1)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> U64(shift))) * U64(factor)) & U64(2**32 - 1)
+    return ((x ^ (x >> U64(16))) + U64(2**31)) & U64(2**32 - 1)
+
+
+class Noise:
+    """The regularizer `input_noise` at a constant rate.
+
+    Args:
+        store: A store of the run, whose tokenizer names the special ids.
+        settings: Configuration of the run by dotted key.
+    """
+
+    def __init__(self, store: Store, settings: dict[str, Any]) -> None:
+        self.rate = float(settings.get("regularize.input_noise", 0))
+        self.is_random = settings.get("regularize.input_noise_by") == "random"
+        own = settings.get("seeds.dropout")
+        self.seed = settings["seed"] if own is None else own
+        path = store.folder / store.manifest["tokenizer_file"]
+        self.unknown = unknown_id(path)
+        pad, sentinels = special_ids(store)
+        self.is_text = np.ones(int(store.manifest["vocab_size"]), bool)
+        special = [pad, int(store.manifest["eos_id"]), self.unknown, *sentinels]
+        self.is_text[[i for i in special if i >= 0]] = False
+
+    def __call__(self, streams: list[Stream], step: int, row: np.ndarray) -> None:
+        """Replace ids in the streams of some rows of a step's global batch."""
+        if self.rate == 0:
+            return
+        text = np.flatnonzero(self.is_text)
+        key = fold(fold(fold(np.zeros(1, U64), self.seed), step), row)
+        # The decoder's stream is number 0.
+        for number, stream in enumerate(reversed(streams)):
+            word = words(fold(key, 16 * number + 13), stream.ids.shape[1], 2)
+            chosen = (word[..., 0] < round(self.rate * 2**32)) & self.is_text[stream.ids]
+            drawn = text[((word[..., 1] * U64(text.size)) >> U64(32)).astype(np.int64)]
+            stream.ids = np.where(chosen, drawn if self.is_random else self.unknown, stream.ids)
+
+
+def unknown_id(path: Path) -> int:
+    """The id of unknown text, or -1."""
+    if path.suffix == ".model":
+        unknown = 0
+        for field, value in protobuf(path.read_bytes()):
+            if field == 2:
+                unknown = dict(protobuf(value)).get(40, unknown)
+        return unknown
+    data = json.loads(path.read_bytes())
+    model, names = data["model"], huggingface_ids(path)[1]
+    if isinstance(model["vocab"], list):
+        number = model.get("unk_id")
+        return -1 if number is None else int(number)
+    return int(names.get(model.get("unk_token"), -1))
+
+
 class Inputs:
     """Compares the input digests and the numbers of targets of a ledger."""
 
     def __init__(self, audit: Audit, settings: dict[str, Any]) -> None:
         self.audit, self.examples = audit, None
-        noise = settings.get("regularize.input_noise", 0)
+        is_scheduled = "regularize.input_noise.value" in settings
+        is_noisy = is_scheduled or settings.get("regularize.input_noise", 0) != 0
+        # A tokenizer.json may use one id for unknown text and for the end of a document.
+        is_plain = audit.run.stores[0].manifest["tokenizer_file"].endswith(".model")
         if settings["objective.name"] not in COVERED:
             audit.unproved.append(
                 f"inputs of the objective {settings['objective.name']}: not independently checked"
             )
-        elif noise != 0:
-            audit.unproved.append("input noise: not independently checked")
+        elif settings.get("regularize.masked_inputs", 0) != 0 or "regularize.masked_inputs.value" in settings:
+            audit.unproved.append("inputs with masked copies: not independently checked")
+        elif is_noisy and (is_scheduled or not is_plain):
+            audit.unproved.append(
+                "input noise on a schedule, or with a tokenizer.json: not independently checked"
+            )
         else:
+            self.noise = Noise(audit.run.stores[0], settings)
             self.examples = Examples(audit.run, settings)
 
     def check(self, records: list[dict[str, Any]]) -> None:
@@ -240,7 +312,9 @@ class Inputs:
         for record in records:
             digest, targets = 0, 0
             for g in pieces(record["first_index"], record["windows"], self.audit.run.L):
-                for stream in self.examples.streams(g):
+                streams = self.examples.streams(g)
+                self.noise(streams, record["step"], g - record["first_index"])
+                for stream in streams:
                     digest += int(input_digest(stream, g, self.examples).sum(dtype=U64))
                     targets += int((stream.targets != NO_TARGET).sum())
             if (int(record["inputs"], 16), record["targets"]) != (digest % 2**64, targets):

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reptrain_kernels import counter_native
 from reptrain_kernels.implementation import Implementation, choose_implementation
 from reptrain_kernels.rates import Rate, packed
 
@@ -116,6 +117,12 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
     Returns:
         int32, shape [..., P, U].
     """
+    words = counter_native.random_words(key, num_positions, num_units)
+    return random_words_in_torch(key, num_positions, num_units) if words is None else words
+
+
+def random_words_in_torch(key: Tensor, num_positions: int, num_units: int) -> Tensor:
+    """`random_words` in plain torch: on GPUs, in compiled code, and on CPUs without a C compiler."""
     position_P = torch.arange(num_positions, dtype=torch.int64, device=key.device)
     line_key = fold(key[..., None], position_P)[..., None]
     unit_U = torch.arange(num_units, dtype=torch.int32, device=key.device)
@@ -168,16 +175,22 @@ def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None =
     return _TorchDropout.apply(x, key, rate_2)
 
 
+def dropout_in_torch(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
+    """`dropout` in plain torch, without a gradient; the rate is packed."""
+    threshold, scale = rate_2.unbind()
+    # As int32: a comparison with float64 would convert the words to floating point.
+    keep = random_words_in_torch(key, x.shape[-2], x.shape[-1]) >= threshold.to(torch.int32)
+    return torch.where(keep, x * scale, 0.0)
+
+
 class _TorchDropout(torch.autograd.Function):
-    """The reference in plain torch. It is linear in ``x``: the backward pass is the same function."""
+    """Dropout on a CPU, and the reference. It is linear in ``x``: the backward pass is the same function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
         ctx.save_for_backward(key, rate_2)
-        threshold, scale = rate_2.unbind()
-        # As int32: a comparison with float64 would convert the words to floating point.
-        keep = random_words(key, x.shape[-2], x.shape[-1]) >= threshold.to(torch.int32)
-        return torch.where(keep, x * scale, 0.0)
+        y = counter_native.dropout(x, key, rate_2)
+        return dropout_in_torch(x, key, rate_2) if y is None else y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

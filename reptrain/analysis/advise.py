@@ -15,6 +15,7 @@ from reptrain.analysis.fit import fit_law
 from reptrain.analysis.laws import Law, find_law
 from reptrain.analysis.points import points_of
 from reptrain.analysis.questions import FitQuestion
+from reptrain.analysis.tables import main_runs
 from reptrain.config.base import Frozen
 from reptrain.errors import AnalysisError
 
@@ -225,7 +226,7 @@ def fit_evidence(evidence: Evidence, unique_tokens: float, compute: float, optio
         AnalysisError: If the runs are too few for E, or the law has no constants to fall back on.
     """
     law = find_law(evidence.law)
-    points = points_of(evidence.table, law, metric=evidence.metric, columns=evidence.columns)
+    points = points_of(main_runs(evidence.table), law, metric=evidence.metric, columns=evidence.columns)
     question = FitQuestion(
         name="advice", law=law.name, metric=evidence.metric, columns=dict(evidence.columns)
     )

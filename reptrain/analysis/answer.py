@@ -16,7 +16,7 @@ from reptrain.analysis.laws import Law, find_law
 from reptrain.analysis.laws.base import Floats
 from reptrain.analysis.points import Points, held_out, points_of
 from reptrain.analysis.questions import FitQuestion
-from reptrain.analysis.tables import select
+from reptrain.analysis.tables import ROLE, main_runs, select
 from reptrain.errors import AnalysisError, ConfigError
 
 NUM_BOOTSTRAPS = 200
@@ -75,7 +75,12 @@ def fit_question(question: FitQuestion, table: pa.Table, options: FitOptions | N
 
 
 def question_points(question: FitQuestion, table: pa.Table, law: Law, cluster: str | None = None) -> Points:
-    """The runs that a question names, as points of a law. Columns that the law does not have are ignored."""
+    """The runs that a question names, as points of a law. Columns that the law does not have are ignored.
+
+    Runs that only tune settings are left out, unless `where` names the column role.
+    """
+    if ROLE not in question.where:
+        table = main_runs(table)
     rows = select(table, question.where) if question.where else table
     columns = {name: source for name, source in question.columns.items() if name in law.variables}
     return points_of(rows, law, metric=question.metric, columns=columns, cluster=cluster)

@@ -19,6 +19,7 @@ from reptrain.analysis.rows import (
     grouped,
     matches,
     mean_of,
+    runs_for,
     usable,
     varied_keys,
     words,
@@ -59,7 +60,7 @@ def effects(runs: Sequence[Run], claim: Claim, metric: str | None = None) -> Eff
     try:
         if not runs:
             raise NoRunsError("the study has no table of runs yet")
-        chosen = [run for run in runs if matches(run, claim.where)]
+        chosen = runs_for(runs, claim)
         if not chosen:
             raise NoRunsError(f"no run has {words(claim.where)}")
         kept = [run for run in _relevant(chosen, claim) if usable(run, claim.void, metric, excluded)]
@@ -69,6 +70,16 @@ def effects(runs: Sequence[Run], claim: Claim, metric: str | None = None) -> Eff
     except NoRunsError as error:
         return Effects(excluded=excluded, why_none=str(error))
     return _clustered(by_seed, used, excluded)
+
+
+def contrasted_arms(runs: Sequence[Run], claim: Claim) -> list[str]:
+    """Names of the arms that a claim compares. Where it tunes, these are the arms of all values."""
+    contrast = claim.contrast
+    used = _relevant(runs_for(runs, claim), claim)
+    if isinstance(contrast, Difference | Interaction | Slope) and contrast.tuned is None:
+        names = {*effects(runs, claim).runs}
+        used = [run for run in used if run.name in names]
+    return [*dict.fromkeys(str(run["arm"]) for run in used)]
 
 
 def _relevant(runs: Sequence[Run], claim: Claim) -> list[Run]:

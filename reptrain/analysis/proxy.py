@@ -19,7 +19,7 @@ from reptrain.analysis.claims import ClaimResult, judge_effects
 from reptrain.analysis.effects import Effects
 from reptrain.analysis.picks import vertex
 from reptrain.analysis.questions import Claim, Regret, Tuning
-from reptrain.analysis.rows import Run, grouped, matches, mean_of, runs_of, words
+from reptrain.analysis.rows import Run, grouped, matches, mean_of, runs_for, runs_of, words
 from reptrain.analysis.views import query
 from reptrain.config.base import Frozen
 from reptrain.errors import AnalysisError
@@ -216,7 +216,7 @@ def sweeps_of_claim(table: pa.Table, claim: Claim) -> tuple[Sweep, Sweep]:
             rule="must be of the kind regret and tune one setting",
             remedy="Set contrast.kind to regret and list one key in contrast.tuned.over.",
         )
-    runs = [run for run in runs_of(table) if matches(run, claim.where) and run["status"] in (None, "done")]
+    runs = [run for run in runs_for(runs_of(table), claim) if run["status"] in (None, "done")]
     return (
         _mean_sweep(runs, "proxy", contrast.proxy, contrast.tuned, contrast.tuned.by),
         _mean_sweep(runs, "target", contrast.target, contrast.tuned, claim.metric),

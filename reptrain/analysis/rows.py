@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reptrain.analysis.questions import Scalar, Void
+from reptrain.analysis.questions import Claim, Scalar, Void
+from reptrain.analysis.tables import ROLE
 from reptrain.errors import AnalysisError
+from reptrain.tables.columns import MAIN
 
 VARIED = "set."
 """Prefix of the columns that hold the keys which a study varies."""
@@ -101,6 +103,12 @@ def runs_of_studies(by_study: Mapping[str, Sequence[Run]]) -> list[Run]:
 def _run(index: int, row: dict[str, Any]) -> Run:
     name = str(row.get("run") or row.get("arm") or f"row {index}")
     return Run(name, int(row["seed"]), str(row.get("cluster") or name), row)
+
+
+def runs_for(runs: Iterable[Run], claim: Claim) -> list[Run]:
+    """The runs that a claim is about: main runs, unless it names the column role."""
+    asks = ROLE in claim.columns()
+    return [run for run in runs if matches(run, claim.where) and (asks or run[ROLE] in (MAIN, None))]
 
 
 def matches(run: Run, selection: Mapping[str, Scalar | list[Scalar]]) -> bool:

@@ -16,9 +16,14 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from reptrain.errors import AnalysisError
+from reptrain.tables.addresses import as_path, read_bytes
+from reptrain.tables.columns import MAIN
 
 STUDY_TABLE = Path("tables") / "runs.parquet"
 """The table with one row per run, in the folder of a study."""
+
+ROLE = "role"
+"""The column that tells a study's main runs from those that tune."""
 
 Floats = NDArray[np.float64]
 
@@ -27,32 +32,34 @@ def read_table(path: Path | str) -> pa.Table:
     """Read a table of runs.
 
     Args:
-        path: A Parquet file, a CSV file with a header, or the folder of a study.
+        path: A Parquet file, a CSV file with a header, or the folder of a study. A URL must be of a file.
 
     Returns:
         The table, with at least one row.
 
     Raises:
         AnalysisError: If the file is missing, is not a table, has no rows or has a column twice.
+        TextError: If a URL cannot be read.
     """
-    file = Path(path)
-    if file.is_dir():
+    file = as_path(path)
+    if file is not None and file.is_dir():
         file = file / STUDY_TABLE
-    if not file.is_file():
+    if file is not None and not file.is_file():
         raise AnalysisError(
-            str(file),
+            str(file or path),
             got="no such file",
             rule="must be a Parquet or CSV file, or the folder of a study",
             remedy="Give the path of a table; `reptrain study report` writes a study's tables.",
         )
     try:
-        if file.suffix == ".csv":
-            table = pyarrow.csv.read_csv(file, convert_options=_CSV)
+        data = pa.BufferReader(read_bytes(path if file is None else file))
+        if str(file or path).endswith(".csv"):
+            table = pyarrow.csv.read_csv(data, convert_options=_CSV)
         else:
-            table = pyarrow.parquet.read_table(file)
+            table = pyarrow.parquet.read_table(data)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise AnalysisError(
-            str(file),
+            str(file or path),
             got=str(error).splitlines()[0],
             rule="must be a Parquet file, or a CSV file with a header",
             remedy="Fix the file; a CSV file must end in .csv.",
@@ -60,14 +67,14 @@ def read_table(path: Path | str) -> pa.Table:
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
     if twice:
         raise AnalysisError(
-            str(file),
+            str(file or path),
             got=", ".join(sorted(twice)),
             rule="must have each column once",
             remedy="Rename or remove the duplicate column.",
         )
     if table.num_rows == 0:
         raise AnalysisError(
-            str(file), got="no rows", rule="must have at least one run", remedy="Run the study first."
+            str(file or path), got="no rows", rule="must have at least one run", remedy="Run the study first."
         )
     return table
 
@@ -156,6 +163,13 @@ def select(table: pa.Table, where: Mapping[str, Any]) -> pa.Table:
             remedy="Change `where`, or run the missing arms.",
         )
     return table.filter(pa.array(keep))
+
+
+def main_runs(table: pa.Table) -> pa.Table:
+    """The rows of main runs: not those that only tune settings. A table without roles has main runs only."""
+    if ROLE not in table.column_names:
+        return table
+    return rows_at(table, np.array([role in (MAIN, None) for role in values_of(table, ROLE)], bool))
 
 
 def refuse_mixed(table: pa.Table, names: Sequence[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from reptrain.auditing.mixed import EpochEnd
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
 from reptrain.runs.records import FrozenRecord
 from reptrain.runs.run_plan import Order
+
+Level = Literal["windows", "inputs"]
+"""What an audit compares, in ascending order."""
 
 
 class Problem(FrozenRecord):
@@ -201,7 +204,7 @@ class AuditReport(FrozenRecord):
     """The same for each source, in the order of the configuration."""
     store_verified: bool
     """Whether the shards of the stores were hashed."""
-    level: Literal["windows", "inputs"] = "windows"
+    level: Level = "windows"
     """What was compared: the raw windows on the device, or also all that entered the model."""
     inputs: InputsAudit | None = None
     """The check of the model's inputs; None at level `windows`."""
@@ -240,9 +243,31 @@ class AuditReport(FrozenRecord):
         """The report as JSON."""
         return self.model_dump_json(indent=2)
 
-    def keep(self, run: Path) -> None:
-        """Write the report to ``RUN/audit.json``, from which tables and `reptrain runs` take the verdict."""
+    def keep(self, run: Path) -> AuditReport:
+        """Write the report to ``RUN/audit.json``, from which tables and `reptrain runs` take the verdict.
+
+        A report of a higher level on the same ledger stays, unless this audit finds more wrong: then a file
+        has changed since.
+
+        Returns:
+            The report that the run has now.
+        """
+        kept = kept_report(run)
+        if kept is not None and self._confirms(kept):
+            return kept
         write_atomically(run / "audit.json", self.to_json())
+        return self
+
+    def _confirms(self, other: AuditReport) -> bool:
+        """Whether another report of a higher level still holds."""
+        if self.ledger is None or other.ledger is None:
+            return False
+        levels = get_args(Level)
+        return (
+            levels.index(other.level) > levels.index(self.level)
+            and other.ledger.head == self.ledger.head
+            and other.exit_code >= self.exit_code
+        )
 
     def head(self) -> str:
         """The verdict in one line."""
@@ -306,3 +331,11 @@ class AuditReport(FrozenRecord):
         ]
         hidden = self.num_problems - len(self.problems)
         return "\n".join(lines + [f"  and {hidden:,} more"] * (hidden > 0))
+
+
+def kept_report(run: Path) -> AuditReport | None:
+    """The report in ``RUN/audit.json``; None if there is none that this version can read."""
+    try:
+        return AuditReport.model_validate_json(read_small(run / "audit.json"))
+    except (OSError, ValueError):
+        return None

@@ -12,8 +12,9 @@ from torch import Tensor
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Int64s, NoisePlaces, Objective
 from reptrain.plan import EpochPlan, MixturePlan, Stream, Subset
+from reptrain.plan.epochs import Windows
 
-__all__ = ["MicroBatch", "collate", "noise_places"]
+__all__ = ["MicroBatch", "collate", "collate_windows", "places_of"]
 
 
 def collate(
@@ -44,8 +45,38 @@ def collate(
     """
     is_window_B = global_index_B >= 0
     windows = plan.locate(np.where(is_window_B, global_index_B, 0))
-    start_B = np.where(is_window_B, windows.start, 0)
-    length_B = np.where(is_window_B, windows.length, 0)
+    index_B = np.where(is_window_B, np.arange(global_index_B.size), -1)
+    return collate_windows(stream, plan, objective, windows, index_B, row_B, noise_place_B=noise_place_B)
+
+
+def collate_windows(
+    stream: Stream | Subset,
+    plan: MixturePlan | EpochPlan,
+    objective: Objective,
+    windows: Windows,
+    index_B: Int64s,
+    row_B: Int64s,
+    *,
+    noise_place_B: Int64s | None = None,
+) -> MicroBatch:
+    """`collate` for windows that are located already.
+
+    Args:
+        stream: The tokens.
+        plan: The plan of the windows.
+        objective: Draws the noise.
+        windows: N windows.
+        index_B: int64, index in ``windows`` of each row's window, -1 for a padding row.
+        row_B: int64, index of each row in the step's global batch.
+        noise_place_B: int64, the key of each row's noise besides its epoch; None: its source and its start.
+
+    Returns:
+        The micro-batch, on the CPU.
+    """
+    is_window_B = index_B >= 0
+    # A padding row is an empty window at position 0.
+    windows = Windows(*(np.where(is_window_B, values[index_B], 0) for values in windows))
+    start_B, length_B = windows.start, windows.length
     tokens_BL, _ = stream.tokens(start_B, length_B, plan.window_tokens)
     seed_B, place_B = plan.noise_place(windows)
     if noise_place_B is not None:
@@ -61,9 +92,8 @@ def collate(
     )
 
 
-def noise_places(plan: MixturePlan | EpochPlan, global_index_N: Int64s) -> NoisePlaces:
-    """The noise keys of the windows at the given global indices, int64 [N]."""
-    windows = plan.locate(global_index_N)
+def places_of(plan: MixturePlan | EpochPlan, windows: Windows) -> NoisePlaces:
+    """The noise keys of located windows, int64 [N]."""
     seed_N, start_N = plan.noise_place(windows)
     return NoisePlaces(seed_N, windows.epoch, start_N, windows.length)
 

@@ -39,6 +39,14 @@ class MicroBatch:
         """Copy to page-locked memory, so that copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
+    def split(self, num_rows: int) -> list[Self]:
+        """Micro-batches of ``num_rows`` rows each, views of this one's tensors."""
+
+        def part(first: int) -> Self:
+            return self._map(lambda tensor: tensor[first : first + num_rows])
+
+        return [part(first) for first in range(0, self.tokens_BL.shape[0], num_rows)]
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
             self,

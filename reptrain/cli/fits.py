@@ -20,7 +20,8 @@ _ALL = "all"
 @app.command()
 def fit(
     table: Annotated[
-        Path | None, typer.Argument(help="A Parquet or CSV table with a row per run, or a study's folder.")
+        str | None,
+        typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
     ] = None,
     laws: Annotated[
         list[str] | None,
@@ -118,7 +119,7 @@ def fit(
         return
     if table is None:
         raise typer.BadParameter("a table or the folder of a study is missing", param_hint="TABLE")
-    own = [] if laws or not table.is_dir() else _study_fits(table)
+    own = [] if laws or not Path(table).is_dir() else _study_fits(Path(table))
     if own and (metric or columns or where or holdout or fixed or own_starts):
         raise typer.BadParameter(
             "is missing; the study's fits have a metric, columns, rows and hold-out of their own",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,22 +34,35 @@ def demo(
     store_only: Annotated[bool, typer.Option("--store-only", help="Build the token store and stop.")] = False,
 ) -> None:
     """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
-    from reptrain.cli.study_run import run_and_report
+    from reptrain.cli.study_run import RunMeans, run_and_report
     from reptrain.demo import make_demo_store, make_demo_study
     from reptrain.store import open_store, split_warnings
     from reptrain.study.local_pool import LocalPool
+    from reptrain.study.looks import Place
 
     folder = out or Path("runs") / ("demo-quick" if quick else "demo")
     store = make_demo_store(folder, text=text or [], quick=quick)
     if not store_only:
         # One after another: on all cores, each run computes what it computed before.
-        raise typer.Exit(run_and_report(make_demo_study(store, quick=quick), folder, executor=LocalPool(1)))
+        place = Place(make_demo_study(store, quick=quick), folder)
+        raise typer.Exit(run_and_report([place], [RunMeans(LocalPool(1), None, 1, 1)]))
     for warning in split_warnings(open_store(store).manifest):
         typer.echo(f"WARNING: {warning}", err=True)
     typer.echo(f"store: {store}")
 
 
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's YAML file.")]
+StudyFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STUDY",
+        help="A study's YAML file, or a folder of them: its YAML files with a key `base`, in the order of"
+        " their names.",
+    ),
+]
+Scale = Annotated[
+    str | None,
+    typer.Option("--scale", metavar="NAME", help="Run this entry of the study's `scales`."),
+]
 StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -58,7 +72,12 @@ StudyOverrides = Annotated[
 ]
 StudyOut = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder of the study.", show_default="runs/NAME"),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder of the study; of several studies, the folder that has one for each.",
+        show_default="runs/NAME",
+    ),
 ]
 Jobs = Annotated[
     int | None,
@@ -89,6 +108,7 @@ def study_plan(
     study: StudyFile,
     overrides: StudyOverrides = None,
     out: StudyOut = None,
+    scale: Scale = None,
     hardware: HardwareName = None,
     mfu: Mfu = 0.35,
     jobs: Jobs = None,
@@ -102,18 +122,19 @@ def study_plan(
     Runs that are done, and shared prefixes, count once. Exit code 1: what is left exceeds --budget.
     """
     from reptrain.cli.study_plan import bill_data, bill_text
-    from reptrain.study import load_study
     from reptrain.study.bill import Hardware, bill_of, over_budget
     from reptrain.study.build import build_graph
     from reptrain.study.local_pool import default_jobs
+    from reptrain.study.places import studies_to_run
 
-    loaded = load_study(study, overrides or [])
-    folder = out or Path("runs") / loaded.name
+    places = studies_to_run(study, overrides or [], out=out, scale=scale)
     chosen = Hardware(hardware, mfu, gpus, jobs or default_jobs(gpus_per_job=gpus), usd_per_hour)
-    bill = bill_of(loaded, build_graph(loaded, folder), folder, chosen)
-    excess = over_budget(bill, budget) if budget is not None else None
-    text = bill_text(bill) + (f"\nover budget: {excess}" if excess else "")
-    show(bill_data(bill) | {"over_budget": excess}, text, as_json=as_json)
+    bills = {one.name: bill_of(one, build_graph(one, folder), folder, chosen) for one, folder in places}
+    excess = over_budget([*bills.values()], budget) if budget is not None else None
+    texts = {name: bill_text(bill) for name, bill in bills.items()}
+    text = with_headings(texts) + (f"\nover budget: {excess}" if excess else "")
+    data = {name: bill_data(bill) | {"over_budget": excess} for name, bill in bills.items()}
+    show(one_or_all(data), text, as_json=as_json)
     raise typer.Exit(NO if excess else DONE)
 
 
@@ -122,6 +143,7 @@ def study_run(
     study: StudyFile,
     overrides: StudyOverrides = None,
     out: StudyOut = None,
+    scale: Scale = None,
     jobs: Jobs = None,
     gpus: Annotated[
         int | None,
@@ -133,11 +155,11 @@ def study_run(
         ),
     ] = None,
     done: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--done",
             metavar="TABLE",
-            help="A runs.parquet of `study collect`; its runs that are exact count as done.",
+            help="A runs.parquet of `study collect`, also at a URL; its runs that are exact count as done.",
         ),
     ] = None,
     slurm: Annotated[
@@ -156,42 +178,68 @@ def study_run(
 ) -> None:
     """Run every unfinished node, audit the runs, write the report and print the answer.
 
-    The same command resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
+    Several studies run one after another; then follow the second looks of their claims. The same command
+    resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
     """
     from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means
-    from reptrain.study import load_study
     from reptrain.study.bill import Hardware
+    from reptrain.study.places import studies_to_run
 
-    loaded = load_study(study, overrides or [])
-    folder = out or Path("runs") / loaded.name
-    means = run_means(loaded, folder, jobs=jobs, gpus=gpus, slurm=slurm or [])
+    places = studies_to_run(study, overrides or [], out=out, scale=scale)
+    means = [run_means(*place, jobs=jobs, gpus=gpus, slurm=slurm or []) for place in places]
     if budget is not None:
-        chosen = Hardware(hardware, mfu, means.devices_per_run, means.runs_at_once, usd_per_hour)
-        refuse_over_budget(loaded, folder, budget, chosen)
-    raise typer.Exit(run_and_report(loaded, folder, launch=means.launch, executor=means.executor, done=done))
+        first = means[0]
+        chosen = Hardware(hardware, mfu, first.devices_per_run, first.runs_at_once, usd_per_hour)
+        refuse_over_budget(places, budget, chosen)
+    raise typer.Exit(run_and_report(places, means, done=done))
 
 
-StudyFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `study run` wrote.")]
+StudyFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="The folder that `study run` wrote, a folder of such folders, or what `study run` was given.",
+    ),
+]
+
+
+def with_headings(texts: Mapping[str, str]) -> str:
+    """The texts of several studies, each below the study's name; one text alone as it is."""
+    if len(texts) == 1:
+        return "".join(texts.values())
+    return "\n\n".join(f"{name}\n{'=' * len(name)}\n{text}" for name, text in texts.items())
+
+
+def one_or_all(data: Mapping[str, Any]) -> Any:
+    """The data of one study; of several, all by the study's name."""
+    return next(iter(data.values())) if len(data) == 1 else dict(data)
 
 
 @study_app.command("status")
 def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
     """Print the state of every node, from any machine that sees the folder."""
-    from reptrain.study import open_study
     from reptrain.study import study_status as status
+    from reptrain.study.places import studies_that_ran
     from reptrain.study.status import status_text
 
-    rows = status(open_study(folder), folder)
-    show([row.model_dump(mode="json") for row in rows], status_text(rows), as_json=as_json)
+    places = studies_that_ran(folder)
+    rows = {study.name: status(study, out) for study, out in places}
+    data = {name: [row.model_dump(mode="json") for row in of_study] for name, of_study in rows.items()}
+    text = with_headings({study.name: status_text(rows[study.name], study.audit) for study, _ in places})
+    show(one_or_all(data), text, as_json=as_json)
 
 
 @study_app.command("collect")
 def study_collect(
     folder: StudyFolder,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of the tables.", show_default="tables in the study's folder"
+            "--out",
+            metavar="DIR",
+            help="Folder of the tables, or its URL (s3://bucket/tables); of several studies, the folder that"
+            " has one for each.",
+            show_default="tables in the study's folder",
         ),
     ] = None,
     usd_per_hour: Annotated[
@@ -203,14 +251,18 @@ def study_collect(
     as_json: AsJson = False,
 ) -> None:
     """Write the tables of a study in any state: runs.parquet and evaluations.parquet."""
-    from reptrain.study import open_study
+    from reptrain.study.places import studies_that_ran
     from reptrain.study.write_tables import write_tables
 
-    written = write_tables(open_study(folder), folder, tables=out, usd_per_hour=usd_per_hour)
-    text = f"{written.runs}: {written.num_runs} runs\n"
-    text += f"{written.evaluations}: {written.num_evaluations} evaluations"
-    paths = {"runs": str(written.runs), "evaluations": str(written.evaluations)}
-    show(written._asdict() | paths, text, as_json=as_json)
+    places = studies_that_ran(folder)
+    texts, data = {}, {}
+    for study, place in places:
+        tables = f"{out.rstrip('/')}/{study.name}" if out is not None and len(places) > 1 else out
+        written = write_tables(study, place, tables=tables, usd_per_hour=usd_per_hour)
+        texts[study.name] = f"{written.runs}: {written.num_runs} runs\n"
+        texts[study.name] += f"{written.evaluations}: {written.num_evaluations} evaluations"
+        data[study.name] = written._asdict()
+    show(one_or_all(data), with_headings(texts), as_json=as_json)
 
 
 @study_app.command("report")
@@ -219,7 +271,7 @@ def study_report(
         list[Path],
         typer.Argument(
             metavar="FOLDER...",
-            help="Folders that `study run` wrote; with several also YAML files of studies that have not run.",
+            help="Folders that `study run` wrote, folders of such folders, or what `study run` was given.",
         ),
     ],
     page: Annotated[
@@ -234,16 +286,19 @@ def study_report(
 ) -> None:
     """Audit the runs again, rebuild report.html from the run folders, and print the answer.
 
-    With several studies, one more page judges all their claims together.
+    With several studies, one more page judges all their claims together. The claims of a study file that has
+    not run count too.
     """
     from reptrain.cli.study_run import audit_and_report, report_together
     from reptrain.study import open_study
+    from reptrain.study.looks import Place
+    from reptrain.study.places import paths_that_ran
 
-    if page is not None and len(folders) == 1:
+    paths = [path for folder in folders for path in paths_that_ran(folder)]
+    if page is not None and len(paths) == 1:
         raise typer.BadParameter("works with several studies", param_hint="--page")
-    # A file is a study that has not run, which only a page for several can show.
-    ran = [folder for folder in folders if folder.is_dir() or len(folders) == 1]
-    exact = [audit_and_report(open_study(folder), folder) for folder in ran]
-    if len(folders) > 1:
-        report_together(folders, page or folders[0].absolute().parent / "studies.html")
+    ran = [path for path in paths if path.is_dir() or len(paths) == 1]
+    exact = [audit_and_report(Place(open_study(path), path)) for path in ran]
+    if len(paths) > 1:
+        report_together(paths, page or (ran or paths)[0].absolute().parent / "studies.html")
     raise typer.Exit(DONE if all(exact) else NO)

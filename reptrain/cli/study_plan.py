@@ -10,6 +10,11 @@ from rich.table import Table
 
 from reptrain.study.bill import Bill, BillRow, rows_by_arm
 
+_AUDITS = {
+    "windows": "; `audit: inputs` also compares all that enters the model",
+    "inputs": ", all that enters the model; its time grows with the tokens of the runs",
+    "none": "; the runs stay without a verdict",
+}
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -62,9 +67,12 @@ def _totals(bill: Bill) -> list[str]:
         )
     if bill.most_extensions:
         lines.append(f"tuning: at most {bill.most_extensions} more runs, if best values lie at an edge")
+    if bill.most_looks:
+        lines.append(f"claims: at most {bill.most_looks} more runs, if first looks leave them undecided")
     if bill.num_commands:
         lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
     lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
+    lines.append(f"audit: {bill.audit}{_AUDITS[bill.audit]}")
     if not left:
         lines.append("all runs are done")
     return lines
@@ -98,6 +106,8 @@ def bill_data(bill: Bill) -> dict[str, Any]:
         "hours_left": bill.hours,
         "usd_left": bill.usd,
         "most_tuning_extensions": bill.most_extensions,
+        "most_runs_of_second_looks": bill.most_looks,
         "disk_bytes": bill.disk_bytes,
         "keep_checkpoints": bill.retention,
+        "audit": bill.audit,
     }

@@ -1,20 +1,22 @@
-"""Run a study on the console: progress, failures, audits, the report and the answer."""
+"""Run studies on the console: progress, failures, audits, the report and the answer."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from reptrain.auditing.report import AuditReport
+from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
 from reptrain.report.claim_lines import claim_sentence
 from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
-from reptrain.study import StudyConfig, collect, run_study, verdict
+from reptrain.study import StudyConfig, collect, verdict
 from reptrain.study.ask import read_study
 from reptrain.study.audits import audit_runs
 from reptrain.study.bill import Hardware, bill_of, over_budget
@@ -22,6 +24,8 @@ from reptrain.study.build import build_graph
 from reptrain.study.cautions import cautions
 from reptrain.study.executor import Executor
 from reptrain.study.local_pool import LocalPool
+from reptrain.study.looks import Place
+from reptrain.study.runner import StudyRun, run_studies
 from reptrain.study.slurm_options import SlurmOptions
 
 
@@ -63,61 +67,78 @@ def run_means(
     return RunMeans(pool, several, gpus or 1, pool.jobs)
 
 
-def refuse_over_budget(study: StudyConfig, out: Path, budget: str, hardware: Hardware) -> None:
-    """Refuse a study whose unfinished runs exceed a budget.
+def refuse_over_budget(places: Sequence[Place], budget: str, hardware: Hardware) -> None:
+    """Refuse studies whose unfinished runs together exceed a budget.
 
     Raises:
         StudyError: Naming both figures.
     """
-    excess = over_budget(bill_of(study, build_graph(study, out), out, hardware), budget)
+    bills = [bill_of(study, build_graph(study, out), out, hardware) for study, out in places]
+    excess = over_budget(bills, budget)
     if excess is not None:
         raise StudyError(
-            f"study {study.name}",
+            f"{'study' if len(places) == 1 else 'studies'} {', '.join(study.name for study, _ in places)}",
             got=excess,
-            rule="must fit in its budget",
+            rule="must fit in the budget",
             remedy="Remove arms or seeds, or raise --budget. `reptrain study plan` shows each arm.",
         )
 
 
 def run_and_report(
-    study: StudyConfig,
-    out: Path,
-    *,
-    launch: Sequence[str] | None = None,
-    executor: Executor | None = None,
-    done: Path | None = None,
+    places: Sequence[Place], means: Sequence[RunMeans], *, done: str | Path | None = None
 ) -> int:
-    """Run the unfinished nodes of a study, then audit all runs, write the report and print the answer.
+    """Run the unfinished nodes of studies, then audit all runs, write the reports and print the answers.
 
     Args:
-        study: The study.
-        out: Its folder.
-        launch: See `run_study`.
-        executor: See `run_study`.
-        done: See `run_study`.
+        places: The studies, which run one after another.
+        means: Where the runs of each are executed.
+        done: See `StudyRun`.
 
     Returns:
-        0: done and exact. 1: a run failed or is not exact. 3: stopped by a signal.
+        0: done and exact, or not audited. 1: a run failed or is not exact. 3: stopped by a signal.
+
+    Raises:
+        ConfigError: If the audits need torch and it is not installed.
     """
-    with study_display() as on_event:
-        result = run_study(study, out, on_event=on_event, launch=launch, executor=executor, done=done)
-    for outcome in result.outcomes:
-        if outcome.reason:
-            typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
-    all_exact = audit_and_report(study, out)
-    return result.exit_code or int(not all_exact)
+    for study, _ in places:
+        _inputs_audit(study)
+    runs = [
+        StudyRun(study, out, study_display, of.launch, of.executor, done)
+        for (study, out), of in zip(places, means, strict=True)
+    ]
+    codes = []
+    for place, result in zip(places, run_studies(runs), strict=True):
+        for outcome in result.outcomes:
+            if outcome.reason:
+                typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
+        # A study that a signal left without a start has nothing to report.
+        all_exact = not place.out.exists() or audit_and_report(place, of_several=len(places) > 1)
+        codes.append(result.exit_code or int(not all_exact))
+    return max(codes)
 
 
-def audit_and_report(study: StudyConfig, out: Path) -> bool:
+def _inputs_audit(study: StudyConfig) -> Callable[..., AuditReport] | None:
+    """The audit at level `inputs`, if the study asks for it."""
+    return inputs_audit("audit: inputs") if study.audit == "inputs" else None
+
+
+def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
     """Audit a study's runs, rebuild its report and print the answer.
 
+    Args:
+        place: The study and its folder.
+        of_several: Whether to print its name first.
+
     Returns:
-        Whether all runs are exact.
+        Whether all audited runs are exact.
     """
-    audits = audit_runs(study, out)
+    study, out = place
+    if of_several:
+        typer.echo(f"study {study.name}")
+    audits = audit_runs(study, out, inputs_audit=_inputs_audit(study))
     page, findings = write_report(study, out, figure_files=True)
     for arm, report in audits.items():
-        typer.echo(f"audit {arm}: {report.text().splitlines()[0]}")
+        typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
     rows = collect(study, out)
     typer.echo(verdict(rows))
     for result in findings.claims:

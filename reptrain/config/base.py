@@ -19,6 +19,8 @@ BatchRows = Annotated[Count, Field(gt=0, le=2**24)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """An integer of a file that enters arrays."""
+Number = Annotated[Int64, Field(ge=0)]
+"""A number of things in a file."""
 Seed = Annotated[Count, Field(ge=0, lt=2**63)]
 
 
@@ -42,5 +44,11 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, and no unknown key passes."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        # Built when it is first used: a command uses few of the settings' classes by themselves.
+        defer_build=True,
     )

@@ -56,12 +56,12 @@ class FinetuneTrainConfig(TrainConfig):
 class FinetuneScheduleConfig(ScheduleConfig):
     """Learning rate as a function of the examples seen."""
 
-    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "linear"
+    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd", "cyclic"] = "linear"
     """Shape after the warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
     """Share of the training in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Final learning rate over the peak (cosine, linear, wsd)."""
+    """Final learning rate over the peak (cosine, linear, wsd), and the lowest one of each cycle (cyclic)."""
 
 
 class FinetuneEvaluateConfig(Frozen):

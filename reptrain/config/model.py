@@ -57,6 +57,10 @@ class DropoutConfig(Frozen):
     """Rate on the hidden units of experts."""
     path: Rate = NONE
     """Rate of dropping a row's whole branch, before the residual add (DropPath)."""
+    mlp_output: Rate = NONE
+    """Rate of masking the whole output of the MLP, dense or sparse, at a position."""
+    expert_output: Rate = NONE
+    """Rate of masking the whole output of an expert for a token; the token's other experts are kept."""
 
 
 # Over all layers.
@@ -198,6 +202,8 @@ class DecoderConfig(Frozen):
     """Activation of the MLP; swiglu and geglu are gated."""
     norm: Norm = "rmsnorm"
     """Norm before attention, MLP and head."""
+    parallel_block: bool = False
+    """Whether attention and MLP have the same input, the layer's one norm, and are added together (PaLM)."""
     positions: Literal["rope", "learned"] = "rope"
     """Position encoding: rotary, or a learned embedding that is added to the token's."""
     max_positions: Rows | None = None

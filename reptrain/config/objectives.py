@@ -65,6 +65,10 @@ class _Objective(Frozen):
         """The objective with noise that differs from epoch to epoch."""
         return self
 
+    def for_scoring(self) -> Self:
+        """The objective that held-out windows are scored with."""
+        return self.with_fresh_noise()
+
     def reading(self, family: Family) -> Reading:
         """How a model trained on it reads a prompt."""
         return "inputs" if family == "t5" else "causal"
@@ -118,6 +122,39 @@ class CausalConfig(_Objective):
 
     name: Literal["causal"] = "causal"
     """The objective."""
+
+
+class AugmentedCausalConfig(_Noisy):
+    """Causal language modeling in which some windows predict a later token than the next, or are read from
+    right to left (Chen et al. 2026). Windows are scored as under `causal`."""
+
+    # A window's number of targets would depend on where its documents end.
+    supports_document_mask: ClassVar[bool] = False
+
+    name: Literal["augmented_causal"]
+    """The objective."""
+    max_offset: Annotated[Count, Field(ge=1, le=64)] = 5
+    """A window predicts the token at a distance drawn uniformly from 1 (the next) to this."""
+    right_to_left: _Share = 0.0
+    """Share of the windows that are read from right to left."""
+
+    def for_scoring(self) -> Self:
+        """The next token, from left to right."""
+        return self.model_copy(update={"max_offset": 1, "right_to_left": 0.0, "noise": "fresh"})
+
+    def for_continuation(self, prompt_tokens: int, continuation_tokens: int) -> Self:
+        """The next token, from left to right."""
+        return self.for_scoring()
+
+    @property
+    def num_views(self) -> int:
+        """Number of ways to read a window, each with a start token of its own."""
+        return self.max_offset * (2 if self.right_to_left else 1)
+
+    def counts(self, window_tokens: int) -> TokenCounts:
+        """Mean number of tokens in a full window's example."""
+        skipped = Fraction(min(self.max_offset, window_tokens) - 1, 2)
+        return TokenCounts(skipped, window_tokens - skipped)
 
 
 class PrefixLMConfig(_Noisy):
@@ -383,6 +420,7 @@ def _objective_name(value: Any) -> str:
 
 ObjectiveConfig = Annotated[
     Annotated[CausalConfig, Tag("causal")]
+    | Annotated[AugmentedCausalConfig, Tag("augmented_causal")]
     | Annotated[PrefixLMConfig, Tag("prefix_lm")]
     | Annotated[SpanCorruptionConfig, Tag("span_corruption")]
     | Annotated[DenoisingConfig, Tag("denoising")]

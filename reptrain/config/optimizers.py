@@ -5,9 +5,9 @@ To add an optimizer, write its class and `Tag` here, and its builder in training
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from reptrain.config.base import Frozen, Positive
 from reptrain.config.scheduled import NONE, Coefficient, Scheduled
@@ -123,11 +123,27 @@ OptimizerConfig = Annotated[
 class ScheduleConfig(Frozen):
     """Learning rate as a function of the tokens consumed; it has no state."""
 
-    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "cosine"
-    """Shape after the warm-up. wsd: constant, then linear decay over the last decay_fraction."""
+    name: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd", "cyclic"] = "cosine"
+    """Shape after the warm-up. wsd: constant, then linear decay over the last decay_fraction. cyclic: cosine
+    decays from the peak, one per cycle."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the run's tokens in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Final learning rate over the peak (cosine, linear, wsd)."""
+    """Final learning rate over the peak (cosine, linear, wsd), and the lowest one of each cycle (cyclic)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the run's tokens in the decay (wsd only)."""
+    cycles: Positive = 1
+    """Number of cycles, of equal length (cyclic only)."""
+    weight_decay_ratio: Annotated[float, Field(ge=0)] = 1.0
+    """Weight decay at the lowest learning rate over that at the peak, linear in the learning rate in between;
+    1: the weight decay does not depend on it. Above 1, the decay rises as the rate falls. The warm-up leaves
+    it as it is."""
+
+    @model_validator(mode="after")
+    def _has_a_lowest_rate(self) -> Self:
+        if self.weight_decay_ratio != 1 and self.name in ("constant", "inverse_sqrt"):
+            raise ValueError(
+                "weight_decay_ratio needs a name with a final_ratio: cosine, linear, wsd or cyclic;"
+                f" {self.name} was given"
+            )
+        return self

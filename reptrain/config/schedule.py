@@ -24,6 +24,25 @@ def step_learning_rate(
     return learning_rate((before + after) / (2 * total), optimizer, schedule)
 
 
+def weight_decay_factor(before: int, after: int, total: int, schedule: ScheduleConfig) -> float:
+    """Factor on the weight decay of a step: `weight_decay_ratio` at the lowest learning rate, 1 at its peak.
+
+    Args:
+        before: Tokens consumed before the step.
+        after: Tokens consumed after the step.
+        total: Tokens of the run.
+        schedule: The shape of the learning rate.
+
+    Source:
+        "q0", arXiv 2606.03938, 2026: a cyclic rate with an anti-correlated decay.
+    """
+    done = (before + after) / (2 * total)
+    if schedule.weight_decay_ratio == 1 or schedule.final_ratio == 1 or done < schedule.warmup_fraction:
+        return 1.0
+    share = (1 - _shape(done, schedule)) / (1 - schedule.final_ratio)
+    return 1 + (schedule.weight_decay_ratio - 1) * share
+
+
 def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
     """The learning rate after a share ``done`` of the run's tokens.
 
@@ -34,8 +53,9 @@ def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleCon
 
     Returns:
         The peak rate times the value of the shape. ``cosine`` follows Loshchilov & Hutter (2017) without
-        restarts; ``inverse_sqrt`` decays with the inverse square root of the tokens after the warm-up
-        (Vaswani et al. 2017); ``wsd`` is constant and then decays linearly (Hu et al. 2024, MiniCPM).
+        restarts, ``cyclic`` with restarts at the peak; ``inverse_sqrt`` decays with the inverse square root
+        of the tokens after the warm-up (Vaswani et al. 2017); ``wsd`` is constant and then decays linearly
+        (Hu et al. 2024, MiniCPM).
     """
     warmup = schedule.warmup_fraction
     if done < warmup:
@@ -51,6 +71,9 @@ def _shape(done: float, schedule: ScheduleConfig) -> float:
             return 1.0
         case "cosine":
             return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * after_warmup))
+        case "cyclic":
+            in_cycle = after_warmup * schedule.cycles % 1 if after_warmup < 1 else 1.0
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * in_cycle))
         case "linear":
             return 1 - (1 - final) * after_warmup
         case "inverse_sqrt":

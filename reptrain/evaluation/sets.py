@@ -82,7 +82,7 @@ def evaluation_sets(
     sets = []
     for source, (store, subset) in sources.items():
         objective = build_objective(
-            _with_fresh_noise(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16)
+            _for_scoring(config), tokenizer, noise_seed=int(store.fingerprint[:15], 16)
         )
         # The probe uses the lengths of `select`: counting the training split may take long.
         lengths = {name: byte_lengths(store, tokenizer, name) for name in ("select", "report")}
@@ -112,9 +112,9 @@ def byte_lengths(store: Store, tokenizer: Tokenizer, split: str) -> Tensor:
     return torch.from_numpy(length_V * (text_bytes / in_pieces if in_pieces else 1.0))
 
 
-def _with_fresh_noise(config: RunConfig) -> RunConfig:
-    """The configuration with fresh noise: noise samples are drawn like epochs and must differ."""
-    return config.model_copy(update={"objective": config.objective.with_fresh_noise()})
+def _for_scoring(config: RunConfig) -> RunConfig:
+    """The configuration with the noise of scoring: noise samples are drawn like epochs and must differ."""
+    return config.model_copy(update={"objective": config.objective.for_scoring()})
 
 
 def _in_order(subset: Subset, window_tokens: int, samples: int) -> EpochPlan:

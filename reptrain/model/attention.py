@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import DecoderConfig
 from reptrain.model.cache import LayerCache
-from reptrain.model.dropout import Dropout, Site
+from reptrain.model.dropout import Dropout, LayerKeys, Site
 from reptrain.model.rope import Rotation
 from reptrain_kernels.ops.attention import AttentionMask, attention
 from reptrain_kernels.ops.rope import rotate
@@ -42,7 +42,7 @@ class CausalAttention(nn.Module):
         x_BTD: Tensor,
         rotation: Rotation | None,
         mask: AttentionMask,
-        keys_PB: Tensor | None,
+        keys: LayerKeys | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions, y_BTD.
@@ -51,7 +51,7 @@ class CausalAttention(nn.Module):
             x_BTD: Normalized residual stream.
             rotation: Of each position; None: no rotary embedding.
             mask: Which positions each position attends to.
-            keys_PB: Dropout keys of the layer's sites; None drops nothing.
+            keys: Dropout keys of the layer; None drops nothing.
             cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
         """
         q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
@@ -67,7 +67,7 @@ class CausalAttention(nn.Module):
             v_BKSN,
             scale=self.head_dim**-0.5,
             mask=mask,
-            key_BH=self.dropout.head_keys(keys_PB, q_BHTN.shape[1]),
+            key_BH=self.dropout.head_keys(keys),
             rate=self.dropout.rate_2,
         )
         return self.output(y_BHTN.transpose(1, 2).flatten(2))

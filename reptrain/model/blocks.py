@@ -5,6 +5,7 @@ Shapes: B rows, T positions, D width of the residual stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import (
 
 from reptrain.config.model import Recompute, StackShape
 from reptrain.model.cache import Cache
-from reptrain.model.dropout import site_keys
+from reptrain.model.dropout import LayerKeys
 from reptrain.model.router import RoutedTokens
 from reptrain.model.sparse import LayerRouting, SparseMLP
 
@@ -54,23 +55,21 @@ def run_layers(
     blocks: nn.ModuleList,
     x_BTD: Tensor,
     *arguments: Any,
-    key_B: Tensor | None,
+    keys: Sequence[LayerKeys | None],
     routed: RoutedTokens,
     shape: StackShape,
-    first_layer: int,
     recompute: Recompute,
     cache: Cache | None = None,
 ) -> tuple[Tensor, list[LayerRouting]]:
     """Pass the residual stream through the layers of a stack. Shared blocks run in cycles.
 
     Args:
-        blocks: The stored layers; each maps (x_BTD, keys_PB, routed, *arguments) to x_BTD and its routing.
+        blocks: The stored layers; each maps (x_BTD, keys, routed, *arguments) to x_BTD and its routing.
         x_BTD: The residual stream.
         arguments: Further inputs, the same for every layer.
-        key_B: int64, dropout key of each row; None: no dropout.
+        keys: Dropout keys of each layer; None: no dropout.
         routed: Inputs of the sparse layers.
         shape: Shape of the stack.
-        first_layer: Index of the stack's first layer in the whole model.
         recompute: Which activations the backward pass recomputes.
         cache: The cache of previous positions; each layer gets its own part.
 
@@ -81,14 +80,14 @@ def run_layers(
     # torch.compile accepts no explicit default of context_fn, so it is left out.
     contexts: dict[str, Any] = {"context_fn": _save_products} if recompute == "selective" else {}
     for layer in range(shape.num_layers):
-        block, keys_PB = blocks[layer % shape.stored], site_keys(key_B, first_layer + layer)
+        block = blocks[layer % shape.stored]
         if recompute != "none":
             # Dropout masks come from keys, so there is no RNG state to preserve. The reentrant form fails
             # under ZeRO 2 and 3 if a block runs twice.
             x_BTD, routing = checkpoint(
                 block,
                 x_BTD,
-                keys_PB,
+                keys[layer],
                 routed,
                 *arguments,
                 use_reentrant=False,
@@ -97,7 +96,7 @@ def run_layers(
             )
         else:
             cached = {} if cache is None else {"cache": cache.layers[layer]}
-            x_BTD, routing = block(x_BTD, keys_PB, routed, *arguments, **cached)
+            x_BTD, routing = block(x_BTD, keys[layer], routed, *arguments, **cached)
         if routing is not None:
             routings.append(routing)
     return x_BTD, routings

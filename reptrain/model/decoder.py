@@ -13,7 +13,7 @@ from reptrain.model.attention import CausalAttention
 from reptrain.model.attention_mask import decoder_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
-from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, LayerKeys, Site, layer_keys
 from reptrain.model.head import Head
 from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import build_norm
@@ -27,7 +27,7 @@ from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
 class Block(nn.Module):
-    """A pre-norm layer: self-attention, then the MLP, each with a residual add.
+    """A pre-norm layer: self-attention, then the MLP, each with a residual add; or both in parallel (PaLM).
 
     Args:
         config: The model.
@@ -42,24 +42,28 @@ class Block(nn.Module):
         self.attention_dropout = BranchDropout(
             rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
         )
-        self.mlp_norm = build_norm(config)
+        self.mlp_norm = None if config.parallel_block else build_norm(config)
         self.mlp = build_mlp(config, sparse, bias=config.has_mlp_bias)
         self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
     def forward(
         self,
         x_BTD: Tensor,
-        keys_PB: Tensor | None,
+        keys: LayerKeys | None,
         routed: RoutedTokens,
         rotation: Rotation | None,
         mask: AttentionMask,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask, keys_PB, cache)
-        x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
-        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
-        return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
+        normed_BTD = self.attention_norm(x_BTD)
+        mixed_BTD = self.attention(normed_BTD, rotation, mask, keys, cache)
+        if self.mlp_norm is None:
+            x_BTD = self.attention_dropout(x_BTD, mixed_BTD, keys)
+        else:
+            x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys))
+        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys, routed)
+        return self.mlp_dropout(x_BTD, transformed_BTD, keys), routing
 
 
 class Decoder(nn.Module):
@@ -149,16 +153,17 @@ class Decoder(nn.Module):
             position_BT, num_positions = cache.position_BT, cache.num_columns
         mask = decoder_mask(tokens_BT, segments_BT, prefix_B, self.config.sliding_window, cache)
         x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
-        x_BTD = self.embedding_dropout(x_BTD, site_keys(key_B, 0))
+        keys = layer_keys(key_B, 0, self.config.stack.num_layers, self.config.num_heads)
+        # Dropout outside of the layers uses the keys of the first one.
+        x_BTD = self.embedding_dropout(x_BTD, keys[0])
         x_BTD, layers = run_layers(
             self.blocks,
             x_BTD,
             rotary,
             mask,
-            key_B=key_B,
+            keys=keys,
             routed=RoutedTokens(is_token_BT, None if routing is None else routing.num_targets_B),
             shape=self.config.stack,
-            first_layer=0,
             recompute=self.recompute if self.training else "none",
             cache=cache,
         )

@@ -1,13 +1,15 @@
 """Dropout whose masks are functions of (seed, site, step, global row, position, unit).
 
-Shapes: B rows of a micro-batch, P sites of a layer, H heads, T positions, S keys, D units, N assignments of a
-token to an expert, F hidden units of an expert.
+Shapes: B rows of a micro-batch, L layers, P sites of a layer, A of them for attention weights, H heads,
+T positions, S keys, D units, N assignments of a token to an expert, F hidden units of an expert.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ class Site(IntEnum):
     CROSS_PATH = 11
     MLP_PATH = 12
     INPUT_NOISE = 13
+    MLP_OUTPUT = 14
+    EXPERT_OUTPUT = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,22 +63,57 @@ class DropoutContext:
         object.__setattr__(self, "key_B", counter.row_keys(self.seed, self.step, self.row_B))
 
 
-def site_keys(key_B: Tensor | None, layer: int) -> Tensor | None:
-    """The dropout keys of a layer's sites.
+class LayerKeys(NamedTuple):
+    """The dropout keys of a layer.
 
     They are computed outside of the layer, so that a shared layer gets new masks each time it runs.
+    """
+
+    site_PB: Tensor
+    """int64: the key of each site and row."""
+    head_ABH: Tensor
+    """int64: the keys of each row's heads, for the weights of self-attention and of cross-attention."""
+
+
+_WEIGHTS_SITES = (Site.ATTENTION_WEIGHTS, Site.CROSS_WEIGHTS)
+
+
+def site_keys(key_B: Tensor, first_layer: int, num_layers: int) -> Tensor:
+    """The dropout keys of the sites of consecutive layers.
+
+    Args:
+        key_B: int64, key of each row (see `DropoutContext`).
+        first_layer: Index of the first layer in the whole model.
+        num_layers: L.
+
+    Returns:
+        int64 [L, P, B].
+    """
+    first = _SITES_PER_LAYER * first_layer
+    site_LP = torch.arange(first, first + _SITES_PER_LAYER * num_layers, device=key_B.device)
+    return counter.fold(key_B, site_LP[:, None]).unflatten(0, (num_layers, _SITES_PER_LAYER))
+
+
+def layer_keys(
+    key_B: Tensor | None, first_layer: int, num_layers: int, num_heads: int
+) -> Sequence[LayerKeys | None]:
+    """The dropout keys of consecutive layers, derived together: few operations for any number of layers.
 
     Args:
         key_B: int64, key of each row (see `DropoutContext`); None: no dropout.
-        layer: Index of the layer in the whole model.
+        first_layer: Index of the first layer in the whole model.
+        num_layers: L.
+        num_heads: H.
 
     Returns:
-        int64 [P, B]; None for None.
+        The keys of each layer; None for each layer if ``key_B`` is None.
     """
     if key_B is None:
-        return None
-    site_P = torch.arange(_SITES_PER_LAYER, device=key_B.device) + _SITES_PER_LAYER * layer
-    return counter.fold(key_B, site_P[:, None])
+        return [None] * num_layers
+    key_LPB = site_keys(key_B, first_layer, num_layers)
+    weights_LAB = torch.stack([key_LPB[:, site] for site in _WEIGHTS_SITES], 1)
+    head_LABH = counter.fold(weights_LAB[..., None], torch.arange(num_heads, device=key_B.device))
+    return [LayerKeys(*keys) for keys in zip(key_LPB.unbind(), head_LABH.unbind(), strict=True)]
 
 
 class Dropout(nn.Module):
@@ -104,26 +143,32 @@ class Dropout(nn.Module):
         self.is_on = rate > 0
         self.rate_2 = rates.packed(rate)
 
-    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
         """Drop units of each position.
 
         Args:
             x_BTD: Input.
-            keys_PB: int64, dropout keys of the layer's sites; None returns ``x_BTD``.
+            keys: Dropout keys of the layer; None returns ``x_BTD``.
         """
-        key_B, rate_2 = self.key_and_rate(keys_PB)
+        key_B, rate_2 = self.key_and_rate(keys)
         return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
 
-    def key_and_rate(self, keys_PB: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Arguments of fused operations: key_B, None without dropout, and the packed rate."""
-        return keys_PB[self.site] if keys_PB is not None and self.is_on else None, self.rate_2
+    def mask_rows(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
+        """Drop whole vectors: one draw for each position, unit 0."""
+        key_B, rate_2 = self.key_and_rate(keys)
+        if key_B is None:
+            return x_BTD
+        return x_BTD * counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key_B, rate_2)
 
-    def head_keys(self, keys_PB: Tensor | None, num_heads: int) -> Tensor | None:
-        """The keys of each row's heads, int64 [B, H]; None where nothing is dropped."""
-        if keys_PB is None or not self.is_on:
+    def key_and_rate(self, keys: LayerKeys | None) -> tuple[Tensor | None, Tensor]:
+        """Arguments of fused operations: key_B, None without dropout, and the packed rate."""
+        return keys.site_PB[self.site] if keys is not None and self.is_on else None, self.rate_2
+
+    def head_keys(self, keys: LayerKeys | None) -> Tensor | None:
+        """The keys of each row's heads at a site of attention weights, int64 [B, H]; None: no dropout."""
+        if keys is None or not self.is_on:
             return None
-        head_H = torch.arange(num_heads, device=keys_PB.device)
-        return counter.fold(keys_PB[self.site][:, None], head_H)
+        return keys.head_ABH[_WEIGHTS_SITES.index(self.site)]
 
     def forward_assignments(self, x_NF: Tensor, key_N: Tensor | None) -> Tensor:
         """Drop hidden units of dispatched tokens; ``key_N`` keys each assignment, None: no dropout."""
@@ -156,19 +201,19 @@ class BranchDropout(nn.Module):
         self.units = Dropout(units, unit_site)
         self.path = Dropout(path, path_site)
 
-    def forward(self, x_BTD: Tensor, branch_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, branch_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
         """Add the branch to the residual stream.
 
         Args:
             x_BTD: The residual stream.
             branch_BTD: Output of the branch.
-            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            keys: Dropout keys of the layer; None: no dropout.
         """
-        return join(x_BTD, branch_BTD, self.drops(keys_PB))
+        return join(x_BTD, branch_BTD, self.drops(keys))
 
-    def drops(self, keys_PB: Tensor | None) -> Drops:
+    def drops(self, keys: LayerKeys | None) -> Drops:
         """Keys and rates of the branch's dropout, for a fused residual add and norm."""
-        return Drops(*self.units.key_and_rate(keys_PB), *self.path.key_and_rate(keys_PB))
+        return Drops(*self.units.key_and_rate(keys), *self.path.key_and_rate(keys))
 
 
 def set_rates(model: nn.Module, progress: RunPosition) -> None:

@@ -14,7 +14,7 @@ from reptrain.config.model import MoEConfig, Recompute, StackShape, T5Config
 from reptrain.model.attention_mask import cross_mask, self_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
-from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, LayerKeys, Site, layer_keys
 from reptrain.model.head import Head
 from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import RMSNorm
@@ -63,33 +63,33 @@ class T5Block(nn.Module):
         self,
         x_BTD: Tensor,
         mask: AttentionMask,
-        keys_PB: Tensor | None,
+        keys: LayerKeys | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """The branch of the layer's self-attention; a layer with its own bias adds it to the mask."""
         if self.relative_bias is not None:
             mask = self.relative_bias(mask)
         normed_BTD = self.attention_norm(x_BTD)
-        return self.attention(normed_BTD, normed_BTD, mask, keys_PB, cache)
+        return self.attention(normed_BTD, normed_BTD, mask, keys, cache)
 
     def transform(
-        self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys_PB: Tensor | None, routed: RoutedTokens
+        self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys: LayerKeys | None, routed: RoutedTokens
     ) -> tuple[Tensor, LayerRouting | None]:
         """Add the branch before the MLP to the residual stream, then apply the MLP."""
         x_BTD, normed_BTD = self.mlp_norm(x_BTD, branch_BTD, drops)
-        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys_PB, routed)
-        return self.mlp_dropout(x_BTD, transformed_BTD, keys_PB), routing
+        transformed_BTD, routing = transform(self.mlp, normed_BTD, keys, routed)
+        return self.mlp_dropout(x_BTD, transformed_BTD, keys), routing
 
 
 class EncoderBlock(T5Block):
     """A layer of the encoder: self-attention, then the MLP, each with a residual add."""
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens, mask: AttentionMask
+        self, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens, mask: AttentionMask
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, mask, keys_PB)
-        return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB), keys_PB, routed)
+        mixed_BTD = self.mix(x_BTD, mask, keys)
+        return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys), keys, routed)
 
 
 class DecoderBlock(T5Block):
@@ -106,23 +106,23 @@ class DecoderBlock(T5Block):
     def forward(
         self,
         x_BTD: Tensor,
-        keys_PB: Tensor | None,
+        keys: LayerKeys | None,
         routed: RoutedTokens,
         mask: AttentionMask,
         source: Source,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, mask, keys_PB, cache)
-        x_BTD, normed_BTD = self.cross_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys_PB))
+        mixed_BTD = self.mix(x_BTD, mask, keys, cache)
+        x_BTD, normed_BTD = self.cross_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys))
         read_BTD = self.cross_attention(
             normed_BTD,
             source.states_BSD,
             source.mask,
-            keys_PB,
+            keys,
             None if cache is None else cache.cross,
         )
-        return self.transform(x_BTD, read_BTD, self.cross_dropout.drops(keys_PB), keys_PB, routed)
+        return self.transform(x_BTD, read_BTD, self.cross_dropout.drops(keys), keys, routed)
 
 
 class Stack(nn.Module):
@@ -148,6 +148,7 @@ class Stack(nn.Module):
         super().__init__()
         self.shape = shape
         self.first_layer = first_layer
+        self.num_heads = config.num_heads
         self.causal = causal
         self.relative_bias = None
         if not config.relative_bias_per_layer:
@@ -189,20 +190,19 @@ class Stack(nn.Module):
         if self.relative_bias is not None:
             mask = self.relative_bias(mask)
         # Dropout outside of the layers uses the keys of the first one.
-        keys_PB = site_keys(key_B, self.first_layer)
+        keys = layer_keys(key_B, self.first_layer, self.shape.num_layers, self.num_heads)
         x_BTD, layers = run_layers(
             self.blocks,
-            self.embedding_dropout(x_BTD, keys_PB),
+            self.embedding_dropout(x_BTD, keys[0]),
             mask,
             *source,
-            key_B=key_B,
+            keys=keys,
             routed=RoutedTokens(segments_BT > 0, num_targets_B),
             shape=self.shape,
-            first_layer=self.first_layer,
             recompute=recompute,
             cache=cache,
         )
-        return self.output_dropout(self.norm(x_BTD), keys_PB), layers
+        return self.output_dropout(self.norm(x_BTD), keys[0]), layers
 
 
 class EncoderDecoder(nn.Module):

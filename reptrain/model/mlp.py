@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from reptrain.config.model import Activation, is_gated
-from reptrain.model.dropout import Dropout
+from reptrain.model.dropout import Dropout, LayerKeys
 from reptrain_kernels.ops.gated import activate
 
 
@@ -20,6 +20,7 @@ class MLP(nn.Module):
         d_ff: F.
         activation: Activation of the hidden units; a gated one has a third projection.
         dropout: Dropout of the hidden units.
+        output_mask: Masks the output of whole positions; None: no mask.
         bias: Whether each projection has a bias.
 
     Source:
@@ -27,7 +28,14 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, d_ff: int, *, activation: Activation, dropout: Dropout, bias: bool = False
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: Activation,
+        dropout: Dropout,
+        output_mask: Dropout | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.activation: Activation = activation
@@ -35,17 +43,19 @@ class MLP(nn.Module):
         self.up = nn.Linear(d_model, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, d_model, bias=bias)
         self.dropout = dropout
+        self.output_mask = output_mask
 
-    def forward(self, x_BTD: Tensor, keys_PB: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
         """Transform each position.
 
         Args:
             x_BTD: Normalized states.
-            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            keys: Dropout keys of the layer; None: no dropout.
 
         Returns:
             y_BTD, in the dtype of the weights or of autocast.
         """
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
-        key_B, rate_2 = self.dropout.key_and_rate(keys_PB)
-        return self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))
+        key_B, rate_2 = self.dropout.key_and_rate(keys)
+        y_BTD = self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))
+        return y_BTD if self.output_mask is None else self.output_mask.mask_rows(y_BTD, keys)

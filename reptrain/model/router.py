@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reptrain.config.model import MoEConfig
-from reptrain.model.dropout import Site
+from reptrain.model.dropout import LayerKeys, Site
 from reptrain_kernels import counter
 from reptrain_kernels.ops.router import Routed, route
 
@@ -103,14 +103,14 @@ class Router(nn.Module):
         self.register_buffer("votes_E", torch.zeros(config.num_experts, dtype=torch.int64))
 
     def forward(
-        self, x_BTD: Tensor, is_token_BT: Tensor, keys_PB: Tensor | None
+        self, x_BTD: Tensor, is_token_BT: Tensor, keys: LayerKeys | None
     ) -> tuple[Choice, RouterLosses]:
         """Select the experts of each token.
 
         Args:
             x_BTD: Normalized states.
             is_token_BT: bool, False for padding.
-            keys_PB: int64, dropout keys of the layer's sites, which key the jitter; None: no jitter.
+            keys: Dropout keys of the layer, which key the jitter; None: no jitter.
 
         Returns:
             The experts, and the losses of each routing group.
@@ -118,8 +118,8 @@ class Router(nn.Module):
         # Autocast would round the logits.
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = x_BTD.float()
-            if keys_PB is not None and self.config.jitter > 0:
-                x_BTD = x_BTD * self._jitter(x_BTD, keys_PB[Site.ROUTER])
+            if keys is not None and self.config.jitter > 0:
+                x_BTD = x_BTD * self._jitter(x_BTD, keys.site_PB[Site.ROUTER])
             logit_BTE = x_BTD @ self.weight.float().T
         routed = route(
             logit_BTE,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reptrain.config.model import Activation, ModelConfig, MoEConfig
 from reptrain.config.scheduled import Scheduled
 from reptrain.model.dispatch import Dispatch
-from reptrain.model.dropout import Dropout, Site
+from reptrain.model.dropout import Dropout, LayerKeys, Site
 from reptrain.model.experts import Experts
 from reptrain.model.megablocks import MegaBlocksDispatch
 from reptrain.model.mlp import MLP
@@ -67,6 +67,8 @@ class SparseMLP(nn.Module):
         config: Configuration of the sparse layers.
         dropout: Dropout rate of the experts' hidden units.
         shared_dropout: Dropout of the shared MLP's hidden units.
+        expert_mask: Rate of masking the output of an expert for a token.
+        output_mask: Rate of masking the output of the layer at a position.
 
     Source:
         Fedus et al., "Switch transformers", 2021 (the layer); Dai et al., "DeepSeekMoE", 2024, section
@@ -82,6 +84,8 @@ class SparseMLP(nn.Module):
         config: MoEConfig,
         dropout: Scheduled | float,
         shared_dropout: Dropout,
+        expert_mask: Scheduled | float = 0.0,
+        output_mask: Scheduled | float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -89,33 +93,36 @@ class SparseMLP(nn.Module):
         self.experts = Experts(
             d_model, config.d_ff or d_ff, activation=activation, config=config, dropout=dropout
         )
+        self.expert_mask = Dropout(expert_mask, Site.EXPERT_OUTPUT)
+        self.output_mask = Dropout(output_mask, Site.MLP_OUTPUT)
         self.shared = None
         if config.shared_d_ff:
             self.shared = MLP(d_model, config.shared_d_ff, activation=activation, dropout=shared_dropout)
 
     def forward(
-        self, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+        self, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens
     ) -> tuple[Tensor, LayerRouting | None]:
         """Transform each token.
 
         Args:
             x_BTD: Normalized states.
-            keys_PB: int64, dropout keys of the layer's sites; None: no dropout.
+            keys: Dropout keys of the layer; None: no dropout.
             routed: Which positions are tokens, and the targets of each row.
 
         Returns:
             y_BTD, the experts' part 0 for padding; and the router's losses and statistics, None if ``routed``
             has no targets.
         """
-        choice, losses = self.router(x_BTD, routed.is_token_BT, keys_PB)
-        y_BTD = self._through_experts(x_BTD, choice, keys_PB)
+        choice, losses = self.router(x_BTD, routed.is_token_BT, keys)
+        y_BTD = self._through_experts(x_BTD, choice, keys)
         if self.shared is not None:
-            y_BTD = y_BTD + self.shared(x_BTD, keys_PB)
+            y_BTD = y_BTD + self.shared(x_BTD, keys)
+        y_BTD = self.output_mask.mask_rows(y_BTD, keys)
         if routed.num_targets_B is None:
             return y_BTD, None
         return y_BTD, self._layer_routing(choice, losses, routed.is_token_BT, routed.num_targets_B)
 
-    def _through_experts(self, x_BTD: Tensor, choice: Choice, keys_PB: Tensor | None) -> Tensor:
+    def _through_experts(self, x_BTD: Tensor, choice: Choice, keys: LayerKeys | None) -> Tensor:
         experts = self.config.num_experts
         if self.config.backend == "megablocks":
             dispatch: Dispatch = MegaBlocksDispatch(choice.expert_BTK, experts)
@@ -123,18 +130,19 @@ class SparseMLP(nn.Module):
             # The loop backend is the reference: plain torch on every device.
             impl: Implementation | None = "torch" if self.config.backend == "loop" else None
             dispatch = Dispatch(choice.expert_BTK, experts, impl=impl)
-        key_N = (
-            None if keys_PB is None else self._assignment_keys(choice.expert_BTK, keys_PB)[dispatch.order_N]
-        )
+        key_N = None
+        if keys is not None and self.experts.dropout.is_on:
+            key_N = self._assignment_keys(choice.expert_BTK, keys)[dispatch.order_N]
         y_ND = self.experts(dispatch.dispatch(x_BTD), dispatch.count_E, key_N)
-        return dispatch.combine(y_ND, choice.gate_BTK)
+        # A gate for each of a token's experts: to mask it is to mask the expert's output.
+        return dispatch.combine(y_ND, self.expert_mask(choice.gate_BTK, keys))
 
-    def _assignment_keys(self, expert_BTK: Tensor, keys_PB: Tensor) -> Tensor:
+    def _assignment_keys(self, expert_BTK: Tensor, keys: LayerKeys) -> Tensor:
         """Dropout key of each assignment, int64 [N]: a function of row, slot among the token's experts, and
         position, not of the place after dispatch."""
         _, positions, slots = expert_BTK.shape
-        position_T, slot_K = (torch.arange(n, device=keys_PB.device) for n in (positions, slots))
-        key_BK = counter.fold(keys_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
+        position_T, slot_K = (torch.arange(n, device=keys.site_PB.device) for n in (positions, slots))
+        key_BK = counter.fold(keys.site_PB[Site.EXPERT_HIDDEN][:, None], slot_K)
         return counter.fold(key_BK[:, None], position_T[:, None]).flatten()
 
     def _layer_routing(
@@ -163,7 +171,14 @@ def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = Fal
     """
     hidden_dropout = Dropout(config.dropout.mlp, Site.MLP_HIDDEN)
     if sparse is None:
-        return MLP(config.d_model, config.d_ff, activation=config.mlp, dropout=hidden_dropout, bias=bias)
+        return MLP(
+            config.d_model,
+            config.d_ff,
+            activation=config.mlp,
+            dropout=hidden_dropout,
+            output_mask=Dropout(config.dropout.mlp_output, Site.MLP_OUTPUT),
+            bias=bias,
+        )
     return SparseMLP(
         config.d_model,
         config.d_ff,
@@ -171,13 +186,15 @@ def build_mlp(config: ModelConfig, sparse: MoEConfig | None, *, bias: bool = Fal
         config=sparse,
         dropout=config.dropout.expert,
         shared_dropout=hidden_dropout,
+        expert_mask=config.dropout.expert_output,
+        output_mask=config.dropout.mlp_output,
     )
 
 
 def transform(
-    mlp: MLP | SparseMLP, x_BTD: Tensor, keys_PB: Tensor | None, routed: RoutedTokens
+    mlp: MLP | SparseMLP, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens
 ) -> tuple[Tensor, LayerRouting | None]:
     """Apply the MLP of a layer: y_BTD, and the routing of a sparse one (see `SparseMLP.forward`)."""
     if isinstance(mlp, SparseMLP):
-        return mlp(x_BTD, keys_PB, routed)
-    return mlp(x_BTD, keys_PB), None
+        return mlp(x_BTD, keys, routed)
+    return mlp(x_BTD, keys), None

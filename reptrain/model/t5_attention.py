@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
 from reptrain.model.cache import CrossCache, LayerCache
-from reptrain.model.dropout import Dropout, Site
+from reptrain.model.dropout import Dropout, LayerKeys, Site
 from reptrain_kernels.ops.attention import AttentionMask, attention
 
 
@@ -40,7 +40,7 @@ class T5Attention(nn.Module):
         x_BTD: Tensor,
         source_BSD: Tensor,
         mask: AttentionMask,
-        keys_PB: Tensor | None,
+        keys: LayerKeys | None,
         cache: LayerCache | CrossCache | None = None,
     ) -> Tensor:
         """Attend from ``x_BTD`` to ``source_BSD``, y_BTD.
@@ -49,7 +49,7 @@ class T5Attention(nn.Module):
             x_BTD: Gives the queries.
             source_BSD: Gives the keys and values; ``x_BTD`` itself in self-attention.
             mask: Which positions of the source each position attends to, and the bias of the scores.
-            keys_PB: Dropout keys of the layer's sites; None drops nothing.
+            keys: Dropout keys of the layer; None drops nothing.
             cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
         """
         q_BHTN = self._heads(self.query(x_BTD))
@@ -63,7 +63,7 @@ class T5Attention(nn.Module):
             v_BHSN,
             scale=1.0,
             mask=mask,
-            key_BH=self.dropout.head_keys(keys_PB, q_BHTN.shape[1]),
+            key_BH=self.dropout.head_keys(keys),
             rate=self.dropout.rate_2,
         )
         return self.output(y_BHTN.transpose(1, 2).flatten(2))

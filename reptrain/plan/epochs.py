@@ -143,6 +143,8 @@ class EpochPlan:
     def _order_key(self, epoch: Int64s) -> random.UInt64s:
         if self.order == "same":
             return random.key(self.seed, "order", 0)
+        if epoch.size and epoch.min() == epoch.max():
+            return random.key(self.seed, "order", int(epoch.flat[0]))
         return _by_epoch(lambda epoch: random.key(self.seed, "order", epoch), epoch)
 
     def indices_of(self, position: int, epoch: Int64s) -> Int64s:

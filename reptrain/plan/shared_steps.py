@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -11,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint, settings_affecting_results
-from reptrain.config.schedule import step_learning_rate
-from reptrain.config.scheduled import RunPosition, Scheduled
+from reptrain.config.schedule import step_learning_rate, weight_decay_factor
+from reptrain.config.scheduled import Moment, RunPosition, Scheduled, Unit
 from reptrain.plan.mixture import MixturePlan, plan_mixture
 from reptrain.plan.shard import StepPlan
 
 _LONGEST, _MOST_WINDOWS = 2**17, 2**24
 # Settings that enter a step only through the functions in `_settings_at`.
 _RESOLVED = ("schedule", "regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise",
-             "optimizer.weight_decay", "model.dropout", "average.start", "train.total_tokens")  # fmt: skip
+             "regularize.masked_inputs", "optimizer.weight_decay", "model.dropout", "average.start",
+             "train.total_tokens")  # fmt: skip
 StepSettings = tuple[Any, ...]
 
 
@@ -65,25 +67,56 @@ class RunSteps:
 
     @property
     def num_compared(self) -> int:
-        """Number of steps that are compared: none for a run of very many steps."""
+        """Number of steps to compare one by one: none for a run of very many steps."""
         num_steps = self.steps.num_steps
         return num_steps if num_steps <= _LONGEST else 0
 
     def settings(self, step: int) -> StepSettings:
         """Learning rate, regularizers and windows of a step."""
         while len(self._settings) <= step:
-            self._settings.append(self._settings_at(len(self._settings)))
+            self._settings.append(self.settings_at(len(self._settings)))
         return self._settings[step]
 
-    def _settings_at(self, step: int) -> StepSettings:
-        config = self.config
-        first, windows = self.steps.window_range(step)
-        position = RunPosition(
+    @property
+    def course(self) -> list[Any]:
+        """What decides the learning rate and the windows of every step, for runs of one kind."""
+        return [self.plan.total_tokens, self.steps.num_steps, self.config.schedule, self.config.optimizer.lr]
+
+    def changes(self) -> set[int]:
+        """Steps around which regularizers, or the average of the weights, begin or end to change."""
+        steps = {0}
+        for moment in self._moments():
+            first = bisect_left(range(self.steps.num_steps), moment.amount, key=self._progress(moment.unit))
+            steps |= {first - 1, first, first + 1}
+        return steps | {step + 1 for step in steps}
+
+    def _moments(self) -> list[Moment]:
+        average = self.config.average
+        moments = [average.start] if average is not None else []
+        for value in _scheduled(self.config):
+            if value.over is None:
+                moments.append(value.start)
+            else:
+                end = Moment(value.start.amount + value.over.amount, value.over.unit)
+                moments += [Moment(value.start.amount, value.over.unit), end]
+        return moments
+
+    def _progress(self, unit: Unit) -> Callable[[int], Fraction]:
+        return lambda step: self._position(step).position(unit)
+
+    def _position(self, step: int) -> RunPosition:
+        return RunPosition(
             step=step,
             tokens=self._tokens_before(step),
             total_tokens=self.plan.total_tokens,
-            epochs=Fraction(first, self.plan.windows_per_epoch),
+            epochs=Fraction(self.steps.window_range(step)[0], self.plan.windows_per_epoch),
         )
+
+    def settings_at(self, step: int) -> StepSettings:
+        """`settings`, without those of the steps before it."""
+        config = self.config
+        windows = self.steps.window_range(step)[1]
+        position = self._position(step)
         after = self._tokens_before(step + 1)
         lr = step_learning_rate(
             position.tokens, after, position.total_tokens, config.optimizer, config.schedule
@@ -91,6 +124,7 @@ class RunSteps:
         return (
             windows,
             lr,
+            weight_decay_factor(position.tokens, after, position.total_tokens, config.schedule),
             *(value.at(position) for value in _scheduled(config)),
             *_average(config, position),
         )
@@ -126,6 +160,7 @@ def _scheduled(config: RunConfig) -> list[Scheduled]:
         regularize.label_smoothing,
         regularize.z_loss,
         regularize.input_noise,
+        regularize.masked_inputs,
         config.optimizer.weight_decay,
     ]
 
@@ -145,6 +180,20 @@ def shared_steps(one: RunSteps, other: RunSteps) -> int:
     """
     if not (one.can_share and other.can_share) or one.kind != other.kind:
         return 0
+    if one.course == other.course:
+        return _shared_on_one_course(one, other)
     compared = min(one.num_compared, other.num_compared)
     steps = (step for step in range(compared) if one.settings(step) != other.settings(step))
     return next(steps, compared)
+
+
+def _shared_on_one_course(one: RunSteps, other: RunSteps) -> int:
+    """`shared_steps` of runs with the same learning rate and windows, from a few steps.
+
+    Between two changes, every regularizer is constant or linear, so that values which agree in the first two
+    steps after a change agree until the next one.
+    """
+    num_steps = one.steps.num_steps
+    steps = sorted(step for step in one.changes() | other.changes() if 0 <= step < num_steps)
+    differing = (step for step in steps if one.settings_at(step) != other.settings_at(step))
+    return next(differing, num_steps)

@@ -52,6 +52,8 @@ def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
         parts.append(f"{_interval(judged)} {_unit(judged)}".strip())
     if judged.seeds_used:
         parts.append(f"n = {judged.seeds_used}")
+    if judged.look is not None and result.claim.max_seeds is not None:
+        parts.append(f"look {judged.look} of 2")
     if judged.seeds_needed:
         parts.append(f"{judged.seeds_needed} more needed")
     reason = f" ({judged.reason})" if judged.reason else ""

@@ -14,6 +14,7 @@ from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.claims import ClaimResult, judge
 from reptrain.analysis.laws import find_law
 from reptrain.analysis.questions import questions_hash
+from reptrain.analysis.tables import main_runs
 from reptrain.errors import AnalysisError, ConfigError
 from reptrain.files import read_small
 from reptrain.reading import parse_json
@@ -29,8 +30,8 @@ class Findings:
     """The tables of a study and the answers to its questions.
 
     Attributes:
-        runs: A row for each run.
-        evaluations: A row for each evaluation.
+        runs: A row for each main run.
+        evaluations: A row for each of their evaluations.
         claims: The claims with their verdicts.
         fits: The answers to the fits.
         advice: The best run for ten times the largest run's FLOPs, by the first law that can tell.
@@ -59,8 +60,9 @@ def find(study: StudyConfig, out: Path) -> Findings:
     """
     written = write_tables(study, out)
     runs, evaluations = pq.read_table(written.runs), pq.read_table(written.evaluations)
+    shown = main_runs(runs), main_runs(evaluations)
     if not study.claims and not study.fits:
-        return Findings(runs, evaluations)
+        return Findings(*shown)
     current = questions_hash(study.claims, study.fits)
     cautions = _changed(current, out)
     claims: list[ClaimResult] = []
@@ -68,13 +70,13 @@ def find(study: StudyConfig, out: Path) -> Findings:
         claims = judge(runs, study.claims)
     except AnalysisError as error:
         cautions.append(str(error))
-    budget = _budget(runs)
+    budget = _budget(shown[0])
     fits = [
         answer_fit(question, runs, FitOptions(budget=budget if _decides(question.law) else None))
         for question in study.fits
     ]
     advice = [text for answer in fits if budget and (text := _advice(answer, budget))]
-    return Findings(runs, evaluations, claims, fits, advice[0] if advice else "", current, cautions)
+    return Findings(*shown, claims, fits, advice[0] if advice else "", current, cautions)
 
 
 def _budget(runs: pa.Table) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reptrain.config import RunConfig
-from reptrain.config.schedule import step_learning_rate
+from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.config.scheduled import Scheduled
 from reptrain.errors import ConfigError
 from reptrain.plan import MixturePlan, StepPlan, plan_mixture
@@ -87,13 +87,17 @@ def _curves(
     chosen = np.unique(np.linspace(0, steps.num_steps - 1, _MOST_STEPS).round().astype(int))
     at = [position_at(plan, steps, int(step)) for step in chosen]
     tokens = [progress.tokens for progress in at]
-    rates = []
+    rates, factors = [], []
     for step in chosen:
         first, windows = steps.window_range(int(step))
         before, after = (plan.tokens_before(window) for window in (first, first + windows))
         rates.append(step_learning_rate(before, after, plan.total_tokens, config.optimizer, config.schedule))
-    curves = {"learning rate": (tokens, rates)}
-    return curves | {
+        factors.append(weight_decay_factor(before, after, plan.total_tokens, config.schedule))
+    curves = {"learning rate": (tokens, rates)} | {
         name: (tokens, [scheduled.at(progress) for progress in at])
         for name, scheduled in schedules(config).items()
     }
+    if (decay := "optimizer.weight_decay") in curves:
+        values = zip(curves[decay][1], factors, strict=True)
+        curves[decay] = tokens, [value * factor for value, factor in values]
+    return curves

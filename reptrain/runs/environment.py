@@ -36,7 +36,7 @@ def collect(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "commit": _commit(Path.cwd()),
         "command": sys.argv,
         "host": platform.node(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         **(extra or {}),
     }
@@ -67,7 +67,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name on Linux, otherwise the architecture."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():

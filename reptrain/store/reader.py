@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from reptrain.errors import StoreError, TokenizerError
 from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest, read_manifest
+from reptrain.store.mapped_shards import MappedShards
 from reptrain.store.shards import ShardReader
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.tokenizer import TokenArray
@@ -36,6 +37,8 @@ class Split:
         self._shards = info.shards
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)])
         self._readers: list[ShardReader | None] = [None] * len(info.shards)
+        self._mapped = MappedShards(self.dtype)
+        self._is_whole = False
 
     def lengths(self, first: int, count: int) -> npt.NDArray[np.int64]:
         """Lengths in tokens of ``count`` documents from index ``first``, including EOS, int64 [count].
@@ -83,18 +86,14 @@ class Split:
             IndexError: If a part exceeds its document.
         """
         doc, offset, length = (np.asarray(values, np.int64) for values in (doc_D, offset_D, length_D))
-        if len(doc) and not 0 <= doc.min() <= doc.max() < self.num_documents:
+        if doc.size == 0:
+            return np.empty(0, self.dtype)
+        if not 0 <= doc.min() <= doc.max() < self.num_documents:
             raise IndexError(f"documents {doc.min()} to {doc.max()} of {self.num_documents}")
-        if len(length) and length.min() < 0:
+        if length.min() < 0:
             raise IndexError(f"{length.min()} tokens")
-        out = np.empty(int(length.sum()), self.dtype)
-        target = np.cumsum(length) - length
-        shard = np.searchsorted(self._first_document, doc, side="right") - 1
-        for number in np.unique(shard):
-            piece = np.flatnonzero(shard == number)
-            local = doc[piece] - self._first_document[number]
-            self._reader(int(number)).copy(local, offset[piece], length[piece], out, target[piece])
-        return out
+        self._map(doc)
+        return self._mapped.read(doc, offset, length)
 
     def document_id(self, index: int) -> str:
         """The id of a document: from the source, or ``file:line``."""
@@ -114,6 +113,21 @@ class Split:
             raise IndexError(f"document {index} of {self.num_documents}")
         shard = int(np.searchsorted(self._first_document, index, side="right")) - 1
         return self._reader(shard).text(column, index - int(self._first_document[shard]))
+
+    def _map(self, doc_D: npt.NDArray[np.int64]) -> None:
+        """Make the shards of these documents part of the mapped ones."""
+        if self._is_whole:
+            return
+        shards = np.flatnonzero(
+            np.bincount(
+                np.searchsorted(self._first_document, doc_D, side="right") - 1, minlength=len(self._shards)
+            )
+        )
+        if all(self._mapped.has(number) for number in shards.tolist()):
+            return
+        for number in shards.tolist():
+            self._mapped.add(number, int(self._first_document[number]), self._reader(number))
+        self._is_whole = all(self._mapped.has(number) for number in range(len(self._shards)))
 
     def _reader(self, shard: int) -> ShardReader:
         reader = self._readers[shard]

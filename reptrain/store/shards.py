@@ -21,8 +21,6 @@ from reptrain.text.tokenizer import TokenArray, TokenDtype
 BATCH_TOKENS = 1 << 22
 # For short documents, Python's overhead per document exceeds its tokens.
 BATCH_DOCUMENTS = 1 << 15
-# From this mean length, copying slices is faster than indexing every token.
-_LONG_TOKENS = 64
 
 
 def shard_schema(dtype: TokenDtype) -> pa.Schema:
@@ -147,60 +145,11 @@ class ShardReader:
                 parts.append(np.diff(offsets[low : high + 1]).astype(np.int64))
         return np.concatenate(parts)
 
-    def copy(
-        self,
-        doc_D: npt.NDArray[np.int64],
-        offset_D: npt.NDArray[np.int64],
-        length_D: npt.NDArray[np.int64],
-        out: TokenArray,
-        target_D: npt.NDArray[np.int64],
-    ) -> None:
-        """Copy parts of documents to positions ``target_D`` of ``out``.
-
-        Raises:
-            IndexError: If a part exceeds its document.
-        """
-        batch_D = np.searchsorted(self.first_document, doc_D, side="right") - 1
-        for batch in np.unique(batch_D):
-            piece = np.flatnonzero(batch_D == batch)
-            row, offsets = doc_D[piece] - self.first_document[batch], self.offsets[batch]
-            offset, length = offset_D[piece], length_D[piece]
-            start = offsets[row] + offset
-            outside = (offset < 0) | (start + length > offsets[row + 1])
-            if outside.any():
-                first = int(np.argmax(outside))
-                raise IndexError(f"{length[first]} tokens from {offset[first]} exceed their document")
-            _copy(self.tokens[batch], start, length, out, target_D[piece])
-
     def text(self, column: str, index: int) -> str | None:
         """The value of a string column for one document."""
         batch = int(np.searchsorted(self.first_document, index, side="right")) - 1
         value = self.batches[batch].column(column)[index - int(self.first_document[batch])].as_py()
         return None if value is None else str(value)
-
-
-def _copy(
-    tokens: TokenArray,
-    start_D: npt.NDArray[np.int64],
-    length_D: npt.NDArray[np.int64],
-    out: TokenArray,
-    target_D: npt.NDArray[np.int64],
-) -> None:
-    if int(length_D.sum()) < _LONG_TOKENS * length_D.size:
-        out[_ranges(target_D, length_D)] = tokens[_ranges(start_D, length_D)]
-        return
-    for target, start, length in zip(target_D.tolist(), start_D.tolist(), length_D.tolist(), strict=True):
-        out[target : target + length] = tokens[start : start + length]
-
-
-def _ranges(start: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The ranges [start, start + length), concatenated.
-
-    start [5, 0], length [2, 3]  ->  [5, 6, 0, 1, 2]
-    """
-    before = np.cumsum(length) - length
-    ranges: npt.NDArray[np.int64] = np.arange(int(length.sum())) + np.repeat(start - before, length)
-    return ranges
 
 
 def _changed(path: Path, got: str) -> StoreError:

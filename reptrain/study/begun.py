@@ -14,9 +14,11 @@ from reptrain.files import read_small, write_atomically
 from reptrain.reading import parse_json
 from reptrain.runs.folder import RunFolder
 from reptrain.study.graph import Graph
+from reptrain.study.grid import arms
+from reptrain.study.looks import RULE, planned_looks
 from reptrain.study.paths import difference, questions_path, run_path
 from reptrain.study.preflight import Stores
-from reptrain.study.schema import StudyConfig
+from reptrain.study.schema import STUDY_FILE, StudyConfig, open_study
 
 _MOST_SHOWN = 5
 
@@ -37,6 +39,9 @@ def refuse_changes(study: StudyConfig, graph: Graph, out: Path, stores: Stores) 
     if not begun:
         return
     changes = _changed_questions(study, out)
+    before = open_study(out).scale if (out / STUDY_FILE).exists() else study.scale
+    if before != study.scale:
+        changes.append(f"scale was {_text(before)}, now {_text(study.scale)}")
     for node in graph.trainings:
         # A pending run has settings that are still to be tuned.
         if node.name in begun and not node.pending:
@@ -91,8 +96,10 @@ def _text(value: Any) -> str:
 
 
 def write_questions(study: StudyConfig, out: Path) -> None:
-    """Write claims and fits with their hash, before the first run starts."""
-    record = {"hash": questions_hash(study.claims, study.fits), **_questions(study)}
+    """Write claims and fits with their hash, and when seeds will be added, before the first run starts."""
+    record: dict[str, Any] = {"hash": questions_hash(study.claims, study.fits), **_questions(study)}
+    if looks := planned_looks(study, arms(study)):
+        record["looks"] = {"rule": RULE, "seeds": looks}
     write_atomically(questions_path(out), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

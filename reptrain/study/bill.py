@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,8 @@ from reptrain.sizes import count_parameters, peak_flops, train_flops_per_window
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.study.done_table import load_done, to_run
 from reptrain.study.graph import Graph, Node
+from reptrain.study.grid import arms
+from reptrain.study.looks import most_added
 from reptrain.study.node_state import is_done_by_records
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
@@ -78,6 +80,7 @@ class Bill:
         hardware: The hardware.
         speed: Where the speeds are from, in words.
         most_extensions: Further tuning runs, at most, if the best values lie at an edge.
+        most_looks: Further runs, at most, if first looks leave claims undecided.
     """
 
     rows: tuple[BillRow, ...]
@@ -85,7 +88,9 @@ class Bill:
     hardware: Hardware
     speed: str
     most_extensions: int = 0
+    most_looks: int = 0
     retention: Literal["all", "last", "none"] = "all"
+    audit: Literal["windows", "inputs", "none"] = "windows"
 
     @property
     def left(self) -> list[BillRow]:
@@ -154,7 +159,9 @@ def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> 
         hardware=hardware,
         speed=_speed_text(speeds, hardware, named),
         most_extensions=extensions,
+        most_looks=most_added(study, arms(study), out),
         retention=study.keep_checkpoints,
+        audit=study.audit,
     )
 
 
@@ -302,11 +309,11 @@ def _speed_text(speeds: _Speeds, hardware: Hardware, named: float | None) -> str
 _BUDGET = re.compile(r"(?P<number>.+?)\s*(?P<unit>usd|h|flops|tokens)")
 
 
-def over_budget(bill: Bill, budget: str) -> str | None:
+def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
     """How what is left exceeds a budget, in words; None if it does not.
 
     Args:
-        bill: The bill.
+        bills: The bills of one study or several.
         budget: ``24h`` (device-hours), ``100usd``, ``1e18flops`` or ``2B tokens``.
 
     Raises:
@@ -322,18 +329,26 @@ def over_budget(bill: Bill, budget: str) -> str | None:
             remedy="h are device-hours.",
         )
     unit = match["unit"]
+    left = [row for bill in bills for row in bill.left]
     needed = {
-        "h": bill.device_hours,
-        "usd": bill.usd,
-        "flops": sum(row.flops for row in bill.left),
-        "tokens": sum(row.tokens for row in bill.left),
+        "h": _sum(bill.device_hours for bill in bills),
+        "usd": _sum(bill.usd for bill in bills),
+        "flops": sum(row.flops for row in left),
+        "tokens": sum(row.tokens for row in left),
     }[unit]
     if needed is None:
-        missing = "--usd-per-hour" if unit == "usd" and bill.device_hours is not None else "--hardware"
+        has_hours = all(bill.device_hours is not None for bill in bills)
+        missing = "--usd-per-hour" if unit == "usd" and has_hours else "--hardware"
         raise StudyError(
             "--budget", got=repr(budget), rule="must be a figure that the plan has", remedy=f"Add {missing}."
         )
     return f"{needed:,.6g} {unit} are needed, {limit:,.6g} {unit} is the budget" if needed > limit else None
+
+
+def _sum(figures: Iterable[float | None]) -> float | None:
+    """The sum; None if a figure is missing."""
+    known = [*figures]
+    return None if None in known else sum(figure for figure in known if figure is not None)
 
 
 def _number(text: str, unit: str) -> float | None:

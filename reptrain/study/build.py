@@ -32,7 +32,8 @@ def build_graph(study: StudyConfig, out: Path) -> Graph:
     stores = store_fingerprints([*(arm.config for arm in arms), *(trial.config for trial in trials)])
     tuning = [node for group in groups for node in _trial_nodes(group, stores)]
     runs = [_arm_node(arm, groups, stores) for arm in arms]
-    commands = then_nodes(study, {arm.name: arm for arm in arms}, runs)
+    declared = {arm.name: arm for arm in arms if arm.look == 1}
+    commands = then_nodes(study, declared, [node for node in runs if node.name in declared])
     trainings = with_branches([*tuning, *runs], branch=study.share_prefixes)
     return in_order([*trainings, *_after_pending(commands, runs)], study=study.name)
 

@@ -13,10 +13,13 @@ from reptrain.reading import parse_json
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.records import FrozenRecord
+from reptrain.study.done_table import load_copies
+from reptrain.study.graph import store_fingerprints, train_fingerprint
 from reptrain.study.grid import Arm
 from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.tuning import tuned_arms
+from reptrain.tables import RunReading
 from reptrain.tables.losses import at_step, best_evaluation, loss_measure
 
 RowState = Literal[
@@ -117,7 +120,54 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
     """
     runs = [(arm, _begun(run_path(out, arm.name))) for arm in tuned_arms(study, out)[0]]
     shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm.config, folder)])
-    return [_row(arm, folder, shared) for arm, folder in runs]
+    copies = load_copies(out)
+    stores = store_fingerprints(arm.config for arm, _ in runs) if copies else {}
+    rows = []
+    for arm, folder in runs:
+        row = _row(arm, folder, shared)
+        copy = copies.get(train_fingerprint(arm.config, stores)) if copies and row.state != "done" else None
+        rows.append(row if copy is None else _copied(arm, copy))
+    return rows
+
+
+def _copied(arm: Arm, copy: RunReading) -> ArmRow:
+    """The row of a run that is done elsewhere."""
+    row = copy.row
+    scored = [
+        one
+        for one in copy.evaluations
+        if one["weights"] == "own" and one["source"] in (None, row["scored_source"])
+    ]
+    curves = {
+        name: Curve(
+            tokens=tuple(one["consumed_tokens"] for one in scored if one["split"] == name),
+            nats=tuple(one["loss_nats"] for one in scored if one["split"] == name),
+        )
+        for name in get_args(SetName)
+    }
+    best_tokens = None if row["best_epoch"] is None else round(row["best_epoch"] * row["unique_tokens"])
+    select, probe = curves["select"].last, curves["probe"].last
+    return ArmRow(
+        arm=arm.name,
+        values=dict(arm.shown),
+        seed=arm.config.seed,
+        state="done",
+        unique_tokens=row["unique_tokens"],
+        epochs=row["planned_epochs"],
+        total_tokens=row["planned_tokens"],
+        tokens=row["consumed_tokens"],
+        **curves,
+        start_nats=row["loss_start_nats"],
+        best_select_nats=row["loss_select_best_nats"],
+        best_tokens=best_tokens,
+        best_report_nats=row["loss_report_best_nats"],
+        gap_nats=select - probe if select is not None and probe is not None else None,
+        tokens_per_s=row["tokens_per_second"],
+        measure=row["measure"],
+        audit_exact=row["audit_verdict"] == "exact",
+        audit_as_planned=True,
+        audit_level=row["audit_level"],
+    )
 
 
 def _begun(run: Path) -> RunFolder | None:

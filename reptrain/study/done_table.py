@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 from pydantic import TypeAdapter
 
-from reptrain.errors import StudyError
+from reptrain.errors import ReptrainError, StudyError
 from reptrain.files import read_small, write_atomically
 from reptrain.runs.records import FrozenRecord
 from reptrain.study.graph import Node
+from reptrain.tables import RunReading, write_parquet
+from reptrain.tables.addresses import Address, beside, read_bytes
+from reptrain.tables.columns import SETTING_PREFIX
+from reptrain.tables.read_run import IDENTITY
 
-_COLUMNS = ("node_fingerprint", "status", "audit_verdict", "study", "run", "loss_select_best_nats")
+_COLUMNS = ["node_fingerprint", "status", "audit_verdict", "study", "run", "loss_select_best_nats"]
+_KEY = "node_fingerprint"
+_FOLDER, _RUNS, _EVALUATIONS = "done", "runs.parquet", "evaluations.parquet"
 _PROVEN = ("exact", "as planned")
 
 
@@ -40,22 +47,49 @@ DoneRows = dict[str, DoneRow]
 _ADAPTER = TypeAdapter(DoneRows)
 
 
-def read_done(table: Path) -> DoneRows:
-    """The rows of a runs.parquet that are done and exact.
+@dataclass(frozen=True)
+class DoneTable:
+    """The rows of a collected table that are done and exact.
+
+    Attributes:
+        rows: What the study's decisions need of them.
+        runs: Their rows, without the varied settings.
+        evaluations: Rows of their own evaluations, with the fingerprints of their nodes.
+    """
+
+    rows: DoneRows
+    runs: pa.Table
+    evaluations: pa.Table
+
+
+def read_done(table: Address) -> DoneTable:
+    """The rows of a runs.parquet that are done and exact, with those of evaluations.parquet beside it.
 
     Raises:
         StudyError: If it is no such table.
+        TextError: If a URL cannot be read.
     """
     try:
-        rows = pyarrow.parquet.read_table(table, columns=[*_COLUMNS]).to_pylist()
+        runs = _read(table)
+        rows = runs.select(_COLUMNS).to_pylist()
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        if isinstance(error, ReptrainError):
+            raise
         raise StudyError(
             f"--done {table}",
             got=error,
             rule="must be a runs.parquet of `reptrain study collect`",
             remedy="Collect the other study again.",
         ) from error
-    return {
+    keep = [
+        bool(row["node_fingerprint"]) and row["status"] == "done" and row["audit_verdict"] in _PROVEN
+        for row in rows
+    ]
+    runs, rows = (
+        runs.filter(pa.array(keep, pa.bool_())),
+        [row for row, kept in zip(rows, keep, strict=True) if kept],
+    )
+    done = {
         row["node_fingerprint"]: DoneRow(
             study=row["study"] or "",
             run=row["run"] or "",
@@ -63,15 +97,56 @@ def read_done(table: Path) -> DoneRows:
             loss_select_best_nats=row["loss_select_best_nats"],
         )
         for row in rows
-        if row["node_fingerprint"] and row["status"] == "done" and row["audit_verdict"] in _PROVEN
     }
+    varied = [name for name in runs.column_names if name.startswith(SETTING_PREFIX)]
+    return DoneTable(done, runs.drop_columns(varied), _evaluations(table, done))
 
 
-def add_done(out: Path, rows: DoneRows) -> None:
-    """Add rows to those that a study's folder counts as done."""
-    known = load_done(out) | rows
+def _read(table: Address) -> pa.Table:
+    return pyarrow.parquet.read_table(pa.BufferReader(read_bytes(table)))
+
+
+def _evaluations(table: Address, rows: DoneRows) -> pa.Table:
+    """The rows of the runs' own evaluations; none if the table is not there."""
+    by_run = {(row.study, row.run): key for key, row in rows.items()}
+    try:
+        found = _read(beside(table, _EVALUATIONS))
+        identities = found.select(["study", "run", "node"]).to_pylist()
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return pa.table({_KEY: pa.array([], pa.string())})
+    keys = [by_run.get((one["study"], one["run"])) if one["node"] == "train" else None for one in identities]
+    found = found.append_column(_KEY, pa.array(keys, pa.string()))
+    return found.filter(pa.array([key is not None for key in keys], pa.bool_()))
+
+
+def add_done(out: Path, done: DoneTable) -> None:
+    """Add rows to those that a study's folder counts as done, and copy them for its tables."""
+    known = load_done(out) | done.rows
+    for name, table in ((_RUNS, done.runs), (_EVALUATIONS, done.evaluations)):
+        path = out / _FOLDER / name
+        if path.exists():
+            before = _read(path)
+            others = [key not in done.rows for key in before[_KEY].to_pylist()]
+            before = before.filter(pa.array(others, pa.bool_()))
+            table = pa.concat_tables([before, table], promote_options="permissive")
+        write_parquet(table, path)
     data = {key: row.model_dump(mode="json") for key, row in known.items()}
     write_atomically(_path(out), json.dumps(data, indent=1) + "\n")
+
+
+def load_copies(out: Path) -> dict[str, RunReading]:
+    """The copied rows by the fingerprint of their node, with their origin."""
+    path = out / _FOLDER / _RUNS
+    if not path.exists():
+        return {}
+    copies = {
+        row[_KEY]: RunReading(row | {"origin": row.get("origin") or f"{row['study']}/{row['run']}"})
+        for row in _read(path).to_pylist()
+    }
+    for evaluation in _read(out / _FOLDER / _EVALUATIONS).to_pylist():
+        reading = copies[evaluation.pop(_KEY)]
+        reading.evaluations.append({k: v for k, v in evaluation.items() if k not in IDENTITY})
+    return copies
 
 
 def load_done(out: Path) -> DoneRows:

@@ -32,6 +32,7 @@ class Arm:
         shown: What tells the arm from others in reports: its entry, and the value of each axis.
         group: The name without the seed.
         point: The settings that it was made of.
+        look: 2 if the second look of a claim added its seed, else 1.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     shown: Mapping[str, Any]
     group: str
     point: Point
+    look: int = 1
 
     @property
     def run(self) -> RunConfig:
@@ -47,12 +49,17 @@ class Arm:
         return self.config
 
 
-def arms(study: StudyConfig, tuned: Mapping[str, Mapping[str, Any]] | None = None) -> list[Arm]:
+def arms(
+    study: StudyConfig,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+    more_seeds: Mapping[str, Sequence[int]] | None = None,
+) -> list[Arm]:
     """All arms in the order of entries and axes. The seed changes fastest, then the last axis.
 
     Args:
         study: The study.
         tuned: Settings that tuning chose, by name of the arm without the seed.
+        more_seeds: Seeds that the second looks of claims have added, by the same name.
 
     Raises:
         StudyError: If an arm's configuration is wrong, or two arms are the same.
@@ -60,7 +67,9 @@ def arms(study: StudyConfig, tuned: Mapping[str, Mapping[str, Any]] | None = Non
     _check_number(study)
     points = constrain(study, [point for entry in _entries(study) for point in _points(study, entry)])
     keys = varied_keys(study)
-    all_arms = [arm for point in points for arm in _arms_of(study, point, keys, tuned or {})]
+    all_arms = [
+        arm for point in points for arm in _arms_of(study, point, keys, tuned or {}, more_seeds or {})
+    ]
     if not all_arms:
         raise StudyError(
             f"study {study.name}", got="no arm", rule="must have arms", remedy="Drop fewer in constraints."
@@ -123,10 +132,14 @@ def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
 
 
 def _arms_of(
-    study: StudyConfig, point: Point, keys: Sequence[str], tuned: Mapping[str, Mapping[str, Any]]
+    study: StudyConfig,
+    point: Point,
+    keys: Sequence[str],
+    tuned: Mapping[str, Mapping[str, Any]],
+    more_seeds: Mapping[str, Sequence[int]],
 ) -> list[Arm]:
     """The arms of a point, one for each seed."""
-    seeds: list[int | None] = [*(point.entry.seeds or study.seeds)] or [None]
+    own: list[int | None] = [*(point.entry.seeds or study.seeds)] or [None]
     shown = {key: setting(point.config, key) for key in point.axes}
     group = arm_name(shown, entry=point.entry.name)
     if tuned.get(group):
@@ -136,7 +149,7 @@ def _arms_of(
     entry = {"entry": point.entry.name} if point.entry.name else {}
     many = len(study.all_seeds) > 1
     found = []
-    for seed in seeds:
+    for seed in [*own, *(seed for seed in more_seeds.get(group, []) if seed not in own)]:
         config = config_of(point, seed, study.seed_changes)
         name = arm_name(shown, entry=point.entry.name, seed=config.seed if many else None)
         found.append(
@@ -147,6 +160,7 @@ def _arms_of(
                 shown={"arm": point.entry.name, **shown} if point.entry.name else shown,
                 group=group,
                 point=point,
+                look=1 if seed in own else 2,
             )
         )
     return found

@@ -30,10 +30,8 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
     columns = {*COLUMNS, *(key for arm in arms for key in arm.values)}
     for claim in study.claims:
         _check_columns(study, f"claim {claim.name}", claim.columns(), columns)
-        for name in _SELECTIONS:
-            selection = getattr(claim.contrast, name, None)
-            if selection is not None:
-                _check_arms(study, f"claim {claim.name}: {name}", {**claim.where, **selection}, arms)
+        for name, selection in sides(claim, _SELECTIONS).items():
+            _check_arms(study, f"claim {claim.name}: {name}", {**claim.where, **selection}, arms)
         _check_seeds(study, claim, arms)
     for fit in study.fits:
         names = [fit.metric, *fit.where, *fit.columns.values()]
@@ -41,6 +39,12 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
             names.append(fit.holdout.column)
         _check_columns(study, f"fit {fit.name}", names, columns)
         _check_fit(study, fit, arms)
+
+
+def sides(claim: Claim, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The selections of a claim's contrast by name; those that it lacks are absent."""
+    found = {name: getattr(claim.contrast, name, None) for name in names}
+    return {name: selection for name, selection in found.items() if selection is not None}
 
 
 def _check_columns(study: StudyConfig, what: str, names: Sequence[str], columns: set[str]) -> None:
@@ -58,7 +62,7 @@ def _check_columns(study: StudyConfig, what: str, names: Sequence[str], columns:
 
 
 def _check_arms(study: StudyConfig, what: str, selection: Mapping[str, Any], arms: Sequence[Arm]) -> None:
-    if not any(_selected(arm, selection) for arm in arms):
+    if not any(selected(arm, selection) for arm in arms):
         wanted = ", ".join(f"{key}={value}" for key, value in selection.items())
         names = [*dict.fromkeys(arm.group for arm in arms)]
         raise StudyError(
@@ -69,7 +73,7 @@ def _check_arms(study: StudyConfig, what: str, selection: Mapping[str, Any], arm
         )
 
 
-def _selected(arm: Arm, selection: Mapping[str, Any]) -> bool:
+def selected(arm: Arm, selection: Mapping[str, Any]) -> bool:
     """Whether an arm may be selected. Keys that only a finished run has count as true."""
     own = {**arm.values, "arm": arm.group, "seed": arm.config.seed, "study": None}
     for key, wanted in selection.items():

@@ -1,12 +1,12 @@
-"""Run a study: every node that is not done, by an executor."""
+"""Run studies: every node that is not done, by an executor."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
@@ -18,11 +18,12 @@ from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.begun import refuse_changes, write_questions
 from reptrain.study.build import build_graph
-from reptrain.study.done_table import add_done, load_done, read_done, to_run
+from reptrain.study.done_table import DoneTable, add_done, load_done, read_done, to_run
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
 from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
 from reptrain.study.graph import Graph, Node
 from reptrain.study.local_pool import LocalPool
+from reptrain.study.looks import Place, add_looks
 from reptrain.study.node_state import is_done
 from reptrain.study.paths import (
     config_path,
@@ -37,11 +38,33 @@ from reptrain.study.preflight import Stores, check_arms, total_tokens_of
 from reptrain.study.retention import Rule, release_checkpoints
 from reptrain.study.schema import StudyConfig, save_study
 from reptrain.study.then import then_command
+from reptrain.tables.addresses import Address
 from reptrain_launcher.process import Ended
 from reptrain_launcher.worker import EXIT_STOPPED, WorkerJob
 
 _EXIT_WRONG_INPUT = 2
 _STOPPED = "stopped by a signal; run the study again to resume"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study to run, with its means.
+
+    Attributes:
+        study: The study.
+        out: Its folder, laid out as in `reptrain.study.paths`.
+        display: Opens the function that gets every event.
+        launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
+        executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
+        done: A collected runs.parquet; its runs that are done and exact count as done here too.
+    """
+
+    study: StudyConfig
+    out: Path
+    display: Callable[[], AbstractContextManager[OnEvent]] = field(default=lambda: nullcontext(_ignore))
+    launch: Sequence[str] | None = None
+    executor: Executor | None = None
+    done: Address | None = None
 
 
 def run_study(
@@ -51,33 +74,95 @@ def run_study(
     on_event: OnEvent | None = None,
     launch: Sequence[str] | None = None,
     executor: Executor | None = None,
-    done: Path | None = None,
+    done: Address | None = None,
 ) -> StudyResult:
     """Run every node that is not done. A failed node does not stop the others; a signal does.
 
     Args:
         study: The study; all its arms are checked before the first starts.
-        out: Its folder, laid out as in `reptrain.study.paths`.
+        out: See `StudyRun`, as for the other arguments.
         on_event: Called with every event.
-        launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
-        executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
-        done: A collected runs.parquet; its runs that are done and exact count as done here too.
+        launch: See there.
+        executor: See there.
+        done: See there.
 
     Raises:
         StudyError: If an arm cannot be planned on its store, or another process is running the study.
     """
-    rows = read_done(done) if done is not None else {}
-    graph = build_graph(study, out)
-    stores = check_arms(graph.trainings)
-    refuse_changes(study, graph, out, stores)
-    command = (*(launch or [sys.executable, "-m", "reptrain", "train"]),)
-    executor = executor or LocalPool()
-    with _prepared(study, out):
-        if rows:
-            add_done(out, rows)
-        ends = _run_rounds(study, out, stores, executor, command, on_event or _ignore)
-        outcomes = [_outcome(node, ends.get(node.name)) for node in build_graph(study, out).nodes]
-    return StudyResult(tuple(outcomes))
+    display = nullcontext[OnEvent](on_event or _ignore)
+    return run_studies([StudyRun(study, out, lambda: display, launch, executor, done)])[0]
+
+
+def run_studies(runs: Sequence[StudyRun]) -> list[StudyResult]:
+    """Run studies one after another, and then the second looks of their claims.
+
+    All are checked before the first starts. A signal ends them all; a failed node ends none.
+
+    Args:
+        runs: The studies. Claims of one family in several studies are corrected together.
+
+    Raises:
+        StudyError: As `run_study`, and if two studies have one folder.
+    """
+    _refuse_shared_folders(runs)
+    started = [_Started.checked(run) for run in runs]
+    todo = started
+    while todo:
+        for study in todo:
+            study.run()
+            if study.is_stopped:
+                return [one.result() for one in started]
+        grown = add_looks([Place(run.study, run.out) for run in runs])
+        todo = [one for one in started if Place(one.run_of.study, one.run_of.out) in grown]
+    return [one.result() for one in started]
+
+
+def _refuse_shared_folders(runs: Sequence[StudyRun]) -> None:
+    folders = [run.out.resolve() for run in runs]
+    for run in runs:
+        if folders.count(run.out.resolve()) > 1:
+            names = [one.study.name for one in runs if one.out.resolve() == run.out.resolve()]
+            raise StudyError(
+                f"study folder {run.out}",
+                got=f"the studies {', '.join(names)}",
+                rule="must belong to one study",
+                remedy="Give the studies different names.",
+            )
+
+
+@dataclass
+class _Started:
+    """A study that has been checked, and the ends of its nodes so far."""
+
+    run_of: StudyRun
+    stores: Stores
+    table: DoneTable | None
+    ends: dict[str, JobEnd] = field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, run: StudyRun) -> _Started:
+        table = read_done(run.done) if run.done is not None else None
+        graph = build_graph(run.study, run.out)
+        stores = check_arms(graph.trainings)
+        refuse_changes(run.study, graph, run.out, stores)
+        return cls(run, stores, table)
+
+    @property
+    def is_stopped(self) -> bool:
+        return any(end.state in ("stopped", "waiting") for end in self.ends.values())
+
+    def run(self) -> None:
+        run = self.run_of
+        command = (*(run.launch or [sys.executable, "-m", "reptrain", "train"]),)
+        with _prepared(run.study, run.out), run.display() as on_event:
+            if self.table is not None and self.table.rows:
+                add_done(run.out, self.table)
+            executor = run.executor or LocalPool()
+            _run_rounds(run.study, run.out, self.stores, executor, command, on_event, self.ends)
+
+    def result(self) -> StudyResult:
+        graph = build_graph(self.run_of.study, self.run_of.out)
+        return StudyResult(tuple(_outcome(node, self.ends.get(node.name)) for node in graph.nodes))
 
 
 def _run_rounds(
@@ -87,9 +172,12 @@ def _run_rounds(
     executor: Executor,
     command: tuple[str, ...],
     on_event: OnEvent,
-) -> dict[str, JobEnd]:
-    """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings."""
-    ends: dict[str, JobEnd] = {}
+    ends: dict[str, JobEnd],
+) -> None:
+    """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings.
+
+    The ends of the nodes are added to `ends`.
+    """
     while True:
         progress = _Progress(build_graph(study, out), out, stores, study.keep_checkpoints, on_event)
         ready = [node for node in progress.graph.nodes if not node.pending and node.name not in ends]
@@ -101,11 +189,11 @@ def _run_rounds(
                 ends[node.name] = JobEnd("done", seconds=-1.0)
         if not pending:
             release_checkpoints(progress.graph, out, study.keep_checkpoints, progress.is_done)
-            return ends
+            return
         jobs = _jobs(progress.graph, pending, out, command, ends_with_study=executor.is_local)
         ends |= executor.execute(jobs, progress.judge, progress.listener)
         if any(end.state in ("stopped", "waiting") for end in ends.values()):
-            return ends
+            return
 
 
 def _outcome(node: Node, end: JobEnd | None) -> ArmOutcome:

@@ -27,7 +27,24 @@ from reptrain.study.sections import (
     flatten,
 )
 
+STUDY_FILE = "study.yaml"
+"""The study's file in the folder that it ran in."""
 _STORE_KEY = re.compile(r"data\.(sources\.[^.]+\.)?store")
+
+
+class Scale(Frozen):
+    """What a scale changes: ``reptrain study run STUDY --scale NAME``."""
+
+    set: Settings = Field(default_factory=dict)
+    """Values of dotted keys, added to those of the study's `set`."""
+    axes: Axes = Field(default_factory=dict)
+    """Axes that replace those of the same key, or are added."""
+    arms: dict[FileName, Settings] = Field(default_factory=dict)
+    """For some arms by name, values of dotted keys, added to those of the arm's `set`."""
+    seeds: list[Seed] = Field(default_factory=list)
+    """Seeds instead of those of the study; empty: the same."""
+    tune: Tune | None = None
+    """Tuning instead of that of the study; null: the same."""
 
 
 class StudyConfig(Frozen):
@@ -59,8 +76,14 @@ class StudyConfig(Frozen):
     """Statements to judge. They are fixed before the first run starts."""
     fits: list[FitQuestion] = Field(default_factory=list)
     """Laws to fit to the runs."""
+    scales: dict[FileName, Scale] = Field(default_factory=dict)
+    """Named variants of the study, such as one for a GPU; `--scale` chooses one."""
+    scale: str | None = None
+    """The scale that was chosen. The sections above are then those of the scale."""
     share_prefixes: bool = True
     """Whether runs that are equal up to some step train those steps once."""
+    audit: Literal["windows", "inputs", "none"] = "windows"
+    """Level of the audits at the end of the study, as in `reptrain audit --level`; none: no audits."""
     keep_checkpoints: Literal["all", "last", "none"] = "all"
     """Checkpoints to keep of a run once no node needs it: all that its settings keep, the last, or none."""
 
@@ -133,7 +156,7 @@ def _check_keys(axes: Mapping[str, Any], others: Sequence[str]) -> None:
                 raise ValueError(f"{axis} varies, so {key} must not be set as well; remove one of the two")
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(path: Path, overrides: Sequence[str] = (), *, scale: str | None = None) -> StudyConfig:
     """Read a study file and its base.
 
     Args:
@@ -141,6 +164,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         overrides: ``key=value`` texts. A key that starts with a field of the study (``name``, ``seeds``,
             ``axes.data.unique_tokens``, ``base.model``...) changes the study. Any other key is set in the
             configuration of every arm.
+        scale: Name of one of its `scales`, which is applied before the overrides and added to the study's
+            name. None: the study as it is.
 
     Raises:
         ConfigError: If the file or its base cannot be read, or anything in it is wrong.
@@ -154,14 +179,70 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
             entry["task"] = str((path.parent / entry["task"]).absolute())
     for section in ("set", "axes"):
         data[section] = flatten(data.get(section) or {})
+    if scale is not None:
+        data = _scaled(data, scale)
     for text in overrides:
         _override(data, text)
     return validate(StudyConfig, data)
 
 
+def _scaled(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """The sections of a study with those of a scale applied.
+
+    Raises:
+        ConfigError: If there is no such scale, a scale is wrong, or it names an arm that does not exist.
+    """
+    what, scales = f"study {data['name']}, --scale", data.pop("scales", None) or {}
+    if data.get("scale") is not None:
+        if data["scale"] == name:
+            return data
+        raise ConfigError(
+            what,
+            got=f"{name}, but the study has the scale {data['scale']}",
+            rule="must be the scale of the study that ran",
+            remedy="Leave it out, or run the original study file.",
+        )
+    if not isinstance(scales, dict) or name not in scales:
+        known = ", ".join(map(str, scales)) if isinstance(scales, dict) else ""
+        raise ConfigError(
+            what, got=name, rule="must be one of the study's scales", remedy=f"Scales: {known or 'none'}."
+        )
+    chosen = validate(Scale, scales[name])
+    arms = [dict(arm) if isinstance(arm, dict) else arm for arm in data.get("arms") or []]
+    by_name = {arm.get("name"): arm for arm in arms if isinstance(arm, dict)}
+    for arm, settings in chosen.arms.items():
+        if arm not in by_name:
+            raise ConfigError(
+                f"study {data['name']}, scales.{name}.arms",
+                got=arm,
+                rule="must name an arm of the study",
+                remedy=f"Arms: {', '.join(map(str, by_name)) or 'none'}.",
+            )
+        by_name[arm]["set"] = {**flatten(by_name[arm].get("set") or {}), **settings}
+    scaled: dict[str, Any] = {
+        "name": f"{data['name']}-{name}",
+        "set": {**data["set"], **chosen.set},
+        "axes": {**data["axes"], **chosen.axes},
+        "arms": arms,
+        "scale": name,
+    }
+    # A key that the study sets may be varied by the scale, and the reverse.
+    scaled["set"] = {key: value for key, value in scaled["set"].items() if key not in chosen.axes}
+    scaled["axes"] = {key: values for key, values in scaled["axes"].items() if key not in chosen.set}
+    if chosen.seeds:
+        scaled["seeds"] = chosen.seeds
+    if chosen.tune is not None:
+        scaled["tune"] = chosen.tune.model_dump(mode="json")
+    return data | scaled
+
+
 def _override(data: dict[str, Any], text: str) -> None:
     key = text.partition("=")[0]
     section, _, below = key.partition(".")
+    if section == "scale":
+        raise ConfigError(
+            f"study {data['name']}", got=text, rule="must not set the scale", remedy="Use --scale NAME."
+        )
     if section not in StudyConfig.model_fields:
         section, below, text = "set", key, f"set.{text}"
     if section in ("set", "axes") and below:
@@ -182,6 +263,8 @@ def save_study(study: StudyConfig, out: Path) -> None:
     """Write ``out/study.yaml``, from which `open_study` rebuilds the study without its source file."""
     out.mkdir(parents=True, exist_ok=True)
     data = study.model_dump(mode="json")
+    # The chosen scale is applied; the others are of no use in a folder that runs it.
+    del data["scales"]
     # Absolute paths are valid in any working directory. Axes stay, since the arms are named after them.
     data["set"] = {
         key: _absolute(value) if _STORE_KEY.fullmatch(key) else value for key, value in data["set"].items()
@@ -190,7 +273,7 @@ def save_study(study: StudyConfig, out: Path) -> None:
     for key, value in flat.items():
         if _STORE_KEY.fullmatch(key):
             set_dotted(data["base"], key, _absolute(value))
-    write_atomically(out / "study.yaml", dump_yaml(data))
+    write_atomically(out / STUDY_FILE, dump_yaml(data))
 
 
 def _absolute(store: Any) -> Any:
@@ -204,7 +287,7 @@ def open_study(out: Path) -> StudyConfig:
         StudyError: If the folder holds no study.
     """
     try:
-        return load_study(out / "study.yaml")
+        return load_study(out / STUDY_FILE)
     except ConfigError as error:
         raise StudyError(
             f"study folder {out}",

@@ -15,7 +15,7 @@ from reptrain.tables.columns import SCORE_COLUMNS
 from reptrain.tables.read_run import Row
 
 _SCORE = ("evaluate", "ensemble")
-_OF_RUN = ("study", "arm", "seed", "cluster", "numerics_version")
+_OF_RUN = ("study", "arm", "seed", "cluster", "role", "numerics_version")
 
 
 def node_evaluations(graph: Graph, out: Path, runs: Mapping[str, Row], *, study: str) -> list[Row]:

@@ -19,6 +19,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.study.done_table import load_done
 from reptrain.study.graph import store_fingerprints, train_fingerprint
 from reptrain.study.grid import Arm, arm_name, arms, varied_keys
+from reptrain.study.looks import added_seeds
 from reptrain.study.node_state import has_diverged
 from reptrain.study.paths import is_run_of, run_path
 from reptrain.study.point import EPOCHS, config_of, epochs, set_epochs, setting
@@ -72,8 +73,9 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
     Raises:
         StudyError: If the study itself is wrong.
     """
+    more_seeds = added_seeds(out)
     if study.tune is None:
-        return arms(study), []
+        return arms(study, more_seeds=more_seeds), []
     stores = store_fingerprints(arm.config for arm in arms(study))
     done, found = load_done(out), folder_losses(out)
 
@@ -82,11 +84,13 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
         row = done.get(train_fingerprint(config, stores)) if own is None and done else None
         return own if row is None else row.loss_select_best_nats
 
-    return tuned_by(study, losses)
+    return tuned_by(study, losses, more_seeds)
 
 
-def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedGroup]]:
-    """`tuned_arms` with the losses of the tuning runs as a function."""
+def tuned_by(
+    study: StudyConfig, losses: Losses, more_seeds: Mapping[str, Sequence[int]] | None = None
+) -> tuple[list[Arm], list[TunedGroup]]:
+    """`tuned_arms` with the losses of the tuning runs as a function, and the seeds that looks have added."""
     tune = study.tune
     assert tune is not None
     # Before tuning, the first value stands for the one to be chosen.
@@ -96,7 +100,7 @@ def tuned_by(study: StudyConfig, losses: Losses) -> tuple[list[Arm], list[TunedG
         by_group.setdefault(_group_key(arm, tune), []).append(arm)
     groups = [_group(study, tune, key, members, losses) for key, members in by_group.items()]
     chosen = {arm: group.best for group in groups if group.best is not None for arm in group.arms}
-    return arms(study, chosen), groups
+    return arms(study, chosen, more_seeds), groups
 
 
 def folder_losses(out: Path) -> Losses:

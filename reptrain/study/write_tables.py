@@ -6,63 +6,88 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from reptrain.config import RunConfig
 from reptrain.config.fingerprint import differing_keys
 from reptrain.errors import ReptrainError
 from reptrain.runs.folder import RunFolder
 from reptrain.study.build import build_graph
-from reptrain.study.graph import Node
+from reptrain.study.done_table import load_copies
+from reptrain.study.graph import Graph, Node
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.scored_nodes import node_evaluations
 from reptrain.tables import RunReading, evaluations_table, read_run, runs_table, write_parquet
-from reptrain.tables.columns import SETTING_PREFIX
+from reptrain.tables.addresses import Address, below
+from reptrain.tables.columns import MAIN, SETTING_PREFIX
 from reptrain.tables.read_run import Row, identify
 
 
 class StudyTables(NamedTuple):
     """The files that were written."""
 
-    runs: Path
-    evaluations: Path
+    runs: str
+    evaluations: str
     num_runs: int
     num_evaluations: int
 
 
 def write_tables(
-    study: StudyConfig, out: Path, *, tables: Path | None = None, usd_per_hour: float | None = None
+    study: StudyConfig, out: Path, *, tables: Address | None = None, usd_per_hour: float | None = None
 ) -> StudyTables:
     """Write ``runs.parquet`` and ``evaluations.parquet``; damaged and missing runs are rows with a status.
 
     Args:
         study: The study.
         out: Its folder.
-        tables: Folder to write into; None: ``out/tables``.
+        tables: Folder to write into, or its URL; None: ``out/tables``.
         usd_per_hour: Price of the machines of one run, for the column `cost_usd`.
 
     Raises:
         StudyError: If the study itself is wrong.
     """
     readings = study_readings(study, out, usd_per_hour=usd_per_hour)
-    folder = tables or out / "tables"
+    folder = tables if tables is not None else out / "tables"
     graph = build_graph(study, out)
-    keys = [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
     by_name = {reading.row["run"]: reading.row for reading in readings}
-    runs = runs_table(readings, keys)
+    runs = runs_table(readings, _varied(graph))
     evaluations = evaluations_table(readings, node_evaluations(graph, out, by_name, study=study.name))
     written = StudyTables(
-        folder / "runs.parquet", folder / "evaluations.parquet", runs.num_rows, evaluations.num_rows
+        str(below(folder, "runs.parquet")),
+        str(below(folder, "evaluations.parquet")),
+        runs.num_rows,
+        evaluations.num_rows,
     )
     write_parquet(runs, written.runs)
     write_parquet(evaluations, written.evaluations)
     return written
 
 
+def study_runs(study: StudyConfig, out: Path) -> pa.Table:
+    """The table of runs, without writing it."""
+    return runs_table(study_readings(study, out), _varied(build_graph(study, out)))
+
+
+def _varied(graph: Graph) -> list[str]:
+    return [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
+
+
 def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None = None) -> list[RunReading]:
     """Every run of a study, those that tune included, in the order of the graph."""
     planned = build_graph(study, out).trainings
-    scored = _scored_store(planned, out)
-    return [_reading(study, node, out, scored_store=scored, usd_per_hour=usd_per_hour) for node in planned]
+    scored, copies = _scored_store(planned, out), load_copies(out)
+    return [
+        _reading(
+            study,
+            node,
+            out,
+            scored_store=scored,
+            usd_per_hour=usd_per_hour,
+            copy=copies.get(node.fingerprint),
+        )
+        for node in planned
+    ]
 
 
 def _scored_store(planned: Sequence[Node], out: Path) -> str | None:
@@ -79,8 +104,15 @@ def _scored_store(planned: Sequence[Node], out: Path) -> str | None:
 
 
 def _reading(
-    study: StudyConfig, node: Node, out: Path, *, scored_store: str | None, usd_per_hour: float | None
+    study: StudyConfig,
+    node: Node,
+    out: Path,
+    *,
+    scored_store: str | None,
+    usd_per_hour: float | None,
+    copy: RunReading | None,
 ) -> RunReading:
+    """The row of a training: from its folder, or copied if it is done elsewhere and not here."""
     path = run_path(out, node.name)
     identity: Row = {
         "study": study.name,
@@ -88,14 +120,19 @@ def _reading(
         "run": node.name,
         "seed": node.run.seed,
         "cluster": node.cluster,
+        "role": MAIN if node.role == "arm" else node.role,
+        "branch_of": node.branch.parent if node.branch else None,
         "node_fingerprint": node.fingerprint,
         **{f"{SETTING_PREFIX}{key}": value for key, value in node.values.items()},
     }
-    if not path.exists() or not any((path / name).exists() for name in ("plan.json", "ledger.jsonl")):
-        return identify(RunReading({"status": "not run", "audit_verdict": "not audited"}), identity)
-    reading = read_run(path, scored_store=scored_store, usd_per_hour=usd_per_hour)
-    if _is_another(node.run, path):
-        reading = RunReading({"status": "other config", "audit_verdict": "not audited"})
+    if path.exists() and any((path / name).exists() for name in ("plan.json", "ledger.jsonl")):
+        reading = read_run(path, scored_store=scored_store, usd_per_hour=usd_per_hour)
+        if _is_another(node.run, path):
+            reading = RunReading({"status": "other config", "audit_verdict": "not audited"})
+    else:
+        reading = RunReading({"status": "not run", "audit_verdict": "not audited"})
+    if copy is not None and reading.row["status"] != "done":
+        reading = copy
     return identify(reading, identity)
 
 

@@ -16,6 +16,10 @@ SETTING_PREFIX = "set."
 """A varied setting has the column ``set.KEY``, for example ``set.data.unique_tokens``."""
 
 
+MAIN = "main"
+"""The role of a run that a study asks for."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column.
@@ -40,6 +44,23 @@ _IDENTITY = (
         "cluster", "string",
         "Name of the prefix that the run shares with others, or of the run itself. Statistics count the runs"
         " of a cluster as one independent unit.",
+    ),
+    Column(
+        "role", "string",
+        "`main` (a run that the study asks for), or `tune` (a run that only chooses settings). Claims, fits"
+        " and figures use main runs, unless a condition names the column. Null outside a study.",
+    ),
+)  # fmt: skip
+
+_ORIGIN = (
+    Column(
+        "branch_of", "string",
+        "The run whose first steps this run shares instead of training them itself; null for any other run.",
+    ),
+    Column(
+        "origin", "string",
+        "Study and run that the row was copied from, as `STUDY/RUN`, if the run is done elsewhere"
+        " (`study run --done`); else null.",
     ),
 )  # fmt: skip
 
@@ -145,8 +166,10 @@ _PROOF = (
     ),
 )  # fmt: skip
 
-RUN_COLUMNS: tuple[Column, ...] = (*_IDENTITY, *_STATE, *_SIZES, *_LOSSES, *_ROUTING, *_COST, *_PROOF)
-"""The columns of runs.parquet, in order. The varied settings come after `cluster`."""
+RUN_COLUMNS: tuple[Column, ...] = (
+    *_IDENTITY, *_ORIGIN, *_STATE, *_SIZES, *_LOSSES, *_ROUTING, *_COST, *_PROOF,
+)  # fmt: skip
+"""The columns of runs.parquet, in order. The varied settings come after `role`."""
 
 _SCORE_NAMES = {"nats": "loss_nats"}
 

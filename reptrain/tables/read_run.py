@@ -27,6 +27,8 @@ from reptrain.tables.columns import SCORE_COLUMNS
 from reptrain.tables.losses import at_step, best_evaluation, loss_measure
 
 Row = dict[str, Any]
+IDENTITY = ("study", "arm", "run", "seed", "cluster", "role", "numerics_version")
+"""Columns that an evaluation takes from its run."""
 
 
 @dataclass
@@ -107,7 +109,7 @@ def _parts(
         "wall_seconds": seconds,
         "cost_usd": None if seconds is None or usd_per_hour is None else seconds / 3600 * usd_per_hour,
     }
-    yield _audit(folder.path / "audit.json", status)
+    yield read_audit(folder.path / "audit.json", status)
 
 
 def _state(status: RunStatus) -> Row:
@@ -231,7 +233,7 @@ def _wall_seconds(folder: RunFolder) -> float | None:
     return total if started is None else None
 
 
-def _audit(path: Path, status: RunStatus) -> Row:
+def read_audit(path: Path, status: RunStatus) -> Row:
     """The verdict of the audit in a run folder, unless the run has taken steps since."""
     if not path.exists():
         return {}
@@ -266,9 +268,8 @@ def identify(reading: RunReading, identity: Mapping[str, Any]) -> RunReading:
 
     Args:
         reading: A run.
-        identity: Values by column: study, arm, run, seed, cluster.
+        identity: Values by column: study, arm, run, seed, cluster, role.
     """
     row = {**reading.row, **identity}
-    keys = ("study", "arm", "run", "seed", "cluster", "numerics_version")
-    shared = {key: row.get(key) for key in keys}
+    shared = {key: row.get(key) for key in IDENTITY}
     return RunReading(row, [shared | evaluation for evaluation in reading.evaluations], reading.settings)

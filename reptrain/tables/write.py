@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from reptrain.files import write_atomically
+from reptrain.tables.addresses import Address, write_bytes
 from reptrain.tables.columns import EVALUATION_COLUMNS, SETTING_PREFIX, Column, ColumnType, runs_columns
 from reptrain.tables.read_run import Row, RunReading
 
@@ -95,12 +94,11 @@ def _cast(value: Any, kind: ColumnType) -> Any:
     return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table atomically."""
+def write_parquet(table: pa.Table, address: Address) -> None:
+    """Write a table to a path, atomically, or to a URL."""
     buffer = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue().to_pybytes())
+    write_bytes(buffer.getvalue().to_pybytes(), address)
 
 
 def json_rows(table: pa.Table) -> list[Row]:

@@ -6,20 +6,21 @@ Shapes: B rows, T positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain.config.schema import RegularizeConfig
+from reptrain.errors import ConfigError
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys
 from reptrain.text import Tokenizer
 from reptrain_kernels import counter, rates
 
 # Model inputs that take noise. The targets stay as they are.
-_NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
+NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
 
 
 class Settings(NamedTuple):
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
     z_loss: float = 0.0
     input_noise: float = 0.0
     weight_decay: float = 0.0
+    masked_inputs: float = 0.0
 
     @classmethod
     def at(cls, position: RunPosition, regularize: RegularizeConfig, weight_decay: Scheduled) -> Settings:
@@ -38,6 +40,7 @@ class Settings(NamedTuple):
             regularize.z_loss,
             regularize.input_noise,
             weight_decay,
+            regularize.masked_inputs,
         )
         return cls(*(value.at(position) for value in scheduled))
 
@@ -62,12 +65,24 @@ class InputNoise:
     unknown_id: int | None
 
     @classmethod
-    def of(cls, by: Literal["unknown", "random"], tokenizer: Tokenizer) -> InputNoise:
-        """Noise over a tokenizer's ids; special ids and sentinels are never replaced."""
+    def of(cls, config: RegularizeConfig, tokenizer: Tokenizer) -> InputNoise:
+        """Noise over a tokenizer's ids; special ids and sentinels are never replaced.
+
+        Raises:
+            ConfigError: If tokens are to be replaced by the unknown id, and the tokenizer has none.
+        """
+        is_random = config.input_noise_by == "random"
+        if config.input_noise.largest > 0 and not is_random and tokenizer.unk_id < 0:
+            raise ConfigError(
+                "regularize.input_noise_by",
+                got="unknown, and a tokenizer without an unknown id",
+                rule="must be random with this tokenizer",
+                remedy="Set regularize.input_noise_by=random.",
+            )
         is_text_V = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
         special = (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.sentinel_ids)
         is_text_V[[index for index in special if index >= 0]] = False
-        return cls(is_text_V, tokenizer.unk_id if by == "unknown" else None)
+        return cls(is_text_V, None if is_random else tokenizer.unk_id)
 
     def __call__(self, inputs: dict[str, Tensor], rate: float, context: DropoutContext) -> dict[str, Tensor]:
         """Replace a share of the tokens in the model's inputs.
@@ -80,10 +95,9 @@ class InputNoise:
         if rate == 0:
             return inputs
         noisy = {}
-        for layer, name in enumerate(name for name in _NOISY_INPUTS if name in inputs):
-            keys_PB = site_keys(context.key_B, layer)
-            assert keys_PB is not None
-            noisy[name] = self._replace(inputs[name], rate, keys_PB[Site.INPUT_NOISE])
+        for layer, name in enumerate(name for name in NOISY_INPUTS if name in inputs):
+            key_B = site_keys(context.key_B, layer, 1)[0, Site.INPUT_NOISE]
+            noisy[name] = self._replace(inputs[name], rate, key_B)
         return inputs | noisy
 
     def _replace(self, token_BT: Tensor, rate: float, key_B: Tensor) -> Tensor:

@@ -93,6 +93,21 @@ def test_answer_fit_selects_runs_and_says_why_it_refuses() -> None:
     assert unknown.refusal is not None and "must be one of" in unknown.refusal
 
 
+def test_answer_fit_uses_main_runs_unless_it_names_the_role() -> None:
+    main = small_study()
+    tuning = main.set_column(5, "loss_report_final_nats", pa.array([9.0] * len(main)))
+    table = pa.concat_tables(
+        one.append_column("role", pa.array([role] * len(main)))
+        for one, role in ((main, "main"), (tuning, "tune"))
+    )
+    question = FitQuestion(name="f", law="power", columns={"x": "data.unique_tokens"})
+    fit = answer_fit(question, table, QUICK).fit
+    assert fit is not None and len(fit.residuals) == len(main)
+    assert fit.values["alpha"] == pytest.approx(0.15, abs=0.01)
+    asked = answer_fit(question.model_copy(update={"where": {"role": "tune"}}), table, QUICK).fit
+    assert asked is not None and {residual.loss for residual in asked.residuals} == {9.0}
+
+
 def test_curves_follow_size_and_unique_tokens() -> None:
     table = made_table("chinchilla", TRUTH["chinchilla"], noise=0.0, seed=1)
     question = FitQuestion(name="f", law="chinchilla", metric="loss", columns={"N": "size", "D": "tokens"})

@@ -317,3 +317,11 @@ def test_questions_hash_depends_on_every_field_but_not_on_defaults() -> None:
 def test_sibling_metric_swaps_the_checkpoint() -> None:
     assert sibling_metric("loss_report_best_nats") == "loss_report_final_nats"
     assert sibling_metric("gap_nats") is None
+
+
+def test_judge_uses_main_runs_unless_a_claim_names_the_role() -> None:
+    rows = [row | {"role": "main"} for row in paired_rows(0.3, seeds=5)]
+    tuning = [row | {"role": "tune", "seed": 1000 + row["seed"]} for row in paired_rows(-0.3, seeds=5)]
+    both = judge(runs_table([*rows, *tuning]), [claim(), claim(name="tuning", where={"role": "tune"})])
+    assert [len(result.judged.units) for result in both] == [5, 5]
+    assert [result.judged.effect for result in both] == pytest.approx([0.3, -0.3], abs=0.05)

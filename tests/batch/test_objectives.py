@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from reptrain.batch.objectives import (
     IGNORE,
     UL2,
+    AugmentedCausal,
     Causal,
     Denoising,
     Example,
@@ -30,13 +31,20 @@ from reptrain.batch.objectives import (
     SpanCorruption,
 )
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.config.objectives import FillInTheMiddleConfig, ObjectiveConfig, PrefixLMConfig, UL2Config
+from reptrain.config.objectives import (
+    AugmentedCausalConfig,
+    FillInTheMiddleConfig,
+    ObjectiveConfig,
+    PrefixLMConfig,
+    UL2Config,
+)
 from reptrain.model import build_model
 
 EOS, START, FIRST_RAW, VOCABULARY = 1, 0, 2, 1000
 MODES, MASK = (997, 998, 999), 999
 SENTINELS = tuple(range(996, 696, -1))
 MODULES = [
+    "augmented_causal",
     "causal",
     "example",
     "rows",
@@ -48,6 +56,11 @@ MODULES = [
     "fill_in_the_middle",
 ]
 Make = Callable[..., Any]
+
+
+def augmented(window: int, **noise: Any) -> AugmentedCausal:
+    config = AugmentedCausalConfig(name="augmented_causal", max_offset=3, right_to_left=0.5)
+    return AugmentedCausal(config, (START, *range(900, 905)), **noise)
 
 
 def prefix_lm(window: int, *, in_one_row: bool, fraction: float | None = None, **noise: Any) -> PrefixLM:
@@ -96,6 +109,7 @@ IN_DECODER: dict[str, Make] = {
     "masked_diffusion": diffusion,
     "masked_diffusion independent": lambda window, **noise: diffusion(window, exact=False, **noise),
     "fill_in_the_middle": middle,
+    "augmented_causal": augmented,
 }
 ALL = {f"t5 {name}": make for name, make in IN_T5.items()} | {
     f"decoder {name}": make for name, make in IN_DECODER.items()
@@ -149,7 +163,23 @@ def in_order(targets: list[int]) -> list[int]:
     return prefix + rest + targets[suffix + 1 : mid]
 
 
+def as_read(example: Example, row: int) -> list[int]:
+    """Reconstruct the window from inputs, targets and the start token that names the view."""
+    length = int(example.inputs["is_token_BT"][row].sum())
+    if not length:
+        return []
+    (start, *before), targets = (
+        x[row, :length].tolist() for x in (example.inputs["tokens_BT"], example.targets_BT)
+    )
+    is_reversed, skipped = divmod([START, *range(900, 905)].index(start), 3)
+    tokens = [*before, targets[length - 1 - skipped]]
+    assert targets == tokens[skipped:] + [IGNORE] * skipped
+    return tokens[::-1] if is_reversed else tokens
+
+
 def rebuilt(name: str, example: Example, row: int) -> list[int]:
+    if "augmented" in name:
+        return as_read(example, row)
     if "diffusion" in name:
         seen, targets = example.inputs["tokens_BT"][row], example.targets_BT[row]
         assert ((targets != IGNORE) == (seen == MASK)).all()

@@ -24,7 +24,7 @@ def resolve(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
 def test_every_yaml_under_configs_is_valid(path: Path) -> None:
     # A base that studies share is a run.
-    if "studies" in path.parts and "base" in read_yaml(path):
+    if "base" in read_yaml(path):
         from reptrain.study import arms, load_study
 
         assert arms(load_study(path))
@@ -89,6 +89,8 @@ def test_overrides_do_not_change_their_input() -> None:
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
         ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
+        ("objective.noise=frozen", ["It belongs to another objective.name", "Known keys: "]),
+        ("model.num_encoder_layers=2", ["It belongs to another model.family", "num_layers"]),
         ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
         ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
         ("data.unique_tokens=0", ["data.unique_tokens", "greater than 0", "0"]),
@@ -123,12 +125,13 @@ def test_missing_store_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a: [1", "UTF-8 YAML"),
+        (b"a: [1", "must be valid YAML"),
         (b"\xff\xfe", "must be UTF-8, but got UTF-16"),
-        (b"a: no", "got no, which YAML 1.1 reads as false.* line 1"),
+        (b"a: no", "YAML 1.1 and 1.2 read alike, but got no, which YAML 1.1 reads as false.* line 1"),
         (b"- 1", "mapping"),
         (b"", "mapping"),
-        (b"seed: 1\nseed: 2", "duplicate key 'seed'"),
+        (b"seed: 1\nseed: 2", "unique keys and supported values, but got duplicate key 'seed'"),
+        (b"- " * 60, "within the size limits of settings, but got more than 50 levels"),
     ],
 )
 def test_read_yaml_refuses(tmp_path: Path, content: bytes, words: str) -> None:

@@ -234,8 +234,7 @@ def _ledger_chain() -> Iterator[dict[str, Any]]:
 def _dropout() -> Iterator[dict[str, Any]]:
     row = torch.tensor([0, 5])
     for layer, site in ((0, Site.EMBEDDING), (3, Site.MLP_HIDDEN), (1, Site.ATTENTION_WEIGHTS)):
-        keys = site_keys(counter.row_keys(11, 2, row), layer)
-        assert keys is not None
+        keys = site_keys(counter.row_keys(11, 2, row), layer, 1)[0]
         key, head = keys[site], None
         if site == Site.ATTENTION_WEIGHTS:
             key, head = counter.fold(key, 1), 1

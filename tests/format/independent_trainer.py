@@ -18,27 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from independent_evidence import read_config
-from independent_inputs import NO_TARGET, Examples, Stream
-from independent_windows import U64, G, Run, mix
+from independent_inputs import NO_TARGET, Examples, Noise, Stream, fold, words
+from independent_windows import U64, Run
 from safetensors import safe_open
 from torch import Tensor
 
 EMBEDDING, WEIGHTS, ATTENTION, HIDDEN, RESIDUAL, CROSS_WEIGHTS, CROSS, OUTPUT, _, EXPERT = range(10)
+MLP_OUTPUT, EXPERT_OUTPUT = 14, 15
 INTO_RESIDUAL = ("attention.output.weight", "down.weight", "experts.down")
-
-
-def fold(key: np.ndarray, word: Any) -> np.ndarray:
-    return mix((key ^ np.asarray(word).astype(U64)) + U64(G))
-
-
-def words(key: np.ndarray, num_positions: int, num_units: int) -> np.ndarray:
-    """The 32-bit words of the units of each key: [..., positions, units]."""
-    line = fold(key[..., None], np.arange(num_positions))[..., None]
-    low, high = line & U64(2**32 - 1), (line >> U64(32)) | U64(1)
-    x = ((np.arange(num_units).astype(U64) ^ low) * high) & U64(2**32 - 1)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = ((x ^ (x >> U64(shift))) * U64(factor)) & U64(2**32 - 1)
-    return ((x ^ (x >> U64(16))) + U64(2**31)) & U64(2**32 - 1)
 
 
 def kept(key: np.ndarray, num_positions: int, num_units: int, rate: float) -> Tensor | float:
@@ -234,6 +221,7 @@ class Model:
                 normed @ self.p[f"{mlp}.up.weight"].T, normed @ self.p[gate].T if gate in self.p else None
             )
             y = self.drop(hidden, layer, HIDDEN, "mlp") @ self.p[f"{mlp}.down.weight"].T
+        y = y * kept(self.key(layer, MLP_OUTPUT), y.shape[1], 1, self.rate("mlp_output"))
         return x + self.drop(y, layer, RESIDUAL, "residual")
 
     def _experts(self, x_BTD: Tensor, name: str, layer: int, is_token_BT: Tensor) -> Tensor:
@@ -246,6 +234,8 @@ class Model:
         gate_BTK, expert_BTK = share_BTE.topk(slots, -1)
         if moe["normalize"] if moe["normalize"] is not None else slots > 1:
             gate_BTK = gate_BTK / gate_BTK.sum(-1, keepdim=True)
+        output_key = self.key(layer, EXPERT_OUTPUT)
+        gate_BTK = gate_BTK * kept(output_key, x_BTD.shape[1], slots, self.rate("expert_output"))
         up, down = self.p[f"{name}.experts.up"], self.p[f"{name}.experts.down"]
         gate = self.p.get(f"{name}.experts.gate")
         key_BTK = fold(self.key(layer, EXPERT)[:, None], np.arange(slots))[:, None]
@@ -283,6 +273,7 @@ class Replay:
         self.run, self.settings = Run(path, {}), read_config(path / "config.yaml")
         self._refuse_others()
         self.examples = Examples(self.run, self.settings)
+        self.noise = Noise(self.run.stores[0], self.settings)
         manifest = next((path / "checkpoints").glob("step-*/manifest.json")).read_text()
         self.model = Model(self.settings, json.loads(manifest.rstrip().rpartition("\n")[0])["parameters"])
         self.first = {name: torch.zeros_like(p) for name, p in self.model.p.items()}
@@ -293,10 +284,15 @@ class Replay:
 
     def _refuse_others(self) -> None:
         plain = {
-            **{"optimizer.name": "adamw", "model.norm": "rmsnorm", "model.positions": "rope"},
+            **{
+                "optimizer.name": "adamw",
+                "model.norm": "rmsnorm",
+                "model.parallel_block": False,
+                "model.positions": "rope",
+            },
             **{"model.bias": False, "model.dropout.path": 0.0, "model.relative_bias_per_layer": False},
             **{"model.moe.capacity_factor": None, "model.moe.jitter": 0.0, "model.moe.bias_rate": 0.0},
-            **{"model.moe.score": "softmax", "regularize.input_noise": 0.0, "init_from": None},
+            **{"model.moe.score": "softmax", "regularize.masked_inputs": 0.0, "init_from": None},
             **{"model.mup_base_width": None, "model.sliding_window": None},
         }
         for key, value in plain.items():
@@ -311,6 +307,7 @@ class Replay:
         first = number * self.run.B
         end = min(first + self.run.B, self.run.N)
         streams = self.examples.streams(np.arange(first, end))
+        self.noise(streams, number, np.arange(end - first))
         target = torch.from_numpy(streams[-1].targets)
         scored = target != NO_TARGET
         logits = self.model.logits(streams, number, self.run.plan["seed"], scored.sum(1))

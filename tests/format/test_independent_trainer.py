@@ -49,10 +49,13 @@ RUNS: dict[str, list[str]] = {
         "objective={name: span_corruption, input_tokens: 32, noise_density: 0.3}",
         "model={family: t5, d_model: 32, num_encoder_layers: 1, num_decoder_layers: 2, num_heads: 2}",
         *("model.head_dim=8", "model.d_ff=48", "data.document_mask=true", "data.window_tokens=null"),
+        *("model.dropout.mlp_output=0.2", "regularize.input_noise=0.2", "regularize.input_noise_by=random"),
         "train.micro_batch_windows=4",
     ],
     "moe": [
         *("model.moe={num_experts: 4, top_k: 2, d_ff: 32, group_windows: 2}", "model.dropout.expert=0.1"),
+        *("model.dropout.expert_output=0.3", "model.dropout.mlp_output=0.2"),
+        *("regularize.input_noise=0.2", "regularize.input_noise_by=random"),
         *("train.micro_batch_windows=4", "data.order=same", "objective={name: prefix_lm}"),
     ],
 }  # fmt: skip

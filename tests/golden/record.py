@@ -141,7 +141,7 @@ def fingerprints() -> dict[str, str]:
     from reptrain.tasks.finetune import load_finetune
 
     def of(path: Path) -> str:
-        if "studies" in path.parts and "\nbase:" in path.read_text():
+        if "\nbase:" in path.read_text():
             settings = reptrain.load_study(path).model_dump_json(exclude_defaults=True)
             return digest(json.loads(settings.replace(str(ROOT), "")))
         if path.parent.name == "tasks":

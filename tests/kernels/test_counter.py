@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import platformdirs
 import pytest
 import torch
 from interpreted import results_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from reptrain_kernels import counter, rates
+from reptrain_kernels import counter, counter_native, rates
 from reptrain_kernels.bench.compilation import compile_launch, launches
 from reptrain_kernels.implementation import Implementation, choose_implementation
 
@@ -218,3 +222,53 @@ def test_dropout_on_a_gpu_reaches_beyond_32_bit_offsets() -> None:
     y = counter.dropout(x, key, 0.5, impl="triton")
     expected = counter.random_words(key, num_lines, 1)[0, -5:, 0] >= 0
     assert torch.equal(y[0, -5:, 0] != 0, expected)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_in_c_equals_that_in_torch(dtype: torch.dtype, threads: int) -> None:
+    """Sizes below a vector, odd ones, and one that several threads share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape in [(1, 1, 1), (3, 5, 7), (2, 17, 129), (2, 3, 9, 9), (3, 150, 260)]:
+            generator = torch.Generator().manual_seed(sum(shape))
+            x = torch.randn(shape, generator=generator).mul(1e3).to(dtype)
+            x.view(-1)[0] = torch.inf
+            key = torch.randint(-(2**63), 2**63 - 1, shape[:-2], generator=generator)
+            assert torch.equal(
+                counter_native.random_words(key, *shape[-2:]), counter.random_words_in_torch(key, *shape[-2:])
+            )
+            for rate in (0.0, 0.1, 0.5, 0.999):
+                rate_2 = rates.packed(rate)
+                in_c = counter_native.dropout(x, key, rate_2)
+                assert torch.equal(in_c, counter.dropout_in_torch(x, key, rate_2)), (shape, rate)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_dropout_without_a_compiler_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 5, 7, requires_grad=True)
+    expected = counter.dropout(x, keys(3), 0.3)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), x)
+    monkeypatch.setattr(counter_native, "_library", lambda: None)
+    actual = counter.dropout(x, keys(3), 0.3)
+    assert torch.equal(actual, expected)
+    assert torch.equal(torch.autograd.grad(actual.sum(), x)[0], expected_grad)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_cache_that_cannot_be_written_or_read_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for cache in (tmp_path / "file", tmp_path / "damaged"):
+        monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name, cache=cache: str(cache))
+        if cache.name == "file":
+            cache.write_text("")
+        else:
+            counter_native._library.__wrapped__()
+            (built,) = (cache / "native").iterdir()
+            built.unlink()  # It is in use: only a new file may take its name.
+            built.write_bytes(b"damaged")
+        assert counter_native._library.__wrapped__() is not None

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from reptrain.config.model import MoEConfig
-from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import Dropout, DropoutContext, Site, layer_keys
 from reptrain.model.megablocks import require_megablocks
 from reptrain.model.router import RoutedTokens
 from reptrain.model.sparse import SparseMLP
@@ -65,9 +65,9 @@ def outcome(backend: str, top_k: int, dtype: torch.dtype, activation: str) -> li
         torch.nn.init.normal_(parameter, std=0.3)
     layer.to(dtype)
     x_BTD = torch.randn(3, 7, 16).to(dtype).requires_grad_()
-    keys_PB = site_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 3)
+    (keys,) = layer_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 3, 1, 1)
     is_token_BT = torch.arange(7) < torch.tensor([7, 4, 0])[:, None]
-    y_BTD, routing = layer(x_BTD, keys_PB, RoutedTokens(is_token_BT, is_token_BT.sum(1)))
+    y_BTD, routing = layer(x_BTD, keys, RoutedTokens(is_token_BT, is_token_BT.sum(1)))
     loss = (y_BTD.float() * torch.arange(16)).square().sum() + routing.loss_nats
     wanted = [x_BTD, *layer.parameters()]
     return [y_BTD, routing.loss_nats, *torch.autograd.grad(loss, wanted)]

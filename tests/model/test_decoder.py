@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from reptrain.config.model import DecoderConfig, Recompute
 from reptrain.model import Decoder, DropoutContext, build_model
-from reptrain.model.dropout import site_keys
+from reptrain.model.dropout import layer_keys
 from reptrain.sizes import count_parameters
 
 VOCAB = 61
@@ -96,7 +96,9 @@ def test_decoder_sites_of_equal_shape_have_different_masks() -> None:
     sites = [(0, model.embedding_dropout)]
     for layer, block in enumerate(model.blocks):
         sites += [(layer, block.attention_dropout.units), (layer, block.mlp_dropout.units)]
-    masks = [site(torch.ones(4, 12, 32), site_keys(context(rows).key_B, layer)) for layer, site in sites]
+    masks = [
+        site(torch.ones(4, 12, 32), layer_keys(context(rows).key_B, layer, 1, 1)[0]) for layer, site in sites
+    ]
     assert len({mask.numpy().tobytes() for mask in masks}) == 5
 
 

@@ -131,14 +131,15 @@ def test_encoder_decoder_sites_have_different_keys(
 ) -> None:
     shared = {"num_stored_encoder_layers": stored, "num_stored_decoder_layers": stored}
     model = built(num_encoder_layers=2, num_decoder_layers=3, dropout=ALL_SITES, **shared)
-    seen, random_words = [], counter.random_words
+    seen, random_words = [], counter.random_words_in_torch
 
     def noted(key: Tensor, *sizes: int) -> Tensor:
         # Attention weights have one key per row and head.
         seen.append(key.reshape(len(key), -1)[:, 0])
         return random_words(key, *sizes)
 
-    monkeypatch.setattr(counter, "random_words", noted)
+    monkeypatch.setattr("reptrain_kernels.counter_native._library_for", lambda *tensors: None)
+    monkeypatch.setattr(counter, "random_words_in_torch", noted)
     model(**inputs(), dropout=context())
     # Four sites per encoder layer, six per decoder layer, two per stack.
     assert len(seen) == len(torch.stack(seen).unique(dim=0)) == 2 * 4 + 3 * 6 + 2 * 2

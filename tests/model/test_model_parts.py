@@ -10,7 +10,7 @@ import torch
 
 from reptrain.config.model import Activation, T5Config
 from reptrain.model import relative_bias
-from reptrain.model.dropout import Dropout, DropoutContext, Site, site_keys
+from reptrain.model.dropout import Dropout, DropoutContext, Site, layer_keys, site_keys
 from reptrain.model.mlp import MLP
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
@@ -87,16 +87,26 @@ def test_relative_bias_looks_up_the_bucket_of_each_offset() -> None:
 
 
 def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:
-    keys_PB = site_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 0)
-    key_BH = Dropout(0.5, Site.ATTENTION_WEIGHTS).head_keys(keys_PB, 4)
+    (keys,) = layer_keys(DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B, 0, 1, 4)
+    key_BH = Dropout(0.5, Site.ATTENTION_WEIGHTS).head_keys(keys)
     mask_BHTS = counter.dropout(torch.ones(3, 4, 6, 7), key_BH, 0.5)
     assert len(mask_BHTS.flatten(0, 1).flatten(1).unique(dim=0)) == 12
 
 
 def test_site_keys_fold_16_times_the_layer_plus_the_site() -> None:
     key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
-    keys = [site_keys(key_B, layer)[site] for layer in range(3) for site in Site]
+    keys = [site_keys(key_B, layer, 1)[0, site] for layer in range(3) for site in Site]
     assert len(torch.stack(keys).unique()) == 3 * 3 * len(Site)
-    assert torch.equal(site_keys(key_B, 2)[Site.MLP_HIDDEN], counter.fold(key_B, 2 * 16 + 3))
-    assert [*Site] == [*range(14)]
-    assert site_keys(None, 2) is None
+    assert torch.equal(site_keys(key_B, 2, 1)[0, Site.MLP_HIDDEN], counter.fold(key_B, 2 * 16 + 3))
+    assert [*Site] == [*range(16)]
+    assert layer_keys(None, 2, 3, 4) == [None] * 3
+
+
+@pytest.mark.parametrize("site", [Site.ATTENTION_WEIGHTS, Site.CROSS_WEIGHTS])
+def test_keys_of_all_layers_are_those_of_each_layer(site: Site) -> None:
+    key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
+    for layer, keys in enumerate(layer_keys(key_B, 5, 4, 6), start=5):
+        assert torch.equal(keys.site_PB[Site.MLP_HIDDEN], counter.fold(key_B, 16 * layer + Site.MLP_HIDDEN))
+        for head in range(6):
+            expected_B = counter.fold(counter.fold(key_B, 16 * layer + site), head)
+            assert torch.equal(Dropout(0.5, site).head_keys(keys)[:, head], expected_B)

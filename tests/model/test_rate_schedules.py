@@ -118,7 +118,8 @@ def test_rates_survive_casts_and_are_in_no_checkpoint() -> None:
     set_rates(model, progress(1))
     moved = copy.deepcopy(model).bfloat16()
     set_rates(model, progress(2))
-    sites = [module for module in moved.modules() if isinstance(module, Dropout)]
+    dropouts = (module for module in moved.modules() if isinstance(module, Dropout))
+    sites = [dropout for dropout in dropouts if not dropout.schedule.is_constant]
     expected = rates.packed(0.05 + 0.35 / 4)
     assert sites
     assert all(torch.equal(site.rate_2, expected) for site in sites)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptrain.config.model import DecoderConfig, MoEConfig, Recompute, T5Config
 from reptrain.model import Decoder, DropoutContext, EncoderDecoder, Routing, build_model, router
-from reptrain.model.dropout import Dropout, Site, site_keys
+from reptrain.model.dropout import Dropout, LayerKeys, Site, layer_keys
 from reptrain.model.router import RoutedTokens, Router
 from reptrain.model.sparse import SparseMLP
 from reptrain.sizes import load_subject
@@ -54,9 +54,9 @@ def routed() -> RoutedTokens:
     return RoutedTokens(IS_TOKEN_BT, TARGETS_B)
 
 
-def keys(row_B: Tensor | None = None) -> Tensor:
+def keys(row_B: Tensor | None = None) -> LayerKeys:
     row_B = torch.arange(B) if row_B is None else row_B
-    actual = site_keys(DropoutContext(seed=1, step=2, row_B=row_B).key_B, 3)
+    actual = layer_keys(DropoutContext(seed=1, step=2, row_B=row_B).key_B, 3, 1, 1)[0]
     assert actual is not None
     return actual
 
@@ -285,7 +285,7 @@ def test_expert_bias_changes_the_selection_and_not_the_gates() -> None:
 def test_jitter_is_bounded_and_applies_in_training_only() -> None:
     torch.manual_seed(0)
     plain, noisy = Router(D, moe()), Router(D, moe(jitter=0.25))
-    factor_BTD = noisy._jitter(torch.ones(B, T, 4096), keys()[Site.ROUTER])
+    factor_BTD = noisy._jitter(torch.ones(B, T, 4096), keys().site_PB[Site.ROUTER])
     assert 0.75 <= factor_BTD.min() < 0.751 and 1.249 < factor_BTD.max() < 1.25
     assert factor_BTD.mean().item() == pytest.approx(1, abs=0.002)
     for each in (plain, noisy):

@@ -94,21 +94,21 @@ def test_bill_names_the_most_tuning_runs(tmp_path: Path) -> None:
     ],
 )
 def test_over_budget_compares_what_is_left(tmp_path: Path, budget: str, excess: str | None) -> None:
-    found = over_budget(bill(study_of(), tmp_path, name="A100"), budget)
+    found = over_budget([bill(study_of(), tmp_path, name="A100")], budget)
     assert found is None if excess is None else excess in str(found)
 
 
 @pytest.mark.parametrize("budget", ["24", "h", "-1h", "1year", "2**3usd", "nanh"])
 def test_over_budget_refuses_what_is_no_budget(tmp_path: Path, budget: str) -> None:
     with pytest.raises(StudyError, match="must be such as 24h"):
-        over_budget(bill(study_of(), tmp_path, name="A100"), budget)
+        over_budget([bill(study_of(), tmp_path, name="A100")], budget)
 
 
 def test_over_budget_needs_a_price_and_a_speed(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="Add --hardware"):
-        over_budget(bill(study_of(), tmp_path), "1h")
+        over_budget([bill(study_of(), tmp_path)], "1h")
     with pytest.raises(StudyError, match="Add --usd-per-hour"):
-        over_budget(bill(study_of(), tmp_path, name="A100"), "1usd")
+        over_budget([bill(study_of(), tmp_path, name="A100")], "1usd")
 
 
 def test_bill_needs_the_vocabulary(tmp_path: Path) -> None:

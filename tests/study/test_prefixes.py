@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
+from reptrain.errors import ConfigError
 from reptrain.plan.shared_steps import RunSteps, shared_steps
 from reptrain.study import StudyConfig
 from reptrain.study.build import build_graph
@@ -129,6 +133,34 @@ def steps(*overrides: str) -> RunSteps:
 )
 def test_shared_steps_end_where_any_resolved_function_differs(change: str, shared: int) -> None:
     assert shared_steps(steps(), steps(change)) == shared_steps(steps(change), steps()) == shared
+
+
+_SCHEDULES = st.fixed_dictionaries(
+    {"value": st.sampled_from([0.1, 0.2]), "before": st.sampled_from([0.0, 0.1])},
+    optional={
+        "start": st.sampled_from(["0%", "10steps", "33%", "50%", "1epochs", "1000tokens", "100%"]),
+        "over": st.sampled_from(["5steps", "7%", "60%", "1epochs", "500tokens"]),
+    },
+)
+
+
+@given(_SCHEDULES, _SCHEDULES)
+@settings(max_examples=60, deadline=None)
+def test_shared_steps_of_schedules_are_those_found_step_by_step(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    try:
+        first, second = (steps(f"optimizer.weight_decay={json.dumps(value)}") for value in (one, other))
+    except ConfigError:  # start and over in different units
+        assume(False)
+    same = [first.settings(step) == second.settings(step) for step in range(32)]
+    assert shared_steps(first, second) == (same.index(False) if False in same else 32)
+
+
+def test_schedules_of_a_very_long_run_share_their_first_steps() -> None:
+    budget = "train.total_tokens=2**40"
+    late = steps(budget, "model.dropout.mlp={value: 0.1, start: 25%}")
+    assert shared_steps(steps(budget), late) == steps(budget).steps.num_steps // 4
 
 
 def test_mixed_epochs_share_nothing_with_another_budget() -> None:

@@ -17,6 +17,7 @@ from reptrain.study import StudyConfig, arms
 from reptrain.study.build import build_graph
 from reptrain.study.paths import result_path, run_path
 from reptrain.study.schema import save_study
+from reptrain.study.tuning import tuned_arms
 from reptrain.study.write_tables import write_tables
 
 STUDY = StudyConfig(
@@ -60,6 +61,29 @@ def test_every_planned_run_is_a_row(out: Path) -> None:
     assert [row["set.optimizer.weight_decay"] for row in rows] == [0.0, 0.0, 0.1, 0.1] * 2
     assert [row["numerics_version"] for row in rows[3:6]] == [None, 1, None]
     assert rows[3]["loss_report_best_nats"] is None
+
+
+def test_roles_tell_tuning_branches_and_main_runs_apart(tmp_path: Path) -> None:
+    study = StudyConfig.model_validate(
+        {
+            **STUDY.model_dump(exclude={"axes"}),
+            "base": STUDY.base | {"schedule": {"name": "constant", "warmup_fraction": 0}},
+            "set": {"data.unique_tokens": 4096},
+            "axes": {"train.total_tokens": [8192, 4096]},
+            "tune": {"axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "extend": 0, "per": ["arm"]},
+            "seeds": [0],
+        }
+    )
+    _, groups = tuned_arms(study, tmp_path)
+    trials = [trial for group in groups for trial in group.trials]
+    for trial in trials:
+        write_run(trial.config, run_path(tmp_path, trial.name))
+    rows = pq.read_table(write_tables(study, tmp_path).runs).to_pylist()
+    assert [row["role"] for row in rows] == ["tune"] * len(trials) + ["main"] * 2
+    branch = next(row for row in rows if row["branch_of"])
+    assert branch["set.train.total_tokens"] == 4096 and branch["branch_of"] == branch["cluster"]
+    evaluations = pq.read_table(tmp_path / "tables" / "evaluations.parquet").to_pylist()
+    assert {row["role"] for row in evaluations} == {"tune"}
 
 
 def test_evaluations_carry_the_identity_of_their_run(out: Path) -> None:

@@ -43,7 +43,7 @@ SPARSE = [
     "model.num_layers=4",
     "model.num_stored_layers=2",
     "model.moe={num_experts: 4, every: 2, jitter: 0.1, shared_d_ff: 16, bias_rate: 0.01}",
-    "model.dropout.expert=0.2",
+    *("model.dropout.expert=0.2", "model.dropout.expert_output=0.3", "model.dropout.mlp_output=0.2"),
     "train.activation_checkpointing=true",
 ]
 SPARSE_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", "zero3-micro2")
@@ -51,12 +51,13 @@ SPARSE_QUICK = ("zero0-micro4", "zero0-micro1", "zero1-micro2", "zero2-micro1", 
 SPARSE_T5 = [
     *T5,
     "model.moe={num_experts: 4, top_k: 1, group_windows: 2, capacity_factor: 0.75, backend: loop}",
-    "model.dropout.expert=0.2",
+    *("model.dropout.expert=0.2", "model.dropout.expert_output=0.3", "model.dropout.mlp_output=0.2"),
 ]
 SPARSE_T5_QUICK = ("zero0-micro4", "zero1-micro2", "zero3-micro4")
 # What keys noise of its own, and an average of the weights, which is scored too.
 REGULARIZED = [
-    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random}",
+    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random,"
+    " masked_inputs: {value: 0.4, start: 1steps}}",
     "model.dropout.path={value: 0.3, start: 1steps}",
     "average={decay: 0.5}",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from typer.testing import CliRunner
 from reptrain.auditing.audit import audit
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.errors import RunError
+from reptrain.config.schema import RegularizeConfig
+from reptrain.errors import ConfigError, RunError
 from reptrain.hub.export import export_model
 from reptrain.hub.saved_model import open_saved_model
 from reptrain.model import DropoutContext
-from reptrain.model.dropout import BranchDropout, Site, site_keys
+from reptrain.model.dropout import BranchDropout, Dropout, Site, layer_keys
 from reptrain.runs import RunFolder
 from reptrain.runs.metrics import ValidRecord
 from reptrain.training.loop import train
@@ -56,8 +58,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> RunFolder:
 @pytest.mark.parametrize(
     "setting",
     [
-        *(f"model.dropout.{site}" for site in ("embedding", "attention", "residual", "mlp", "path")),
-        *("regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise"),
+        *(
+            f"model.dropout.{site}"
+            for site in ("embedding", "attention", "residual", "mlp", "path", "mlp_output")
+        ),
+        *(
+            "regularize.label_smoothing",
+            "regularize.z_loss",
+            "regularize.input_noise",
+            "regularize.masked_inputs",
+        ),
     ],
 )
 def test_late_regularizers_change_no_bit_before_their_start(
@@ -66,7 +76,7 @@ def test_late_regularizers_change_no_bit_before_their_start(
     late = tiny("train.total_tokens=0.5epochs", f"{setting}={{value: 0.3, start: 50%}}")
     found, expected = losses(trained(tmp_path / "run", late)), losses(plain)
     # A smoothed loss is told without the smoothing: it shows in the step after.
-    first = math.ceil(len(expected) / 2) + setting.endswith(("smoothing", "z_loss"))
+    first = math.ceil(len(expected) / 2) + setting.endswith(("smoothing", "z_loss", "masked_inputs"))
     assert len(expected) == 7
     assert found[:first] == expected[:first]
     assert all(one != other for one, other in zip(found[first:], expected[first:], strict=True))
@@ -120,14 +130,14 @@ def test_input_noise_differs_between_encoder_and_decoder() -> None:
 
 def test_drop_path_drops_whole_rows_at_its_rate() -> None:
     branch = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.MLP_PATH)
-    keys_PB = site_keys(context(torch.arange(4000)).key_B, 0)
+    (keys,) = layer_keys(context(torch.arange(4000)).key_B, 0, 1, 1)
     x_BTD = torch.randn(4000, 2, 3)
     stream_BTD = torch.zeros_like(x_BTD)
-    y_BTD = branch(stream_BTD, x_BTD, keys_PB)
+    y_BTD = branch(stream_BTD, x_BTD, keys)
     is_dropped_B = (y_BTD == 0).flatten(1).all(1)
     assert is_dropped_B.double().mean().item() == pytest.approx(0.3, abs=0.03)
     torch.testing.assert_close(y_BTD[~is_dropped_B], x_BTD[~is_dropped_B] / 0.7)
-    other = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.ATTENTION_PATH)(stream_BTD, x_BTD, keys_PB)
+    other = BranchDropout(0.0, 0.3, Site.MLP_RESIDUAL, Site.ATTENTION_PATH)(stream_BTD, x_BTD, keys)
     assert not torch.equal(other == 0, y_BTD == 0)
     assert torch.equal(branch(stream_BTD, x_BTD, None), x_BTD)
 
@@ -237,3 +247,25 @@ def raise_when_done(self: RunFolder, state: Any, *args: Any, **named: Any) -> No
     if state == "done":
         raise KeyboardInterrupt
     _set_status(self, state, *args, **named)
+
+
+@pytest.mark.parametrize("by", ["unknown", "random"])
+def test_input_noise_by_unknown_needs_an_unknown_id(by: str) -> None:
+    config = RegularizeConfig.model_validate({"input_noise": 0.1, "input_noise_by": by})
+    tokenizer: Any = SimpleNamespace(vocab_size=9, pad_id=0, eos_id=1, unk_id=-1, sentinel_ids=(8,))
+    if by == "unknown":
+        with pytest.raises(ConfigError, match="input_noise_by=random"):
+            InputNoise.of(config, tokenizer)
+    else:
+        assert InputNoise.of(config, tokenizer).is_text_V.nonzero().flatten().tolist() == [*range(2, 8)]
+
+
+def test_masks_drop_whole_outputs_at_their_rate() -> None:
+    mask = Dropout(0.3, Site.MLP_OUTPUT)
+    keys = layer_keys(context(torch.arange(40)).key_B, 0, 1, 1)[0]
+    x_BTD = torch.randn(40, 100, 3)
+    y_BTD = mask.mask_rows(x_BTD, keys)
+    is_masked_BT = (y_BTD == 0).all(2)
+    assert is_masked_BT.double().mean().item() == pytest.approx(0.3, abs=0.03)
+    torch.testing.assert_close(y_BTD[~is_masked_BT], x_BTD[~is_masked_BT] / 0.7)
+    assert mask.mask_rows(x_BTD, None) is x_BTD

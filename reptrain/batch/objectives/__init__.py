@@ -1,5 +1,6 @@
 """Training objectives, one per file: each maps a micro-batch to model inputs and targets."""
 
+from reptrain.batch.objectives.augmented_causal import AugmentedCausal
 from reptrain.batch.objectives.build import build_objective
 from reptrain.batch.objectives.causal import Causal
 from reptrain.batch.objectives.denoising import Denoising
@@ -14,6 +15,7 @@ from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 __all__ = [
     "IGNORE",
     "UL2",
+    "AugmentedCausal",
     "Causal",
     "Denoising",
     "Example",

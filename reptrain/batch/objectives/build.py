@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from reptrain.batch.objectives.augmented_causal import AugmentedCausal
 from reptrain.batch.objectives.causal import Causal
 from reptrain.batch.objectives.denoising import Denoising
 from reptrain.batch.objectives.example import Objective
@@ -15,6 +16,7 @@ from reptrain.batch.objectives.prefix_lm import PrefixLM
 from reptrain.batch.objectives.span_corruption import SpanCorruption
 from reptrain.batch.objectives.ul2 import UL2
 from reptrain.config.objectives import (
+    AugmentedCausalConfig,
     CausalConfig,
     DenoisingConfig,
     FillInTheMiddleConfig,
@@ -75,6 +77,14 @@ def build_objective(config: RunConfig, tokenizer: Tokenizer, *, noise_seed: int)
 
 def _causal(config: CausalConfig, setup: _Setup) -> Objective:
     return Causal(setup.start_id, setup.document_eos_id)
+
+
+def _augmented_causal(config: AugmentedCausalConfig, setup: _Setup) -> Objective:
+    views = config.num_views
+    ids, _ = _reserve(setup.tokenizer, views - 1, "augmented_causal", f"{views - 1} more start tokens")
+    return AugmentedCausal(
+        config, (setup.start_id, *ids), noise_seed=setup.noise_seed, frozen=config.has_frozen_noise
+    )
 
 
 def _prefix_lm(config: PrefixLMConfig, setup: _Setup) -> Objective:
@@ -179,6 +189,7 @@ def _fill_in_the_middle(config: FillInTheMiddleConfig, setup: _Setup) -> Objecti
 
 _BUILDERS: dict[type[Any], Callable[[Any, _Setup], Objective]] = {
     CausalConfig: _causal,
+    AugmentedCausalConfig: _augmented_causal,
     PrefixLMConfig: _prefix_lm,
     SpanCorruptionConfig: _span_corruption,
     DenoisingConfig: _denoising,
@@ -204,7 +215,8 @@ def _reserve(
             rule=f"must find {number} sentinels to take",
             remedy="Tokenize with --num-sentinels, or with a tokenizer that has <extra_id_0> onwards.",
         )
-    return ids[: -number - 1 : -1], ids[:-number]
+    kept = len(ids) - number
+    return ids[kept:][::-1], ids[:kept]
 
 
 def _require_sentinels(

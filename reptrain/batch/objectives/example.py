@@ -82,6 +82,10 @@ class NoisePlaces(NamedTuple):
     length_N: Int64s
     """Number of tokens in the window; 0 for a padding row."""
 
+    def part(self, first: int, end: int) -> NoisePlaces:
+        """The windows ``first`` to ``end - 1``."""
+        return NoisePlaces(*(values[first:end] for values in self))
+
     def key(self, noise_seed: int, purpose: str, *, frozen: bool) -> random.UInt64s:
         """One key per window, uint64 [N].
 

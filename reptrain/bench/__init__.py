@@ -1,0 +1,1 @@
+"""Benchmarks: this trainer and its alternatives, measured in one run on the same data."""

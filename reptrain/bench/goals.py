@@ -1,0 +1,114 @@
+"""The goals that docs/performance.md compares the measurements with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from reptrain.bench.rows import OURS, Row
+
+
+class Goal(NamedTuple):
+    """A bound on a ratio, or on a figure of `OURS`."""
+
+    bench: str
+    case: str
+    metric: str
+    bound: float
+    against: str = ""
+    """Alternative whose ratio has to reach ``bound``; `PEERS`: all except those in `YARDSTICKS`. Empty: the
+    figure of `OURS` may not exceed ``bound``."""
+    cause: str = ""
+    """Why the goal is missed, if it is."""
+
+
+PEERS = "all others"
+YARDSTICKS = frozenset(
+    {"NumPy gather", "SentencePiece", "bare torch loop", "cold start", "a quarter of the tokens"}
+)
+"""Lower bounds of the work, not alternatives."""
+
+_READ = "shuffled reading"
+_CPU = "reptrain train on a CPU, eager"
+_COMMAND = "time to completion"
+
+GOALS = (
+    *(
+        Goal("data", f"windows of {length} tokens, 134M tokens", _READ, bound, against, cause)
+        for length in (512, 2048)
+        for bound, against, cause in (
+            (3.0, PEERS, "the others need no search for documents"),
+            (
+                0.5,
+                "NumPy gather",
+                "each window is searched in the order of documents and copied from about two of them",
+            ),
+        )
+    ),
+    *(
+        Goal(
+            "data",
+            case,
+            "examples",
+            5.0,
+            "batched NumPy",
+            "ten rounds of Philox for every token, a sort per window, and 25 passes over int64 rows",
+        )
+        for case in ("span corruption, 568 tokens", "UL2, 512 tokens")
+    ),
+    *(
+        Goal("start", f"reptrain {command}", _COMMAND, 0.5, cause="imports of NumPy, pyarrow and pydantic")
+        for command in ("--help", "store show", "config show", "sizes", "runs")
+    ),
+    Goal("start", "1e+08 tokens, 64 epochs", "time to the first batch", 0.3),
+    Goal("start", "1e+08 tokens, 64 epochs", "private memory added by the first batch", 64),
+    Goal("start", _CPU, "time to the first step", 6, cause="imports of torch and DeepSpeed"),
+    Goal("start", f"{_CPU}, resumed", "time to the first step", 0.5, "cold start"),
+    Goal("proof", "store verify, 32M tokens", "time per million tokens", 0.8, "a quarter of the tokens"),
+    *(
+        Goal("tokenize", f"55 MB of text{case}", "tokenizing", bound, against, cause)
+        for case in ("", ", near-duplicates removed")
+        for bound, against, cause in (
+            (0.9, "SentencePiece", "the text is read twice, hashed and written"),
+            (1.4, PEERS, "the text is read twice, hashed and written"),
+        )
+    ),
+)
+
+
+class Verdict(NamedTuple):
+    """A goal and what was measured."""
+
+    goal: Goal
+    measured: float
+    what: str
+    """The implementation that decides: the fastest alternative, or `OURS`."""
+    met: bool
+
+
+def verdicts(rows: Sequence[Row], goals: Iterable[Goal] = GOALS) -> list[Verdict]:
+    """The goals that the rows have a figure for.
+
+    Args:
+        rows: Current rows.
+        goals: Goals to check.
+    """
+    return [verdict for goal in goals if (verdict := _verdict(goal, rows)) is not None]
+
+
+def _verdict(goal: Goal, rows: Sequence[Row]) -> Verdict | None:
+    mine = [row for row in rows if (row.bench, row.case, row.metric) == (goal.bench, goal.case, goal.metric)]
+    if not goal.against:
+        ours = [row for row in mine if row.what == OURS and row.median]
+        return (
+            Verdict(goal, float(ours[0].median), OURS, float(ours[0].median) <= goal.bound) if ours else None
+        )
+    ratios = [
+        (float(row.ratio), row.what)
+        for row in mine
+        if row.ratio and (row.what == goal.against or (goal.against == PEERS and row.what not in YARDSTICKS))
+    ]
+    if not ratios:
+        return None
+    ratio, what = min(ratios)
+    return Verdict(goal, ratio, what, ratio >= goal.bound)

@@ -1,0 +1,100 @@
+"""Benchmarks next to alternatives, and the page of their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reptrain.cli.benches import bench_app
+from reptrain.cli.common import NO, show
+from reptrain.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from reptrain.bench.rows import Row
+
+Repetitions = Annotated[int, typer.Option(min=1, help="Number of measurements of each implementation.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Measure fewer and smaller cases.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder of the CSV files to append rows to. Default: do not write."),
+]
+
+
+@bench_app.command()
+def data(
+    repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
+) -> None:
+    """Read shuffled windows, and draw span corruption, next to other data loaders."""
+    from reptrain.bench import data as bench
+
+    _finish(bench.run(repetitions=repetitions, quick=quick), "data", out, as_json)
+
+
+@bench_app.command()
+def tokenize(
+    repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
+) -> None:
+    """Tokenize text next to SentencePiece alone, Hugging Face Datasets and datatrove."""
+    from reptrain.bench import tokenize as bench
+
+    _finish(bench.run(repetitions=repetitions, quick=quick), "tokenize", out, as_json)
+
+
+@bench_app.command()
+def start(
+    repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
+) -> None:
+    """Time to the first batch, to the first training step, to resume, and of commands."""
+    from reptrain.bench import start as bench
+
+    _finish(bench.run(repetitions=repetitions, quick=quick), "start", out, as_json)
+
+
+@bench_app.command()
+def step(
+    repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
+) -> None:
+    """Training steps next to other trainers."""
+    from reptrain.bench import step as bench
+
+    _finish(bench.run(repetitions=repetitions, quick=quick), "step", out, as_json)
+
+
+@bench_app.command()
+def proof(
+    repetitions: Repetitions = 3, quick: Quick = False, out: Out = None, as_json: AsJson = False
+) -> None:
+    """Time and memory of audit, store verify, study report and fit, as their input grows."""
+    from reptrain.bench import proof as bench
+
+    _finish(bench.run(repetitions=repetitions, quick=quick), "proof", out, as_json)
+
+
+@bench_app.command()
+def page() -> None:
+    """Rebuild the tables of docs/performance.md from benchmarks/*.csv."""
+    from reptrain.bench import page as pages
+
+    typer.echo(pages.write())
+
+
+@bench_app.command()
+def check(repetitions: Repetitions = 5, quick: Quick = False) -> None:
+    """Measure again, and exit with 1 if a ratio fell below the range in benchmarks/*.csv."""
+    from reptrain.bench.check import regressions
+
+    found = list(regressions(repetitions=repetitions, quick=quick))
+    typer.echo("\n".join(found) or "no regression")
+    if found:
+        raise typer.Exit(NO)
+
+
+def _finish(rows: list[Row], bench: str, out: Path | None, as_json: bool) -> None:
+    from reptrain.bench.page import text
+    from reptrain.bench.rows import append, table
+
+    if out is not None:
+        append(rows, table(bench, out))
+    show([row._asdict() for row in rows], text(rows), as_json=as_json)
