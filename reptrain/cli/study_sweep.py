@@ -91,14 +91,16 @@ def _text(result: Sweep) -> str:
 
 def _stand_in(study: StudyConfig, out: Path, space: Space, means: StandIn, executor: LocalPool) -> int:
     """Tune the proxy, train the target, and print what the proxy is worth."""
-    from reptrain.cli.study_run import run_and_report
+    from reptrain.cli.study_run import RunMeans, run_and_report
+    from reptrain.study.looks import Place
     from reptrain.study.stand_in import stand_in
 
     result, prepared = stand_in(study, out, space, means, executor=executor)
     typer.echo(_text(result))
     if prepared is None:
         return PREEMPTED
-    code = run_and_report(prepared, means.folder(out), executor=executor)
+    place = Place(prepared, means.folder(out))
+    code = run_and_report([place], [RunMeans(executor, None, 1, executor.jobs)])
     if means.judge:
         show_study(means.folder(out), as_json=False)
     return code

@@ -81,7 +81,7 @@ def test_stand_in_refuses_what_it_cannot_do(tmp_path: Path, means: StandIn, mess
 @pytest.mark.parametrize(
     "proxy",
     [
-        {"model.moe": {"num_experts": 4, "top_k": 1}},
+        {"model.moe": {"num_experts": 4, "top_k": 1}, "model.d_model": 16, "model.d_ff": 32},
         {"model.d_model": 16, "model.d_ff": 32, "model.mup_base_width": 16},
     ],
     ids=["sparse", "mup"],
