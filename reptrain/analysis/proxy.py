@@ -38,7 +38,7 @@ class Sweep:
         unit: Sweeps of one unit are not independent.
         losses: Lowest loss by value of the setting.
         cost: What all runs of the sweep cost.
-        cost_of_one: What one run of this model costs.
+        cost_of_one: What one value of the setting costs, all seeds together.
         match: Pairs are formed of sweeps that are close in these quantities.
     """
 
@@ -75,8 +75,8 @@ class ProxyPair(Frozen):
     """The target's loss at the proxy's pick minus its lowest loss."""
     outside: bool
     """The pick lies outside the target's values: the regret is that of the nearest one."""
-    cost_ratio: float
-    """Cost of the proxy's sweep and one run of the target, over the target's sweep."""
+    cost_ratio: float | None
+    """Cost of the proxy's sweep and the target at one value, over the target's sweep. None: unknown."""
 
 
 class ProxyAnswer(Frozen):
@@ -102,6 +102,7 @@ def compare(proxy: Sweep, target: Sweep) -> ProxyPair:
     ]
     ordered = sorted(target.losses)
     at_pick = float(np.interp(proxy.pick, ordered, [target.losses[value] for value in ordered]))
+    ratio = (proxy.cost + target.cost_of_one) / target.cost if target.cost else math.nan
     return ProxyPair(
         target=target.name,
         proxy=proxy.name,
@@ -113,7 +114,7 @@ def compare(proxy: Sweep, target: Sweep) -> ProxyPair:
         num_common=len(common),
         regret=at_pick - target.losses[target.pick],
         outside=not ordered[0] * (1 - _SAME_VALUE) <= proxy.pick <= ordered[-1] * (1 + _SAME_VALUE),
-        cost_ratio=(proxy.cost + target.cost_of_one) / target.cost,
+        cost_ratio=ratio if math.isfinite(ratio) else None,
     )
 
 
@@ -240,7 +241,7 @@ def _mean_sweep(
         unit="study",
         losses={group[0].number(tuning.over[0]): mean_of(group, metric) for group in values.values()},
         cost=sum(costs),
-        cost_of_one=sum(costs) / len(costs),
+        cost_of_one=sum(costs) / len(values),
         match={},
     )
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from reptrain.cli.common import show, study_app
 from reptrain.cli.options import AsJson
 from reptrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reptrain.analysis.proxy import ProxyPair
 
 
 @study_app.command("proxy")
@@ -69,10 +66,10 @@ def study_proxy(
     """
     from reptrain.analysis.proxy import judge_proxy, pair_up, read_sweeps
     from reptrain.analysis.tables import read_table
-    from reptrain.report.claim_lines import claim_sentence
+    from reptrain.report.claim_lines import claim_sentence, pair_sentence
 
     if target is None:
-        _of_study(proxy, as_json=as_json)
+        show_study(proxy, as_json=as_json)
         return
     sweeps = []
     for file, groups, size in ((proxy, proxy_groups, proxy_size), (target, target_groups, target_size)):
@@ -92,7 +89,7 @@ def study_proxy(
     answer = judge_proxy(
         pairs, setting=over, most_regret=most_regret, most_shift=most_shift, metric="regret in nats"
     )
-    lines = [_line(pair) for pair in answer.pairs]
+    lines = [pair_sentence(pair) for pair in answer.pairs]
     lines += [claim_sentence(answer.shift), claim_sentence(answer.regret)]
     show(answer.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
 
@@ -109,31 +106,23 @@ def _names(text: str, option: str) -> Sequence[str]:
     return names
 
 
-def _of_study(folder: Path, *, as_json: bool) -> None:
+def show_study(folder: Path, *, as_json: bool) -> None:
+    """Print the claims of the kind regret of a study, each with its comparison of proxy and target."""
     from reptrain.analysis.claims import judge
     from reptrain.analysis.proxy import compare, sweeps_of_claim
     from reptrain.analysis.tables import read_table
-    from reptrain.report.claim_lines import claim_sentence
+    from reptrain.report.claim_lines import claim_sentence, pair_sentence
     from reptrain.study import open_study
 
     study, table = open_study(folder), read_table(folder)
     results = [result for result in judge(table, study.claims) if result.claim.contrast.kind == "regret"]
     pairs = [compare(*sweeps_of_claim(table, result.claim)) for result in results]
-    text = [f"{claim_sentence(result)}\n  {_line(pair)}" for result, pair in zip(results, pairs, strict=True)]
+    text = [
+        f"{claim_sentence(result)}\n  {pair_sentence(pair)}"
+        for result, pair in zip(results, pairs, strict=True)
+    ]
     shown = [
         {"claim": result.model_dump(mode="json"), "pair": pair.model_dump(mode="json")}
         for result, pair in zip(results, pairs, strict=True)
     ]
     show(shown, "\n".join(text) or "The study has no claim of the kind regret.", as_json=as_json)
-
-
-def _line(pair: ProxyPair) -> str:
-    rank = "unknown" if pair.rank_correlation is None else f"{pair.rank_correlation:.2f}"
-    shift = "" if pair.shift_doublings is None else f" ({pair.shift_doublings:+.2f} doublings)"
-    outside = ", outside the target's values" if pair.outside else ""
-    return (
-        f"{pair.target} | {pair.proxy}: best {pair.target_best:.3g},"
-        f" pick {pair.proxy_pick:.3g}{shift}{outside}, regret {pair.regret:.4f},"
-        f" rank correlation {rank} at {pair.num_common} values,"
-        f" cost {pair.cost_ratio:.2f}x"
-    )

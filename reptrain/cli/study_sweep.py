@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reptrain.cli.common import show, study_app
+from reptrain.cli.common import PREEMPTED, show, study_app
 from reptrain.cli.options import AsJson
+from reptrain.cli.study_proxy import show_study
+
+if TYPE_CHECKING:
+    from reptrain.study import StudyConfig
+    from reptrain.study.local_pool import LocalPool
+    from reptrain.study.stand_in import StandIn
+    from reptrain.study.sweep import Space, Sweep
 
 
 @study_app.command("sweep")
 def study_sweep(
-    study: Annotated[Path, typer.Argument(help="A study's YAML file without axes, with the model to tune.")],
+    study: Annotated[
+        Path,
+        typer.Argument(
+            help="A study's YAML file without axes: one model to tune, or arms for proxy and target."
+        ),
+    ],
     over: Annotated[
         list[str],
         typer.Option("--over", metavar="KEY=LOW..HIGH|KEY=A,B,...", help="A setting; may be repeated."),
@@ -25,33 +37,70 @@ def study_sweep(
         typer.Option("--jobs", min=1, help="Runs at once.", show_default="one per core, or per GPU"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampler.")] = 0,
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", metavar="ARM", help="The arm to tune, for the arm of --target.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="ARM", help="The arm to train at the best value of the proxy."),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Train the target at all values, to judge the proxy.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune settings on the selection split with Optuna: each trial runs all seeds of the study.
 
     Lists of values are searched as a grid, ranges by Optuna's sampler, in the logarithm if they are positive.
-    The same command resumes. Several machines may run it on one shared folder.
+    With --proxy and --target, one setting is tuned on the proxy; then the target is trained, in the study
+    OUT/target or, with --judge, OUT/judged, which has a report. The same command resumes. Several machines
+    may run a sweep on one shared folder.
     """
     from reptrain.study import load_study
     from reptrain.study.local_pool import LocalPool
     from reptrain.study.sweep import parse_space, run_sweep
 
-    result = run_sweep(
-        load_study(study),
-        out,
-        [parse_space(text) for text in over],
-        num_trials=trials,
-        seed=seed,
-        executor=LocalPool(jobs),
-    )
-    lines = [
-        f"{loss:.4f} nats: " + ", ".join(f"{key}={value:.4g}" for key, value in values.items())
-        for values, loss in result.trials
-    ]
-    if result.num_failed:
-        lines.append(f"{result.num_failed} trials failed")
+    if (proxy is None) != (target is None) or (judge and target is None):
+        raise typer.BadParameter(
+            "--proxy and --target go together, and --judge with them", param_hint="--proxy"
+        )
+    spaces = [parse_space(text) for text in over]
+    loaded, executor = load_study(study), LocalPool(jobs)
+    if proxy is not None and target is not None:
+        if len(spaces) != 1 or as_json:
+            raise typer.BadParameter("works with one --over and without --json", param_hint="--proxy")
+        from reptrain.study.stand_in import StandIn
+
+        means = StandIn(proxy, target, judge=judge, num_trials=trials, seed=seed)
+        raise typer.Exit(_stand_in(loaded, out, spaces[0], means, executor))
+    result = run_sweep(loaded, out, spaces, num_trials=trials, seed=seed, executor=executor)
     shown = {
         "trials": [{"values": dict(values), "loss_select_best_nats": loss} for values, loss in result.trials],
         "num_failed": result.num_failed,
     }
-    show(shown, "\n".join(lines), as_json=as_json)
+    show(shown, _text(result), as_json=as_json)
+
+
+def _text(result: Sweep) -> str:
+    lines = [
+        f"{loss:.4f} nats: " + ", ".join(f"{key}={value:.4g}" for key, value in values.items())
+        for values, loss in result.trials
+    ]
+    return "\n".join([*lines, *([f"{result.num_failed} trials failed"] if result.num_failed else [])])
+
+
+def _stand_in(study: StudyConfig, out: Path, space: Space, means: StandIn, executor: LocalPool) -> int:
+    """Tune the proxy, train the target, and print what the proxy is worth."""
+    from reptrain.cli.study_run import RunMeans, run_and_report
+    from reptrain.study.looks import Place
+    from reptrain.study.stand_in import stand_in
+
+    result, prepared = stand_in(study, out, space, means, executor=executor)
+    typer.echo(_text(result))
+    if prepared is None:
+        return PREEMPTED
+    place = Place(prepared, means.folder(out))
+    code = run_and_report([place], [RunMeans(executor, None, 1, executor.jobs)])
+    if means.judge:
+        show_study(means.folder(out), as_json=False)
+    return code

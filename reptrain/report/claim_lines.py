@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reptrain.analysis.claims import ClaimResult, Judgment
+from reptrain.analysis.proxy import ProxyPair
 
 _UNITS = {"nats": "nats", "bits_per_byte": "bits/byte"}
 
@@ -58,6 +59,19 @@ def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
     reason = f" ({judged.reason})" if judged.reason else ""
     name = full_name(result) if with_study else result.claim.name
     return f"{name}: {', '.join(parts)}{reason}"
+
+
+def pair_sentence(pair: ProxyPair) -> str:
+    """The comparison of a proxy with its target on one line."""
+    rank = "unknown" if pair.rank_correlation is None else f"{pair.rank_correlation:.2f}"
+    shift = "" if pair.shift_doublings is None else f" ({pair.shift_doublings:+.2f} doublings)"
+    outside = ", outside the target's values" if pair.outside else ""
+    cost = "unknown" if pair.cost_ratio is None else f"{pair.cost_ratio:.2f}x"
+    return (
+        f"{pair.target} | {pair.proxy}: best {pair.target_best:.3g},"
+        f" pick {pair.proxy_pick:.3g}{shift}{outside}, regret {pair.regret:.4f},"
+        f" rank correlation {rank} at {pair.num_common} values, cost {cost}"
+    )
 
 
 def full_name(result: ClaimResult) -> str:

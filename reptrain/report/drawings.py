@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from reptrain.analysis import views
 from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.claims import ClaimResult
-from reptrain.analysis.proxy import sweeps_of_claim
+from reptrain.analysis.proxy import compare, sweeps_of_claim
 from reptrain.analysis.views import View
 from reptrain.errors import AnalysisError
 from reptrain.files import write_atomically
 from reptrain.report import plots
+from reptrain.report.claim_lines import pair_sentence
 from reptrain.report.svg import PAGE, PRINT, Paint, to_print, to_svg
 
 _MOST_NAMED = 6
@@ -242,9 +243,7 @@ def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str)
                     partial(plots.scatter, points, "loss of the proxy, nats", "loss of the target, nats"),
                     pa.Table.from_pylist(rows),
                     command,
-                    f"One dot for each value of {claim.contrast.tuned.over[0]}."
-                    if claim.contrast.tuned
-                    else "",
+                    f"One dot for each value of the setting. {pair_sentence(compare(proxy, target))}.",
                 )
             )
     return drawings

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reptrain.analysis.advise import advice_text, advise
-from reptrain.analysis.answer import NUM_BOOTSTRAPS, FitOptions, answer_fit
+from reptrain.analysis.answer import NUM_BOOTSTRAPS, FitOptions
 from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.claims import ClaimResult, judge
 from reptrain.analysis.laws import find_law
@@ -18,6 +18,7 @@ from reptrain.analysis.tables import main_runs
 from reptrain.errors import AnalysisError, ConfigError
 from reptrain.files import read_small
 from reptrain.reading import parse_json
+from reptrain.report.fit_cache import answer_fits
 from reptrain.study.paths import questions_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.write_tables import write_tables
@@ -71,10 +72,10 @@ def find(study: StudyConfig, out: Path) -> Findings:
     except AnalysisError as error:
         cautions.append(str(error))
     budget = _budget(shown[0])
-    fits = [
-        answer_fit(question, runs, FitOptions(budget=budget if _decides(question.law) else None))
-        for question in study.fits
+    asked = [
+        (question, FitOptions(budget=budget if _decides(question.law) else None)) for question in study.fits
     ]
+    fits = answer_fits(asked, runs, Path(written.runs).with_name("fits.json")) if asked else []
     advice = [text for answer in fits if budget and (text := _advice(answer, budget))]
     return Findings(*shown, claims, fits, advice[0] if advice else "", current, cautions)
 

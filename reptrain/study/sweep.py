@@ -45,10 +45,12 @@ class Sweep:
     Attributes:
         trials: Settings and mean selection loss of each finished trial, the best first.
         num_failed: Trials without a finite loss.
+        stopped: Whether a signal stopped it before all trials ended.
     """
 
     trials: tuple[tuple[Mapping[str, Any], float], ...]
     num_failed: int
+    stopped: bool = False
 
 
 def parse_space(text: str) -> Space:
@@ -90,7 +92,7 @@ def run_sweep(
     Settings that are all lists are searched as a grid, else by Optuna's default sampler.
 
     Args:
-        study: The study; it has no axes of its own. A trial runs all its seeds.
+        study: The study; it has no axes and at most one named arm. A trial runs all its seeds.
         out: The folder of the sweep.
         spaces: The settings to vary.
         num_trials: Trials to have in all, those of earlier calls included.
@@ -101,15 +103,15 @@ def run_sweep(
     Raises:
         StudyError: If Optuna is not installed, or a setting is wrong.
     """
-    if study.axes or study.arms:
+    if study.axes or len(study.arms) > 1 or any(entry.axes for entry in study.arms):
         raise StudyError(
             f"study {study.name}",
             got="axes or arms",
             rule="must have neither in a sweep, which varies the settings itself",
-            remedy="Remove them, or run the study and judge a claim of the kind regret.",
+            remedy="Remove them; or name the arms with --proxy and --target.",
         )
     optuna = _optuna()
-    trials = _open(optuna, out, seed)
+    trials, stopped = _open(optuna, out, seed), False
     if all(space.values for space in spaces):
         grid = [*itertools.product(*(space.values for space in spaces))]
         for point in grid:
@@ -132,7 +134,12 @@ def run_sweep(
             trials.tell(trial, loss)
     done = [trial for trial in _ended(optuna, trials) if trial.value is not None]
     ranked = sorted(((trial.params, float(trial.value)) for trial in done), key=lambda pair: pair[1])
-    return Sweep(tuple(ranked), len(_ended(optuna, trials)) - len(done))
+    return Sweep(tuple(ranked), len(_ended(optuna, trials)) - len(done), stopped)
+
+
+def trial_folder(out: Path, values: Mapping[str, Any]) -> Path:
+    """The study folder of a trial."""
+    return out / "trials" / arm_name(values)
 
 
 def _optuna() -> Any:
@@ -187,7 +194,7 @@ def _run_trial(
             "axes": {key: [value] for key, value in values.items()},
         }
     )
-    folder = out / "trials" / arm_name(values)
+    folder = trial_folder(out, values)
     if run_study(one, folder, launch=launch, executor=executor).exit_code == _PREEMPTED:
         return True, None
     losses = [row.best_select_nats for row in collect(one, folder) if row.state == "done"]
