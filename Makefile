@@ -14,9 +14,10 @@
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
-# make test-mutations  a random sample of small changes to the source, by cosmic-ray: which no test finds
+# make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
+# make paper-page  docs/paper.md from the tables in docs/data/paper
 # make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
@@ -33,7 +34,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
 	test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
-	coverage-fast gpu-kit gpu-goldens check docs format clean
+	coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -69,6 +70,9 @@ demo: $(VENV)/.run
 
 demo-quick: $(VENV)/.run
 	$(BIN)/reptrain demo --quick
+
+paper-page: $(VENV)/.run
+	$(BIN)/python tools/paper_page.py
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -134,7 +138,7 @@ test-mutants: $(VENV)/.test
 
 test-mutations: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutations]'
-	$(BIN)/python tests/mutants/sample_mutations.py
+	$(BIN)/python tests/mutants/sample_mutations.py --write
 
 format-vectors: $(VENV)/.test
 	$(BIN)/python tests/format/format_vectors.py

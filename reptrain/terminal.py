@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -26,6 +27,7 @@ class StepDisplay:
     def __init__(self, stream: TextIO, *, total: int, done: int = 0, label: str = "") -> None:
         self._stream, self._total, self._done, self._label = stream, total, done, label
         self._last_line = float("-inf")
+        self._first, self._began = done, time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -71,8 +73,15 @@ class StepDisplay:
         if now - self._last_line < _SECONDS_BETWEEN_LINES and done < self._total:
             return
         self._last_line = now
-        self._stream.write(self._text(done, figures + more) + "\n")
+        self._stream.write(self._text(done, figures + more + self._time_left(done, now)) + "\n")
         self._stream.flush()
+
+    def _time_left(self, done: int, now: float) -> str:
+        """The time until the last step at the mean speed since the start; empty at the end."""
+        if done <= self._first or done >= self._total:
+            return ""
+        seconds = (now - self._began) / (done - self._first) * (self._total - done)
+        return f"  left {timedelta(seconds=round(seconds))}"
 
     def _text(self, done: int, figures: str) -> str:
         parts = [self._label, f"step {done}/{self._total}", figures]

@@ -17,6 +17,8 @@ from independent_evidence import check_evidence
 from independent_inputs import Inputs
 from independent_windows import Audit, CannotSayError, Run, WrongInputError
 
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -36,24 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     except WrongInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (
-        CannotSayError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except (CannotSayError, *DAMAGE) as error:
         print(f"cannot say: evidence is damaged or missing: {error!r}", file=sys.stderr)
         return 4
     head = "exact" if report["exact"] else "as planned, not exact" if report["as_planned"] else "not exact"
     code = 4 if audit.damage else 1 if not report["exact"] else 4 if audit.unproved else 0
-    if code == 4:
-        head = "cannot say" if audit.damage else "cannot say; exact at level windows"
+    head = head if code < 4 else "cannot say" if audit.damage else "cannot say; exact at level windows"
     lines = [f"{head} (level {options.level}{'' if report['complete'] else ', not complete'})"]
-    lines += report["cannot_say"] + report["problems"]
-    lines += [f"not independently checked: {name}" for name in audit.unchecked]
+    unchecked = (f"not independently checked: {name}" for name in audit.unchecked)
+    lines += [*report["cannot_say"], *report["problems"], *unchecked]
     print(json.dumps(report, indent=2) if options.json else "\n  ".join(lines))
     return code
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from independent_windows import U64, Audit, G, Run, Store, draw, make_key, mix
+from independent_windows import U64, Audit, G, Run, Store, block, make_key, mix
 
 CHUNK_TOKENS = 1 << 20
 NO_TARGET = -100
@@ -93,7 +93,7 @@ class Examples:
     ) -> list[Stream]:
         fraction = self.settings.get("objective.prefix_fraction")
         if fraction is None:
-            drawn = draw(self._noise_key("split", parts), 0) % np.maximum(length - 1, 1).astype(U64)
+            drawn = block(self._noise_key("split", parts), 0) % np.maximum(length - 1, 1).astype(U64)
             split = 1 + drawn.astype(np.int64)
         else:
             split = np.clip([round(fraction * n) for n in length.tolist()], 1, np.maximum(length - 1, 1))
@@ -164,7 +164,7 @@ class Examples:
 def compose(total: np.ndarray, parts: np.ndarray, key: np.ndarray) -> np.ndarray:
     """Random lengths of `parts` parts of `total` units, [N, largest number of parts]; 0 after the last."""
     places = max(int(total.max(initial=1)) - 1, 0)
-    drawn = draw(key[:, None], np.arange(places)) >> U64(1)
+    drawn = block(key[:, None], np.arange(places)) >> U64(1)
     drawn = np.where(np.arange(places) < total[:, None] - 1, drawn, U64(2**63))
     order = np.argsort(drawn, axis=1, kind="stable")
     lengths = np.zeros((total.size, max(int(parts.max(initial=1)), 1)), np.int64)
@@ -291,6 +291,8 @@ class Inputs:
             audit.unproved.append(
                 f"inputs of the objective {settings['objective.name']}: not independently checked"
             )
+        elif settings.get("regularize.masked_inputs", 0) != 0 or "regularize.masked_inputs.value" in settings:
+            audit.unproved.append("inputs with masked copies: not independently checked")
         elif is_noisy and (is_scheduled or not is_plain):
             audit.unproved.append(
                 "input noise on a schedule, or with a tokenizer.json: not independently checked"

@@ -11,20 +11,16 @@ import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-G = 0x9E3779B97F4A7C15
-BLOCK = 4096
-RUN_FORMATS = (1, 2, 3)
-STORE_FORMAT = "reptrain-store-2"
-CHUNK_WINDOWS = 1 << 18
-LARGEST = 2**62
-U64 = np.uint64
+G, U64 = 0x9E3779B97F4A7C15, np.uint64
+RUN_FORMATS, STORE_FORMAT = (1, 2, 3), "reptrain-store-2"
+BLOCK, CHUNK_WINDOWS, LARGEST = 4096, 1 << 18, 2**62
 
 
 class WrongInputError(Exception):
@@ -41,7 +37,7 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> U64(31))
 
 
-def block(key: Any, counter: Any, w2: int, w3: int) -> np.ndarray:
+def block(key: Any, counter: Any, w2: int = 0, w3: int = 0) -> np.ndarray:
     """The first 64 bits of a Philox4x32-10 block, whose first two words are the halves of the counter."""
     low, half = U64(2**32 - 1), U64(32)
     key, counter = (np.atleast_1d(np.asarray(x)).astype(U64) for x in (key, counter))
@@ -60,10 +56,6 @@ def make_key(seed: int, name: str, *parts: Any) -> np.ndarray:
     for place, part in enumerate(parts, start=1):
         key = block(key, part, place, 1)
     return key
-
-
-def draw(key: np.ndarray, counter: Any) -> np.ndarray:
-    return block(key, counter, 0, 0)
 
 
 def permute(x: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
@@ -104,9 +96,7 @@ class Store:
         if self.manifest["format"] != STORE_FORMAT:
             raise CannotSayError(f"{folder} has the format {self.manifest['format']}, not {STORE_FORMAT}")
         if self.manifest["fingerprint"] != expected:
-            raise WrongInputError(
-                f"{folder} is not the run's store: fingerprint {self.manifest['fingerprint']}"
-            )
+            raise WrongInputError(f"{folder} is not the run's store, of fingerprint {expected}")
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
         for shard in self.manifest["splits"]["train"]["shards"]:
             path = folder / shard["file"]
@@ -131,9 +121,8 @@ class Store:
         sealed = self.manifest["splits"]
         splits = {name: [info["documents"], info["tokens"], info["digest"]] for name, info in sealed.items()}
         splits["train"] = [self.lengths.size, int(self.lengths.sum()), digest.hexdigest()]
-        return fingerprint(
-            {"format": STORE_FORMAT, "tokenizer": self.manifest["tokenizer"], "splits": splits}
-        )
+        tokenizer = self.manifest["tokenizer"]
+        return fingerprint({"format": STORE_FORMAT, "tokenizer": tokenizer, "splits": splits})
 
     def stream(self, unique_tokens: int, seed: int) -> np.ndarray:
         """The subset: the documents in their keyed order, cut to `unique_tokens`."""
@@ -158,11 +147,8 @@ class Source:
         self.order, self.cut = str(data["order"]), str(data["cut"])
         if self.order not in ("reshuffle", "same", "mixed") or self.cut not in ("fixed", "shifted"):
             raise CannotSayError(f"plan.json has the order {self.order} and the cut {self.cut}")
-        self.unique, self.total, self.L = (
-            int(data["unique_tokens"]),
-            int(data["total_windows"]),
-            window_tokens,
-        )
+        self.unique, self.total = int(data["unique_tokens"]), int(data["total_windows"])
+        self.L = window_tokens
         q, self.r = divmod(self.unique, self.L)
         self.few, self.many = self.L - max(self.r, 1) + (self.r > 0), max(self.r - 1, 0)
         self.shifts = self.cut == "shifted" and self.L > 1
@@ -187,7 +173,7 @@ class Source:
         if not self.shifts:
             return np.zeros_like(epoch)
         most = U64(max(self.few, self.many))
-        d = (draw(make_key(self.seed, "cut", epoch), 0) % most).astype(np.int64)
+        d = (block(make_key(self.seed, "cut", epoch), 0) % most).astype(np.int64)
         return d + 1 if self.many > self.few or self.r == 0 else np.where(d == 0, 0, d + self.r - 1)
 
 
@@ -223,8 +209,7 @@ class Run:
         if plan.get("format", 1) not in RUN_FORMATS:
             raise CannotSayError(f"{path} has the format {plan['format']}; known are {RUN_FORMATS}")
         self.L, self.B, self.N = (int(plan[k]) for k in ("window_tokens", "batch_windows", "total_windows"))
-        self.sources: list[Source] = []
-        self.stores: list[Store] = []
+        self.sources, self.stores = list[Source](), list[Store]()
         self.stream = np.empty(0, np.uint16)
         for data in plan["sources"]:
             folder = moved.get("" if len(plan["sources"]) == 1 else data["name"], Path(data["store"]))
@@ -271,27 +256,20 @@ class Audit:
     """Recounts steps, tokens, windows digests and exposures: the level `windows`."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.problems, self.unchecked = run, list[str](), list[str]()
+        self.run = run
+        # `unchecked`, `unproved`: of a further level; `damage`: changed files. The last two: it cannot say.
+        self.problems, self.unchecked, self.unproved, self.damage = (list[str]() for _ in range(4))
         place = (np.arange(run.stream.size, dtype=U64) + U64(1)) * U64(G)
-        sums = np.cumsum(mix(run.stream.astype(U64) + place), dtype=U64)
-        self.sums = np.concatenate([np.zeros(1, U64), sums])
+        self.sums = np.concatenate([np.zeros(1, U64), np.cumsum(mix(run.stream.astype(U64) + place))])
         self.change = np.zeros(run.stream.size + 1, np.int64)
         self.applied = np.zeros(len(run.sources), np.int64)
+        # Checks of further levels, called with records that have the plan's indices.
         self.more: list[Callable[[list[dict[str, Any]]], None]] = []
-        """Checks of further levels, called with records that have the plan's indices."""
-        self.unproved: list[str] = []
-        """What a further level cannot check; then the run is not exact at that level."""
-        self.damage: list[str] = []
-        """Files that are not what was written; then nothing can be said."""
 
     def report(self) -> dict[str, Any]:
-        held: list[dict[str, Any]] = []
-        for record in self._planned():
-            held.append(record)
-            if len(held) * self.run.B >= CHUNK_WINDOWS:
-                self._check(held)
-                held = []
-        self._check(held)
+        planned = self._planned()
+        while records := list(islice(planned, max(1, CHUNK_WINDOWS // self.run.B))):
+            self._check(records)
         return self._verdict()
 
     def _planned(self) -> Iterator[dict[str, Any]]:
@@ -312,8 +290,6 @@ class Audit:
                 yield record
 
     def _check(self, records: list[dict[str, Any]]) -> None:
-        if not records:
-            return
         run, size = self.run, len(self.run.sources)
         first, count = (np.asarray([r[key] for r in records]) for key in ("first_index", "windows"))
         offset = np.cumsum(count) - count

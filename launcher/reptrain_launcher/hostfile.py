@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -20,13 +21,18 @@ _LARGEST_SLOTS = 1024
 _REMEDY = "Write one host a line, such as: node-0 slots=8"
 
 
-def read_hostfile(path: Path) -> dict[str, int]:
+def read_hostfile(path: Path, exclude: Sequence[str] = ()) -> dict[str, int]:
     """Number of ranks of each host, in the order of the file.
 
     Blank lines and text after ``#`` are ignored, as is Open MPI's ``max_slots=N`` (or ``max-slots``).
 
+    Args:
+        path: The hostfile.
+        exclude: Hosts to leave out.
+
     Raises:
-        LaunchError: If the file cannot be read, names no host, or a line is wrong.
+        LaunchError: If the file cannot be read, names no host, or a line is wrong, if ``exclude`` has a host
+            that the file lacks, or if it has all of them.
     """
     hosts: dict[str, int] = {}
     for number, line in enumerate(_read(path).split("\n"), start=1):
@@ -47,7 +53,19 @@ def read_hostfile(path: Path) -> dict[str, int]:
         raise LaunchError(
             f"hostfile {path}", got="no host", rule="must name at least one host", remedy=f"{_REMEDY}."
         )
-    return hosts
+    return _without(hosts, exclude, path)
+
+
+def _without(hosts: dict[str, int], exclude: Sequence[str], path: Path) -> dict[str, int]:
+    unknown = [host for host in exclude if host not in hosts]
+    if unknown or set(exclude) == hosts.keys():
+        raise LaunchError(
+            "--exclude",
+            got=", ".join(unknown or exclude),
+            rule=f"must name some of the hosts of {path}, and not all",
+            remedy="Write the names as in the hostfile, separated by commas.",
+        )
+    return {host: slots for host, slots in hosts.items() if host not in exclude}
 
 
 def written_for_deepspeed(path: Path, hosts: dict[str, int]) -> Path:

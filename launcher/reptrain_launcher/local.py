@@ -12,10 +12,11 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from reptrain.errors import LaunchError
 from reptrain_launcher.devices import visible_gpus
+from reptrain_launcher.forwarding import deepspeed_argument
 from reptrain_launcher.hostfile import read_hostfile, written_for_deepspeed
 from reptrain_launcher.process import run_process
 from reptrain_launcher.ranks import local_ranks
@@ -36,6 +37,9 @@ def launch_command(
     out: Path | None = None,
     max_minutes: float | None = None,
     master_port: int | None = None,
+    master_addr: str | None = None,
+    ssh_port: int | None = None,
+    exclude: Sequence[str] = (),
 ) -> list[str]:
     """The command that starts the ranks; each runs ``python -m reptrain train CONFIG``.
 
@@ -51,14 +55,18 @@ def launch_command(
         out: The run folder.
         max_minutes: Time limit in minutes from the start of a rank; then all ranks stop with a checkpoint.
         master_port: Port of the rendezvous; None: a free port, or DeepSpeed's default with other hosts.
+        master_addr: Address of the first host; None: the first one that ``hostname -I`` prints there.
+        ssh_port: Port of sshd on the hosts; None: that of the ssh configuration.
+        exclude: Hosts of the hostfile to leave out.
 
     Raises:
         LaunchError: If there are too few GPUs, ``gpus`` is missing without a GPU, the hostfile is wrong, or
             CUDA_VISIBLE_DEVICES cannot be respected on its hosts.
     """
-    hosts = None if hostfile is None else read_hostfile(hostfile)
+    hosts = None if hostfile is None else read_hostfile(hostfile, exclude)
     _check_gpus(gpus, device=device, hosts=hosts)
-    if hostfile is None or hosts is None or _is_local(hosts):
+    train = train_arguments(config, overrides=overrides, out=out, max_minutes=max_minutes)
+    if hostfile is None or hosts is None or is_this_machine(hosts):
         num_ranks = gpus if gpus is not None or hosts is None else next(iter(hosts.values()))
         command = _local_command(num_ranks, device=device, master_port=master_port)
     else:
@@ -73,10 +81,22 @@ def launch_command(
             command.append(f"--num_accelerators={gpus}")
         if master_port is not None:
             command.append(f"--master_port={master_port}")
-    command += ["--no_local_rank", "--module", "reptrain", "train", str(config), *overrides]
+        if master_addr is not None:
+            command.append(f"--master_addr={master_addr}")
+        if ssh_port is not None:
+            command.append(f"--ssh_port={ssh_port}")
+        train = [deepspeed_argument(word) for word in train]
+    return [*command, "--no_local_rank", "--module", "reptrain", *train]
+
+
+def train_arguments(
+    config: Path, *, overrides: Sequence[str] = (), out: Path | None = None, max_minutes: float | None = None
+) -> list[str]:
+    """The arguments of ``reptrain``: ``train CONFIG ...``."""
+    words = ["train", str(config), *overrides]
     if max_minutes is not None:
-        command.append(f"--max-minutes={max_minutes:g}")
-    return [*command, "--out", str(out)] if out is not None else command
+        words.append(f"--max-minutes={max_minutes:g}")
+    return [*words, "--out", str(out)] if out is not None else words
 
 
 def _local_command(num_ranks: int | None, *, device: Device, master_port: int | None) -> list[str]:
@@ -87,12 +107,16 @@ def _local_command(num_ranks: int | None, *, device: Device, master_port: int | 
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", _LOG_LEVEL),
         f"--world_info={world}",
         "--master_addr=127.0.0.1",
-        f"--master_port={_free_port() if master_port is None else master_port}",
+        f"--master_port={free_port() if master_port is None else master_port}",
     ]
 
 
 def launch_environment(
-    *, gpus: int | None = None, hostfile: Path | None = None, device: Device = "auto"
+    *,
+    gpus: int | None = None,
+    hostfile: Path | None = None,
+    device: Device = "auto",
+    exclude: Sequence[str] = (),
 ) -> dict[str, str]:
     """Environment variables for the command, in addition to the current ones.
 
@@ -100,12 +124,13 @@ def launch_environment(
         gpus: As in `launch_command`.
         hostfile: As in `launch_command`; with other hosts, this machine's GPUs are not considered.
         device: As in `launch_command`.
+        exclude: As in `launch_command`.
     """
     # DeepSpeed recompiles its operators whenever it finds another ninja: put that of this Python first.
     folder = str(Path(sys.executable).parent)
     environment = {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
-    hosts = None if hostfile is None else read_hostfile(hostfile)
-    is_local = hosts is None or _is_local(hosts)
+    hosts = None if hostfile is None else read_hostfile(hostfile, exclude)
+    is_local = hosts is None or is_this_machine(hosts)
     if device == "cpu" or (is_local and _on_cpu(device)):
         cores = len(os.sched_getaffinity(0))
         ranks = gpus or max((hosts or {"": 1}).values())
@@ -120,17 +145,25 @@ def shell_line(command: Sequence[str], environment: Mapping[str, str]) -> str:
     return " ".join([*settings, shlex.join(command)])
 
 
-def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> int:
+class Finished(NamedTuple):
+    """How a launch ended."""
+
+    code: int
+    stopped: bool
+
+
+def run_launch(command: Sequence[str], environment: Mapping[str, str]) -> Finished:
     """Run the command until all ranks have ended, and forward signals to the ranks.
 
     Returns:
-        The exit code of a rank that failed or was stopped; 128 + N if signal N killed the launcher.
+        The exit code of a rank that failed or was stopped, 128 + N if signal N killed the launcher; and
+        whether a signal was forwarded.
     """
     ended = run_process(command, env={**os.environ, **environment}, targets=local_ranks)
     code = ended.returncode if ended.returncode >= 0 else 128 - ended.returncode
     if (message := exit_message(code)) is not None:
         sys.stderr.write(f"error: {message}\n")
-    return code
+    return Finished(code, ended.signal is not None)
 
 
 def exit_message(code: int) -> str | None:
@@ -154,7 +187,8 @@ def _own_names() -> set[str]:
     return {"localhost", "127.0.0.1", socket.gethostname()}
 
 
-def _is_local(hosts: Mapping[str, int]) -> bool:
+def is_this_machine(hosts: Mapping[str, int]) -> bool:
+    """Whether the only host is this machine, so that no ssh is needed."""
     return len(hosts) == 1 and set(hosts) <= _own_names()
 
 
@@ -169,7 +203,7 @@ def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | 
                 rule=f"must be at most the {slots} slots of {host}",
                 remedy="Lower it, or fix the hostfile.",
             )
-    if hosts is not None and not _is_local(hosts):
+    if hosts is not None and not is_this_machine(hosts):
         return
     wanted = gpus if gpus is not None or hosts is None else next(iter(hosts.values()))
     if _on_cpu(device):
@@ -213,7 +247,8 @@ def _check_hosts_use_visible(hosts: Mapping[str, int], gpus: int | None) -> None
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-_NODE_LAUNCHER = b"deepspeed.launcher.launch"
+_NODE_LAUNCHERS = (b"deepspeed.launcher.launch", b"torch.distributed.run")
 
 
 def local_ranks(launcher: int, proc: Path = Path("/proc")) -> list[int]:
@@ -15,12 +15,14 @@ def local_ranks(launcher: int, proc: Path = Path("/proc")) -> list[int]:
     exit code. A signal to the launcher would end it immediately with another exit code.
 
     Args:
-        launcher: Process id of ``deepspeed.launcher.launch``, or of its parent ``deepspeed.launcher.runner``.
+        launcher: Process id of torchrun, of ``deepspeed.launcher.launch``, or of its parent, its runner.
         proc: The folder of processes.
     """
     children = _children(proc)
     processes = [launcher, *_descendants(launcher, children)]
-    node_launchers = [pid for pid in processes if _NODE_LAUNCHER in _command(proc, pid)]
+    node_launchers = [
+        pid for pid in processes if any(name in _command(proc, pid) for name in _NODE_LAUNCHERS)
+    ]
     ranks = [rank for pid in node_launchers for rank in children[pid]]
     return ranks or [launcher]
 

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from reptrain_launcher.joining import slurm_ranks
+
 MOST_STALLS = 3
 """Stops without a new checkpoint after which a job is not started again."""
 MANY_TIMEOUTS = 10**6
@@ -63,7 +65,7 @@ class SlurmTask:
     def __call__(self) -> None:
         """Run the job. A failure ends the process with the exit code, which Slurm's dependencies see."""
         os.environ["PATH"] = _path_with_scontrol(os.environ.get("PATH", os.defpath))
-        ranks = rank_environment(os.environ)
+        ranks = slurm_ranks(os.environ)
         is_first = ranks.get("RANK", "0") == "0"
         command = [sys.executable, "-m", "reptrain_launcher.worker", self.job_file]
         job = json.loads(Path(self.job_file).read_text(encoding="utf-8"))
@@ -177,28 +179,6 @@ def newest_checkpoint(path: str | os.PathLike[str] | None) -> str | None:
         return Path(path).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
-
-
-def rank_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a rank, from those of Slurm; none for a job with one rank.
-
-    The ranks meet on the node where the job step was launched, which is that of the first rank. The port
-    follows from the job's number, so that jobs that share a node use different ones.
-
-    Args:
-        environ: The environment of a process that srun started.
-    """
-    ranks = int(environ.get("SLURM_NTASKS", "1"))
-    if ranks == 1:
-        return {}
-    first_node = environ.get("SLURM_LAUNCH_NODE_IPADDR") or environ["SLURM_SRUN_COMM_HOST"]
-    return {
-        "RANK": environ["SLURM_PROCID"],
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": environ["SLURM_LOCALID"],
-        "MASTER_ADDR": first_node,
-        "MASTER_PORT": str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000),
-    }
 
 
 def _path_with_scontrol(path: str) -> str:

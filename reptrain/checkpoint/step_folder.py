@@ -257,13 +257,14 @@ def make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> 
     write_atomically(folder / _LATEST, f"{final.name}\n")
 
 
-def _steps(folder: Path) -> dict[int, Path]:
+def step_folders(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by step, intact or not."""
     named = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
     return {int(number): path for number, path in named if number.isdecimal()}
 
 
 def _remove_old(folder: Path, newest: int, keep_last: int, keep: Collection[int]) -> None:
-    by_step = _steps(folder)
+    by_step = step_folders(folder)
     kept = {*sorted(step for step in by_step if step <= newest)[-keep_last:], *keep}
     for step, path in by_step.items():
         # Checkpoints beyond the newest are left over from before an older one was resumed.
@@ -304,7 +305,7 @@ def find(folder: Path, *, world: World) -> FoundCheckpoint:
 
 def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
     """Checkpoints that may be resumed, newest first, and the problems with `latest`."""
-    by_step = _steps(folder)
+    by_step = step_folders(folder)
     newest_first = sorted(by_step, reverse=True)
     pointer = folder / _LATEST
     try:

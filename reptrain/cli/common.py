@@ -104,6 +104,15 @@ def _refuse(message: object, code: int = WRONG_INPUT) -> NoReturn:
     sys.exit(code)
 
 
+def join_launched_ranks() -> None:
+    """Take the variables of a rank from srun or mpirun, and the secrets that `reptrain launch` sent."""
+    from reptrain_launcher.forwarding import load_secrets
+    from reptrain_launcher.joining import adopt_ranks
+
+    load_secrets()
+    adopt_ranks()
+
+
 def show(data: Any, text: str, *, as_json: bool) -> None:
     """Print the result of a command, as JSON or as text."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)

@@ -54,6 +54,26 @@ MaxMinutes = Annotated[
     ),
 ]
 
+Hostfile = Annotated[
+    Path | None, typer.Option("--hostfile", help="Hostfile with lines of HOST slots=N; reached by ssh.")
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="HOST,...", help="Hosts of the hostfile to leave out."),
+]
+MasterAddr = Annotated[
+    str | None,
+    typer.Option(
+        "--master-addr",
+        metavar="ADDRESS",
+        help="Address of the first host, where the ranks meet.",
+        show_default="the first that `hostname -I` prints there",
+    ),
+]
+SshPort = Annotated[
+    int | None, typer.Option("--ssh-port", min=1, max=65535, help="Port of sshd on the hosts.")
+]
+
 
 def count_option(*names: str, least: int = 1, **settings: Any) -> Any:
     """An option that takes a count: 8192, 2**13, 64k."""

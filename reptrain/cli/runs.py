@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reptrain.cli.common import DONE, PREEMPTED, app, config_app, show
+from reptrain.cli.common import DONE, PREEMPTED, app, config_app, join_launched_ranks, show
 from reptrain.cli.options import AsJson, ConfigFile, MaxMinutes, MovedStores, Out, Overrides
 from reptrain.errors import ConfigError
 
@@ -92,7 +92,7 @@ def train(
         bool, typer.Option(help="Resume the run, or refuse a folder that has a checkpoint.")
     ] = True,
 ) -> None:
-    """Train in one process, or join the ranks that deepspeed or torchrun started.
+    """Train in one process, or join the ranks that deepspeed, torchrun, srun or mpirun started.
 
     The same command resumes from the newest checkpoint, on any number of ranks and at any ZeRO stage.
     A stop signal or --max-minutes saves a checkpoint and exits with code 3.
@@ -102,6 +102,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
 
+    join_launched_ranks()
     # Before torch is loaded, which takes seconds.
     read_rank_environment()
     from reptrain.config import load_run_config
@@ -138,7 +139,9 @@ def train(
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, or that of a fine-tuning, which is audited at level inputs.")
+    ],
     store: MovedStores = None,
     exposures: Annotated[
         Path | None,
@@ -190,9 +193,14 @@ def audit(
     from reptrain.auditing.audit import audit as recount
     from reptrain.auditing.audit import store_places
     from reptrain.auditing.head_check import Signed, sign_head
-    from reptrain.cli.inputs_audit import inputs_audit
+    from reptrain.cli.inputs_audit import finetuning_audit, inputs_audit, is_finetuning
     from reptrain.progress import stage_progress
 
+    if is_finetuning(run):
+        given = {"--store": store, "--exposures": exposures, "--head": head, "--signature": signature}
+        tuned = finetuning_audit(run, {**given, "--signers": signers, "--sign": sign})
+        show(json.loads(tuned.model_dump_json()), tuned.text(), as_json=as_json)
+        raise typer.Exit(tuned.exit_code)
     if (signature is None) != (signers is None):
         raise ConfigError(
             "--signature and --signers",
@@ -217,38 +225,3 @@ def audit(
         sign_head(report.ledger.head, sign, run / "ledger.sig")
         typer.echo(f"signed as {run / 'ledger.sig'}", err=True)
     raise typer.Exit(report.exit_code)
-
-
-@app.command()
-def launch(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    out: Out = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", help="Ranks on this machine; CPU ranks if it has no GPU.")
-    ] = None,
-    hostfile: Annotated[
-        Path | None, typer.Option("--hostfile", help="Hostfile with lines of HOST slots=N.")
-    ] = None,
-    max_minutes: MaxMinutes = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command without running it.")] = False,
-) -> None:
-    """Train on several ranks through the deepspeed launcher."""
-    from reptrain.config import load_run_config
-    from reptrain_launcher import launch_command, launch_environment, run_launch, shell_line
-
-    device = load_run_config(config, overrides or []).train.device
-    command = launch_command(
-        config,
-        gpus=gpus,
-        hostfile=hostfile,
-        device=device,
-        overrides=overrides or [],
-        out=out,
-        max_minutes=max_minutes,
-    )
-    environment = launch_environment(gpus=gpus, hostfile=hostfile, device=device)
-    if dry_run:
-        typer.echo(shell_line(command, environment))
-    else:
-        raise typer.Exit(run_launch(command, environment))

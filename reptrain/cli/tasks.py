@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from reptrain.cli.common import PREEMPTED, app, show, tasks_app
+from reptrain.cli.common import PREEMPTED, app, join_launched_ranks, show, tasks_app
 from reptrain.cli.options import AsJson, Step, TokenizerFile
 from reptrain.errors import ConfigError
 
@@ -111,6 +111,7 @@ def finetune(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from reptrain_launcher.rank_environment import is_main_rank, read_rank_environment
 
+    join_launched_ranks()
     read_rank_environment()
     from reptrain.tasks.finetune import finetune as tune
     from reptrain.tasks.finetune import load_finetune

@@ -42,5 +42,11 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, and no unknown key passes."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        # Built when it is first used: a command uses few of the settings' classes by themselves.
+        defer_build=True,
     )

@@ -145,6 +145,11 @@ class RegularizeConfig(Frozen):
     """Share of input tokens to replace; special ids and sentinels are never replaced."""
     input_noise_by: Literal["unknown", "random"] = "unknown"
     """Replacement: the tokenizer's unknown id, or uniformly drawn tokens."""
+    masked_inputs: Coefficient = NONE
+    """Weight of a second loss: that of the same targets from inputs with masked tokens. It doubles the
+    computation of a step."""
+    masked_inputs_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Largest share of masked tokens; each window draws its own, uniformly from 0 to this."""
 
 
 class AverageConfig(Frozen):

@@ -13,6 +13,7 @@ matter how a collective with a dead rank behaves (an error under gloo, an endles
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -242,10 +243,14 @@ def _stack(frame: FrameType | None) -> list[tuple[str, int]]:
 
 
 def end_process(error: RunError) -> None:
-    """End the process with the exit code of a user error. The main thread may hang and cannot do it."""
+    """End the process with the exit code of a user error. The main thread may hang and cannot do it.
+
+    Prints the stacks of all threads, which show what the main thread waits for.
+    """
     rank = shown_rank() or "0"
     with suppress(OSError):
-        os.write(2, f"rank {rank}: error: {error}\n".encode())
+        os.write(2, f"rank {rank}: error: {error}\nrank {rank}: stacks of its threads:\n".encode())
+        faulthandler.dump_traceback(2, all_threads=True)
     os._exit(2)
 
 

@@ -1,6 +1,6 @@
 """The seeded order of a split's documents, cached by fingerprint and memory-mapped.
 
-Computed by one pass over the documents' lengths; later openings are O(1). The file is one int64
+Computed by one pass over the documents' lengths; later openings only hash the file. It is one int64
 array [2, N + 1]: row 0 holds the start of each document in the stream (and the end of the stream), row 1 the
 index of that document (and -1). Its SHA-256 is beside it: a file that differs from it is computed again.
 """
@@ -28,8 +28,6 @@ Int64s = npt.NDArray[np.int64]
 
 # Documents per chunk when an order is computed: bounds the memory beside the mapped file.
 _CHUNK = 1 << 18
-# Larger orders are not hashed at a start: `reptrain store verify` and the audit check them.
-_HASHED_BYTES = 1 << 28
 
 
 class DocumentOrder(NamedTuple):
@@ -89,7 +87,7 @@ def derive_order(split: Split, *, seed: int) -> DocumentOrder:
 def _load(path: Path, split: Split) -> DocumentOrder | None:
     """The order in a file, or None if the file is missing, incomplete or differs from its checksum."""
     try:
-        if not has_checksum(path, largest_bytes=_HASHED_BYTES):
+        if not has_checksum(path):
             return None
         # A plain view: slicing a memmap is slower than searching in it.
         table = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -58,6 +58,9 @@ class TrainRecord(FrozenRecord):
     """Tokens per second of the step, over all devices (see `reptrain.runs.pace`)."""
     tokens_per_s_per_device: float
     """The same per device."""
+    rank_ms: list[float | None] | None = None
+    """Time of the forward passes of a step on each rank, the mean of the last 50 steps. Written every 50
+    steps, with several ranks."""
     routing: list[RoutingRecord] | None = None
     """One record per sparse layer, in order of execution; None for a dense model."""
 

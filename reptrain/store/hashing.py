@@ -59,19 +59,13 @@ def write_checksum(path: Path) -> None:
     write_atomically(_checksum_file(path), f"{file_sha256(path)}  {path.name}\n")
 
 
-def has_checksum(path: Path, *, largest_bytes: int | None = None) -> bool:
+def has_checksum(path: Path) -> bool:
     """Whether a file has the SHA-256 that `write_checksum` wrote beside it.
-
-    Args:
-        path: The file.
-        largest_bytes: Do not hash a larger file, and only require that there is a checksum; None: hash it.
 
     Raises:
         OSError: If the file or its checksum cannot be read.
     """
     expected = _checksum_file(path).read_text(encoding="utf-8", errors="replace")
-    if largest_bytes is not None and path.stat().st_size > largest_bytes:
-        return True
     return expected.split()[:1] == [file_sha256(path)]
 
 

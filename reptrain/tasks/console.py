@@ -48,6 +48,7 @@ class TuningRecorder:
             lr=lr,
             grad_norm=result.grad_norm,
             step_ms=1000 * seconds,
+            inputs=f"{result.input_digest:016x}",
         )
         self._metrics.append(record)
         for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):

@@ -37,6 +37,7 @@ from reptrain.tasks.tuning import Task, tune_seed
 from reptrain.training.recorder import stated_attention
 from reptrain.training.summary import facts_text, machine_facts
 
+DATA_FILE = "data.json"
 # Settings that do not change the results.
 _MAY_DIFFER = (
     "task.data", "train.device", "train.micro_batch_windows", "train.zero_stage", "train.compile",
@@ -122,7 +123,7 @@ def finetune(
     return Outcome(results, None)
 
 
-class _Data(Frozen):
+class TaskData(Frozen):
     """`data.json`."""
 
     files: dict[str, str]
@@ -135,14 +136,14 @@ def _enter(
     out: Path, config: FinetuneConfig, parent: Parent, rows: TaskRows, environment: dict[str, Any]
 ) -> None:
     """Create the folder, or check that it holds this fine-tuning; an error names the key that differs."""
-    data = _Data(files=rows.files, numerics_version=NUMERICS_VERSION)
+    data = TaskData(files=rows.files, numerics_version=NUMERICS_VERSION)
     if (out / "config.yaml").exists():
         before = validate(FinetuneConfig, read_yaml(out / "config.yaml"))
         there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (before, config))
         known = read_parent(out)
         there |= {"parent's weights": known.weights if known else None}
         here |= {"parent's weights": parent.weights}
-        known_data = read_record(_Data, out / "data.json", remedy="Choose another --out.")
+        known_data = read_record(TaskData, out / DATA_FILE, remedy="Choose another --out.")
         _refuse_other_numerics(out, known_data.numerics_version)
         there |= {"files": known_data.files}
         here |= {"files": data.files}
@@ -163,7 +164,7 @@ def _enter(
             remedy="Choose another --out.",
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "data.json", data.model_dump_json(indent=1) + "\n")
+    write_atomically(out / DATA_FILE, data.model_dump_json(indent=1) + "\n")
     write_atomically(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     parent.write(out)
     # Written last: if it exists, the folder is complete.

@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from reptrain.errors import RunError
 from reptrain.files import read_small, write_atomically
+from reptrain.runs.ledger import Hex16
 from reptrain.runs.records import FrozenRecord, JsonLines
 from reptrain.tasks.intervals import Interval, mean_interval, paired_interval
 from reptrain.tasks.scoring import TaskScore
@@ -40,6 +41,8 @@ class StepRecord(FrozenRecord):
     tokens_per_s: float | None = None
     """Tokens of inputs and targets over that time, all devices together (see `reptrain.runs.pace`); None in
     older records."""
+    inputs: Hex16 | None = None
+    """Input digest (docs/format.md), in hexadecimal; None in older records."""
 
 
 class SelectRecord(FrozenRecord):

@@ -35,6 +35,7 @@ from reptrain.text import Tokenizer
 from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
 from reptrain.training.loop import LoopEnd, run_steps
+from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.recorder import print_line
 from reptrain.training.regularize import InputNoise
 from reptrain.training.resume import note_event, resume
@@ -107,6 +108,7 @@ class Task:
             seed=seed,
             make_example=self.scorer.objective.example,
             input_noise=InputNoise.of(config.regularize, self.tokenizer),
+            masked_inputs=MaskedInputs.of(config.regularize, self.tokenizer),
             optimizer=config.optimizer,
             schedule=config.schedule,
             regularize=config.regularize,

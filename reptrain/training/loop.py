@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from reptrain.config import RunConfig
 from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.distributed.precision import check_precision
+from reptrain.distributed.rank_times import RankTimes
 from reptrain.distributed.stop import StopRequest, stop_requests
 from reptrain.distributed.world import (
     World,
@@ -21,6 +22,7 @@ from reptrain.distributed.world import (
     choose_device,
     describe,
     join,
+    meeting_store,
 )
 from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
@@ -88,6 +90,7 @@ def run_steps(
     checkpoints: Checkpoints,
     first_step: int,
     stop: StopRequest,
+    rank_times: RankTimes | None = None,
 ) -> LoopEnd:
     """Train from ``first_step`` until the batches end, a request to stop, or early stopping.
 
@@ -99,6 +102,7 @@ def run_steps(
         checkpoints: Saves the checkpoints.
         first_step: Steps completed before.
         stop: Requests of signals and time limits; the ranks agree on them after every step.
+        rank_times: Compares the ranks; None compares none.
 
     Raises:
         RunError: If the loss or the gradient of a step is not finite and such steps are not skipped.
@@ -118,6 +122,8 @@ def run_steps(
             _stop_or_skip(trainer, batch, result, recorder)
         elif trainer.average is not None:
             trainer.average.update(batch.position)
+        if rank_times is not None:
+            rank_times.step()
         done = batch.step + 1
         reason = stop.reason(trainer.world)
         if done in evaluator.steps:
@@ -319,6 +325,11 @@ def _run(
     with ExitStack() as resources:
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None
         evaluator = SetEvaluator(training, folder, recorder, marks.evaluate, config.evaluate.patience)
+        store = meeting_store()
+        rank_times = None
+        if store is not None:
+            tell = recorder.rank_times if recorder is not None else None
+            rank_times = RankTimes(store, world, trainer.engine, tell)
         reason = stop.reason(world)
         if done == 0 and not reason:
             evaluator.evaluate(0)
@@ -331,6 +342,7 @@ def _run(
                 checkpoints=checkpoints,
                 first_step=done,
                 stop=stop,
+                rank_times=rank_times,
             )
         if done == first_step and (done == num_steps or evaluator.stop_early):
             # It was complete before: the ledger of a finished run ends with its last checkpoint.

@@ -1,8 +1,8 @@
 """The audit's level `inputs`: rebuild the model's inputs of every step, and compare their digests.
 
-The objective and its noise are pure functions of configuration and global index, and so is the regularizer
-`input_noise`. The batches are therefore rebuilt from plan and store, on the CPU, and hashed as the model
-hashes what it gets. The work is linear in the tokens that the run saw.
+The objective and its noise are pure functions of configuration and global index, and so are the regularizers
+`input_noise` and `masked_inputs`. The batches are therefore rebuilt from plan and store, on the CPU, and
+hashed as the model hashes what it gets. The work is linear in the tokens that the run saw.
 
 Shapes: B rows, N windows of the records, R records.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from reptrain.plan import MixturePlan, StepPlan, Stream
 from reptrain.plan.position import position_at
 from reptrain.runs.folder import RunFolder
 from reptrain.store import Store
+from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.regularize import InputNoise, Settings
 from reptrain.training.targets import targets_of
 
@@ -119,6 +120,7 @@ class Rebuilder:
     steps: StepPlan
     objective: Objective
     input_noise: InputNoise
+    masked_inputs: MaskedInputs
 
     @classmethod
     def of(cls, folder: RunFolder, stores: Mapping[str, Store], stream: Stream) -> Rebuilder:
@@ -137,6 +139,7 @@ class Rebuilder:
             folder.plan.step_plan(),
             build_objective(config, tokenizer, noise_seed=config.seed_of("noise")),
             InputNoise.of(config.regularize, tokenizer),
+            MaskedInputs.of(config.regularize, tokenizer),
         )
 
     def rebuild(self, records: Columns) -> RebuiltInputs:
@@ -151,25 +154,44 @@ class Rebuilder:
         index_N = np.repeat(records.first_index, records.windows) + row_N
         batch = collate(self.stream, self.plan, self.objective, index_N, row_N)
         example = self.objective.example(batch)
-        example = self._with_noise(example, _Places(index_N, row_N, np.repeat(records.step, records.windows)))
-        digest_N = example_digests(example, torch.from_numpy(index_N)).numpy().view(np.uint64)
-        return RebuiltInputs(digest_N, example.is_scored_BT.sum(1).numpy())
+        regularize = self.config.regularize
+        if regularize.input_noise.largest or regularize.masked_inputs.largest:
+            places = _Places(index_N, row_N, np.repeat(records.step, records.windows))
+            return self._regularized(example, places)
+        digest_N = example_digests(example, torch.from_numpy(index_N))
+        return RebuiltInputs(digest_N.numpy().view(np.uint64), example.is_scored_BT.sum(1).numpy())
 
-    def _with_noise(self, example: Example, places: _Places) -> Example:
-        """Replace input ids as the regularizer `input_noise` does in each step."""
+    def _regularized(self, example: Example, places: _Places) -> RebuiltInputs:
+        """What enters the model under the regularizers of the inputs, which depend on the step."""
         regularize, decay = self.config.regularize, self.config.optimizer.weight_decay
-        if not regularize.input_noise.largest:
-            return example
+        digest_N = torch.empty(places.index_N.size, dtype=torch.int64)
+        targets_N = torch.empty_like(digest_N)
         for step in np.unique(places.step_N).tolist():
-            rows = torch.from_numpy(places.step_N == step)
-            context = DropoutContext(
-                self.config.seed_of("dropout"), step, torch.from_numpy(places.row_N)[rows]
-            )
-            rate = Settings.at(position_at(self.plan, self.steps, step), regularize, decay).input_noise
-            own = {name: value[rows] for name, value in example.inputs.items()}
-            for name, value in self.input_noise(own, rate, context).items():
-                example.inputs[name][rows] = value
-        return example
+            is_own_N = torch.from_numpy(places.step_N == step)
+            own = rows_of(example, is_own_N)
+            index_B, row_B = (torch.from_numpy(x_N)[is_own_N] for x_N in (places.index_N, places.row_N))
+            context = DropoutContext(self.config.seed_of("dropout"), step, row_B)
+            settings = Settings.at(position_at(self.plan, self.steps, step), regularize, decay)
+            own = replace(own, inputs=self.input_noise(own.inputs, settings.input_noise, context))
+            copies = 1
+            if settings.masked_inputs > 0:
+                own, copies = self.masked_inputs(own, settings.masked_inputs, context), 2
+            parts = example_digests(own, torch.cat([index_B] * copies)), own.is_scored_BT.sum(1)
+            digest_N[is_own_N], targets_N[is_own_N] = (part.view(copies, -1).sum(0) for part in parts)
+        return RebuiltInputs(digest_N.numpy().view(np.uint64), targets_N.numpy())
+
+
+def rows_of(example: Example, chosen_B: Tensor) -> Example:
+    """Some rows of an example; ``chosen_B`` is bool."""
+    weight_BT, bounded_B = example.weight_BT, example.bounded_B
+    return Example(
+        {name: value[chosen_B] for name, value in example.inputs.items()},
+        example.targets_BT[chosen_B],
+        example.is_raw_BT[chosen_B],
+        example.num_inputs_B[chosen_B],
+        None if weight_BT is None else weight_BT[chosen_B],
+        None if bounded_B is None else bounded_B[chosen_B],
+    )
 
 
 def example_digests(example: Example, index_B: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from statistics import median
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -90,6 +91,9 @@ class Recorder:
         recent = folder.metrics.last_train(WINDOW_STEPS)
         self._input_tokens = recent[-1].input_tokens if recent else 0
         self._target_tokens = recent[-1].target_tokens if recent else 0
+        self._rank_ms: list[float | None] | None = None
+        self._stragglers: list[int] = []
+        self._last_step = 0
         self._spikes = SpikeWatch()
         for record in recent:
             self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm)
@@ -105,6 +109,7 @@ class Recorder:
     def step(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> None:
         """Record one attempt at a step: always in the ledger, in the metrics if it was applied."""
         step, tokens = batch.step, batch.tokens
+        self._last_step = step
         self._folder.ledger.append(
             LedgerRecord(
                 step=step,
@@ -114,7 +119,7 @@ class Recorder:
                 applied=result.applied,
                 digest=f"{result.digest:016x}",
                 inputs=f"{result.input_digest:016x}",
-                targets=result.target_tokens,
+                targets=result.ledger_targets,
                 optimizer_step=result.optimizer_step,
                 grad_norm=result.grad_norm,
                 slice=result.slice_hashes and tuple(f"{value:016x}" for value in result.slice_hashes),
@@ -139,8 +144,10 @@ class Recorder:
             step_ms=1000 * seconds,
             tokens_per_s=rate,
             tokens_per_s_per_device=rate / self._throughput.world_size,
+            rank_ms=self._rank_ms,
             routing=result.routing,
         )
+        self._rank_ms = None
         self._folder.metrics.append(record)
         for name in _CURVES:
             self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
@@ -154,6 +161,25 @@ class Recorder:
             self._say(f"WARNING: step {step}: {spike}")
             self._folder.note("spike", spike, step=step)
         self._show(record, epochs, self._pace.add(tokens, seconds))
+
+    def rank_times(self, ms: list[float | None], stragglers: list[int]) -> None:
+        """Take the times of the ranks into the next record, and name new stragglers.
+
+        Args:
+            ms: Time of the forward passes of a step on each rank; None if unknown.
+            stragglers: Ranks that slow down the others.
+        """
+        self._rank_ms = ms
+        for rank, value in enumerate(ms):
+            if value is not None:
+                self._board.add_scalar(f"rank_ms/{rank}", value, self.tokens)
+        new = [rank for rank in stragglers if rank not in self._stragglers]
+        self._stragglers = stragglers
+        for rank in new:
+            usual = median(value for other, value in enumerate(ms) if value is not None and other != rank)
+            text = f"rank {rank} is slow: {ms[rank]:.0f} ms a step in its forward passes, others {usual:.0f}"
+            self._say(f"WARNING: {text}")
+            self._folder.note("straggler", text, step=self._last_step)
 
     def skipped(self, step: int, reason: str) -> None:
         """Report a step that was not applied."""

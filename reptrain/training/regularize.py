@@ -20,7 +20,7 @@ from reptrain.text import Tokenizer
 from reptrain_kernels import counter, rates
 
 # Model inputs that take noise. The targets stay as they are.
-_NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
+NOISY_INPUTS = ("tokens_BT", "inputs_BT", "source_BS")
 
 
 class Settings(NamedTuple):
@@ -30,6 +30,7 @@ class Settings(NamedTuple):
     z_loss: float = 0.0
     input_noise: float = 0.0
     weight_decay: float = 0.0
+    masked_inputs: float = 0.0
 
     @classmethod
     def at(cls, position: RunPosition, regularize: RegularizeConfig, weight_decay: Scheduled) -> Settings:
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
             regularize.z_loss,
             regularize.input_noise,
             weight_decay,
+            regularize.masked_inputs,
         )
         return cls(*(value.at(position) for value in scheduled))
 
@@ -93,7 +95,7 @@ class InputNoise:
         if rate == 0:
             return inputs
         noisy = {}
-        for layer, name in enumerate(name for name in _NOISY_INPUTS if name in inputs):
+        for layer, name in enumerate(name for name in NOISY_INPUTS if name in inputs):
             key_B = site_keys(context.key_B, layer, 1)[0, Site.INPUT_NOISE]
             noisy[name] = self._replace(inputs[name], rate, key_B)
         return inputs | noisy

@@ -29,6 +29,7 @@ from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
+from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.optimizers import build_optimizer
 from reptrain.training.regularize import InputNoise
 from reptrain.training.step import Trainer
@@ -227,6 +228,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         seed=config.seed_of("dropout"),
         make_example=data.objective.example,
         input_noise=InputNoise.of(config.regularize, data.tokenizer),
+        masked_inputs=MaskedInputs.of(config.regularize, data.tokenizer),
         optimizer=config.optimizer,
         schedule=config.schedule,
         regularize=config.regularize,

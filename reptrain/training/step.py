@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,6 +31,7 @@ from reptrain.model import DropoutContext, Routing, Witness
 from reptrain.runs.metrics import RoutingRecord
 from reptrain.training.batches import Batch
 from reptrain.training.load_balance import routing_records, update_expert_bias
+from reptrain.training.masked_inputs import MaskedInputs, doubled
 from reptrain.training.regularize import InputNoise, Settings
 from reptrain.training.targets import targets_of
 
@@ -46,6 +47,7 @@ class Trainer:
     make_example: Callable[[MicroBatch], Example]
     """The objective: model inputs and targets of a micro-batch."""
     input_noise: InputNoise
+    masked_inputs: MaskedInputs
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     regularize: RegularizeConfig
@@ -67,6 +69,8 @@ class StepResult:
     """Tokens that are inputs only, over all ranks."""
     target_tokens: int
     """Tokens predicted, over all ranks."""
+    ledger_targets: int
+    """Positions with a target in the forward passes, over all ranks: also those of masked copies."""
     digest: int
     """Unsigned 64-bit digest of the raw windows on the device, over all ranks."""
     input_digest: int
@@ -111,11 +115,16 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         rows = micro_batch.to(world.device)
         example = trainer.make_example(rows)
         dropout = DropoutContext(seed=trainer.seed, step=batch.step, row_B=rows.row_B)
-        routing = Routing(example.loss_tokens_B)
         inputs = trainer.input_noise(example.inputs, settings.input_noise, dropout)
-        witness = Witness(batch.first_index + rows.row_B)
+        example = replace(example, inputs=inputs)
+        index_B = batch.first_index + rows.row_B
+        if settings.masked_inputs > 0:
+            example = trainer.masked_inputs(example, settings.masked_inputs, dropout)
+            dropout, index_B = doubled(dropout), torch.cat([index_B, index_B])
+        routing = Routing(example.loss_tokens_B)
+        witness = Witness(index_B)
         output = engine(
-            **inputs,
+            **example.inputs,
             dropout=dropout,
             routing=routing,
             targets=targets_of(example, settings),
@@ -126,7 +135,8 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         counts += torch.stack(
             [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
         )
-        nats += example.weighted(output.nats).sum().double()
+        # Without the masked copies, which follow the rows.
+        nats += example.weighted(output.nats)[: len(rows.row_B)].sum().double()
         loss = output.loss / loss_scale
         if routing.loss_nats is not None:
             loss = loss + routing.loss_nats * scale
@@ -155,7 +165,9 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     return StepResult(
         loss_nats=nats.item() / batch.loss_tokens,
         input_tokens=input_tokens,
-        target_tokens=target_tokens,
+        # A masked copy has as many targets as its row.
+        target_tokens=target_tokens // 2 if settings.masked_inputs > 0 else target_tokens,
+        ledger_targets=target_tokens,
         digest=digest % 2**64,
         input_digest=input_digest % 2**64,
         grad_norm=grad_norm,

@@ -340,3 +340,10 @@ def test_audit_counts_problems_over_pieces(run, monkeypatch):
     pieces = audit(run.path)
     assert sorted(p.text() for p in pieces.problems) == sorted(p.text() for p in whole.problems)
     assert pieces.exposures == whole.exposures
+
+
+def test_audit_of_a_run_without_a_status_is_not_complete(run):
+    assert audit(run.path).complete
+    (run.path / "status.json").unlink()
+    report = audit(run.path)
+    assert (report.exact, report.complete) == (True, False)

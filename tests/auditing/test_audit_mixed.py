@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from reptrain.auditing import mixed
 from reptrain.auditing.audit import audit
-from reptrain.auditing.mixed import mixed_prefix
+from reptrain.auditing.exposures import Stretches
+from reptrain.auditing.mixed import differing, mixed_prefix
 from reptrain.cli import app
 from reptrain.plan import EpochPlan
 
@@ -136,3 +137,20 @@ def test_mixed_prefix_works_in_any_pieces(monkeypatch):
     pieces = mixed_prefix(plan, 90)
     assert pieces.ends == whole.ends
     assert pieces.stretches.each().tolist() == whole.stretches.each().tolist()
+
+
+def test_differing_has_the_stretches_of_each_pair_of_counts():
+    actual = Stretches(*map(np.asarray, ([0, 10, 20, 30], [10, 20, 30, 40], [1, 2, 1, 3])))
+    expected = Stretches(*map(np.asarray, ([0, 5, 25], [5, 25, 40], [2, 1, 3])))
+    found = [
+        (plan, *(column.tolist() for column in counted)) for counted, plan in differing(actual, expected)
+    ]
+    # Expected count; start, end and actual count of each stretch, by pairs in ascending order.
+    assert found == [
+        (2, [0], [5], [1]),
+        (3, [25], [30], [1]),
+        (1, [10], [20], [2]),
+    ]
+    both = Stretches(*map(np.asarray, ([0, 2, 4], [2, 4, 6], [1, 0, 1])))
+    plan = Stretches(*map(np.asarray, ([0], [6], [0])))
+    assert [(n, s.start.tolist(), s.end.tolist()) for s, n in differing(both, plan)] == [(0, [0, 4], [2, 6])]

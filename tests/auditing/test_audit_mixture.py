@@ -2,92 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mixture_runs import WINDOW, configured, consumed, make_stores, rewrite, trained
 
 from reptrain.auditing.audit import audit, store_places
-from reptrain.config import RunConfig
 from reptrain.errors import ResumeError, RunError
 from reptrain.plan import open_stream
-from reptrain.plan.digest import step_digest, window_digest
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
-from reptrain.store import Store, open_store
-from reptrain.tokenization import tokenize
-
-WINDOW = 16
+from reptrain.store import Store
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
-    """Real and synthetic text, made by one tokenizer."""
-    folder = tmp_path_factory.mktemp("mixture")
-    made, tokenizer = {}, None
-    for name, word in (("real", "tide"), ("synthetic", "loop")):
-        source = folder / f"{name}.jsonl"
-        texts = [f"Number {n} of the {word}s is {n * n}." for n in range(120)]
-        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        training = {} if tokenizer else {"vocab_size": 96, "num_sentinels": 4}
-        tokenize([source], folder / name, tokenizer=tokenizer, **training)
-        tokenizer = folder / name / "tokenizer.model"
-        made[name] = open_store(folder / name)
-    return made
-
-
-def configured(stores: dict[str, Store], *, synthetic: str = "1epochs", seed: int = 0) -> RunConfig:
-    sources = {
-        "real": {"store": str(stores["real"].path), "unique_tokens": 500, "total_tokens": "3.5epochs"},
-        "synthetic": {
-            "store": str(stores["synthetic"].path), "unique_tokens": 900, "total_tokens": synthetic,
-            "cut": "shifted", "subset_seed": 3,
-        },
-    }  # fmt: skip
-    data = {"sources": sources, "window_tokens": WINDOW}
-    return RunConfig.model_validate({"data": data, "train": {"batch_windows": 8}, "seed": seed})
-
-
-def trained(stores: dict[str, Store], path: Path, *, state: str = "done", steps: int | None = None):
-    """What a correct engine writes, after some steps or all."""
-    config = configured(stores)
-    stream = open_stream(config, stores)
-    plan = RunPlan.of(config, stores=stores, stream=stream)
-    folder = RunFolder.create_or_open(path, config, plan, {})
-    for step in range(plan.step_plan().num_steps if steps is None else steps):
-        folder.ledger.append(consumed(folder, stream, step))
-    folder.set_status(state)
-    return folder
-
-
-def consumed(folder: RunFolder, stream, step: int, *, spoil=lambda tokens, start: None) -> LedgerRecord:
-    """The record of a step whose tokens pass through `spoil` on their way to the model."""
-    mixture = folder.plan.mixture_plan()
-    first, count = folder.plan.step_plan().window_range(step)
-    found = mixture.locate(np.arange(first, first + count))
-    tokens, length = stream.tokens(found.start, found.length, WINDOW)
-    spoil(tokens, found.start)
-    shares = mixture.shares(first, count)
-    return LedgerRecord(
-        step=step,
-        first_index=first,
-        windows=count,
-        tokens=int(length.sum()),
-        epoch=shares[found.source[0]].epoch,
-        applied=True,
-        digest=step_digest(window_digest(tokens, found.start, length)),
-        sources={
-            source.name: share._asdict() for source, share in zip(folder.plan.sources, shares, strict=True)
-        },
-    )
-
-
-def rewrite(folder: RunFolder, change) -> None:
-    records = change(list(folder.ledger.records()))
-    folder.ledger.path.unlink()
-    for record in records:
-        folder.ledger.append(record)
+    return make_stores(tmp_path_factory.mktemp("mixture"))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mixture_runs
 import pytest
 from audited_runs import replaced, rewrite, trained
 
@@ -80,11 +81,44 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("order", ["reshuffle", "mixed"])
-def test_auditors_agree_on_damaged_ledgers(store, tmp_path, capsys, order, damage):
-    folder = trained(store, tmp_path / "run", order=order, budget="3epochs")
+@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
+@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+def test_auditors_agree_on_damaged_ledgers(store, tmp_path, capsys, order, cut, damage):
+    folder = trained(store, tmp_path / "run", order=order, cut=cut, budget="3epochs")
     rewrite(folder, DAMAGES[damage])
     assert agree(folder, capsys).exact == (damage in ("nothing", "a step retried"))
+
+
+def other_shares(records):
+    shares = records[2].sources
+    changed = shares["real"].model_copy(update={"windows": shares["real"].windows + 1})
+    return replaced(records, 2, sources=shares | {"real": changed})
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return mixture_runs.make_stores(tmp_path_factory.mktemp("mixture"))
+
+
+@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
+@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+def test_auditors_agree_on_mixtures(mixture, tmp_path, capsys, order, cut):
+    folder = mixture_runs.trained(mixture, tmp_path / "run", real={"order": order, "cut": cut})
+    records = list(folder.ledger.records())
+    for name, damage in (DAMAGES | {"other shares": other_shares}).items():
+        mixture_runs.rewrite(folder, lambda _, damage=damage: damage(records))
+        sound = name in ("nothing", "a step retried")
+        assert agree(folder, capsys).as_planned == sound, name
+
+
+@pytest.mark.parametrize("level", ["windows", "inputs"])
+def test_parts_of_the_independent_auditor_can_be_read_in_an_hour(level):
+    windows, inputs = (
+        ("independent_audit", "independent_windows"),
+        ("independent_evidence", "independent_inputs"),
+    )
+    names, most = (windows, 400) if level == "windows" else (inputs, 500)
+    assert sum(len((TOOLS / f"{name}.py").read_text().splitlines()) for name in names) <= most
 
 
 def test_auditors_agree_on_an_unfinished_run(store, tmp_path, capsys):

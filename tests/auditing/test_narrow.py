@@ -8,6 +8,7 @@ from audited_runs import UNIQUE, WINDOW, consumed, replaced, rewrite, trained
 
 from reptrain.auditing.audit import audit
 from reptrain.plan import Subset
+from reptrain.plan.digest import step_digest, window_digest
 
 STEP = 2
 FIRST = 16
@@ -89,14 +90,16 @@ def test_two_exchanged_tokens_of_a_step_of_one_window_name_its_document(store, s
     assert problem.text().startswith("step 5, global index 5, document ")
 
 
-def other_digest(run, subset, change):
-    """The problem of a step 2 whose digest is that of the windows that `change` leaves."""
-    from reptrain.plan.digest import step_digest, window_digest
-
-    index = change(list(range(FIRST, FIRST + 8)))
+def digest_of(run, subset, index):
+    """The digest of a step with the windows of these global indices."""
     found = run.plan.mixture_plan().locate(np.asarray(index, dtype=np.int64))
     tokens, length = subset.tokens(found.start, found.length, WINDOW)
-    digest = step_digest(window_digest(tokens, found.start, length))
+    return step_digest(window_digest(tokens, found.start, length))
+
+
+def other_digest(run, subset, change):
+    """The problem of a step 2 whose digest is that of the windows that `change` leaves."""
+    digest = digest_of(run, subset, change(list(range(FIRST, FIRST + 8))))
     rewrite(run, lambda records: replaced(records, STEP, digest=digest))
     (problem,) = audit(run.path).problems
     return problem
@@ -126,3 +129,22 @@ def test_the_windows_of_another_step_are_recognized(run, subset):
 
 def test_a_step_without_windows_is_recognized(run, subset):
     assert other_digest(run, subset, lambda index: []).message.endswith("it saw no window at all")
+
+
+def test_of_several_places_that_fit_the_first_is_named(store, subset, tmp_path):
+    # Four times as many windows in a step as there are different ones: each occurs several times.
+    run = trained(store, tmp_path / "run", order="mixed", cut="fixed", batch=84, budget="8epochs")
+    records = list(run.ledger.records())
+    start_N = run.plan.mixture_plan().locate(np.arange(84)).start
+    last = int(max(np.flatnonzero(start_N == start_N[0])))
+    other = int(np.flatnonzero(start_N != start_N[0])[0])
+    assert last > 40
+    for index, message in (
+        ([*range(last), *range(last + 1, 84)], "its window is missing"),
+        ([*range(last), other, *range(last + 1, 84)], "came in its place"),
+    ):
+        digest = digest_of(run, subset, index)
+        rewrite(run, lambda _, digest=digest: replaced(records, 0, digest=digest))
+        (problem,) = audit(run.path).problems
+        assert problem.message.endswith(message)
+        assert problem.index == 0

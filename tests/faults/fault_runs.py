@@ -17,7 +17,7 @@ from reptrain.auditing.audit import audit
 from reptrain.runs import RunFolder
 from reptrain.store import verify
 
-TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device"}
+TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device", "rank_ms"}
 # 47 steps, a checkpoint after every second or third, dropout on.
 SETTINGS = [
     *("data.unique_tokens=1500", "train.total_tokens=4epochs", "train.batch_windows=4"),

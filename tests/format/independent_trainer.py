@@ -287,7 +287,7 @@ class Replay:
             **{"optimizer.name": "adamw", "model.norm": "rmsnorm", "model.positions": "rope"},
             **{"model.bias": False, "model.dropout.path": 0.0, "model.relative_bias_per_layer": False},
             **{"model.moe.capacity_factor": None, "model.moe.jitter": 0.0, "model.moe.bias_rate": 0.0},
-            **{"model.moe.score": "softmax", "init_from": None},
+            **{"model.moe.score": "softmax", "regularize.masked_inputs": 0.0, "init_from": None},
             **{"model.mup_base_width": None, "model.sliding_window": None},
         }
         for key, value in plain.items():

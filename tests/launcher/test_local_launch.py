@@ -242,9 +242,9 @@ def test_visible_gpus_match_cuda(
 
 def test_run_launch_returns_the_exit_code_and_sets_the_environment() -> None:
     code = "import os, sys; sys.exit(int(os.environ['CODE']))"
-    assert run_launch([sys.executable, "-c", code], {"CODE": "3"}) == 3
+    assert run_launch([sys.executable, "-c", code], {"CODE": "3"}).code == 3
     kill = "import os; os.kill(os.getpid(), 9)"
-    assert run_launch([sys.executable, "-c", kill], {}) == 128 + signal.SIGKILL
+    assert run_launch([sys.executable, "-c", kill], {}).code == 128 + signal.SIGKILL
 
 
 def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +255,7 @@ def test_run_launch_reports_a_rank_that_a_signal_killed(capfd: pytest.CaptureFix
         (2, ""),
         (1, ""),
     ):
-        assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}) == code % 256
+        assert run_launch([sys.executable, "-c", f"import sys; sys.exit({code})"], {}).code == code % 256
         printed = capfd.readouterr().err
         assert words in printed and bool(printed) == bool(words)
     assert exit_message(137) is not None and "the launcher" in str(exit_message(137))

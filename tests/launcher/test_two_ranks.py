@@ -43,7 +43,7 @@ def test_run_launch_stops_two_ranks_with_a_checkpoint(
 
     threading.Thread(target=stop_after_some_steps, daemon=True).start()
     command = launch_command(config, gpus=2, device="cpu", out=run, overrides=["seed=3"])
-    assert run_launch(command, launch_environment(gpus=2, device="cpu")) == 3
+    assert run_launch(command, launch_environment(gpus=2, device="cpu")).code == 3
     printed = "".join(capfd.readouterr())
     assert "preempted (SIGTERM)" in printed and "resumes" in printed
     assert "ERROR" not in printed and "error" not in printed.lower(), printed

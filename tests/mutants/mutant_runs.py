@@ -28,13 +28,18 @@ def preload() -> None:
     """Import what the processes need besides their own tree."""
     os.environ.update({"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"})
     import deepspeed.ops
-    import pyarrow
+    import hypothesis.strategies
+    import pyarrow.compute
+    import pyarrow.ipc
     import pydantic
+    import pytest
     import tensorboard.summary.writer.event_file_writer
     import torch._dynamo
+    import typer.testing
+    import yaml
 
     torch.set_num_threads(1)
-    loaded = (deepspeed, pyarrow, pydantic, tensorboard)
+    loaded = (deepspeed, hypothesis, pyarrow, pydantic, pytest, tensorboard, typer, yaml)
     assert loaded and not any(name.partition(".")[0] == "reptrain" for name in sys.modules)
 
 
@@ -222,7 +227,7 @@ def passes(tree: Path, tests: Sequence[str], log: Path, *, limit_s: int = 1800) 
 
         # Ends the process, if a mutant runs forever.
         signal.alarm(limit_s)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--timeout=0"]
         return int(pytest.main([*options, *(str(tree / test) for test in tests)]))
 
     return Process(tree, log, carry_out).wait() == 0

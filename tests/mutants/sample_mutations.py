@@ -1,16 +1,18 @@
 """Mutates a sample of the source at random with cosmic-ray, and counts what the tests find.
 
-    python tests/mutants/sample_mutations.py [--each 20] [--minutes 30] [--seed 0] [ROOM ...]
+    python tests/mutants/sample_mutations.py [--each 40] [--seed 0] [--results FILE] [--again] [--write]
+        [ROOM ...]
 
-Takes mutations in turn from each room until there are so many of each, or the time is over. Mutations of
-annotations are left out: nothing evaluates them. Prints the share that the tests of the room find, and each
-survivor.
+Takes mutations in turn from each room. A mutation is tried on the tests that execute its line. Mutations of
+annotations are left out: nothing evaluates them. Prints each survivor; `--write` puts the table into
+docs/reliability.md. Exit code 1 if the tests of a room find less than 90 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import random
 import sys
 import tempfile
@@ -25,17 +27,29 @@ from cosmic_ray import plugins
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.work_db import WorkDB, use_db
+from covering_tests import TestServer
+from equivalent import why_equivalent
 from mutant_runs import make_tree, passes, preload
+from page import replace_part
 
-# Files of each room, and the tests that must find a mutation, the quickest first.
+BEGIN, END = "<!-- mutations: made by `make test-mutations` -->", "<!-- end of mutations -->"
+SHARE = 0.9
+
+# Files of each room, and its tests. Tests that start processes are left out: what these execute is not seen.
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
-    "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/auditing/test_independent_audit.py"]),
+    "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/study/test_prefixes.py"]),
     "batch": (["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"], ["tests/batch", "tests/format"]),
-    "auditing": (["reptrain/auditing/*.py"], ["tests/auditing"]),
+    "auditing": (["reptrain/auditing/*.py"], ["tests/auditing", "tests/training/test_input_proof.py"]),
     "training": (
-        [f"reptrain/training/{name}.py" for name in ("step", "batches", "loop", "targets", "optimizers")],
-        ["tests/format/test_independent_trainer.py", "tests/training/test_optimizers.py",
-         "tests/training/test_train.py", "tests/training/test_regularize.py"],
+        ["reptrain/training/*.py"],
+        [
+            "tests/format/test_independent_trainer.py", "tests/checkpoint/test_checkpoints.py",
+            "tests/training/test_branch.py", "tests/training/test_console.py",
+            "tests/training/test_init_from.py", "tests/training/test_input_proof.py",
+            "tests/training/test_optimizers.py", "tests/training/test_parameter_table.py",
+            "tests/training/test_regularize.py", "tests/training/test_train.py",
+            "tests/training/test_train_mixture.py",
+        ],
     ),
 }  # fmt: skip
 
@@ -43,15 +57,42 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
 class Mutation(NamedTuple):
     """One change of one file."""
 
-    path: Path
+    file: str
     operator: str
     occurrence: int
     line: int
 
 
-def mutations(tree: Path, patterns: list[str]) -> list[Mutation]:
+class Result(NamedTuple):
+    """What became of a mutation.
+
+    Attributes:
+        room: Its room.
+        found: Whether a test fails with it.
+        file: The file and line.
+        old: The line in the source.
+        new: The changed line.
+    """
+
+    room: str
+    found: bool
+    file: str
+    line: int
+    old: str
+    new: str
+
+    @property
+    def why_equivalent(self) -> str | None:
+        """Why the mutation changes nothing; None if it may."""
+        return why_equivalent(self.file, self.old, self.new)
+
+    def text(self) -> str:
+        """One line of text."""
+        return f"{self.file}:{self.line}: {self.old}  ->  {self.new}"
+
+
+def mutations(tree: Path, paths: list[Path]) -> list[Mutation]:
     """All mutations of some files, but for annotations."""
-    paths = sorted(path for pattern in patterns for path in tree.glob(pattern))
     annotated = {path: set(annotation_places(path)) for path in paths}
     found = []
     with use_db(":memory:", WorkDB.Mode.create) as database:
@@ -61,8 +102,9 @@ def mutations(tree: Path, patterns: list[str]) -> list[Mutation]:
             place = tuple(spec.start_pos)
             path = Path(spec.module_path)
             if not any(begin <= place < end for begin, end in annotated[path]):
-                found.append(Mutation(path, spec.operator_name, spec.occurrence, place[0]))
-    return found
+                name = str(path.relative_to(tree))
+                found.append(Mutation(name, spec.operator_name, spec.occurrence, place[0]))
+    return sorted(found)
 
 
 def annotation_places(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -75,52 +117,95 @@ def annotation_places(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, 
 
 
 class Room:
-    """The mutations of a room, in random order, and what became of those tried."""
+    """The mutations of a room in random order.
 
-    def __init__(self, name: str, tree: Path, draw: random.Random) -> None:
-        patterns, self.tests = ROOMS[name]
-        self.name, self.tree = name, tree
-        self._waiting = mutations(tree, patterns)
-        self.total = len(self._waiting)
-        draw.shuffle(self._waiting)
-        self.tried, self.survivors = 0, list[str]()
+    Args:
+        name: Its name.
+        tree: The tree to mutate.
+        seed: Seed of the order.
+    """
 
-    def try_next(self) -> None:
-        """Try one mutation."""
-        mutation = self._waiting.pop()
-        sound = mutation.path.read_text()
+    def __init__(self, name: str, tree: Path, seed: int) -> None:
+        patterns, tests = ROOMS[name]
+        paths = sorted(path for pattern in patterns for path in tree.glob(pattern))
+        self.name, self.tree, self._log = name, tree, tree.with_name(f"{name}.log")
+        self.server = TestServer(tree, tests, paths, self._log)
+        self.waiting = mutations(tree, paths)
+        self.total = len(self.waiting)
+        random.Random(f"{seed} {name}").shuffle(self.waiting)
+        self._all = [*self.waiting]
+
+    def try_next(self) -> Result | None:
+        """Try one mutation; None if it changes nothing."""
+        return self._try(self.waiting.pop())
+
+    def try_again(self, result: Result) -> Result:
+        """Try a mutation again, with the tests of today; the same result if there is none like it."""
+        for mutation in self._all:
+            if mutation.file == result.file:
+                _, _, old, new = self._changed(mutation)
+                if (old, new) == (result.old, result.new):
+                    return self._try(mutation) or result
+        return result
+
+    def _changed(self, mutation: Mutation) -> tuple[str, str | None, str, str]:
+        """A file's text without and with a mutation, and the line that differs."""
+        sound = (self.tree / mutation.file).read_text()
         changed = mutate_code(sound, plugins.get_operator(mutation.operator)(), mutation.occurrence)
+        pairs = zip(sound.splitlines(), (changed or sound).splitlines(), strict=False)
+        old, new = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+        return sound, changed, old.strip(), new.strip()
+
+    def _try(self, mutation: Mutation) -> Result | None:
+        path, (sound, changed, old, new) = self.tree / mutation.file, self._changed(mutation)
         if changed is None:
-            return
-        mutation.path.write_text(changed)
+            return None
+        place = (mutation.file, mutation.line, old, new)
+        if why_equivalent(mutation.file, old, new):
+            return Result(self.name, False, *place)
+        found = self.server.fails(path, mutation.line, changed)
+        if found is None:
+            found = self._fails_anew(path, mutation.line, changed, sound)
+        return Result(self.name, found, *place)
+
+    def _fails_anew(self, path: Path, line: int, changed: str, sound: str) -> bool:
+        """Whether a test fails in a process of its own."""
+        path.write_text(changed)
         # Python takes a file of the same size and second for the one that it has compiled.
-        for cache in mutation.path.parent.glob("__pycache__"):
+        for cache in path.parent.glob("__pycache__"):
             for compiled in cache.iterdir():
                 compiled.unlink()
         try:
-            found = not passes(
-                self.tree, self._tests_of(mutation), self.tree.with_name("test.log"), limit_s=900
-            )
+            return not passes(self.tree, self.server.of_line(path, line), self._log.with_suffix(".own.log"))
         finally:
-            mutation.path.write_text(sound)
-        self.tried += 1
-        if not found:
-            pairs = zip(sound.splitlines(), changed.splitlines(), strict=False)
-            old, new = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
-            name = mutation.path.relative_to(self.tree)
-            self.survivors.append(f"{name}:{mutation.line}: {old.strip()}  ->  {new.strip()}")
+            path.write_text(sound)
 
-    def _tests_of(self, mutation: Mutation) -> list[str]:
-        """The tests, those of the file first."""
-        named = self.tree.glob(f"tests/**/test_*{mutation.path.stem}*.py")
-        own = [str(path.relative_to(self.tree)) for path in sorted(named)]
-        return [*(path for path in own if path.startswith(tuple(self.tests))), *self.tests]
 
-    def text(self) -> str:
-        """The result in a line, and the survivors."""
-        killed = self.tried - len(self.survivors)
-        head = f"{self.name}: {killed} of {self.tried} found, of {self.total} mutations"
-        return "\n".join([head, *(f"  survived: {line}" for line in self.survivors)])
+def text(results: list[Result], totals: dict[str, int]) -> str:
+    """The results in Markdown."""
+    lines = ["| package | possible | tried | equivalent | found | share |", "|---|---|---|---|---|---|"]
+    for room, total in totals.items():
+        own = [result for result in results if result.room == room]
+        equal = sum(result.why_equivalent is not None for result in own)
+        found, counted = sum(result.found for result in own), len(own) - equal
+        lines.append(
+            f"| `reptrain/{room}` | {total:,} | {len(own)} | {equal} | {found} | {share(results, room):.0%} |"
+        )
+        assert counted >= found
+    survivors = [result for result in results if not result.found and result.why_equivalent is None]
+    if survivors:
+        lines += ["", "Not found:", "", *(f"- `{result.text()}`" for result in survivors)]
+    equal_ones = [result for result in results if result.why_equivalent is not None]
+    if equal_ones:
+        lines += ["", "Equivalent, and not counted:", ""]
+        lines += [f"- `{result.text()}`: {result.why_equivalent}" for result in equal_ones]
+    return "\n".join(lines)
+
+
+def share(results: list[Result], room: str) -> float:
+    """Share of a room's mutations that the tests find, without equivalent ones."""
+    counted = [result.found for result in results if result.room == room and result.why_equivalent is None]
+    return sum(counted) / len(counted) if counted else 0.0
 
 
 def main() -> int:
@@ -128,27 +213,47 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=", ".join(ROOMS))
-    parser.add_argument("--each", type=int, default=20, help="mutations of each room")
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--each", type=int, default=40, help="mutations of each room")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="JSON file that an interrupted call resumes from")
+    parser.add_argument("--again", action="store_true", help="try the survivors of --results again")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
     preload()
-    draw = random.Random(options.seed)
+    kept = json.loads(options.results.read_text()) if options.results and options.results.exists() else {}
+    results, totals = [Result(*one) for one in kept.get("results", [])], dict(kept.get("totals", {}))
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         tree = make_tree(Path(folder) / "tree")
-        rooms = [Room(name, tree, draw) for name in options.rooms or ROOMS]
-        for room in rooms:
-            if not passes(tree, room.tests, Path(folder) / "test.log"):
-                print(f"the tests of {room.name} fail:\n{(Path(folder) / 'test.log').read_text()[-3000:]}")
-                return 1
-        ends = time.monotonic() + 60 * options.minutes
-        for _ in range(options.each):
-            for room in rooms:
-                if time.monotonic() < ends:
-                    room.try_next()
-                    print(f"{room.name}: {room.tried - len(room.survivors)} of {room.tried}", flush=True)
-    print("\n".join(["", *(room.text() for room in rooms)]))
-    return 0
+        for name in options.rooms or ROOMS:
+            tried = [result for result in results if result.room == name]
+            again = [one for one in tried if options.again and not (one.found or one.why_equivalent)]
+            if len(tried) >= options.each and not again:
+                continue
+            room = Room(name, tree, options.seed)
+            for result in again:
+                results[results.index(result)] = new = room.try_again(result)
+                print(f"again, {'found' if new.found else 'SURVIVED'}: {new.text()}", flush=True)
+            totals[name] = room.total
+            del room.waiting[max(0, room.total - kept.get("drawn", {}).get(name, 0)) :]
+            while room.waiting and len(tried) < options.each:
+                began, result = time.monotonic(), room.try_next()
+                if result is not None:
+                    tried.append(result)
+                    results.append(result)
+                    how = "equivalent" if result.why_equivalent else "found" if result.found else "SURVIVED"
+                    print(f"{time.monotonic() - began:5.1f} s {how}: {result.text()}", flush=True)
+                if options.results:
+                    kept.setdefault("drawn", {})[name] = room.total - len(room.waiting)
+                    kept |= {"results": results, "totals": totals}
+                    options.results.write_text(json.dumps(kept))
+            room.server.close()
+    if options.results:
+        options.results.write_text(json.dumps(kept | {"results": results, "totals": totals}))
+    table = text(results, totals)
+    print(f"\n{table}")
+    if options.write:
+        replace_part(BEGIN, END, table)
+    return int(any(share(results, room) < SHARE for room in totals))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutant_runs import ROOT, judge, make_store, make_tree, passes, preload, train
+from mutant_runs import judge, make_store, make_tree, passes, preload, train
 from mutants import JUDGES, MUTANTS, NOTHING, RUNS, STOPS, Mutant
+from page import replace_part
 
-PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- mutants: made by `make test-mutants` -->", "<!-- end of mutants -->"
 
 
@@ -93,13 +93,6 @@ def table(found: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Put the table into docs/reliability.md."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
 def not_finding(mutant: Mutant, names: Sequence[str]) -> list[str]:
     """What must find a mutant, and does not."""
     return sorted(set(mutant.caught_by) - {NOTHING} - set(names))
@@ -137,7 +130,7 @@ def main() -> int:
         if missed:
             print("not all were found: docs/reliability.md stays as it is")
         else:
-            write(table(found))
+            replace_part(BEGIN, END, table(found))
     return 1 if missed else 0
 
 

@@ -130,6 +130,14 @@ def test_order_is_the_same_for_any_chunk(store, tmp_path_factory, monkeypatch):
     assert (Subset.open(again).read(0, 37) == expected).all()
 
 
+def test_order_file_has_the_documents_and_a_mark_behind_them(store):
+    Subset.open(store)
+    (path,) = (store.path / "orders").glob("*.npy")
+    starts, documents = np.load(path)
+    assert (starts[0], starts[-1], documents[-1]) == (0, sum(LENGTHS), -1)
+    assert (np.diff(starts) == np.asarray(LENGTHS)[documents[:-1]]).all()
+
+
 def test_truncated_order_is_recomputed(store):
     expected = Subset.open(store).read(0, 37)
     (cached,) = (store.path / "orders").glob("*.npy")

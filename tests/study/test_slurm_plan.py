@@ -20,7 +20,7 @@ from reptrain.study.slurm import SlurmExecutor
 from reptrain.study.slurm_arrays import plan_arrays
 from reptrain.study.slurm_options import SlurmOptions
 from reptrain.study.slurm_queue import check_slurm
-from reptrain_launcher.slurm_task import MOST_STALLS, SlurmTask, newest_checkpoint, rank_environment
+from reptrain_launcher.slurm_task import MOST_STALLS, SlurmTask, newest_checkpoint
 from reptrain_launcher.worker import WorkerJob
 
 
@@ -133,17 +133,6 @@ def test_a_slurm_that_refuses_is_one_clear_error(
     slurm = SlurmExecutor(tmp_path / "slurm", SlurmOptions.parse(["time=5"]), name="s", poll_s=0.05)
     with pytest.raises(StudyError, match=message):
         slurm.execute([job("one")], lambda *_: Judgment("done"), Listener())
-
-
-def test_ranks_follow_from_the_variables_of_slurm() -> None:
-    environ = {
-        "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70001",
-        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", "MASTER_ADDR": "stale",
-    }  # fmt: skip
-    assert rank_environment(environ) == {
-        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "30001",
-    }  # fmt: skip
-    assert rank_environment(environ | {"SLURM_NTASKS": "1"}) == {}
 
 
 _CHILD = """

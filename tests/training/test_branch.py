@@ -25,7 +25,7 @@ COMMON = [
     *("train.total_tokens=1epochs", "schedule.name=constant", "schedule.warmup_fraction=0"),
     "evaluate.every_fraction=0.5",
 ]
-TIMES = ("step_ms", "tokens_per_s", "tokens_per_s_per_device")
+TIMES = ("step_ms", "tokens_per_s", "tokens_per_s_per_device", "rank_ms")
 
 
 def steps_of(config: RunConfig) -> RunSteps:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -139,6 +140,24 @@ def test_level_inputs_recounts_targets_and_says_what_is_missing(tiny: MakeConfig
     assert audit(out).exact
     report = audit_inputs(out)
     assert report.exit_code == 4 and "no input digest for 8 steps, from step 0" in report.cannot_say[0]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("family", ["decoder", "t5"])
+def test_level_inputs_rebuilds_masked_copies(family: str, tiny: MakeConfig, tmp_path: Path) -> None:
+    settings = FAULTS[family][1] if family == "t5" else ()
+    masked = (
+        "regularize={masked_inputs: {value: 0.4, start: 3steps}, input_noise: 0.1, input_noise_by: random}"
+    )
+    out = tmp_path / "run"
+    train(tiny(*SHORT, *settings, masked), out)
+    report = audit_inputs(out)
+    assert report.exact and "proved to the model's inputs" in report.text(), report.text()
+    records = [record for record in RunFolder.open(out).ledger.records() if hasattr(record, "targets")]
+    predicted = [r.target_tokens for r in RunFolder.open(out).metrics.records("train")]
+    each = np.diff([0, *predicted])
+    copies = [1 + (record.step >= 3) for record in records]
+    assert [record.targets for record in records] == (each * copies).tolist()
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -56,7 +56,8 @@ SPARSE_T5 = [
 SPARSE_T5_QUICK = ("zero0-micro4", "zero1-micro2", "zero3-micro4")
 # What keys noise of its own, and an average of the weights, which is scored too.
 REGULARIZED = [
-    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random}",
+    "regularize={label_smoothing: 0.1, z_loss: 1e-3, input_noise: 0.2, input_noise_by: random,"
+    " masked_inputs: {value: 0.4, start: 1steps}}",
     "model.dropout.path={value: 0.3, start: 1steps}",
     "average={decay: 0.5}",
 ]

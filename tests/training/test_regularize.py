@@ -62,7 +62,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> RunFolder:
             f"model.dropout.{site}"
             for site in ("embedding", "attention", "residual", "mlp", "path", "mlp_output")
         ),
-        *("regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise"),
+        *(
+            "regularize.label_smoothing",
+            "regularize.z_loss",
+            "regularize.input_noise",
+            "regularize.masked_inputs",
+        ),
     ],
 )
 def test_late_regularizers_change_no_bit_before_their_start(
@@ -71,7 +76,7 @@ def test_late_regularizers_change_no_bit_before_their_start(
     late = tiny("train.total_tokens=0.5epochs", f"{setting}={{value: 0.3, start: 50%}}")
     found, expected = losses(trained(tmp_path / "run", late)), losses(plain)
     # A smoothed loss is told without the smoothing: it shows in the step after.
-    first = math.ceil(len(expected) / 2) + setting.endswith(("smoothing", "z_loss"))
+    first = math.ceil(len(expected) / 2) + setting.endswith(("smoothing", "z_loss", "masked_inputs"))
     assert len(expected) == 7
     assert found[:first] == expected[:first]
     assert all(one != other for one, other in zip(found[first:], expected[first:], strict=True))

@@ -29,7 +29,7 @@ from reptrain.tokenization import tokenize
 from reptrain.training.loop import train
 
 MakeConfig = Callable[..., RunConfig]
-TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device"}
+TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device", "rank_ms"}
 DROPOUT = [f"model.dropout.{site}=0.1" for site in ("embedding", "attention", "residual", "mlp")]
 
 

@@ -1,0 +1,7 @@
+"""`reptrain doctor`: what keeps hosts from training together, found before a run starts. Imports no torch."""
+
+from reptrain_launcher.doctor.gather import Request, gather
+from reptrain_launcher.doctor.registry import CHECKS, Cluster, Finding
+from reptrain_launcher.doctor.report import DoctorReport, diagnose
+
+__all__ = ["CHECKS", "Cluster", "DoctorReport", "Finding", "Request", "diagnose", "gather"]

@@ -1,0 +1,37 @@
+"""docs/paper.md is what the committed tables say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("paper_page", ROOT / "tools" / "paper_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["paper_page"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_rebuilt_from_the_tables(tool: ModuleType) -> None:
+    assert (ROOT / "docs" / "paper.md").read_text(encoding="utf-8") == tool.page(), "run `make paper-page`"
+
+
+def test_every_claim_of_the_studies_belongs_to_one_finding(tool: ModuleType) -> None:
+    findings = yaml.safe_load(
+        (ROOT / "docs" / "data" / "paper" / "findings.yaml").read_text(encoding="utf-8")
+    )
+    named = [claim for finding in findings for claim in finding["claims"]]
+    assert sorted(named) == sorted(tool.results())
+    assert [finding["number"] for finding in findings] == [*range(22)]
+    assert all(finding["claims"] or finding["why"] for finding in findings)
