@@ -12,6 +12,8 @@
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
 # make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
+# make bench  measure reading, starting, tokenizing and steps next to other tools, and rebuild docs/performance.md
+# make bench-check  measure again; fails where a ratio fell below the range in benchmarks/
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
@@ -19,6 +21,7 @@
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
 # make paper-page  docs/paper.md from the tables in docs/data/paper
 # make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
+# make test-cluster  launches and reptrain doctor on two hosts with sshd and on Slurm, on this machine (root, Debian)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -33,8 +36,8 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
-	test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
-	coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
+	test-cluster test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
+	bench bench-check coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -118,6 +121,19 @@ test-machines: $(VENV)/.test
 			$(BIN)/pytest -m 'not slow' $(TRAINING) $(SHARED) || exit 1; \
 	done
 
+BENCHES ?= data start tokenize step proof
+
+$(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@ $(VENV)/.run
+
+bench: $(VENV)/.bench
+	for bench in $(BENCHES); do $(BIN)/reptrain bench $$bench --out benchmarks || exit 1; done
+	$(BIN)/reptrain bench page
+
+bench-check: $(VENV)/.bench
+	$(BIN)/reptrain bench check
+
 RECORD ?= runs/golden.json
 TOLERANCE ?= 0
 
@@ -129,6 +145,14 @@ golden-check: $(VENV)/.test
 
 test-slurm: $(VENV)/.test
 	$(BIN)/pytest tests/cluster -m slurm
+
+# What it lacks of Debian's packages is installed; tests whose parts are missing are skipped with the reason.
+CLUSTER_PARTS := openssh-server pdsh iproute2 faketime slurmctld slurmd slurm-client munge
+
+test-cluster: $(VENV)/.test
+	@dpkg -s $(CLUSTER_PARTS) >/dev/null 2>&1 || { apt-get update -qq && \
+		apt-get install -qq --no-install-recommends $(CLUSTER_PARTS); }
+	$(BIN)/pytest tests/cluster -m cluster --durations=0
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -42,7 +43,8 @@ class MicroBatch:
     def split(self, num_rows: int) -> list[Self]:
         """Micro-batches of ``num_rows`` rows each, views of this one's tensors."""
         firsts = range(0, self.tokens_BL.shape[0], num_rows)
-        return [self._map(lambda tensor, first=first: tensor[first : first + num_rows]) for first in firsts]
+        parts = [slice(first, first + num_rows) for first in firsts]
+        return [self._map(partial(_rows, part)) for part in parts]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
@@ -53,3 +55,7 @@ class MicroBatch:
             row_B=function(self.row_B),
             noise={name: function(tensor) for name, tensor in self.noise.items()},
         )
+
+
+def _rows(part: slice, tensor: Tensor) -> Tensor:
+    return tensor[part]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def corrupting(repetitions: int) -> list[Row]:
     ):
         part = tokens[:, :length]
         ways: dict[str, Measurement | Missing] = {
-            OURS: _examples_per_second(lambda o=objective, t=part: _example(o, t), windows),
+            OURS: _examples_per_second(partial(_example, objective, part), windows),
             "batched NumPy": _examples_per_second(usual, windows),
         }
         notes = {} if objective is spans else {"batched NumPy": "span corruption only"}
@@ -130,9 +131,11 @@ def _example(objective: Objective, tokens_BL: npt.NDArray[np.int64]) -> Any:
     start = np.arange(rows) * width
     zeros = np.zeros(rows, np.int64)
     noise = objective.noise(NoisePlaces(zeros, zeros, start, length), width=width)
-    arrays = (tokens_BL, length, start, np.arange(rows))
     drawn = {name: torch.from_numpy(values) for name, values in noise.items()}
-    return objective.example(MicroBatch(*(torch.from_numpy(array) for array in arrays), drawn))
+    tokens, lengths, starts, index = (
+        torch.from_numpy(array) for array in (tokens_BL, length, start, np.arange(rows))
+    )
+    return objective.example(MicroBatch(tokens, lengths, starts, index, drawn))
 
 
 def _examples_per_second(call: Callable[[], object], windows: int) -> Measurement:
@@ -180,8 +183,8 @@ def _check_reading(loader: Loader, flat: Path) -> None:
 
 def _holds_windows(batch: torch.Tensor, flat: Path, window_tokens: int) -> bool:
     """Whether every row of a batch of int64 is a window of the stream (at any of its boundaries)."""
-    stream = np.memmap(flat, np.uint16, "r")
-    stream = stream[: len(stream) // window_tokens * window_tokens].reshape(-1, window_tokens)
+    tokens = np.asarray(np.memmap(flat, np.uint16, "r"))
+    stream = tokens[: len(tokens) // window_tokens * window_tokens].reshape(-1, window_tokens)
     rows = batch.numpy()
     if batch.dtype != torch.int64 or rows.shape[1] != window_tokens:
         return False

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from reptrain.store import Store, open_store
 from reptrain.store.hashing import document_digest
-from reptrain.store.manifest import SplitInfo, content_fingerprint, write_manifest
+from reptrain.store.manifest import Shard, SplitInfo, content_fingerprint, write_manifest
 from reptrain.store.shards import ShardWriter
 from reptrain.text import Document
 from reptrain.text.tokenizer import TokenArray
@@ -34,7 +34,8 @@ def made_store(folder: Path, tokens: int) -> Store:
     text.write_text("\n".join(lines) + "\n")
     tokenize([text], folder / "store", vocab_size=256, num_sentinels=100)
     manifest = open_store(folder / "store").manifest
-    digest, shards, held = hashlib.sha256(), [], 0
+    digest, held = hashlib.sha256(), 0
+    shards: list[Shard] = []
     documents = _documents(manifest.vocab_size, manifest.eos_id, np.dtype(manifest.dtype))
     while held < tokens:
         path = folder / "store" / f"train-{len(shards):05d}.arrow"

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
-from reptrain.config.limits import check_limits
-from reptrain.config.scalars import PlainDumper, PlainLoader, find_bool_as_number
+from reptrain.config.limits import LimitError, check_limits
+from reptrain.config.scalars import AmbiguousError, PlainDumper, PlainLoader, find_bool_as_number
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError, shorten
 from reptrain.files import read_small
@@ -98,6 +98,17 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("half of a surrogate pair, which is no character") from error
 
 
+def _broken_rule(error: yaml.YAMLError) -> str:
+    """The rule that a text broke, by the error of `parse_yaml`."""
+    if isinstance(error, AmbiguousError):
+        return "must have only values that YAML 1.1 and 1.2 read alike"
+    if isinstance(error, LimitError):
+        return "must be within the size limits of settings"
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return "must have unique keys and supported values"
+    return "must be valid YAML"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -120,7 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"config {path}",
             got=reason,
-            rule="must be UTF-8 YAML",
+            rule=_broken_rule(error),
             remedy="Fix the YAML at the location above.",
         ) from error
     if not isinstance(data, dict):
@@ -211,7 +222,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             raise ConfigError(
                 f"override {key}",
                 got=f"{value!r} ({reason})" if reason else repr(value),
-                rule="must be a YAML value",
+                rule=_broken_rule(error),
                 remedy="Quote a text, for the shell too: 'key=\"no\"'.",
             ) from error
         set_dotted(result, key, parsed)

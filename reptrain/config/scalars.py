@@ -30,6 +30,10 @@ _TAG = "tag:yaml.org,2002:"
 _AMBIGUOUS = "!ambiguous"
 
 
+class AmbiguousError(yaml.constructor.ConstructorError):
+    """A plain scalar that YAML 1.1 and YAML 1.2 read as different values."""
+
+
 class PlainLoader(Loader):  # type: ignore[misc]
     """A safe loader with the core schema of YAML 1.2."""
 
@@ -49,7 +53,7 @@ def _refuse(loader: PlainLoader, node: yaml.Node) -> NoReturn:
         sign = "-" if digits.startswith("-") and "o" not in digits else ""
         advice = f'write {sign}{number}, or quote the text: "{text}"'
         got = f"{text}, which YAML parsers read as different numbers"
-    raise yaml.constructor.ConstructorError(None, None, f"{got}; {advice}", node.start_mark)
+    raise AmbiguousError(None, None, f"{got}; {advice}", node.start_mark)
 
 
 def _refuse_tag(loader: PlainLoader, node: yaml.Node) -> NoReturn:
@@ -110,10 +114,13 @@ for _name in ("timestamp", "binary", "omap", "pairs", "set"):
 
 
 class PlainDumper(yaml.SafeDumper):
-    """Quotes every string that `PlainLoader` or YAML 1.1 would not read as a string."""
+    """Quotes every string that a reader of YAML 1.1 or 1.2 might not read as a string."""
 
 
-for _pattern, _first in ((_WORDS, "yYnNoO"), (_LEADING_ZERO, "-+0")):
+# Every text that begins like a number: the versions and their parsers differ in what they read as one.
+_LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXo_.:+-]*")
+_ONE_LETTER = re.compile(r"[yYnN]")
+for _pattern, _first in ((_WORDS, "yYnNoO"), (_ONE_LETTER, "yYnN"), (_LIKE_A_NUMBER, "-+.0123456789")):
     PlainDumper.add_implicit_resolver(_AMBIGUOUS, re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
 
 

@@ -43,6 +43,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config, DecoderConfig)
     check_writable(
         {
+            "parallel_block": (not config.parallel_block, True, "must be false, as in GPT-2"),
             "norm": (config.norm == "layernorm", config.norm, "must be layernorm, as in GPT-2"),
             "mlp": (config.mlp == "gelu", config.mlp, "must be gelu, as in GPT-2"),
             "bias": (config.bias, config.bias, "must be true, as in GPT-2"),

@@ -27,7 +27,7 @@ from reptrain_kernels.ops.linear_cross_entropy import Loss, Targets
 
 
 class Block(nn.Module):
-    """A pre-norm layer: self-attention, then the MLP, each with a residual add.
+    """A pre-norm layer: self-attention, then the MLP, each with a residual add; or both in parallel (PaLM).
 
     Args:
         config: The model.
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.attention_dropout = BranchDropout(
             rates.residual, rates.path, Site.ATTENTION_RESIDUAL, Site.ATTENTION_PATH
         )
-        self.mlp_norm = build_norm(config)
+        self.mlp_norm = None if config.parallel_block else build_norm(config)
         self.mlp = build_mlp(config, sparse, bias=config.has_mlp_bias)
         self.mlp_dropout = BranchDropout(rates.residual, rates.path, Site.MLP_RESIDUAL, Site.MLP_PATH)
 
@@ -56,8 +56,12 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask, keys, cache)
-        x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys))
+        normed_BTD = self.attention_norm(x_BTD)
+        mixed_BTD = self.attention(normed_BTD, rotation, mask, keys, cache)
+        if self.mlp_norm is None:
+            x_BTD = self.attention_dropout(x_BTD, mixed_BTD, keys)
+        else:
+            x_BTD, normed_BTD = self.mlp_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys))
         transformed_BTD, routing = transform(self.mlp, normed_BTD, keys, routed)
         return self.mlp_dropout(x_BTD, transformed_BTD, keys), routing
 

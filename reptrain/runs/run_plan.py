@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field
 
 from reptrain.config import RunConfig, config_fingerprint
-from reptrain.config.base import Int64, PathText
+from reptrain.config.base import Int64, PathText, Seed
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.records import FrozenRecord
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 
 Order = Literal["reshuffle", "same", "mixed"]
+_Positive = Annotated[Int64, Field(gt=0)]
 RUN_FORMAT = 3
 """Format of a run folder's files. In format 2 the ledger has no input digests and is no chain; format 1 lacks
 `format` and `numerics_version` in plan.json too. Both can be read."""
@@ -32,11 +35,11 @@ class SourcePlan(FrozenRecord):
     """Fingerprint of the store's content."""
     subset_fingerprint: str
     """Fingerprint of store, split, seed and size of the subset."""
-    unique_tokens: Int64
+    unique_tokens: _Positive
     """U, the number of tokens of the subset."""
-    windows_per_epoch: Int64
+    windows_per_epoch: _Positive
     """W, the number of windows per epoch."""
-    total_windows: Int64
+    total_windows: _Positive
     """Windows of the source in the run."""
     epochs: str
     """k = total_windows / W, as a fraction."""
@@ -44,9 +47,9 @@ class SourcePlan(FrozenRecord):
     """Order of the windows."""
     cut: Literal["fixed", "shifted"]
     """Window boundaries."""
-    seed: Int64
+    seed: Seed
     """Seed of order and cut."""
-    subset_seed: Int64
+    subset_seed: Seed
     """Seed of the order of documents."""
 
 
@@ -61,13 +64,13 @@ class RunPlan(FrozenRecord):
     """One for each source, in the order of the configuration."""
     config_fingerprint: str
     """Fingerprint of the numerics version and the settings that change the results."""
-    window_tokens: Int64
+    window_tokens: _Positive
     """L, the tokens of a window."""
-    total_windows: Int64
+    total_windows: _Positive
     """Number of global indices of the run."""
-    seed: Int64
+    seed: Seed
     """Seed of the run."""
-    batch_windows: Int64
+    batch_windows: _Positive
     """Windows per step."""
 
     @classmethod

@@ -106,7 +106,7 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
         }
         for device in ("cuda", "cpu")
     }
-    memory["cpu_retained_bytes"] = retained_bytes(held)
+    memory["cpu_retained_bytes"] = {f"stage_{stage}": retained_bytes(held, stage=stage) for stage in range(4)}
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -161,14 +161,15 @@ def sizes_text(data: dict[str, Any]) -> str:
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
     gpus = "1 GPU" if memory["world_size"] == 1 else f"{memory['world_size']} GPUs"
     lines = [f"memory per GPU, {gpus}, {memory['precision']}"]
-    lines.append(f"  {'state':>16}  {'buffers on CUDA':>16}  {'buffers on a CPU':>16}  by train.zero_stage")
+    columns = ("state", "buffers on CUDA", "buffers on a CPU", "extra on a CPU")
+    lines.append("  " + "  ".join(f"{column:>16}" for column in columns) + "  by train.zero_stage")
     for stage, size in memory["state_bytes"].items():
         shown = [_gib(memory["buffer_bytes"][device][stage]) for device in ("cuda", "cpu")]
-        shown = ["not supported", "", ""] if size is None else [_gib(size), *shown]
+        shown.append(_gib(memory["cpu_retained_bytes"][stage]))
+        shown = ["not supported", "", "", ""] if size is None else [_gib(size), *shown]
         lines.append("  " + "  ".join(f"{text:>16}" for text in shown) + f"  {stage[-1]}")
     lines.append("  state: weights, gradients, AdamW; buffers: buckets and copies of gradients, at most")
-    retained = _gib(memory["cpu_retained_bytes"])
-    lines.append(f"  {retained:>16}  extra at most on a CPU: freed gradients, not reused")
+    lines.append("  extra on a CPU: freed memory that the process keeps without reusing it, at most")
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

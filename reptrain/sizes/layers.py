@@ -86,6 +86,8 @@ def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
     biases = {"none": 0, "qkv": config.head_width * (heads + 2 * kv_heads)}
     biases["all"] = biases["qkv"] + width
     num_norms, distances = 2, 0
+    if isinstance(config, DecoderConfig) and config.parallel_block:
+        num_norms = 1
     if isinstance(config, CountedConfig):
         num_norms = config.block_norms
         # Multiplies the table of relative positions, not the tokens: parameters without products.

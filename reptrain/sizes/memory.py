@@ -10,6 +10,7 @@ from reptrain.sizes.flops import Precision
 from reptrain.sizes.parameters import embedding_rows
 
 _FULL = 4
+_DOUBLE = 8
 _BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16": 2}
 _MOMENTS = 8
 # 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
@@ -90,15 +91,21 @@ def buffer_bytes(
     return bucket + max(_FULL * partition, gathered + bucket)
 
 
-def retained_bytes(num_parameters: int) -> int:
-    """The most that a CPU process keeps beside state, buffers and activations: freed gradients.
+def retained_bytes(num_parameters: int, *, stage: int) -> int:
+    """The most freed memory that a CPU process keeps beside state, buffers and activations.
 
     Freed memory is kept for the next step (`reptrain.distributed.host_memory`). glibc's aligned
-    allocation often cannot use the gap of a freed gradient for one of the same size, and takes new memory
-    once more: 0.7 to 5.2 bytes per parameter were measured with glibc 2.36, none of it live. It comes with
-    the second and third step and does not grow from then on.
+    allocation often cannot use the gap of a freed tensor for one of the same size, and takes new memory
+    once more. At stages 0 and 3 these are gradients. At stages 1 and 2 they are the copies in fp64 from which
+    DeepSpeed computes the gradient norm: it frees each copy before it makes the next, and the process
+    can keep all of them. With glibc 2.36, 0 to 7 bytes per parameter were measured at stages 1 and 2: the
+    gaps depend on the addresses, so equal runs differ.
+
+    Args:
+        num_parameters: Parameters that the rank computes with.
+        stage: Of ZeRO.
     """
-    return _FULL * num_parameters
+    return (_DOUBLE if stage in (1, 2) else _FULL) * num_parameters
 
 
 class ActivationBytes(NamedTuple):

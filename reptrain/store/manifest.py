@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from reptrain.config.base import FileName, Frozen, Int64
+from reptrain.config.base import FileName, Frozen, Number
 from reptrain.config.fingerprint import fingerprint
 from reptrain.errors import StoreError
 from reptrain.files import read_small, write_atomically
@@ -35,7 +35,7 @@ class Input(Frozen):
     """
 
     name: str
-    bytes: Int64
+    bytes: Number
     sha256: str
     url: str | None = None
     version: str | None = None
@@ -48,22 +48,22 @@ class Counts(Frozen):
     `largest_cluster` is the size of the largest. `passages` counts the passages of the kept documents.
     """
 
-    read: Int64
-    empty: Int64
-    duplicates: Int64
-    near_duplicates: Int64 = 0
-    clusters: Int64 = 0
-    largest_cluster: Int64 = 0
-    kept: Int64
-    passages: Int64 | None = None
+    read: Number
+    empty: Number
+    duplicates: Number
+    near_duplicates: Number = 0
+    clusters: Number = 0
+    largest_cluster: Number = 0
+    kept: Number
+    passages: Number | None = None
 
 
 class SourceCount(Frozen):
     """Documents and tokens of a source in all splits together, and the tags of its documents."""
 
     name: str
-    documents: Int64
-    tokens: Int64
+    documents: Number
+    tokens: Number
     tags: dict[str, str] = Field(default_factory=dict)
 
 
@@ -72,10 +72,10 @@ class Shard(Frozen):
 
     file: FileName
     sha256: str
-    bytes: Int64
-    documents: Int64
-    tokens: Int64
-    text_bytes: Int64
+    bytes: Number
+    documents: Number
+    tokens: Number
+    text_bytes: Number
 
 
 class SplitInfo(Frozen):
@@ -84,11 +84,19 @@ class SplitInfo(Frozen):
     If documents were cut into passages, each passage counts as a document.
     """
 
-    documents: Int64
-    tokens: Int64
-    text_bytes: Int64
+    documents: Number
+    tokens: Number
+    text_bytes: Number
     digest: str
     shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _totals_are_sums(self) -> Self:
+        for name in ("documents", "tokens", "text_bytes"):
+            total, added = getattr(self, name), sum(getattr(shard, name) for shard in self.shards)
+            if total != added:
+                raise ValueError(f"{name} must be the sum over the shards, {added}, but got {total}")
+        return self
 
     @classmethod
     def of(cls, shards: tuple[Shard, ...], digest: str) -> SplitInfo:
@@ -113,8 +121,8 @@ class StoreManifest(Frozen):
     fingerprint: str
     tokenizer: str
     tokenizer_file: Literal["tokenizer.model", "tokenizer.json"]
-    vocab_size: Int64
-    eos_id: Int64
+    vocab_size: Number
+    eos_id: Number
     dtype: Literal["uint16", "uint32"]
     options: StoreOptions
     counts: Counts

@@ -22,9 +22,9 @@ from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.compare import cross_validate, folds
 from reptrain.analysis.fit import fit_law
 from reptrain.analysis.laws import find_law
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import points_of
 from reptrain.analysis.questions import FitQuestion
-from reptrain.analysis.threads import one_blas_thread
 from reptrain.errors import AnalysisError
 
 COLUMNS = {"N": "size", "D": "tokens", "U": "unique"}
@@ -280,7 +280,7 @@ for words in (
 
 
 def test_fits_run_on_one_thread_of_blas() -> None:
-    @one_blas_thread
+    @one_thread
     def threads() -> set[int]:
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 

@@ -125,12 +125,13 @@ def test_missing_store_is_named() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a: [1", "UTF-8 YAML"),
+        (b"a: [1", "must be valid YAML"),
         (b"\xff\xfe", "must be UTF-8, but got UTF-16"),
-        (b"a: no", "got no, which YAML 1.1 reads as false.* line 1"),
+        (b"a: no", "YAML 1.1 and 1.2 read alike, but got no, which YAML 1.1 reads as false.* line 1"),
         (b"- 1", "mapping"),
         (b"", "mapping"),
-        (b"seed: 1\nseed: 2", "duplicate key 'seed'"),
+        (b"seed: 1\nseed: 2", "unique keys and supported values, but got duplicate key 'seed'"),
+        (b"- " * 60, "within the size limits of settings, but got more than 50 levels"),
     ],
 )
 def test_read_yaml_refuses(tmp_path: Path, content: bytes, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -79,9 +80,34 @@ def test_dump_yaml_quotes_ambiguous_strings(texts: list[str]) -> None:
     assert yaml.safe_load(dump_yaml(data)) == data
 
 
+NUMBERS = {
+    "1.1 integer": r"[-+]?(0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|[1-9][0-9_]*(:[0-5]?[0-9])+)",
+    "1.1 float": r"[-+]?([0-9][0-9_]*)?\.[0-9][0-9_.]*([eE][-+][0-9]+)?",
+    "1.1 base 60": r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*",
+    "1.1 not finite": r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "1.1 boolean": r"y|Y|yes|Yes|YES|n|N|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+    "1.1 date": r"[0-9]{4}-[0-9]{2}-[0-9]{2}",
+    "1.2 integer": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "1.2 float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+    "null": r"~|null|Null|NULL|",
+}
+"""Grammars of plain scalars that are not strings: yaml.org/type (1.1); YAML 1.2.2, section 10.3 (1.2)."""
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@given(data=st.data())
+def test_dump_yaml_quotes_strings_that_look_like_other_values(kind: str, data: st.DataObject) -> None:
+    text = data.draw(st.from_regex(rf"\A(?:{NUMBERS[kind]})\Z", alphabet=st.characters(codec="ascii")))
+    written = dump_yaml({"a": text, "b": {text: 1}})
+    assert written.startswith("a: '") and re.search(r"\n  (\? )?'", written)
+    assert parse_yaml(written) == yaml.safe_load(written) == {"a": text, "b": {text: 1}}
+
+
 @given(st.lists(st.one_of(st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False))))
 def test_dump_yaml_gives_back_numbers(values: list[Any]) -> None:
-    assert parse_yaml(dump_yaml({"list": values}))["list"] == values
+    written = dump_yaml({"list": values})
+    assert parse_yaml(written)["list"] == yaml.safe_load(written)["list"] == values
+    assert "!!" not in written and "'" not in written
 
 
 @pytest.mark.parametrize(
@@ -91,7 +117,7 @@ def test_dump_yaml_gives_back_numbers(values: list[Any]) -> None:
         ("optimizer.lr=true", "optimizer.lr: must be a number"),
         ("train.batch_windows=12:30", "train.batch_windows: .*but got '12:30'"),
         ("name=true", 'name: must be a text, but got true. Quote it: "true"'),
-        ("train.compile=no", "override train.compile: .*write false"),
+        ("train.compile=no", "override train.compile: must have only values that YAML .* write false"),
     ],
 )
 def test_settings_of_another_type_are_refused_by_name(override: str, words: str) -> None:

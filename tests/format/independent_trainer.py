@@ -284,7 +284,12 @@ class Replay:
 
     def _refuse_others(self) -> None:
         plain = {
-            **{"optimizer.name": "adamw", "model.norm": "rmsnorm", "model.positions": "rope"},
+            **{
+                "optimizer.name": "adamw",
+                "model.norm": "rmsnorm",
+                "model.parallel_block": False,
+                "model.positions": "rope",
+            },
             **{"model.bias": False, "model.dropout.path": 0.0, "model.relative_bias_per_layer": False},
             **{"model.moe.capacity_factor": None, "model.moe.jitter": 0.0, "model.moe.bias_rate": 0.0},
             **{"model.moe.score": "softmax", "regularize.masked_inputs": 0.0, "init_from": None},

@@ -157,6 +157,34 @@ def sealed(body: bytes) -> bytes:
     return body + b"\n" + sha256(body).hexdigest().encode() + b"\n"
 
 
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".json") and "*" not in name])
+def test_every_number_of_a_record_is_checked(folders: Path, name: str) -> None:
+    record = json.loads((folders / name).read_text())
+    for node, key in numbers_of(record):
+        for value in (0, -1, 2**62):
+            with changed_key(node, key, value):
+                read_it(folders, name, json.dumps(record).encode())
+
+
+def numbers_of(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Where a record has whole numbers: the mapping or list that holds it, and its key there."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield node, key
+            yield from numbers_of(value)
+
+
+@contextlib.contextmanager
+def changed_key(node: Any, key: Any, value: object) -> Iterator[None]:
+    """A mapping or list with another value for a while."""
+    before, node[key] = node[key], value
+    try:
+        yield
+    finally:
+        node[key] = before
+
+
 FUZZ = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
 )

@@ -58,7 +58,7 @@ WRONG = {
     "~: 2": "should be strings",
     "<<: {seed: 1}": "merge key",
     'init_from: "a\\0b"': "the character NUL",
-    'init_from: "\\ud800"': "must be UTF-8 YAML",
+    'init_from: "\\ud800"': "must be valid YAML",
     "train: {batch_windows: 2**62}": "below 2**62",
     "train: {batch_windows: 2**61}": "less than or equal to 16777216",
     f"train: {{batch_windows: {10**30}}}": "less than or equal to 16777216",

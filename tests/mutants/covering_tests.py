@@ -62,6 +62,10 @@ class TestServer:
         measured = self._answer()
         self._seconds: dict[str, float] = measured["seconds"]
         self._by_line: dict[str, dict[str, list[str]]] = measured["lines"]
+        # The tests must pass in a fork too. Every fifth, so that some of each file are tried.
+        sample = sorted(self._seconds, key=lambda test: (self._seconds[test], test))[::5]
+        if self._ask({"tests": sample, "limit_s": 1800}):
+            raise RuntimeError(f"a test fails in a fork:\n{log.read_text()[-3000:]}")
 
     def fails(self, path: Path, line: int, changed: str) -> bool | None:
         """Whether a test fails with a mutation.
@@ -78,11 +82,14 @@ class TestServer:
         if not tests:
             return False
         limit_s = 120 + round(20 * sum(self._seconds.get(test, 0.0) for test in tests))
-        request = {"path": str(path), "changed": changed, "tests": tests, "limit_s": limit_s}
+        code = self._ask({"path": str(path), "changed": changed, "tests": tests, "limit_s": limit_s})
+        return None if code == _UNKNOWN else code != 0
+
+    def _ask(self, request: dict[str, Any]) -> int:
+        """The exit code of a fork that runs tests, with a mutation if the request names one."""
         self._asks.write(json.dumps(request) + "\n")
         self._asks.flush()
-        code = self._answer()["code"]
-        return None if code == _UNKNOWN else code != 0
+        return int(self._answer()["code"])
 
     def of_line(self, path: Path, line: int) -> list[str]:
         """The tests that execute a line, the quickest first; for a line of no test, those of the file."""
@@ -118,7 +125,7 @@ class _Server:
         self._coverage = coverage.Coverage(include=[str(path) for path in sources], data_file=None)
         self._requests, self._answers = requests, answers
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._failed = False
+        self._failed, self._measures = False, True
 
     def pytest_collection(self, session: pytest.Session) -> None:
         self._coverage.start()
@@ -126,11 +133,15 @@ class _Server:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         # What a fixture executes is checked by any test of its file.
-        self._coverage.switch_context(f"{item.nodeid.partition('::')[0]}|setup")
+        self._begin(f"{item.nodeid.partition('::')[0]}|setup")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
-        self._coverage.switch_context(item.nodeid)
+        self._begin(item.nodeid)
+
+    def _begin(self, context: str) -> None:
+        if self._measures:
+            self._coverage.switch_context(context)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[report.nodeid] += report.duration
@@ -141,6 +152,7 @@ class _Server:
         items = {item.nodeid: item for item in session.items}
         _run([*items.values()])
         self._coverage.stop()
+        self._measures = False
         if self._failed or session.testsfailed:
             return True
         self._say({"seconds": self._seconds, "lines": self._lines()})
@@ -177,12 +189,12 @@ class _Server:
         # Ends the process, if the mutation runs forever.
         signal.alarm(request["limit_s"])
         try:
-            if not _patch(request["path"], request["changed"]):
+            if "path" in request and not _patch(request["path"], request["changed"]):
                 return _UNKNOWN
             self._failed = False
             _run([items[test] for test in request["tests"]], until=lambda: self._failed)
         except BaseException as error:
-            print(f"{request['path']}: {error!r}", file=sys.stderr)
+            print(f"{request.get('path')}: {error!r}", file=sys.stderr)
             return _FAILED
         finally:
             sys.stdout.flush()

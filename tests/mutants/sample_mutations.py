@@ -158,7 +158,7 @@ class Room:
 
     def _try(self, mutation: Mutation) -> Result | None:
         path, (sound, changed, old, new) = self.tree / mutation.file, self._changed(mutation)
-        if changed is None:
+        if changed is None or not _is_python(changed):
             return None
         place = (mutation.file, mutation.line, old, new)
         if why_equivalent(mutation.file, old, new):
@@ -179,6 +179,15 @@ class Room:
             return not passes(self.tree, self.server.of_line(path, line), self._log.with_suffix(".own.log"))
         finally:
             path.write_text(sound)
+
+
+def _is_python(text: str) -> bool:
+    """Whether a file can be compiled: a `*` of a signature is no operator, but is mutated as one."""
+    try:
+        compile(text, "mutated", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def text(results: list[Result], totals: dict[str, int]) -> str:

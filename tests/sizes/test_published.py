@@ -81,6 +81,14 @@ def test_every_preset_is_in_the_table_of_sources() -> None:
     assert all(any(fnmatch(name, pattern) for name in presets) for pattern in patterns)
 
 
+def test_the_table_of_totals_has_every_preset_as_it_is_counted() -> None:
+    page = (FOLDER.parents[1] / "docs" / "guides" / "sizes.md").read_text()
+    table = page.split("### Totals")[1].split("\n##")[0]
+    rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([0-9,]+) \|$", table, re.MULTILINE))
+    counted = {file.stem: f"{load_subject(file).parameters.total:,}" for file in FOLDER.glob("*.yaml")}
+    assert rows == counted
+
+
 TRAINED = [
     name for name in [*EXACT, *ROUNDED] if not name.startswith(("vit", "palm", "gopher", "chinchilla"))
 ]

@@ -52,7 +52,7 @@ def _windows(flat: Path, window_tokens: int) -> Any:
     return stream[: len(stream) // window_tokens * window_tokens].reshape(-1, window_tokens)
 
 
-class _Mapped(torch.utils.data.Dataset):  # type: ignore[misc]
+class _Mapped(torch.utils.data.Dataset):
     """Windows of a memory-mapped file, one tensor each."""
 
     def __init__(self, flat: Path, window_tokens: int) -> None:
@@ -108,8 +108,7 @@ def _hugging_face(flat: Path, folder: Path, window_tokens: int, batch_windows: i
 def _litdata(flat: Path, folder: Path, window_tokens: int, batch_windows: int) -> Batches:
     import litdata
 
-    stream = np.memmap(flat, np.uint16, "r")
-    stream = stream[: len(stream) // window_tokens * window_tokens]
+    stream = _windows(flat, window_tokens).reshape(-1)
     writer = litdata.streaming.writer.BinaryWriter(
         str(folder), chunk_bytes=64 << 20, item_loader=litdata.TokensLoader(block_size=window_tokens)
     )
@@ -134,15 +133,15 @@ def _megatron(flat: Path, folder: Path, window_tokens: int, batch_windows: int) 
 
     prefix = str(folder / "tokens")
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    stream = np.memmap(flat, np.uint16, "r")
-    for first in range(0, len(stream), 1 << 20):
-        builder.add_item(torch.from_numpy(stream[first : first + (1 << 20)].astype(np.int32)))
-        builder.end_document()
+    # One document: Megatron shuffles documents before it cuts windows.
+    stream = np.fromfile(flat, np.uint16)
+    builder.add_item(torch.from_numpy(stream.astype(np.int32)))
+    builder.end_document()
     builder.finalize(f"{prefix}.idx")
 
     class Tokenizer:
         unique_identifiers: dict[str, str] = {}  # noqa: RUF012
-        eod, pad = 0, 0
+        eod, pad, vocab_size = 0, 0, 65536
 
     config = GPTDatasetConfig(
         random_seed=0,

@@ -45,14 +45,8 @@ def corrupted(
 
 def _segments(total: int, parts: int, rows: int, draw: np.random.Generator) -> Int64s:
     """Random lengths of ``parts`` segments that add up to ``total``, int64 [rows, parts]."""
-    cuts = np.tile(np.arange(total - 1) < parts - 1, (rows, 1))
-    cuts = draw.permuted(cuts, axis=1)
-    number = np.cumsum(np.pad(cuts, [(0, 0), (1, 0)]), axis=1)
-    return (number[:, :, None] == np.arange(parts)).sum(axis=1) if parts < 4 else _counts(number, parts)
-
-
-def _counts(number: Int64s, parts: int) -> Int64s:
-    rows = len(number)
+    cuts = np.tile((np.arange(total - 1) < parts - 1).astype(np.int64), (rows, 1))
+    number = np.cumsum(np.pad(draw.permuted(cuts, axis=1), [(0, 0), (1, 0)]), axis=1)
     flat = (number + parts * np.arange(rows)[:, None]).ravel()
     return np.bincount(flat, minlength=rows * parts).reshape(rows, parts)
 
