@@ -21,6 +21,7 @@
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
 # make paper-page  docs/paper.md from the tables in docs/data/paper
 # make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
+# make test-cluster  launches and reptrain doctor on two hosts with sshd and on Slurm, on this machine (root, Debian)
 # make test-faults  kills, full disks, damage, lost links; writes the table in docs/reliability.md
 
 SHELL := /bin/bash
@@ -35,7 +36,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
-	test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
+	test-cluster test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
 	bench bench-check coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
 
 help:
@@ -144,6 +145,14 @@ golden-check: $(VENV)/.test
 
 test-slurm: $(VENV)/.test
 	$(BIN)/pytest tests/cluster -m slurm
+
+# What it lacks of Debian's packages is installed; tests whose parts are missing are skipped with the reason.
+CLUSTER_PARTS := openssh-server pdsh iproute2 faketime openmpi-bin slurmctld slurmd slurm-client munge
+
+test-cluster: $(VENV)/.test
+	@dpkg -s $(CLUSTER_PARTS) >/dev/null 2>&1 || { apt-get update -qq && \
+		apt-get install -qq --no-install-recommends $(CLUSTER_PARTS); }
+	$(BIN)/pytest tests/cluster -m cluster --durations=0
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest tests/faults -m faults --write-fault-table

@@ -85,9 +85,9 @@ def counted(path: Path | None) -> Iterator[None]:
     """Keep what each expert got in each step."""
     records, steps = step_module.routing_records, []
 
-    def kept(model: Any, figure_LS: torch.Tensor | None, num_targets: int) -> Any:
+    def kept(model: Any, figure_LS: list[list[float]] | None, num_targets: int) -> Any:
         if figure_LS is not None:
-            steps.append(figure_LS[:, 4:].tolist())
+            steps.append([figures[4:] for figures in figure_LS])
         return records(model, figure_LS, num_targets)
 
     step_module.routing_records = kept

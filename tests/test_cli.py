@@ -211,12 +211,63 @@ def test_train_refuses_on_every_road_with_exit_code_2(config_file: Path, tmp_pat
     assert "100000000" in ended.stderr and not (tmp_path / "run").exists()
 
 
-def test_launch_dry_run_prints_the_command(config_file: Path) -> None:
-    printed = run(
-        "launch", config_file, "train.zero_stage=1", "--gpus", 2, "--out", "somewhere", "--dry-run"
-    ).stdout
-    assert "deepspeed.launcher.launch" in printed
-    assert printed.rstrip().endswith(f"reptrain train {config_file} train.zero_stage=1 --out somewhere")
+def test_launch_dry_run_prints_the_command(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "somewhere"
+    options = ["--out", out, "--dry-run", "--env", "HF_TOKEN=hidden", "--env", "MINE=a b"]
+    printed = run("launch", config_file, "train.zero_stage=1", "--gpus", 2, *options).stdout
+    assert "deepspeed.launcher.launch" in printed and "MINE='a b'" in printed
+    assert printed.rstrip().endswith(f"reptrain train {config_file} train.zero_stage=1 --out {out}")
+    script = tmp_path / "somewhere.launch.sh"
+    assert printed.rstrip() in script.read_text() and os.access(script, os.X_OK)
+    # A run folder is made by the run itself, and secrets are in no file.
+    assert [*tmp_path.iterdir()] == [script] and "hidden" not in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--torchrun", "--gpus", 2], "torch.distributed.run --nnodes=1 --nproc-per-node=2"),
+        (["--mpi", "--gpus", 2], "mpirun -np 2"),
+        (["--slurm", "time=60", "--slurm", "nodes=2"], "#SBATCH --nodes=2"),
+        (["--slurm", "time=60", "--preflight"], "-m reptrain doctor"),
+        (["--hostfile", "hosts", "--exclude", "b", "--master-addr", "10.0.0.7"], "--master_addr=10.0.0.7"),
+    ],
+)
+def test_launch_writes_the_script_of_each_launcher(
+    config_file: Path, tmp_path: Path, options: list[object], words: str
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=8\nb slots=8\nc slots=8\n")
+    options = [hosts if option == "hosts" else option for option in options]
+    printed = run("launch", config_file, *options, "--out", tmp_path / "run", "--dry-run").stdout
+    assert words in printed and printed.rstrip() in (tmp_path / "run.launch.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--slurm", "time=1", "--torchrun"],
+        ["--slurm", "time=1", "--hostfile", "hosts"],
+        ["--torchrun", "--mpi", "--gpus", "2"],
+        ["--slurm", "nodes=2"],
+        ["--torchrun"],
+        ["--mpi"],
+        ["--gpus", "2", "--env", "no name=1"],
+    ],
+)
+def test_launch_refuses_options_that_exclude_each_other(
+    config_file: Path, tmp_path: Path, options: list[str]
+) -> None:
+    printed = run("launch", config_file, *options, "--out", tmp_path / "run", code=2)
+    assert "error:" in printed.stderr and not [*tmp_path.iterdir()]
+
+
+def test_doctor_examines_this_machine(config_file: Path, tmp_path: Path) -> None:
+    report = json.loads(run("doctor", config_file, "--out", tmp_path / "run", "--json").stdout)
+    assert report["ready"] and not [line for line in report["checks"] if line["state"] == "fault"]
+    printed = run("doctor", "--hostfile", tmp_path / "no-such-file", code=1).stdout
+    assert "FAULT: hostfile" in printed and "NOT READY: hostfile" in printed
+    assert "DeepSpeed trains on this machine alone" in printed
 
 
 @pytest.mark.parametrize(

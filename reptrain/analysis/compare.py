@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from reptrain.analysis.answers import Comparison, LawScore
 from reptrain.analysis.descent import Problem, descend, starts
 from reptrain.analysis.laws import Law
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import Points
-from reptrain.analysis.threads import one_blas_thread
 from reptrain.errors import AnalysisError
 
 SHARES = (0.05, 0.10, 0.20)
@@ -40,7 +40,7 @@ def folds(points: Points) -> list[NDArray[np.bool_]]:
     return result
 
 
-@one_blas_thread
+@one_thread
 def cross_validate(
     law: Law, points: Points, *, fixed: Mapping[str, float] | None = None, num_starts: int = CV_STARTS
 ) -> list[float]:

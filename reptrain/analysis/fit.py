@@ -20,8 +20,8 @@ from reptrain.analysis.decision import Choice, best_for_budget
 from reptrain.analysis.descent import DELTA, Problem, descend, starts
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import Points
-from reptrain.analysis.threads import one_blas_thread
 from reptrain.errors import AnalysisError
 
 NUM_STARTS = 128
@@ -36,8 +36,7 @@ _SINGULAR = 1e-7
 _AT_BOUND = 1e-6
 
 
-# The matrices of a fit are small: a second thread of BLAS only waits.
-@one_blas_thread
+@one_thread
 def fit_law(
     law: Law,
     points: Points,

@@ -103,8 +103,9 @@ class Chain:
 
     def check_files(self) -> None:
         """Compare config.yaml, plan.json and the ledger itself with the recorded checksums."""
+        checksums = self._folder.checksums()
         for name, expected in (self._files or {}).items():
-            if self._folder.checksums()[name] != expected:
+            if checksums.get(name) != expected:
                 self._damaged(f"{name} differs from the checksum in ledger.jsonl")
         if self._saved is not None:
             checkpoint = self._folder.checkpoints / f"step-{self._saved.step}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -41,11 +42,9 @@ class MicroBatch:
 
     def split(self, num_rows: int) -> list[Self]:
         """Micro-batches of ``num_rows`` rows each, views of this one's tensors."""
-
-        def part(first: int) -> Self:
-            return self._map(lambda tensor: tensor[first : first + num_rows])
-
-        return [part(first) for first in range(0, self.tokens_BL.shape[0], num_rows)]
+        firsts = range(0, self.tokens_BL.shape[0], num_rows)
+        parts = [slice(first, first + num_rows) for first in firsts]
+        return [self._map(partial(_rows, part)) for part in parts]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
@@ -56,3 +55,7 @@ class MicroBatch:
             row_B=function(self.row_B),
             noise={name: function(tensor) for name, tensor in self.noise.items()},
         )
+
+
+def _rows(part: slice, tensor: Tensor) -> Tensor:
+    return tensor[part]

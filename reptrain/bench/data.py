@@ -51,7 +51,7 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
         flat = _flat_file(folder, subset)
         for window_tokens in (512,) if quick else (512, 2048):
             rows += reading(folder, subset, flat, window_tokens, repetitions)
-    rows += corrupting(repetitions)
+        rows += corrupting(repetitions)
     return rows
 
 

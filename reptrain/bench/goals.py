@@ -31,6 +31,8 @@ YARDSTICKS = frozenset(
 _READ = "shuffled reading"
 _CPU = "reptrain train on a CPU, eager"
 _COMMAND = "time to completion"
+_STEP = "digests of inputs and weights, and DeepSpeed's own work, take a fixed time per step"
+_DROPPED = "attention with dropout stores its weights in eager mode, torch's fused attention does not"
 
 GOALS = (
     *(
@@ -64,6 +66,24 @@ GOALS = (
     Goal("start", "1e+08 tokens, 64 epochs", "private memory added by the first batch", 64),
     Goal("start", _CPU, "time to the first step", 6, cause="imports of torch and DeepSpeed"),
     Goal("start", f"{_CPU}, resumed", "time to the first step", 0.5, "cold start"),
+    *(
+        goal
+        for precision in ("fp32", "bf16, compiled blocks")
+        for size in ("decoder 1.4M", "T5 1.6M", "decoder 20M", "T5 20M")
+        for goal in (
+            Goal("step", f"{size}, {precision}", "training", 0.97, "bare torch loop", _STEP),
+            Goal("step", f"{size}, {precision}", "training", 1.3, "transformers", _STEP),
+            Goal(
+                "step",
+                f"{size}, {precision}, dropout at every site",
+                "training",
+                0.95,
+                "the same without dropout",
+                _DROPPED,
+            ),
+        )
+    ),
+    Goal("step", "MoE of 8 experts, top 1, decoder 1.4M, fp32", "training", 0.8, "dense twin"),
     Goal("proof", "store verify, 32M tokens", "time per million tokens", 0.8, "a quarter of the tokens"),
     *(
         Goal("tokenize", f"55 MB of text{case}", "tokenizing", bound, against, cause)

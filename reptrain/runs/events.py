@@ -15,11 +15,20 @@ class EventRecord(FrozenRecord):
     """One event."""
 
     event: Literal[
-        "started", "branched", "resumed", "damaged", "skipped", "spike", "preempted", "failed", "done"
+        "started",
+        "branched",
+        "resumed",
+        "damaged",
+        "skipped",
+        "spike",
+        "straggler",
+        "preempted",
+        "failed",
+        "done",
     ]
     """Kind of event. branched: the run took over the first steps of another; damaged: a checkpoint was
     skipped, or records were restored; skipped: a step was not applied; spike: the loss or gradient norm was
-    far above its recent values."""
+    far above its recent values; straggler: a rank slows down the others."""
     step: Whole
     """Steps completed."""
     detail: str

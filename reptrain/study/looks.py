@@ -95,7 +95,7 @@ def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
     """Runs that second looks may still add, at most."""
     looks, runs = load_looks(out), set[tuple[str, int]]()
     for claim in study.claims:
-        if claim.max_seeds is None or claim.name in looks:
+        if claim.max_seeds is None or claim.name in looks or "study" in claim.columns():
             continue
         of_claim = claim_arms(claim, arms)
         seeds = second_seeds(study, claim, _common_seeds(of_claim))
@@ -148,8 +148,7 @@ def add_looks(places: Sequence[Place]) -> list[Place]:
     """
     if not any(_open_claims(place) for place in places):
         return []
-    from reptrain.analysis.claims import judge_effects
-    from reptrain.analysis.effects import effects
+    from reptrain.analysis.claims import StudyClaims, judge_studies
     from reptrain.analysis.rows import runs_of
     from reptrain.study.audits import audit_missing
     from reptrain.study.write_tables import study_runs
@@ -158,25 +157,23 @@ def add_looks(places: Sequence[Place]) -> list[Place]:
     for place in places:
         audit_missing(*place)
         tables.append(study_runs(*place))
+    asked = [
+        StudyClaims(place.study.name, table, place.study.claims)
+        for place, table in zip(places, tables, strict=True)
+    ]
     try:
-        runs = [runs_of(table) for table in tables]
+        results = judge_studies(asked)
     except AnalysisError:
         # The report says so.
         return []
-    claims = [claim for place in places for claim in place.study.claims]
-    found = [
-        effects(of_study, claim)
-        for of_study, place in zip(runs, places, strict=True)
-        for claim in place.study.claims
-    ]
-    judged = iter(zip(claims, judge_effects(claims, found), strict=True))
     grown = []
-    for place, of_study in zip(places, runs, strict=True):
+    for place, table in zip(places, tables, strict=True):
+        of_study = runs_of(table)
         before = load_looks(place.out)
         verdicts = {
-            claim.name: judgment.verdict
-            for claim, judgment in itertools.islice(judged, len(place.study.claims))
-            if judgment.look == 1
+            result.claim.name: result.verdict
+            for result in results
+            if result.study == place.study.name and result.judged.look == 1
         }
         looks = _next_looks(place, verdicts, of_study)
         if looks != before:
@@ -192,8 +189,13 @@ def _second(looks: Looks) -> set[str]:
 
 
 def _open_claims(place: Place) -> list[Claim]:
+    """The claims that may get a second look; those that compare several studies get none by themselves."""
     second = _second(load_looks(place.out))
-    return [claim for claim in place.study.claims if claim.max_seeds is not None and claim.name not in second]
+    return [
+        claim
+        for claim in place.study.claims
+        if claim.max_seeds is not None and claim.name not in second and "study" not in claim.columns()
+    ]
 
 
 def _next_looks(place: Place, verdicts: Mapping[str, str], runs: Sequence[Any]) -> Looks:

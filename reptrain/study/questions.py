@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reptrain.analysis.laws import find_law
 from reptrain.analysis.questions import Claim, FitQuestion
-from reptrain.errors import StudyError
+from reptrain.errors import ConfigError, StudyError
 from reptrain.study.grid import Arm
 from reptrain.study.schema import StudyConfig
 from reptrain.tables.columns import RUN_COLUMNS
@@ -98,5 +99,10 @@ def _check_seeds(study: StudyConfig, claim: Claim, arms: Sequence[Arm]) -> None:
 
 
 def _check_fit(study: StudyConfig, fit: FitQuestion, arms: Sequence[Arm]) -> None:
+    try:
+        find_law(fit.law)
+    except ConfigError as error:
+        what = f"study {study.name}, fit {fit.name}: {error.what}"
+        raise StudyError(what, got=error.got, rule=error.rule, remedy=error.remedy) from error
     if fit.where:
         _check_arms(study, f"fit {fit.name}: where", fit.where, arms)

@@ -191,11 +191,13 @@ def check_points(axes: Mapping[str, list[Any]]) -> int:
     Raises:
         ValueError: If there are too few.
     """
-    points = math.prod(map(len, axes.values()))
-    if points < _FEWEST_POINTS or any(len(values) < 2 for values in axes.values()):
-        counts = ", ".join(f"{key} has {len(values)}" for key, values in axes.items())
+    different = {key: len({str(value) for value in values}) for key, values in axes.items()}
+    points = math.prod(different.values())
+    if points < _FEWEST_POINTS or any(number < 2 for number in different.values()):
+        counts = ", ".join(f"{key} has {number}" for key, number in different.items())
         raise ValueError(
-            f"tuning needs at least 2 values of each key and {_FEWEST_POINTS} combinations; {counts}"
+            f"tuning needs at least 2 different values of each key and {_FEWEST_POINTS} combinations;"
+            f" {counts}"
         )
     return points
 

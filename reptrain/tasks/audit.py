@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from reptrain.tasks.pairs import Encoder, Pair, SourceTarget
 from reptrain.tasks.records import StepRecord, task_metrics
 from reptrain.text import Tokenizer
 from reptrain.training.batches import Batch
+from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.rebuilt_inputs import example_digests
 from reptrain.training.regularize import InputNoise, Settings
 
@@ -226,11 +228,16 @@ class _Rebuilt:
         start, regularize = self._encoder.special.start, self._config.regularize
         objective = SourceTarget(0 if start is None else start, self._encoder.in_one_row)
         noise = InputNoise.of(regularize, self._tokenizer)
-        rate = Settings.at(batch.position, regularize, self._config.optimizer.weight_decay).input_noise
+        masked = MaskedInputs.of(regularize, self._tokenizer)
+        settings = Settings.at(batch.position, regularize, self._config.optimizer.weight_decay)
         digest = 0
         for part in batch.micro_batches:
             example = objective.example(part)
             context = DropoutContext(self._seed, batch.step, part.row_B)
-            example.inputs.update(noise(example.inputs, rate, context))
-            digest += int(example_digests(example, batch.first_index + part.row_B).sum())
+            example = replace(example, inputs=noise(example.inputs, settings.input_noise, context))
+            index_B = batch.first_index + part.row_B
+            if settings.masked_inputs > 0:
+                example = masked(example, settings.masked_inputs, context)
+                index_B = torch.cat([index_B, index_B])
+            digest += int(example_digests(example, index_B).sum())
         return f"{digest % 2**64:016x}"

@@ -6,6 +6,8 @@ Shapes: L sparse layers in the order in which they run, E experts, S = 4 + E sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,19 +16,19 @@ from reptrain.runs.metrics import RoutingRecord
 
 
 def routing_records(
-    model: Decoder | EncoderDecoder, figure_LS: Tensor | None, num_targets: int
+    model: Decoder | EncoderDecoder, figure_LS: Sequence[Sequence[float]] | None, num_targets: int
 ) -> list[RoutingRecord] | None:
     """One record for each sparse layer; None for a dense model.
 
     Args:
         model: Gives the names of the layers.
-        figure_LS: Sums over the whole step.
+        figure_LS: Sums over the whole step, on the host.
         num_targets: Divisor of the losses in the step.
     """
     if figure_LS is None:
         return None
     records = []
-    for (name, _), figures in zip(model.sparse_layers(), figure_LS.tolist(), strict=True):
+    for (name, _), figures in zip(model.sparse_layers(), figure_LS, strict=True):
         balance, z, dropped, assigned, *counts = figures
         assigned = max(assigned, 1.0)
         records.append(

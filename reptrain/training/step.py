@@ -9,9 +9,10 @@ B: rows; T: positions; L: sparse layers; S: statistics of a sparse layer.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,28 +158,59 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     if not world.is_main or updates is None:
         updates = torch.full((), -1 if world.is_main else 0)
     counts = torch.cat([counts, hashes, updates.to(counts).reshape(1)])
-    digest, input_digest, input_tokens, target_tokens, before, after, updated = world.sum(counts).tolist()
+    counts = world.sum(counts)
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
     if applied:
         update_expert_bias(engine.module, stats_LS)
+    read = _read(counts, nats, grad_norm, stats_LS)
+    digest, input_digest, input_tokens, target_tokens, before, after, updated = read.counts
     return StepResult(
-        loss_nats=nats.item() / batch.loss_tokens,
+        loss_nats=read.nats / batch.loss_tokens,
         input_tokens=input_tokens,
         # A masked copy has as many targets as its row.
         target_tokens=target_tokens // 2 if settings.masked_inputs > 0 else target_tokens,
         ledger_targets=target_tokens,
         digest=digest % 2**64,
         input_digest=input_digest % 2**64,
-        grad_norm=grad_norm,
+        grad_norm=read.grad_norm,
         applied=applied,
         optimizer_step=updated if updated >= 0 else None,
         slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
-        routing=routing_records(engine.module, stats_LS, batch.loss_tokens),
+        routing=routing_records(engine.module, read.stats_LS, batch.loss_tokens),
     )
 
 
-def _update(engine: Engine) -> tuple[float | None, bool]:
+class _Read(NamedTuple):
+    """The figures of a step on the host."""
+
+    counts: list[int]
+    nats: float
+    grad_norm: float | None
+    stats_LS: list[list[float]] | None
+
+
+def _read(counts: Tensor, nats: Tensor, grad_norm: Tensor | float | None, stats_LS: Tensor | None) -> _Read:
+    """Copy the figures of a step to the host: one copy, after everything has been launched."""
+    on_device = isinstance(grad_norm, Tensor)
+    floats = [nats.double().reshape(1)]
+    if isinstance(grad_norm, Tensor):
+        floats.append(grad_norm.to(nats).reshape(1))
+    if stats_LS is not None:
+        floats.append(stats_LS.double().flatten())
+    # The bits of the floats among the counts, which must keep all of their 64 bits.
+    copied = torch.cat([counts, torch.cat(floats).view(torch.int64)]).tolist()
+    bits = copied[len(counts) :]
+    nats_read, *others = struct.unpack(f"{len(bits)}d", struct.pack(f"{len(bits)}q", *bits))
+    norm_read = others.pop(0) if on_device else grad_norm
+    rows = None
+    if stats_LS is not None:
+        num_stats = stats_LS.shape[1]
+        rows = [others[first : first + num_stats] for first in range(0, len(others), num_stats)]
+    return _Read(copied[: len(counts)], nats_read, norm_read, rows)
+
+
+def _update(engine: Engine) -> tuple[Tensor | float | None, bool]:
     """Update the weights if the gradient is finite; returns its norm, and whether the weights changed.
 
     ZeRO and fp16 check the gradient themselves, on all ranks; for fp32 at stage 0 this function does.
@@ -190,8 +222,7 @@ def _update(engine: Engine) -> tuple[float | None, bool]:
         engine.micro_steps += 1
         return norm, False
     engine.step()
-    norm = engine.get_global_grad_norm() if norm is None else norm
-    return None if norm is None else float(norm), engine.was_step_applied()
+    return engine.get_global_grad_norm() if norm is None else norm, engine.was_step_applied()
 
 
 def _plain_grad_norm(engine: Engine) -> float | None:

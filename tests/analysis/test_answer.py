@@ -13,13 +13,16 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 from made_tables import TRUTH, made_table
+from threadpoolctl import threadpool_info, threadpool_limits
 from time_limits import START_S
 from typer.main import get_command
 
 from reptrain.analysis.answer import FitOptions, answer_fit, compare_laws
 from reptrain.analysis.answers import FitAnswer
-from reptrain.analysis.compare import folds
+from reptrain.analysis.compare import cross_validate, folds
+from reptrain.analysis.fit import fit_law
 from reptrain.analysis.laws import find_law
+from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import points_of
 from reptrain.analysis.questions import FitQuestion
 from reptrain.errors import AnalysisError
@@ -274,3 +277,15 @@ for words in (
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=START_S, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_fits_run_on_one_thread_of_blas() -> None:
+    @one_thread
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+        assert before == {2}, "this BLAS does not take limits"
+        assert threads() == {1}
+    assert all(hasattr(function, "__wrapped__") for function in (fit_law, cross_validate))

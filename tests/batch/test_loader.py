@@ -67,3 +67,26 @@ def test_iterate_raises_errors_of_its_thread(loader: Loader, monkeypatch: pytest
     monkeypatch.setattr(type(loader.stream), "tokens", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         next(loader.iterate())
+
+
+@pytest.mark.parametrize("block_tokens", [1, 300, 2000, 10**9])
+@pytest.mark.parametrize("located_windows", [1, 7, 10**6])
+def test_blocks_of_any_size_give_the_same_batches(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, block_tokens: int, located_windows: int
+) -> None:
+    expected = [replace(loader).batch(step) for step in range(loader.steps.num_steps)]
+    monkeypatch.setattr("reptrain.batch.loader._BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr("reptrain.batch.loader._LOCATED_WINDOWS", located_windows)
+    for found, one in zip(replace(loader).iterate(), expected, strict=True):
+        assert (found.step, found.loss_tokens) == (one.step, one.loss_tokens)
+        for ours, theirs in zip(found.micro_batches, one.micro_batches, strict=True):
+            for name in ("tokens_BL", "length_B", "start_B", "row_B"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_blocks_grow_from_one_step(loader: Loader) -> None:
+    blocks = list(loader._blocks(2))
+    assert blocks[0] == (2, 1)
+    assert [step for first, size in blocks for step in range(first, first + size)] == list(
+        range(2, loader.steps.num_steps)
+    )

@@ -10,7 +10,16 @@ from reptrain.bench import page
 from reptrain.bench.check import worse
 from reptrain.bench.data import corrupting
 from reptrain.bench.goals import PEERS, Goal, verdicts
-from reptrain.bench.measure import GateError, Measurement, Metric, Missing, compared, gate, interleaved
+from reptrain.bench.measure import (
+    GateError,
+    Measurement,
+    Metric,
+    Missing,
+    compared,
+    gate,
+    interleaved,
+    torch_threads,
+)
 from reptrain.bench.peers.spans import corrupted
 from reptrain.bench.rows import OURS, Row, append, latest, read, table
 
@@ -122,6 +131,7 @@ def test_usual_span_corruption_keeps_every_token() -> None:
 
 @pytest.mark.slow
 def test_bench_data_measures_span_corruption() -> None:
-    rows = corrupting(1)
+    with torch_threads(1):
+        rows = corrupting(1)
     assert {row.what for row in rows} == {OURS, "batched NumPy"}
     assert all(float(row.median) > 0 for row in rows)

@@ -166,6 +166,14 @@ def test_every_number_of_a_record_is_checked(folders: Path, name: str) -> None:
                 read_it(folders, name, json.dumps(record).encode())
 
 
+def test_a_ledger_with_the_checksum_of_an_unknown_file_is_damaged(folders: Path) -> None:
+    content = (folders / "run/ledger.jsonl").read_bytes()
+    assert b'"config.yaml"' in content
+    with replaced(folders / "run/ledger.jsonl", content.replace(b'"config.yaml"', b'"other"')):
+        ended = call("audit", folders / "run")
+    assert ended.code == 4 and "other differs from the checksum" in ended.out + ended.err
+
+
 def numbers_of(node: Any) -> Iterator[tuple[Any, Any]]:
     """Where a record has whole numbers: the mapping or list that holds it, and its key there."""
     if isinstance(node, dict | list):

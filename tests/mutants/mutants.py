@@ -146,9 +146,9 @@ MUTANTS = [
     # What the windows digest alone does not see.
     Mutant(
         "token 100 becomes 101 in front of the engine", "inputs", _STEP,
-        "        witness = Witness(batch.first_index + rows.row_B)\n",
+        "        example = replace(example, inputs=inputs)\n",
         "        inputs = {k: v + (v == 100) if k == 'tokens_BT' else v for k, v in inputs.items()}\n"
-        "        witness = Witness(batch.first_index + rows.row_B)\n",
+        "        example = replace(example, inputs=inputs)\n",
         (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(
@@ -198,8 +198,9 @@ MUTANTS = [
     ),
     # Data and order.
     Mutant(
-        "parts of documents read one token too early", "data", "reptrain/store/shards.py",
-        "            start = offsets[row] + offset\n", "            start = offsets[row] + np.maximum(offset - 1, 0)\n",
+        "parts of documents read one token too early", "data", "reptrain/store/mapped_shards.py",
+        "        start_D = self._offsets[row_D] + offset_D\n",
+        "        start_D = self._offsets[row_D] + np.maximum(offset_D - 1, 0)\n",
         (AUDIT, AUDITOR),
     ),
     Mutant(
@@ -274,10 +275,10 @@ MUTANTS = [
     ),
     Mutant(
         "the update of step 5 is lost", "accumulation", _STEP,
-        "    engine.step()\n    norm = engine.get_global_grad_norm() if norm is None else norm\n",
+        "    engine.step()\n    return engine.get_global_grad_norm()",
         "    if engine.global_steps == 5:\n        engine.zero_grad()\n        engine.micro_steps += 1\n"
         "        engine.global_steps += 1\n        return norm, True\n"
-        "    engine.step()\n    norm = engine.get_global_grad_norm() if norm is None else norm\n",
+        "    engine.step()\n    return engine.get_global_grad_norm()",
         (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(

@@ -75,6 +75,22 @@ def test_new_score_reaches_record_tensorboard_study_and_report(perplexity: None,
     assert cells == ["4.000", "–"]
 
 
+def test_a_straggler_is_noted_once(tmp_path: Path) -> None:
+    (arm, *_) = arms(STUDY)
+    write_run(arm.config, run_path(tmp_path, arm.name))
+    folder, said = RunFolder.open(run_path(tmp_path, arm.name)), list[str]()
+    recorder = Recorder(
+        folder, folder.plan.mixture_plan(), None, num_steps=4, tokens_before=8192, display=None,
+        say=said.append,
+    )  # fmt: skip
+    with recorder:
+        for slow in ([], [1], [1], []):
+            recorder.rank_times([10.0, 31.0, None], slow)
+    text = "rank 1 is slow: 31 ms a step in its forward passes, others 10"
+    assert said == [f"WARNING: {text}"]
+    assert [(event.event, event.detail) for event in folder.events.records()][-1] == ("straggler", text)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

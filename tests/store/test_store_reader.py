@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_read_concatenates_pieces(
     found = train.read(doc, offset, length)
     assert found.dtype == np.uint16
     assert found.tolist() == np.concatenate([np.zeros(0, np.uint16), *expected]).tolist()
+
+
+def test_threads_read_shards_that_none_has_read_before(sealed: Path) -> None:
+    whole = open_store(sealed).split("train")
+    lengths = whole.lengths(0, whole.num_documents)
+    expected = [whole.read([index], [0], [length]) for index, length in enumerate(lengths)]
+    for _ in range(5):
+        fresh = open_store(sealed).split("train")
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda index: fresh.read([index], [0], [lengths[index]]), range(len(lengths)))  # noqa: B023
+            assert all(map(np.array_equal, found, expected))
 
 
 @settings(deadline=None)

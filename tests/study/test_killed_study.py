@@ -52,7 +52,7 @@ def tables(out: Path) -> list[list[dict[str, Any]]]:
 
 
 def wait_for(path: Path, lines: int) -> None:
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + 4 * START_S
     while time.monotonic() < deadline:
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
             return

@@ -66,6 +66,8 @@ CLAIM = {"name": "c", "statement": "s", "contrast": {"treatment": {"entry": "z"}
         ),
         ({**TWO, "claims": [CLAIM]}, "claim c: treatment: must select an arm of the study, but got entry=z"),
         ({"constraints": [{"equal": "flops", "too": "a"}]}, "too"),
+        ({"tune": {"optimizer.lr": [1e-3, 1e-3, 1e-3]}}, "at least 2 different values"),
+        ({"fits": [{"name": "f", "law": "guess"}]}, "fit f: law: must be one of"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -16,16 +16,17 @@ import pyarrow.parquet
 import pytest
 from fake_trainer import CRASHES, FAILS, STUMBLES, WAITS
 from in_process import InProcess
-from run_folders import FakeStore
+from run_folders import FakeStore, write_run
 from time_limits import START_S
 
 from reptrain.errors import StudyError
 from reptrain.runs.folder import RunFolder
-from reptrain.study import StudyConfig, run_study, study_status
+from reptrain.study import StudyConfig, collect, run_study, study_status
 from reptrain.study.build import build_graph
 from reptrain.study.local_pool import LocalPool
 from reptrain.study.paths import config_path, questions_path, result_path, run_path
 from reptrain.study.tuning import tuned_arms
+from reptrain.study.write_tables import write_tables
 
 TESTS = Path(__file__).parents[1]
 TRAINER = [sys.executable, str(Path(__file__).with_name("fake_trainer.py"))]
@@ -214,6 +215,47 @@ def test_runs_of_a_collected_table_count_as_done_unless_a_child_needs_their_chec
     assert [row.state for row in study_status(study, tmp_path / "out")] == [
         "done elsewhere", "done", "done", "done",
     ]  # fmt: skip
+
+
+def test_tables_have_the_rows_of_runs_that_are_done_elsewhere(tmp_path: Path) -> None:
+    arms = [{"name": name, "set": {"model.d_ff": size}} for name, size in (("a", 64), ("b", 128))]
+    base = BASE | {"model": {"vocab_size": 512}}
+    other = study_of(name="other", base=base, arms=arms)
+    for node in build_graph(other, tmp_path / "other").trainings:
+        write_run(node.run, run_path(tmp_path / "other", node.name), exact=True)
+    collected = write_tables(other, tmp_path / "other", tables=f"file://{tmp_path}/tables")
+    assert collected.runs == str(tmp_path / "tables" / "runs.parquet")
+
+    study = study_of(base=base, arms=[{"name": "mine", "set": {"model.d_ff": 64}}, arms[1]])
+    states = run(study, tmp_path / "out", done=collected.runs)
+    assert states == {"mine": "skipped", "b": "skipped"} and not (tmp_path / "out/started.txt").exists()
+    written = write_tables(study, tmp_path / "out")
+    mine, b = pyarrow.parquet.read_table(written.runs).to_pylist()
+    assert (mine["study"], mine["run"], mine["arm"], mine["origin"]) == ("s", "mine", "mine", "other/a")
+    assert (mine["status"], mine["audit_verdict"], mine["set.model.d_ff"]) == ("done", "exact", 64)
+    assert b["origin"] == "other/b" and b["loss_report_final_nats"] == 7.4
+    evaluations = pyarrow.parquet.read_table(written.evaluations).to_pylist()
+    assert len(evaluations) == 18 and {one["run"] for one in evaluations} == {"mine", "b"}
+    # A copy of a copy keeps its origin, and reports show the run as done.
+    third = study_of(name="third", base=base, arms=arms)
+    run(third, tmp_path / "third", done=written.runs)
+    copied = write_tables(third, tmp_path / "third")
+    rows = pyarrow.parquet.read_table(copied.runs).to_pylist()
+    assert [(row["study"], row["run"], row["origin"]) for row in rows] == [
+        ("third", "a", "other/a"), ("third", "b", "other/b"),
+    ]  # fmt: skip
+    (row, _), direct = collect(third, tmp_path / "third"), collect(other, tmp_path / "other")[0]
+    for name in (
+        "state",
+        "select",
+        "report",
+        "probe",
+        "best_tokens",
+        "best_report_nats",
+        "gap_nats",
+        "measure",
+    ):
+        assert getattr(row, name) == getattr(direct, name), name
 
 
 @pytest.mark.parametrize("values", [{"status": "failed"}, {"audit_verdict": "not exact"}])

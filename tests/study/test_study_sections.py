@@ -310,7 +310,10 @@ def test_arms_wait_for_their_tuning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tune", "error"),
     [
-        ({"optimizer.lr": [1e-3, 2e-3]}, "2 values of each key and 3 combinations; optimizer.lr has 2"),
+        (
+            {"optimizer.lr": [1e-3, 2e-3]},
+            "2 different values of each key and 3 combinations; optimizer.lr has 2",
+        ),
         (
             {"optimizer.lr": [1e-3, 2e-3, 4e-3], "model.dropout.residual": [0.1]},
             "model.dropout.residual has 1",

@@ -38,6 +38,8 @@ def _limits(cluster: Cluster) -> Iterator[Finding]:
     " killed runs.",
 )
 def _shared_memory(cluster: Cluster) -> Iterator[Finding]:
+    if sum(cluster.hosts.values()) == 1:
+        raise NotApplicableError("one rank")
     for host, free in cluster.known("shm_free"):
         least = _LEAST_SHM_PER_RANK * cluster.hosts[host]
         if free < least:

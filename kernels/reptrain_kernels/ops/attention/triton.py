@@ -244,9 +244,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*inputs[:3], *output, *inputs[3:9])
     ctx.numbers = inputs[9:]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # No zeros for the gradient of lse, which has none.
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 11
     # Once only: under recomputation each look at them would compute them again.
     saved = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_bias = attention_backward(grad, *saved, *ctx.numbers)

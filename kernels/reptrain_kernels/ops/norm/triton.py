@@ -263,12 +263,15 @@ def _keep_for_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x if branch is None else stream, weight_D, rstd, *drops)
     ctx.branch_dtype = None if branch is None else branch.dtype
     ctx.mark_non_differentiable(rstd)
+    ctx.set_materialize_grads(False)  # No zeros for results without a gradient.
 
 
 def _backward_of_norm(
-    ctx: Any, grad_stream: Tensor, grad_normed: Tensor, _: Tensor | None
+    ctx: Any, grad_stream: Tensor | None, grad_normed: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     stream, weight_D, rstd, *drops = ctx.saved_tensors
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(stream, dtype=torch.promote_types(stream.dtype, weight_D.dtype))
     has_branch = ctx.branch_dtype is not None
     drops_some = any(x is not None for x in drops)
     grad_x, grad_branch, grad_weight = norm_backward(
