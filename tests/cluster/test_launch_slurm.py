@@ -112,10 +112,12 @@ def test_a_preemption_without_the_user_signal_requeues_too(
     printed = reptrain("launch", "config.yaml", "--out", "run", "--slurm", "time=30")
     number = printed.split()[2].rstrip(":")
     wait_for(plain_cluster, lambda: sum(1 for _ in run.ledger.records()) > 5)
-    plain_cluster.occupy()
+    preempting = plain_cluster.occupy()
     queued = ("squeue", "--noheader", f"--jobs={number}", "--format=%T %r")
     wait_for(plain_cluster, lambda: plain_cluster.call(*queued) == "PENDING BeginTime")
     assert run.status().state == "preempted" and [*run.checkpoints.glob("step-*")]
+    plain_cluster.call("scancel", preempting, number)
+    wait_for(plain_cluster, lambda: plain_cluster.call("squeue", "--noheader", "--format=%i") == "")
 
 
 def test_a_bare_srun_trains_to_the_end_and_is_exact(
