@@ -119,7 +119,7 @@ def fit(
         return
     if table is None:
         raise typer.BadParameter("a table or the folder of a study is missing", param_hint="TABLE")
-    own = [] if laws or not Path(table).is_dir() else _study_fits(Path(table))
+    own = [] if laws or not (Path(table) / "study.yaml").is_file() else _study_fits(Path(table))
     if own and (metric or columns or where or holdout or fixed or own_starts):
         raise typer.BadParameter(
             "is missing; the study's fits have a metric, columns, rows and hold-out of their own",
@@ -178,7 +178,7 @@ def _study_fits(folder: Path) -> list[FitQuestion]:
     """The fits of a study.
 
     Raises:
-        StudyError: If the folder holds no study.
+        StudyError: If the study cannot be read.
     """
     from reptrain.study import open_study
 
