@@ -34,7 +34,7 @@ def _programs(cluster: Cluster) -> Iterator[Finding]:
 @check(
     "ssh",
     reads="the output of a command on every host",
-    remedy="Run `ssh HOST true` until it works without a prompt: copy your key with ssh-copy-id, accept the host"
+    remedy="Run `ssh HOST true` until it asks no question: copy your key with ssh-copy-id, accept the host"
     " key, and start sshd on the host.",
 )
 def _ssh(cluster: Cluster) -> Iterator[Finding]:
