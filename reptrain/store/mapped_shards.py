@@ -109,10 +109,10 @@ class _Table:
     def _copy(self, start_D: Int64s, length_D: Int64s) -> TokenArray:
         """Ranges of the spanning array of tokens, concatenated.
 
-        Arrow's take copies each row of a binary column with one memcpy, six times as fast as flattening a list
-        view. Row 2d + 1 of the column is range d; the rows in between have no meaning and are not taken. The
-        first and the last offset determine the size that Arrow reserves: the number of taken rows times the
-        mean length of a row.
+        Arrow's take copies each row of a binary column with one memcpy, six times as fast as flattening a
+        list view. Row 2d + 1 of the column is range d; the rows in between have no meaning and are not taken.
+        The first and the last offset determine the size that Arrow reserves: the number of taken rows times
+        the mean length of a row.
         """
         size, count = self._dtype.itemsize, start_D.size
         total = int(length_D.sum())
