@@ -229,13 +229,13 @@ def _feistel(value_N: UInt64s, n: int, keys: UInt64s, forward: bool) -> UInt64s:
         # 63 bits, so that adding a half, which is below 2**32, cannot wrap.
         step = _remainder(drawn >> np.uint64(1), sides[side])
         total = halves[side] + (step if forward else sides[side] - step)
-        # Below twice the side: a difference that wraps is the larger one.
+        # The total is below twice the side, and a difference that wraps around is the larger one.
         halves[side] = np.minimum(total, total - sides[side])
     return np.asarray(halves[0] * sides[1] + halves[1])
 
 
 def _remainder(x: UInt64s, divisor: np.uint64) -> UInt64s:
-    """``x % divisor``: NumPy divides by a scalar with vector instructions, but takes no remainder so."""
+    """``x % divisor``, faster: NumPy vectorizes the division by a scalar, but not the remainder."""
     return np.asarray(x - x // divisor * divisor)
 
 

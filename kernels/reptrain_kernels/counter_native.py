@@ -1,7 +1,7 @@
 """`counter.random_words` and `counter.dropout` in C, for CPU tensors in eager mode.
 
-The C compiler runs once; its output is in the user cache. Without a compiler `counter` uses plain torch,
-which gives the same bits, more slowly. Compiled code (torch.compile) never calls this module.
+The C file is compiled once into the user cache. Without a compiler, `counter` uses plain torch, which is
+slower and gives the same bits. Code compiled by torch.compile never calls this module.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("counter.c")
-# No fused multiply-add and no other change of rounding. OpenMP's library is the one that torch has loaded.
+# No fused multiply-add and no other change of rounding. The OpenMP library is the one that torch has loaded.
 _FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-# A version for each generation of x86 processors; compilers that have no such versions refuse.
+# First with one version for each generation of x86 processors, which not all compilers support.
 _FLAG_SETS = ((*_FLAGS, "-DFOR_EACH_PROCESSOR"), _FLAGS)
 _DTYPES = {
     torch.float32: "dropout_float32",
@@ -40,7 +40,7 @@ def is_available() -> bool:
 
 
 def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor | None:
-    """See `counter.random_words`; None where the caller has to use torch."""
+    """See `counter.random_words`; None if the caller has to use torch."""
     library = _library_for(key)
     if library is None:
         return None
@@ -51,7 +51,7 @@ def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor | No
 
 
 def dropout(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor | None:
-    """See `counter.dropout`; None where the caller has to use torch."""
+    """See `counter.dropout`; None if the caller has to use torch."""
     library = _library_for(x, key)
     if library is None or x.dtype not in _DTYPES or x.shape[-1] >= 2**32:
         return None
@@ -77,7 +77,7 @@ def dropout(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor | None:
 
 
 def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The library, if it can read these tensors: real ones in memory, and nobody traces the operations."""
+    """The library; None for tensors that are not plain CPU tensors, and during tracing by torch.compile."""
     if torch.compiler.is_compiling() or any(type(x) is not Tensor or x.device.type != "cpu" for x in tensors):
         return None
     return _library()
@@ -85,7 +85,7 @@ def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled C file; None without a compiler."""
+    """The compiled library; None without a compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
@@ -108,7 +108,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compile(compiler: str, built: Path) -> None:
-    """Compile the C file to a temporary name and rename it: other ranks may do the same.
+    """Compile the C file to a temporary name and rename it, since other ranks may do the same.
 
     Raises:
         OSError: If the folder cannot be written.

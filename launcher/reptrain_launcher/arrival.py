@@ -21,7 +21,7 @@ def fingerprint_of(value: str | None) -> str | None:
 
 
 def main(names: list[str]) -> None:
-    """Print what arrived."""
+    """Print the variables that arrived."""
     from reptrain_launcher.forwarding import load_secrets
 
     load_secrets()

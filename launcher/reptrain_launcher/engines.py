@@ -23,23 +23,23 @@ def torchrun_command(
     master_addr: str | None = None,
     master_port: int | None = None,
 ) -> list[str]:
-    """The command of torchrun for this host; with several hosts it is to be run on each of them.
+    """The torchrun command for this host. With several hosts, each host runs its own command.
 
     Args:
         train: The arguments of ``reptrain``.
         hosts: Ranks by host; None: this machine only.
         gpus: Ranks on this host; None: the host's slots.
-        node_rank: This host's place in the hostfile; None: that of this machine's name.
+        node_rank: Index of this host in the hostfile; None: the index of this machine's name.
         master_addr: Address of the first host; None: its name in the hostfile.
         master_port: Port of the rendezvous; None: a free port, or 29500 with other hosts.
 
     Raises:
-        LaunchError: If the place of this host is unknown or outside of the hostfile.
+        LaunchError: If the index of this host is unknown or out of range.
     """
     command = [sys.executable, "-m", "torch.distributed.run"]
     if hosts is None or is_this_machine(hosts):
         ranks = gpus or next(iter(hosts.values()) if hosts else iter([1]))
-        # Its own rendezvous would resolve this machine's name, which may have no address.
+        # The rendezvous of torchrun resolves this machine's name, which may have no address.
         port = free_port() if master_port is None else master_port
         rendezvous = ["--nnodes=1", f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1"]
         return [*command, *rendezvous, f"--master-port={port}", "-m", "reptrain", *train]
@@ -52,7 +52,7 @@ def torchrun_command(
             "--node-rank",
             got="nothing" if node_rank < 0 else node_rank,
             rule=f"must be from 0 to {len(names) - 1}, or this machine's name must be in the hostfile",
-            remedy="Run the command on each host with its place in the hostfile, counted from 0.",
+            remedy="Run the command on each host with its index in the hostfile, counted from 0.",
         )
     return [
         *command,
@@ -76,7 +76,7 @@ def mpi_command(
     master_addr: str | None = None,
     master_port: int | None = None,
 ) -> list[str]:
-    """The command of Open MPI's mpirun.
+    """The mpirun command of Open MPI.
 
     mpirun forwards variables by name, so their values do not appear in the command.
 

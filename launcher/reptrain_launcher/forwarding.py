@@ -1,8 +1,8 @@
 """The environment of the ranks: the variables that `reptrain launch` sends to every host.
 
 Launchers forward different variables. DeepSpeed forwards those that start with NCCL, PYTHON, UCX, MV2 and
-MLFLOW; mpirun forwards none that is not named; Slurm forwards all. `reptrain launch` sends the variables of
-`FORWARDED_PREFIXES` and `FORWARDED_NAMES`, and those of ``--env``, with each of them.
+MLFLOW; mpirun forwards only named variables; Slurm forwards all. With every launcher, `reptrain launch` sends
+the variables of `FORWARDED_PREFIXES` and `FORWARDED_NAMES`, and those of ``--env``.
 
 Secrets, such as HF_TOKEN and WANDB_API_KEY, never appear on a command line, where other users could read
 them. They are sent in a file that only the user can read, which is removed when the launch ends.
@@ -38,7 +38,7 @@ FORWARDED_PREFIXES = (
     "UCX_",
     "WANDB_",
 )
-"""Starts of the names of variables that arrive on every host."""
+"""Prefixes of the names of variables that are sent to every host."""
 FORWARDED_NAMES = (
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -50,9 +50,9 @@ FORWARDED_NAMES = (
     "http_proxy",
     "no_proxy",
 )
-"""Further variables that arrive on every host."""
+"""Other variables that are sent to every host."""
 SECRETS_FILE = "REPTRAIN_SECRETS_FILE"
-"""Names the file from which `reptrain train` takes the secrets."""
+"""Variable with the path of the file from which `reptrain train` reads the secrets."""
 # A launcher sets the devices of each host, and DS_ENV_FILE names a file of this host.
 _OWN_OF_A_HOST = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DS_ENV_FILE", SECRETS_FILE}
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSPHRASE|API_KEY|ACCESS_KEY(_ID)?|CREDENTIALS?)$")
@@ -65,7 +65,7 @@ def forwarded(environ: Mapping[str, str] = os.environ, extra: Mapping[str, str] 
 
     Args:
         environ: The environment of the launching process.
-        extra: Variables to send whatever their name, as from ``--env``.
+        extra: Variables to send regardless of their names, as from ``--env``.
 
     Raises:
         LaunchError: If a value contains a line break, which no launcher can send.
@@ -151,7 +151,7 @@ def write_secrets(path: Path, secrets: Mapping[str, str]) -> None:
 
 
 def load_secrets(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Take the secrets from the file that the environment names, on a host that `reptrain launch` reached."""
+    """Set the secrets from the file named in `SECRETS_FILE`, in a rank that `reptrain launch` started."""
     path = environ.pop(SECRETS_FILE, None)
     if path is None:
         return

@@ -31,8 +31,8 @@ def read_hostfile(path: Path, exclude: Sequence[str] = ()) -> dict[str, int]:
         exclude: Hosts to leave out.
 
     Raises:
-        LaunchError: If the file cannot be read, names no host, or a line is wrong, if ``exclude`` has a host
-            that the file lacks, or if it has all of them.
+        LaunchError: If the file cannot be read, names no host or has an invalid line, or if ``exclude``
+            has a host that is not in the file, or all hosts.
     """
     hosts: dict[str, int] = {}
     for number, line in enumerate(_read(path).split("\n"), start=1):

@@ -1,4 +1,4 @@
-"""Ranks that srun or mpirun started: RANK and the other variables of `torchrun` from their own."""
+"""For ranks that srun or mpirun started: set RANK and the other variables of `torchrun`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def adopt_ranks(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     found = slurm_ranks(environ) or _mpi_ranks(environ)
     for name, value in found.items():
-        # A job script may choose the rendezvous itself.
+        # A job script may set the rendezvous itself.
         if name in _NAMES:
             environ[name] = value
         else:
@@ -39,18 +39,18 @@ def adopt_ranks(environ: MutableMapping[str, str] = os.environ) -> None:
 def slurm_ranks(environ: Mapping[str, str], resolves: Callable[[str], bool] | None = None) -> dict[str, str]:
     """The variables of a rank in a job step of srun; empty outside of one, and for a step with one task.
 
-    The ranks meet on the first node of the step. The port follows from the job's number, so that jobs that
-    share a node use different ones.
+    The ranks meet on the first node of the step. The port follows from the job id, so that jobs that
+    share a node use different ports.
 
     Args:
         environ: The environment of a process that srun started.
-        resolves: Whether a node's name has an address; None asks the system. A node without one may still
-            be known to Slurm: then the ranks meet where srun runs.
+        resolves: Whether the name of a node has an address; None: ask the system. Slurm may know a node whose
+            name has no address: then the ranks meet on the host where srun runs.
 
     Source:
         The "OUTPUT ENVIRONMENT VARIABLES" of srun(1).
     """
-    # A batch script has the job's variables too, but no step.
+    # A batch script also has the variables of the job, but is not in a step.
     if "SLURM_STEP_ID" not in environ or "SLURM_PROCID" not in environ:
         return {}
     num_ranks = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))
@@ -70,7 +70,7 @@ def slurm_ranks(environ: Mapping[str, str], resolves: Callable[[str], bool] | No
 
 
 def first_node(nodes: str) -> str:
-    """The first name in a list of nodes as Slurm writes it.
+    """The first name in a Slurm node list.
 
     >>> first_node("gpu[07-09,12],cpu1")
     'gpu07'

@@ -55,7 +55,7 @@ def launch_command(
         out: The run folder.
         max_minutes: Time limit in minutes from the start of a rank; then all ranks stop with a checkpoint.
         master_port: Port of the rendezvous; None: a free port, or DeepSpeed's default with other hosts.
-        master_addr: Address of the first host; None: the first one that ``hostname -I`` prints there.
+        master_addr: Address of the first host; None: the first address that ``hostname -I`` prints on it.
         ssh_port: Port of sshd on the hosts; None: that of the ssh configuration.
         exclude: Hosts of the hostfile to leave out.
 

@@ -15,7 +15,7 @@ def local_ranks(launcher: int, proc: Path = Path("/proc")) -> list[int]:
     exit code. A signal to the launcher would end it immediately with another exit code.
 
     Args:
-        launcher: Process id of torchrun, of ``deepspeed.launcher.launch``, or of its parent, its runner.
+        launcher: Process id of torchrun, of ``deepspeed.launcher.launch``, or of its parent, the runner.
         proc: The folder of processes.
     """
     children = _children(proc)

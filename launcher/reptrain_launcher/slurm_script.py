@@ -15,8 +15,8 @@ from reptrain_launcher.slurm_task import MOST_STALLS
 _OWN = {
     "requeue": "jobs are always requeued",
     "signal": "use signal-delay-s=SECONDS",
-    "output": "output goes beside the run folder",
-    "error": "output goes beside the run folder",
+    "output": "the output is written next to the run folder",
+    "error": "the output is written next to the run folder",
     "open-mode": "output is appended",
     "export": "all variables are sent",
 }
@@ -30,7 +30,7 @@ cd {folder} || exit 2
 {exports}
 run={run}
 stops="$run.stops"
-# A signal to the job must not end this script before srun has ended.
+# A signal to the job must not end this script before srun ends.
 trap : TERM
 {preflight}
 code=0
@@ -42,7 +42,7 @@ if [ "$code" -eq 3 ]; then
     read -r count last < "$stops" 2>/dev/null
     if [ "$newest" = "$last" ]; then count=$((count + 1)); else count=1; fi
     echo "$count $newest" > "$stops"
-    # A canceled job is not started again.
+    # A canceled job is not requeued.
     state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
     if [ "$count" -ge {most_stalls} ]; then
         echo "error: $count stops in a row without a new checkpoint; the job ends" >&2
@@ -60,13 +60,13 @@ class SlurmJob:
     """Resources of a job.
 
     Attributes:
-        time: The time limit, as sbatch reads it. A run that needs longer is requeued with a checkpoint.
+        time: The time limit in the format of sbatch. A run that needs longer is requeued with a checkpoint.
         nodes: Nodes.
         ranks_per_node: Ranks on each node: one per GPU.
         gpus_per_node: GPUs on each node; None: none are requested.
         signal_delay_s: Seconds before the time limit at which the run stops with a checkpoint.
-        array: Tasks of a job array, as sbatch reads them; None: one job.
-        others: Further options of sbatch by their long name.
+        array: Tasks of a job array in the format of sbatch; None: one job.
+        others: Other options of sbatch by their long names.
     """
 
     time: str
@@ -83,7 +83,7 @@ class SlurmJob:
 
         Args:
             texts: The options, each ``KEY=VALUE``, or ``KEY`` for one without a value.
-            gpus: Ranks on each node, unless ``ntasks-per-node`` or ``gpus-per-node`` is among the options.
+            gpus: Ranks on each node if the options contain neither ``ntasks-per-node`` nor ``gpus-per-node``.
 
         Raises:
             LaunchError: If one is malformed or reserved, or ``time`` is missing.
@@ -128,10 +128,10 @@ def slurm_script(
 
     Args:
         job: The resources.
-        train: The arguments of ``reptrain``. In an array, ``%a`` stands for the number of the task.
+        train: The arguments of ``reptrain``. In an array, ``%a`` is replaced by the array task id.
         run: The run folder.
         folder: The working folder.
-        variables: Variables to set in the job, in addition to those of the environment that submits it.
+        variables: Variables to set in the job, in addition to the environment of sbatch.
         preflight: A command that must succeed before the ranks start; empty: none.
 
     Raises:
@@ -141,7 +141,7 @@ def slurm_script(
         raise LaunchError(
             "--out",
             got=str(run),
-            rule="must contain %a in an array, for the number of the task",
+            rule="must contain %a in an array, for the array task id",
             remedy="Pass for example --out runs/seed-%a, and seed=%a among the overrides.",
         )
     # %j and %a in the name of the log are filled in by Slurm.
@@ -170,7 +170,7 @@ def slurm_script(
 
 
 def _shell(words: Sequence[str], job: SlurmJob) -> str:
-    """The words for the shell; in an array with the number of the task for ``%a``."""
+    """The words quoted for the shell; in an array, ``%a`` is replaced by the array task id."""
     if job.array is None:
         return shlex.join(words)
     task = '"$SLURM_ARRAY_TASK_ID"'

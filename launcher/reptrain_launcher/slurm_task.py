@@ -6,7 +6,7 @@ What a cluster does, and what this process makes of it:
   to its training; the ranks of a training agree on a stop after each step.
 - A preempted job gets submitit's user signal only if the cluster has `preempt_send_user_signal`, otherwise
   SIGTERM, which submitit ignores. Here both save a checkpoint. After the user signal the job is requeued;
-  after SIGTERM it ends, since SIGTERM also means that a user has cancelled it.
+  after SIGTERM it ends, since SIGTERM also means that a user has canceled it.
 - Slurm sends the user signal to every process of the job, and the training would die of it: it ignores it.
 - submitit counts a signal late in the time limit as a time-out and allows three. A long run needs more: here
   three stops in a row without a new checkpoint end the job.

@@ -121,7 +121,7 @@ def advise(
         compute: Budget in training FLOPs, 6 N D.
         fit: A fit of the user's runs that includes a decision for this budget. Default: public constants.
         samples: Bootstrap samples behind that decision's interval.
-        held: Consumed tokens, or tokens per parameter, to hold fixed. Default: compute alone is held.
+        held: Consumed tokens, or tokens per parameter, to hold fixed. Default: only compute is held fixed.
 
     Returns:
         The best run with its interval, what it rests on, and what more would buy.
@@ -256,7 +256,7 @@ def fit_evidence(evidence: Evidence, unique_tokens: float, compute: float, optio
 def _interval(
     choice: Choice, fit: Fit | None, samples: int, held: Held | None
 ) -> tuple[dict[str, float], dict[str, float], str]:
-    # The decisions of the bootstrap hold compute alone.
+    # The bootstrap decisions hold only compute fixed.
     if (
         held is None
         and fit is not None

@@ -134,11 +134,11 @@ def fit_study(
     Args:
         questions: The fits of the study file.
         table: One row per run.
-        options: How to fit. A budget is decided for by the laws that have N and D.
+        options: How to fit. Laws that have N and D also choose a run for the budget.
         stated: What the user states about the runs, for the checklist.
 
     Returns:
-        An answer to each question, in their order; a fit that is refused has the reason.
+        An answer to each question, in order. If a fit is refused, the answer has the reason.
     """
     chosen = options or FitOptions()
     return [

@@ -86,8 +86,8 @@ class StudyClaims(NamedTuple):
 
     Args:
         name: Name of the study.
-        table: Its table of runs; None if it was not run yet.
-        claims: All claims that it declared, since Holm's correction counts them all.
+        table: Its table of runs; None if it has not run yet.
+        claims: All claims of the study, since Holm's correction counts all of them.
     """
 
     name: str
@@ -120,8 +120,8 @@ def judge_studies(
 ) -> list[ClaimResult]:
     """Judge the claims of several studies. A family of claims may extend over them.
 
-    A claim that selects by the key ``study`` is judged from the runs of all studies, any other from the runs
-    of its own.
+    A claim that selects by the key ``study`` is judged from the runs of all studies, and any other claim from
+    the runs of its own study.
 
     Args:
         studies: The studies, with different names.
@@ -222,7 +222,7 @@ def judge_effects(
 
 
 def _shared(metric: str, found: Effects) -> dict[str, Any]:
-    """What a judgment records whatever its verdict is."""
+    """The fields of a judgment that do not depend on the verdict."""
     return {
         "metric": metric,
         "units": [

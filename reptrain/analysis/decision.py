@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What is held fixed besides the budget, so that the size alone is chosen.
+    """The quantity that is held fixed besides the budget, so that only the size is chosen.
 
     Args:
         what: Consumed tokens D, or tokens per parameter D/N.
@@ -66,7 +66,7 @@ def best_for_budget(
 ) -> Choice:
     """The size and tokens with the lowest loss within a budget, 6 N D <= compute.
 
-    Unless more is held, compute alone is: a larger model sees fewer tokens. Where excess repeats or
+    By default only compute is held fixed: a larger model sees fewer tokens. Where excess repeats or
     parameters hurt, less than the budget may be best. A run that consumes fewer tokens than there are sees
     each at most once.
 
@@ -75,7 +75,7 @@ def best_for_budget(
         values: Its parameters.
         compute: Budget in training FLOPs.
         unique_tokens: Unique tokens at hand.
-        held: What is held besides the budget.
+        held: The quantity that is held fixed besides the budget.
 
     Raises:
         AnalysisError: If the law does not have N and D, or a quantity is not positive.

@@ -75,7 +75,7 @@ class Evidence:
             look: The look.
             values: Effects, shape (units, studies).
             num_draws: Bootstrap draws.
-            fewest: Fewest units to accept.
+            fewest: Smallest number of units to accept.
 
         Source: Schuirmann 1987 (two one-sided tests of equivalence).
         """

@@ -40,7 +40,7 @@ class SeedMeans:
         Args:
             values: float64, shape (seeds, samples) or (seeds,).
             num_draws: Bootstrap draws.
-            fewest: Fewest seeds to accept.
+            fewest: Smallest number of seeds to accept.
 
         Raises:
             ValueError: If there are too few seeds.

@@ -15,7 +15,7 @@ R = TypeVar("R")
 def one_thread(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function with one thread of BLAS.
 
-    The matrices of a fit have a few rows. More threads spend their time waiting for each other.
+    The matrices of a fit have few rows. More threads would mostly wait for each other.
     """
 
     @wraps(function)

@@ -38,7 +38,7 @@ class Sweep:
         unit: Sweeps of one unit are not independent.
         losses: Lowest loss by value of the setting.
         cost: What all runs of the sweep cost.
-        cost_of_one: What one value of the setting costs, all seeds together.
+        cost_of_one: Cost of one value of the setting, summed over the seeds.
         match: Pairs are formed of sweeps that are close in these quantities.
     """
 
@@ -76,7 +76,7 @@ class ProxyPair(Frozen):
     outside: bool
     """The pick lies outside the target's values: the regret is that of the nearest one."""
     cost_ratio: float | None
-    """Cost of the proxy's sweep and the target at one value, over the target's sweep. None: unknown."""
+    """Cost of the proxy sweep plus the target at one value, over that of the target sweep. None: unknown."""
 
 
 class ProxyAnswer(Frozen):

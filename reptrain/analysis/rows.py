@@ -106,7 +106,7 @@ def _run(index: int, row: dict[str, Any]) -> Run:
 
 
 def runs_for(runs: Iterable[Run], claim: Claim) -> list[Run]:
-    """The runs that a claim is about: main runs, unless it names the column role."""
+    """The runs that a claim selects from: main runs, unless it names the column role."""
     asks = ROLE in claim.columns()
     return [run for run in runs if matches(run, claim.where) and (asks or run[ROLE] in (MAIN, None))]
 

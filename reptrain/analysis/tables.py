@@ -23,7 +23,7 @@ STUDY_TABLE = Path("tables") / "runs.parquet"
 """The table with one row per run, in the folder of a study."""
 
 ROLE = "role"
-"""The column that tells a study's main runs from those that tune."""
+"""The column that distinguishes the main runs of a study from its tuning runs."""
 
 Floats = NDArray[np.float64]
 
@@ -166,7 +166,7 @@ def select(table: pa.Table, where: Mapping[str, Any]) -> pa.Table:
 
 
 def main_runs(table: pa.Table) -> pa.Table:
-    """The rows of main runs: not those that only tune settings. A table without roles has main runs only."""
+    """The rows of main runs, without tuning runs. A table without the column role has main runs only."""
     if ROLE not in table.column_names:
         return table
     return rows_at(table, np.array([role in (MAIN, None) for role in values_of(table, ROLE)], bool))

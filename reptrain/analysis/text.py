@@ -18,7 +18,7 @@ def laws_text(answers: Sequence[FitAnswer], comparison: Comparison | None) -> st
 
 
 def _answer_text(answer: FitAnswer) -> str:
-    # A fit of a study has a name of its own.
+    # A fit of a study has its own name.
     heading = f"{answer.name}: " if answer.name != answer.law else ""
     if answer.fit is None:
         return f"{heading}{answer.law}: not fitted. {answer.refusal}"

@@ -246,11 +246,11 @@ class AuditReport(FrozenRecord):
     def keep(self, run: Path) -> AuditReport:
         """Write the report to ``RUN/audit.json``, from which tables and `reptrain runs` take the verdict.
 
-        A report of a higher level on the same ledger stays, unless this audit finds more wrong: then a file
-        has changed since.
+        An existing report of a higher level on the same ledger is kept, unless this audit finds more faults:
+        then a file has changed since that report.
 
         Returns:
-            The report that the run has now.
+            The report that the run then has.
         """
         kept = kept_report(run)
         if kept is not None and self._confirms(kept):
@@ -259,7 +259,7 @@ class AuditReport(FrozenRecord):
         return self
 
     def _confirms(self, other: AuditReport) -> bool:
-        """Whether another report of a higher level still holds."""
+        """Whether another report has a higher level and is still valid."""
         if self.ledger is None or other.ledger is None:
             return False
         levels = get_args(Level)

@@ -59,7 +59,7 @@ def collate_windows(
     *,
     noise_place_B: Int64s | None = None,
 ) -> MicroBatch:
-    """`collate` for windows that are located already.
+    """`collate` for windows that have already been located.
 
     Args:
         stream: The tokens.

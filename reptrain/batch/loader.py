@@ -19,7 +19,7 @@ from reptrain.plan import MixturePlan, StepPlan, Stream
 from reptrain.plan.epochs import Int64s, Windows
 from reptrain.plan.shard import micro_steps_of, rank_rows
 
-# Tokens that are read at once, 8 MiB of int64: the calls' own time is small beside it.
+# Tokens per read, 8 MiB of int64: the overhead of the calls is small compared with the read.
 _BLOCK_TOKENS = 1 << 20
 _LOCATED_WINDOWS = 1 << 14
 
@@ -65,7 +65,7 @@ class Loader:
     def iterate(self, first_step: int = 0, *, ahead: int = 2) -> Iterator[StepBatch]:
         """Yield the batches from ``first_step`` to the last step, built by a thread ahead of time.
 
-        The thread builds blocks of consecutive steps, as the cost of a call in Python is that of many tokens.
+        The thread builds blocks of several steps, since a Python call costs as much as reading many tokens.
 
         Args:
             first_step: Step of the first batch.
@@ -80,7 +80,7 @@ class Loader:
                 yield from batches
 
     def _blocks(self, first_step: int) -> Iterator[tuple[int, int]]:
-        """First step and number of steps of each block: one step at first, so that its batch comes soon."""
+        """First step and number of steps of each block. The first block has one step, to be fast."""
         size = 1
         while first_step < self.steps.num_steps:
             size = min(size, self.steps.num_steps - first_step)
@@ -110,7 +110,7 @@ class Loader:
         if windows is None or not begin <= first <= end <= begin + windows.start.size:
             begin, stop = first, min(max(end, first + _LOCATED_WINDOWS), self.plan.total_windows)
             windows = self.plan.locate(np.arange(begin, stop))
-            # Replaced at once: a block may be built in another thread.
+            # One assignment, since another thread may be building a block.
             self._kept["windows"] = begin, windows
         return Windows(*(values[first - begin : end - begin] for values in windows))
 
@@ -120,7 +120,7 @@ class Loader:
         start, stop = ranges[0][0], sum(ranges[-1])
         windows = self._located(start, stop)
         row_R = self._row_R
-        # Index among the block's windows of each row: steps times rows, padding -1.
+        # Index of each row's window in the block, [steps, rows]; -1 for padding.
         index_SR = np.where(row_R < [[count] for _, count in ranges], row_R, -1)
         index_SR += np.where(index_SR < 0, 0, [[first - start] for first, _ in ranges])
         rows = collate_windows(

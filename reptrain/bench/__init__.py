@@ -1,1 +1,1 @@
-"""Benchmarks: this trainer and its alternatives, measured in one run on the same data."""
+"""Benchmarks of this trainer and its alternatives, measured together on the same data."""

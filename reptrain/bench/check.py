@@ -1,4 +1,4 @@
-"""Compare new measurements with those on record."""
+"""Compare new measurements with the recorded ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNS: dict[str, Callable[..., list[Row]]] = {
 
 
 def regressions(*, repetitions: int, quick: bool) -> Iterator[str]:
-    """Measure every benchmark that has rows on record, and describe each ratio that got worse.
+    """Measure every benchmark that has recorded rows, and describe each ratio that got worse.
 
     Args:
         repetitions: Number of values of each implementation.
@@ -30,12 +30,12 @@ def regressions(*, repetitions: int, quick: bool) -> Iterator[str]:
 
 
 def worse(recorded: Iterable[Row], found: Sequence[Row]) -> Iterator[str]:
-    """Describe the ratios of new rows whose whole range is below the range on record.
+    """Describe the ratios of new rows whose whole range is below the recorded range.
 
-    Figures themselves depend on the machine and its load, and are not compared.
+    The figures are not compared: they depend on the machine and its load.
 
     Args:
-        recorded: Rows on record.
+        recorded: Recorded rows.
         found: New rows.
     """
     new = {(row.bench, row.case, row.what, row.metric): row for row in found if row.ratio}

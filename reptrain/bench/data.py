@@ -1,7 +1,7 @@
-"""Reading shuffled windows, and span corruption, next to other data loaders.
+"""Benchmarks of reading shuffled windows and of span corruption, compared with other data loaders.
 
-All of them read the same tokens: ours from the token store, the others from a flat file of its stream, or
-from their own formats made of that file. A repetition takes the next windows of a shuffled pass.
+All loaders read the same tokens: ours from the token store, the others from a flat file of the stream, or
+from their own formats built from that file. A repetition takes the next windows of a shuffled pass.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
 
 
 def reading(folder: Path, subset: Subset, flat: Path, window_tokens: int, repetitions: int) -> list[Row]:
-    """Rows of shuffled reading, in batches of `BATCH_TOKENS`, to int64 tensors."""
+    """Rows of reading shuffled windows into int64 tensors, in batches of `BATCH_TOKENS`."""
     batch_windows = BATCH_TOKENS // window_tokens
     num_windows = subset.unique_tokens // window_tokens
     plan = MixturePlan(
@@ -182,7 +182,7 @@ def _check_reading(loader: Loader, flat: Path) -> None:
 
 
 def _holds_windows(batch: torch.Tensor, flat: Path, window_tokens: int) -> bool:
-    """Whether every row of a batch of int64 is a window of the stream (at any of its boundaries)."""
+    """Whether every row of an int64 batch is a window of the stream (at any window boundary)."""
     tokens = np.asarray(np.memmap(flat, np.uint16, "r"))
     stream = tokens[: len(tokens) // window_tokens * window_tokens].reshape(-1, window_tokens)
     rows = batch.numpy()

@@ -16,10 +16,10 @@ class Goal(NamedTuple):
     metric: str
     bound: float
     against: str = ""
-    """Alternative whose ratio has to reach ``bound``; `PEERS`: all except those in `YARDSTICKS`. Empty: the
-    figure of `OURS` may not exceed ``bound``."""
+    """Alternative whose ratio must reach ``bound``; `PEERS`: all except those in `YARDSTICKS`. If empty,
+    the figure of `OURS` must not exceed ``bound``."""
     cause: str = ""
-    """Why the goal is missed, if it is."""
+    """Why the goal is missed; empty if it is met or the reason is unknown."""
 
 
 PEERS = "all others"
@@ -107,7 +107,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(rows: Sequence[Row], goals: Iterable[Goal] = GOALS) -> list[Verdict]:
-    """The goals that the rows have a figure for.
+    """The goals for which the rows have a figure.
 
     Args:
         rows: Current rows.

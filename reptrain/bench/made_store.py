@@ -1,4 +1,4 @@
-"""A token store of random tokens, for benchmarks of any size."""
+"""A token store of random tokens, of any size, for benchmarks."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ class Missing(NamedTuple):
 
 
 class GateError(ReptrainError):
-    """An implementation computes something else, so the benchmark has no result."""
+    """The implementations do not compute the same, so the benchmark has no result."""
 
 
 def gate(passed: bool, *, bench: str, what: str, rule: str) -> None:
-    """Refuse a benchmark whose implementations do not compute the same.
+    """Stop a benchmark whose implementations do not compute the same.
 
     Raises:
         GateError: If ``passed`` is false.

@@ -15,7 +15,7 @@ BENCHES = ("data", "start", "tokenize", "step", "proof")
 
 
 def write(page: Path = PAGE, folder: Path = FOLDER) -> Path:
-    """Replace the tables of the page by those of the current rows, and return the page's path."""
+    """Rebuild the tables of the page from the current rows, and return the path of the page."""
     page.write_text(rebuilt(page.read_text(), folder))
     return page
 
@@ -84,7 +84,7 @@ def _bound(goal: Goal) -> str:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """Rows as the console shows them."""
+    """The rows in the format of the console."""
     lines = []
     for (case, metric), group in groupby(rows, key=lambda row: (row.case, row.metric)):
         members = list(group)

@@ -1,4 +1,4 @@
-"""Time until work begins: of commands, to the first batch, to the first training step and to resume."""
+"""Start-up times: of commands, to the first batch, to the first training step, and to resume."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def commands(store: Path, folder: Path, repetitions: int) -> list[Row]:
 
 
 def located(repetitions: int) -> list[Row]:
-    """Rows of the first batch's plan at growing sizes, up to 10**12 tokens of which none exists."""
+    """Rows of planning the first batch at growing sizes, up to 10**12 tokens, without any data."""
     rows = []
     for tokens in (10**7, 10**9, 10**12):
 
@@ -117,7 +117,7 @@ def first_batch(store: Path, tokens: int, repetitions: int) -> list[Row]:
 
 
 def training(store: Path, folder: Path, repetitions: int) -> list[Row]:
-    """Rows of the first step of a run, cold and resumed: from the shell to the ledger's next line."""
+    """Rows of the first step of a run, cold and resumed: from the command to the next line of the ledger."""
     cold, resumed = [], []
     for number in range(repetitions):
         out = folder / f"run-{number}"
@@ -152,7 +152,7 @@ def _command(arguments: list[str]) -> Measurement:
 
 
 def _first_step(command: list[str], ledger: Path) -> float:
-    """Seconds until a run adds a line to its ledger; then it is preempted, which saves a checkpoint."""
+    """Seconds until a run adds a line to its ledger. Then the run is preempted, which saves a checkpoint."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""Training steps next to a bare torch loop of the same model, and to other trainers at equal sizes.
+"""Training steps compared with a bare torch loop of the same model, and with other trainers at equal sizes.
 
 A value is the tokens per second over a few steps. All implementations of a case train in one process, one
 after the other in every repetition, with the same batch, precision, number of threads, and sizes.
@@ -24,7 +24,7 @@ from reptrain.config.load import validate
 TRAINING = Metric("training", "tokens/s")
 BARE, TWIN, UNDROPPED = "bare torch loop", "dense twin", "the same without dropout"
 _DROPOUT = {"embedding": 0.1, "attention": 0.1, "mlp": 0.1, "residual": 0.1}
-# bf16 rounds the weights of one and the operations of the other.
+# In bf16, one rounds the weights and the other the operations.
 _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 
 
@@ -132,7 +132,7 @@ def steps_of(case: Case, store: Path, repetitions: int) -> list[Row]:
 
 
 def beside(case: Case, name: str, other: Case, store: Path, repetitions: int) -> list[Row]:
-    """Rows of this trainer in one case, beside itself in another."""
+    """Rows of this trainer in one case, compared with another case."""
     steps = 4 * (repetitions + 2)
     config, plain = case.config(store, steps), other.config(store, steps)
     tokens = case.batch_windows * config.window_tokens
@@ -156,7 +156,7 @@ def _rate(steps: Iterator[float], tokens: int, number: int = 3) -> Callable[[], 
 
 
 def trainer_steps(config: RunConfig, device: str = "cpu") -> Iterator[float]:
-    """Train as `reptrain train` does, without a run folder: the loss of each step, in nats per token."""
+    """Train like `reptrain train`, but without a run folder: the loss of each step, in nats per token."""
     from reptrain.distributed.world import choose_device, join
     from reptrain.training.loop import apply_schedules
     from reptrain.training.setup import open_data, prepare

@@ -1,4 +1,4 @@
-"""Tokenizing text into a store, next to SentencePiece alone and to other libraries, on the same processes."""
+"""Tokenizing text into a store, compared with SentencePiece alone and other libraries, on equal processes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _ours(source: Path, folder: Path, model: Path, processes: int, dedup: str) -
 
 
 def _bare(texts: list[str], model: Path, processes: int) -> Measurement:
-    """Encode texts that are in memory already, with SentencePiece's own threads."""
+    """Encode texts in memory, with the threads of SentencePiece."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))

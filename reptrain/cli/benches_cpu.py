@@ -1,4 +1,4 @@
-"""Benchmarks next to alternatives, and the page of their results."""
+"""Benchmarks against alternatives, and the page of their results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Out = Annotated[
 def data(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Read shuffled windows, and draw span corruption, next to other data loaders."""
+    """Compare reading shuffled windows and drawing span corruption with other data loaders."""
     from reptrain.bench import data as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "data", out, as_json)
@@ -36,7 +36,7 @@ def data(
 def tokenize(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Tokenize text next to SentencePiece alone, Hugging Face Datasets and datatrove."""
+    """Compare tokenizing text with SentencePiece alone, Hugging Face Datasets and datatrove."""
     from reptrain.bench import tokenize as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "tokenize", out, as_json)
@@ -46,7 +46,7 @@ def tokenize(
 def start(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Time to the first batch, to the first training step, to resume, and of commands."""
+    """Measure the time to the first batch, to the first training step, to resume, and of commands."""
     from reptrain.bench import start as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "start", out, as_json)
@@ -56,7 +56,7 @@ def start(
 def step(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Training steps next to other trainers."""
+    """Compare training steps with other trainers."""
     from reptrain.bench import step as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "step", out, as_json)
@@ -82,7 +82,7 @@ def page() -> None:
 
 @bench_app.command()
 def check(repetitions: Repetitions = 5, quick: Quick = False) -> None:
-    """Measure again, and exit with 1 if a ratio fell below the range in benchmarks/*.csv."""
+    """Measure again, and exit with 1 if a ratio is below the range in benchmarks/*.csv."""
     from reptrain.bench.check import regressions
 
     found = list(regressions(repetitions=repetitions, quick=quick))

@@ -105,7 +105,7 @@ def _refuse(message: object, code: int = WRONG_INPUT) -> NoReturn:
 
 
 def join_launched_ranks() -> None:
-    """Take the variables of a rank from srun or mpirun, and the secrets that `reptrain launch` sent."""
+    """Set the rank variables from srun or mpirun, and the secrets that `reptrain launch` sent."""
     from reptrain_launcher.forwarding import load_secrets
     from reptrain_launcher.joining import adopt_ranks
 

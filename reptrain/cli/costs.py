@@ -58,7 +58,7 @@ def advise(
         typer.Option(
             "--hold-tokens-per-parameter",
             metavar="RATIO",
-            help="Hold D/N; the size is chosen, and D with it.",
+            help="Hold the ratio D/N; the size is chosen, which also sets D.",
         ),
     ] = None,
     device: DeviceName = None,

@@ -1,4 +1,4 @@
-"""The command that examines the hosts of a run before it starts."""
+"""The command that checks the hosts of a run before it starts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from reptrain_launcher.doctor import DoctorReport
 
 _BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: the weights and two moments of AdamW, in fp32."""
+"""Bytes per parameter of a checkpoint: the weights and two moments of AdamW, in fp32."""
 
 
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(help="A run's YAML file: its stores and its run folder are examined too.")
+        Path | None, typer.Argument(help="YAML file of a run. Its stores and its run folder are checked too.")
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
@@ -47,10 +47,10 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Examine this machine, the hosts of a hostfile, or the nodes of a Slurm job, before a run.
+    """Check this machine, the hosts of a hostfile, or the nodes of a Slurm job, before a run.
 
-    Prints a line for each check, and a remedy for each fault. Hosts with a fault of their own are listed for
-    --exclude, and HOSTFILE.clean is written without them.
+    Prints a line for each check, and a remedy for each fault. Faulty hosts are listed for --exclude, and
+    HOSTFILE.clean is written without them.
 
     Exit code 0: ready. 1: a fault was found. 2: wrong input.
     """
@@ -86,7 +86,7 @@ def examine(
     link_seconds: float = 3.0,
     quick: bool = False,
 ) -> DoctorReport:
-    """Examine the hosts of a run.
+    """Check the hosts of a run.
 
     Raises:
         ConfigError: If the configuration is wrong.
@@ -126,7 +126,7 @@ def _checkpoint_bytes(config: Path, overrides: Sequence[str]) -> int | None:
     """Size of a checkpoint; None if the size of the vocabulary is unknown."""
     from reptrain.sizes import load_subject
 
-    # The store may be missing on this machine, which is a fault that the report shows.
+    # The store may be missing on this machine; the report shows this as a fault.
     with suppress(ReptrainError):
         subject = load_subject(config, list(overrides))
         return _BYTES_PER_PARAMETER * subject.parameters.total
@@ -134,12 +134,12 @@ def _checkpoint_bytes(config: Path, overrides: Sequence[str]) -> int | None:
 
 
 def _time_limit(max_minutes: float | None) -> tuple[float | None, float]:
-    """Seconds until the run is stopped, and seconds that it has then to save a checkpoint."""
+    """Seconds until the run is stopped, and seconds that it then has to save a checkpoint."""
     limits = [] if max_minutes is None else [60 * max_minutes]
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     start = os.environ.get("SLURM_JOB_START_TIME", "")
     if end.isdigit() and start.isdigit():
         limits.append(float(int(end) - int(start)))
-    # Of --max-minutes all of the time after it is left to save.
+    # After --max-minutes, the remaining time of the job is left for the checkpoint.
     delay = 120.0 if end.isdigit() else math.inf
     return min(limits, default=None), delay

@@ -104,7 +104,7 @@ def fit(
 ) -> None:
     """Fit laws to the losses of runs: all optima, intervals, hold-out, and a checklist.
 
-    The folder of a study needs no --law: its own `fits` are answered.
+    For the folder of a study, --law is not needed: the `fits` of the study are answered.
     """
     from reptrain.analysis.answer import FitOptions, fit_laws, fit_study
     from reptrain.analysis.checklist import STATEMENTS

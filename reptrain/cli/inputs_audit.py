@@ -30,7 +30,7 @@ def inputs_audit(asked_by: str) -> Callable[..., AuditReport]:
 
 
 def is_finetuning(folder: Path) -> bool:
-    """Whether a folder is that of a fine-tuning, or of one of its seeds."""
+    """Whether a folder is that of a fine-tuning run, or of one of its seeds."""
     if (folder / "plan.json").exists():
         return False
     places = [folder, *([folder.parent] if folder.name.startswith("seed-") else [])]
@@ -42,7 +42,7 @@ def finetuning_audit(folder: Path, options: Mapping[str, Any]) -> FinetuneAudit:
 
     Args:
         folder: Its folder, or that of a seed.
-        options: Options of `reptrain audit` by name that a fine-tuning has no use for.
+        options: Options of `reptrain audit`, by name, that do not apply to fine-tuning.
 
     Raises:
         ReptrainError: If one of them is set, or torch is not installed, or the folder cannot be read.

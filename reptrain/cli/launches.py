@@ -34,7 +34,7 @@ class _Plan(NamedTuple):
     command: list[str]
     environment: dict[str, str]
     text: str
-    """The exact line or script."""
+    """The exact command or script."""
     files: dict[Path, str]
     secrets: dict[str, str]
     """Sent in a file; empty if the launcher sends the whole environment."""
@@ -69,8 +69,8 @@ def launch(
         typer.Option(
             "--node-rank",
             min=0,
-            help="With --torchrun: this host's place in the hostfile, from 0.",
-            show_default="that of its name",
+            help="With --torchrun: index of this host in the hostfile, from 0.",
+            show_default="the index of its name",
         ),
     ] = None,
     master_addr: MasterAddr = None,
@@ -90,12 +90,13 @@ def launch(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write and print the line or script without running it.")
+        bool, typer.Option("--dry-run", help="Write and print the command or script without running it.")
     ] = False,
 ) -> None:
-    """Train on several ranks: of this machine, of the hosts of a hostfile, or of a Slurm job.
+    """Train on several ranks: on this machine, on the hosts of a hostfile, or in a Slurm job.
 
-    The exact line or script is written beside the run folder, as NAME.launch.sh. The same command resumes.
+    The exact command or script is written next to the run folder, as NAME.launch.sh. To resume the run,
+    repeat the same `reptrain launch`.
     """
     from reptrain.config import load_run_config
     from reptrain_launcher.forwarding import parse_settings
@@ -287,12 +288,12 @@ def _slurm(given: _Settings, options: list[str], *, preflight: bool) -> _Plan:
 
 
 def beside(run: Path, name: str) -> Path:
-    """A file of a launch beside the run folder."""
+    """The path of a launch file, next to the run folder."""
     return run.with_name(f"{run.name}.launch.{name}")
 
 
 def _write(plan: _Plan, run: Path) -> Path:
-    """Write the line or script beside the run folder, and the files that it needs."""
+    """Write the command or script next to the run folder, and the files that it needs."""
     from reptrain.files import write_atomically
 
     script = beside(run, "sh")

@@ -32,8 +32,8 @@ def routers(
 ) -> None:
     """Report on the routers of a sparse run, by checkpoint and layer.
 
-    agreement: share of tokens whose first expert is that of the last checkpoint. dead: experts that no
-    token selects. knock-out: nats per token that it costs to remove an expert's output.
+    agreement: share of tokens with the same first expert as at the last checkpoint. dead: experts that no
+    token selects. knock-out: cost in nats per token of removing the output of an expert.
     """
     from reptrain.cli.scores import table
     from reptrain.evaluation.router_health import router_health

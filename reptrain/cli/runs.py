@@ -140,7 +140,7 @@ def train(
 @app.command()
 def audit(
     run: Annotated[
-        Path, typer.Argument(help="A run folder, or that of a fine-tuning, which is audited at level inputs.")
+        Path, typer.Argument(help="Folder of a run, or of a fine-tuning run (audited at level inputs).")
     ],
     store: MovedStores = None,
     exposures: Annotated[

@@ -75,7 +75,7 @@ StudyOut = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
-        help="Folder of the study; of several studies, the folder that has one for each.",
+        help="Folder of the study; for several studies, the folder that contains one folder for each.",
         show_default="runs/NAME",
     ),
 ]
@@ -178,8 +178,8 @@ def study_run(
 ) -> None:
     """Run every unfinished node, audit the runs, write the report and print the answer.
 
-    Several studies run one after another; then follow the second looks of their claims. The same command
-    resumes after any interruption. A stop signal saves checkpoints and exits with code 3.
+    Several studies run one after another, and then the second looks of their claims. Repeat the command to
+    resume after an interruption. A stop signal saves checkpoints and exits with code 3.
     """
     from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means
     from reptrain.study.bill import Hardware
@@ -204,14 +204,14 @@ StudyFolder = Annotated[
 
 
 def with_headings(texts: Mapping[str, str]) -> str:
-    """The texts of several studies, each below the study's name; one text alone as it is."""
+    """The texts of several studies, each with the study's name as heading; one text alone has no heading."""
     if len(texts) == 1:
         return "".join(texts.values())
     return "\n\n".join(f"{name}\n{'=' * len(name)}\n{text}" for name, text in texts.items())
 
 
 def one_or_all(data: Mapping[str, Any]) -> Any:
-    """The data of one study; of several, all by the study's name."""
+    """The data of one study; for several studies, a dictionary by study name."""
     return next(iter(data.values())) if len(data) == 1 else dict(data)
 
 
@@ -286,8 +286,8 @@ def study_report(
 ) -> None:
     """Audit the runs again, rebuild report.html from the run folders, and print the answer.
 
-    With several studies, one more page judges all their claims together. The claims of a study file that has
-    not run count too.
+    With several studies, one more page judges all their claims together. The claims of a study that has not
+    run count too.
     """
     from reptrain.cli.study_run import audit_and_report, report_together
     from reptrain.study import open_study

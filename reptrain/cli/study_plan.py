@@ -11,9 +11,9 @@ from rich.table import Table
 from reptrain.study.bill import Bill, BillRow, rows_by_arm
 
 _AUDITS = {
-    "windows": "; `audit: inputs` also compares all that enters the model",
-    "inputs": ", all that enters the model; its time grows with the tokens of the runs",
-    "none": "; the runs stay without a verdict",
+    "windows": "; `audit: inputs` also compares everything that enters the model",
+    "inputs": ", everything that enters the model; its time grows with the tokens of the runs",
+    "none": "; the runs get no verdict",
 }
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 

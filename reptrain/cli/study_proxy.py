@@ -107,7 +107,7 @@ def _names(text: str, option: str) -> Sequence[str]:
 
 
 def show_study(folder: Path, *, as_json: bool) -> None:
-    """Print the claims of the kind regret of a study, each with its comparison of proxy and target."""
+    """Print the claims of kind `regret` of a study, each with its comparison of proxy and target."""
     from reptrain.analysis.claims import judge
     from reptrain.analysis.proxy import compare, sweeps_of_claim
     from reptrain.analysis.tables import read_table

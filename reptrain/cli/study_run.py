@@ -111,7 +111,7 @@ def run_and_report(
         for outcome in result.outcomes:
             if outcome.reason:
                 typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
-        # A study that a signal left without a start has nothing to report.
+        # A study that did not start because of a signal has nothing to report.
         all_exact = not place.out.exists() or audit_and_report(place, of_several=len(places) > 1)
         codes.append(result.exit_code or int(not all_exact))
     return max(codes)

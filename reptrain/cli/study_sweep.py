@@ -38,23 +38,23 @@ def study_sweep(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampler.")] = 0,
     proxy: Annotated[
-        str | None, typer.Option("--proxy", metavar="ARM", help="The arm to tune, for the arm of --target.")
+        str | None, typer.Option("--proxy", metavar="ARM", help="Arm to tune in place of --target.")
     ] = None,
     target: Annotated[
         str | None,
         typer.Option("--target", metavar="ARM", help="The arm to train at the best value of the proxy."),
     ] = None,
     judge: Annotated[
-        bool, typer.Option("--judge", help="Train the target at all values, to judge the proxy.")
+        bool, typer.Option("--judge", help="Train the target at all values, to evaluate the proxy.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune settings on the selection split with Optuna: each trial runs all seeds of the study.
 
     Lists of values are searched as a grid, ranges by Optuna's sampler, in the logarithm if they are positive.
-    With --proxy and --target, one setting is tuned on the proxy; then the target is trained, in the study
-    OUT/target or, with --judge, OUT/judged, which has a report. The same command resumes. Several machines
-    may run a sweep on one shared folder.
+    With --proxy and --target, one setting is tuned on the proxy. Then the target is trained in the study
+    OUT/target, or with --judge in OUT/judged, which has a report. Repeat the command to resume. Several
+    machines may run a sweep in one shared folder.
     """
     from reptrain.study import load_study
     from reptrain.study.local_pool import LocalPool
@@ -62,7 +62,7 @@ def study_sweep(
 
     if (proxy is None) != (target is None) or (judge and target is None):
         raise typer.BadParameter(
-            "--proxy and --target go together, and --judge with them", param_hint="--proxy"
+            "--proxy and --target must be used together, and --judge only with them", param_hint="--proxy"
         )
     spaces = [parse_space(text) for text in over]
     loaded, executor = load_study(study), LocalPool(jobs)
@@ -90,7 +90,7 @@ def _text(result: Sweep) -> str:
 
 
 def _stand_in(study: StudyConfig, out: Path, space: Space, means: StandIn, executor: LocalPool) -> int:
-    """Tune the proxy, train the target, and print what the proxy is worth."""
+    """Tune the proxy, train the target, and print how well the proxy predicts it."""
     from reptrain.cli.study_run import RunMeans, run_and_report
     from reptrain.study.looks import Place
     from reptrain.study.stand_in import stand_in

@@ -49,6 +49,6 @@ class Frozen(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        # Built when it is first used: a command uses few of the settings' classes by themselves.
+        # Built at first use, since a command uses few of these classes directly.
         defer_build=True,
     )

@@ -61,7 +61,7 @@ class FinetuneScheduleConfig(ScheduleConfig):
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
     """Share of the training in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Final learning rate over the peak (cosine, linear, wsd), and the lowest one of each cycle (cyclic)."""
+    """Final learning rate over the peak (cosine, linear, wsd), or the lowest one of each cycle (cyclic)."""
 
 
 class FinetuneEvaluateConfig(Frozen):

@@ -99,7 +99,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _broken_rule(error: yaml.YAMLError) -> str:
-    """The rule that a text broke, by the error of `parse_yaml`."""
+    """The rule that a text violates, from the error of `parse_yaml`."""
     if isinstance(error, AmbiguousError):
         return "must have only values that YAML 1.1 and 1.2 read alike"
     if isinstance(error, LimitError):

@@ -203,7 +203,7 @@ class DecoderConfig(Frozen):
     norm: Norm = "rmsnorm"
     """Norm before attention, MLP and head."""
     parallel_block: bool = False
-    """Whether attention and MLP have the same input, the layer's one norm, and are added together (PaLM)."""
+    """Whether attention and MLP read the output of one norm, and their outputs are added together (PaLM)."""
     positions: Literal["rope", "learned"] = "rope"
     """Position encoding: rotary, or a learned embedding that is added to the token's."""
     max_positions: Rows | None = None

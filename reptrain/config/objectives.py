@@ -125,10 +125,10 @@ class CausalConfig(_Objective):
 
 
 class AugmentedCausalConfig(_Noisy):
-    """Causal language modeling in which some windows predict a later token than the next, or are read from
-    right to left (Chen et al. 2026). Windows are scored as under `causal`."""
+    """Causal language modeling in which some windows predict a later token than the next one, or are read
+    from right to left (Chen et al. 2026). Held-out windows are scored as under `causal`."""
 
-    # A window's number of targets would depend on where its documents end.
+    # The number of targets of a window would depend on where its documents end.
     supports_document_mask: ClassVar[bool] = False
 
     name: Literal["augmented_causal"]
@@ -148,7 +148,7 @@ class AugmentedCausalConfig(_Noisy):
 
     @property
     def num_views(self) -> int:
-        """Number of ways to read a window, each with a start token of its own."""
+        """Number of views of a window, each with its own start token."""
         return self.max_offset * (2 if self.right_to_left else 1)
 
     def counts(self, window_tokens: int) -> TokenCounts:

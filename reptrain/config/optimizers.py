@@ -129,15 +129,15 @@ class ScheduleConfig(Frozen):
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the run's tokens in the warm-up, linear from 0."""
     final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Final learning rate over the peak (cosine, linear, wsd), and the lowest one of each cycle (cyclic)."""
+    """Final learning rate over the peak (cosine, linear, wsd), or the lowest one of each cycle (cyclic)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the run's tokens in the decay (wsd only)."""
     cycles: Positive = 1
     """Number of cycles, of equal length (cyclic only)."""
     weight_decay_ratio: Annotated[float, Field(ge=0)] = 1.0
     """Weight decay at the lowest learning rate over that at the peak, linear in the learning rate in between;
-    1: the weight decay does not depend on it. Above 1, the decay rises as the rate falls. The warm-up leaves
-    it as it is."""
+    1: constant weight decay. Above 1, the weight decay rises as the learning rate falls. It does not change
+    during the warm-up."""
 
     @model_validator(mode="after")
     def _has_a_lowest_rate(self) -> Self:

@@ -114,10 +114,10 @@ for _name in ("timestamp", "binary", "omap", "pairs", "set"):
 
 
 class PlainDumper(yaml.SafeDumper):
-    """Quotes every string that a reader of YAML 1.1 or 1.2 might not read as a string."""
+    """Quotes every string that a parser of YAML 1.1 or 1.2 might not read as a string."""
 
 
-# Every text that begins like a number: the versions and their parsers differ in what they read as one.
+# Every text that begins like a number: YAML versions and parsers differ in what they read as a number.
 _LIKE_A_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9a-fA-FxXo_.:+-]*")
 _ONE_LETTER = re.compile(r"[yYnN]")
 for _pattern, _first in ((_WORDS, "yYnNoO"), (_ONE_LETTER, "yYnN"), (_LIKE_A_NUMBER, "-+.0123456789")):

@@ -146,7 +146,7 @@ class RegularizeConfig(Frozen):
     input_noise_by: Literal["unknown", "random"] = "unknown"
     """Replacement: the tokenizer's unknown id, or uniformly drawn tokens."""
     masked_inputs: Coefficient = NONE
-    """Weight of a second loss: that of the same targets from inputs with masked tokens. It doubles the
+    """Weight of a second loss, of the same targets predicted from inputs with masked tokens. It doubles the
     computation of a step."""
     masked_inputs_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Largest share of masked tokens; each window draws its own, uniformly from 0 to this."""

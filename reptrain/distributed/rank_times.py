@@ -1,6 +1,6 @@
-"""Time of the forward passes on each rank, which shows the ranks that slow down the others.
+"""Times of the forward passes on each rank, which identify ranks that slow down the others.
 
-A step takes equally long on every rank, as the ranks wait for each other. The forward passes of a rank
+A step takes equally long on every rank, since the ranks wait for each other. The forward passes of a rank
 include no waiting, except at ZeRO stage 3 and with expert parallelism. The ranks exchange their times through
 the rendezvous store every N steps, without a collective and without waiting: rank 0 reads the times that the
 others wrote last.
@@ -83,7 +83,7 @@ class RankTimes:
             self._tell(ms, sorted(lasting))
 
     def _read(self, rank: int) -> float | None:
-        # `get` would wait for a rank that has written nothing yet.
+        # `get` would wait for a rank that has not written its times yet.
         key = str(rank)
         return float(json.loads(self._store.get(key))) if self._store.check([key]) else None
 

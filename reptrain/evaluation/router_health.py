@@ -1,4 +1,4 @@
-"""The routers of a sparse model over its checkpoints: agreement with the last ones, dead experts, knock-outs.
+"""The routers of a sparse model at its checkpoints: agreement with the last one, dead experts, knock-outs.
 
 Shapes: B rows, T positions, K experts per token, N tokens of the probe, E experts, L sparse layers in
 execution order.
@@ -31,16 +31,16 @@ class RouterHealth:
     step: int
     layer: str
     agreement: float
-    """Share of the tokens whose first expert is the one that the last checkpoint selects for them."""
+    """Share of the tokens with the same first expert as at the last checkpoint."""
     dead: int
     """Experts that no token selects."""
     knock_out_mean_nats: float | None = None
-    """What it costs to remove an expert's output, in nats per token: the mean over the experts of the layer.
+    """Cost of removing the output of an expert, in nats per token: the mean over the experts of the layer.
     Only at the last checkpoint."""
     knock_out_max_nats: float | None = None
     """The largest cost among them."""
     worst_expert: int | None = None
-    """The expert that costs most."""
+    """The expert with the largest cost."""
 
     def row(self) -> dict[str, Any]:
         """The figures by name."""
@@ -55,13 +55,13 @@ def router_health(
     stores: Mapping[str, Path] | None = None,
     device: str = "auto",
 ) -> list[RouterHealth]:
-    """The routers of a run at each of its checkpoints, the oldest first.
+    """The routers of a run at each checkpoint, oldest first.
 
     Args:
         path: The run folder.
         max_windows: Windows of the probe per source; None: evaluate.max_windows of the run.
-        knock_out: Whether to remove each expert of the last checkpoint in turn: one pass over the probe for
-            each.
+        knock_out: Whether to remove each expert of the last checkpoint in turn, with one pass over the probe
+            per expert.
         stores: As in `open_run`.
         device: Device, as in train.device.
 
@@ -100,9 +100,9 @@ def _probes(run: ScoredRun, max_windows: int | None) -> list[EvaluationSet]:
     if not probes:
         raise RunError(
             f"run {run.path}",
-            got="another store than that of its training",
-            rule="must have its training text, which the routers are compared on",
-            remedy="Name the run's own store.",
+            got="a store other than its training store",
+            rule="must have its training text, since the routers are compared on it",
+            remedy="Pass the store that the run was trained on.",
         )
     return probes
 
@@ -160,7 +160,7 @@ class _Routes:
 def _knocked_out(
     run: ScoredRun, probes: Sequence[EvaluationSet], rows: Sequence[RouterHealth]
 ) -> list[RouterHealth]:
-    """The rows with the cost of each expert. A layer that runs several times loses the expert in all runs."""
+    """The rows with the cost of each expert. If a layer runs several times, the expert is removed in each."""
     whole = _nats_per_token(run, probes)
     costs: dict[Router, list[float]] = {}
     for _, layer in run.model.sparse_layers():

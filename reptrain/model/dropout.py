@@ -97,7 +97,7 @@ def site_keys(key_B: Tensor, first_layer: int, num_layers: int) -> Tensor:
 def layer_keys(
     key_B: Tensor | None, first_layer: int, num_layers: int, num_heads: int
 ) -> Sequence[LayerKeys | None]:
-    """The dropout keys of consecutive layers, derived together: few operations for any number of layers.
+    """The dropout keys of consecutive layers, derived with few operations for any number of layers.
 
     Args:
         key_B: int64, key of each row (see `DropoutContext`); None: no dropout.
@@ -154,7 +154,7 @@ class Dropout(nn.Module):
         return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
 
     def mask_rows(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
-        """Drop whole vectors: one draw for each position, unit 0."""
+        """Drop whole vectors, with one draw (unit 0) for each position."""
         key_B, rate_2 = self.key_and_rate(keys)
         if key_B is None:
             return x_BTD

@@ -20,7 +20,7 @@ class MLP(nn.Module):
         d_ff: F.
         activation: Activation of the hidden units; a gated one has a third projection.
         dropout: Dropout of the hidden units.
-        output_mask: Masks the output of whole positions; None: no mask.
+        output_mask: Masks the whole output of a position; None: no mask.
         bias: Whether each projection has a bias.
 
     Source:

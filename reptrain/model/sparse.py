@@ -134,7 +134,7 @@ class SparseMLP(nn.Module):
         if keys is not None and self.experts.dropout.is_on:
             key_N = self._assignment_keys(choice.expert_BTK, keys)[dispatch.order_N]
         y_ND = self.experts(dispatch.dispatch(x_BTD), dispatch.count_E, key_N)
-        # A gate for each of a token's experts: to mask it is to mask the expert's output.
+        # Masking the gate of a token's expert masks the output of the expert.
         return dispatch.combine(y_ND, self.expert_mask(choice.gate_BTK, keys))
 
     def _assignment_keys(self, expert_BTK: Tensor, keys: LayerKeys) -> Tensor:

@@ -67,7 +67,7 @@ class RunSteps:
 
     @property
     def num_compared(self) -> int:
-        """Number of steps to compare one by one: none for a run of very many steps."""
+        """Number of steps to compare one by one; 0 for a run with too many steps."""
         num_steps = self.steps.num_steps
         return num_steps if num_steps <= _LONGEST else 0
 
@@ -79,7 +79,7 @@ class RunSteps:
 
     @property
     def course(self) -> list[Any]:
-        """What decides the learning rate and the windows of every step, for runs of one kind."""
+        """The settings that determine the learning rate and the windows of every step, for similar runs."""
         return [self.plan.total_tokens, self.steps.num_steps, self.config.schedule, self.config.optimizer.lr]
 
     def changes(self) -> set[int]:
@@ -190,8 +190,8 @@ def shared_steps(one: RunSteps, other: RunSteps) -> int:
 def _shared_on_one_course(one: RunSteps, other: RunSteps) -> int:
     """`shared_steps` of runs with the same learning rate and windows, from a few steps.
 
-    Between two changes, every regularizer is constant or linear, so that values which agree in the first two
-    steps after a change agree until the next one.
+    Between two changes, every regularizer is constant or linear. Values that are equal in the first two steps
+    after a change are therefore equal until the next change.
     """
     num_steps = one.steps.num_steps
     steps = sorted(step for step in one.changes() | other.changes() if 0 <= step < num_steps)

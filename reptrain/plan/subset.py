@@ -186,7 +186,7 @@ class Subset:
         starts = self._order.starts
         kept = length_B > 0
         begin, end = start_B[kept], start_B[kept] + length_B[kept]
-        # Sorted keys are found much faster: neighbors share the cache lines of the search.
+        # The search is much faster for sorted keys: neighbors share its cache lines.
         order = np.argsort(begin)
         first, last = np.empty_like(begin), np.empty_like(begin)
         first[order] = np.searchsorted(starts, begin[order], side="right") - 1

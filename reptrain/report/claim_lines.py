@@ -44,7 +44,7 @@ def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
 
     Args:
         result: The claim with its verdict.
-        with_study: Whether the name of the study stands before that of the claim.
+        with_study: Whether the name of the study precedes that of the claim.
     """
     judged = result.judged
     parts: list[str] = [judged.verdict]

@@ -1,4 +1,4 @@
-"""The answers to the fits of a study, kept in its folder: a report on unchanged runs fits nothing again."""
+"""A cache of the answers to the fits of a study, in its folder: unchanged runs are not fitted again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Cache(Frozen):
 def answer_fits(
     questions: Sequence[tuple[FitQuestion, FitOptions]], table: pa.Table, file: Path
 ) -> list[FitAnswer]:
-    """Answer fits, or take the answers from a file if question, options, table and code are the same.
+    """Answer fits, or read the answers from a file if question, options, table and code are the same.
 
     Args:
         questions: Each question with its options.
@@ -64,7 +64,7 @@ def _digest(table: pa.Table) -> str:
 
 @cache
 def _code() -> str:
-    """A digest of the code that fits."""
+    """A digest of the code of the fits."""
     sources = b"".join(path.read_bytes() for path in _modules(files("reptrain.analysis")))
     return hashlib.sha256(sources).hexdigest()
 

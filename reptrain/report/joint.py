@@ -46,7 +46,7 @@ def write_joint_report(studies: Sequence[NamedStudy], page: Path) -> list[ClaimR
     """Write one page for several studies: all claims, corrected together, and the figures of each study.
 
     Args:
-        studies: The studies. The tables of those with a folder are written again.
+        studies: The studies. The tables of studies with a folder are rewritten.
         page: The HTML file to write.
 
     Returns:
@@ -76,7 +76,7 @@ def write_joint_report(studies: Sequence[NamedStudy], page: Path) -> list[ClaimR
 
 
 def _section(study: NamedStudy, page: Path) -> tuple[Section, StudyClaims]:
-    """A study's part of the page, and its claims with the tables as they are now."""
+    """A study's part of the page, and its claims with the current tables."""
     config, folder = study.config, study.folder
     question = config.question or config.name
     if folder is None:

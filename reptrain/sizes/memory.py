@@ -28,7 +28,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
 
     Args:
         num_parameters: All of the model's, idle ones too.
-        stage: Of ZeRO. 1 divides the optimizer's state among the GPUs, 2 the gradients too, 3 all.
+        stage: ZeRO stage. 1 divides the optimizer's state among the GPUs, 2 the gradients too, 3 all.
         world_size: GPUs.
         precision: Of the run.
 
@@ -57,7 +57,7 @@ def bucket_elements(num_parameters: int, *, stage: int, device: str) -> int:
 
     Args:
         num_parameters: Parameters that the rank holds.
-        stage: Of ZeRO.
+        stage: ZeRO stage.
         device: "cuda" or "cpu".
     """
     largest = _LARGEST_BUCKET if device == "cuda" and stage > 0 else _SMALL_BUCKET
@@ -76,7 +76,7 @@ def buffer_bytes(
 
     Args:
         num_parameters: Parameters that the rank computes with.
-        stage: Of ZeRO.
+        stage: ZeRO stage.
         partition: Parameters that the rank updates, from stage 1 on.
         precision: Of the run.
         device: "cuda" or "cpu".
@@ -92,7 +92,7 @@ def buffer_bytes(
 
 
 def retained_bytes(num_parameters: int, *, stage: int) -> int:
-    """The most freed memory that a CPU process keeps beside state, buffers and activations.
+    """Upper bound on the freed memory that a CPU process keeps besides state, buffers and activations.
 
     Freed memory is kept for the next step (`reptrain.distributed.host_memory`). glibc's aligned
     allocation often cannot use the gap of a freed tensor for one of the same size, and takes new memory
@@ -103,7 +103,7 @@ def retained_bytes(num_parameters: int, *, stage: int) -> int:
 
     Args:
         num_parameters: Parameters that the rank computes with.
-        stage: Of ZeRO.
+        stage: ZeRO stage.
     """
     return (_DOUBLE if stage in (1, 2) else _FULL) * num_parameters
 

@@ -1,4 +1,4 @@
-"""Parts of documents of several mapped shards, read by one call.
+"""Reading parts of documents from several mapped shards in one call.
 
 Shapes: D parts of documents, R record batches.
 """
@@ -21,9 +21,9 @@ Int64s = npt.NDArray[np.int64]
 class MappedShards:
     """The mapped shards of a split.
 
-    All of them are addressed as two arrays that span the memory from the first to the last shard: one of
-    tokens, one of the Arrow offsets of documents. So a read needs no loop over shards or record batches. What
-    lies between the shards is never read: every position is checked against its record batch first.
+    Two arrays span the memory from the first to the last shard: one of tokens, and one of the Arrow offsets
+    of documents. A read therefore needs no loop over shards or record batches. Memory between the shards is
+    never read: every position is first checked against its record batch.
 
     Args:
         dtype: Type of the tokens.
@@ -109,9 +109,10 @@ class _Table:
     def _copy(self, start_D: Int64s, length_D: Int64s) -> TokenArray:
         """Ranges of the spanning array of tokens, concatenated.
 
-        Arrow's take copies each row of a binary column by one memcpy, six times as fast as flattening a list
-        view. Row 2d + 1 of the column is range d; the rows between have no meaning and are not taken. The
-        first and the last offset set the size that Arrow reserves: rows taken times the mean length of a row.
+        Arrow's take copies each row of a binary column with one memcpy, six times as fast as flattening a
+        list view. Row 2d + 1 of the column is range d; the rows in between have no meaning and are not taken.
+        The first and the last offset determine the size that Arrow reserves: the number of taken rows times
+        the mean length of a row.
         """
         size, count = self._dtype.itemsize, start_D.size
         total = int(length_D.sum())

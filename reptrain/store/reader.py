@@ -115,7 +115,7 @@ class Split:
         return self._reader(shard).text(column, index - int(self._first_document[shard]))
 
     def _map(self, doc_D: npt.NDArray[np.int64]) -> None:
-        """Make the shards of these documents part of the mapped ones."""
+        """Map the shards of these documents if they are not mapped yet."""
         if self._is_whole:
             return
         shards = np.flatnonzero(

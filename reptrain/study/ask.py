@@ -19,7 +19,7 @@ from reptrain.study.schema import StudyConfig, load_study, open_study
 
 @dataclass(frozen=True)
 class NamedStudy:
-    """A study as a user names it.
+    """A study that a user names.
 
     Attributes:
         path: Its folder or its YAML file.
@@ -39,7 +39,7 @@ def read_study(path: Path, table: Path | None = None) -> NamedStudy:
 
     Args:
         path: The folder that `study run` wrote, or the YAML file of a study.
-        table: The table of runs. Default: that of the folder; a YAML file has none.
+        table: The table of runs. Default: that of the folder, or none for a YAML file.
 
     Raises:
         ReptrainError: If the study or the table cannot be read.
@@ -55,7 +55,8 @@ def claims(*studies: Path) -> list[ClaimResult]:
     """Judge the claims of studies together: Holm's correction covers the claims of all of them.
 
     Args:
-        *studies: Folders that `run_study` wrote. The YAML file of a study that has not run counts its claims.
+        *studies: Folders that `run_study` wrote, or YAML files of studies that have not run; their claims
+            count too.
 
     Returns:
         One result for each claim: verdict, effect with its interval, and the seeds and runs that were used.
@@ -80,10 +81,10 @@ def fit(
 
     Args:
         source: A Parquet or CSV table with a row per run, or the folder of a study.
-        law: Name of the law; `reptrain fit --laws` lists them. Default: the fits of the study file, with the
-            metric, columns, rows and hold-out that stand there.
+        law: Name of the law; `reptrain fit --laws` lists them. Default: the fits of the study file, with
+            their metric, columns, rows and hold-out.
         metric: Column of the loss in nats.
-        columns: Column of each variable of the law, where it is not that of a study.
+        columns: Column of each variable of the law, if it is not the column of a study.
         where: Values of columns that select the rows.
         holdout: Runs that the fit does not see.
         options: Starts, bootstrap and budget.
@@ -104,7 +105,7 @@ def fit(
         raise AnalysisError(
             f"fits of {source}",
             got="none",
-            rule="must be there if no law is named",
+            rule="must exist if no law is named",
             remedy="Name a law, or add `fits` to the study file.",
         )
     return fit_study(questions, read_table(source), options)

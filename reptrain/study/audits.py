@@ -59,8 +59,8 @@ def audit_missing(study: StudyConfig, out: Path) -> None:
 def _report(run: Path, inputs_audit: Audit | None, *, verify_store: bool) -> AuditReport:
     """The audit of a run, kept in its folder.
 
-    The inputs are a function of ledger, configuration and store: they are rebuilt once, and again only if the
-    cheaper level finds one of these changed.
+    The inputs are a function of ledger, configuration and store. They are rebuilt once, and again only if the
+    audit of the cheaper level finds a change in one of these.
     """
     kept = kept_report(run)
     if inputs_audit is None or (kept is not None and kept.level == "inputs"):

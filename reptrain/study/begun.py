@@ -96,7 +96,7 @@ def _text(value: Any) -> str:
 
 
 def write_questions(study: StudyConfig, out: Path) -> None:
-    """Write claims and fits with their hash, and when seeds will be added, before the first run starts."""
+    """Write claims and fits with their hash, and the rule for adding seeds, before the first run starts."""
     record: dict[str, Any] = {"hash": questions_hash(study.claims, study.fits), **_questions(study)}
     if looks := planned_looks(study, arms(study)):
         record["looks"] = {"rule": RULE, "seeds": looks}

@@ -80,7 +80,7 @@ class Bill:
         hardware: The hardware.
         speed: Where the speeds are from, in words.
         most_extensions: Further tuning runs, at most, if the best values lie at an edge.
-        most_looks: Further runs, at most, if first looks leave claims undecided.
+        most_looks: Largest number of further runs, if first looks leave claims undecided.
     """
 
     rows: tuple[BillRow, ...]
@@ -313,7 +313,7 @@ def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
     """How what is left exceeds a budget, in words; None if it does not.
 
     Args:
-        bills: The bills of one study or several.
+        bills: The bills of one or several studies.
         budget: ``24h`` (device-hours), ``100usd``, ``1e18flops`` or ``2B tokens``.
 
     Raises:

@@ -52,7 +52,7 @@ class DoneTable:
     """The rows of a collected table that are done and exact.
 
     Attributes:
-        rows: What the study's decisions need of them.
+        rows: The columns that the decisions of the study need.
         runs: Their rows, without the varied settings.
         evaluations: Rows of their own evaluations, with the fingerprints of their nodes.
     """
@@ -63,7 +63,7 @@ class DoneTable:
 
 
 def read_done(table: Address) -> DoneTable:
-    """The rows of a runs.parquet that are done and exact, with those of evaluations.parquet beside it.
+    """The rows of a runs.parquet that are done and exact, with those of the evaluations.parquet next to it.
 
     Raises:
         StudyError: If it is no such table.
@@ -107,7 +107,7 @@ def _read(table: Address) -> pa.Table:
 
 
 def _evaluations(table: Address, rows: DoneRows) -> pa.Table:
-    """The rows of the runs' own evaluations; none if the table is not there."""
+    """The rows of the runs' own evaluations; none if the table does not exist."""
     by_run = {(row.study, row.run): key for key, row in rows.items()}
     try:
         found = _read(beside(table, _EVALUATIONS))

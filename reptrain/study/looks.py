@@ -77,7 +77,7 @@ def added_seeds(out: Path) -> dict[str, list[int]]:
 
 
 def planned_looks(study: StudyConfig, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
-    """The looks that each claim declares: its first seeds, and the seeds that a second look adds.
+    """The planned looks of each claim: its first seeds, and the seeds that a second look adds.
 
     Args:
         study: The study.
@@ -92,7 +92,7 @@ def planned_looks(study: StudyConfig, arms: Sequence[Arm]) -> dict[str, dict[str
 
 
 def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
-    """Runs that second looks may still add, at most."""
+    """Largest number of runs that second looks may still add."""
     looks, runs = load_looks(out), set[tuple[str, int]]()
     for claim in study.claims:
         if claim.max_seeds is None or claim.name in looks or "study" in claim.columns():
@@ -104,7 +104,7 @@ def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
 
 
 def claim_arms(claim: Claim, arms: Iterable[Arm]) -> list[Arm]:
-    """The arms that a claim may contrast, by the keys that are known before the runs."""
+    """The arms that a claim may compare, selected by the keys that are known before the runs."""
     names = ("treatment", "control", "proxy", "target")
     found = [
         arm
@@ -138,7 +138,7 @@ def second_seeds(study: StudyConfig, claim: Claim, first: Collection[int]) -> tu
 
 
 def add_looks(places: Sequence[Place]) -> list[Place]:
-    """Judge the claims that have a second look ahead, and record the looks.
+    """Judge the claims that may still get a second look, and record the looks.
 
     Args:
         places: Studies whose runs have ended. Claims of one family are corrected together.
@@ -164,7 +164,7 @@ def add_looks(places: Sequence[Place]) -> list[Place]:
     try:
         results = judge_studies(asked)
     except AnalysisError:
-        # The report says so.
+        # The report shows this error.
         return []
     grown = []
     for place, table in zip(places, tables, strict=True):
@@ -189,7 +189,7 @@ def _second(looks: Looks) -> set[str]:
 
 
 def _open_claims(place: Place) -> list[Claim]:
-    """The claims that may get a second look; those that compare several studies get none by themselves."""
+    """The claims that may get a second look. Claims that compare several studies get none."""
     second = _second(load_looks(place.out))
     return [
         claim

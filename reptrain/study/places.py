@@ -16,18 +16,18 @@ _ENDINGS = (".yaml", ".yml")
 def studies_to_run(
     path: Path, overrides: Sequence[str] = (), *, out: Path | None = None, scale: str | None = None
 ) -> list[Place]:
-    """The studies at a path, with the folders to run them in.
+    """The studies at a path, with the folders in which they run.
 
     Args:
-        path: A study file; a folder of study files, which are taken by name; or the folder of a study that
-            has run.
-        overrides: For every study, as for `load_study`.
-        out: Folder of the study; of several studies, the folder that contains one for each. None: the
-            folder that has run, or ``runs/NAME``.
+        path: A study file; a folder of study files, in the order of their names; or the folder of a study
+            that has run.
+        overrides: Overrides for every study, as for `load_study`.
+        out: Folder of the study; for several studies, the folder that contains one folder for each. None:
+            the folder of the study that has run, or ``runs/NAME``.
         scale: See `load_study`.
 
     Raises:
-        StudyError: If a folder has no study file, or two studies have one name.
+        StudyError: If a folder has no study file, or two studies have the same name.
         ConfigError: If a study is wrong.
     """
     if not path.is_dir():
@@ -68,7 +68,7 @@ def study_files(folder: Path) -> list[Path]:
 
 
 def _is_folder_of_one(folder: Path) -> bool:
-    """Whether a folder is that of a study that ran, and no folder of study files."""
+    """Whether a folder is that of a study that ran, and not a folder of study files."""
     others = [file for file in folder.iterdir() if file.suffix in _ENDINGS and file.name != STUDY_FILE]
     return (folder / STUDY_FILE).exists() and ((folder / "runs").exists() or not others)
 
@@ -86,7 +86,7 @@ def studies_that_ran(path: Path) -> list[Place]:
 
 
 def paths_that_ran(path: Path) -> list[Path]:
-    """The folders of the studies at a path; of a study that has not run, its file.
+    """The folders of the studies at a path, or the study file of a study that has not run.
 
     Args:
         path: The folder of a study, a folder that contains such folders, or a study file or a folder of study

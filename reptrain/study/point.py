@@ -118,7 +118,7 @@ def _derived(config: RunConfig, key: str) -> float | None:
 
 
 EPOCHS = "epochs"
-"""Epochs over the subset: no setting of a run, but a way to choose `data.unique_tokens`."""
+"""Epochs over the subset. Not a setting of a run, but a way to choose `data.unique_tokens`."""
 
 
 def epochs(config: RunConfig) -> float | None:

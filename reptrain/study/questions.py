@@ -43,7 +43,7 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
 
 
 def sides(claim: Claim, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """The selections of a claim's contrast by name; those that it lacks are absent."""
+    """The selections of a claim's contrast by name, without unset ones."""
     found = {name: getattr(claim.contrast, name, None) for name in names}
     return {name: selection for name, selection in found.items() if selection is not None}
 

@@ -48,7 +48,7 @@ _STOPPED = "stopped by a signal; run the study again to resume"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A study to run, with its means.
+    """A study to run, with its folder and executor.
 
     Attributes:
         study: The study.
@@ -56,7 +56,7 @@ class StudyRun:
         display: Opens the function that gets every event.
         launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
         executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
-        done: A collected runs.parquet; its runs that are done and exact count as done here too.
+        done: A collected runs.parquet; its runs that are done and exact count as done in this study too.
     """
 
     study: StudyConfig
@@ -96,13 +96,13 @@ def run_study(
 def run_studies(runs: Sequence[StudyRun]) -> list[StudyResult]:
     """Run studies one after another, and then the second looks of their claims.
 
-    All are checked before the first starts. A signal ends them all; a failed node ends none.
+    All studies are checked before the first one starts. A signal stops all of them; a failed node stops none.
 
     Args:
         runs: The studies. Claims of one family in several studies are corrected together.
 
     Raises:
-        StudyError: As `run_study`, and if two studies have one folder.
+        StudyError: As `run_study`, and if two studies have the same folder.
     """
     _refuse_shared_folders(runs)
     started = [_Started.checked(run) for run in runs]
@@ -132,7 +132,7 @@ def _refuse_shared_folders(runs: Sequence[StudyRun]) -> None:
 
 @dataclass
 class _Started:
-    """A study that has been checked, and the ends of its nodes so far."""
+    """A study that has been checked, with the results of its finished nodes."""
 
     run_of: StudyRun
     stores: Stores
@@ -174,9 +174,9 @@ def _run_rounds(
     on_event: OnEvent,
     ends: dict[str, JobEnd],
 ) -> None:
-    """Run the nodes that can run, and again as long as their results add nodes: tuning chooses settings.
+    """Run the nodes that can run. Repeat while their results add nodes, since tuning chooses settings.
 
-    The ends of the nodes are added to `ends`.
+    The results of the nodes are added to `ends`.
     """
     while True:
         progress = _Progress(build_graph(study, out), out, stores, study.keep_checkpoints, on_event)

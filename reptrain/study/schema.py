@@ -28,23 +28,23 @@ from reptrain.study.sections import (
 )
 
 STUDY_FILE = "study.yaml"
-"""The study's file in the folder that it ran in."""
+"""The study file in the folder in which the study ran."""
 _STORE_KEY = re.compile(r"data\.(sources\.[^.]+\.)?store")
 
 
 class Scale(Frozen):
-    """What a scale changes: ``reptrain study run STUDY --scale NAME``."""
+    """The changes of a scale: ``reptrain study run STUDY --scale NAME``."""
 
     set: Settings = Field(default_factory=dict)
     """Values of dotted keys, added to those of the study's `set`."""
     axes: Axes = Field(default_factory=dict)
     """Axes that replace those of the same key, or are added."""
     arms: dict[FileName, Settings] = Field(default_factory=dict)
-    """For some arms by name, values of dotted keys, added to those of the arm's `set`."""
+    """By name of an arm, values of dotted keys, added to those of the arm's `set`."""
     seeds: list[Seed] = Field(default_factory=list)
-    """Seeds instead of those of the study; empty: the same."""
+    """Seeds that replace those of the study; empty: no change."""
     tune: Tune | None = None
-    """Tuning instead of that of the study; null: the same."""
+    """Tuning that replaces that of the study; null: no change."""
 
 
 class StudyConfig(Frozen):
@@ -79,7 +79,7 @@ class StudyConfig(Frozen):
     scales: dict[FileName, Scale] = Field(default_factory=dict)
     """Named variants of the study, such as one for a GPU; `--scale` chooses one."""
     scale: str | None = None
-    """The scale that was chosen. The sections above are then those of the scale."""
+    """The chosen scale. The sections above are then those of the scale."""
     share_prefixes: bool = True
     """Whether runs that are equal up to some step train those steps once."""
     audit: Literal["windows", "inputs", "none"] = "windows"
@@ -226,7 +226,7 @@ def _scaled(data: dict[str, Any], name: str) -> dict[str, Any]:
         "arms": arms,
         "scale": name,
     }
-    # A key that the study sets may be varied by the scale, and the reverse.
+    # The scale may vary a key that the study sets, and set a key that the study varies.
     scaled["set"] = {key: value for key, value in scaled["set"].items() if key not in chosen.axes}
     scaled["axes"] = {key: values for key, values in scaled["axes"].items() if key not in chosen.set}
     if chosen.seeds:
@@ -263,7 +263,7 @@ def save_study(study: StudyConfig, out: Path) -> None:
     """Write ``out/study.yaml``, from which `open_study` rebuilds the study without its source file."""
     out.mkdir(parents=True, exist_ok=True)
     data = study.model_dump(mode="json")
-    # The chosen scale is applied; the others are of no use in a folder that runs it.
+    # The chosen scale is applied; its folder does not need the others.
     del data["scales"]
     # Absolute paths are valid in any working directory. Axes stay, since the arms are named after them.
     data["set"] = {

@@ -1,6 +1,6 @@
-"""A cheap model as a stand-in: sweep a setting on it, then train the target at the pick, or at every value.
+"""A cheap model as a proxy: sweep a setting on it, then train the target at the pick, or at every value.
 
-The result is an ordinary study with two arms. The runs of the sweep are part of it by links.
+The result is an ordinary study with two arms. It contains links to the runs of the sweep.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class StandIn(NamedTuple):
     Args:
         proxy: Name of the proxy's arm: a sparse model, a smaller one, or a narrower one with muP.
         target: Name of the target's arm.
-        judge: Whether the target is trained at every value that the proxy was, and not at the pick alone.
-        num_trials: Trials in all.
+        judge: Whether the target is trained at every value of the proxy, and not only at the pick.
+        num_trials: Total number of trials.
         seed: Seed of the sampler.
     """
 
@@ -123,14 +123,14 @@ def _entry(study: StudyConfig, name: str) -> ArmEntry:
 
 
 def _begun_values(folder: Path, target: str, key: str) -> list[Any]:
-    """The values at which earlier calls started the target: more trials may have moved the pick."""
+    """The values at which earlier calls started the target, since more trials may have changed the pick."""
     if not (folder / "study.yaml").exists():
         return []
     return list(_entry(open_study(folder), target).axes.get(key, []))
 
 
 def _with_target(study: StudyConfig, means: StandIn, sweep: Sweep, begun: Sequence[Any]) -> StudyConfig:
-    """The study of both arms: the proxy at all values that were tried, and the target."""
+    """The study of both arms: the proxy at all tried values, and the target."""
     (key,) = sweep.trials[0][0]
     tried = [values[key] for values, _ in sweep.trials]
     fields = study.model_dump(mode="json", exclude={"tune"})
@@ -147,7 +147,7 @@ def _with_target(study: StudyConfig, means: StandIn, sweep: Sweep, begun: Sequen
 
 
 def _claim(study: StudyConfig, means: StandIn, key: str) -> dict[str, Any]:
-    """The claim that the proxy's pick costs the target little, in the study file's form."""
+    """The claim that the proxy's pick costs the target little, in the format of a study file."""
     seeds = len(study.all_seeds)
     return {
         "name": CLAIM,
@@ -167,7 +167,7 @@ def _claim(study: StudyConfig, means: StandIn, key: str) -> dict[str, Any]:
 
 
 def _link_runs(study: StudyConfig, folder: Path, out: Path, sweep: Sweep) -> None:
-    """Link the runs of the trials into the folder of the study, which then counts them as done."""
+    """Link the runs of the trials into the folder of the study, where they then count as done."""
     (key,) = sweep.trials[0][0]
     folders = {values[key]: trial_folder(out / _SWEEP, values) for values, _ in sweep.trials}
     for arm in arms(study):

@@ -28,7 +28,7 @@ class ArmStatus(FrozenRecord):
         arm: Its name.
         kind: Its command, or ``claim``.
         state: State of its run; ``waiting`` if it has not started; ``done elsewhere``: counted by ``--done``;
-            ``not tuned``: its settings are still to be tuned. Of a claim, its look.
+            ``not tuned``: its settings have not been tuned yet. For a claim, its look.
         reason: Why it failed or stopped.
         tokens: Tokens consumed so far.
         tokens_per_s: Latest training speed.

@@ -90,7 +90,7 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
 def tuned_by(
     study: StudyConfig, losses: Losses, more_seeds: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[list[Arm], list[TunedGroup]]:
-    """`tuned_arms` with the losses of the tuning runs as a function, and the seeds that looks have added."""
+    """`tuned_arms`, with the losses of the tuning runs as a function and the seeds added by second looks."""
     tune = study.tune
     assert tune is not None
     # Before tuning, the first value stands for the one to be chosen.
@@ -161,7 +161,7 @@ def _value(config: RunConfig, key: str) -> Any:
 
 
 def _read(arm: Arm, key: str, value: Any) -> Any:
-    """A value as the arm's configuration has it: `2**18` as a number."""
+    """A value as in the arm's configuration: `2**18` as a number."""
     point = replace(arm.point, data=dict(arm.point.data))
     point.set(key, value)
     return setting(point.config, key)

@@ -112,7 +112,7 @@ def _reading(
     usd_per_hour: float | None,
     copy: RunReading | None,
 ) -> RunReading:
-    """The row of a training: from its folder, or copied if it is done elsewhere and not here."""
+    """The row of a training run: from its folder, or copied if it is only done elsewhere."""
     path = run_path(out, node.name)
     identity: Row = {
         "study": study.name,

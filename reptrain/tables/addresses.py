@@ -13,7 +13,7 @@ Address = str | Path
 
 
 def as_path(address: Address) -> Path | None:
-    """The path; None for a URL of another machine."""
+    """The local path; None for a remote URL."""
     if isinstance(address, Path):
         return address
     local = local_path(address) if is_url(address) else address
@@ -27,7 +27,7 @@ def below(folder: Address, name: str) -> Address:
 
 
 def beside(address: Address, name: str) -> Address:
-    """Another file in the folder of a file."""
+    """Another file in the same folder."""
     path = as_path(address)
     return f"{str(address).rpartition('/')[0]}/{name}" if path is None else path.with_name(name)
 

@@ -17,7 +17,7 @@ SETTING_PREFIX = "set."
 
 
 MAIN = "main"
-"""The role of a run that a study asks for."""
+"""The role of a main run of a study."""
 
 
 @dataclass(frozen=True)

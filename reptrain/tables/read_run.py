@@ -28,7 +28,7 @@ from reptrain.tables.losses import at_step, best_evaluation, loss_measure
 
 Row = dict[str, Any]
 IDENTITY = ("study", "arm", "run", "seed", "cluster", "role", "numerics_version")
-"""Columns that an evaluation takes from its run."""
+"""Columns that an evaluation copies from its run."""
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""The audit of a fine-tuning: which examples entered the model, and how often.
+"""The audit of a fine-tuning run: which examples entered the model, and how often.
 
-Every step of a fine-tuning is a function of the task's files, the settings and the seed. The audit rebuilds
-the batches on the CPU and compares their input digests with those that the model computed. It trusts the
-task's files by their checksums in data.json. The records are in metrics.jsonl, which is no chain of lines.
+Every step of fine-tuning is a function of the task's files, the settings and the seed. The audit rebuilds the
+batches on the CPU and compares their input digests with those that the model computed. The checksums in
+data.json identify the task's files. The records are in metrics.jsonl, whose lines are not a hash chain.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class SeedAudit(FrozenRecord):
     seed: int
     """The seed."""
     exact: bool
-    """Every step had the inputs that the task, the settings and the seed give."""
+    """Whether every step had the inputs that follow from the task, the settings and the seed."""
     complete: bool
-    """All steps were taken."""
+    """Whether all steps were taken."""
     steps: int
     """Steps recorded."""
     exposures: dict[int, int]
@@ -70,14 +70,14 @@ class SeedAudit(FrozenRecord):
 
 
 class FinetuneAudit(FrozenRecord):
-    """The audit of a fine-tuning."""
+    """The audit of a fine-tuning run."""
 
     exact: bool
-    """Every seed is exact."""
+    """Whether every seed is exact."""
     complete: bool
-    """Every seed took all its steps."""
+    """Whether every seed took all its steps."""
     level: Literal["inputs"] = "inputs"
-    """All that entered the model was compared."""
+    """The level of the audit: everything that entered the model was compared."""
     seeds: tuple[SeedAudit, ...]
     """The seeds."""
 
@@ -98,10 +98,10 @@ class FinetuneAudit(FrozenRecord):
 
 
 def audit_finetuning(folder: Path) -> FinetuneAudit:
-    """Audit every seed of a fine-tuning, or one.
+    """Audit every seed of a fine-tuning run, or one.
 
     Args:
-        folder: The folder of a fine-tuning, or of one of its seeds.
+        folder: The folder of a fine-tuning run, or of one of its seeds.
 
     Raises:
         CannotSayError: If the settings or the task's files are damaged, missing, or differ from those used.
@@ -141,7 +141,7 @@ def _audit_seed(folder: Path, config: FinetuneConfig, data: TaskData) -> SeedAud
 
 
 class _Rebuilt:
-    """The steps of one seed, rebuilt.
+    """Rebuild the steps of one seed.
 
     Args:
         folder: Folder of the seed.

@@ -102,7 +102,7 @@ def run_steps(
         checkpoints: Saves the checkpoints.
         first_step: Steps completed before.
         stop: Requests of signals and time limits; the ranks agree on them after every step.
-        rank_times: Compares the ranks; None compares none.
+        rank_times: Compares the times of the ranks; None: no comparison.
 
     Raises:
         RunError: If the loss or the gradient of a step is not finite and such steps are not skipped.

@@ -1,4 +1,4 @@
-"""A second loss of the same targets, from inputs with masked tokens: more rows of the same forward pass.
+"""A second loss of the same targets, from inputs with masked tokens in extra rows of the same forward pass.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -19,7 +19,7 @@ from reptrain.text import Tokenizer
 from reptrain.training.regularize import NOISY_INPUTS, InputNoise
 from reptrain_kernels import counter
 
-# The dropout of a masked row is that of another row of the batch, beyond any real one.
+# A masked copy has the dropout of a row number that no real row of the batch has.
 _FIRST_MASKED_ROW = 2**40
 _WORD = 2**31
 
@@ -30,7 +30,7 @@ class MaskedInputs:
 
     Args:
         is_text_V: bool, the ids that may be masked.
-        mask_id: The id in place of masked tokens.
+        mask_id: The id that replaces masked tokens.
         ratio: Largest share of masked tokens in a row; each row draws its own.
 
     Source:
@@ -60,7 +60,7 @@ class MaskedInputs:
         return cls(is_text_V, mask_id, config.masked_inputs_ratio)
 
     def __call__(self, example: Example, weight: float, context: DropoutContext) -> Example:
-        """The example with a masked copy of every row after its rows.
+        """The example with a masked copy of every row, appended after the rows.
 
         The copies have the targets of their rows, with weights times ``weight``. They do not count as loss
         tokens, so they have no router losses.
@@ -97,6 +97,6 @@ class MaskedInputs:
 
 
 def doubled(context: DropoutContext) -> DropoutContext:
-    """The dropout of rows that are followed by their masked copies."""
+    """The dropout context of the rows followed by their masked copies."""
     row_B = torch.cat([context.row_B, context.row_B + _FIRST_MASKED_ROW])
     return replace(context, row_B=row_B)

@@ -2,7 +2,7 @@
 
 The objective and its noise are pure functions of configuration and global index, and so are the regularizers
 `input_noise` and `masked_inputs`. The batches are therefore rebuilt from plan and store, on the CPU, and
-hashed as the model hashes what it gets. The work is linear in the tokens that the run saw.
+hashed in the same way as the inputs of the model. The work is linear in the tokens that the run saw.
 
 Shapes: B rows, N windows of the records, R records.
 """
@@ -162,7 +162,7 @@ class Rebuilder:
         return RebuiltInputs(digest_N.numpy().view(np.uint64), example.is_scored_BT.sum(1).numpy())
 
     def _regularized(self, example: Example, places: _Places) -> RebuiltInputs:
-        """What enters the model under the regularizers of the inputs, which depend on the step."""
+        """The inputs of the model after the input regularizers, which depend on the step."""
         regularize, decay = self.config.regularize, self.config.optimizer.weight_decay
         digest_N = torch.empty(places.index_N.size, dtype=torch.int64)
         targets_N = torch.empty_like(digest_N)

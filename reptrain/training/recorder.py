@@ -163,7 +163,7 @@ class Recorder:
         self._show(record, epochs, self._pace.add(tokens, seconds))
 
     def rank_times(self, ms: list[float | None], stragglers: list[int]) -> None:
-        """Take the times of the ranks into the next record, and name new stragglers.
+        """Add the times of the ranks to the next record, and report new stragglers.
 
         Args:
             ms: Time of the forward passes of a step on each rank; None if unknown.

@@ -71,7 +71,7 @@ class StepResult:
     target_tokens: int
     """Tokens predicted, over all ranks."""
     ledger_targets: int
-    """Positions with a target in the forward passes, over all ranks: also those of masked copies."""
+    """Positions with a target in the forward passes, over all ranks, including those of masked copies."""
     digest: int
     """Unsigned 64-bit digest of the raw windows on the device, over all ranks."""
     input_digest: int
@@ -191,14 +191,14 @@ class _Read(NamedTuple):
 
 
 def _read(counts: Tensor, nats: Tensor, grad_norm: Tensor | float | None, stats_LS: Tensor | None) -> _Read:
-    """Copy the figures of a step to the host: one copy, after everything has been launched."""
+    """Copy the figures of a step to the host in one copy, after all operations have been launched."""
     on_device = isinstance(grad_norm, Tensor)
     floats = [nats.double().reshape(1)]
     if isinstance(grad_norm, Tensor):
         floats.append(grad_norm.to(nats).reshape(1))
     if stats_LS is not None:
         floats.append(stats_LS.double().flatten())
-    # The bits of the floats among the counts, which must keep all of their 64 bits.
+    # The floats are copied as int64 bits, since the counts need all of their 64 bits.
     copied = torch.cat([counts, torch.cat(floats).view(torch.int64)]).tolist()
     bits = copied[len(counts) :]
     nats_read, *others = struct.unpack(f"{len(bits)}d", struct.pack(f"{len(bits)}q", *bits))

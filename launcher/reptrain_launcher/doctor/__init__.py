@@ -1,4 +1,4 @@
-"""`reptrain doctor`: what keeps hosts from training together, found before a run starts. Imports no torch."""
+"""`reptrain doctor`: checks of the hosts before a run starts. Does not import torch."""
 
 from reptrain_launcher.doctor.gather import Request, gather
 from reptrain_launcher.doctor.registry import CHECKS, Cluster, Finding

@@ -1,4 +1,4 @@
-"""Collecting the facts of all hosts: reach, meet, launch, and measure the links."""
+"""Collect the facts of all hosts: reach them, let them meet, launch a test program, measure the links."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _RING_ABOVE = 8
 
 @dataclass(frozen=True)
 class Request:
-    """What to examine.
+    """What to check.
 
     Attributes:
         run: The run folder, as an absolute path.
         hostfile: The hostfile; None: this machine, or the nodes of the Slurm job.
-        exclude: Hosts of it to leave out.
+        exclude: Hosts of the hostfile to leave out.
         gpus: Ranks on each host; None: the slots, or one per GPU.
         device: As in ``train.device``.
         stores: Folders of token stores.
-        master_addr: Address of the first host; None: the one that DeepSpeed would take.
+        master_addr: Address of the first host; None: the one that DeepSpeed uses.
         master_port: Port of the rendezvous.
         ssh_port: Port of sshd.
         link_seconds: Seconds of all-reduces for each pair of hosts; 0: none.
@@ -69,7 +69,7 @@ class Request:
 
 
 def gather(request: Request) -> Cluster:
-    """Collect the facts of all hosts. Nothing that is wrong with them raises an error."""
+    """Collect the facts of all hosts. A fault of a host raises no error."""
     cluster, means = _cluster(request)
     if cluster.hostfile_error is not None or cluster.programs:
         return cluster
@@ -97,7 +97,7 @@ def gather(request: Request) -> Cluster:
 
 
 def _cluster(request: Request) -> tuple[Cluster, Means]:
-    """The hosts and how they are reached, with no facts of them."""
+    """The hosts, without their facts, and how they are reached."""
     on_cpu = request.device == "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu"
     means: Means = "here"
     hosts, error = {socket.gethostname(): 1}, None
@@ -163,7 +163,7 @@ def _meet(cluster: Cluster, reach: Reach, request: Request) -> None:
 
 
 def _launch(cluster: Cluster, request: Request) -> None:
-    """Start one rank on each host through the real launcher, and compare its environment."""
+    """Start one rank on each host through the real launcher, and compare the environments."""
     assert request.hostfile is not None
     nonces = {f"{start}REPTRAIN_NONCE": request.nonce for start in _NONCES}
     command = launch_command(
@@ -203,7 +203,7 @@ def _launch(cluster: Cluster, request: Request) -> None:
 
 
 def _measure_links(cluster: Cluster, reach: Reach, request: Request) -> None:
-    """Measure pairs of hosts, those without a host in common at the same time."""
+    """Measure pairs of hosts. Pairs without a common host are measured at the same time."""
     addresses = {host: meeting.get("source") for host, meeting in cluster.meetings.items()}
     addresses[cluster.first] = cluster.master
     for round_number, pairs in enumerate(rounds([*cluster.hosts])):
@@ -211,7 +211,7 @@ def _measure_links(cluster: Cluster, reach: Reach, request: Request) -> None:
         for one, other in pairs:
             question = {
                 "address": addresses[one],
-                # A port of its own for each round: the last one may still be closing.
+                # A different port for each round: the port of the previous round may still be closing.
                 "port": cluster.port + 1 + round_number % 100,
                 "cpu": cluster.on_cpu,
                 "seconds": request.link_seconds,

@@ -20,7 +20,7 @@ def _gpus(cluster: Cluster) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _integer(text: str | None) -> int:
-    """A number of nvidia-smi; 0 for N/A."""
+    """A number printed by nvidia-smi; 0 for N/A."""
     try:
         return int(str(text), 0)
     except ValueError:
@@ -50,7 +50,7 @@ def _count(cluster: Cluster) -> Iterator[Finding]:
             models[host] = gpus[0]["name"]
     usual, others = minority(models)
     for host, model in others.items():
-        yield Finding(f"{host} has {model}, elsewhere {usual}", (host,), "warning")
+        yield Finding(f"{host} has {model}, other hosts have {usual}", (host,), "warning")
 
 
 @check(
@@ -82,25 +82,25 @@ def _slowdown(cluster: Cluster) -> Iterator[Finding]:
         active = _integer(gpu.get("throttle"))
         causes = sorted({name for bit, name in _SLOWDOWNS.items() if active & bit})
         if causes:
-            yield Finding(f"GPU {index} of {host} is slowed down by {', '.join(causes)}", (host,))
+            yield Finding(f"GPU {index} of {host} runs at reduced clocks: {', '.join(causes)}", (host,))
 
 
 @check(
     "gpu-pcie",
     reads="the width of the PCIe link",
-    remedy="Reseat the card or the riser. Some GPUs narrow the link while idle: test again under load.",
+    remedy="Reseat the card or the riser. Some GPUs reduce the link width while idle: test again under load.",
 )
 def _pcie(cluster: Cluster) -> Iterator[Finding]:
     for host, index, gpu in _gpus(cluster):
         width, most = _integer(gpu.get("pcie_width")), _integer(gpu.get("pcie_width_max"))
         if 0 < width < most:
-            yield Finding(f"GPU {index} of {host} has PCIe x{width} of x{most}", (host,), "warning")
+            yield Finding(f"GPU {index} of {host} uses PCIe x{width} of x{most}", (host,), "warning")
 
 
 @check(
     "gpu-processes",
     reads="processes that compute on the GPUs",
-    remedy="End them on the host, by their process id, if they are left from an earlier run.",
+    remedy="End them on the host, by their process id, if they remain from an earlier run.",
 )
 def _processes(cluster: Cluster) -> Iterator[Finding]:
     if cluster.on_cpu:

@@ -1,4 +1,4 @@
-"""Checks of what a launcher hides: the hostfile, ssh, the interpreter, the environment, the address."""
+"""Checks of the hostfile, ssh, the interpreter, the environment and the address."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _programs(cluster: Cluster) -> Iterator[Finding]:
 @check(
     "ssh",
     reads="the output of a command on every host",
-    remedy="Run `ssh HOST true` until it asks nothing: copy your key with ssh-copy-id, accept the host key,"
-    " and start sshd on the host.",
+    remedy="Run `ssh HOST true` until it asks no question: copy your key with ssh-copy-id, accept the host"
+    " key, and start sshd on the host.",
 )
 def _ssh(cluster: Cluster) -> Iterator[Finding]:
     for host, answer in cluster.answers.items():
@@ -70,7 +70,7 @@ def _interpreter(cluster: Cluster) -> Iterator[Finding]:
 @check(
     "environment",
     reads="variables that the launcher sends, on every host",
-    remedy="Look for a shell profile, a module or a site hook of the host that changes it. Send further"
+    remedy="Look for a shell profile, a module or a site hook of the host that changes it. Send other"
     " variables with --env NAME=VALUE.",
 )
 def _environment(cluster: Cluster) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _environment(cluster: Cluster) -> Iterator[Finding]:
 @check(
     "master-address",
     reads="addresses of the first host, in the order of `hostname -I`",
-    remedy="Pass --master-addr with the address of the first host that the other hosts reach.",
+    remedy="Pass --master-addr with an address of the first host that the other hosts can reach.",
 )
 def _master_address(cluster: Cluster) -> Iterator[Finding]:
     if len(cluster.hosts) < 2:
@@ -103,7 +103,7 @@ def _master_address(cluster: Cluster) -> Iterator[Finding]:
 
 
 def master_problem(cluster: Cluster) -> str | None:
-    """Why other hosts cannot reach the address where the ranks will meet; None if they may."""
+    """Why other hosts cannot reach the master address; None if no reason is known."""
     if cluster.master is None:
         return None
     if cluster.master.startswith("127."):
@@ -117,7 +117,7 @@ def master_problem(cluster: Cluster) -> str | None:
 @check(
     "port",
     reads="a connection from every host to the first one, at the port of the rendezvous",
-    remedy="End the process that has the port, open it in the firewall, or pass another --master-port.",
+    remedy="End the process that uses the port, open it in the firewall, or pass another --master-port.",
 )
 def _port(cluster: Cluster) -> Iterator[Finding]:
     if len(cluster.hosts) < 2:
@@ -135,7 +135,7 @@ def _port(cluster: Cluster) -> Iterator[Finding]:
 
 @check(
     "network-card",
-    reads="the interface that each host uses towards the first one, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME",
+    reads="the interface that each host uses to reach the first one, NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME",
     remedy="Set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the interface of the fast network, with --env.",
 )
 def _network_card(cluster: Cluster) -> Iterator[Finding]:
@@ -169,7 +169,7 @@ def _versions(cluster: Cluster) -> Iterator[Finding]:
         usual, others = minority({host: row.get(name) for host, row in rows.items()})
         for host, value in others.items():
             yield Finding(
-                f"{name} is {value or 'missing'} on {host}, {usual or 'missing'} elsewhere", (host,)
+                f"{name} is {value or 'missing'} on {host}, {usual or 'missing'} on other hosts", (host,)
             )
         if usual is None and name in ("torch", "deepspeed"):
             yield Finding(f"{name} is not installed")

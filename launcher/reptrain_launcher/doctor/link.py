@@ -1,4 +1,4 @@
-"""The program that measures all-reduces between two hosts. It is sent over ssh; it needs torch."""
+"""The program that measures all-reduces between two hosts. It is sent over ssh, and needs torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(request: dict[str, Any]) -> dict[str, object]:
     while go_on.item() > 0:
         dist.all_reduce(data)
         rounds += 1
-        # The first rank decides for both.
+        # The first rank decides when both stop.
         go_on.fill_(1.0 if request["rank"] == 0 and time.monotonic() - began < request["seconds"] else 0.0)
         dist.all_reduce(go_on)
     seconds = time.monotonic() - began

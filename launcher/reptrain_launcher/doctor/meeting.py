@@ -1,8 +1,8 @@
 """The program in which hosts meet: it tests the port of the rendezvous and the shared folder.
 
-It is sent over ssh, so it needs the standard library only. The first host listens. Each other host connects,
-and waits for a word that the first sends after it has written a file: the time until the file is seen is that
-of the file system alone.
+It is sent over ssh, so it uses the standard library only. The first host listens, and the others connect. The
+first host writes a file and then sends a message. Each other host measures the time from the message until it
+sees the file, which is the delay of the file system alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARK = "@@reptrain-facts "
 
 
 def listen(request: dict[str, Any]) -> dict[str, Any]:
-    """Accept the other hosts, write the file, and send the word."""
+    """Accept the other hosts, write the file, and send the message."""
     path = file_of(request)
     joined: list[socket.socket] = []
     with socket.socket() as server:
@@ -81,7 +81,7 @@ def connect(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_of(request: dict[str, Any]) -> Path:
-    """The file that the first host writes, in the folder of runs or the nearest one above that exists."""
+    """The file that the first host writes, in the folder of runs or its nearest existing parent."""
     folder = Path(request["folder"])
     while not folder.is_dir():
         folder = folder.parent

@@ -120,12 +120,12 @@ def _store(cluster: Cluster) -> Iterator[Finding]:
             yield Finding(f"{path} cannot be read on {named(missing)}", missing)
         usual, others = minority({host: value for host, value in values.items() if value is not None})
         for host, value in others.items():
-            yield Finding(f"{path} on {host} has fingerprint {value}, elsewhere {usual}", (host,))
+            yield Finding(f"{path} on {host} has fingerprint {value}, on other hosts {usual}", (host,))
 
 
 @check(
     "clock",
-    reads="the time on every host, between sending and receiving",
+    reads="the time on every host, compared with the times of the request and the answer",
     remedy="Start a time service on the host: timedatectl set-ntp true, or chronyc makestep.",
 )
 def _clock(cluster: Cluster) -> Iterator[Finding]:
@@ -145,7 +145,7 @@ def _time_limit(cluster: Cluster) -> Iterator[Finding]:
     if cluster.time_limit_s is None:
         raise NotApplicableError("no time limit")
     if cluster.checkpoint_bytes is None:
-        raise NotApplicableError("unknown size of a checkpoint")
+        raise NotApplicableError("the size of a checkpoint is unknown")
     speeds = [folder["bytes_per_s"] for _, folder in cluster.known("folder") if folder.get("bytes_per_s")]
     if not speeds:
         return
@@ -153,15 +153,15 @@ def _time_limit(cluster: Cluster) -> Iterator[Finding]:
     allowed = min(cluster.signal_delay_s, cluster.time_limit_s / 2)
     if seconds > allowed:
         yield Finding(
-            f"a checkpoint of {cluster.checkpoint_bytes / _GIB:.1f} GiB takes about {seconds:.0f} s, and the"
-            f" run has {allowed:.0f} s for it at its time limit"
+            f"a checkpoint of {cluster.checkpoint_bytes / _GIB:.1f} GiB takes about {seconds:.0f} s, but only"
+            f" {allowed:.0f} s are reserved for it before the time limit"
         )
 
 
 @check(
     "slow-link",
     reads="an all-reduce of 16 MiB between pairs of hosts",
-    remedy="Look at the cable, the port of the switch, and the speed of the card (ethtool, ibstat); leave out"
+    remedy="Check the cable, the switch port, and the speed of the card (ethtool, ibstat). Exclude"
     " the host until then.",
 )
 def _slow_link(cluster: Cluster) -> Iterator[Finding]:
@@ -172,7 +172,7 @@ def _slow_link(cluster: Cluster) -> Iterator[Finding]:
     slow = {pair: rate for pair, rate in cluster.links.items() if isinstance(rate, str) or rate < least}
     ends = [host for pair in slow for host in pair]
     for (one, other), rate in slow.items():
-        # Of a slow pair, the host with more slow pairs is the cause.
+        # In a slow pair, the host with more slow pairs is the cause.
         count = ends.count(one), ends.count(other)
         cause = () if count[0] == count[1] else ((one,) if count[0] > count[1] else (other,))
         text = rate if isinstance(rate, str) else f"{rate / 1e6:.0f} MB/s, less than {least / 1e6:.0f}"

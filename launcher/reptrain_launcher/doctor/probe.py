@@ -1,4 +1,4 @@
-"""The program that reports the facts of one host. It is sent over ssh, so it needs the standard library only.
+"""The program that reports the facts of one host. It is sent over ssh, so it uses the standard library only.
 
 ``python - REQUEST < probe.py`` prints ``MARK`` and one line of JSON. REQUEST is base64 of a JSON object with
 the keys of `reptrain_launcher.doctor.gather.Request`.
@@ -85,7 +85,7 @@ def packages() -> dict[str, str | None]:
 
 
 def source_hash() -> str | None:
-    """A hash of reptrain's source, which differs between commits and with local changes."""
+    """A hash of the source of reptrain, which changes with the commit and with local changes."""
     spec = importlib.util.find_spec("reptrain")
     if spec is None or spec.origin is None:
         return None
@@ -97,7 +97,7 @@ def source_hash() -> str | None:
 
 
 def nvidia_smi(query: str, names: list[str]) -> list[list[str]] | None:
-    """Rows of one query; None without the program, which comes with the driver."""
+    """Rows of one query of nvidia-smi; None without nvidia-smi, which comes with the driver."""
     if shutil.which("nvidia-smi") is None:
         return None
     ended = subprocess.run(
@@ -160,13 +160,13 @@ def interfaces() -> dict[str, list[str]]:
 
 
 def own_addresses() -> list[str]:
-    """The addresses that `hostname -I` prints, of which DeepSpeed takes the first."""
+    """The addresses that `hostname -I` prints. DeepSpeed uses the first one."""
     ended = subprocess.run(["hostname", "-I"], stdout=subprocess.PIPE, text=True, timeout=20)
     return ended.stdout.split()
 
 
 def folder(path: str, nonce: str) -> dict[str, Any]:
-    """Whether the folder of runs, or the nearest one above that exists, is writable, and how fast."""
+    """Whether the folder of runs, or its nearest existing parent, is writable, and the write speed."""
     above = Path(path)
     while not above.is_dir():
         above = above.parent

@@ -1,4 +1,4 @@
-"""Running a program of the standard library on a host: here, by ssh, or by srun."""
+"""Run a program on a host: on this machine, by ssh, or by srun."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PARALLEL = 64
 
 
 def prefix(means: Means, host: str, ssh_port: int | None) -> list[str]:
-    """The command that runs a shell line on a host; the line follows as one argument."""
+    """The command that runs a shell line on a host, to which the line is appended as one argument."""
     if means == "here":
         return ["sh", "-c"]
     if means == "srun":
         return ["srun", "--overlap", "--quiet", "-N1", "-n1", f"--nodelist={host}", "sh", "-c"]
     port = [] if ssh_port is None else ["-p", str(ssh_port)]
-    # BatchMode: a question for a password would wait forever.
+    # BatchMode: ssh must not wait for a password.
     return ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *port, host]
 
 
@@ -53,7 +53,7 @@ class Reach:
         """Run a program on each host with its request, at the same time.
 
         Args:
-            program: A file of the standard library only, which prints one line of JSON.
+            program: A Python file that imports only the standard library and prints one line of JSON.
             requests: The request by host.
             timeout_s: Seconds until a host that has not answered counts as unreachable.
         """
@@ -106,7 +106,7 @@ def _read(output: str, problem: str, *, sent: float, received: float) -> Answer:
 
 
 def run_line(command: Sequence[str], environment: Mapping[str, str], *, timeout_s: float) -> tuple[str, str]:
-    """The output of a command, and what it wrote to stderr; what there was, if it took too long."""
+    """The stdout and stderr of a command; after a timeout, the output until then."""
     try:
         ended = subprocess.run(
             command, env=dict(environment), capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL

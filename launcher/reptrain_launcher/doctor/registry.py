@@ -16,7 +16,7 @@ class Finding(NamedTuple):
     Attributes:
         text: What is wrong, with the value.
         hosts: The hosts to leave out if it cannot be fixed; empty if that would not help.
-        level: A fault keeps a run from training, or from training well; a warning may do so.
+        level: A fault stops a run or slows it down; a warning is a possible fault.
         remedy: How to fix it; None: the remedy of the check.
     """
 
@@ -31,7 +31,7 @@ class NotApplicableError(Exception):
 
 
 class Answer(NamedTuple):
-    """What a program on a host printed: its facts, or why there are none."""
+    """The facts that a program on a host printed, or why there are none."""
 
     facts: dict[str, Any]
     stage: Literal["unreachable", "no folder", "no interpreter", "failed", "ok"] = "ok"
@@ -49,7 +49,7 @@ class Cluster:
         is_remote: Whether the hosts are reached by ssh or srun.
         on_cpu: Whether the ranks use no GPU.
         hostfile: The hostfile as given; None for this machine or a Slurm job.
-        hostfile_error: Why it cannot be read.
+        hostfile_error: Why the hostfile cannot be read.
         programs: Missing programs of this machine.
         folder: The working folder.
         run: The run folder.
@@ -107,10 +107,10 @@ class Check:
     """One check.
 
     Attributes:
-        id: Its name, and that of its entry in docs/troubleshooting.md.
-        reads: What it reads.
-        remedy: How to fix what it finds.
-        run: Yields what is wrong.
+        id: Name of the check and of its entry in docs/troubleshooting.md.
+        reads: What the check reads.
+        remedy: How to fix a finding.
+        run: Yields the findings.
     """
 
     id: str
@@ -137,7 +137,7 @@ def check(
 
 
 def minority(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The most frequent value, and the hosts with another one. Of equally frequent values the first counts.
+    """The most frequent value (the first one of equally frequent values), and the hosts with another value.
 
     >>> minority({"a": 1, "b": 2, "c": 1})
     (1, {'b': 2})

@@ -1,4 +1,4 @@
-"""The report of `reptrain doctor`: one table, one verdict, a remedy for each line."""
+"""The report of `reptrain doctor`: one table, one verdict, and a remedy for each finding."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Line(NamedTuple):
     state: Literal["ok", "skipped", "warning", "fault"]
     findings: tuple[Finding, ...]
     reason: str = ""
-    """Why it was skipped."""
+    """Why the check was skipped."""
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found."""
+    """The findings of the check."""
 
     lines: tuple[Line, ...]
     hosts: dict[str, int]
@@ -35,7 +35,7 @@ class DoctorReport:
 
     @property
     def to_exclude(self) -> list[str]:
-        """Hosts with a fault of their own, in the order of the hostfile."""
+        """Hosts that have a fault themselves, in the order of the hostfile."""
         faulty = {
             host
             for line in self.lines
@@ -47,7 +47,7 @@ class DoctorReport:
 
     @property
     def clean_hostfile(self) -> str | None:
-        """The hostfile without these hosts; None if none has a fault, or all have."""
+        """The hostfile without these hosts; None if no host has a fault, or all hosts have one."""
         rest = [host for host in self.hosts if host not in self.to_exclude]
         if not self.to_exclude or not rest:
             return None

@@ -1,4 +1,4 @@
-"""Causal language modeling with views of a window: a later token as target, or the window from right to left.
+"""Causal language modeling with views of a window: a later token as the target, or the reversed window.
 
 Shapes: B rows of a micro-batch, L tokens of a window, N windows.
 """
@@ -19,7 +19,7 @@ from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
 @dataclass(frozen=True)
 class AugmentedCausal:
-    """Each window has a view: an offset of its targets and a direction, named by its start token.
+    """Each window has a view, an offset of its targets and a direction, which its start token identifies.
 
     The window 11 ... 14 with the next token as target, with offset 2, and from right to left:
 
@@ -35,7 +35,7 @@ class AugmentedCausal:
 
     Args:
         config: The offsets, and the share of windows from right to left.
-        start_ids: Start token of each view: by offset from 1, left to right first.
+        start_ids: Start token of each view: left to right with offsets from 1, then right to left.
         noise_seed: Seed of the views.
         frozen: Whether a window has the same view in every epoch.
 

@@ -22,7 +22,7 @@ class Reader(NamedTuple):
 
     name: str
     packages: tuple[str, ...]
-    """Its distributions; the first must be installed."""
+    """Its packages; the first must be installed."""
     make: Callable[[Path, Path, int, int], Batches]
 
     def open(self, flat: Path, folder: Path, window_tokens: int, batch_windows: int) -> Batches | Missing:
@@ -30,7 +30,7 @@ class Reader(NamedTuple):
 
         Args:
             flat: File of uint16 tokens.
-            folder: Folder for its own format.
+            folder: Folder for the reader's own format.
             window_tokens: Tokens of a window.
             batch_windows: Windows of a batch.
         """
@@ -42,7 +42,7 @@ class Reader(NamedTuple):
                 batches = self.make(flat, folder, window_tokens, batch_windows)
                 first = next(batches)
             return chain([first], batches)
-        # Whatever another package raises, the others are still to be measured.
+        # An error of one package must not stop the measurement of the others.
         except (Exception, SystemExit) as error:
             return Missing(f"does not run: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
 
@@ -166,7 +166,7 @@ def _megatron(flat: Path, folder: Path, window_tokens: int, batch_windows: int) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what other packages print to nowhere."""
+    """Discard the output of other packages."""
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
         yield
 

@@ -1,4 +1,4 @@
-"""Other trainers' steps, at the sizes of a run of this one."""
+"""Steps of other trainers, with the sizes of a reptrain run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def transformers_trainer(config: RunConfig) -> Iterator[float] | Missing:
         config: The run: a T5 or a decoder of the Llama family.
 
     Returns:
-        The loss of each step, without end; or why there is none.
+        An endless iterator of the loss of each step, or why there is none.
     """
     if installed("transformers") is None:
         return Missing("not installed")
