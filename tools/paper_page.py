@@ -1,7 +1,7 @@
 """Write docs/paper.md: the verdict on each finding, from the committed tables of the studies in miniature.
 
     python tools/paper_page.py            # write the page
-    python tools/paper_page.py --check    # exit with 1 if the page is not what the tables say
+    python tools/paper_page.py --check    # exit with 1 if the page does not match the tables
 
 The tables are docs/data/paper/STUDY.parquet, written by `reptrain study collect`.
 """
