@@ -12,8 +12,8 @@
 # make test-versions  a short set with the oldest and the newest torch, DeepSpeed and Python (downloads gigabytes)
 # make coverage  lines that make test runs, by file; make coverage-fast: those of rooms without torch
 # make test-machines  the tests that train, as older and other processors compute (x86 only)
-# make bench  measure reading, starting, tokenizing and steps next to other tools, and rebuild docs/performance.md
-# make bench-check  measure again; fails where a ratio fell below the range in benchmarks/
+# make bench  compare reading, starting, tokenizing and steps with other tools, and rebuild docs/performance.md
+# make bench-check  measure again; fails if a ratio is below the range in benchmarks/
 # make golden  record what small runs compute in RECORD (runs/golden.json), and renew tests/golden/golden.json
 # make golden-check  run them again and compare with RECORD, losses within TOLERANCE (0: bit for bit)
 # make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
@@ -146,7 +146,7 @@ golden-check: $(VENV)/.test
 test-slurm: $(VENV)/.test
 	$(BIN)/pytest tests/cluster -m slurm
 
-# What it lacks of Debian's packages is installed; tests whose parts are missing are skipped with the reason.
+# Missing Debian packages are installed. Tests with missing programs are skipped, with the reason.
 CLUSTER_PARTS := openssh-server pdsh iproute2 faketime openmpi-bin slurmctld slurmd slurm-client munge
 
 test-cluster: $(VENV)/.test

@@ -249,7 +249,7 @@ class Noise:
         self.is_text[[i for i in special if i >= 0]] = False
 
     def __call__(self, streams: list[Stream], step: int, row: np.ndarray) -> None:
-        """Replace ids in the streams of some rows of a step's global batch."""
+        """Replace input ids in some rows of a step's global batch."""
         if self.rate == 0:
             return
         text = np.flatnonzero(self.is_text)

@@ -257,7 +257,7 @@ class Audit:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        # `unchecked`, `unproved`: of a further level; `damage`: changed files. The last two: it cannot say.
+        # `unchecked`, `unproved`: of other levels; `damage`: changed files. The last two give "cannot say".
         self.problems, self.unchecked, self.unproved, self.damage = (list[str]() for _ in range(4))
         place = (np.arange(run.stream.size, dtype=U64) + U64(1)) * U64(G)
         self.sums = np.concatenate([np.zeros(1, U64), np.cumsum(mix(run.stream.astype(U64) + place))])

@@ -1,7 +1,7 @@
 """Write docs/paper.md: the verdict on each finding, from the committed tables of the studies in miniature.
 
     python tools/paper_page.py            # write the page
-    python tools/paper_page.py --check    # exit with 1 if the page is not what the tables say
+    python tools/paper_page.py --check    # exit with 1 if the page does not match the tables
 
 The tables are docs/data/paper/STUDY.parquet, written by `reptrain study collect`.
 """
@@ -31,10 +31,10 @@ _HEAD = """\
 
 <!-- Written by tools/paper_page.py from docs/data/paper. Do not edit. -->
 
-Each finding of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230), and of later work, with the verdict of
-the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the studies, and
-[From question to verdict](guides/claims.md) the verdicts. `make paper-page` rebuilds this page from the
-tables.
+This page lists the findings of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230) and of later work, with
+the verdicts of the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the
+studies, and [From question to verdict](guides/claims.md) the verdicts. `make paper-page` rebuilds this page
+from the tables.
 """
 
 
@@ -72,7 +72,7 @@ def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
     parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
-    scale = "This says nothing of the paper's scale, 0.2 to 2.8 billion parameters."
+    scale = "This says nothing about the scale of the paper, 0.2 to 2.8 billion parameters."
     return f"Of {len(findings)} findings: {parts}. {scale}"
 
 
@@ -86,7 +86,7 @@ def _runs() -> str:
         verdicts.update(row["audit_verdict"] for row in done)
         tokens += sum(row["consumed_tokens"] for row in done)
     audits = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
-    return f"Finished main runs: {verdicts.total()}, of {tokens:,} tokens. Audits: {audits or 'none'}."
+    return f"Finished main runs: {verdicts.total()}, with {tokens:,} tokens. Audits: {audits or 'none'}."
 
 
 def main() -> None:

@@ -280,7 +280,7 @@ def study_report(
             "--page",
             metavar="FILE",
             help="The page for several studies.",
-            show_default="studies.html beside the first folder",
+            show_default="studies.html next to the first folder",
         ),
     ] = None,
 ) -> None:

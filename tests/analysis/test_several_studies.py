@@ -1,4 +1,4 @@
-"""Claims of several studies judged together, and claims that are exploratory."""
+"""Claims of several studies judged together, and exploratory claims."""
 
 from __future__ import annotations
 

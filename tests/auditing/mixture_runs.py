@@ -1,4 +1,4 @@
-"""Runs on a mixture of two sources that were never trained: files as a correct engine writes them."""
+"""Untrained runs on a mixture of two sources, with the files that a correct engine writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW = 16
 
 
 def make_stores(folder: Path) -> dict[str, Store]:
-    """Real and synthetic text, made by one tokenizer."""
+    """Stores of real and synthetic text with the same tokenizer."""
     made, tokenizer = {}, None
     for name, word in (("real", "tide"), ("synthetic", "loop")):
         source = folder / f"{name}.jsonl"
@@ -57,7 +57,7 @@ def trained(
     steps: int | None = None,
     real: dict[str, str] | None = None,
 ) -> RunFolder:
-    """What a correct engine writes, after some steps or all."""
+    """The files that a correct engine writes, after some or all steps."""
     config = configured(stores, real=real)
     stream = open_stream(config, stores)
     plan = RunPlan.of(config, stores=stores, stream=stream)
@@ -69,7 +69,7 @@ def trained(
 
 
 def consumed(folder: RunFolder, stream, step: int, *, spoil=lambda tokens, start: None) -> LedgerRecord:
-    """The record of a step whose tokens pass through `spoil` on their way to the model."""
+    """The record of a step whose tokens `spoil` changes before they enter the model."""
     mixture = folder.plan.mixture_plan()
     first, count = folder.plan.step_plan().window_range(step)
     found = mixture.locate(np.arange(first, first + count))
@@ -91,7 +91,7 @@ def consumed(folder: RunFolder, stream, step: int, *, spoil=lambda tokens, start
 
 
 def rewrite(folder: RunFolder, change) -> None:
-    """Replace the records of the ledger by what `change` makes of them."""
+    """Replace the records of the ledger by the result of `change`."""
     records = change(list(folder.ledger.records()))
     folder.ledger.remove()
     for record in records:

@@ -98,7 +98,7 @@ def digest_of(run, subset, index):
 
 
 def other_digest(run, subset, change):
-    """The problem of a step 2 whose digest is that of the windows that `change` leaves."""
+    """The problem of step 2 if its digest is that of the windows changed by `change`."""
     digest = digest_of(run, subset, change(list(range(FIRST, FIRST + 8))))
     rewrite(run, lambda records: replaced(records, STEP, digest=digest))
     (problem,) = audit(run.path).problems
@@ -132,7 +132,7 @@ def test_a_step_without_windows_is_recognized(run, subset):
 
 
 def test_of_several_places_that_fit_the_first_is_named(store, subset, tmp_path):
-    # Four times as many windows in a step as there are different ones: each occurs several times.
+    # A step has four times as many windows as there are different ones, so each occurs several times.
     run = trained(store, tmp_path / "run", order="mixed", cut="fixed", batch=84, budget="8epochs")
     records = list(run.ledger.records())
     start_N = run.plan.mixture_plan().locate(np.arange(84)).start

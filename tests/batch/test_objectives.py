@@ -164,7 +164,7 @@ def in_order(targets: list[int]) -> list[int]:
 
 
 def as_read(example: Example, row: int) -> list[int]:
-    """Reconstruct the window from inputs, targets and the start token that names the view."""
+    """Reconstruct the window from inputs, targets and the start token, which identifies the view."""
     length = int(example.inputs["is_token_BT"][row].sum())
     if not length:
         return []

@@ -28,7 +28,7 @@ SECONDS = Metric("time", "s", larger_is_better=False)
 
 
 def fixed(*values: float) -> Measurement:
-    """A measurement of the given values, after one that is not counted."""
+    """A measurement that returns the given values, after a first value that is not counted."""
     remaining = iter([0.5, *values])
     return lambda: next(remaining)
 

@@ -1,7 +1,7 @@
-"""Two hosts on this machine with their own network, names, processes, mounts, and sshd.
+"""Two hosts on this machine, each with its own network, names, processes, mounts, and sshd.
 
-Each is a set of namespaces. They share the file system, as hosts share a run folder. What a test mounts on a
-host is seen on that host only, and ending its first process ends all of its processes, as a power cut does.
+Each host is a set of namespaces. The hosts share the file system and so the run folder. A mount on one
+host is visible only on that host. When its first process ends, all of its processes end, as in a power cut.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SshHost:
         )  # fmt: skip
 
     def do(self, line: str) -> None:
-        """Run a shell line on this host, which must succeed."""
+        """Run a shell line on this host; it must succeed."""
         ended = self.run("sh", "-c", line, cwd=Path("/"))
         assert ended.returncode == 0, f"{line}: {ended.stderr}"
 
@@ -88,14 +88,14 @@ class SshHost:
 
 
 def missing_parts() -> list[str]:
-    """The programs that this machine lacks, or ``root``."""
+    """The missing programs of this machine; ``root`` if the user is not root."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
     return missing + ([] if os.geteuid() == 0 else ["root"])
 
 
 @contextmanager
 def ssh_hosts(folder: Path) -> Iterator[tuple[SshHost, SshHost]]:
-    """Start both hosts, and end them.
+    """Start both hosts, and end them afterwards.
 
     Raises:
         RuntimeError: If this machine cannot make them, with the reason.

@@ -1,4 +1,4 @@
-"""`reptrain doctor` on two hosts with their own sshd finds each planted fault, and none on a healthy pair."""
+"""`reptrain doctor` on two hosts with sshd finds each planted fault, and none on healthy hosts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair:
 
     Attributes:
         folder: The working folder, with ``config.yaml``, ``hostfile`` and ``store``.
-        undo: Shell lines by host that take a planted fault back.
+        undo: Shell lines, by host, that remove the planted faults.
     """
 
     def __init__(self, first: SshHost, second: SshHost, folder: Path) -> None:
@@ -35,19 +35,19 @@ class Pair:
         self.undo: list[tuple[SshHost, str]] = []
 
     def plant(self, host: SshHost, line: str, undo: str) -> None:
-        """Run a line on a host, and another at the end of the test."""
+        """Run a line on a host, and another line at the end of the test."""
         self.undo.insert(0, (host, undo))
         host.do(line)
 
     def cover(self, host: SshHost, path: Path | str, content: str) -> None:
-        """Let one host see other content in a file."""
+        """Replace the content of a file on one host."""
         other = self.folder / f"cover-{len(self.undo)}"
         other.write_text(content)
         other.chmod(0o755)
         self.plant(host, f"mount --bind {other} {path}", f"umount {path}")
 
     def overlay(self, host: SshHost, path: Path, files: dict[str, str]) -> None:
-        """Let one host see further or other files in a folder."""
+        """Add or replace files in a folder on one host."""
         room = self.folder / f"overlay-{len(self.undo)}"
         for part in ("upper", "work"):
             (room / part).mkdir(parents=True)
@@ -238,16 +238,16 @@ FAULTS: dict[Callable[[Pair], None], tuple[str, str, bool]] = {
     no_time_for_a_checkpoint: ("time-limit", "a checkpoint of", False),
     too_many_slots: ("gpus", "host1 has 0 GPUs for 1 slots", True),
 }
-"""Faults, with the check that finds each, words of its message, and whether host1 is to be left out."""
+"""Faults, with the check that finds each, part of its message, and whether host1 should be excluded."""
 SHORT = (no_hostfile, refused_key)
 
 
 def check_fault(pair: Pair, plant: Callable[[Pair], None], *options: str) -> None:
-    """Plant a fault: its check alone reports a fault, with its remedy."""
+    """Plant a fault: only its check reports a fault, with its remedy."""
     id, words, is_of_host = FAULTS.get(plant) or LONG_FAULTS[plant]
     plant(pair)
     report, _ = pair.doctor(*options)
-    # This machine's limits may deserve a warning.
+    # The limits of this machine may give a warning.
     found = [line for line in report["checks"] if line["state"] == "fault"]
     assert [line["id"] for line in found] == [id], found
     texts = [finding["text"] for finding in found[0]["findings"]]
@@ -274,7 +274,7 @@ def test_doctor_finds_a_planted_fault(pair: Pair, plant: Callable[[Pair], None])
 
 
 def lost_variable(pair: Pair) -> None:
-    """A site hook of the host clears a cache's variable."""
+    """A site hook of the host unsets a cache variable."""
     pair.environ["HF_HOME"] = "/shared/hf"
     code = "import os\nos.environ.pop('HF_HOME', None)\n"
     pair.overlay(pair.second, PACKAGES, {"sitecustomize.py": code})

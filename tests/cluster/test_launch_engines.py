@@ -30,7 +30,7 @@ def test_two_ranks_stop_resume_and_are_exact(
     config = tiny("train.total_tokens=40epochs", "evaluate.max_windows=1")
     (tmp_path / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
     run = RunFolder(tmp_path / "run")
-    # mpirun refuses to run as root unless it is told to.
+    # mpirun does not run as root by default.
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
     environ["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     words = [sys.executable, "-m", "reptrain", "launch", "config.yaml", option, "--gpus", "2", "--out", "run"]

@@ -1,4 +1,4 @@
-"""A run on two hosts over ssh and pdsh survives the loss of a host, resumes on one, and is exact."""
+"""A run on two hosts over ssh and pdsh survives the loss of a host, resumes on the other, and is exact."""
 
 from __future__ import annotations
 

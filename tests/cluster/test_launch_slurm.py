@@ -56,7 +56,7 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
         )
 
     def start_again() -> None:
-        # Slurm lets a requeued job wait for two minutes.
+        # Slurm starts a requeued job after two minutes.
         cluster.call("scontrol", "update", f"jobid={number}", "starttime=now+3", "timelimit=30")
         wait_for(cluster, lambda: run.status().state == "running")
 
@@ -70,7 +70,7 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
     cluster.call("scancel", preempting)
     start_again()
     wait_for_steps(10)
-    # Less than signal-delay-s is left now.
+    # Less than signal-delay-s remains.
     cluster.call("scontrol", "update", f"jobid={number}", "timelimit=1")
     wait_for(cluster, stopped)
     start_again()
@@ -78,7 +78,7 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
     wait_for(cluster, lambda: cluster.call("squeue", "--noheader", "--format=%i") == "")
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "preempted" for event in events) == 2, events
-    # The count of stops without progress is gone with the end of the run.
+    # The file that counts stops without progress is removed at the end of the run.
     assert not Path("run.stops").exists()
     assert json.loads(reptrain("audit", "run", "--json"))["exact"]
 

@@ -1,4 +1,4 @@
-"""Times of the ranks, exchanged through a store: a slow rank is named when it stays slow."""
+"""Times of the ranks, exchanged through a store: a rank that stays slow is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reptrain.distributed.world import World
 
 
 class Sleeping(nn.Module):
-    """Takes a given time."""
+    """A module whose forward pass takes a given time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""docs/paper.md is what the committed tables say."""
+"""docs/paper.md matches the committed tables."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_routers_agree_with_the_last_ones_at_the_end(run: Path) -> None:
     assert all(row.agreement == 1 for row in rows if row.step == steps[-1])
     assert all(0 <= row.agreement <= 1 and 0 <= row.dead <= 2 for row in rows)
     assert all(row.knock_out_mean_nats is None for row in rows if row.step < steps[-1])
-    # One stored layer runs twice: to remove its expert costs the same, wherever it is named.
+    # One stored layer runs twice: removing its expert has the same cost in both rows.
     first, second = rows[-2:]
     assert first.knock_out_mean_nats == second.knock_out_mean_nats
     assert first.knock_out_max_nats is not None and first.knock_out_mean_nats is not None

@@ -228,7 +228,7 @@ def test_dropout_on_a_gpu_reaches_beyond_32_bit_offsets() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dropout_in_c_equals_that_in_torch(dtype: torch.dtype, threads: int) -> None:
-    """Sizes below a vector, odd ones, and one that several threads share."""
+    """Sizes below a vector, odd sizes, and a size that several threads share."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -269,6 +269,6 @@ def test_a_cache_that_cannot_be_written_or_read_is_not_needed(
         else:
             counter_native._library.__wrapped__()
             (built,) = (cache / "native").iterdir()
-            built.unlink()  # It is in use: only a new file may take its name.
+            built.unlink()  # The file is in use: only a new file may replace it.
             built.write_bytes(b"damaged")
         assert counter_native._library.__wrapped__() is not None

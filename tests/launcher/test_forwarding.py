@@ -1,4 +1,4 @@
-"""The variables that arrive on every host, and how shells and pdsh leave them unchanged."""
+"""The variables that are sent to every host arrive unchanged through shells and pdsh."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def through_pdsh(line: str) -> str:
 
 @given(_LINES.map(str.strip))
 def test_a_value_arrives_unchanged(value: str) -> None:
-    """As DeepSpeed's runner forwards it: read from the file, put between quotes, exported by a shell."""
+    """Forward a value like the DeepSpeed runner: read from the file, quoted, and exported by a shell."""
     import re
 
     _, _, read = deepspeed_file({"A": value}).strip().partition("=")

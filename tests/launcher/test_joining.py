@@ -24,7 +24,7 @@ def test_ranks_follow_from_the_variables_of_slurm() -> None:
     expected["MASTER_ADDR"] = "10.0.0.7"
     assert slurm_ranks(STEP, resolves=lambda name: False) == expected
     assert slurm_ranks(STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
-    # In a batch script there is a job, but no step.
+    # A batch script has a job, but no step.
     assert slurm_ranks({name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"}) == {}
 
 

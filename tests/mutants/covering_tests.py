@@ -1,7 +1,7 @@
-"""The tests of a room, collected once: which execute a line of the source, and which fail with a mutation.
+"""The tests of a package, collected once: which tests execute a line, and which fail with a mutation.
 
-A server process collects the tests and runs them under coverage. For each mutation it forks; the child
-replaces the code of the mutated function and runs the tests of its line. So no mutation pays for imports.
+A server process collects the tests and runs them under coverage. For each mutation it forks. The child
+replaces the code of the mutated function and runs the tests of its line, so no mutation repeats the imports.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TestServer:
         measured = self._answer()
         self._seconds: dict[str, float] = measured["seconds"]
         self._by_line: dict[str, dict[str, list[str]]] = measured["lines"]
-        # The tests must pass in a fork too. Every fifth, so that some of each file are tried.
+        # The tests must pass in a fork too. Every fifth test is tried, which includes some of each file.
         sample = sorted(self._seconds, key=lambda test: (self._seconds[test], test))[::5]
         if self._ask({"tests": sample, "limit_s": 1800}):
             raise RuntimeError(f"a test fails in a fork:\n{log.read_text()[-3000:]}")
@@ -76,7 +76,7 @@ class TestServer:
             changed: The file's text with the mutation.
 
         Returns:
-            None if the mutation is not in a function: then it needs a process of its own.
+            None if the mutation is not in a function: then it needs its own process.
         """
         tests = self.of_line(path, line)
         if not tests:
@@ -92,7 +92,7 @@ class TestServer:
         return int(self._answer()["code"])
 
     def of_line(self, path: Path, line: int) -> list[str]:
-        """The tests that execute a line, the quickest first; for a line of no test, those of the file."""
+        """The tests that execute a line, fastest first; for a line without tests, the tests of the file."""
         lines = self._by_line.get(str(path), {})
         found = lines.get(str(line)) or sorted({test for tests in lines.values() for test in tests})
         return sorted(found, key=lambda test: (self._seconds.get(test, 0.0), test))
@@ -116,7 +116,7 @@ class _Server:
     Args:
         sources: The files whose coverage to record.
         requests: Mutations, one line of JSON each.
-        answers: What became of them.
+        answers: The result of each.
     """
 
     def __init__(self, sources: Sequence[Path], requests: Any, answers: Any) -> None:
@@ -132,7 +132,7 @@ class _Server:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        # What a fixture executes is checked by any test of its file.
+        # Lines that a fixture executes belong to every test of its file.
         self._begin(f"{item.nodeid.partition('::')[0]}|setup")
 
     @pytest.hookimpl(tryfirst=True)
@@ -186,7 +186,7 @@ class _Server:
 
     def _try(self, request: dict[str, Any], items: dict[str, pytest.Item]) -> int:
         """Run the tests with a mutation, in a fork: its exit code."""
-        # Ends the process, if the mutation runs forever.
+        # Ends the process if the mutation causes an endless loop.
         signal.alarm(request["limit_s"])
         try:
             if "path" in request and not _patch(request["path"], request["changed"]):

@@ -1,4 +1,4 @@
-"""Mutations of the source that change nothing that a run or a user could see; they are not counted."""
+"""Mutations of the source without an observable effect, which are not counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Equivalent(NamedTuple):
-    """Mutations that are equivalent to the source, and why.
+    """Mutations that are equivalent to the source, with the reason.
 
     Attributes:
         file: Regular expression of the file.

@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def replace_part(begin: str, end: str, text: str) -> None:
-    """Replace what stands between two marks of the page."""
+    """Replace the text between two marks of the page."""
     before, _, rest = PAGE.read_text().partition(begin)
     _, _, after = rest.partition(end)
     PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -4,7 +4,7 @@
         [ROOM ...]
 
 Takes mutations in turn from each room. A mutation is tried on the tests that execute its line. Mutations of
-annotations are left out: nothing evaluates them. Prints each survivor; `--write` puts the table into
+annotations, which are not evaluated, are left out. Prints each survivor; `--write` puts the table into
 docs/reliability.md. Exit code 1 if the tests of a room find less than 90 %.
 """
 
@@ -35,7 +35,7 @@ from page import replace_part
 BEGIN, END = "<!-- mutations: made by `make test-mutations` -->", "<!-- end of mutations -->"
 SHARE = 0.9
 
-# Files of each room, and its tests. Tests that start processes are left out: what these execute is not seen.
+# Files and tests of each room. Tests that start processes are left out: these are not in the coverage.
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/study/test_prefixes.py"]),
     "batch": (["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"], ["tests/batch", "tests/format"]),
@@ -64,7 +64,7 @@ class Mutation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a mutation.
+    """The result of a mutation.
 
     Attributes:
         room: Its room.
@@ -83,7 +83,7 @@ class Result(NamedTuple):
 
     @property
     def why_equivalent(self) -> str | None:
-        """Why the mutation changes nothing; None if it may."""
+        """Why the mutation has no effect; None if it may have one."""
         return why_equivalent(self.file, self.old, self.new)
 
     def text(self) -> str:
@@ -140,7 +140,7 @@ class Room:
         return self._try(self.waiting.pop())
 
     def try_again(self, result: Result) -> Result:
-        """Try a mutation again, with the tests of today; the same result if there is none like it."""
+        """Try a mutation again with the current tests; the same result if the mutation no longer exists."""
         for mutation in self._all:
             if mutation.file == result.file:
                 _, _, old, new = self._changed(mutation)
@@ -169,7 +169,7 @@ class Room:
         return Result(self.name, found, *place)
 
     def _fails_anew(self, path: Path, line: int, changed: str, sound: str) -> bool:
-        """Whether a test fails in a process of its own."""
+        """Whether a test fails in a separate process."""
         path.write_text(changed)
         # Python takes a file of the same size and second for the one that it has compiled.
         for cache in path.parent.glob("__pycache__"):
@@ -182,7 +182,7 @@ class Room:
 
 
 def _is_python(text: str) -> bool:
-    """Whether a file can be compiled: a `*` of a signature is no operator, but is mutated as one."""
+    """Whether a file compiles: a `*` in a signature is mutated like an operator."""
     try:
         compile(text, "mutated", "exec")
     except SyntaxError:

@@ -1,4 +1,4 @@
-"""Answers to fits that are kept in the study's folder."""
+"""Answers to fits are kept in the folder of the study."""
 
 from __future__ import annotations
 

@@ -245,12 +245,12 @@ print(memory("VmHWM") - before)
 
 
 def added_bytes(warm_up: RunConfig, measured: RunConfig, folder: Path) -> int:
-    """The most memory that a run, which trains, evaluates and saves, adds to a new process.
+    """The largest memory that training, evaluating and saving adds to a new process.
 
     Args:
         warm_up: A small run, done first: it loads the code that every run needs.
-        measured: The run itself. One a process: the C library may keep memory that a run has freed.
-        folder: For the two run folders.
+        measured: The measured run, one per process: the C library may keep memory that a run has freed.
+        folder: Folder for the two run folders.
     """
     folders = [folder / name for name in ("warm-up", "measured")]
     for place, config in zip(folders, (warm_up, measured), strict=True):

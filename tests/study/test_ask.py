@@ -24,7 +24,7 @@ QUICK = FitOptions(num_starts=8, num_bootstraps=0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with a power law in its tokens, as two questions, of which one has too few runs."""
+    """A study with two questions on a power law in tokens, one of which has too few runs."""
     out = tmp_path_factory.mktemp("ask") / "s"
     law = {"law": "power", "columns": {"x": "consumed_tokens"}}
     study = StudyConfig.model_validate(

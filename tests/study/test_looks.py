@@ -1,4 +1,4 @@
-"""Second looks: a claim that its first seeds leave undecided gets more, for its arms alone."""
+"""Second looks: a claim that is undecided after its first seeds gets more seeds, only for its arms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reptrain.study.runner import StudyRun, run_studies
 from reptrain.study.status import status_text
 
 EFFECTS = {"big": 1.0, "small": 0.03, "none": 0.0}
-"""What each arm adds to the loss of its seed; noise of 0.02 comes on top."""
+"""The amount that each arm adds to the loss of its seed, before noise of 0.02."""
 
 
 def claim_of(arm: str, **fields: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_added_seeds_are_no_seeds_of_tuning(tmp_path: Path) -> None:
 
 
 def test_families_are_corrected_over_all_studies_that_run_together(tmp_path: Path) -> None:
-    """A claim that is decided in a family of its own needs a second look in a larger one."""
+    """A claim that is decided in its own family needs a second look in a larger family."""
     first = study_of(claim_of("big", minimum_effect=0.97, max_seeds=6), name="first")
     alone = run_study(first, tmp_path / "alone", executor=InProcess())
     many = [claim_of("small", name=f"c{number}", minimum_effect=0.03, max_seeds=None) for number in range(20)]

@@ -1,4 +1,4 @@
-"""The studies of configs/studies/mini: each has a plan, and its runs can answer each of its claims."""
+"""The studies of configs/studies/mini: each can be planned, and its runs can answer each of its claims."""
 
 from __future__ import annotations
 

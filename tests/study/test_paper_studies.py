@@ -1,4 +1,4 @@
-"""The studies of configs/paper: each has a plan, with the unique tokens and epochs of the paper."""
+"""The studies of configs/paper: each can be planned, with the unique tokens and epochs of the paper."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def test_runs_have_whole_epochs_and_the_models_of_the_paper(path: Path, tmp_path
     for node in nodes:
         assert node.run.model.family == "t5"
         repeats = epochs(node.run)
-        # UL2 makes other numbers of inputs and targets of a window.
+        # UL2 has different numbers of inputs and targets per window.
         if repeats is not None and node.run.objective.name == "span_corruption":
             assert repeats in (1, 64, 256), node.name

@@ -58,7 +58,7 @@ class FakePool(InProcess):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two studies, their base, and a file that is no YAML."""
+    """Two studies, their base, and a file that is not YAML."""
     folder = tmp_path / "studies"
     folder.mkdir()
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))

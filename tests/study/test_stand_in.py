@@ -1,4 +1,4 @@
-"""A proxy that is swept and a target that is trained at its pick: with a stand-in trainer, and for real."""
+"""Sweep a proxy and train the target at its pick, with a fake trainer and with real training."""
 
 from __future__ import annotations
 

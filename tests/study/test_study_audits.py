@@ -102,7 +102,7 @@ def test_report_of_a_higher_level_is_replaced_when_the_run_has_changed(
     cut = audit(run)
     assert cut.keep(run) == cut == kept_report(run)
 
-    # What no version can read is replaced too.
+    # An unreadable report is replaced too.
     (run / "audit.json").write_text("{}")
     assert cut.keep(run) == cut == kept_report(run)
 

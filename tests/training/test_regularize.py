@@ -75,7 +75,7 @@ def test_late_regularizers_change_no_bit_before_their_start(
 ) -> None:
     late = tiny("train.total_tokens=0.5epochs", f"{setting}={{value: 0.3, start: 50%}}")
     found, expected = losses(trained(tmp_path / "run", late)), losses(plain)
-    # A smoothed loss is told without the smoothing: it shows in the step after.
+    # The reported loss excludes the smoothing, which shows in the next step.
     first = math.ceil(len(expected) / 2) + setting.endswith(("smoothing", "z_loss", "masked_inputs"))
     assert len(expected) == 7
     assert found[:first] == expected[:first]
