@@ -13,6 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import reptrain
+import reptrain_kernels
 from reptrain.config import RunConfig
 from reptrain.config.load import validate
 from reptrain.distributed.world import choose_device, join
@@ -29,6 +31,7 @@ MODELS = {"decoder": DECODER, "t5": T5, "moe": MOE}
 # Operations of a step of one micro-batch, in bf16 and ZeRO stage 1. Measured with torch 2.13: 4,930, 11,220
 # and 6,910. With separate dropout keys for each layer and masks drawn by torch: 9,970, 24,140 and 11,320.
 LIMITS = {"decoder": 5_200, "t5": 11_800, "moe": 7_250}
+OURS = [Path(package.__file__ or "").parent for package in (reptrain, reptrain_kernels)]
 _READS = frozenset(
     {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"}
 )
@@ -58,7 +61,7 @@ class Reads(TorchFunctionMode):
         result = function(*args, **(named or {}))
         if getattr(function, "__name__", "") in _READS:
             frames = [f for f in traceback.extract_stack()[:-1] if "/torch/" not in f.filename]
-            is_ours = any(part in frames[-1].filename for part in ("/reptrain/", "/reptrain_kernels/"))
+            is_ours = any(Path(frames[-1].filename).is_relative_to(folder) for folder in OURS)
             if is_ours and not any(args[0] is rate_2 for rate_2 in self.host):
                 self.places.append(f"{Path(frames[-1].filename).name}: {frames[-1].line}")
         return result
