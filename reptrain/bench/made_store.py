@@ -34,12 +34,23 @@ def made_store(folder: Path, tokens: int) -> Store:
     text.write_text("\n".join(lines) + "\n")
     tokenize([text], folder / "store", vocab_size=256, num_sentinels=100)
     manifest = open_store(folder / "store").manifest
+    documents = _documents(manifest.vocab_size, manifest.eos_id, np.dtype(manifest.dtype))
+    return replace_training_text(folder / "store", documents, tokens)
+
+
+def replace_training_text(path: Path, documents: Iterator[TokenArray], tokens: int) -> Store:
+    """Give a sealed store another training split.
+
+    Args:
+        path: The store.
+        documents: Token ids of documents, each with its EOS; at least as many as are needed.
+        tokens: Smallest number of tokens of the training split.
+    """
+    manifest = open_store(path).manifest
     digest, held = hashlib.sha256(), 0
     shards: list[Shard] = []
-    documents = _documents(manifest.vocab_size, manifest.eos_id, np.dtype(manifest.dtype))
     while held < tokens:
-        path = folder / "store" / f"train-{len(shards):05d}.arrow"
-        with ShardWriter(path, np.dtype(manifest.dtype)) as writer:
+        with ShardWriter(path / f"train-{len(shards):05d}.arrow", np.dtype(manifest.dtype)) as writer:
             size = 0
             while size < min(_SHARD_TOKENS, tokens - held):
                 ids = next(documents)
@@ -57,8 +68,8 @@ def made_store(folder: Path, tokens: int) -> Store:
         "counts": manifest.counts.model_copy(update={"read": number, "kept": number, "duplicates": 0}),
         "fingerprint": content_fingerprint(manifest.tokenizer, splits),
     }
-    write_manifest(folder / "store", manifest.model_copy(update=changed))
-    return open_store(folder / "store")
+    write_manifest(path, manifest.model_copy(update=changed))
+    return open_store(path)
 
 
 def _documents(

@@ -9,29 +9,26 @@ whole resident set, and of it what is not a page of a mapped file, which the sys
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from reptrain.auditing.cuts import Cuts
 from reptrain.auditing.rehash import window_digests
+from reptrain.bench.made_store import replace_training_text
 from reptrain.config import RunConfig
 from reptrain.plan import open_stream
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
 from reptrain.store import Store, open_store
-from reptrain.store.hashing import document_digest
-from reptrain.store.manifest import SplitInfo, content_fingerprint, write_manifest
-from reptrain.store.shards import ShardWriter
-from reptrain.text import Document
+from reptrain.text.tokenizer import TokenArray
 from reptrain.tokenization import tokenize
 
-_SHARD_TOKENS = 1 << 24
 _CHUNK_STEPS = 1 << 14
 
 
@@ -47,29 +44,16 @@ def make_store(folder: Path, tokens: int, document_tokens: int = 600) -> Store:
     text.write_text("".join(json.dumps({"text": f"{n} squared is {n * n}."}) + "\n" for n in range(400)))
     tokenize([text], folder / "store", vocab_size=96, num_sentinels=4)
     manifest = open_store(folder / "store").manifest
-    draw, digest, shards, held = np.random.default_rng(0), hashlib.sha256(), [], 0
-    while held < tokens:
-        path = folder / "store" / f"train-{len(shards):05d}.arrow"
-        with ShardWriter(path, np.dtype(manifest.dtype)) as writer:
-            size = 0
-            while size < min(_SHARD_TOKENS, tokens - held):
-                length = 2 + int(draw.exponential(document_tokens))
-                ids = draw.integers(4, manifest.vocab_size, length, dtype=manifest.dtype)
-                ids[-1] = manifest.eos_id
-                writer.add(Document(f"{len(shards)}:{size}", "", "text"), ids)
-                digest.update(document_digest(ids))
-                size += length
-            shards.append(writer.close())
-        held += size
-    splits = {**manifest.splits, "train": SplitInfo.of(tuple(shards), digest.hexdigest())}
-    documents = sum(info.documents for info in splits.values())
-    changed = {
-        "splits": splits,
-        "counts": manifest.counts.model_copy(update={"read": documents, "kept": documents, "duplicates": 0}),
-        "fingerprint": content_fingerprint(manifest.tokenizer, splits),
-    }
-    write_manifest(folder / "store", manifest.model_copy(update=changed))
-    return open_store(folder / "store")
+    draw = np.random.default_rng(0)
+
+    def documents() -> Iterator[TokenArray]:
+        while True:
+            length = 2 + int(draw.exponential(document_tokens))
+            ids = draw.integers(4, manifest.vocab_size, length, dtype=manifest.dtype)
+            ids[-1] = manifest.eos_id
+            yield ids
+
+    return replace_training_text(folder / "store", documents(), tokens)
 
 
 def make_run(

@@ -34,17 +34,26 @@ def wait_for(cluster: SlurmCluster, condition: Callable[[], bool], limit_s: floa
         time.sleep(0.2)
 
 
-def test_a_job_is_preempted_reaches_its_limit_and_finishes(
-    cluster: SlurmCluster,
-    tiny: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def configured(
+    tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], RunFolder]:
+    """Writes config.yaml for a budget, in the working folder; returns the run folder to be."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    config = tiny("train.total_tokens=150epochs", "evaluate.max_windows=1")
-    Path("config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    run = RunFolder(Path("run"))
+
+    def write(budget: str) -> RunFolder:
+        config = tiny(f"train.total_tokens={budget}", "evaluate.max_windows=1")
+        Path("config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+        return RunFolder(Path("run"))
+
+    return write
+
+
+def test_a_job_is_preempted_reaches_its_limit_and_finishes(
+    cluster: SlurmCluster, configured: Callable[[str], RunFolder]
+) -> None:
+    run = configured("150epochs")
 
     def wait_for_steps(more: int) -> None:
         aim = sum(1 for _ in run.ledger.records()) + more
@@ -84,13 +93,9 @@ def test_a_job_is_preempted_reaches_its_limit_and_finishes(
 
 
 def test_a_canceled_job_saves_a_checkpoint_and_is_not_started_again(
-    cluster: SlurmCluster, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster, configured: Callable[[str], RunFolder]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    config = tiny("train.total_tokens=2000epochs", "evaluate.max_windows=1")
-    Path("config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    run = RunFolder(Path("run"))
+    run = configured("2000epochs")
     printed = reptrain("launch", "config.yaml", "--out", "run", "--slurm", "time=30")
     wait_for(cluster, lambda: sum(1 for _ in run.ledger.records()) > 5)
     cluster.call("scancel", printed.split()[2].rstrip(":"))
@@ -99,16 +104,9 @@ def test_a_canceled_job_saves_a_checkpoint_and_is_not_started_again(
 
 
 def test_a_preemption_without_the_user_signal_requeues_too(
-    plain_cluster: SlurmCluster,
-    tiny: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    plain_cluster: SlurmCluster, configured: Callable[[str], RunFolder]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    config = tiny("train.total_tokens=2000epochs", "evaluate.max_windows=1")
-    Path("config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    run = RunFolder(Path("run"))
+    run = configured("2000epochs")
     printed = reptrain("launch", "config.yaml", "--out", "run", "--slurm", "time=30")
     number = printed.split()[2].rstrip(":")
     wait_for(plain_cluster, lambda: sum(1 for _ in run.ledger.records()) > 5)

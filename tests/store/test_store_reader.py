@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_threads_read_shards_that_none_has_read_before(sealed: Path) -> None:
     for _ in range(5):
         fresh = open_store(sealed).split("train")
         with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda index: fresh.read([index], [0], [lengths[index]]), range(len(lengths)))  # noqa: B023
+            parts = ([index] for index in range(len(lengths))), repeat([0]), ([length] for length in lengths)
+            found = pool.map(fresh.read, *parts)
             assert all(map(np.array_equal, found, expected))
 
 

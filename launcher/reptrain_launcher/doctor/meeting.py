@@ -75,6 +75,7 @@ def connect(request: dict[str, Any]) -> dict[str, Any]:
             seen = time.monotonic() - began
             connection.sendall(b"1")
             return {"seen_s": seen, "source": source}
+        # A network file system announces no changes that other hosts make.
         time.sleep(0.02)
     connection.sendall(b"1")
     return {"seen_s": None, "source": source}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def _megatron(flat: Path, folder: Path, window_tokens: int, batch_windows: int) 
     builder.finalize(f"{prefix}.idx")
 
     class Tokenizer:
-        unique_identifiers: dict[str, str] = {}  # noqa: RUF012
+        unique_identifiers: ClassVar[dict[str, str]] = {}
         eod, pad, vocab_size = 0, 0, 65536
 
     config = GPTDatasetConfig(
