@@ -314,6 +314,11 @@ def _rule(detail: Mapping[str, Any]) -> str:
         # Pydantic prints a large bound as a rounded float.
         if isinstance(bound := detail.get("ctx", {}).get(name), int):
             return f"must be {words} {bound}"
+    if detail["type"] == "too_short":
+        least = detail["ctx"]["min_length"]
+        return f"must have at least {least} item{'s' * (least > 1)}"
+    if detail["type"] == "string_type":
+        return "must be a text"
     message: str = detail["msg"].removeprefix("Value error, ")
     message = message.replace(" should ", " must ").removeprefix("Input ")
     return message[:1].lower() + message[1:]
