@@ -28,6 +28,8 @@ _NAMES_ELSEWHERE = {
     "learning_rate": "lr",
     "max_lr": "lr",
     "batch_size": "batch_windows",
+    "batch": "batch_windows",
+    "global_batch_size": "batch_windows",
     "micro_batch_size": "micro_batch_windows",
     "epochs": "total_tokens",
     "num_epochs": "total_tokens",
@@ -353,6 +355,8 @@ def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseMod
             if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
                 found = [named[near[0]]]
                 break
+    if wanted == "total_tokens" and "epochs" in leaf:
+        found = [f"{key}=4epochs" for key in found]
     return f"Did you mean {' or '.join(found)}?" if found else f"Known keys: {', '.join(beside)}."
 
 
