@@ -14,7 +14,8 @@ from reptrain.analysis.questions import Claim, Interaction
 from reptrain.errors import AnalysisError
 from reptrain.files import read_small, write_atomically
 from reptrain.runs.records import FrozenRecord
-from reptrain.study.grid import Arm
+from reptrain.study.arm import Arm
+from reptrain.study.chains import with_seeds_of_parents
 from reptrain.study.questions import selected, sides
 from reptrain.study.schema import StudyConfig
 
@@ -93,14 +94,19 @@ def planned_looks(study: StudyConfig, arms: Sequence[Arm]) -> dict[str, dict[str
 
 def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
     """Largest number of runs that second looks may still add."""
-    looks, runs = load_looks(out), set[tuple[str, int]]()
+    looks, more = load_looks(out), dict[str, set[int]]()
     for claim in study.claims:
         if claim.max_seeds is None or claim.name in looks or "study" in claim.columns():
             continue
         of_claim = claim_arms(claim, arms)
         seeds = second_seeds(study, claim, _common_seeds(of_claim))
-        runs |= {(arm.group, seed) for arm in of_claim for seed in seeds}
-    return len(runs - {(arm.group, seed) for arm in arms for seed in added_seeds(out).get(arm.group, [])})
+        for arm in of_claim:
+            more.setdefault(arm.group, set()).update(seeds)
+    needed, added = (
+        with_seeds_of_parents(arms, {group: sorted(seeds) for group, seeds in seeds_of.items()})
+        for seeds_of in (more, added_seeds(out))
+    )
+    return sum(len({*seeds} - {*added.get(group, [])}) for group, seeds in needed.items())
 
 
 def claim_arms(claim: Claim, arms: Iterable[Arm]) -> list[Arm]:
