@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -18,6 +18,9 @@ from reptrain.study.arm import Arm
 from reptrain.study.chains import with_seeds_of_parents
 from reptrain.study.questions import selected, sides
 from reptrain.study.schema import StudyConfig
+
+if TYPE_CHECKING:
+    from reptrain.study.audits import StudyAudits
 
 RULE = (
     "A claim with max_seeds is judged once its runs are done and audited, at its number of seeds, with"
@@ -143,11 +146,12 @@ def second_seeds(study: StudyConfig, claim: Claim, first: Collection[int]) -> tu
     return tuple(itertools.islice(later, max(0, claim.most_seeds - len(first))))
 
 
-def add_looks(places: Sequence[Place]) -> list[Place]:
+def add_looks(places: Sequence[Place], audits: StudyAudits | None = None) -> list[Place]:
     """Judge the claims that may still get a second look, and record the looks.
 
     Args:
         places: Studies whose runs have ended. Claims of one family are corrected together.
+        audits: Audits the runs before they are compared; None: at level `windows`.
 
     Returns:
         The studies that got more seeds.
@@ -156,12 +160,12 @@ def add_looks(places: Sequence[Place]) -> list[Place]:
         return []
     from reptrain.analysis.claims import StudyClaims, judge_studies
     from reptrain.analysis.rows import runs_of
-    from reptrain.study.audits import audit_missing
+    from reptrain.study.audits import StudyAudits
     from reptrain.study.write_tables import study_runs
 
-    tables = []
+    tables, audits = [], audits or StudyAudits()
     for place in places:
-        audit_missing(*place)
+        audits.missing(*place)
         tables.append(study_runs(*place))
     asked = [
         StudyClaims(place.study.name, table, place.study.claims)

@@ -50,8 +50,8 @@ class ArmEntry(Frozen):
     name: FileName
     """Name of the arm; the names of its runs begin with it."""
     set: Settings = Field(default_factory=dict)
-    """Values of dotted keys, which replace those of the study's `set`. `init_from` may name another arm, whose
-    weights this arm starts from."""
+    """Values of dotted keys, which replace those of the study's `set`. `init_from` may name another arm, from
+    whose weights this arm starts."""
     axes: Axes = Field(default_factory=dict)
     """Further axes of this arm, in addition to those of the study. An axis of the same key replaces it."""
     seeds: list[Seed] = Field(default_factory=list)
