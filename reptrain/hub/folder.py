@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,19 +172,26 @@ class ModelFolder:
         return full_names(self.files, self.architecture.prefix)
 
     def load(
-        self, weights: Mapping[str, Tensor], parts: Iterable[Part], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        weights: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> None:
         """Copy weights into some or all of our parameters.
 
         Args:
             weights: Parameters of our model by name, filled in place; the folder may have another dtype.
-            parts: The folder's tensors, from `check`.
-            shapes: Shapes of all our parameters by name.
+            shapes: Shapes of all our parameters by name; None: ``weights`` has all of them.
+            parts: The folder's tensors from `check`; None calls it.
 
         Raises:
             HubError: If a tensor is missing, unexpected, not finite or of another shape, or a copy of the
                 embedding differs from it.
         """
+        if shapes is None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if parts is None:
+            parts = self.check(shapes)
         with ExitStack() as stack, torch.no_grad():
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for part in parts:

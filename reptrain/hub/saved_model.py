@@ -41,7 +41,7 @@ from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
-from reptrain.store import open_store
+from reptrain.store import local_folder, open_store
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
@@ -291,13 +291,13 @@ class _RunModel(_Checkpointed):
 
     def own_tokenizer(self) -> Tokenizer:
         # The plan holds the store's absolute path.
-        return open_store(Path(self._folder.plan.sources[0].store)).tokenizer()
+        return open_store(self._folder.plan.sources[0].store).tokenizer()
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return special_ids(tokenizer)
 
     def named_end(self) -> NamedEnd | None:
-        path = Path(next(iter(self._run.sources.values())).store)
+        path = local_folder(next(iter(self._run.sources.values())).store)
         return find_end(path) if path.is_dir() else None
 
 
@@ -360,7 +360,7 @@ class _FolderModel(SavedModel):
         self._folder.check(self.shapes)
 
     def read(self, weights: Mapping[str, Tensor]) -> None:
-        self._folder.load(weights, self._parts, self.shapes)
+        self._folder.load(weights, self.shapes, self._parts)
 
     def fill_buffers(self, model: Decoder | EncoderDecoder) -> None:
         """Nothing: the architectures of transformers have no expert bias."""

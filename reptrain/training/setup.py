@@ -24,6 +24,7 @@ from reptrain.hub.saved_model import SavedModel
 from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.shard import micro_steps_of
+from reptrain.progress import stage_progress
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
@@ -106,8 +107,13 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
 
 
 def _intact(path: Path, named_by: str) -> Store:
-    """Open a store. A small one is hashed again; the audit verifies larger ones."""
+    """Open a store. A small one is hashed again; the audit verifies larger ones. A remote one is fetched."""
     store = open_store(path, named_by=named_by)
+    if store.is_remote:
+        # Each shard is compared with the manifest when it arrives.
+        with stage_progress() as progress:
+            store.fetch(partial(progress, "fetch the store"))
+        return store
     if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
         return store
     report = verify(path)
