@@ -187,6 +187,9 @@ class CheckpointConfig(Frozen):
     """Share of the run between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
     """Number of newest checkpoints to keep."""
+    mirror: str | None = None
+    """URL of a folder, such as s3://bucket/runs, that gets a copy of the run folder after each checkpoint;
+    null: none."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between checkpoints that are kept permanently; null: none."""
     at_steps: list[Positive] = Field(default_factory=list)
