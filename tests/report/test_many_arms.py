@@ -20,6 +20,7 @@ from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
 from reptrain.study.schema import save_study
 from reptrain.study.tuning import TunedGroup, tuned_by
+from reptrain.study.write_tables import write_tables
 
 BASE = {
     "data": {"store": "s", "window_tokens": 64},
@@ -53,10 +54,11 @@ def test_tuning_lines_show_what_was_tried_and_chosen() -> None:
     small, large = tuning_lines(tuned(1e-3))
     assert (small.group, small.note) == ("small", "lr is at the edge of its range")
     assert dict(small.cells) == {
-        "chosen": "lr 0.001", "selection loss": "5.000", "values done": "3 of 3", "tried": "0.001, 0.002, 0.004",
+        "chosen": "lr 0.001", "selection loss": "5.000", "values done": "3 of 3",
+        "tried": "0.001, 0.002, 0.004",
     }  # fmt: skip
     assert "1 of the values diverged" in large.note
-    (waiting,) = tuning_lines([group for group in tuned_by(STUDY, lambda config, name: None)[1]][:1])
+    (waiting,) = tuning_lines(tuned_by(STUDY, lambda config, name: None)[1][:1])
     assert dict(waiting.cells)["chosen"] == "–" and dict(waiting.cells)["values done"] == "0 of 3"
 
 
@@ -118,5 +120,6 @@ def test_figures_of_several_studies_leave_tuning_runs_out(out: Path, monkeypatch
         return list(study_drawings(runs, evaluations, names))
 
     monkeypatch.setattr(joint, "study_drawings", see)
+    write_tables(STUDY, out)
     joint.write_joint_report([read_study(out)], out / "studies.html")
     assert [{*table["role"].to_pylist()} for table in shown] == [{"main"}, {"main"}]
