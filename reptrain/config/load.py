@@ -305,11 +305,15 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
     remedy = "See `reptrain config schema` for what is allowed."
     if detail["type"] in _NO_MAPPING and got is None:
         remedy = "Remove the key, or add settings below it."
-    return ConfigError(key, got=_shown(got), rule=_rule(detail), remedy=remedy)
+    return ConfigError(key, got=shown_value(got), rule=violated_rule(detail), remedy=remedy)
 
 
-def _rule(detail: Mapping[str, Any]) -> str:
-    """The broken rule, from pydantic's message."""
+def violated_rule(detail: Mapping[str, Any]) -> str:
+    """The rule that a value violates, in plain words.
+
+    Args:
+        detail: An entry of `ValidationError.errors`.
+    """
     if detail["type"] in _NO_MAPPING:
         return "must be a mapping of settings"
     for name, words in (("lt", "less than"), ("le", "less than or equal to")):
@@ -326,7 +330,7 @@ def _rule(detail: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _shown(got: Any) -> str | None:
+def shown_value(got: Any) -> str | None:
     """The wrong value; None for a mapping, whose rule names the values that disagree."""
     if isinstance(got, Mapping):
         return None
