@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
-from mutant_runs import Process
+from mutant_runs import Process, limit_time
 
 _FUNCTION = 1
 """Flag of the code of a function, which module and class bodies lack."""
@@ -81,7 +80,7 @@ class TestServer:
         tests = self.of_line(path, line)
         if not tests:
             return False
-        limit_s = 120 + round(20 * sum(self._seconds.get(test, 0.0) for test in tests))
+        limit_s = 60 + round(10 * sum(self._seconds.get(test, 0.0) for test in tests))
         code = self._ask({"path": str(path), "changed": changed, "tests": tests, "limit_s": limit_s})
         return None if code == _UNKNOWN else code != 0
 
@@ -186,8 +185,7 @@ class _Server:
 
     def _try(self, request: dict[str, Any], items: dict[str, pytest.Item]) -> int:
         """Run the tests with a mutation, in a fork: its exit code."""
-        # Ends the process if the mutation causes an endless loop.
-        signal.alarm(request["limit_s"])
+        limit_time(request["limit_s"])
         try:
             if "path" in request and not _patch(request["path"], request["changed"]):
                 return _UNKNOWN
