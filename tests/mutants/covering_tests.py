@@ -6,6 +6,7 @@ replaces the code of the mutated function and runs the tests of its line, so no 
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -125,6 +126,7 @@ class _Server:
         self._requests, self._answers = requests, answers
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._failed, self._measures = False, True
+        self._groups = _Groups()
 
     def pytest_collection(self, session: pytest.Session) -> None:
         self._coverage.start()
@@ -154,6 +156,7 @@ class _Server:
         self._measures = False
         if self._failed or session.testsfailed:
             return True
+        self._groups.leave()
         self._say({"seconds": self._seconds, "lines": self._lines()})
         for line in self._requests:
             request = json.loads(line)
@@ -197,6 +200,29 @@ class _Server:
         finally:
             sys.stdout.flush()
         return int(self._failed)
+
+
+class _Groups:
+    """The process group of the tests that train, whose threads do not survive a fork.
+
+    DeepSpeed keeps groups in module variables, so these are restored too.
+    """
+
+    def __init__(self) -> None:
+        import deepspeed
+        import torch.distributed
+
+        self._torch, self._comm = torch.distributed, deepspeed.comm.comm
+        self._kept = vars(deepspeed.utils.groups)
+        names = [name for name, value in self._kept.items() if value is None or isinstance(value, dict)]
+        self._before = {name: copy.copy(self._kept[name]) for name in names if not name.startswith("__")}
+
+    def leave(self) -> None:
+        """End the process group: each fork forms its own."""
+        if self._torch.is_initialized():
+            self._torch.destroy_process_group()
+        self._comm.cdb = None
+        self._kept.update({name: copy.copy(value) for name, value in self._before.items()})
 
 
 def _run(items: Sequence[pytest.Item], until: Any = lambda: False) -> None:
