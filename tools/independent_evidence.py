@@ -64,6 +64,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
+def seed_of(settings: dict[str, Any], part: str) -> int:
+    """The seed of a part of the run: order, noise, weights or dropout."""
+    own = settings.get(f"seeds.{part}")
+    return int(settings["seed"] if own is None else own)
+
+
 def check_plan(audit: Audit, config: dict[str, Any]) -> None:
     """Note where plan.json contradicts itself or config.yaml."""
     run, plan = audit.run, audit.run.plan
@@ -75,9 +81,9 @@ def check_plan(audit: Audit, config: dict[str, Any]) -> None:
         wanted = {key: config.get(f"data.{key}") if v is None else v for key, v in given.items()}
         if wanted["unique_tokens"] is None:
             wanted["unique_tokens"] = int(store.lengths.sum())
-        wanted["seed"] = plan["seed"]
+        wanted["seed"] = seed = seed_of(config, "order")
         if run.is_mixture:
-            wanted["seed"] = int(make_key(plan["seed"], f"source {one.name}")[0]) >> 1
+            wanted["seed"] = int(make_key(seed, f"source {one.name}")[0]) >> 1
         subset = {"store": data["store_fingerprint"], "split": "train", "seed": data["subset_seed"]}
         wanted["subset_fingerprint"] = fingerprint(subset | {"unique_tokens": one.unique})
         wanted |= {"windows_per_epoch": one.W, "epochs": str(Fraction(one.total, one.W))}

@@ -141,6 +141,11 @@ def train(tree: Path, run: TinyRun, store: Path, folder: Path) -> Path | None:
     own = shutil.copytree(store, folder / "store", ignore=lambda *_: {"orders"}, copy_function=os.link)
     settings = [f"data.store={own}", *(text.replace("STORE", str(own)) for text in run.settings)]
     config, out = tree / "configs" / "tiny" / f"{run.config}.yaml", folder / "run"
+    if run.branches_at is not None:
+        parent = folder / "parent"
+        if not _train(tree, run.ranks, config, settings, parent, None):
+            return None
+        settings.append(f"branch={{run: {parent}, step: {run.branches_at}}}")
     for stops_after in [run.stops_after, None] if run.stops_after else [None]:
         trained = _train(tree, run.ranks, config, settings, out, stops_after)
         if not trained:

@@ -38,7 +38,10 @@ SHARE = 0.9
 # Files and tests of each room. Tests that start processes are left out: these are not in the coverage.
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/study/test_prefixes.py"]),
-    "batch": (["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"], ["tests/batch", "tests/format/test_vectors.py"]),
+    "batch": (
+        ["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"],
+        ["tests/batch", "tests/format/test_vectors.py"],
+    ),
     "auditing": (["reptrain/auditing/*.py"], ["tests/auditing", "tests/training/test_input_proof.py"]),
     "training": (
         ["reptrain/training/*.py"],
