@@ -182,7 +182,9 @@ def _objectives() -> Iterator[dict[str, Any]]:
     )
     made.append(("fill_in_the_middle", "decoder", {"sentinel_ids": [86, 85, 84]}, middle))
     for name, family, settings, objective in made:
-        for size, epoch in ((length, 0), (length, 1), (5, 0)):
+        # UL2 draws one of seven denoisers, so it takes more epochs.
+        epochs = range(8 if name == "ul2" else 2)
+        for size, epoch in ((5, 0), *((length, epoch) for epoch in epochs)):
             place = {"run_seed": seed, "source_seed": 8, "epoch": epoch, "start": 24}
             yield {"objective": name, "family": family, **settings, **place, "window": WINDOW[:size],
                    **_example(objective, size, epoch)}  # fmt: skip
