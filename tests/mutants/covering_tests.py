@@ -192,6 +192,8 @@ class _Server:
         try:
             if "path" in request and not _patch(request["path"], request["changed"]):
                 return _UNKNOWN
+            # Garbage of the tests before the fork may have threads that the fork lacks.
+            gc.freeze()
             self._failed = False
             _run([items[test] for test in request["tests"]], until=lambda: self._failed)
         except BaseException as error:
@@ -223,6 +225,8 @@ class _Groups:
             self._torch.destroy_process_group()
         self._comm.cdb = None
         self._kept.update({name: copy.copy(value) for name, value in self._before.items()})
+        # The destructor of a group joins its threads.
+        gc.collect()
 
 
 def _run(items: Sequence[pytest.Item], until: Any = lambda: False) -> None:
