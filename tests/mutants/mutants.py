@@ -502,16 +502,15 @@ MUTANTS = [
         "        self._head = line_hash(line)\n", "        self._head = line_hash(line[1:])\n", (AUDIT, AUDITOR),
     ),
     Mutant(
-        "weights saved in bfloat16", "checkpoint", "reptrain/checkpoint/state_files.py",
-        "            values = tensor.to(\"cpu\", torch.float32).contiguous().numpy().data\n",
-        "            values = tensor.to(torch.bfloat16).to(\"cpu\", torch.float32).contiguous().numpy().data\n",
+        "weights saved in bfloat16", "checkpoint", "reptrain/checkpoint/tensor_file.py",
+        "tensor.values().detach().to(\"cpu\", dtype)",
+        "tensor.values().detach().to(torch.bfloat16).to(\"cpu\", dtype)",
         (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(
         "moments saved under each other's name", "checkpoint", "reptrain/checkpoint/state_files.py",
-        "    tensors = {f\"{kind}:{p.name}@{p.start}\": view for p in held",
-        "    other = {'exp_avg': 'exp_avg_sq', 'exp_avg_sq': 'exp_avg'}\n"
-        "    tensors = {f\"{other.get(kind, kind)}:{p.name}@{p.start}\": view for p in held",
+        "StoredTensor(f\"{kind}:{p.name}@{p.start}\"",
+        "StoredTensor(f\"{ {'exp_avg': 'exp_avg_sq', 'exp_avg_sq': 'exp_avg'}.get(kind, kind) }:{p.name}@{p.start}\"",
         (AUDIT, AUDITOR, REPLAY), run="two ranks",
     ),
     # Evaluation, which no replay covers.
@@ -532,7 +531,7 @@ MUTANTS = [
         ("tests/training/test_regularize.py::test_patience_ends_a_run_early_and_for_good",),
     ),
     Mutant(
-        "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/state_files.py",
+        "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/tensor_file.py",
         "        file.flush()\n        os.fsync(file.fileno())\n    return FileSum(bytes=8 + len(header)",
         "        file.flush()\n    return FileSum(bytes=8 + len(header)",
         (NOTHING,), why="no test cuts the power.",
