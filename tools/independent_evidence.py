@@ -1,4 +1,4 @@
-"""Whether a run folder's files agree: plan.json, config.yaml, and the chain of the ledger.
+"""Whether a run folder's files agree: plan.json, config.yaml, the chain of the ledger, and the checkpoints.
 
 Written from docs/format.md; see independent_audit.py.
 """
@@ -129,7 +129,6 @@ def check_chain(audit: Audit) -> dict[int, str]:
     path, note, damage = audit.run.path / "ledger.jsonl", audit.problems.append, audit.damage.append
     previous, updates, files, states = "0" * 32, None, {}, {}
     last: dict[str, Any] = {}
-    number = 0
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         record = json.loads(line)
         check_record(record, number)

@@ -96,7 +96,7 @@ class Chain:
         elif event.event == "start":
             self._has_start = True
             if is_continued:
-                self._damaged(f"a start at step {event.step} of ledger.jsonl: only its first line is one")
+                self._damaged(f"ledger.jsonl has a start at step {event.step} that is not its first line")
         elif not isinstance(before, LedgerEvent) or before.event != "checkpoint":
             if is_continued:
                 self._damaged(
@@ -128,11 +128,11 @@ class Chain:
                 self._damaged(f"{name} differs from the checksum in ledger.jsonl")
         for step, state in self._states.items():
             checkpoint = self._folder.checkpoints / f"step-{step}"
-            damage = self._damage(checkpoint, state)
+            damage = self._checkpoint_damage(checkpoint, state)
             if damage:
                 self._damaged(damage)
 
-    def _damage(self, checkpoint: Path, state: str | None) -> str | None:
+    def _checkpoint_damage(self, checkpoint: Path, state: str | None) -> str | None:
         """How a checkpoint that is still there differs from the ledger."""
         manifest = _manifest(checkpoint / "manifest.json")
         if manifest is None:
