@@ -69,11 +69,11 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
         if self.store is None and not self.sources:
-            raise ValueError("data must name a store or a mixture of sources; set data.store=FOLDER")
+            raise ValueError("must name a store or a mixture of sources; set data.store=FOLDER")
         if self.store is not None and self.sources:
-            raise ValueError("data must name a store or a mixture of sources, not both; set data.store=null")
+            raise ValueError("must name a store or a mixture of sources, not both; set data.store=null")
         if self.sources and self.unique_tokens is not None:
-            raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
+            raise ValueError("unique_tokens is for one store; set it for each of data.sources instead")
         return self
 
 

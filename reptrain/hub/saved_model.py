@@ -190,7 +190,7 @@ class SavedModel(ABC):
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
-                got=str(error.got),
+                got=error.got,
                 rule=f"must be available: {error.what} {error.rule}",
                 remedy="Pass its file by --tokenizer.",
             ) from error

@@ -43,7 +43,8 @@ class Node:
         inputs: Nodes that must be done first.
         config: Configuration of a training; None for other kinds.
         branch: The run that a training branches from.
-        cluster: Runs with one cluster share a prefix, and count as one unit in statistics.
+        parent: The run, also among the inputs, whose last checkpoint holds a training's initial weights.
+        cluster: Runs with one cluster share a prefix or a parent, and count as one unit in statistics.
         settings: Options of the command; empty for a training.
         fingerprint: Identifies the node's results: its settings, those of its inputs, and the numerics
             version.
@@ -59,6 +60,7 @@ class Node:
     inputs: tuple[str, ...] = ()
     config: RunConfig | None = None
     branch: Branch | None = None
+    parent: str | None = None
     cluster: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
