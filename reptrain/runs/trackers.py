@@ -10,12 +10,13 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptrain.config import config_fingerprint
 from reptrain.config.fingerprint import flatten
+from reptrain.config.path_settings import is_path
 from reptrain.errors import ConfigError
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import METRICS, TrainRecord, ValidRecord
@@ -25,7 +26,6 @@ TrackerName = Literal["wandb", "mlflow", "tensorboard"]
 _CURVES = (
     "loss_nats", "lr", "grad_norm", "step_ms", "tokens_per_s", "tokens_per_s_per_device", "epoch", "tokens",
 )  # fmt: skip
-_PATHS = ("data.store", "init_from", "branch.run", "checkpoint.mirror")
 _POLL_S = 5.0
 _MLFLOW_BATCH = 900
 
@@ -62,18 +62,8 @@ def tracked_settings(folder: RunFolder, *, paths: bool = False) -> dict[str, Any
     """
     settings = dict(flatten(folder.config.model_dump(mode="json")))
     if not paths:
-        settings = {key: value for key, value in settings.items() if not _is_path(key, value)}
+        settings = {key: value for key, value in settings.items() if not is_path(key, value)}
     return settings | {"fingerprint": config_fingerprint(folder.config)}
-
-
-def _is_path(key: str, value: object) -> bool:
-    if key in _PATHS or (key.startswith("data.sources.") and key.endswith(".store")):
-        return True
-    if isinstance(value, Mapping):
-        return any(_is_path("", item) for item in (*value, *value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(_is_path("", item) for item in value)
-    return isinstance(value, str) and ("/" in value or "\\" in value)
 
 
 class Tracker(ABC):
