@@ -185,6 +185,31 @@ def permute(index_N: Int64s, n: int, key: UInt64s) -> Int64s:
     return _walk(index_N, n, key, forward=True)
 
 
+def shuffled(count: int, key: UInt64s) -> Int64s:
+    """A keyed permutation as a table: [0, count) in random order.
+
+    It is the ascending order of mix(key + (i + 1) * GAMMA) without its lowest b bits, the smaller index first
+    on ties; b is the number of bits of count - 1. A table is computed several times as fast as by `permute`.
+
+    Args:
+        count: At most 2**32.
+        key: From `key`; a single key.
+
+    Returns:
+        int64 [count].
+    """
+    low = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
+    words = np.empty(count, dtype=np.uint64)
+    for first in range(0, count, _CHUNK):
+        index = np.arange(first, min(first + _CHUNK, count), dtype=np.uint64)
+        drawn = mix((index + np.uint64(1)) * np.uint64(GAMMA) + key)
+        # With the index in the low bits, a sort of integers gives the order.
+        words[first : first + index.size] = drawn & ~low | index
+    words.sort()
+    words &= low
+    return words.view(np.int64)
+
+
 def unpermute(image_N: Int64s, n: int, key: UInt64s) -> Int64s:
     """The inverse of `permute`."""
     return _walk(image_N, n, key, forward=False)
