@@ -136,7 +136,8 @@ def test_auditors_agree_on_a_record_of_another_seed(store, tmp_path, capsys):
     "edit",
     [
         *({"batch_windows": 9}, {"total_windows": 40}, {"window_tokens": 47}, {"seed": 1}),
-        {"sources": {"cut": "shifted"}}, {"sources": {"cut": "repacked"}}, {"sources": {"order": "same"}}, {"sources": {"seed": 5}},
+        {"sources": {"cut": "shifted"}}, {"sources": {"cut": "repacked"}},
+        {"sources": {"order": "same"}}, {"sources": {"seed": 5}},
         {"sources": {"subset_seed": 3}}, {"sources": {"windows_per_epoch": 20}}, {"sources": {"epochs": "2"}},
     ],
     ids=str,

@@ -322,12 +322,13 @@ def test_resume_at_another_stage_goes_on(
     "overrides",
     [
         ["data.cut=shifted", "train.total_tokens=2.5epochs"],
+        ["data.cut=repacked", "train.total_tokens=2.5epochs", "data.document_mask=true"],
         ["data.order=same", "train.activation_checkpointing=true", *DROPOUT],
         ["data.unique_tokens=40", "train.batch_windows=7", "train.total_tokens=9epochs"],
         ["data.unique_tokens=33", "data.window_tokens=1", "train.total_tokens=1epochs"],
         ["data.unique_tokens=32", "train.total_tokens=1", "train.batch_windows=1"],
     ],
-    ids=["shifted", "same", "batch-larger-than-epoch", "window-of-one", "one-window"],
+    ids=["shifted", "repacked", "same", "batch-larger-than-epoch", "window-of-one", "one-window"],
 )
 def test_odd_sizes_train_and_audit_exact(tiny: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
     train(tiny(*overrides), tmp_path / "run")
