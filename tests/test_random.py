@@ -166,7 +166,7 @@ def test_permute_sends_pairs_of_neighbors_anywhere(n):
     assert excess(np.bincount(first, minlength=n)) < 4
 
 
-@given(st.integers(0, 300), seeds)
+@given(st.one_of(st.integers(0, 300), st.sampled_from([2**14 - 1, 2**14, 20_000])), seeds)
 def test_shuffled_is_the_order_of_mixed_words(count, seed):
     key = random.key(seed, "repack")
     order = random.shuffled(count, key)

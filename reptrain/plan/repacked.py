@@ -110,11 +110,11 @@ class Repacked(DocumentStream):
         starts = self.subset.order.starts
         count = int(np.searchsorted(starts, self._epoch_tokens))
         is_cut = int(starts[count]) > self._epoch_tokens
+        places = np.full(count, count - 1)
+        random.shuffled(count - is_cut, random.key(self._seed, "repack", epoch), out=places)
         lengths = np.diff(starts[: count + 1])
         lengths[-1] -= starts[count] - self._epoch_tokens
-        places = random.shuffled(count - is_cut, random.key(self._seed, "repack", epoch))
-        if is_cut:
-            places = np.append(places, count - 1)
         positions = np.zeros(count + 1, dtype=np.int64)
-        np.cumsum(lengths[places], out=positions[1:])
+        np.take(lengths, places, out=positions[1:], mode="clip")
+        np.cumsum(positions, out=positions)
         return _EpochOrder(positions, places)
