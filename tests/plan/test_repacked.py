@@ -112,7 +112,9 @@ def test_orders_differ_by_epoch_and_seed_and_are_kept_for_two_epochs(monkeypatch
     assert other.read(0, 120).tolist() not in orders
     computed = []
     shuffled = random.shuffled
-    monkeypatch.setattr(random, "shuffled", lambda *given: computed.append(1) or shuffled(*given))
+    monkeypatch.setattr(
+        random, "shuffled", lambda *given, **more: computed.append(1) or shuffled(*given, **more)
+    )
     again = Stream([part.subset], [plan])
     for first in (0, 60, 110, 130, 100, 200):
         again.read(first, 20)
