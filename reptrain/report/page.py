@@ -27,7 +27,8 @@ from reptrain.report.figures import arm_figure, exposures_figure, loss_limits
 from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLORS
-from reptrain.report.table import ArmLine, arm_lines
+from reptrain.report.table import ArmLine, arm_lines, setting_lines
+from reptrain.report.tuning import tuning_drawings, tuning_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.grid import arms, varied_keys
@@ -106,7 +107,9 @@ def _render(
         fits=findings.fits,
         advice=findings.advice,
         lines=lines,
+        setting_lines=setting_lines(rows) if len(lines) > _MOST_LINES else [],
         fold_lines=len(lines) > _MOST_LINES,
+        tuning=tuning_lines(findings.tuned),
         several_seeds=len({row.seed for row in rows}) > 1,
         panels=_panels(rows, lines) if len(rows) <= _MOST_PANELS else [],
         drawings=drawings,
@@ -148,6 +151,7 @@ def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Dra
         *study_drawings(findings.runs, findings.evaluations, arm_labels(rows, findings.runs)),
         *proxy_drawings(findings.claims, findings.runs, command),
         *fit_drawings(findings.fits, command),
+        *tuning_drawings(findings.tuned, command),
     ]
 
 
