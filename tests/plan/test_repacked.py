@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from memory_store import MemorySplit
 
@@ -45,6 +45,7 @@ def documents_of(subset: Subset) -> list[list[int]]:
     return [tokens[low:high] for low, high in pairwise(starts)]
 
 
+@settings(max_examples=40)
 @given(sizes(), seeds, st.sampled_from(["reshuffle", "same"]))
 @example(([7], 7, 3), 0, "reshuffle")  # one document, U not a multiple of L
 @example(([40, 2, 1], 43, 4), 1, "reshuffle")  # a document of many windows
@@ -74,6 +75,7 @@ def test_each_epoch_is_the_documents_in_some_order_in_windows(size, seed, order)
         assert not is_cut or seen[-1] == documents[-1]
 
 
+@settings(max_examples=40)
 @given(sizes(), seeds, st.data())
 def test_any_window_is_read_without_the_epochs_before(size, seed, data):
     subset, plan, stream = opened(size, seed)
@@ -87,6 +89,7 @@ def test_any_window_is_read_without_the_epochs_before(size, seed, data):
     assert flat.tolist() == [token for row in picked for token in rows[row, : lengths[row]]]
 
 
+@settings(max_examples=40)
 @given(sizes(), seeds)
 def test_positions_of_subset_and_stream_belong_together(size, seed):
     subset, _, stream = opened(size, seed)

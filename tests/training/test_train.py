@@ -129,14 +129,18 @@ def test_repacked_epochs_resume_within_an_epoch(
 ) -> None:
     # 20 windows in each of 3 epochs, 7 in a step: the crash is in the second epoch.
     config = tiny(
-        "data.cut=repacked", "data.unique_tokens=639", "train.batch_windows=7", "train.total_tokens=3epochs"
-    )
+        "data.cut=repacked", "data.unique_tokens=639", "train.batch_windows=7", "train.total_tokens=3epochs",
+        "checkpoint.every_fraction=0.4", "evaluate.max_windows=2",
+    )  # fmt: skip
     assert train(config, tmp_path / "unbroken").state == "done"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 5, crash)
         train(config, tmp_path / "run")
     assert train(config, tmp_path / "run").state == "done"
-    assert_same(RunFolder.open(tmp_path / "run"), RunFolder.open(tmp_path / "unbroken"))
+    resumed = RunFolder.open(tmp_path / "run")
+    (event,) = (event for event in resumed.events.records() if event.event == "resumed")
+    assert 20 < 7 * event.step < 40
+    assert_same(resumed, RunFolder.open(tmp_path / "unbroken"))
     report = audit_inputs(tmp_path / "run")
     assert report.exact and report.complete and report.exposures == {3: 639}, report.text()
 
