@@ -148,10 +148,13 @@ def open_run(plan: RunPlan, places: Mapping[str, Path], *, named_by: str | None 
 
     Raises:
         RunError: If a store's content or document order differs from the run's.
+        CannotSayError: If the plan is impossible.
         StoreError: If a store cannot be opened.
     """
     stores = {name: open_store(path, named_by=named_by) for name, path in places.items()}
-    return _Opened(stores, Stream([_subset(plan, source, stores[source.name]) for source in plan.sources]))
+    subsets = [_subset(plan, source, stores[source.name]) for source in plan.sources]
+    with evidence():
+        return _Opened(stores, Stream(subsets, plan.mixture_plan().plans))
 
 
 def _open(plan: RunPlan, store: Path | Mapping[str, Path] | None) -> _Opened:

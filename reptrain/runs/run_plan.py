@@ -45,7 +45,7 @@ class SourcePlan(FrozenRecord):
     """k = total_windows / W, as a fraction."""
     order: Order
     """Order of the windows."""
-    cut: Literal["fixed", "shifted"]
+    cut: Literal["fixed", "shifted", "repacked"]
     """Window boundaries."""
     seed: Seed
     """Seed of order and cut."""

@@ -11,9 +11,9 @@ from reptrain.config import RunConfig
 from reptrain.training.setup import open_data
 
 
-@pytest.fixture
-def loader(tiny: Callable[..., RunConfig]) -> Loader:
-    data = open_data(tiny("train.total_tokens=2.3epochs"))
+@pytest.fixture(params=["fixed", "repacked"])
+def loader(tiny: Callable[..., RunConfig], request: pytest.FixtureRequest) -> Loader:
+    data = open_data(tiny("train.total_tokens=2.3epochs", f"data.cut={request.param}"))
     return Loader(
         data.stream, data.plan, data.steps, data.objective, rank=0, world_size=1, micro_batch_windows=5
     )

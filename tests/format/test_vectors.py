@@ -61,6 +61,15 @@ def test_orders() -> None:
         assert np.stack(located, axis=1).tolist() == case["epoch_start_length"]
 
 
+def test_repacked_epochs() -> None:
+    for case in VECTORS["repacked"]:
+        source = make_source(case, cut="repacked", window_tokens=1)
+        source.lengths = np.asarray(case["lengths"])
+        for epoch, wanted in enumerate(case["epochs_of_start_and_length_in_the_subset"]):
+            places = [start + i for start, size in wanted for i in range(size)]
+            assert source.places(epoch).tolist() == places
+
+
 def test_mixtures() -> None:
     for case in VECTORS["mixtures"]["orders"]:
         for g, source, window in zip(case["index"], case["source"], case["window"], strict=True):
