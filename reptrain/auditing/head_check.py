@@ -59,7 +59,7 @@ def sign_head(head: str, key: Path, out: Path) -> None:
             f"--sign {key}",
             got=_said(result),
             rule="must be a key that ssh-keygen can sign with",
-            remedy="Make one with `ssh-keygen -t ed25519 -f FILE`.",
+            remedy="Create one with `ssh-keygen -t ed25519 -f FILE`.",
         )
     write_atomically(out, line + result.stdout)
 

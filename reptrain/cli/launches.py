@@ -202,7 +202,7 @@ def _check_engines(*, slurm: bool, torchrun: bool, mpi: bool, hostfile: Path | N
         raise ConfigError(
             " and ".join(chosen),
             got="both",
-            rule="exclude each other",
+            rule="must not be combined",
             remedy="Choose one: a Slurm job knows its hosts.",
         )
 

@@ -101,7 +101,7 @@ def _names(text: str, option: str) -> Sequence[str]:
             option,
             got="nothing",
             rule="must name a column",
-            remedy="Name the columns that tell models apart.",
+            remedy="Name the columns that identify a model.",
         )
     return names
 

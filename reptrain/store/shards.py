@@ -157,6 +157,6 @@ def _changed(path: Path, got: str) -> StoreError:
     return StoreError(
         f"shard {path}",
         got=got,
-        rule="must be as the manifest says",
+        rule="must match the manifest",
         remedy="Run `reptrain store verify`, and rebuild the store.",
     )
