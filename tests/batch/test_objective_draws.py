@@ -165,7 +165,7 @@ def test_stratified_times_are_even_over_the_epochs_of_a_window() -> None:
         ),
         (
             ["objective.name=ul2", "data.window_tokens=200"],
-            r"objective\.denoisers\[3\].*beside the mode tokens, 29, but got mode X, mean_span_tokens 3\.0,"
+            r"objective\.denoisers\[3\].*besides the mode tokens, but got mode X, mean_span_tokens 3\.0,"
             r" noise_density 0\.5, which makes 33 spans of 200 tokens",
         ),
     ],
@@ -201,5 +201,7 @@ def test_reserved_ids_are_the_last_sentinels(tiny: Callable[..., RunConfig]) -> 
     ids = tuple(range(511, 479, -1))
     assert open_data(tiny("objective.name=fill_in_the_middle")).objective.ids == (480, 481, 482)
     assert open_data(tiny("objective.name=masked_diffusion")).objective.mask_id == 480
+    views = open_data(tiny("objective={name: augmented_causal, max_offset: 4}"))
+    assert views.objective.start_ids == (views.tokenizer.pad_id, 480, 481, 482)
     actual = open_data(tiny("objective.name=ul2")).objective
     assert (actual.mode_ids, actual.sentinel_ids) == ((480, 481, 482), ids[:-3])
