@@ -203,7 +203,7 @@ def _check_engines(*, slurm: bool, torchrun: bool, mpi: bool, hostfile: Path | N
             " and ".join(chosen),
             got="both",
             rule="must not be combined",
-            remedy="Choose one: a Slurm job knows its hosts.",
+            remedy="Choose one: Slurm selects the hosts of a job.",
         )
 
 
