@@ -284,6 +284,9 @@ def study_report(
             show_default="studies.html next to the first folder",
         ),
     ] = None,
+    with_paths: Annotated[
+        bool, typer.Option("--paths", help="Show absolute paths in report.html, not last names only.")
+    ] = False,
 ) -> None:
     """Audit the runs again, rebuild report.html from the run folders, and print the answer.
 
@@ -299,7 +302,7 @@ def study_report(
     if page is not None and len(paths) == 1:
         raise typer.BadParameter("works with several studies", param_hint="--page")
     ran = [path for path in paths if path.is_dir() or len(paths) == 1]
-    exact = [audit_and_report(Place(open_study(path), path)) for path in ran]
+    exact = [audit_and_report(Place(open_study(path), path), paths=with_paths) for path in ran]
     if len(paths) > 1:
         report_together(paths, page or (ran or paths)[0].absolute().parent / "studies.html")
     raise typer.Exit(DONE if all(exact) else NO)

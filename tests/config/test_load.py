@@ -334,6 +334,21 @@ def test_sources_come_in_the_order_of_their_names() -> None:
             "needs data.cut fixed",
         ),
         (
+            {
+                "data": {"store": "a", "cut": "repacked"},
+                "objective": {"name": "prefix_lm", "noise": "frozen"},
+            },
+            "needs data.cut fixed: with repacked cuts no window repeats",
+        ),
+        (
+            {"data": {"store": "a", "cut": "repacked", "order": "mixed"}},
+            "data.cut repacked needs data.order reshuffle or same",
+        ),
+        (
+            {"data": {"sources": {"a": {"store": "a", "order": "mixed"}}, "cut": "repacked"}},
+            "data.cut repacked needs data.order reshuffle or same",
+        ),
+        (
             {"data": {"store": "a"}, "objective": {"name": "ul2", "denoisers": []}},
             r"objective\.denoisers.*at least 1 item",
         ),
