@@ -15,10 +15,11 @@ from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConf
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget, Count
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
+from reptrain.files import absolute
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
-Cut = Literal["fixed", "shifted"]
+Cut = Literal["fixed", "shifted", "repacked"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
 LOW_PRECISIONS = ("bf16", "fp16")
 
@@ -59,7 +60,8 @@ class DataConfig(Frozen):
     the windows of all epochs, shuffled as one list."""
     cut: Cut = "fixed"
     """fixed: the same window boundaries in every epoch. shifted: they start at a random offset in each
-    epoch."""
+    epoch. repacked: the documents are reordered and packed into windows anew in each epoch; not with the
+    order mixed."""
     subset_seed: Seed = 0
     """Seed of the order of documents. Subsets with the same seed are nested; `seed` does not change them."""
     document_mask: bool = False
@@ -68,11 +70,11 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
         if self.store is None and not self.sources:
-            raise ValueError("data must name a store or a mixture of sources; set data.store=FOLDER")
+            raise ValueError("must name a store or a mixture of sources; set data.store=FOLDER")
         if self.store is not None and self.sources:
-            raise ValueError("data must name a store or a mixture of sources, not both; set data.store=null")
+            raise ValueError("must name a store or a mixture of sources, not both; set data.store=null")
         if self.sources and self.unique_tokens is not None:
-            raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
+            raise ValueError("unique_tokens is for one store; set it for each of data.sources instead")
         return self
 
 
@@ -186,6 +188,9 @@ class CheckpointConfig(Frozen):
     """Share of the run between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
     """Number of newest checkpoints to keep."""
+    mirror: str | None = None
+    """URL of a folder, such as s3://bucket/runs, that gets a copy of the run folder after each checkpoint;
+    null: none."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between checkpoints that are kept permanently; null: none."""
     at_steps: list[Positive] = Field(default_factory=list)
@@ -206,7 +211,8 @@ class SeedsConfig(Frozen):
     """Seeds of the parts of a run that draw at random; null: `seed`."""
 
     order: Seed | None = None
-    """Seed of the order of the windows, and of shifted cuts. It also keys the objective's noise."""
+    """Seed of the order of the windows, and of shifted and repacked cuts. It also keys the objective's
+    noise."""
     noise: Seed | None = None
     """Seed of the objective's noise."""
     weights: Seed | None = None
@@ -254,9 +260,9 @@ class RunConfig(Frozen):
     def with_absolute_stores(self) -> Self:
         """The run with absolute paths of its stores, valid in any working directory."""
         data = self.data
-        given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
+        given: dict[str, Any] = {"store": data.store and absolute(data.store)}
         given["sources"] = {
-            name: source.model_copy(update={"store": str(Path(source.store).absolute())})
+            name: source.model_copy(update={"store": absolute(source.store)})
             for name, source in data.sources.items()
         }
         branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
@@ -422,10 +428,19 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _frozen_noise_needs_fixed_windows(self) -> Self:
-        frozen = self.objective.has_frozen_noise
-        if frozen and any(source.cut == "shifted" for source in self.sources.values()):
+        other = sorted({str(source.cut) for source in self.sources.values()} - {"fixed"})
+        if self.objective.has_frozen_noise and other:
             raise ValueError(
-                "objective.noise frozen needs data.cut fixed: with shifted cuts no window repeats"
+                f"objective.noise frozen needs data.cut fixed: with {other[0]} cuts no window repeats"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repacked_epochs_are_not_mixed(self) -> Self:
+        if any((source.cut, source.order) == ("repacked", "mixed") for source in self.sources.values()):
+            raise ValueError(
+                "data.cut repacked needs data.order reshuffle or same: the order mixed takes windows from"
+                " all epochs at once"
             )
         return self
 

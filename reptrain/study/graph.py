@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, Literal
 
 from reptrain.config import RunConfig, config_fingerprint, fingerprint
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import StudyError
 from reptrain.store.manifest import MANIFEST, read_manifest
+from reptrain.store.remote import local_folder
 
 Kind = Literal["train", "finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]
 Role = Literal["arm", "tune", "then"]
@@ -157,7 +157,11 @@ def _add(
 def store_fingerprints(configs: Iterable[RunConfig]) -> dict[str, str]:
     """The fingerprint of every store of some runs by its path; stores that do not exist are left out."""
     paths = {source.store for config in configs for source in config.sources.values()}
-    return {path: read_manifest(Path(path)).fingerprint for path in paths if (Path(path) / MANIFEST).exists()}
+    return {
+        path: read_manifest(local_folder(path)).fingerprint
+        for path in paths
+        if (local_folder(path) / MANIFEST).exists()
+    }
 
 
 def train_fingerprint(config: RunConfig, stores: Mapping[str, str]) -> str:

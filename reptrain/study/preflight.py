@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from reptrain.config import RunConfig
@@ -65,7 +64,7 @@ def check_arms(arms: Sequence[Planned]) -> dict[str, Store]:
             for name, source in arm.run.sources.items():
                 if source.store not in stores:
                     setting = f"{arm.run.store_setting(name)}=FOLDER"
-                    stores[source.store] = open_store(Path(source.store), named_by=setting)
+                    stores[source.store] = open_store(source.store, named_by=setting)
             _check_arm(arm, stores)
             if arm.parent is not None:
                 _check_vocabulary(arm, by_name[arm.parent], stores)
