@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jinja2
 import pyarrow as pa
 
 from reptrain.config.load import dump_yaml
+from reptrain.config.path_settings import path_texts
 from reptrain.files import write_atomically
 from reptrain.report.claim_lines import claim_lines
 from reptrain.report.drawings import (
@@ -50,13 +52,14 @@ class Panel:
     svg: str
 
 
-def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> Path:
+def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False, paths: bool = False) -> Path:
     """Write ``out/report.html`` and the tables from the study's run folders, in any state.
 
     Args:
         study: The study.
         out: Its folder.
         figure_files: Whether to write each figure with its data to ``out/figures`` as well.
+        paths: Whether the page names absolute paths and addresses; otherwise their last names stand for them.
 
     Returns:
         The page's path.
@@ -65,20 +68,40 @@ def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    return write_report(study, out, figure_files=figure_files)[0]
+    return write_report(study, out, figure_files=figure_files, paths=paths)[0]
 
 
-def write_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> tuple[Path, Findings]:
+def write_report(
+    study: StudyConfig, out: Path, *, figure_files: bool = False, paths: bool = False
+) -> tuple[Path, Findings]:
     """The same as `build_report`, with what analysis found."""
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     rows = collect(study, out)
     findings = find(study, out)
     drawings = _drawings(rows, findings, out)
-    write_atomically(page, _render(study, rows, findings, drawings, out))
+    text = _render(study, rows, findings, drawings, out)
+    write_atomically(page, text if paths else hide_paths(text, study, out))
     if figure_files:
         write_files(drawings, out / "figures")
     return page, findings
+
+
+def hide_paths(page: str, study: StudyConfig, out: Path) -> str:
+    """Replace absolute paths and addresses in a page by their last names.
+
+    Args:
+        page: The page's text.
+        study: Its study, whose settings name stores and models.
+        out: The study's folder.
+    """
+    named = {text for arm in arms(study) for text in path_texts(arm.config.model_dump(mode="json"))}
+    hidden = {text for text in named if text.startswith("/") or "://" in text}
+    folders = (out, out.resolve(), Path.cwd(), Path.home())
+    hidden |= {str(folder) for folder in folders if folder.is_absolute() and folder != Path("/")}
+    for text in sorted(hidden, key=len, reverse=True):
+        page = page.replace(escape(text), escape(text.rstrip("/").rpartition("/")[2]))
+    return page
 
 
 def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:

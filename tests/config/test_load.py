@@ -86,6 +86,8 @@ def test_overrides_do_not_change_their_input() -> None:
         ("train.lr=1", ["train.lr", "Did you mean optimizer.lr?"]),
         ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
         ("d_modl=64", ["Did you mean model.d_model?"]),
+        ("epochs=4", ["Did you mean train.total_tokens=4epochs or data.sources.NAME.total_tokens=4epochs?"]),
+        ("batch=32", ["Did you mean train.batch_windows?"]),
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
         ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),

@@ -18,6 +18,7 @@ from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives import (
     UL2,
+    AugmentedCausal,
     Causal,
     Denoising,
     FillInTheMiddle,
@@ -30,7 +31,12 @@ from reptrain.batch.objectives import (
 )
 from reptrain.checkpoint.state_hash import name_key, values_hash
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.config.objectives import FillInTheMiddleConfig, PrefixLMConfig, UL2Config
+from reptrain.config.objectives import (
+    AugmentedCausalConfig,
+    FillInTheMiddleConfig,
+    PrefixLMConfig,
+    UL2Config,
+)
 from reptrain.model.dropout import Site, site_keys
 from reptrain.model.init import initial_weights
 from reptrain.model.input_digest import row_digests
@@ -170,6 +176,11 @@ def _objectives() -> Iterator[dict[str, Any]]:
     spans: dict[str, Any] = {**common, "eos_id": 1, "noise_density": 0.4, "mean_span_tokens": 2.0}
     hidden: dict[str, Any] = {**common, "eos_id": 1, "sentinel_ids": SENTINELS, "mode_ids": (89, 88, 87)}
     made: list[tuple[str, str, dict[str, Any], Objective]] = []
+    views = AugmentedCausalConfig(name="augmented_causal", max_offset=3, right_to_left=0.5)
+    start_ids = (0, *range(84, 89))
+    augmented = AugmentedCausal(views, start_ids, noise_seed=seed)
+    shown = {"document_mask": False, "max_offset": 3, "right_to_left": 0.5, "start_ids": list(start_ids)}
+    made.append(("augmented_causal", "decoder", shown, augmented))
     for mask in (None, 1):
         made.append(("causal", "decoder", {"document_mask": bool(mask)}, Causal(0, mask)))
         for family in ("decoder", "t5"):
@@ -195,7 +206,9 @@ def _objectives() -> Iterator[dict[str, Any]]:
     )
     made.append(("fill_in_the_middle", "decoder", {"sentinel_ids": [86, 85, 84]}, middle))
     for name, family, settings, objective in made:
-        for size, epoch in ((length, 0), (length, 1), (5, 0)):
+        # UL2 draws one of seven denoisers, so it takes more epochs.
+        epochs = range(8 if name == "ul2" else 2)
+        for size, epoch in ((5, 0), *((length, epoch) for epoch in epochs)):
             place = {"run_seed": seed, "source_seed": 8, "epoch": epoch, "start": 24}
             yield {"objective": name, "family": family, **settings, **place, "window": WINDOW[:size],
                    **_example(objective, size, epoch)}  # fmt: skip

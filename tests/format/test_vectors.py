@@ -99,11 +99,14 @@ def make_examples(case: dict[str, Any]) -> inputs.Examples:
         locate=lambda g: parts,
         sources=[SimpleNamespace(begin=-case["start"], seed=case["source_seed"])],
         stream=np.asarray(case["window"]),
-        plan={"seed": case["run_seed"]},
     )
+    examples.seed = case["run_seed"]
     examples.settings = {f"objective.{key}": value for key, value in case.items()}
     examples.settings["objective.bidirectional"] = True
     examples.eos, examples.start, examples.sentinels = 1, 0, list(SENTINELS)
+    if "start_ids" in case:
+        # The start tokens of views are the last sentinels, the very last first.
+        examples.sentinels = case["start_ids"][:0:-1]
     examples.objective, examples.is_t5 = case["objective"], case["family"] == "t5"
     examples.masks, examples.frozen = case["document_mask"], False
     return examples
