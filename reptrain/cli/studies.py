@@ -128,7 +128,8 @@ def study_plan(
     from reptrain.study.places import studies_to_run
 
     places = studies_to_run(study, overrides or [], out=out, scale=scale)
-    chosen = Hardware(hardware, mfu, gpus, jobs or default_jobs(gpus_per_job=gpus), usd_per_hour)
+    at_once = jobs or default_jobs(gpus_per_job=gpus, on_gpus=hardware is not None)
+    chosen = Hardware(hardware, mfu, gpus, at_once, usd_per_hour)
     bills = {one.name: bill_of(one, build_graph(one, folder), folder, chosen) for one, folder in places}
     excess = over_budget([*bills.values()], budget) if budget is not None else None
     texts = {name: bill_text(bill) for name, bill in bills.items()}

@@ -142,9 +142,12 @@ def _tokens_of(
 
 
 def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]:
-    """Some arms, in their order, by the curve over epochs that they are on."""
+    """Some arms, in their order, by the curve over epochs that they are on; by its first key if there are
+    many."""
     keys = views.curve_keys(runs)
     rows = {row["arm"]: row for row in runs.select(["arm", *keys]).to_pylist()}
+    if len({tuple(str(rows[arm][key]) for key in keys) for arm in arms}) > _MOST_NAMED:
+        keys = keys[:1]
     series: dict[str, list[str]] = {}
     for arm in arms:
         label = plots.series_label([rows[arm][key] for key in keys], keys)
@@ -155,7 +158,7 @@ def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]
 def _epochs(runs: pa.Table) -> list[Drawing | None]:
     final = views.by_epochs(runs, "loss-against-epochs", "loss_report_final_nats")
     best = views.by_epochs(runs, "loss-against-epochs-best", "loss_report_best_nats")
-    if final.table.num_rows < 2:
+    if not _has_epochs(final):
         return [None]
     return [
         Drawing(
@@ -168,6 +171,11 @@ def _epochs(runs: pa.Table) -> list[Drawing | None]:
             _series_legend(final),
         )
     ]
+
+
+def _has_epochs(view: View) -> bool:
+    """Whether there are several numbers of epochs to draw against."""
+    return len({*view.table["epochs"].to_pylist()}) > 1
 
 
 def _map(view: View | None) -> Drawing | None:
@@ -184,7 +192,7 @@ def _map(view: View | None) -> Drawing | None:
 
 
 def _gap(view: View) -> Drawing | None:
-    if view.table.num_rows < 2:
+    if not _has_epochs(view):
         return None
     return Drawing(
         view.name,
@@ -272,7 +280,8 @@ def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str)
             if value in target.losses
         ]
         points = [
-            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}: {r['target_loss']:.3f}") for r in rows
+            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}", f"{r['value']:g}: {r['target_loss']:.3f}")
+            for r in rows
         ]
         if points:
             drawings.append(
@@ -282,7 +291,7 @@ def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str)
                     partial(plots.scatter, points, "loss of the proxy, nats", "loss of the target, nats"),
                     pa.Table.from_pylist(rows),
                     command,
-                    f"One dot for each value of the setting. {pair_sentence(compare(proxy, target))}.",
+                    f"Each dot is a value of the setting. {pair_sentence(compare(proxy, target))}.",
                 )
             )
     return drawings

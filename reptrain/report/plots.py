@@ -308,11 +308,15 @@ def fit_residuals(fit: Fit, paint: Paint) -> Figure:
         return figure
 
 
-def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str, paint: Paint) -> Figure:
-    """Points with a text each: (x, y, text)."""
+def scatter(
+    points: Sequence[tuple[float, float, str, str]], xlabel: str, ylabel: str, paint: Paint
+) -> Figure:
+    """Points with a label and a text for the pointer each: (x, y, label, text)."""
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
-        for x, y, text in points:
+        for x, y, name, text in points:
             plot.plot(x, y, "o", color=paint.arm(0), markersize=5, gid=tip(text))
+            plot.annotate(name, (x, y), (5, 4), textcoords="offset points", color=paint.muted, fontsize=9)
+        plot.margins(0.12)
         plot.grid()
         plot.set_axisbelow(True)
         plot.tick_params(length=0)
@@ -339,6 +343,8 @@ def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
 
 def _setting(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
     text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
     return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
 
