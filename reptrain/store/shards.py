@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,12 @@ class ShardWriter:
         self._pending_tokens = 0
 
 
+def _array(column: Any) -> Any:
+    """The values of an Arrow array, without a copy."""
+    # `to_numpy` would import pandas, if installed: a quarter of a second.
+    return np.from_dlpack(column)
+
+
 class ShardReader:
     """One shard, memory-mapped.
 
@@ -127,9 +133,8 @@ class ShardReader:
         try:
             file = pa.ipc.open_file(pa.memory_map(str(path)))
             self.batches = [file.get_batch(index) for index in range(file.num_record_batches)]
-            # `to_numpy` would import pandas, if installed: a quarter of a second.
-            self.tokens = [np.from_dlpack(batch.column("tokens").values) for batch in self.batches]
-            self.offsets = [np.from_dlpack(batch.column("tokens").offsets) for batch in self.batches]
+            self.tokens = [_array(batch.column("tokens").values) for batch in self.batches]
+            self.offsets = [_array(batch.column("tokens").offsets) for batch in self.batches]
         except (OSError, pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
             raise _changed(path, str(error).splitlines()[0]) from error
         self.first_document = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
