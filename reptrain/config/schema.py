@@ -14,7 +14,7 @@ from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget, Count
-from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
+from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
@@ -152,6 +152,20 @@ class RegularizeConfig(Frozen):
     """Largest share of masked tokens; each window draws its own, uniformly from 0 to this."""
 
 
+class DistillConfig(Frozen):
+    """Distillation from a frozen model: the loss is (1 - weight) times the cross-entropy, plus weight times
+    the Kullback-Leibler divergence from the teacher's distribution.
+
+    The teacher has the inputs of the model, without dropout. Reported losses are the cross-entropy alone.
+    """
+
+    teacher: str | None = None
+    """A run folder, one of its checkpoints, an imported model, or a Hugging Face folder. Null: this run's own
+    checkpoint at the end of the previous cycle of a cyclic learning rate; the first cycle has no teacher."""
+    weight: Rate = Scheduled(value=0.5)
+    """Share of the divergence in the loss; may be scheduled."""
+
+
 class AverageConfig(Frozen):
     """An average of the weights, scored in addition to the weights."""
 
@@ -191,6 +205,9 @@ class CheckpointConfig(Frozen):
     at_steps: list[Positive] = Field(default_factory=list)
     """Further numbers of completed steps at which to save a checkpoint that is kept permanently. A study sets
     them where runs branch."""
+    at_cycle_ends: bool = False
+    """Whether to save a checkpoint at the end of each cycle of a cyclic learning rate, kept permanently: the
+    members of an ensemble (`reptrain evaluate --snapshots`)."""
 
 
 class BranchConfig(Frozen):
@@ -243,6 +260,8 @@ class RunConfig(Frozen):
     """Label smoothing, z-loss and input noise."""
     average: AverageConfig | None = None
     """An average of the weights; null: none."""
+    distill: DistillConfig | None = None
+    """Distillation from another model, or from an earlier state of this one; null: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When and on how many windows to evaluate."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -252,7 +271,7 @@ class RunConfig(Frozen):
     results: the first steps of both runs are the same."""
 
     def with_absolute_stores(self) -> Self:
-        """The run with absolute paths of its stores, valid in any working directory."""
+        """The run with absolute paths of its stores and its teacher, valid in any working directory."""
         data = self.data
         given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
         given["sources"] = {
@@ -260,7 +279,11 @@ class RunConfig(Frozen):
             for name, source in data.sources.items()
         }
         branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
-        return self.model_copy(update={"data": data.model_copy(update=given), "branch": branch})
+        changed: dict[str, Any] = {"data": data.model_copy(update=given), "branch": branch}
+        if self.distill is not None and self.distill.teacher is not None:
+            teacher = str(Path(self.distill.teacher).absolute())
+            changed["distill"] = self.distill.model_copy(update={"teacher": teacher})
+        return self.model_copy(update=changed)
 
     def store_setting(self, name: str) -> str:
         """The dotted key that names the store of a source."""
@@ -297,6 +320,12 @@ class RunConfig(Frozen):
         return budget.in_raw_terms(inputs=inputs, targets=targets)
 
     @property
+    def keeps_cycle_ends(self) -> bool:
+        """Whether the checkpoint at the end of each cycle of the learning rate is kept."""
+        distills_itself = self.distill is not None and self.distill.teacher is None
+        return self.checkpoint.at_cycle_ends or distills_itself
+
+    @property
     def window_tokens(self) -> int:
         """L, raw tokens per window."""
         return self.data.window_tokens or self.objective.default_window_tokens
@@ -319,6 +348,15 @@ class RunConfig(Frozen):
         """The run with `train.precision: auto` replaced by the precision of a device, "cuda" or "cpu"."""
         train = self.train.with_precision(device_type, self.optimizer)
         return self.model_copy(update={"train": train})
+
+    @model_validator(mode="after")
+    def _cycles_need_a_cyclic_rate(self) -> Self:
+        if self.keeps_cycle_ends and self.schedule.name != "cyclic":
+            what = (
+                "checkpoint.at_cycle_ends" if self.checkpoint.at_cycle_ends else "distill without a teacher"
+            )
+            raise ValueError(f"{what} needs schedule.name cyclic; {self.schedule.name} was given")
+        return self
 
     @model_validator(mode="after")
     def _low_precision_needs_zero(self) -> Self:

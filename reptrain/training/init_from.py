@@ -51,7 +51,7 @@ def open_parent(
                 rule=f"must be {there}, as in {parent.path}",
                 remedy="Set it to that value, or leave init_from out.",
             )
-    _refuse_another_vocabulary(parent, tokenizer)
+    refuse_another_vocabulary(parent, tokenizer)
     return parent
 
 
@@ -146,7 +146,12 @@ def _refuse_other_shapes(parent: SavedModel, model: ModelConfig, vocab_size: int
             )
 
 
-def _refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
+def refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
+    """Refuse a model that was trained with another tokenizer, if its tokenizer is known.
+
+    Raises:
+        ConfigError: If an id has another piece.
+    """
     try:
         known = parent.own_tokenizer()
     except ReptrainError:

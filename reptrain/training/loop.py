@@ -28,6 +28,7 @@ from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
+from reptrain.plan.cycles import cycle_ends
 from reptrain.runs.folder import RunFolder
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.branch import begin_branch
@@ -307,11 +308,12 @@ def _run(
     """Train to the end, until a request to stop, or until early stopping."""
     if world.is_main:
         print_line(run_header(config, folder.path, data, world))
-    training = prepare(config, data, world, parent)
+    training = prepare(config, data, world, parent, folder.checkpoints)
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
     done = first_step = resume_run(folder, trainer, parent)
-    marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
+    ends = cycle_ends(config.schedule, data.plan, data.steps) if config.keeps_cycle_ends else []
+    marks = Marks.of(config.evaluate, config.checkpoint, num_steps, ends)
     checkpoints = Checkpoints(
         trainer,
         folder.checkpoints,

@@ -23,12 +23,14 @@ from reptrain.hub.saved_model import SavedModel
 from reptrain.model import Decoder, EncoderDecoder, build_model
 from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
+from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.shard import micro_steps_of
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
+from reptrain.training.distill import open_distill_model, open_teacher
 from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.optimizers import build_optimizer
 from reptrain.training.regularize import InputNoise
@@ -54,6 +56,8 @@ class Data:
     tokenizer: Tokenizer
     objective: Objective
     """The objective, with the noise of the run's seed."""
+    teacher: SavedModel | None = None
+    """The model of `distill.teacher`."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -62,14 +66,18 @@ def open_data(config: RunConfig) -> Data:
     Raises:
         StoreError: If a store is missing, not sealed, modified, or made by another tokenizer.
         PlanError: If a subset is larger than its store, or shorter than a window.
-        ConfigError: If the embedding has too few rows, or the tokenizer too few sentinels.
+        ConfigError: If the embedding has too few rows, the tokenizer too few sentinels, or the teacher does
+            not fit.
     """
     stores = _open_stores(config)
     tokenizer = next(iter(stores.values())).tokenizer()
     embedding_rows(config.model, tokenizer.vocab_size)
     objective = build_objective(config, tokenizer, noise_seed=config.seed_of("noise"))
     stream = open_stream(config, stores)
-    run_plan = RunPlan.of(config, stores=stores, stream=stream)
+    teacher = open_distill_model(config, tokenizer)
+    run_plan = RunPlan.of(
+        config, stores=stores, stream=stream, teacher=None if teacher is None else teacher.fingerprint()
+    )
     return Data(
         stores,
         stream,
@@ -78,6 +86,7 @@ def open_data(config: RunConfig) -> Data:
         run_plan.step_plan(),
         tokenizer,
         objective,
+        teacher,
     )
 
 
@@ -190,7 +199,13 @@ def build_engine(
     return engine
 
 
-def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | None = None) -> Training:
+def prepare(
+    config: RunConfig,
+    data: Data,
+    world: World,
+    parent: SavedModel | None = None,
+    checkpoints: Path = Path("checkpoints"),
+) -> Training:
     """Build the model, the loader and the evaluation sets, on every rank alike.
 
     Args:
@@ -198,6 +213,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         data: Its open stores and plan.
         world: The ranks.
         parent: Initial weights; None draws them by the seed.
+        checkpoints: Folder of the run's checkpoints, which may be its teachers.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed_of("weights"))
@@ -234,6 +250,13 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         regularize=config.regularize,
         slices=WeightSlices.of(engine, rank=world.rank, world_size=world.world_size, device=world.device),
         average=WeightAverage(config.average, engine) if config.average else None,
+        teacher=open_teacher(
+            config,
+            data.teacher,
+            checkpoints,
+            cycle_ends(config.schedule, data.plan, data.steps),
+            world.device,
+        ),
         on_nonfinite=config.train.on_nonfinite,
     )
     return Training(data, trainer, WindowBatches(loader), sets)
