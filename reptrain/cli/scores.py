@@ -282,11 +282,12 @@ def lm_eval(
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys as aligned text, with a heading."""
+    """Rows as aligned text, with a heading; a row may lack keys that others have."""
     if not rows:
         return "no results"
-    lines = [[key.replace("_", " ") for key in rows[0]]]
-    lines += [[_cell(value) for value in row.values()] for row in rows]
+    keys = [*dict.fromkeys(key for row in rows for key in row)]
+    lines = [[key.replace("_", " ") for key in keys]]
+    lines += [[_cell(row.get(key)) for key in keys] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     return "\n".join(aligned)

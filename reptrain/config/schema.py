@@ -152,6 +152,10 @@ class RegularizeConfig(Frozen):
     """Largest share of masked tokens; each window draws its own, uniformly from 0 to this."""
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class DistillConfig(Frozen):
     """Distillation from a frozen model: the loss is (1 - weight) times the cross-entropy, plus weight times
     the Kullback-Leibler divergence from the teacher's distribution.
@@ -159,11 +163,23 @@ class DistillConfig(Frozen):
     The teacher has the inputs of the model, without dropout. Reported losses are the cross-entropy alone.
     """
 
-    teacher: str | None = None
-    """A run folder, one of its checkpoints, an imported model, or a Hugging Face folder. Null: this run's own
-    checkpoint at the end of the previous cycle of a cyclic learning rate; the first cycle has no teacher."""
+    teacher: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list, max_length=64)
+    """A run folder, one of its checkpoints, an imported model, or a Hugging Face folder; or a list of them,
+    whose probabilities are averaged. Empty: this run's own checkpoint at the end of the previous cycle of a
+    cyclic learning rate; the first cycle has no teacher."""
+    teacher_weights: list[Annotated[float, Field(gt=0, lt=1e6)]] = Field(default_factory=list)
+    """Weight of each teacher in the average, relative to the others; empty: equal weights."""
     weight: Rate = Scheduled(value=0.5)
     """Share of the divergence in the loss; may be scheduled."""
+
+    @model_validator(mode="after")
+    def _one_weight_for_each_teacher(self) -> Self:
+        if self.teacher_weights and len(self.teacher_weights) != len(self.teacher):
+            raise ValueError(
+                f"distill.teacher_weights must have one weight for each of {len(self.teacher)} teachers;"
+                f" {len(self.teacher_weights)} were given"
+            )
+        return self
 
 
 class AverageConfig(Frozen):
@@ -280,8 +296,8 @@ class RunConfig(Frozen):
         }
         branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
         changed: dict[str, Any] = {"data": data.model_copy(update=given), "branch": branch}
-        if self.distill is not None and self.distill.teacher is not None:
-            teacher = str(Path(self.distill.teacher).absolute())
+        if self.distill is not None:
+            teacher = [str(Path(path).absolute()) for path in self.distill.teacher]
             changed["distill"] = self.distill.model_copy(update={"teacher": teacher})
         return self.model_copy(update=changed)
 
@@ -322,7 +338,7 @@ class RunConfig(Frozen):
     @property
     def keeps_cycle_ends(self) -> bool:
         """Whether the checkpoint at the end of each cycle of the learning rate is kept."""
-        distills_itself = self.distill is not None and self.distill.teacher is None
+        distills_itself = self.distill is not None and not self.distill.teacher
         return self.checkpoint.at_cycle_ends or distills_itself
 
     @property

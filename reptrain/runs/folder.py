@@ -270,7 +270,8 @@ class RunFolder:
         """
         distill, before = config.distill, self.config.distill
         if distill and before and distill.teacher and before.teacher:
-            is_there = Path(distill.teacher).resolve() == Path(before.teacher).resolve()
+            places = [[Path(path).resolve() for path in each.teacher] for each in (distill, before)]
+            is_there = places[0] == places[1]
             if is_there or (teacher is not None and teacher == self.plan.teacher):
                 distill = distill.model_copy(update={"teacher": before.teacher})
                 config = config.model_copy(update={"distill": distill})

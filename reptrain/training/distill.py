@@ -5,17 +5,18 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptrain.config import RunConfig
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain.errors import ConfigError
+from reptrain.evaluation.ensemble import Ensemble
 from reptrain.hub.saved_model import SavedModel, open_saved_model
-from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.head import Distribution
 from reptrain.text import Tokenizer
 from reptrain.training.init_from import refuse_another_vocabulary
@@ -35,12 +36,12 @@ class Teacher:
         self,
         weight: Scheduled,
         first_steps: Sequence[int],
-        open_model: Callable[[int], Decoder | EncoderDecoder],
+        open_model: Callable[[int], nn.Module],
         device: torch.device,
     ) -> None:
         self._weight, self._first_steps = weight, first_steps
         self._open_model, self._device = open_model, device
-        self._held: tuple[int, Decoder | EncoderDecoder] | None = None
+        self._held: tuple[int, nn.Module] | None = None
 
     def share(self, position: RunPosition) -> float:
         """Share of the divergence in the loss of a step; 0 if the step has no teacher."""
@@ -70,60 +71,79 @@ class Teacher:
         return sum(first <= step for first in self._first_steps) - 1
 
 
-def open_teacher(
-    config: RunConfig, saved: SavedModel | None, checkpoints: Path, ends: Sequence[int], device: torch.device
+def build_teacher(
+    config: RunConfig,
+    saved: Sequence[SavedModel],
+    checkpoints: Path,
+    ends: Sequence[int],
+    device: torch.device,
 ) -> Teacher | None:
     """The teacher of a run; None without distillation.
 
     Args:
         config: The run.
-        saved: The model of `distill.teacher`, if it is set.
+        saved: The models of `distill.teacher`.
         checkpoints: Folder of the run's checkpoints, which has those of the ends of cycles.
         ends: Steps at the ends of the cycles.
         device: Device of the run.
     """
-    if config.distill is None:
+    distill = config.distill
+    if distill is None:
         return None
-    if saved is not None:
-        return Teacher(config.distill.weight, [0], lambda _: saved.load(), device)
-    # The last cycle is nobody's teacher.
-    firsts = ends[:-1]
-    run = checkpoints.parent
-    return Teacher(
-        config.distill.weight, firsts, lambda place: open_saved_model(run, firsts[place]).load(), device
-    )
+    if saved:
+        weights = distill.teacher_weights or [1.0] * len(saved)
+        shares = [weight / sum(weights) for weight in weights]
+
+        def build() -> nn.Module:
+            models = [one.load() for one in saved]
+            return models[0] if len(models) == 1 else Ensemble(models, shares).eval()
+
+        return Teacher(distill.weight, [0], lambda _: build(), device)
+    # The last cycle teaches no other.
+    firsts, run = ends[:-1], checkpoints.parent
+    return Teacher(distill.weight, firsts, lambda place: open_saved_model(run, firsts[place]).load(), device)
 
 
-def open_distill_model(config: RunConfig, tokenizer: Tokenizer) -> SavedModel | None:
-    """Open the model of `distill.teacher`; None if it is not set.
+def open_teachers(config: RunConfig, tokenizer: Tokenizer) -> list[SavedModel]:
+    """Open the models of `distill.teacher`.
 
     Raises:
-        ConfigError: If it is of another family, attends differently, or has another vocabulary.
+        ConfigError: If one is of another family, attends differently, or has another vocabulary, or if
+            several have embeddings of different sizes.
         ReptrainError: If there is no such model.
     """
-    if config.distill is None or config.distill.teacher is None:
-        return None
-    saved = open_saved_model(Path(config.distill.teacher))
-    facts = {
-        "model.family": (saved.config.family, config.model.family),
-        "attention, by objective.name,": (saved.reading, config.objective.reading(config.model.family)),
-    }
-    for name, (there, here) in facts.items():
-        if there != here:
+    if config.distill is None:
+        return []
+    saved = [open_saved_model(Path(path)) for path in config.distill.teacher]
+    for one in saved:
+        facts = {
+            "model.family": (one.config.family, config.model.family),
+            "the attention": (one.reading, config.objective.reading(config.model.family)),
+            "as many embedding rows as the others:": (one.rows, saved[0].rows),
+        }
+        for name, (there, here) in facts.items():
+            if there != here:
+                raise ConfigError(
+                    f"distill.teacher {one.path}",
+                    got=f"{name} {there}",
+                    rule=f"must have {name} {here}",
+                    remedy="Choose another teacher, or change the run.",
+                )
+        if one.rows < tokenizer.vocab_size:
             raise ConfigError(
-                f"distill.teacher {saved.path}",
-                got=f"{name} {there}",
-                rule=f"must have {name} {here}, as this run",
-                remedy="Choose another teacher, or change the run.",
+                f"distill.teacher {one.path}",
+                got=f"an embedding of {one.rows} rows",
+                rule=f"must have at least the {tokenizer.vocab_size} ids of the store's tokenizer",
+                remedy="Choose a teacher that was trained with this tokenizer.",
             )
-    rows = saved.rows
-    if rows < tokenizer.vocab_size:
-        raise ConfigError(
-            f"distill.teacher {saved.path}",
-            got=f"an embedding of {rows} rows",
-            rule=f"must have at least the {tokenizer.vocab_size} ids of the store's tokenizer",
-            remedy="Choose a teacher that was trained with this tokenizer.",
-        )
-    refuse_another_vocabulary(saved, tokenizer)
-    saved.check()
+        refuse_another_vocabulary(one, tokenizer)
+        one.check()
     return saved
+
+
+def teacher_fingerprint(saved: Sequence[SavedModel]) -> str | None:
+    """Fingerprint of the weights of all teachers, in order; None without one."""
+    if len(saved) <= 1:
+        return saved[0].fingerprint() if saved else None
+    text = " ".join(one.fingerprint() for one in saved)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
-from reptrain.training.distill import open_distill_model, open_teacher
+from reptrain.training.distill import build_teacher, open_teachers, teacher_fingerprint
 from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.optimizers import build_optimizer
 from reptrain.training.regularize import InputNoise
@@ -56,8 +57,8 @@ class Data:
     tokenizer: Tokenizer
     objective: Objective
     """The objective, with the noise of the run's seed."""
-    teacher: SavedModel | None = None
-    """The model of `distill.teacher`."""
+    teachers: Sequence[SavedModel] = ()
+    """The models of `distill.teacher`."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -74,10 +75,8 @@ def open_data(config: RunConfig) -> Data:
     embedding_rows(config.model, tokenizer.vocab_size)
     objective = build_objective(config, tokenizer, noise_seed=config.seed_of("noise"))
     stream = open_stream(config, stores)
-    teacher = open_distill_model(config, tokenizer)
-    run_plan = RunPlan.of(
-        config, stores=stores, stream=stream, teacher=None if teacher is None else teacher.fingerprint()
-    )
+    teachers = open_teachers(config, tokenizer)
+    run_plan = RunPlan.of(config, stores=stores, stream=stream, teacher=teacher_fingerprint(teachers))
     return Data(
         stores,
         stream,
@@ -86,7 +85,7 @@ def open_data(config: RunConfig) -> Data:
         run_plan.step_plan(),
         tokenizer,
         objective,
-        teacher,
+        teachers,
     )
 
 
@@ -250,9 +249,9 @@ def prepare(
         regularize=config.regularize,
         slices=WeightSlices.of(engine, rank=world.rank, world_size=world.world_size, device=world.device),
         average=WeightAverage(config.average, engine) if config.average else None,
-        teacher=open_teacher(
+        teacher=build_teacher(
             config,
-            data.teacher,
+            data.teachers,
             checkpoints,
             cycle_ends(config.schedule, data.plan, data.steps),
             world.device,

@@ -107,7 +107,7 @@ def _model(config: RunConfig, vocab_size: int) -> str:
 def _objective(config: RunConfig) -> str:
     if config.distill is None:
         return config.objective.name
-    teacher = config.distill.teacher or "the previous cycle"
+    teacher = ", ".join(config.distill.teacher) or "the previous cycle"
     return f"{config.objective.name}, distilled from {teacher}"
 
 

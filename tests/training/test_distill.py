@@ -149,6 +149,23 @@ def test_a_missing_snapshot_is_named(
         train(tiny(*settings), tmp_path / "run")
 
 
+def test_several_teachers_teach_the_weighted_mean_of_their_probabilities(
+    teacher: Path, own: Path, tiny: Make, tmp_path: Path
+) -> None:
+    def run(name: str, more: str) -> list[float]:
+        train(tiny(*SHORT, f"distill={{{more}}}"), tmp_path / name)
+        return losses(tmp_path / name)
+
+    # Weights are relative. A mean of two equal models is that model, up to rounding.
+    alone = run("alone", f"teacher: {teacher}")
+    assert run("twice", f"teacher: [{teacher}, {teacher}]") == pytest.approx(alone, rel=1e-5)
+    first, other = (
+        run(f"weighted {scale}", f"teacher: [{teacher}, {own}], teacher_weights: [{3 * scale}, {scale}]")
+        for scale in (1, 2)
+    )
+    assert first == other and first != pytest.approx(alone, rel=1e-5)
+
+
 REFUSED = {
     "no cycle": (["distill={}"], "distill without a teacher needs schedule.name cyclic"),
     "no folder": (["distill.teacher=/nowhere"], "/nowhere"),
@@ -162,6 +179,7 @@ REFUSED = {
         "must have model.family t5",
     ),
     "other attention": (["distill.teacher=TEACHER", "objective.name=masked_diffusion"], "attention"),
+    "one weight": (["distill={teacher: [TEACHER, TEACHER], teacher_weights: [1]}"], "one weight for each"),
     "share of 1": (["distill={teacher: TEACHER, weight: 1}"], "less than 1"),
 }
 
