@@ -75,6 +75,7 @@ script "kernel checks" 60 kernel_checks.py
 INTERPRET=""
 script "goldens" 45 goldens.py
 script "training steps" 150 train_steps.py
+script "repeats" 30 repeats.py
 part "tests" 90 "$PYTHON" -m pytest tests/kernels tests/model -m gpu --continue-on-collection-errors -n "${JOBS:-8}" -q -p no:cacheprovider --maxfail=60
 [ -n "$REHEARSE" ] && INTERPRET="env TRITON_INTERPRET=1"
 script "bench" 80 bench.py

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from rows import ROOT
 
-_T5 = "configs/models/t5-1.1-base.yaml"
-
 
 class TimedRun(NamedTuple):
     """A run that is timed on a GPU."""
@@ -20,35 +18,34 @@ class TimedRun(NamedTuple):
     batch_windows: int
     steps: int = 8
 
-
-def _decoder(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    model = {"family": "decoder", "d_model": width, "num_layers": layers, "num_heads": heads}
-    model |= {"d_ff": 4 * width, "mlp": "gelu", "norm": "layernorm", "positions": "learned"}
-    model |= {"max_positions": 1024, "tie_embeddings": True, "vocab_size": 50304, **more}
-    return {"data": {"window_tokens": 1024}, "model": model}
+    @property
+    def model(self) -> str:
+        """Name of the model, as in configs/bench."""
+        return self.name.split(" batch ")[0].removesuffix(" compiled blocks").replace(" ", "-")
 
 
 def timed_runs() -> list[TimedRun]:
     """From the most wanted to the least: time may be short."""
-    from reptrain.config.load import read_yaml
-
-    t5 = read_yaml(ROOT / _T5) | {"data": {}}
     block = {"train": {"compile": "block"}}
-    dense = _decoder(768, 12, 12, mlp="swiglu", d_ff=2048, norm="rmsnorm", positions="rope")
-    dense["model"] = {k: v for k, v in dense["model"].items() if k != "max_positions"}
-    moe = {"num_experts": 8, "top_k": 2, "d_ff": 1024, "every": 1, "group_windows": 8}
-    sparse = dense | {"model": dense["model"] | {"moe": moe}}
+    t5, decoder = _settings("t5-base"), _settings("decoder-125m")
     return [
         TimedRun("t5-base batch 128", t5, 128, 6),
         TimedRun("t5-base batch 16", t5, 16),
-        TimedRun("decoder-125m", _decoder(768, 12, 12), 32),
-        TimedRun("decoder-560m", _decoder(1280, 24, 20), 16, 6),
-        TimedRun("dense twin", dense, 32),
-        TimedRun("moe 8 experts top 2", sparse, 32),
+        TimedRun("decoder-125m", decoder, 32),
+        TimedRun("decoder-560m", _settings("decoder-560m"), 16, 6),
+        TimedRun("dense twin", _settings("dense-twin"), 32),
+        TimedRun("moe", _settings("moe"), 32),
         TimedRun("t5-base batch 16 compiled blocks", t5 | block, 16),
         TimedRun("t5-base batch 128 compiled blocks", t5 | block, 128, 6),
-        TimedRun("decoder-125m compiled blocks", _decoder(768, 12, 12) | block, 32),
+        TimedRun("decoder-125m compiled blocks", decoder | block, 32),
     ]
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """The settings of a file in configs/bench."""
+    from reptrain.config.load import read_yaml
+
+    return {"data": {}} | read_yaml(ROOT / "configs" / "bench" / f"{name}.yaml")
 
 
 def rehearsed(run: TimedRun) -> TimedRun:

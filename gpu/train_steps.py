@@ -1,17 +1,16 @@
-"""Training steps of published models, timed: wall time, tokens/s, MFU, memory, first loss, and one profile.
+"""Training steps of published models, as `reptrain bench train` measures them, and one profile.
 
-Each run's first loss is compared with a model whose every operation is the definition in torch, in fp32, and
-its first digest with the CPU's golden. The MoE is compared with its dense twin.
+The losses before the first step are compared with a model in fp32 whose every operation is the definition in
+torch, and the first digest with the CPU's golden. The MoE is compared with its dense twin.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from typing import Any
 
-from goldens import FILE, LOSS_TOLERANCE
+from goldens import FILE
 from rows import KIT, RESTART, Arguments, add, done_before, is_fatal, out_folder, said
 from runs import TimedRun, config_of, rehearsed, timed_runs, train_steps
 
@@ -20,92 +19,29 @@ WARM_UP = 2
 PROFILED = "t5-base batch 16"
 
 
-def plain_loss(config: Any, device: str) -> float:
-    """The first step's nats per token of the first 8 windows, by the definitions in fp32 without dropout."""
-    import torch
-
-    from reptrain.distributed.world import World
-    from reptrain.evaluation.score import score
-    from reptrain.model import build_model
-    from reptrain.training.setup import open_data
-    from reptrain_kernels.implementation import assume
-
-    data = open_data(config)
-    model = (
-        build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed).to(device).eval()
-    )
-    from reptrain.batch.loader import Loader
-
-    loader = Loader(data.stream, data.plan, data.steps, data.objective, 0, 1, 8)
-    world = World(0, 1, 0, torch.device(device))
-    # The loss alone is used, so the bytes of the text do not matter.
-    no_bytes_V = torch.zeros(data.tokenizer.vocab_size, device=device)
-    with assume(impl="torch"):
-        scored = score(
-            model,
-            loader.batch(0).micro_batches,
-            world=world,
-            objective=data.objective,
-            byte_length_V=no_bytes_V,
-        )
-    return scored.nats_per_token
-
-
-def rates_of(device: str, config: Any) -> Any:
-    """What turns tokens and seconds into rates."""
-    import torch
-
-    from reptrain.training.throughput import throughput_of
-
-    return throughput_of(
-        config.model,
-        config.train,
-        shape=config.example_shape,
-        window_tokens=config.window_tokens,
-        vocab_size=config.model.vocab_size,
-        world_size=1,
-        device=torch.device(device),
-    )
-
-
 def measure(run: TimedRun, asked: Arguments) -> dict[str, Any]:
-    """One run: the figures of its steps."""
+    """One run: the rows of `reptrain bench train` into train.csv, and what is compared with goldens."""
     import torch
 
-    from reptrain.runs.pace import tokens_per_s
+    from reptrain.bench.rows import append
+    from reptrain.bench.train import measured_steps, rows_of
+    from reptrain.distributed.world import choose_device, join
 
     config = config_of(run.settings, KIT / "store", run.batch_windows, run.steps)
-    config = config.on_device(asked.device)
-    on_gpu = asked.device == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    results, seconds = [], []
-    for result, spent in train_steps(config, asked.device):
-        results.append(result)
-        seconds.append(spent)
-    steady = seconds[min(WARM_UP, len(seconds) - 1) :]
-    median = statistics.median(steady)
-    throughput = rates_of(asked.device, config)
-    tokens = run.batch_windows * config.window_tokens
-    rate = tokens_per_s(tokens, median)
-    figures = {
-        "step_ms": 1e3 * median,
-        "fastest_ms": 1e3 * min(steady),
-        "first_step_s": seconds[0],
-        "tokens_per_s": rate,
-        "mfu": throughput.mfu(rate),
-        "precision": config.train.precision,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        "losses": [round(result.loss_nats, 4) for result in results],
-        "applied": all(result.applied for result in results),
-    }
+    device = choose_device(asked.device)
+    config = config.on_device(device.type).model_copy(update={"name": run.model})
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    world = join(device)
+    found = measured_steps(config, world, min(WARM_UP, run.steps - 1))
+    rows = rows_of(config, found, world, name)
+    append(rows, out_folder() / "train.csv")
+    figures: dict[str, Any] = {row.metric: float(row.median) for row in rows}
+    figures["precision"] = config.train.precision
+    figures["losses"] = [round(result.loss_nats, 4) for result in found.results]
+    figures["applied"] = all(result.applied for result in found.results)
     if not asked.rehearse:
         golden = json.loads(FILE.read_text())["first_digests"].get(run.name)
-        figures["digest_is_golden"] = str(results[0].digest) == golden
-    if "compiled" not in run.name:
-        plain = plain_loss(config, asked.device)
-        figures["plain_loss"] = plain
-        figures["loss_ok"] = abs(plain - results[0].loss_nats) <= LOSS_TOLERANCE
+        figures["digest_is_golden"] = str(found.results[0].digest) == golden
     return figures
 
 

@@ -11,7 +11,7 @@ from reptrain.bench.goals import GOALS, Goal, Verdict, verdicts
 from reptrain.bench.rows import FOLDER, ROOT, Row, latest, read, table
 
 PAGE = ROOT / "docs" / "performance.md"
-BENCHES = ("data", "start", "tokenize", "step", "proof")
+BENCHES = ("data", "start", "tokenize", "step", "train", "proof")
 
 
 def write(page: Path = PAGE, folder: Path = FOLDER) -> Path:
@@ -80,7 +80,9 @@ def goal_table(found: Iterable[Verdict]) -> str:
 
 
 def _bound(goal: Goal) -> str:
-    return f">= {goal.bound:g}x {goal.against}" if goal.against else f"<= {goal.bound:g}"
+    if goal.against:
+        return f">= {goal.bound:g}x {goal.against}"
+    return f"{'>=' if goal.at_least else '<='} {goal.bound:g}"
 
 
 def text(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from reptrain.cli.benches import bench_app
 from reptrain.cli.common import NO, show
-from reptrain.cli.options import AsJson
+from reptrain.cli.options import AsJson, ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from reptrain.bench.rows import Row
@@ -60,6 +61,30 @@ def step(
     from reptrain.bench import step as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "step", out, as_json)
+
+
+@bench_app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of measured steps.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=1, help="Number of steps before them.")] = 5,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also train a transformers model of the same sizes.")
+    ] = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training steps of a configuration on random tokens: tokens/s, MFU, memory, parts of a step.
+
+    The tokens are made for the measurement, so data.store is not needed. configs/bench has models of
+    published sizes. Start it with `deepspeed` or `torchrun` to measure several ranks.
+    """
+    from reptrain.bench import train as bench
+
+    rows = bench.run(config, overrides or [], steps=steps, warm_up=warm_up, peers=peers)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _finish(rows, "train", out, as_json)
 
 
 @bench_app.command()

@@ -7,6 +7,7 @@ from reptrain.sizes.flops import (
     peak_flops,
     published_flops_per_token,
     train_flops_per_window,
+    utilization_flops,
 )
 from reptrain.sizes.match import Match, match
 from reptrain.sizes.memory import (
@@ -41,5 +42,6 @@ __all__ = [
     "sizes_text",
     "state_bytes",
     "train_flops_per_window",
+    "utilization_flops",
     "write_match",
 ]

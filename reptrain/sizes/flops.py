@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from reptrain.config.counted import CountedConfig
-from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, Recompute, T5Config
 from reptrain.config.objectives import ExampleShape
 from reptrain.sizes.layers import CountableConfig, stack_counts
 from reptrain.sizes.parameters import count_parameters, embedding_rows
@@ -27,6 +27,8 @@ class ForwardFlops(NamedTuple):
     """Attention scores and weighted values, over all pairs of positions."""
     causal_scores: int
     """The same over the visible pairs, given the causal mask and model.sliding_window."""
+    head: int
+    """Products of the output head, which are part of `products`."""
 
     @property
     def total(self) -> int:
@@ -54,7 +56,8 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
     stacks = stack_counts(config)
     last = stacks[-1].run
     products = target * last.products + source * last.source_products
-    products += _head_and_patches(config, vocab_size, target)
+    head = _head_and_patches(config, vocab_size, target)
+    products += head
     # The decoder's own square; a window of images has no order.
     full, causal = target**2, target * (target + 1) // 2
     if isinstance(config, CountedConfig) and config.image is not None:
@@ -71,7 +74,7 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
             causal -= hidden * (hidden + 1) // 2
         pairs, visible = config.num_layers * full, config.num_layers * causal
     of_pair = 4 * config.num_heads * config.head_width
-    return ForwardFlops(2 * products, of_pair * pairs, of_pair * visible)
+    return ForwardFlops(2 * products, of_pair * pairs, of_pair * visible, 2 * head)
 
 
 def _head_and_patches(config: CountableConfig, vocab_size: int, num_tokens: int) -> int:
@@ -90,10 +93,13 @@ def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleS
     counted by its matrix products, since encoder and decoder have different numbers of positions. Attention
     counts all pairs in both cases.
 
-    Args: config: The model. vocab_size: Vocabulary size of the tokenizer. shape: Positions of encoder and
-    decoder for a window.
+    Args:
+        config: The model.
+        vocab_size: Vocabulary size of the tokenizer.
+        shape: Positions of encoder and decoder for a window.
 
-    Raises: ConfigError: If the configured embedding is smaller than the vocabulary.
+    Raises:
+        ConfigError: If the configured embedding is smaller than the vocabulary.
     """
     if isinstance(config, DecoderConfig):
         return shape.target_tokens * published_flops_per_token(config, vocab_size, shape.target_tokens)
@@ -112,6 +118,38 @@ def published_flops_per_token(
     """
     attention = 12 * config.num_layers * config.num_heads * config.head_width * window_tokens
     return 6 * count_parameters(config, vocab_size).run + attention
+
+
+def utilization_flops(
+    config: ModelConfig, vocab_size: int, shape: ExampleShape, *, recompute: Recompute
+) -> dict[str, int]:
+    """Training FLOPs of one window by each convention for utilization, by the name of the utilization.
+
+    - ``MFU, PaLM``: 6 N + 12 L H Q T per token, a decoder only (`published_flops_per_token`).
+    - ``MFU, PaLM, visible pairs``: the same with the attention that the mask leaves.
+    - ``MFU, products``: matrix products and all pairs of positions, without embeddings that are only looked
+      up. nanochat counts like this.
+    - ``MFU, products, visible pairs``: the same with the attention that the mask leaves.
+    - ``HFU``: the first one with the layers that are computed again in the backward pass.
+
+    Args:
+        config: The model.
+        vocab_size: Vocabulary size of the tokenizer.
+        shape: Positions of encoder and decoder for a window.
+        recompute: `train.activation_checkpointing`. Selective recomputation repeats no matrix product.
+
+    Raises:
+        ConfigError: If the configured embedding is smaller than the vocabulary.
+    """
+    forward = forward_flops(config, vocab_size, shape)
+    hidden_pairs = 3 * (forward.scores - forward.causal_scores)
+    flops: dict[str, int] = {}
+    if isinstance(config, DecoderConfig):
+        palm = train_flops_per_window(config, vocab_size, shape)
+        flops |= {"MFU, PaLM": palm, "MFU, PaLM, visible pairs": palm - hidden_pairs}
+    flops |= {"MFU, products": 3 * forward.total, "MFU, products, visible pairs": 3 * forward.causal}
+    again = forward.total - forward.head if recompute == "full" else 0
+    return flops | {"HFU": next(iter(flops.values())) + again}
 
 
 # Dense (not sparse) peaks in 1e12 FLOP/s from NVIDIA's data sheets, as (fp32, tf32, bf16, fp16);

@@ -15,6 +15,7 @@ KIT = Path(__file__).parents[2] / "gpu"
 sys.path.insert(0, str(KIT))
 
 import goldens  # noqa: E402
+import repeats  # noqa: E402
 import rows  # noqa: E402
 import runs  # noqa: E402
 
@@ -78,9 +79,9 @@ def test_run_continues_after_a_part_that_fails(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     failed = [line.split(":")[0] for line in summary if ": exit 3 " in line]
-    parts = ["packages", "cache", "ceilings", "kernel checks", "goldens", "training steps", "tests", "bench"]
-    assert failed == [*parts, "peers", "tiles"]
-    assert summary[-1].startswith("10 parts failed")
+    parts = ["packages", "cache", "ceilings", "kernel checks", "goldens", "training steps"]
+    assert failed == [*parts, "repeats", "tests", "bench", "peers", "tiles"]
+    assert summary[-1].startswith("11 parts failed")
     rehearsal = subprocess.run(
         [KIT / "run.sh", "--rehearse"], env=environment, capture_output=True, timeout=120
     )
@@ -93,6 +94,12 @@ def test_rows_are_appended_and_known_afterwards(tmp_path: Path, monkeypatch: pyt
     rows.add("tiles begun", "b")
     rows.add("bench", "c")
     assert rows.done_before("tiles") == {"a", "b"}
+
+
+def test_first_difference_names_step_and_figure() -> None:
+    one = [{"loss": 1.0, "digest": 5}, {"loss": 2.0, "digest": 6}]
+    assert repeats.first_difference(one, [dict(step) for step in one]) == ""
+    assert repeats.first_difference(one, [one[0], {"loss": 2.5, "digest": 6}]) == "step 1: loss: 2.0 and 2.5"
 
 
 @pytest.mark.slow

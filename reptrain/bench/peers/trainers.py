@@ -13,21 +13,22 @@ from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.sizes import embedding_rows
 
 
-def transformers_trainer(config: RunConfig) -> Iterator[float] | Missing:
+def transformers_trainer(config: RunConfig, device: str = "cpu") -> Iterator[float] | Missing:
     """Steps of a transformers model of the same sizes on random tokens, with clipping and AdamW.
 
     Args:
         config: The run: a T5 or a decoder of the Llama family.
+        device: Where to train.
 
     Returns:
         An endless iterator of the loss of each step, or why there is none.
     """
     if installed("transformers") is None:
         return Missing("not installed")
-    return _steps(config)
+    return _steps(config, torch.device(device))
 
 
-def _steps(config: RunConfig) -> Iterator[float]:
+def _steps(config: RunConfig, device: torch.device) -> Iterator[float]:
     model_config, shape, rows = config.model, config.example_shape, config.train.batch_windows
     torch.manual_seed(0)
     vocab_size = model_config.vocab_size or embedding_rows(model_config, 256)
@@ -37,10 +38,12 @@ def _steps(config: RunConfig) -> Iterator[float]:
         inputs["labels"] = torch.randint(2, vocab_size, (rows, targets))
     else:
         inputs["input_ids"] = inputs["labels"] = torch.randint(2, vocab_size, (rows, targets))
+    model = model.to(device)
+    inputs = {name: ids.to(device) for name, ids in inputs.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
     while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             loss = model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
