@@ -13,7 +13,7 @@ from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Se
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from reptrain.config.quantities import Budget, Count
+from reptrain.config.quantities import Budget, Count, TextAmount
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -32,7 +32,7 @@ class SourceConfig(Frozen):
     """U, the size of its subset in tokens; null: all training tokens of the store."""
     total_tokens: Budget = ONE_EPOCH
     """Budget of the source: tokens, repeats included (2**20), epochs over its subset (4epochs, 0.5epochs), or
-    input or target tokens of the objective (2**20inputs, 2**20targets)."""
+    input or target tokens of the objective (2**20inputs, 2**20targets), or text (100Mwords, 5e8bytes)."""
     order: Order | None = None
     """Like data.order; null: data.order."""
     cut: Cut | None = None
@@ -86,8 +86,8 @@ class TrainConfig(Frozen):
 
     total_tokens: Budget | None = None
     """Budget: tokens, repeats included (2**20, 1e9), epochs over the subset (64epochs), or input or target
-    tokens of the objective (2**20inputs, 2**20targets). Null: one epoch. In a mixture, each source has its
-    own."""
+    tokens of the objective (2**20inputs, 2**20targets), or words or bytes of text (100Mwords, 5e8bytes) at
+    the store's mean per token. Null: one epoch. In a mixture, each source has its own."""
     batch_windows: BatchRows = 16
     """Windows per optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None
@@ -209,6 +209,12 @@ class EvaluateConfig(Frozen):
     """Further numbers of completed steps at which to evaluate. A study sets them where runs branch."""
 
 
+def _text_amounts(value: Any) -> Any:
+    if value == "babylm":
+        return [f"{number * unit}Mwords" for unit in (1, 10, 100) for number in range(1, 11)]
+    return value
+
+
 class CheckpointConfig(Frozen):
     """When to save checkpoints, and how many to keep."""
 
@@ -224,6 +230,11 @@ class CheckpointConfig(Frozen):
     at_cycle_ends: bool = False
     """Whether to save a checkpoint at the end of each cycle of a cyclic learning rate, kept permanently: the
     members of an ensemble (`reptrain evaluate --snapshots`)."""
+    at_text: Annotated[list[TextAmount], BeforeValidator(_text_amounts)] = Field(default_factory=list)
+    """Amounts of consumed text, such as 1Mwords or 5e6bytes, repeats included, at which to save a checkpoint
+    that is kept permanently and becomes a revision of `reptrain export --revisions`. babylm: every million
+    words up to 10 million, then every 10 million up to 100 million, then every 100 million up to a
+    billion."""
 
 
 class BranchConfig(Frozen):

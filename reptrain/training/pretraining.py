@@ -40,7 +40,7 @@ class Marks:
         evaluate: EvaluateConfig,
         saving: CheckpointConfig,
         num_steps: int,
-        cycle_ends: Collection[int] = (),
+        more: Collection[int] = (),
     ) -> Marks:
         """The marks of a run.
 
@@ -48,10 +48,10 @@ class Marks:
             evaluate: When to evaluate.
             saving: When to save.
             num_steps: Steps of the run.
-            cycle_ends: Steps at the end of a cycle, if their checkpoints are to be kept.
+            more: Further steps whose checkpoints are kept: ends of cycles, amounts of text.
         """
         keep = marks(num_steps, saving.keep_every_fraction) if saving.keep_every_fraction else set()
-        keep |= {*saving.at_steps, *cycle_ends}
+        keep |= {*saving.at_steps, *more}
         save = marks(num_steps, saving.every_fraction) | keep
         return cls(evaluation_steps(evaluate, num_steps), save, keep)
 

@@ -26,6 +26,7 @@ from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.shard import micro_steps_of
+from reptrain.plan.text_amounts import with_token_budgets
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
@@ -87,6 +88,18 @@ def open_data(config: RunConfig) -> Data:
         objective,
         teachers,
     )
+
+
+def resolve_budgets(config: RunConfig) -> RunConfig:
+    """The run with budgets in words or bytes replaced by tokens of its stores.
+
+    Raises:
+        StoreError: If a store cannot be used, or has no word counts.
+    """
+    budgets = [config.train.total_tokens, *(one.total_tokens for one in config.data.sources.values())]
+    if all(budget is None or budget.text is None for budget in budgets):
+        return config
+    return with_token_budgets(config, _open_stores(config))
 
 
 def _open_stores(config: RunConfig) -> dict[str, Store]:
