@@ -1,4 +1,4 @@
-"""A one-page certificate of how often a run consumed its data: figures and fingerprints, no text, no paths."""
+"""A one-page certificate of how often a run consumed its data: figures and fingerprints, no text or paths."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, Path])
         lines += ["", f"source {source.name}", *_source_rows(source, audits[source.name], path)]
     lines += [
         "",
-        "Words are separated by white space. Words and bytes are those of the whole training split of the store.",
+        "Words are separated by white space. Store words and bytes are those of the whole training split.",
         "To check: `reptrain audit RUN --head HEAD` with the run folder and its stores.",
     ]
     return "\n".join(lines) + "\n"

@@ -263,6 +263,13 @@ def lm_eval(
     ] = None,
     step: Step = None,
     max_examples: MaxExamples = None,
+    pseudo: Annotated[
+        bool,
+        typer.Option(
+            "--pseudo",
+            help="Predict each token from all others, for runs under span_corruption or masked_diffusion.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -275,7 +282,13 @@ def lm_eval(
         score._asdict()
         for model in models
         for score in score_by_lm_eval(
-            model, tasks.split(","), include=include, step=step, limit=max_examples, device=chosen
+            model,
+            tasks.split(","),
+            include=include,
+            step=step,
+            limit=max_examples,
+            device=chosen,
+            pseudo=pseudo,
         )
     ]
     show(rows, table(rows), as_json=as_json)

@@ -211,7 +211,8 @@ class EvaluateConfig(Frozen):
 
 def _text_amounts(value: Any) -> Any:
     if value == "babylm":
-        return [f"{number * unit}Mwords" for unit in (1, 10, 100) for number in range(1, 11)]
+        millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+        return [f"{number}Mwords" for number in millions]
     return value
 
 

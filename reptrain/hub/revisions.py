@@ -16,6 +16,8 @@ from reptrain.store import open_store
 def export_revisions(run: Path, out: Path, **options: Any) -> list[Exchanged]:
     """Write each checkpoint of `checkpoint.at_text` as ``OUT/chck_1M`` and so on, the newest as ``OUT/main``.
 
+    Amounts that the run has not reached are left out.
+
     Args:
         run: The run folder.
         out: The folder to create; each folder in it is one revision.
@@ -31,7 +33,7 @@ def export_revisions(run: Path, out: Path, **options: Any) -> list[Exchanged]:
     newest = max(saved, default=0)
     reached = {name: step for name, step in revisions.items() if step <= newest}
     missing = [name for name, step in reached.items() if step not in saved]
-    if not revisions or missing:
+    if not folder.config.checkpoint.at_text or missing:
         raise RunError(
             f"run {run}",
             got=f"no checkpoint for {', '.join(missing)}" if missing else "no amounts of text",
