@@ -33,23 +33,24 @@ class ReptrainError(ValueError):
 
     Args:
         what: The name of the setting, file or quantity that is wrong.
-        got: Its value.
+        got: Its value; None if the rule says it.
         rule: The rule that it breaks.
         remedy: How to fix it.
     """
 
-    def __init__(self, what: str, *, got: object, rule: str, remedy: str) -> None:
+    def __init__(self, what: str, *, got: object | None, rule: str, remedy: str) -> None:
         self.what, self.got, self.rule, self.remedy = what, got, rule, remedy
-        super().__init__(_message(what, rule, str(got), remedy))
+        super().__init__(_message(what, rule, None if got is None else str(got), remedy))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors are sent from the main rank to the others.
-        return _rebuild, (type(self), self.what, str(self.got), self.rule, self.remedy)
+        got = None if self.got is None else str(self.got)
+        return _rebuild, (type(self), self.what, got, self.rule, self.remedy)
 
 
-def _message(what: str, rule: str, got: str, remedy: str) -> str:
+def _message(what: str, rule: str, got: str | None, remedy: str) -> str:
     """The parts as one line. If it is too long, the parts from the input are shortened first."""
-    parts = {"what": what, "rule": rule, "got": got, "remedy": remedy}
+    parts = {"what": what, "rule": rule, "got": got or "", "remedy": remedy}
     excess = sum(map(len, parts.values())) + len(": , but got . ") - _LONGEST_MESSAGE
     for name in ("got", "what", "remedy", "rule"):
         length = len(parts[name])
@@ -57,10 +58,11 @@ def _message(what: str, rule: str, got: str, remedy: str) -> str:
             length = min(length, max(_SHORTEST_PART, length - excess))
             excess -= len(parts[name]) - length
         parts[name] = shorten(parts[name], length)
-    return "{what}: {rule}, but got {got}. {remedy}".format(**parts)
+    shown = "" if got is None else f", but got {parts['got']}"
+    return f"{parts['what']}: {parts['rule']}{shown}. {parts['remedy']}"
 
 
-def _rebuild(kind: type[ReptrainError], what: str, got: str, rule: str, remedy: str) -> ReptrainError:
+def _rebuild(kind: type[ReptrainError], what: str, got: str | None, rule: str, remedy: str) -> ReptrainError:
     return kind(what, got=got, rule=rule, remedy=remedy)
 
 

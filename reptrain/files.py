@@ -13,6 +13,15 @@ from typing import IO
 _UNFINISHED = ".part"
 
 
+def absolute(place: str) -> str:
+    """The absolute path of a file or folder; the address of a remote one as it is.
+
+    >>> absolute("s3://bucket/stores/c4")
+    's3://bucket/stores/c4'
+    """
+    return place if "://" in place else str(Path(place).absolute())
+
+
 def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
     """Write under a temporary name in the same folder, flush to the disk, and rename.
 

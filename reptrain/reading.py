@@ -103,7 +103,8 @@ def parse_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
         ReadError: If it is not UTF-8 or not JSON, has a duplicate key or a number with too many digits, or is
             nested too deeply.
     """
-    text = text if isinstance(text, str) else decode(text)
+    # Files that were joined by `cat` have a byte order mark at the begin of a line.
+    text = text.removeprefix("\ufeff") if isinstance(text, str) else decode(text)
     decoder = _TEXT_NUMBERS if numbers_as_text else _NUMBERS
     try:
         return decoder.decode(text)

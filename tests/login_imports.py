@@ -19,8 +19,21 @@ class _Block:
 
 sys.meta_path.insert(0, _Block())  # type: ignore[arg-type]
 
-import reptrain.cli  # noqa: E402
+# PyArrow imports pandas, if installed, when it converts a list or an array.
+import pandas  # noqa: E402
+import pyarrow.compute  # noqa: E402
+import rich.progress  # noqa: E402
+import typer._adapters  # noqa: E402
+
+import reptrain.auditing.audit  # noqa: E402
+import reptrain.cli.common  # noqa: E402
+import reptrain.sizes  # noqa: E402
 import reptrain.store  # noqa: E402
+import reptrain.study  # noqa: E402
+import reptrain.tables.list_runs  # noqa: E402
 import reptrain.tokenization  # noqa: E402
 
-__all__ = ["reptrain"]
+# All forks have the same commands.
+reptrain.cli.common.command()
+
+__all__ = ["pandas", "pyarrow", "reptrain", "rich", "typer"]

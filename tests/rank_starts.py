@@ -51,11 +51,18 @@ def said_by_ranks(out: Path) -> str:
     return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(out.glob("rank-*.txt")))
 
 
-def start_ranks(ranks: int, out: Path, cases: dict[str, dict[str, Any]], *, fails: bool = False) -> str:
-    """Carry out cases (see rank_matrix.py) on so many ranks, all in one start; returns what they wrote."""
+def start_ranks(
+    ranks: int,
+    out: Path,
+    cases: dict[str, dict[str, Any]],
+    *,
+    fails: bool = False,
+    script: str = "rank_matrix.py",
+) -> str:
+    """Carry out cases (see the script) on so many ranks, all in one start; returns what they wrote."""
     (out / "cases.json").write_text(json.dumps(cases))
-    script = str(Path(__file__).with_name("rank_matrix.py"))
-    started = begin_ranks(ranks, [script, str(out), str(out / "cases.json")], out)
+    path = str(Path(__file__).with_name(script))
+    started = begin_ranks(ranks, [path, str(out), str(out / "cases.json")], out)
     deadline = time.monotonic() + LIMIT_S
     while any(process.poll() is None for process in started) and time.monotonic() < deadline:
         # One that failed ends the others, as a launcher does.

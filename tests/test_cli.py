@@ -73,6 +73,12 @@ def test_version_and_short_help() -> None:
         assert run(*words, "-h").stdout == run(*words, "--help").stdout
 
 
+@pytest.mark.parametrize("words", [["runs", ""], ["runs", "--sort="], ["train", "x.yaml", "--out", ""]])
+def test_an_empty_argument_is_not_the_working_directory(words: list[str]) -> None:
+    """As from ``--out "$FOLDER"``, where the shell's variable is not set."""
+    assert "must not be empty, but got an empty text" in run(*words, code=2).stderr
+
+
 @pytest.mark.parametrize("columns", [60, 140])
 def test_help_is_as_wide_as_the_terminal(columns: int) -> None:
     shown = run("tokenize", "-h", columns=columns).stdout
@@ -168,9 +174,10 @@ def test_tokenize_takes_near_settings_and_passages(tmp_path: Path) -> None:
     assert run(*command, "--near", "shingles=2", code=2).stderr.startswith("error: near-duplicates shingles:")
 
 
-def test_tokenize_refuses_a_missing_file(tmp_path: Path) -> None:
-    ended = run("tokenize", tmp_path / "none.txt", "--out", tmp_path / "store", code=2)
-    assert ended.stderr.count("\n") == 1 and "none.txt" in ended.stderr
+@pytest.mark.parametrize("name", ["none.txt", "none"])
+def test_tokenize_refuses_a_missing_file(tmp_path: Path, name: str) -> None:
+    ended = run("tokenize", tmp_path / name, "--out", tmp_path / "store", code=2)
+    assert ended.stderr.count("\n") == 1 and f"{name}: must be a readable file, but got No" in ended.stderr
     assert not (tmp_path / "store").exists()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 _NODE = re.compile(r"nvidia\d+")
 _UUID = re.compile(r"^GPU UUID:\s*(\S+)", re.MULTILINE)
 _INDEX = re.compile(r"[0-9]{1,6}")
+_NVIDIA_SMI_S = 60
 
 
 def visible_gpus(
@@ -51,6 +53,21 @@ def count_gpus(dev: Path = Path("/dev")) -> int:
         dev: Folder of device nodes.
     """
     return len(visible_gpus(dev))
+
+
+def gpu_memory_bytes() -> int | None:
+    """Memory of the smallest GPU of this machine; None if nvidia-smi is missing or reports none."""
+    try:
+        ended = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    sizes = [int(line) for line in ended.stdout.split("\n") if line.strip().isdecimal()]
+    return min(sizes) << 20 if sizes and ended.returncode == 0 else None
 
 
 def _by_index(entries: list[str], num_present: int) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from reptrain.errors import LaunchError
-from reptrain.files import write_atomically
+from reptrain.files import read_small, write_atomically
+from reptrain.reading import ReadError, decode
 
 _HOST = re.compile(
     r"([A-Za-z0-9_][A-Za-z0-9_.-]*@)?([A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,7})"
@@ -35,19 +36,22 @@ def read_hostfile(path: Path, exclude: Sequence[str] = ()) -> dict[str, int]:
             has a host that is not in the file, or all hosts.
     """
     hosts: dict[str, int] = {}
+    names = set[str]()
     for number, line in enumerate(_read(path).split("\n"), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         where = f"hostfile {path}, line {number}"
         host, slots = _parse(words, where=where)
-        if host in hosts:
+        # Names of hosts have no case; a user or a final dot names no other host.
+        if (name := host.rpartition("@")[2].rstrip(".").lower()) in names:
             raise LaunchError(
                 where,
                 got=f"{host} again",
                 rule="must name each host once",
                 remedy="Write one line with the sum of its slots.",
             )
+        names.add(name)
         hosts[host] = slots
     if not hosts:
         raise LaunchError(
@@ -91,24 +95,16 @@ def written_for_deepspeed(path: Path, hosts: dict[str, int]) -> Path:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_BYTES + 1)
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode(read_small(path, _LARGEST_BYTES))
+    except OSError as error:
         raise LaunchError(
             f"hostfile {path}",
-            got=getattr(error, "strerror", None) or error,
-            rule="must be a readable text file in UTF-8",
+            got=error.strerror or error,
+            rule="must be a readable text file",
             remedy="Check the path.",
         ) from error
-    if len(content) > _LARGEST_BYTES:
-        raise LaunchError(
-            f"hostfile {path}",
-            got="a larger file",
-            rule=f"must have at most {_LARGEST_BYTES} bytes",
-            remedy="Check the path.",
-        )
-    return text
+    except ReadError as error:
+        raise LaunchError(f"hostfile {path}", got=error.got, rule=error.rule, remedy=error.remedy) from error
 
 
 def _parse(words: list[str], *, where: str) -> tuple[str, int]:
@@ -117,7 +113,7 @@ def _parse(words: list[str], *, where: str) -> tuple[str, int]:
     ('a', 4)
     """
     host, *rest = words
-    if "[" in host:
+    if "[" in host[1:]:
         raise LaunchError(
             where,
             got=repr(host),

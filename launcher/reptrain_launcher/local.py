@@ -101,7 +101,7 @@ def train_arguments(
 
 def _local_command(num_ranks: int | None, *, device: Device, master_port: int | None) -> list[str]:
     """DeepSpeed's per-node launcher, with one device per rank."""
-    devices: Sequence[int | str] = range(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
+    devices = _listed_for_cpu(num_ranks or 0) if _on_cpu(device) else visible_gpus()[:num_ranks]
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [*devices]}).encode()).decode()
     return [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", _LOG_LEVEL),
@@ -109,6 +109,15 @@ def _local_command(num_ranks: int | None, *, device: Device, master_port: int | 
         "--master_addr=127.0.0.1",
         f"--master_port={free_port() if master_port is None else master_port}",
     ]
+
+
+def _listed_for_cpu(num_ranks: int) -> Sequence[int | str]:
+    """Devices of ranks on the CPU, which DeepSpeed lists in CUDA_VISIBLE_DEVICES. Hidden GPUs stay hidden."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return range(num_ranks)
+    entries = [entry or "-1" for entry in listed.split(",")]
+    return [*entries, *["-1"] * num_ranks][:num_ranks]
 
 
 def launch_environment(

@@ -19,7 +19,7 @@ NAMESPACE = "reptrain-certificate"
 
 
 def certify(
-    run: Path, report: AuditReport, out: Path, *, stores: Mapping[str, Path], key: Path | None = None
+    run: Path, report: AuditReport, out: Path, *, stores: Mapping[str, str | Path], key: Path | None = None
 ) -> None:
     """Write the certificate of an audited run, and its signature as ``OUT.sig``.
 
@@ -48,7 +48,7 @@ def certify(
         write_atomically(out.with_name(f"{out.name}.sig"), signature)
 
 
-def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, Path]) -> str:
+def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, str | Path]) -> str:
     """The certificate as lines of text; the same run and audit give the same text."""
     folder = RunFolder.open(run)
     most = max(report.exposures, default=0)
@@ -73,7 +73,7 @@ def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, Path])
     ]
     audits = {audit.name: audit for audit in report.sources}
     for source in folder.plan.sources:
-        path = stores.get(source.name, Path(source.store))
+        path = stores.get(source.name, source.store)
         lines += ["", f"source {source.name}", *_source_rows(source, audits[source.name], path)]
     lines += [
         "",
@@ -83,7 +83,7 @@ def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, Path])
     return "\n".join(lines) + "\n"
 
 
-def _source_rows(source: SourcePlan, audit: SourceAudit, path: Path) -> list[str]:
+def _source_rows(source: SourcePlan, audit: SourceAudit, path: str | Path) -> list[str]:
     split = open_store(path).split("train")
     exposures = ", ".join(f"{tokens:,} x {times:,}" for times, tokens in audit.exposures.items())
     return _rows(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.distributed.engine import Engine
+from reptrain.model.init import whole_shape
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,8 +50,7 @@ def shapes(engine: Engine) -> dict[str, list[int]]:
 
 
 def _whole_shape(parameter: Tensor) -> torch.Size:
-    partitioned = getattr(parameter, "ds_shape", parameter.shape)
-    shape: torch.Size = getattr(parameter, "whole_shape", partitioned)
+    shape: torch.Size = getattr(parameter, "whole_shape", whole_shape(parameter))
     return shape
 
 

@@ -7,87 +7,42 @@ therefore be read from pieces of any other partition, written by any number of r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
 from reptrain.checkpoint.state import Piece
+from reptrain.checkpoint.tensor_file import FileSum as FileSum
+from reptrain.checkpoint.tensor_file import StoredTensor, write_tensors
 from reptrain.errors import ResumeError
 
-_FLOAT_BYTES = 4
 _CHUNK_BYTES = 1 << 20
 
 
-class FileSum(BaseModel):
-    """Size and checksum that a file must have."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    """Size of the file."""
-    sha256: str
-    """SHA-256 of its content."""
-
-    def begins(self, path: Path) -> bool:
-        """Whether the first `bytes` bytes of a file have this checksum."""
-        digest, left = hashlib.sha256(), self.bytes
-        try:
-            with path.open("rb") as file:
-                while left and (part := file.read(min(left, _CHUNK_BYTES))):
-                    digest.update(part)
-                    left -= len(part)
-        except OSError:
-            return False
-        return left == 0 and digest.hexdigest() == self.sha256
-
-    def problem(self, path: Path) -> str | None:
-        """Description of the mismatch, or None if the file is intact."""
-        try:
-            size = path.stat().st_size
-            if size != self.bytes:
-                return f"{path.name} has {size:,} bytes instead of {self.bytes:,}"
-            with path.open("rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            return f"{path.name}: {error.strerror}"
-        return None if actual == self.sha256 else f"{path.name} does not match its checksum"
-
-
 def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
-    """Write pieces to a file and flush it to disk.
-
-    Tensors are hashed and written one at a time: the checksum covers the bytes in memory, and at most one
-    tensor is copied at a time.
+    """Write pieces to a file, one tensor at a time, and flush it to disk.
 
     Raises:
         OSError: If the disk is full.
     """
-    tensors = {f"{kind}:{p.name}@{p.start}": view for p in held for kind, view in p.views.items()}
-    entries, end = {}, 0
-    for key, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * _FLOAT_BYTES
-        entries[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [begin, end]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for part in (len(header).to_bytes(8, "little"), header):
-            digest.update(part)
-            file.write(part)
-        for tensor in tensors.values():
-            values = tensor.to("cpu", torch.float32).contiguous().numpy().data
-            digest.update(values)
-            file.write(values)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileSum(bytes=8 + len(header) + end, sha256=digest.hexdigest())
+    return write_tensors(
+        path,
+        [
+            StoredTensor(f"{kind}:{p.name}@{p.start}", (view.numel(),), partial(_itself, view))
+            for p in held
+            for kind, view in p.views.items()
+        ],
+    )
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def copy_file(source: Path, target: Path) -> FileSum:
@@ -115,7 +70,7 @@ class _Written(NamedTuple):
 
 
 def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
-    """Fill pieces from the state files of a checkpoint.
+    """Fill pieces from the state files of a checkpoint, as `StateFiles.read` does.
 
     Args:
         paths: All state files of the checkpoint.
@@ -124,28 +79,51 @@ def read_pieces(paths: Iterable[Path], wanted: Sequence[Piece]) -> None:
     Raises:
         ResumeError: If no file holds some element of a piece.
     """
-    written = _index(paths)
-    opened: dict[Path, Any] = {
-        path: safe_open(path, "pt") for parts in written.values() for path in {w.path for w in parts}
-    }
-    for piece in wanted:
-        first = piece.start
-        for kind, view in piece.views.items():
-            last, missing = first + view.numel(), view.numel()
-            for source in written[kind, piece.name]:
-                begin, end = max(first, source.start), min(last, source.end)
-                if begin < end:
-                    stored = opened[source.path].get_slice(source.key)
-                    values = stored[begin - source.start : end - source.start]
+    StateFiles(paths).read(wanted)
+
+
+class StateFiles:
+    """The state files of a checkpoint, read a tensor at a time.
+
+    Args:
+        paths: All state files of the checkpoint.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._written = _index(paths)
+
+    def read(self, wanted: Sequence[Piece]) -> None:
+        """Fill pieces.
+
+        Args:
+            wanted: The pieces; their views are filled in place.
+
+        Raises:
+            ResumeError: If no file holds some element of a piece.
+        """
+        for piece in wanted:
+            for kind, view in piece.views.items():
+                self._fill(piece, kind, view)
+
+    def _fill(self, piece: Piece, kind: str, view: torch.Tensor) -> None:
+        first, last, missing = piece.start, piece.start + view.numel(), view.numel()
+        for source in self._written[kind, piece.name]:
+            begin, end = max(first, source.start), min(last, source.end)
+            if begin < end:
+                # Opened each time: the pages that an open file has mapped count as memory of the process.
+                file: Any
+                with safe_open(source.path, "pt") as file:
+                    values = file.get_slice(source.key)[begin - source.start : end - source.start]
                     view[begin - first : end - first].copy_(values)
-                    missing -= end - begin
-            if missing:
-                raise ResumeError(
-                    f"{kind} of {piece.name}",
-                    got=f"{missing:,} elements missing from the checkpoint's files",
-                    rule="must be complete in the checkpoint",
-                    remedy="Use an older checkpoint.",
-                )
+                    del values
+                missing -= end - begin
+        if missing:
+            raise ResumeError(
+                f"{kind} of {piece.name}",
+                got=f"{missing:,} elements missing from the checkpoint's files",
+                rule="must be complete in the checkpoint",
+                remedy="Use an older checkpoint.",
+            )
 
 
 def _index(paths: Iterable[Path]) -> dict[tuple[str, str], list[_Written]]:

@@ -21,6 +21,7 @@ from reptrain.cli.options import (
     Out,
     Overrides,
     SshPort,
+    VocabSize,
 )
 from reptrain.errors import ConfigError, LaunchError
 
@@ -92,6 +93,25 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write and print the command or script without running it.")
     ] = False,
+    suggest: Annotated[
+        bool,
+        typer.Option(
+            "--suggest",
+            help="Start nothing: print the ZeRO stage, micro-batch and activation checkpointing that fit into"
+            " the memory of the GPUs, and the reasons. Exit code 1: nothing fits.",
+        ),
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME|GIB",
+            help="With --suggest: the GPU, such as A100, or its memory in GiB.",
+            show_default="this machine's",
+        ),
+    ] = None,
+    vocab_size: VocabSize = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --suggest: print JSON.")] = False,
 ) -> None:
     """Train on several ranks: on this machine, on the hosts of a hostfile, or in a Slurm job.
 
@@ -102,6 +122,14 @@ def launch(
     from reptrain_launcher.forwarding import parse_settings
 
     _check_engines(slurm=bool(slurm), torchrun=torchrun, mpi=mpi, hostfile=hostfile)
+    if suggest:
+        from reptrain.cli.suggestion import print_suggestion
+
+        code = print_suggestion(
+            config, overrides or [], gpus=gpus, hostfile=hostfile, exclude=exclude_list(exclude),
+            slurm=slurm or [], gpu=gpu, vocab_size=vocab_size, as_json=as_json,
+        )  # fmt: skip
+        raise typer.Exit(code)
     loaded = load_run_config(config, overrides or [])
     run = out or Path("runs") / str(loaded.name)
     extra = parse_settings(env or [])

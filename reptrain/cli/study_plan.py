@@ -30,7 +30,7 @@ def bill_text(bill: Bill) -> str:
     for arm, rows in rows_by_arm(bill.rows).items():
         table.add_row(arm, *_cells(rows))
     table.add_section()
-    table.add_row("all", *_cells(bill.rows))
+    table.add_row("total", *_cells(bill.rows))
     table.add_row("to run", *_cells(bill.left))
     text = io.StringIO()
     Console(file=text, width=200).print(table)

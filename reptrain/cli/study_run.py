@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from reptrain.auditing.report import AuditReport
 from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
@@ -18,7 +17,7 @@ from reptrain.report.joint import write_joint_report
 from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, verdict
 from reptrain.study.ask import read_study
-from reptrain.study.audits import audit_runs
+from reptrain.study.audits import StudyAudits
 from reptrain.study.bill import Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph
 from reptrain.study.cautions import cautions
@@ -100,33 +99,38 @@ def run_and_report(
     Raises:
         ConfigError: If the audits need torch and it is not installed.
     """
-    for study, _ in places:
-        _inputs_audit(study)
+    audits = _audits(places)
     runs = [
         StudyRun(study, out, study_display, of.launch, of.executor, done)
         for (study, out), of in zip(places, means, strict=True)
     ]
     codes = []
-    for place, result in zip(places, run_studies(runs), strict=True):
+    for place, result in zip(places, run_studies(runs, audits), strict=True):
         for outcome in result.outcomes:
             if outcome.reason:
                 typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
         # A study that did not start because of a signal has nothing to report.
-        all_exact = not place.out.exists() or audit_and_report(place, of_several=len(places) > 1)
+        all_exact = not place.out.exists() or audit_and_report(place, audits, of_several=len(places) > 1)
         codes.append(result.exit_code or int(not all_exact))
     return max(codes)
 
 
-def _inputs_audit(study: StudyConfig) -> Callable[..., AuditReport] | None:
-    """The audit at level `inputs`, if the study asks for it."""
-    return inputs_audit("audit: inputs") if study.audit == "inputs" else None
+def _audits(places: Sequence[Place]) -> StudyAudits:
+    """The audits of studies.
+
+    Raises:
+        ConfigError: If a study asks for the level `inputs`, and torch is not installed.
+    """
+    needs_inputs = any(place.study.audit == "inputs" for place in places)
+    return StudyAudits(inputs_audit("audit: inputs") if needs_inputs else None)
 
 
-def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
+def audit_and_report(place: Place, audits: StudyAudits | None = None, *, of_several: bool = False) -> bool:
     """Audit a study's runs, rebuild its report and print the answer.
 
     Args:
         place: The study and its folder.
+        audits: The audits so far; None: none.
         of_several: Whether to print its name first.
 
     Returns:
@@ -135,9 +139,9 @@ def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
     study, out = place
     if of_several:
         typer.echo(f"study {study.name}")
-    audits = audit_runs(study, out, inputs_audit=_inputs_audit(study))
+    reports = (audits or _audits([place])).all_runs(study, out)
     page, findings = write_report(study, out, figure_files=True)
-    for arm, report in audits.items():
+    for arm, report in reports.items():
         typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
     rows = collect(study, out)
     typer.echo(verdict(rows))
@@ -146,7 +150,7 @@ def audit_and_report(place: Place, *, of_several: bool = False) -> bool:
     for caution in [*cautions(study, rows), *findings.cautions]:
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
-    return all(report.exact for report in audits.values())
+    return all(report.exact for report in reports.values())
 
 
 def report_together(studies: Sequence[Path], page: Path) -> None:

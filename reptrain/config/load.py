@@ -15,9 +15,11 @@ from reptrain.config.scalars import AmbiguousError, PlainDumper, PlainLoader, fi
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError, shorten
 from reptrain.files import read_small
-from reptrain.reading import ReadError, decode
+from reptrain.reading import ReadError, decode, json_type
 
 _MOST_FILES, _MOST_KEY_PARTS = 20, 20
+# Pydantic's errors for a value that is not a mapping.
+_NO_MAPPING = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
 Model = TypeVar("Model", bound=BaseModel)
 
 _MOST_SUGGESTED = 3
@@ -137,7 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(
             f"config {path}",
-            got=type(data).__name__,
+            got="nothing" if data is None else json_type(data),
             rule="must hold a mapping of settings",
             remedy="See configs/tiny/ for examples.",
         )
@@ -294,12 +296,43 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
             remedy="`reptrain config schema` lists the keys of each.",
         )
     if detail["type"] == "string_type" and isinstance(got, bool | int | float):
-        shown = str(got).lower()
-        return ConfigError(key, got=shown, rule="must be a text", remedy=f'Quote it: "{shown}".')
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = repr(got) if not isinstance(got, Mapping) else "this combination"
-    rule = message[:1].lower() + message[1:]
-    return ConfigError(key, got=shown, rule=rule, remedy="See `reptrain config schema` for what is allowed.")
+        # The text may differ from the value: 1.10 is read as 1.1, and 0x1F as 31.
+        on_command_line = "" if key.endswith("[key]") else f"; on a command line: '{key}=\"...\"'"
+        remedy = f"Quote it as it is written{on_command_line}."
+        return ConfigError(key, got=_yaml(got), rule="must be a text", remedy=remedy)
+    remedy = "See `reptrain config schema` for what is allowed."
+    if detail["type"] in _NO_MAPPING and got is None:
+        remedy = "Remove the key, or add settings below it."
+    return ConfigError(key, got=_shown(got), rule=_rule(detail), remedy=remedy)
+
+
+def _rule(detail: Mapping[str, Any]) -> str:
+    """The broken rule, from pydantic's message."""
+    if detail["type"] in _NO_MAPPING:
+        return "must be a mapping of settings"
+    for name, words in (("lt", "less than"), ("le", "less than or equal to")):
+        # Pydantic prints a large bound as a rounded float.
+        if isinstance(bound := detail.get("ctx", {}).get(name), int):
+            return f"must be {words} {bound}"
+    if detail["type"] == "too_short":
+        least = detail["ctx"]["min_length"]
+        return f"must have at least {least} item{'s' * (least > 1)}"
+    if detail["type"] == "string_type":
+        return "must be a text"
+    message: str = detail["msg"].removeprefix("Value error, ")
+    message = message.replace(" should ", " must ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
+
+
+def _shown(got: Any) -> str | None:
+    """The wrong value; None for a mapping, whose rule names the values that disagree."""
+    if isinstance(got, Mapping):
+        return None
+    return _yaml(got) if got is None or isinstance(got, bool) else repr(got)
+
+
+def _yaml(value: bool | int | float | None) -> str:
+    return "null" if value is None else str(value).lower()
 
 
 def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseModel]]) -> str:

@@ -18,6 +18,8 @@ _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
 _TEXT = re.compile(r"(.+?)\s*(words|bytes)")
 _PARTS = re.compile(r"(.+?)\s*(tokens|inputs|targets)")
 _SUFFIXED = re.compile(r"(.*[0-9.])\s*([A-Za-z]+)")
+# A comma has three digits after it: 1,5B is 1.5B in other countries, not 15B.
+_GROUPED = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(?![0-9_,])[^_,]*")
 _SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _LIMIT = 2**62
 _MAX_CHARACTERS, _MAX_EXPONENT = 64, 30
@@ -52,9 +54,12 @@ def parse_count(value: Any) -> Any:
         return int(value)
     if not isinstance(value, str):
         return value
-    text = value.strip().replace("_", "").replace(",", "")
+    text = value.strip()
     if len(text) > _MAX_CHARACTERS:
         raise ValueError("must be below 2**62")
+    if ("_" in text or "," in text) and not _GROUPED.fullmatch(text):
+        raise ValueError(f"{_EXAMPLES}; commas and underscores separate groups of digits, as in 1,048,576")
+    text = text.replace("_", "").replace(",", "")
     if match := _POWER.fullmatch(text):
         base, exponent = int(match[1]), int(match[2])
         if base > 1 and exponent > 62:

@@ -15,6 +15,7 @@ from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConf
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget, Count, TextAmount
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
+from reptrain.files import absolute
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
@@ -68,11 +69,11 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _store_or_sources(self) -> Self:
         if self.store is None and not self.sources:
-            raise ValueError("data must name a store or a mixture of sources; set data.store=FOLDER")
+            raise ValueError("must name a store or a mixture of sources; set data.store=FOLDER")
         if self.store is not None and self.sources:
-            raise ValueError("data must name a store or a mixture of sources, not both; set data.store=null")
+            raise ValueError("must name a store or a mixture of sources, not both; set data.store=null")
         if self.sources and self.unique_tokens is not None:
-            raise ValueError("data.unique_tokens is for one store; set it for each of data.sources instead")
+            raise ValueError("unique_tokens is for one store; set it for each of data.sources instead")
         return self
 
 
@@ -223,6 +224,9 @@ class CheckpointConfig(Frozen):
     """Share of the run between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
     """Number of newest checkpoints to keep."""
+    mirror: str | None = None
+    """URL of a folder, such as s3://bucket/runs, that gets a copy of the run folder after each checkpoint;
+    null: none."""
     keep_every_fraction: Annotated[float, Field(ge=1e-6, le=1)] | None = None
     """Share of the run between checkpoints that are kept permanently; null: none."""
     at_steps: list[Positive] = Field(default_factory=list)
@@ -301,9 +305,9 @@ class RunConfig(Frozen):
     def with_absolute_stores(self) -> Self:
         """The run with absolute paths of its stores and its teacher, valid in any working directory."""
         data = self.data
-        given: dict[str, Any] = {"store": data.store and str(Path(data.store).absolute())}
+        given: dict[str, Any] = {"store": data.store and absolute(data.store)}
         given["sources"] = {
-            name: source.model_copy(update={"store": str(Path(source.store).absolute())})
+            name: source.model_copy(update={"store": absolute(source.store)})
             for name, source in data.sources.items()
         }
         branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})

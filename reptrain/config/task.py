@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from reptrain.config.base import FileName, Frozen, Positive, Width
 from reptrain.config.quantities import Count
+
+KEY_IN_BRACES = re.compile(r"\{(\w(?:[\w .-]*\w)?)\}")
+"""A key of a row in a template. Other braces are text."""
 
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -32,7 +36,7 @@ class TaskConfig(Frozen):
     group: str | None = None
     """Key of a row's group, such as the title of its article; a group stays on one side of a split."""
     input: str = "{input}"
-    """Template of the input, with keys of the row in braces."""
+    """Template of the input, with keys of the row in braces; a dot selects a key of a nested object."""
     target: str = "{target}"
     """Template of the target."""
     answers: str | None = "answers"
@@ -50,6 +54,13 @@ class TaskConfig(Frozen):
     @classmethod
     def _one_file_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("input", "target")
+    @classmethod
+    def _names_a_key(cls, template: str) -> str:
+        if not KEY_IN_BRACES.search(template):
+            raise ValueError("must name a key of the rows in braces, such as {question}")
+        return template
 
     @model_validator(mode="after")
     def _labels_of_a_classification(self) -> Self:

@@ -20,7 +20,7 @@ from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import Subset
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.scores import compute_scores
-from reptrain.store import Store, open_store
+from reptrain.store import Store, local_folder, open_store
 from reptrain.text import Tokenizer
 
 # Rows of a forward pass; does not change the scores.
@@ -110,8 +110,8 @@ def _tokenizer(folder: RunFolder, stores: Sequence[Store], rows: int) -> Tokeniz
     tokenizer = stores[0].tokenizer()
     known = {store.manifest.tokenizer for store in stores}
     for source in folder.plan.sources:
-        if (Path(source.store) / "manifest.json").exists():
-            known.add(open_store(Path(source.store)).manifest.tokenizer)
+        if (local_folder(source.store) / "manifest.json").exists():
+            known.add(open_store(source.store).manifest.tokenizer)
     if len(known) > 1 or tokenizer.vocab_size > rows:
         raise StoreError(
             f"store {stores[0].path}",

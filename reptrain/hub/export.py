@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
 from reptrain.checkpoint import CheckpointManifest, Topology
-from reptrain.checkpoint.state import WEIGHT, Piece
-from reptrain.checkpoint.state_files import write_pieces
+from reptrain.checkpoint.state import WEIGHT
+from reptrain.checkpoint.tensor_file import StoredTensor, write_tensors
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.errors import RunError, check_choice
@@ -93,11 +95,12 @@ def export_model(
             pieces, folder, special=special, is_encoder_decoder=isinstance(trained.config, T5Config)
         )
         write_atomically(folder / "generation_config.json", json.dumps(ids | pad, indent=2) + "\n")
-        weights = dict(trained.load().named_parameters())
+        trained.check()
         save_model(
             folder,
             trained.config,
-            weights,
+            trained.shapes,
+            trained.parameter,
             settings | ids | (pad if trained.config.family == "t5" else {}) | _lengths(trained),
             max_shard_bytes=max_shard_bytes,
             dtype=dtype,
@@ -161,7 +164,7 @@ def import_model(source: Path, out: Path) -> Exchanged:
     """
     opened = ModelFolder.open(source)
     trained = open_saved_model(source)
-    model = trained.load()
+    trained.check()
     tokenizer = trained.own_tokenizer()
     special = opened.special_ids() if tokenizer is None else trained.special_ids(tokenizer)
     with _new_folder(out) as folder:
@@ -171,13 +174,17 @@ def import_model(source: Path, out: Path) -> Exchanged:
             end_ids=list(special.ends),
             window_tokens=trained.window_tokens,
         )
-        write_model(folder, described, tokenizer, model)
+        write_model(folder, described, tokenizer, trained.shapes, trained.parameter)
         Parent(path=str(source.resolve()), step=None, weights=trained.fingerprint()).write(folder)
     return _done(out, source, opened.architecture.model_type, trained)
 
 
 def write_model(
-    folder: Path, described: ImportedModel, tokenizer: Tokenizer | None, model: torch.nn.Module
+    folder: Path,
+    described: ImportedModel,
+    tokenizer: Tokenizer | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    parameter: Callable[[str], Tensor],
 ) -> None:
     """Write a model in the layout of an imported model (see `reptrain.hub.saved_model`).
 
@@ -185,33 +192,43 @@ def write_model(
         folder: The folder; created if missing.
         described: Content of model.yaml.
         tokenizer: The tokenizer, if there is one.
-        model: The model whose weights become step 0.
+        shapes: Shapes of the model's parameters by name.
+        parameter: Returns the weights of step 0, a parameter by name. One of them is held at a time.
     """
     folder.mkdir(exist_ok=True)
     if tokenizer is not None:
         write_atomically(folder / tokenizer.file_name, tokenizer.model_bytes)
-    _write_checkpoint(folder / "checkpoints", dict(model.named_parameters()))
+    _write_checkpoint(folder / "checkpoints", shapes, parameter)
     # Last: a folder with this file is complete.
     text = dump_yaml(described.model_dump(mode="json"))
     write_atomically(folder / MODEL_FILE, f"# Imported by reptrain.\n{text}")
 
 
-def _write_checkpoint(folder: Path, weights: dict[str, Any]) -> None:
+def _write_checkpoint(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], parameter: Callable[[str], Tensor]
+) -> None:
     place = folder / "step-0"
     place.mkdir(parents=True)
     name = "state-00000-of-00001.safetensors"
-    held = [Piece(key, 0, {WEIGHT: value.detach().view(-1)}) for key, value in weights.items()]
+    tensors = [
+        StoredTensor(f"{WEIGHT}:{key}@0", (prod(shape),), partial(_flat, parameter, key))
+        for key, shape in shapes.items()
+    ]
     manifest = CheckpointManifest(
         step=0,
         optimizer_steps=0,
         writers=Topology(world_size=1, zero_stage=0),
         loss_scaling={},
-        parameters={key: list(value.shape) for key, value in weights.items()},
-        files={name: write_pieces(place / name, held)},
+        parameters={key: list(shape) for key, shape in shapes.items()},
+        files={name: write_tensors(place / name, tensors)},
         records={},
     )
     write_atomically(place / "manifest.json", manifest.text())
     write_atomically(folder / "latest", "step-0\n")
+
+
+def _flat(parameter: Callable[[str], Tensor], name: str) -> Tensor:
+    return parameter(name).reshape(-1)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,27 +171,39 @@ class ModelFolder:
         """Stored name of each tensor, by its name in the transformers class with an output head."""
         return full_names(self.files, self.architecture.prefix)
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy the weights into our parameters.
+    def load(
+        self,
+        weights: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        parts: Sequence[Part] | None = None,
+    ) -> None:
+        """Copy weights into some or all of our parameters.
 
         Args:
             weights: Parameters of our model by name, filled in place; the folder may have another dtype.
+            shapes: Shapes of all our parameters by name; None: ``weights`` has all of them.
+            parts: The folder's tensors from `check`; None calls it.
 
         Raises:
             HubError: If a tensor is missing, unexpected, not finite or of another shape, or a copy of the
                 embedding differs from it.
         """
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        parts = self.check(shapes)
+        if shapes is None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if parts is None:
+            parts = self.check(shapes)
         with ExitStack() as stack, torch.no_grad():
             opened = {path: stack.enter_context(_open(path)) for path in set(self.files.values())}
             for part in parts:
+                if weights.keys().isdisjoint(part.ours):
+                    continue
                 stored = self.tensors[self._source(part.theirs)]
                 tensor = opened[self.files[stored]].get_tensor(stored)
                 if not bool(torch.isfinite(tensor).all()):
                     raise self._wrong(f"NaN or infinity in {stored}", "must hold finite weights")
-                split(part, tensor, weights)
-            self._check_copies(opened, parts)
+                split(part, tensor, weights, shapes)
+            if "embedding.weight" in weights:
+                self._check_copies(opened, parts)
 
     def check(self, shapes: Mapping[str, Iterable[int]]) -> list[Part]:
         """Compare the headers of the folder's tensors with our parameters, without reading the weights.

@@ -5,7 +5,7 @@ Shapes: E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -40,17 +40,32 @@ def shape_of(part: Part, shapes: Mapping[str, Iterable[int]]) -> tuple[int, ...]
     return shape[::-1] if part.transposed else shape
 
 
-def join(part: Part, weights: Mapping[str, Tensor]) -> Tensor:
-    """Build a folder's tensor from our parameters."""
-    held = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
+def join(part: Part, parameter: Callable[[str, int | None], Tensor]) -> Tensor:
+    """Build a folder's tensor from our parameters.
+
+    Args:
+        part: The tensor.
+        parameter: Returns a parameter by name, or the slice of one expert.
+    """
+    held = [parameter(name, part.expert) for name in part.ours]
     tensor = torch.cat(held, part.dim) if len(held) > 1 else held[0]
     return (tensor.T if part.transposed else tensor).contiguous()
 
 
-def split(part: Part, tensor: Tensor, weights: Mapping[str, Tensor]) -> None:
-    """Copy a folder's tensor into our parameters."""
-    targets = [weights[name] if part.expert is None else weights[name][part.expert] for name in part.ours]
+def split(
+    part: Part, tensor: Tensor, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Copy a folder's tensor into those of our parameters that are given.
+
+    Args:
+        part: The tensor.
+        tensor: Its values.
+        weights: Parameters by name, filled in place.
+        shapes: Shapes of all our parameters by name.
+    """
     whole = tensor.T if part.transposed else tensor
-    sizes = [target.shape[part.dim] for target in targets]
-    for target, values in zip(targets, torch.split(whole, sizes, part.dim), strict=True):
-        target.copy_(values)
+    sizes = [shapes[name][part.dim if part.expert is None else part.dim + 1] for name in part.ours]
+    for name, values in zip(part.ours, torch.split(whole, sizes, part.dim), strict=True):
+        if name in weights:
+            target = weights[name] if part.expert is None else weights[name][part.expert]
+            target.copy_(values)

@@ -51,7 +51,7 @@ def revision_steps(folder: RunFolder) -> dict[str, int]:
         StoreError: If a store of the run cannot be opened.
     """
     plan = folder.plan
-    stores = [open_store(Path(source.store)) for source in plan.sources]
+    stores = [open_store(source.store) for source in plan.sources]
     amounts = folder.config.checkpoint.at_text
     steps = steps_of_text(amounts, stores, plan.mixture_plan(), plan.step_plan()) if amounts else {}
     return {f"chck_{amount.short}": step for amount, step in steps.items()}

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from reptrain import checkpoint
 from reptrain.checkpoint import CheckpointManifest
 from reptrain.checkpoint.state import WEIGHT, Piece, set_expert_bias
-from reptrain.checkpoint.state_files import read_pieces
+from reptrain.checkpoint.state_files import StateFiles
 from reptrain.checkpoint.weight_average import AVERAGE
 from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
@@ -33,11 +36,12 @@ from reptrain.distributed.world import World
 from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
 from reptrain.hub import ModelFolder
 from reptrain.hub.folder import CONFIG
+from reptrain.hub.parts import Part
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.init import empty_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
-from reptrain.store import open_store
+from reptrain.store import local_folder, open_store
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
@@ -96,12 +100,28 @@ class SavedModel(ABC):
         return None
 
     @abstractmethod
+    def read(self, weights: Mapping[str, Tensor]) -> None:
+        """Load some of the parameters.
+
+        Args:
+            weights: fp32 on the CPU by parameter name, filled in place.
+
+        Raises:
+            ReptrainError: If one of them is missing.
+        """
+
+    @abstractmethod
+    def fill_buffers(self, model: Decoder | EncoderDecoder) -> None:
+        """Load what a model holds besides its parameters: the expert bias, if the weights come with one."""
+
     def fill(self, model: Decoder | EncoderDecoder) -> None:
         """Load the weights into a model of `config`, on the CPU in fp32.
 
         Raises:
             ReptrainError: If weights are missing.
         """
+        self.read({name: parameter.detach() for name, parameter in model.named_parameters()})
+        self.fill_buffers(model)
 
     @abstractmethod
     def check(self) -> None:
@@ -126,6 +146,22 @@ class SavedModel(ABC):
         """Rows of the embedding."""
         assert self.config.vocab_size is not None
         return self.config.vocab_size
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter by name."""
+        return parameter_shapes(self.config, vocab_size=self.rows)
+
+    def parameter(self, name: str, expert: int | None = None) -> Tensor:
+        """Load one parameter, fp32 on the CPU.
+
+        Args:
+            name: Its name.
+            expert: Load only the slice of this expert, the first dimension's index.
+        """
+        whole = torch.empty(self.shapes[name])
+        self.read({name: whole})
+        return whole if expert is None else whole[expert]
 
     def load(self, config: ModelConfig | None = None) -> Decoder | EncoderDecoder:
         """Load the model in evaluation mode, on the CPU in fp32.
@@ -154,7 +190,7 @@ class SavedModel(ABC):
         except ReptrainError as error:
             raise TokenizerError(
                 f"tokenizer of {self.path}",
-                got=str(error.got),
+                got=error.got,
                 rule=f"must be available: {error.what} {error.rule}",
                 remedy="Pass its file by --tokenizer.",
             ) from error
@@ -204,7 +240,7 @@ class _Checkpointed(SavedModel):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def check(self) -> None:
-        shapes = parameter_shapes(self.config, vocab_size=self.rows)
+        shapes = self.shapes
         for name in sorted(shapes.keys() | self._manifest.parameters.keys()):
             expected, stored = shapes.get(name), self._manifest.parameters.get(name)
             if expected is None or stored is None or list(expected) != stored:
@@ -214,10 +250,21 @@ class _Checkpointed(SavedModel):
                     f"must hold the weights of its configuration, of shape {expected and list(expected)}",
                 )
 
-    def fill(self, model: Decoder | EncoderDecoder) -> None:
-        """Load the weights and the expert bias; see `SavedModel.fill`."""
-        wanted = [Piece(name, 0, {self.kind: p.detach().view(-1)}) for name, p in model.named_parameters()]
-        read_pieces([self._place / name for name in self._manifest.files], wanted)
+    def read(self, weights: Mapping[str, Tensor]) -> None:
+        self._files.read([Piece(name, 0, {self.kind: values.view(-1)}) for name, values in weights.items()])
+
+    def parameter(self, name: str, expert: int | None = None) -> Tensor:
+        if expert is None:
+            return super().parameter(name)
+        values = torch.empty(self.shapes[name][1:])
+        self._files.read([Piece(name, expert * values.numel(), {self.kind: values.view(-1)})])
+        return values
+
+    @cached_property
+    def _files(self) -> StateFiles:
+        return StateFiles([self._place / name for name in self._manifest.files])
+
+    def fill_buffers(self, model: Decoder | EncoderDecoder) -> None:
         set_expert_bias(model, self._manifest.expert_bias)
 
 
@@ -244,13 +291,13 @@ class _RunModel(_Checkpointed):
 
     def own_tokenizer(self) -> Tokenizer:
         # The plan holds the store's absolute path.
-        return open_store(Path(self._folder.plan.sources[0].store)).tokenizer()
+        return open_store(self._folder.plan.sources[0].store).tokenizer()
 
     def special_ids(self, tokenizer: Tokenizer) -> SpecialIds:
         return special_ids(tokenizer)
 
     def named_end(self) -> NamedEnd | None:
-        path = Path(next(iter(self._run.sources.values())).store)
+        path = local_folder(next(iter(self._run.sources.values())).store)
         return find_end(path) if path.is_dir() else None
 
 
@@ -310,10 +357,17 @@ class _FolderModel(SavedModel):
 
     def check(self) -> None:
         self._folder.check_names()
-        self._folder.check(parameter_shapes(self.config, vocab_size=self.rows))
+        self._folder.check(self.shapes)
 
-    def fill(self, model: Decoder | EncoderDecoder) -> None:
-        self._folder.load(dict(model.named_parameters()))
+    def read(self, weights: Mapping[str, Tensor]) -> None:
+        self._folder.load(weights, self.shapes, self._parts)
+
+    def fill_buffers(self, model: Decoder | EncoderDecoder) -> None:
+        """Nothing: the architectures of transformers have no expert bias."""
+
+    @cached_property
+    def _parts(self) -> list[Part]:
+        return self._folder.check(self.shapes)
 
 
 def open_saved_model(path: Path, step: int | None = None, *, average: bool = False) -> SavedModel:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from reptrain.checkpoint.tensor_file import StoredTensor, write_tensors
 from reptrain.config.model import ModelConfig
 from reptrain.files import write_atomically
 from reptrain.hub.architecture import Architecture
@@ -28,7 +30,8 @@ def architecture_of(config: ModelConfig) -> Architecture:
 def save_model(
     path: Path,
     config: ModelConfig,
-    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    parameter: Callable[[str, int | None], Tensor],
     settings: Mapping[str, Any],
     *,
     max_shard_bytes: int,
@@ -39,24 +42,27 @@ def save_model(
     Args:
         path: The folder.
         config: The model.
-        weights: Parameters of the model by name.
+        shapes: Shapes of the model's parameters by name.
+        parameter: Returns a parameter by name, or the slice of one expert. One tensor is held at a time.
         settings: Content of config.json (see `model_settings`).
         max_shard_bytes: Maximum size of a file; only a single larger tensor exceeds it.
         dtype: fp32, bf16 or fp16.
     """
-    shards = _shards(config, weights, max_shard_bytes=max_shard_bytes, itemsize=_DTYPES[dtype].itemsize)
+    shards = _shards(config, shapes, max_shard_bytes=max_shard_bytes, itemsize=_DTYPES[dtype].itemsize)
     names = (
         [SINGLE]
         if len(shards) == 1
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
-    total = 0
     for name, shard in zip(names, shards, strict=True):
-        tensors = {part.theirs: join(part, weights).to(_DTYPES[dtype]) for part in shard}
-        # safetensors refuses tensors that share memory, such as the copies of a shared layer.
-        save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / name, {"format": "pt"})
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        tensors = [
+            StoredTensor(part.theirs, shape_of(part, shapes), partial(join, part, parameter))
+            for part in sorted(shard, key=lambda part: part.theirs)
+        ]
+        write_tensors(path / name, tensors, _DTYPES[dtype], {"format": "pt"})
     if len(shards) > 1:
+        total = sum(prod(shape_of(part, shapes)) for shard in shards for part in shard)
+        total *= _DTYPES[dtype].itemsize
         where = {part.theirs: name for name, shard in zip(names, shards, strict=True) for part in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_atomically(path / INDEX, json.dumps(index, indent=2) + "\n")
@@ -64,14 +70,13 @@ def save_model(
 
 
 def _shards(
-    config: ModelConfig, weights: Mapping[str, Tensor], *, max_shard_bytes: int, itemsize: int
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], *, max_shard_bytes: int, itemsize: int
 ) -> list[list[Part]]:
     """The tensors of each file, in order."""
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
     shards: list[list[Part]] = [[]]
     shard_bytes = 0
     for part in architecture_of(config).parts(config):
-        part_bytes = torch.Size(shape_of(part, shapes)).numel() * itemsize
+        part_bytes = prod(shape_of(part, shapes)) * itemsize
         if shards[-1] and shard_bytes + part_bytes > max_shard_bytes:
             shards.append([])
             shard_bytes = 0

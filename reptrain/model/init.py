@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Any, overload
 
 import numpy as np
@@ -58,7 +59,7 @@ def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDec
     Raises:
         ConfigError: If the weights need more memory than this machine has.
     """
-    _check_memory(config, vocab_size)
+    check_memory(config, vocab_size)
     model = meta_model(config, vocab_size=vocab_size)
     model.to_empty(device="cpu")
     model.tie_head()
@@ -67,13 +68,52 @@ def empty_model(config: ModelConfig, *, vocab_size: int) -> Decoder | EncoderDec
     return model
 
 
-def _check_memory(config: ModelConfig, vocab_size: int) -> None:
-    num_bytes = 4 * count_parameters(config, vocab_size).total
+def allocate_in_turn(
+    model: Decoder | EncoderDecoder, device: torch.device, place: Callable[[str, nn.Parameter], None]
+) -> None:
+    """Give a model on the meta device its parameters, one at a time, and its buffers, which are zero.
+
+    Args:
+        model: The model; its parameters are replaced.
+        device: Where the buffers are allocated. The parameters are allocated on the CPU, in fp32.
+        place: Called with each name and its uninitialized parameter, to fill and to move it before the next
+            one is allocated.
+    """
+    placed: dict[nn.Parameter, nn.Parameter] = {}
+    for name, shape_only in model.named_parameters():
+        parameter = nn.Parameter(torch.empty(shape_only.shape), requires_grad=shape_only.requires_grad)
+        place(name, parameter)
+        placed[shape_only] = parameter
+    for module in model.modules():
+        for key, shape_only in module.named_parameters(recurse=False, remove_duplicate=False):
+            setattr(module, key, placed[shape_only])
+        for key, buffer in module.named_buffers(recurse=False):
+            setattr(module, key, torch.zeros_like(buffer, device=device))
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """Shape of a parameter of which ZeRO 3 may have left only this rank's partition."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def check_memory(config: ModelConfig, vocab_size: int, *, num_ranks: int = 1) -> None:
+    """Refuse a model whose weights in fp32 need more memory than this machine has.
+
+    Args:
+        config: The model.
+        vocab_size: Number of ids of the tokenizer.
+        num_ranks: Ranks that the weights are partitioned over.
+
+    Raises:
+        ConfigError: If the weights of one rank do not fit.
+    """
+    num_bytes = 4 * count_parameters(config, vocab_size).total / num_ranks
     machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if num_bytes > machine_bytes:
         raise ConfigError(
             "model",
-            got=f"{num_bytes / 1e9:,.0f} GB of weights in fp32",
+            got=f"{num_bytes / 1e9:,.0f} GB of weights in fp32" + (" on each rank" if num_ranks > 1 else ""),
             rule=f"must fit into the {machine_bytes / 1e9:,.0f} GB of memory of this machine",
             remedy="Make the model smaller. `reptrain sizes` shows its size without building it.",
         )
@@ -102,7 +142,9 @@ def initial_weights(config: ModelConfig, name: str, shape: torch.Size, seed: int
     std = _decoder_std(config, name) if isinstance(config, DecoderConfig) else _t5_std(config, name, shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std))
+    values = generator.standard_normal(tuple(shape), dtype=np.float32)
+    values *= np.float32(std)
+    return torch.from_numpy(values)
 
 
 def _decoder_std(config: DecoderConfig, name: str) -> float:
@@ -164,7 +206,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2 or "relative_bias" in name:
+        if len(whole_shape(parameter)) < 2 or "relative_bias" in name:
             not_decayed.append(parameter)
         else:
             (hidden if ratio != 1 and _is_hidden(name) else decayed).append(parameter)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -118,18 +118,12 @@ class EpochPlan:
         epoch, and the inverse permutation gives the global index of these two.
         """
         per_epoch = self.windows_per_epoch
-        ends = np.asarray([0, per_epoch - 1] if per_epoch > 1 else [0], dtype=np.int64)
-        if self.order == "mixed":
-            whole = 0
-            epochs = np.arange(self._mixed_windows // per_epoch, dtype=np.int64)
-        else:
-            whole = global_index // per_epoch
-            epochs = np.asarray([whole], dtype=np.int64)
-        epoch, window = (np.ravel(grid) for grid in np.meshgrid(epochs, ends, indexing="ij"))
-        missing = self.window_tokens - self._span(epoch, window)[1]
-        seen = self._global_index(epoch, window) < global_index
+        whole = 0 if self.order == "mixed" else global_index // per_epoch
+        missing, index = _ends(self, whole)
         after = global_index - whole * per_epoch
-        return whole * self.unique_tokens + after * self.window_tokens - int(missing[seen].sum())
+        return (
+            whole * self.unique_tokens + after * self.window_tokens - int(missing[index < global_index].sum())
+        )
 
     @cached_property
     def total_tokens(self) -> int:
@@ -189,6 +183,25 @@ class EpochPlan:
         if many > few or remainder == 0:
             return drawn + 1
         return np.where(drawn == 0, 0, drawn + remainder - 1)
+
+
+@lru_cache(maxsize=64)
+def _ends(plan: EpochPlan, epoch: int) -> tuple[Int64s, Int64s]:
+    """The windows that may be short: the first and the last of an epoch; with order `mixed` of every epoch.
+
+    Each step asks for the tokens before it, so the inverse permutation is computed once per epoch.
+
+    Returns:
+        How many tokens each lacks, and its global index.
+    """
+    per_epoch = plan.windows_per_epoch
+    ends = np.asarray([0, per_epoch - 1] if per_epoch > 1 else [0], dtype=np.int64)
+    epochs = np.asarray([epoch], dtype=np.int64)
+    if plan.order == "mixed":
+        epochs = np.arange(plan._mixed_windows // per_epoch, dtype=np.int64)
+    number, window = (np.ravel(grid) for grid in np.meshgrid(epochs, ends, indexing="ij"))
+    missing = plan.window_tokens - plan._span(number, window)[1]
+    return missing, plan._global_index(number, window)
 
 
 def plan_epochs(

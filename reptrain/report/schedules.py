@@ -77,7 +77,7 @@ def _unique_tokens(config: RunConfig) -> dict[str, int]:
 
 
 def _store(config: RunConfig, name: str) -> Store:
-    return open_store(Path(config.sources[name].store), named_by=f"{config.store_setting(name)}=FOLDER")
+    return open_store(config.sources[name].store, named_by=f"{config.store_setting(name)}=FOLDER")
 
 
 def _curves(

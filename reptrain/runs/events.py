@@ -22,13 +22,15 @@ class EventRecord(FrozenRecord):
         "skipped",
         "spike",
         "straggler",
+        "mirror",
         "preempted",
         "failed",
         "done",
     ]
     """Kind of event. branched: the run took over the first steps of another; damaged: a checkpoint was
     skipped, or records were restored; skipped: a step was not applied; spike: the loss or gradient norm was
-    far above its recent values; straggler: a rank slows down the others."""
+    far above its recent values; straggler: a rank slows down the others; mirror: the
+    copy of the run folder could not be updated."""
     step: Whole
     """Steps completed."""
     detail: str

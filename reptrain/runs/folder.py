@@ -281,9 +281,10 @@ class RunFolder:
         parent = read_parent(self.path)
         if parent is None:
             return config
-        if not parent.is_at(given) and (parent_weights is None or parent_weights() != parent.weights):
-            return config
-        return config.model_copy(update={"init_from": recorded})
+        is_same = parent.is_at(given, self.path)
+        if not is_same and parent_weights is not None:
+            is_same = parent_weights() == parent.weights
+        return config.model_copy(update={"init_from": recorded}) if is_same else config
 
     def _refuse_another(
         self, config: RunConfig, plan: RunPlan, parent_weights: Callable[[], str | None] | None

@@ -25,14 +25,22 @@ class Parent(FrozenRecord):
     """Fingerprint of its weights."""
     changed: dict[str, tuple[Any, Any]] = Field(default_factory=dict)
     """Model settings that differ, by dotted key: (the parent's value, this run's value)."""
+    beside: bool = False
+    """Whether the parent is in the folder that also holds the run, so that both can be moved together."""
 
     def write(self, folder: Path) -> None:
         """Write it into a folder."""
         write_atomically(folder / _FILE, [self.model_dump_json(indent=2), "\n"])
 
-    def is_at(self, init_from: str) -> bool:
-        """Whether a path, however it is spelled, is that of the parent."""
-        return Path(init_from).resolve() == Path(self.path)
+    def is_at(self, init_from: str, run: Path) -> bool:
+        """Whether a path, however it is spelled, is that of the parent.
+
+        Args:
+            init_from: The path.
+            run: Folder of the run, which may have been moved together with its parent.
+        """
+        given, recorded = Path(init_from).resolve(), Path(self.path)
+        return given == recorded or (self.beside and given == run.resolve().parent / recorded.name)
 
 
 def read_parent(folder: Path) -> Parent | None:

@@ -95,7 +95,7 @@ class RunPlan(FrozenRecord):
         sources = [
             SourcePlan(
                 name=name,
-                store=str(stores[name].path.resolve()),
+                store=stores[name].address,
                 store_fingerprint=stores[name].fingerprint,
                 subset_fingerprint=subsets[name].fingerprint,
                 unique_tokens=plan.unique_tokens,

@@ -19,12 +19,14 @@ from reptrain.sizes.memory import (
 )
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
 from reptrain.sizes.subject import Subject, load_subject
+from reptrain.sizes.suggest import Suggestion, suggest
 
 __all__ = [
     "ForwardFlops",
     "Match",
     "ParameterCount",
     "Subject",
+    "Suggestion",
     "activation_bytes",
     "bucket_elements",
     "buffer_bytes",
@@ -41,6 +43,7 @@ __all__ = [
     "retained_bytes",
     "sizes_text",
     "state_bytes",
+    "suggest",
     "train_flops_per_window",
     "utilization_flops",
     "write_match",

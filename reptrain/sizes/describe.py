@@ -7,12 +7,13 @@ from typing import Any, get_args
 
 from reptrain.config.load import dump_yaml
 from reptrain.config.model import Recompute, T5Config
-from reptrain.errors import ConfigError, check_choice
+from reptrain.errors import check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
-from reptrain.sizes.memory import activation_bytes, buffer_bytes, retained_bytes, state_bytes
+from reptrain.sizes.memory import activation_bytes
 from reptrain.sizes.parameters import ParameterCount
+from reptrain.sizes.rank_memory import check_ranks, rank_buffer_bytes, rank_retained_bytes, rank_state_bytes
 from reptrain.sizes.subject import Subject
 
 _PARAMETERS = {
@@ -83,30 +84,23 @@ def _flops(subject: Subject) -> dict[str, dict[str, float]]:
 
 def _memory(subject: Subject, count: ParameterCount, world_size: int, precision: Precision) -> dict[str, Any]:
     groups = subject.run.train.expert_parallel_size if subject.run else 1
-    if world_size % groups:
-        raise ConfigError(
-            "--world-size",
-            got=world_size,
-            rule=f"must be a multiple of train.expert_parallel_size {groups}",
-            remedy="Change one of the two.",
-        )
+    check_ranks(world_size, groups)
     memory: dict[str, Any] = {"precision": precision, "world_size": world_size}
     memory["expert_parallel_size"] = groups
+    given: dict[str, Any] = {"world_size": world_size, "groups": groups, "precision": precision}
     memory["state_bytes"] = {
-        f"stage_{stage}": _state(count, stage, world_size, groups, precision) for stage in range(4)
+        f"stage_{stage}": rank_state_bytes(count, stage=stage, **given) for stage in range(4)
     }
-    rest, experts = count.total - count.experts, count.experts // groups
-    held, partition = rest + experts, -(-rest // world_size) - (-experts // (world_size // groups))
     memory["buffer_bytes"] = {
         device: {
-            f"stage_{stage}": buffer_bytes(
-                held, stage=stage, partition=partition, precision=precision, device=device
-            )
+            f"stage_{stage}": rank_buffer_bytes(count, stage=stage, device=device, **given)
             for stage in range(4)
         }
         for device in ("cuda", "cpu")
     }
-    memory["cpu_retained_bytes"] = {f"stage_{stage}": retained_bytes(held, stage=stage) for stage in range(4)}
+    memory["cpu_retained_bytes"] = {
+        f"stage_{stage}": rank_retained_bytes(count, stage=stage, groups=groups) for stage in range(4)
+    }
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -123,17 +117,6 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
         for recompute in get_args(Recompute)
     }
     return memory
-
-
-def _state(
-    count: ParameterCount, stage: int, world_size: int, groups: int, precision: Precision
-) -> int | None:
-    """Bytes of state per GPU. Experts are partitioned over the ranks outside their expert-parallel group."""
-    rest = state_bytes(count.total - count.experts, stage=stage, world_size=world_size, precision=precision)
-    experts = state_bytes(
-        count.experts // groups, stage=stage, world_size=world_size // groups, precision=precision
-    )
-    return None if rest is None or experts is None else rest + experts
 
 
 def sizes_text(data: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from reptrain.sizes.flops import ForwardFlops, forward_flops
 from reptrain.sizes.layers import CountableConfig
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
 from reptrain.store.manifest import MANIFEST, read_manifest
+from reptrain.store.remote import local_folder
 
 _NO_STORE = "(none)"
 
@@ -113,8 +114,8 @@ def _filled(data: Mapping[str, Any], family: object) -> dict[str, Any]:
 def _store_vocab_size(run: RunConfig) -> int | None:
     """Vocabulary size of the first source's store that exists."""
     for source in run.sources.values():
-        if (Path(source.store) / MANIFEST).exists():
-            return read_manifest(Path(source.store)).vocab_size
+        if (local_folder(source.store) / MANIFEST).exists():
+            return read_manifest(local_folder(source.store)).vocab_size
     return None
 
 

@@ -123,7 +123,9 @@ class _Table:
         column = pa.Array.from_buffers(
             pa.large_binary(), 2 * count + 1, [None, pa.py_buffer(offsets), self._tokens]
         )
-        taken = column.take(pa.array(np.arange(1, 2 * count + 1, 2)))
+        # `pa.array` would import pandas, if installed.
+        odd = pa.py_buffer(np.arange(1, 2 * count + 1, 2, dtype=np.int64))
+        taken = column.take(pa.Array.from_buffers(pa.int64(), count, [None, odd]))
         return np.frombuffer(taken.buffers()[2], self._dtype, total)
 
 

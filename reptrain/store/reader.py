@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from reptrain.errors import StoreError, TokenizerError
-from reptrain.store.manifest import SplitInfo, SplitName, StoreManifest, read_manifest
+from reptrain.store.manifest import Shard, SplitInfo, SplitName, StoreManifest, read_manifest
 from reptrain.store.mapped_shards import MappedShards
+from reptrain.store.remote import RemoteStore, local_folder, open_remote
 from reptrain.store.shards import ShardReader
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.tokenizer import TokenArray
+
+
+class _Files:
+    """The shards of a store: those that were opened, and those of a remote store that are kept in the cache.
+
+    Args:
+        folder: The store's folder.
+        shards: The shards that are there.
+        remote: Fetches more; None for a local store.
+    """
+
+    def __init__(self, folder: Path, shards: Iterable[Shard], remote: RemoteStore | None) -> None:
+        self._folder, self._remote = folder, remote
+        self._held: dict[str, IO[bytes]] = {}
+        self._lock = Lock()
+        self.states = {shard.file: _file_state(folder / shard.file) for shard in shards}
+        """Identity, size and time of change of each file when it was opened; None if it was missing."""
+
+    def fetch(self, shard: Shard) -> None:
+        """Fetch a shard of a remote store, and keep it in the cache as long as the store is open."""
+        if self._remote is None:
+            return
+        with self._lock:
+            if shard.file not in self._held:
+                self._held[shard.file] = self._remote.open(shard)
+                self.states = self.states | {shard.file: _file_state(self._folder / shard.file)}
 
 
 class Split:
@@ -25,9 +55,10 @@ class Split:
         folder: The store's folder.
         info: The split's entry in the manifest.
         dtype: Type of the tokens.
+        files: Fetches the shards of a remote store.
     """
 
-    def __init__(self, name: SplitName, folder: Path, info: SplitInfo, dtype: str) -> None:
+    def __init__(self, name: SplitName, folder: Path, info: SplitInfo, dtype: str, files: _Files) -> None:
         self.name = name
         self.dtype = np.dtype(dtype)
         self.num_documents = info.documents
@@ -36,7 +67,7 @@ class Split:
         self.words = info.words
         """Words, separated by white space; None in a store that was made before they were counted."""
         self._folder = folder
-        self._shards = info.shards
+        self._shards, self._files = info.shards, files
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)])
         self._readers: list[ShardReader | None] = [None] * len(info.shards)
         self._mapped = MappedShards(self.dtype)
@@ -135,6 +166,7 @@ class Split:
         reader = self._readers[shard]
         if reader is None:
             info = self._shards[shard]
+            self._files.fetch(info)
             reader = self._readers[shard] = ShardReader(self._folder / info.file, info)
         return reader
 
@@ -143,23 +175,52 @@ class Store:
     """A sealed token store, opened by `open_store`.
 
     Args:
-        path: Its folder.
+        path: Its folder; that of a remote store is in the cache.
         manifest: Its manifest.
+        remote: Fetches the shards of a remote store; None for a local folder.
     """
 
-    def __init__(self, path: Path, manifest: StoreManifest) -> None:
+    def __init__(self, path: Path, manifest: StoreManifest, remote: RemoteStore | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self._remote = remote
+        shards = [shard for info in manifest.splits.values() for shard in info.shards]
+        self._files = _Files(path, () if remote else shards, remote)
         self._splits = {
-            name: Split(name, path, info, manifest.dtype) for name, info in manifest.splits.items()
+            name: Split(name, path, info, manifest.dtype, self._files)
+            for name, info in manifest.splits.items()
         }
 
-        self._opened = self._file_states()
+    @property
+    def is_remote(self) -> bool:
+        """Whether its shards are fetched from object storage."""
+        return self._remote is not None
 
-    def _file_states(self) -> dict[str, tuple[int, ...] | None]:
-        """Identity, size and time of change of each shard; None if it is missing."""
-        names = [shard.file for info in self.manifest.splits.values() for shard in info.shards]
-        return {name: _file_state(self.path / name) for name in names}
+    @property
+    def address(self) -> str:
+        """The URL of a remote store, or the absolute path of a local one."""
+        return str(self.path.resolve()) if self._remote is None else self._remote.url
+
+    def fetch(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fetch all shards of a remote store; does nothing for a local one.
+
+        Args:
+            progress: Called after each shard with the bytes that are there, and all bytes.
+
+        Raises:
+            StoreError: If one cannot be fetched, or the cache is too small.
+        """
+        if self._remote is None:
+            return
+        shards = [shard for info in self.manifest.splits.values() for shard in info.shards]
+        # Processes that start together fetch different shards first.
+        first = os.getpid() % max(1, len(shards))
+        done, total = 0, sum(shard.bytes for shard in shards)
+        for shard in (*shards[first:], *shards[:first]):
+            self._files.fetch(shard)
+            done += shard.bytes
+            if progress is not None:
+                progress(done, total)
 
     def check_unchanged(self) -> None:
         """Check that no shard was replaced or written since the store was opened; reads no data.
@@ -167,8 +228,9 @@ class Store:
         Raises:
             StoreError: Naming the first that was.
         """
-        for name, state in self._file_states().items():
-            if state != self._opened[name]:
+        for name, opened in self._files.states.items():
+            state = _file_state(self.path / name)
+            if state != opened:
                 raise StoreError(
                     f"store file {self.path / name}",
                     got="no file any more" if state is None else "a file that was changed or replaced",
@@ -225,25 +287,25 @@ class Store:
         )
 
 
-def open_store(path: Path, *, named_by: str | None = None) -> Store:
+def open_store(path: str | Path, *, named_by: str | None = None) -> Store:
     """Open a sealed store. Reads the manifest and the file sizes, not the data.
 
     Args:
-        path: Its folder.
+        path: Its folder, or the address of a remote one (s3://, gs://).
         named_by: The setting or option that names the folder, such as ``data.store`` or ``--store``, for the
             error message.
 
     Raises:
         StoreError: If it is not sealed, or a file is missing or has another size.
     """
-    path = Path(path)
+    remote, path = open_remote(path), local_folder(path)
     manifest = read_manifest(path, named_by=named_by)
-    for info in manifest.splits.values():
+    for info in manifest.splits.values() if remote is None else ():
         for shard in info.shards:
             _check_size(path / shard.file, shard.bytes)
     if not (path / manifest.tokenizer_file).is_file():
         raise _damaged(path / manifest.tokenizer_file, "no file")
-    return Store(path, manifest)
+    return Store(path, manifest, remote)
 
 
 def _file_state(path: Path) -> tuple[int, ...] | None:

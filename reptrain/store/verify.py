@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from reptrain.errors import ReptrainError, StoreError
 from reptrain.stages import StageProgress
@@ -21,6 +22,7 @@ from reptrain.store.manifest import (
     read_manifest,
 )
 from reptrain.store.overlap import NGRAM, Overlap, measure_overlap
+from reptrain.store.remote import local_folder, open_remote
 from reptrain.store.shards import ShardReader
 from reptrain.text import load_tokenizer
 
@@ -57,7 +59,7 @@ class VerifyReport:
 
 
 def verify(
-    path: Path,
+    path: str | Path,
     progress: StageProgress | None = None,
     *,
     overlap: bool = False,
@@ -70,7 +72,7 @@ def verify(
     totals; the tokenizer; and the fingerprint, computed again from the tokens.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or the address of a remote store, which is fetched.
         progress: Called after each shard with the bytes read.
         overlap: Also count the 13-grams of the held-out text that occur in the training text.
         max_overlap: Largest allowed fraction of the distinct 13-grams of `select` or `report`. Technical
@@ -87,7 +89,9 @@ def verify(
         raise StoreError(
             "max_overlap", got=max_overlap, rule="must be between 0 and 1", remedy=f"{MAX_OVERLAP} is usual."
         )
-    path = Path(path)
+    # Holds the shards of a remote store in the cache.
+    fetched = _fetched(path, progress)
+    path = local_folder(path)
     manifest = read_manifest(path)
     problems = _tokenizer_problems(path, manifest)
     total = sum(shard.bytes for info in manifest.splits.values() for shard in info.shards)
@@ -110,6 +114,7 @@ def verify(
         stage = None if progress is None else partial(progress, "compare held-out text")
         overlaps = measure_overlap(path, manifest, stage)
         too_large = _overlap_problems(overlaps, max_overlap)
+    del fetched
     return VerifyReport(
         shards=sum(len(info.shards) for info in manifest.splits.values()),
         documents=sum(info.documents for info in actual.values()),
@@ -118,6 +123,21 @@ def verify(
         overlap=overlaps,
         overlap_problems=too_large,
     )
+
+
+def _fetched(path: str | Path, progress: StageProgress | None) -> list[IO[bytes]]:
+    remote = open_remote(path)
+    if remote is None:
+        return []
+    held, done = [], 0
+    shards = [shard for info in read_manifest(remote.folder).splits.values() for shard in info.shards]
+    total = sum(shard.bytes for shard in shards)
+    for shard in shards:
+        held.append(remote.open(shard))
+        done += shard.bytes
+        if progress:
+            progress("fetch", done, total)
+    return held
 
 
 def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:

@@ -16,6 +16,7 @@ from reptrain.plan.shared_steps import RunSteps
 from reptrain.runs.folder import RunFolder
 from reptrain.sizes import count_parameters, peak_flops, train_flops_per_window
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
+from reptrain.store.remote import local_folder
 from reptrain.study.done_table import load_done, to_run
 from reptrain.study.graph import Graph, Node
 from reptrain.study.grid import arms
@@ -214,7 +215,9 @@ def _train_tokens(stores: Mapping[str, StoreManifest], store: str) -> int:
 
 def _manifests(graph: Graph) -> dict[str, StoreManifest]:
     paths = {source.store for node in graph.trainings for source in node.run.sources.values()}
-    return {path: read_manifest(Path(path)) for path in paths if (Path(path) / MANIFEST).exists()}
+    return {
+        path: read_manifest(local_folder(path)) for path in paths if (local_folder(path) / MANIFEST).exists()
+    }
 
 
 @dataclass(frozen=True)

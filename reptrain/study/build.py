@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reptrain.study.graph import Graph, Node, in_order, store_fingerprints, train_fingerprint
-from reptrain.study.grid import Arm
+from reptrain.study.arm import Arm
+from reptrain.study.chains import training_fingerprints, with_clusters_of_parents
+from reptrain.study.graph import Graph, Node, in_order, store_fingerprints
 from reptrain.study.prefixes import with_branches
 from reptrain.study.questions import check_questions
 from reptrain.study.schema import StudyConfig
 from reptrain.study.then import then_nodes
-from reptrain.study.tuning import TunedGroup, tuned_arms
+from reptrain.study.tuning import Trial, TunedGroup, tuned_arms, untuned_arms
 
 
 def build_graph(study: StudyConfig, out: Path) -> Graph:
@@ -30,17 +31,26 @@ def build_graph(study: StudyConfig, out: Path) -> Graph:
     check_questions(study, arms)
     trials = [trial for group in groups for trial in group.trials]
     stores = store_fingerprints([*(arm.config for arm in arms), *(trial.config for trial in trials)])
-    tuning = [node for group in groups for node in _trial_nodes(group, stores)]
-    runs = [_arm_node(arm, groups, stores) for arm in arms]
+    fingerprints = training_fingerprints([*arms, *trials], stores)
+    pending = untuned_arms(arms, groups)
+    tuning = [
+        _trial_node(trial, fingerprints, pending=trial.parent in pending)
+        for group in groups
+        for trial in group.trials
+    ]
+    runs = [_arm_node(arm, groups, fingerprints, pending=arm.name in pending) for arm in arms]
     declared = {arm.name: arm for arm in arms if arm.look == 1}
     commands = then_nodes(study, declared, [node for node in runs if node.name in declared])
     trainings = with_branches([*tuning, *runs], branch=study.share_prefixes)
+    trainings = with_clusters_of_parents(trainings)
     return in_order([*trainings, *_after_pending(commands, runs)], study=study.name)
 
 
-def _arm_node(arm: Arm, groups: Sequence[TunedGroup], stores: Mapping[str, str]) -> Node:
-    tuning = next((group for group in groups if arm.group in group.arms), None)
-    pending = tuning is not None and tuning.best is None
+def _arm_node(
+    arm: Arm, groups: Sequence[TunedGroup], fingerprints: Mapping[str, str], *, pending: bool
+) -> Node:
+    tuning = next((group for group in groups if arm.group in group.arms and group.best is None), None)
+    trials = [trial.name for trial in tuning.trials] if tuning is not None else []
     return Node(
         name=arm.name,
         kind="train",
@@ -48,29 +58,30 @@ def _arm_node(arm: Arm, groups: Sequence[TunedGroup], stores: Mapping[str, str])
         arm=arm.group,
         seed=arm.config.seed,
         values=arm.values,
-        inputs=tuple(trial.name for trial in tuning.trials) if tuning and pending else (),
+        inputs=(*trials, *([arm.parent] if arm.parent else [])),
         config=arm.config,
+        parent=arm.parent,
         cluster=arm.name,
-        fingerprint=train_fingerprint(arm.config, stores),
+        fingerprint=fingerprints[arm.name],
         pending=pending,
     )
 
 
-def _trial_nodes(group: TunedGroup, stores: Mapping[str, str]) -> list[Node]:
-    return [
-        Node(
-            name=trial.name,
-            kind="train",
-            role="tune",
-            arm=trial.name.rpartition(".seed-")[0],
-            seed=trial.config.seed,
-            values=trial.values,
-            config=trial.config,
-            cluster=trial.name,
-            fingerprint=train_fingerprint(trial.config, stores),
-        )
-        for trial in group.trials
-    ]
+def _trial_node(trial: Trial, fingerprints: Mapping[str, str], *, pending: bool) -> Node:
+    return Node(
+        name=trial.name,
+        kind="train",
+        role="tune",
+        arm=trial.name.rpartition(".seed-")[0],
+        seed=trial.config.seed,
+        values=trial.values,
+        inputs=(trial.parent,) if trial.parent else (),
+        config=trial.config,
+        parent=trial.parent,
+        cluster=trial.name,
+        fingerprint=fingerprints[trial.name],
+        pending=pending,
+    )
 
 
 def _after_pending(commands: Sequence[Node], runs: Sequence[Node]) -> list[Node]:

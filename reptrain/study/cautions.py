@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from reptrain.store import split_warnings
+from reptrain.store import local_folder, split_warnings
 from reptrain.store.manifest import MANIFEST, read_manifest
 from reptrain.study.collect import ArmRow
 from reptrain.study.grid import arms
@@ -23,7 +22,7 @@ _SPLIT_TOLERANCE = 0.05
 def cautions(study: StudyConfig, rows: Sequence[ArmRow]) -> list[str]:
     """Warnings for the report and the terminal."""
     stores = dict.fromkeys(
-        Path(source.store) for arm in arms(study) for source in arm.config.sources.values()
+        local_folder(source.store) for arm in arms(study) for source in arm.config.sources.values()
     )
     # A store may have moved: the results do not need it.
     found_stores = [path for path in stores if (path / MANIFEST).exists()]

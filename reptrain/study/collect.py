@@ -13,9 +13,10 @@ from reptrain.reading import parse_json
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.records import FrozenRecord
+from reptrain.study.arm import Arm
+from reptrain.study.chains import training_fingerprints
 from reptrain.study.done_table import load_copies
-from reptrain.study.graph import store_fingerprints, train_fingerprint
-from reptrain.study.grid import Arm
+from reptrain.study.graph import store_fingerprints
 from reptrain.study.paths import difference, is_run_of, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.tuning import tuned_arms
@@ -121,11 +122,13 @@ def collect(study: StudyConfig, out: Path) -> list[ArmRow]:
     runs = [(arm, _begun(run_path(out, arm.name))) for arm in tuned_arms(study, out)[0]]
     shared = _shared_stores([folder for arm, folder in runs if folder and is_run_of(arm.config, folder)])
     copies = load_copies(out)
-    stores = store_fingerprints(arm.config for arm, _ in runs) if copies else {}
+    arms = [arm for arm, _ in runs]
+    stores = store_fingerprints(arm.config for arm in arms) if copies else {}
+    fingerprints = training_fingerprints(arms, stores) if copies else {}
     rows = []
     for arm, folder in runs:
         row = _row(arm, folder, shared)
-        copy = copies.get(train_fingerprint(arm.config, stores)) if copies and row.state != "done" else None
+        copy = copies.get(fingerprints[arm.name]) if copies and row.state != "done" else None
         rows.append(row if copy is None else _copied(arm, copy))
     return rows
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, Literal
 
 from reptrain.config import RunConfig, config_fingerprint, fingerprint
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import StudyError
 from reptrain.store.manifest import MANIFEST, read_manifest
+from reptrain.store.remote import local_folder
 
 Kind = Literal["train", "finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]
 Role = Literal["arm", "tune", "then"]
@@ -43,7 +43,8 @@ class Node:
         inputs: Nodes that must be done first.
         config: Configuration of a training; None for other kinds.
         branch: The run that a training branches from.
-        cluster: Runs with one cluster share a prefix, and count as one unit in statistics.
+        parent: The run, also among the inputs, whose last checkpoint holds a training's initial weights.
+        cluster: Runs with one cluster share a prefix or a parent, and count as one unit in statistics.
         settings: Options of the command; empty for a training.
         fingerprint: Identifies the node's results: its settings, those of its inputs, and the numerics
             version.
@@ -59,6 +60,7 @@ class Node:
     inputs: tuple[str, ...] = ()
     config: RunConfig | None = None
     branch: Branch | None = None
+    parent: str | None = None
     cluster: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -155,7 +157,11 @@ def _add(
 def store_fingerprints(configs: Iterable[RunConfig]) -> dict[str, str]:
     """The fingerprint of every store of some runs by its path; stores that do not exist are left out."""
     paths = {source.store for config in configs for source in config.sources.values()}
-    return {path: read_manifest(Path(path)).fingerprint for path in paths if (Path(path) / MANIFEST).exists()}
+    return {
+        path: read_manifest(local_folder(path)).fingerprint
+        for path in paths
+        if (local_folder(path) / MANIFEST).exists()
+    }
 
 
 def train_fingerprint(config: RunConfig, stores: Mapping[str, str]) -> str:

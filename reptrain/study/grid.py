@@ -7,11 +7,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from reptrain.config import RunConfig, fingerprint
+from reptrain.config import fingerprint
 from reptrain.errors import StudyError
+from reptrain.study.arm import Arm
+from reptrain.study.chains import with_parents, with_seeds_of_parents
 from reptrain.study.constraints import constrain
 from reptrain.study.point import Point, config_of, setting
 from reptrain.study.schema import StudyConfig
@@ -20,39 +23,12 @@ from reptrain.study.sections import ArmEntry
 _MOST_ARMS = 10_000
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One run of a study.
-
-    Attributes:
-        name: Unique within the study, and a file name.
-        config: Configuration of the run.
-        values: The value of each varied key, by dotted key, with defaults filled in and numbers read, and
-            ``entry``, the name of its entry, if it has one.
-        shown: What tells the arm from others in reports: its entry, and the value of each axis.
-        group: The name without the seed.
-        point: The settings that it was made of.
-        look: 2 if the second look of a claim added its seed, else 1.
-    """
-
-    name: str
-    config: RunConfig
-    values: Mapping[str, Any]
-    shown: Mapping[str, Any]
-    group: str
-    point: Point
-    look: int = 1
-
-    @property
-    def run(self) -> RunConfig:
-        """The configuration."""
-        return self.config
-
-
 def arms(
     study: StudyConfig,
     tuned: Mapping[str, Mapping[str, Any]] | None = None,
     more_seeds: Mapping[str, Sequence[int]] | None = None,
+    *,
+    out: Path | None = None,
 ) -> list[Arm]:
     """All arms in the order of entries and axes. The seed changes fastest, then the last axis.
 
@@ -60,16 +36,32 @@ def arms(
         study: The study.
         tuned: Settings that tuning chose, by name of the arm without the seed.
         more_seeds: Seeds that the second looks of claims have added, by the same name.
+        out: The study's folder, for the paths of runs that others start from. None: their names remain.
 
     Raises:
         StudyError: If an arm's configuration is wrong, or two arms are the same.
     """
     _check_number(study)
     points = constrain(study, [point for entry in _entries(study) for point in _points(study, entry)])
+    declared = with_parents(study.name, _checked(study, _seeded(study, points, tuned or {}, {})), out)
+    if not more_seeds:
+        return declared
+    more = with_seeds_of_parents(declared, more_seeds)
+    return with_parents(study.name, _checked(study, _seeded(study, points, tuned or {}, more)), out)
+
+
+def _seeded(
+    study: StudyConfig,
+    points: Sequence[Point],
+    tuned: Mapping[str, Mapping[str, Any]],
+    more_seeds: Mapping[str, Sequence[int]],
+) -> list[Arm]:
     keys = varied_keys(study)
-    all_arms = [
-        arm for point in points for arm in _arms_of(study, point, keys, tuned or {}, more_seeds or {})
-    ]
+    return [arm for point in points for arm in _arms_of(study, point, keys, tuned, more_seeds)]
+
+
+def _checked(study: StudyConfig, all_arms: list[Arm]) -> list[Arm]:
+    """The arms, if there are some and their names differ."""
     if not all_arms:
         raise StudyError(
             f"study {study.name}", got="no arm", rule="must have arms", remedy="Drop fewer in constraints."

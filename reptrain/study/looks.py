@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -14,9 +14,13 @@ from reptrain.analysis.questions import Claim, Interaction
 from reptrain.errors import AnalysisError
 from reptrain.files import read_small, write_atomically
 from reptrain.runs.records import FrozenRecord
-from reptrain.study.grid import Arm
+from reptrain.study.arm import Arm
+from reptrain.study.chains import with_seeds_of_parents
 from reptrain.study.questions import selected, sides
 from reptrain.study.schema import StudyConfig
+
+if TYPE_CHECKING:
+    from reptrain.study.audits import StudyAudits
 
 RULE = (
     "A claim with max_seeds is judged once its runs are done and audited, at its number of seeds, with"
@@ -93,14 +97,19 @@ def planned_looks(study: StudyConfig, arms: Sequence[Arm]) -> dict[str, dict[str
 
 def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
     """Largest number of runs that second looks may still add."""
-    looks, runs = load_looks(out), set[tuple[str, int]]()
+    looks, more = load_looks(out), dict[str, set[int]]()
     for claim in study.claims:
         if claim.max_seeds is None or claim.name in looks or "study" in claim.columns():
             continue
         of_claim = claim_arms(claim, arms)
         seeds = second_seeds(study, claim, _common_seeds(of_claim))
-        runs |= {(arm.group, seed) for arm in of_claim for seed in seeds}
-    return len(runs - {(arm.group, seed) for arm in arms for seed in added_seeds(out).get(arm.group, [])})
+        for arm in of_claim:
+            more.setdefault(arm.group, set()).update(seeds)
+    needed, added = (
+        with_seeds_of_parents(arms, {group: sorted(seeds) for group, seeds in seeds_of.items()})
+        for seeds_of in (more, added_seeds(out))
+    )
+    return sum(len({*seeds} - {*added.get(group, [])}) for group, seeds in needed.items())
 
 
 def claim_arms(claim: Claim, arms: Iterable[Arm]) -> list[Arm]:
@@ -137,11 +146,12 @@ def second_seeds(study: StudyConfig, claim: Claim, first: Collection[int]) -> tu
     return tuple(itertools.islice(later, max(0, claim.most_seeds - len(first))))
 
 
-def add_looks(places: Sequence[Place]) -> list[Place]:
+def add_looks(places: Sequence[Place], audits: StudyAudits | None = None) -> list[Place]:
     """Judge the claims that may still get a second look, and record the looks.
 
     Args:
         places: Studies whose runs have ended. Claims of one family are corrected together.
+        audits: Audits the runs before they are compared; None: at level `windows`.
 
     Returns:
         The studies that got more seeds.
@@ -150,12 +160,12 @@ def add_looks(places: Sequence[Place]) -> list[Place]:
         return []
     from reptrain.analysis.claims import StudyClaims, judge_studies
     from reptrain.analysis.rows import runs_of
-    from reptrain.study.audits import audit_missing
+    from reptrain.study.audits import StudyAudits
     from reptrain.study.write_tables import study_runs
 
-    tables = []
+    tables, audits = [], audits or StudyAudits()
     for place in places:
-        audit_missing(*place)
+        audits.missing(*place)
         tables.append(study_runs(*place))
     asked = [
         StudyClaims(place.study.name, table, place.study.claims)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from reptrain.errors import ReptrainError
 from reptrain.plan.marks import evaluation_steps
 from reptrain.plan.shared_steps import RunSteps, shared_steps
 from reptrain.store.manifest import MANIFEST, read_manifest
+from reptrain.store.remote import local_folder
 from reptrain.study.graph import Branch, Node
 
 # Sharing less than this part of a run is not worth waiting for the other run.
@@ -86,7 +86,7 @@ def _steps(node: Node, stores: dict[str, int | None]) -> RunSteps | None:
 
 def _train_tokens(store: str, known: dict[str, int | None]) -> int | None:
     if store not in known:
-        path = Path(store)
+        path = local_folder(store)
         known[store] = read_manifest(path).splits["train"].tokens if (path / MANIFEST).exists() else None
     return known[store]
 

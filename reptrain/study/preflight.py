@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from reptrain.config import RunConfig
@@ -11,6 +10,7 @@ from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan import plan_mixture
 from reptrain.plan.stream import unique_tokens_setting
 from reptrain.store import Store, open_store
+from reptrain.text.tokenizer import first_other_piece
 
 Stores = Mapping[str, Store]
 
@@ -25,6 +25,10 @@ class Planned(Protocol):
     @property
     def run(self) -> RunConfig:
         """Its configuration."""
+
+    @property
+    def parent(self) -> str | None:
+        """The training whose weights it starts from; None if there is none."""
 
 
 def total_tokens_of(config: RunConfig, stores: Stores) -> int:
@@ -54,13 +58,16 @@ def check_arms(arms: Sequence[Planned]) -> dict[str, Store]:
         StudyError: If a store cannot be opened or is too small for an arm, or its epochs cannot be planned.
     """
     stores: dict[str, Store] = {}
+    by_name = {arm.name: arm for arm in arms}
     for arm in arms:
         try:
             for name, source in arm.run.sources.items():
                 if source.store not in stores:
                     setting = f"{arm.run.store_setting(name)}=FOLDER"
-                    stores[source.store] = open_store(Path(source.store), named_by=setting)
+                    stores[source.store] = open_store(source.store, named_by=setting)
             _check_arm(arm, stores)
+            if arm.parent is not None:
+                _check_vocabulary(arm, by_name[arm.parent], stores)
         except StudyError:
             raise
         except ReptrainError as error:
@@ -68,6 +75,25 @@ def check_arms(arms: Sequence[Planned]) -> dict[str, Store]:
                 f"arm {arm.name}: {error.what}", got=error.got, rule=error.rule, remedy=error.remedy
             ) from error
     return stores
+
+
+def _check_vocabulary(arm: Planned, parent: Planned, stores: Mapping[str, Store]) -> None:
+    """Refuse an arm whose store has other tokens than that of the run that it starts from."""
+    (path, known), *_ = _stores_of(parent, stores)
+    for other_path, store in _stores_of(arm, stores):
+        if other_path == path or store.manifest.tokenizer == known.manifest.tokenizer:
+            continue
+        if differing := first_other_piece(known.tokenizer(), store.tokenizer()):
+            raise StudyError(
+                f"arm {arm.name}: {other_path}",
+                got=f"a tokenizer with {differing.other!r} as id {differing.id}",
+                rule=f"must have {differing.one!r} there, as the store of its parent {parent.name}",
+                remedy="Make the store with `reptrain tokenize --tokenizer` and that store's tokenizer.",
+            )
+
+
+def _stores_of(arm: Planned, stores: Mapping[str, Store]) -> list[tuple[str, Store]]:
+    return [(source.store, stores[source.store]) for source in arm.run.sources.values()]
 
 
 def _check_arm(arm: Planned, stores: Stores) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from reptrain.analysis.laws import find_law
 from reptrain.analysis.questions import Claim, FitQuestion
 from reptrain.errors import ConfigError, StudyError
-from reptrain.study.grid import Arm
+from reptrain.study.arm import Arm
 from reptrain.study.schema import StudyConfig
 from reptrain.tables.columns import RUN_COLUMNS
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 
@@ -41,6 +42,9 @@ from reptrain.study.then import then_command
 from reptrain.tables.addresses import Address
 from reptrain_launcher.process import Ended
 from reptrain_launcher.worker import EXIT_STOPPED, WorkerJob
+
+if TYPE_CHECKING:
+    from reptrain.study.audits import StudyAudits
 
 _EXIT_WRONG_INPUT = 2
 _STOPPED = "stopped by a signal; run the study again to resume"
@@ -93,13 +97,14 @@ def run_study(
     return run_studies([StudyRun(study, out, lambda: display, launch, executor, done)])[0]
 
 
-def run_studies(runs: Sequence[StudyRun]) -> list[StudyResult]:
+def run_studies(runs: Sequence[StudyRun], audits: StudyAudits | None = None) -> list[StudyResult]:
     """Run studies one after another, and then the second looks of their claims.
 
     All studies are checked before the first one starts. A signal stops all of them; a failed node stops none.
 
     Args:
         runs: The studies. Claims of one family in several studies are corrected together.
+        audits: Audits the runs before claims are judged for a second look. None: at level `windows`.
 
     Raises:
         StudyError: As `run_study`, and if two studies have the same folder.
@@ -112,7 +117,7 @@ def run_studies(runs: Sequence[StudyRun]) -> list[StudyResult]:
             study.run()
             if study.is_stopped:
                 return [one.result() for one in started]
-        grown = add_looks([Place(run.study, run.out) for run in runs])
+        grown = add_looks([Place(run.study, run.out) for run in runs], audits)
         todo = [one for one in started if Place(one.run_of.study, one.run_of.out) in grown]
     return [one.result() for one in started]
 

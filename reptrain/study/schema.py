@@ -291,7 +291,7 @@ def open_study(out: Path) -> StudyConfig:
     except ConfigError as error:
         raise StudyError(
             f"study folder {out}",
-            got=error.got,
+            got=error.got or f"{error.what}: {error.rule}",
             rule="must hold a readable study.yaml",
             remedy="`reptrain study run STUDY` creates one.",
         ) from error

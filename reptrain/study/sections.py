@@ -50,7 +50,8 @@ class ArmEntry(Frozen):
     name: FileName
     """Name of the arm; the names of its runs begin with it."""
     set: Settings = Field(default_factory=dict)
-    """Values of dotted keys, which replace those of the study's `set`."""
+    """Values of dotted keys, which replace those of the study's `set`. `init_from` may name another arm, from
+    whose weights this arm starts."""
     axes: Axes = Field(default_factory=dict)
     """Further axes of this arm, in addition to those of the study. An axis of the same key replaces it."""
     seeds: list[Seed] = Field(default_factory=list)
@@ -158,7 +159,9 @@ class Tune(Frozen):
     """Dotted keys with at least two values each, in at least three combinations."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [1000])
     """Seeds of the tuning runs; no seed of an arm may be among them."""
-    per: list[Key] = Field(default_factory=lambda: ["arm", "model", "objective", "regularize", "optimizer"])
+    per: list[Key] = Field(
+        default_factory=lambda: ["arm", "init_from", "model", "objective", "regularize", "optimizer"]
+    )
     """Keys, or beginnings of keys. Arms that agree on them form a group."""
     at: Axes = Field(default_factory=dict)
     """Values of further keys at which to tune. Arms with other values take the nearest, in proportion.

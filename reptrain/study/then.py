@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reptrain.errors import StudyError
+from reptrain.study.arm import Arm
 from reptrain.study.graph import Kind, Node, command_fingerprint
-from reptrain.study.grid import Arm
 from reptrain.study.paths import product_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import Then

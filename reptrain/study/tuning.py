@@ -16,9 +16,11 @@ from typing import Any
 
 from reptrain.config import RunConfig, fingerprint
 from reptrain.runs.folder import RunFolder
-from reptrain.study.done_table import load_done
-from reptrain.study.graph import store_fingerprints, train_fingerprint
-from reptrain.study.grid import Arm, arm_name, arms, varied_keys
+from reptrain.study.arm import Arm
+from reptrain.study.chains import INIT_FROM, Training, training_fingerprints
+from reptrain.study.done_table import DoneRow, load_done
+from reptrain.study.graph import store_fingerprints
+from reptrain.study.grid import arm_name, arms, varied_keys
 from reptrain.study.looks import added_seeds
 from reptrain.study.node_state import has_diverged
 from reptrain.study.paths import is_run_of, run_path
@@ -39,6 +41,8 @@ class Trial:
     config: RunConfig
     values: Mapping[str, Any]
     """The varied keys, those that are tuned included."""
+    parent: str | None = None
+    """The run that it starts from; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +79,63 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
     """
     more_seeds = added_seeds(out)
     if study.tune is None:
-        return arms(study, more_seeds=more_seeds), []
-    stores = store_fingerprints(arm.config for arm in arms(study))
-    done, found = load_done(out), folder_losses(out)
+        return arms(study, more_seeds=more_seeds, out=out), []
+    found, done = folder_losses(out), load_done(out)
+    tuned, groups = tuned_by(study, found, more_seeds, out=out)
+    settled: set[str] | None = None
+    # A tuned parent settles the fingerprints of the tuning runs that start from it.
+    while done and settled != (now := {group.name for group in groups if group.best is not None}):
+        settled = now
+        known = _fingerprints(tuned, groups)
+        rows = {name: done[key] for name, key in known.items() if key in done}
 
-    def losses(config: RunConfig, name: str) -> float | None:
-        own = found(config, name)
-        row = done.get(train_fingerprint(config, stores)) if own is None and done else None
-        return own if row is None else row.loss_select_best_nats
+        def losses(config: RunConfig, name: str, rows: Mapping[str, DoneRow] = rows) -> float | None:
+            own = found(config, name)
+            return rows[name].loss_select_best_nats if own is None and name in rows else own
 
-    return tuned_by(study, losses, more_seeds)
+        tuned, groups = tuned_by(study, losses, more_seeds, out=out)
+    return tuned, groups
+
+
+def _fingerprints(tuned: Sequence[Arm], groups: Sequence[TunedGroup]) -> dict[str, str]:
+    """Fingerprints of the tuning runs, without those that start from a run that is still to be tuned."""
+    trials = [trial for group in groups for trial in group.trials]
+    trainings: list[Training] = [*tuned, *trials]
+    stores = store_fingerprints(training.config for training in trainings)
+    known = training_fingerprints(trainings, stores)
+    untuned = untuned_arms(tuned, groups)
+    return {trial.name: known[trial.name] for trial in trials if trial.parent not in untuned}
+
+
+def untuned_arms(tuned: Sequence[Arm], groups: Sequence[TunedGroup]) -> set[str]:
+    """The arms with settings that are still to be tuned, their own or those of a parent."""
+    waiting = {name for group in groups if group.best is None for name in group.arms}
+    by_name = {arm.name: arm for arm in tuned}
+
+    def is_untuned(arm: Arm) -> bool:
+        return arm.group in waiting or (arm.parent is not None and is_untuned(by_name[arm.parent]))
+
+    return {arm.name for arm in tuned if is_untuned(arm)}
 
 
 def tuned_by(
-    study: StudyConfig, losses: Losses, more_seeds: Mapping[str, Sequence[int]] | None = None
+    study: StudyConfig,
+    losses: Losses,
+    more_seeds: Mapping[str, Sequence[int]] | None = None,
+    *,
+    out: Path | None = None,
 ) -> tuple[list[Arm], list[TunedGroup]]:
     """`tuned_arms`, with the losses of the tuning runs as a function and the seeds added by second looks."""
     tune = study.tune
     assert tune is not None
     # Before tuning, the first value stands for the one to be chosen.
-    first = arms(study)
+    first = arms(study, out=out)
     by_group: dict[Values, list[Arm]] = {}
     for arm in first:
         by_group.setdefault(_group_key(arm, tune), []).append(arm)
     groups = [_group(study, tune, key, members, losses) for key, members in by_group.items()]
     chosen = {arm: group.best for group in groups if group.best is not None for arm in group.arms}
-    return arms(study, chosen, more_seeds), groups
+    return arms(study, chosen, more_seeds, out=out), groups
 
 
 def folder_losses(out: Path) -> Losses:
@@ -269,4 +304,7 @@ def _trial(
     config = config_of(point, seed, study.seed_changes)
     name = f"tune.{group}.{arm_name(values, seed=seed)}"
     keys = [key for key in dict.fromkeys([*varied_keys(study), *at, *tune.set]) if key != EPOCHS]
-    return Trial(name, config.model_copy(update={"name": name}), {key: setting(config, key) for key in keys})
+    shown = {key: setting(config, key) for key in keys}
+    # A tuning run starts from the run that the arm's first seed starts from.
+    placed = {"name": name} | ({INIT_FROM: arm.config.init_from} if arm.parent is not None else {})
+    return Trial(name, config.model_copy(update=placed), shown, arm.parent)

@@ -22,6 +22,7 @@ from reptrain.reading import decode, parse_object
 from reptrain.runs.folder import RunFolder, RunStatus
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.sizes import count_parameters, train_flops_per_window
+from reptrain.store import local_folder
 from reptrain.store.manifest import MANIFEST, read_manifest
 from reptrain.tables.columns import SCORE_COLUMNS
 from reptrain.tables.losses import at_step, best_evaluation, loss_measure
@@ -149,8 +150,8 @@ def _sizes(config: RunConfig, recorded_vocabulary: Any) -> tuple[float | None, R
 
 def _store_vocabulary(config: RunConfig) -> int | None:
     for source in config.sources.values():
-        if (Path(source.store) / MANIFEST).exists():
-            return read_manifest(Path(source.store)).vocab_size
+        if (local_folder(source.store) / MANIFEST).exists():
+            return read_manifest(local_folder(source.store)).vocab_size
     return None
 
 

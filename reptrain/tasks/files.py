@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ import numpy as np
 
 from reptrain import random
 from reptrain.config.load import apply_overrides, read_config, validate
-from reptrain.config.task import TaskConfig, TaskLimits
+from reptrain.config.task import KEY_IN_BRACES, TaskConfig, TaskLimits
 from reptrain.errors import ConfigError, TextError
 from reptrain.reading import Number, ReadError, decode, is_unicode, json_type, parse_object, split_lines
+from reptrain.text.base import look_up
 
 TASK_FILE = "task.yaml"
 # Keys of an answer in SQuAD.
 _SPAN = {"text", "answer_start", "answer_end", "answer_id"}
 _SELECT_EXAMPLES = 256
-_KEY = re.compile(r"\{(\w+)\}")
 
 
 class Row(NamedTuple):
@@ -166,6 +165,13 @@ class _Files:
 
     def rows(self, patterns: Sequence[str]) -> list[Row]:
         found = [row for pattern in patterns for path in self._matching(pattern) for row in self._read(path)]
+        if not found:
+            raise TextError(
+                f"task {self._task.name}",
+                got=f"no row in {', '.join(patterns)}",
+                rule="must have rows in its files",
+                remedy="Write one JSON object per line.",
+            )
         if self._fits is None:
             return found
         fitting = list(itertools.compress(found, self._fits(found)))
@@ -213,7 +219,7 @@ class _Files:
         except ReadError as error:
             raise TextError(place, got=error.got, rule=error.rule, remedy=error.remedy) from error
         read, target = (
-            _KEY.sub(lambda key: _text_under(place, record, key[1]), form)
+            KEY_IN_BRACES.sub(lambda key: _text_under(place, record, key[1]), form)
             for form in (task.input, task.target)
         )
         if not target.strip():
@@ -227,15 +233,16 @@ class _Files:
 
 
 def _text_under(place: str, record: Mapping[str, Any], key: str) -> str:
-    """The text or number under a key.
+    """The text or number under a key; a dot selects a key of a nested object.
 
     Raises:
         TextError: If there is none.
     """
-    if key not in record:
+    value = look_up(record, key)
+    if value is None and key not in record:
         keys = ", ".join(sorted(record)) or "no keys"
         raise _wrong_row(place, f"no {key!r} but {keys}", "have the keys that the task names")
-    return _text(place, record[key], key)
+    return _text(place, value, key)
 
 
 def _text(place: str, value: object, key: str) -> str:

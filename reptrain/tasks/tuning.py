@@ -19,7 +19,6 @@ from reptrain.distributed.world import World
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
-from reptrain.model import build_model
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
 from reptrain.runs.parent import Parent
@@ -34,6 +33,7 @@ from reptrain.terminal import StepDisplay
 from reptrain.text import Tokenizer
 from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.failures import failures_recorded
+from reptrain.training.initial_weights import InitialWeights
 from reptrain.training.loop import LoopEnd, run_steps
 from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.recorder import print_line
@@ -99,11 +99,10 @@ class Task:
     def trainer(self, seed: int) -> Trainer:
         """The model under DeepSpeed, with the parent's weights or with fresh ones."""
         config = self.config
-        model = build_model(self.model, vocab_size=self.trained.rows, seed=seed)
-        if config.weights == "trained":
-            self.trained.fill(model)
+        parent = self.trained if config.weights == "trained" else None
+        weights = InitialWeights(self.model, self.trained.rows, seed, parent)
         return Trainer(
-            engine=build_engine(config, model, world=self.world, micro_batch_windows=self.micro_batch_rows),
+            engine=build_engine(config, weights, world=self.world, micro_batch_windows=self.micro_batch_rows),
             world=self.world,
             seed=seed,
             make_example=self.scorer.objective.example,

@@ -63,8 +63,6 @@ def file_bytes(path: Path) -> int:
     try:
         state = path.stat()
     except (OSError, ValueError) as error:
-        if suffix_of(path) is None:
-            raise unknown_kind(origin) from error
         raise unreadable(origin, error) from error
     if not stat.S_ISREG(state.st_mode):
         raise TextError(
@@ -157,7 +155,7 @@ def unknown_kind(origin: str) -> TextError:
         f"source {origin}",
         got=repr(suffix) if suffix else "no suffix",
         rule=f"must end in {', '.join(SUFFIXES)}",
-        remedy="Convert the file, for example to one JSON object with a text a line.",
+        remedy="Convert the file, for example to one JSON object per line.",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from reptrain.errors import ReptrainError, TextError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_PACKAGES = {"s3": "reptrain[s3]", "s3a": "reptrain[s3]"}
+_PACKAGES = {"s3": "reptrain[s3]", "s3a": "reptrain[s3]", "gs": "reptrain[gs]", "gcs": "reptrain[gs]"}
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "modified", "created")
 _DOWNLOADS = 8

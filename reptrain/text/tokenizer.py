@@ -30,6 +30,14 @@ def token_dtype(vocab_size: int) -> TokenDtype:
     return np.dtype(np.uint32)
 
 
+class OtherPiece(NamedTuple):
+    """The first id whose pieces differ between two tokenizers; a piece that is not there is None."""
+
+    id: int
+    one: str | None
+    other: str | None
+
+
 class Seam(NamedTuple):
     """A cut in a long text: the left part ends at ``stop``, the right part starts at ``start``.
 
@@ -155,3 +163,14 @@ def _places(text: str, end: int) -> Iterator[int]:
     spaces = (stop for stop in range(end, end - _MOST_CHARACTERS // 2, -1) if text[stop].isspace())
     yield from itertools.islice(spaces, _MOST_SEAMS)
     yield from range(end, end - _MOST_SEAMS, -1)
+
+
+def first_other_piece(one: Tokenizer, other: Tokenizer) -> OtherPiece | None:
+    """The first id whose pieces differ; None if both have the same pieces under the same ids."""
+    if one.fingerprint == other.fingerprint:
+        return None
+    for index in range(max(one.vocab_size, other.vocab_size)):
+        pieces = [each.piece(index) if index < each.vocab_size else None for each in (one, other)]
+        if pieces[0] != pieces[1]:
+            return OtherPiece(index, *pieces)
+    return None

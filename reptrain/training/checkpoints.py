@@ -31,6 +31,8 @@ class Checkpoints:
     """Steps whose checkpoints are always kept."""
     check: Callable[[], None] = lambda: None
     """Called on every rank before a checkpoint is saved; raises if the training data has changed."""
+    saved: Callable[[int], None] = lambda step: None
+    """Called on the main rank after a checkpoint is complete, with its step."""
     ledger: Ledger | None = None
     """The one of the logs that records each checkpoint's state hash."""
 
@@ -60,6 +62,8 @@ class Checkpoints:
             average=self.trainer.average,
             note_state=partial(self._note_state, step),
         )
+        if self.trainer.world.is_main:
+            self.saved(step)
 
     def _note_state(self, step: int, state: str) -> None:
         if self.ledger is not None:

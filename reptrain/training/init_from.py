@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from reptrain.config.fingerprint import flatten
-from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.continuation import differing_settings, fixed_difference
+from reptrain.config.model import ModelConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
 from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model.init import parameter_shapes
 from reptrain.runs.ledger import NO_LINE, Ledger, LedgerHead
 from reptrain.runs.parent import Parent, read_parent
 from reptrain.text import Tokenizer
-
-# Settings that may differ from the parent's; all others are built into the weights. Shapes are compared
-# first.
-_MAY_DIFFER = (
-    "init_std", "init_scale", "rope_theta", "rope_scaling", "rope_scaling.*", "sliding_window", "norm_eps",
-    "dropout.*", "moe.capacity_factor", "moe.eval_capacity_factor", "moe.min_capacity", "moe.*_coefficient",
-    "moe.jitter", "moe.bias_rate", "moe.group_windows", "moe.backend",
-)  # fmt: skip
+from reptrain.text.tokenizer import first_other_piece
 
 
 def open_parent(
@@ -43,14 +34,15 @@ def open_parent(
         return None
     parent = open_saved_model(Path(init_from))
     _refuse_other_shapes(parent, model, tokenizer.vocab_size)
-    for key, (there, here) in _differing(parent, model).items():
-        if not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER):
-            raise ConfigError(
-                f"model.{key}",
-                got=here,
-                rule=f"must be {there}, as in {parent.path}",
-                remedy="Set it to that value, or leave init_from out.",
-            )
+    # Shapes come first, since their message is clearer.
+    if differing := fixed_difference(parent.config, model):
+        key, there, here = differing
+        raise ConfigError(
+            f"model.{key}",
+            got=here,
+            rule=f"must be {there}, as in {parent.path}",
+            remedy="Set it to that value, or leave init_from out.",
+        )
     refuse_another_vocabulary(parent, tokenizer)
     return parent
 
@@ -70,9 +62,14 @@ def record_parent(parent: SavedModel, model: ModelConfig, folder: Path) -> None:
     Raises:
         ResumeError: If the run started from other weights, and has no checkpoint yet.
     """
-    changed = _differing(parent, model)
+    changed = differing_settings(parent.config, model)
+    path = parent.path.resolve()
     record = Parent(
-        path=str(parent.path.resolve()), step=parent.step, weights=parent.fingerprint(), changed=changed
+        path=str(path),
+        step=parent.step,
+        weights=parent.fingerprint(),
+        changed=changed,
+        beside=path.parent == folder.resolve().parent,
     )
     before = read_parent(folder)
     if before is not None and before.weights != record.weights:
@@ -91,35 +88,6 @@ def parent_head(parent: SavedModel) -> LedgerHead | None:
         return None
     head = Ledger(parent.ledger).head()
     return None if head == NO_LINE else LedgerHead(head=head, step=parent.step)
-
-
-def _differing(parent: SavedModel, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    there, here = _settings(parent.config), _settings(model)
-    # A key that only one of them has counts as null in the other. vocab_size is left out: null means the
-    # tokenizer's size, and shapes and tokenizers are compared separately.
-    given = dict(flatten(model.model_dump(mode="json")))
-    # Keys that are set come before keys that are derived from them.
-    keys = sorted(
-        (there.keys() | here.keys()) - {"vocab_size"}, key=lambda key: (given.get(key) is None, key)
-    )
-    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
-
-
-def _settings(model: ModelConfig) -> dict[str, Any]:
-    """A model's settings by dotted key, with derived defaults filled in for null."""
-    if isinstance(model, DecoderConfig):
-        filled: dict[str, Any] = {
-            "num_kv_heads": model.kv_heads,
-            "num_stored_layers": model.stack.stored,
-            "head_dim": model.head_width,
-            "attention_bias": model.attention_biases,
-            "mlp_bias": model.has_mlp_bias,
-        }
-    else:
-        filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
-    if model.moe is not None:
-        filled |= {"moe.normalize": model.moe.normalizes, "moe.d_ff": model.moe.d_ff or model.d_ff}
-    return dict(flatten(model.model_dump(mode="json"))) | filled
 
 
 def _refuse_other_shapes(parent: SavedModel, model: ModelConfig, vocab_size: int) -> None:
@@ -157,15 +125,10 @@ def refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
     except ReptrainError:
         # The store of an old run may be gone.
         return
-    if known is None or known.fingerprint == tokenizer.fingerprint:
-        return
-    most = max(known.vocab_size, tokenizer.vocab_size)
-    for index in range(most):
-        pieces = [one.piece(index) if index < one.vocab_size else None for one in (known, tokenizer)]
-        if pieces[0] != pieces[1]:
-            raise ConfigError(
-                "data",
-                got=f"a store whose tokenizer has {pieces[1]!r} as id {index}",
-                rule=f"must have {pieces[0]!r} there, as the tokenizer of {parent.path}",
-                remedy="Make the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
-            )
+    if known is not None and (differing := first_other_piece(known, tokenizer)):
+        raise ConfigError(
+            "data",
+            got=f"a store whose tokenizer has {differing.other!r} as id {differing.id}",
+            rule=f"must have {differing.one!r} there, as the tokenizer of {parent.path}",
+            remedy="Make the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
+        )

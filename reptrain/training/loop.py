@@ -31,6 +31,7 @@ from reptrain.model.megablocks import require_megablocks
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.text_amounts import steps_of_text
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.mirror import Mirror
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.branch import begin_branch
 from reptrain.training.checkpoints import Checkpoints
@@ -238,12 +239,25 @@ def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: 
             timeout_s=config.train.rank_timeout_seconds,
             record=partial(_record_failure, folder),
         ) as pulse:
-            ending = _run(config, folder, data, world, stop, pulse, parent)
+            mirror = _open_mirror(config, folder, world, held)
+            ending = _run(config, folder, data, world, stop, pulse, parent, mirror)
         if world.is_main:
             folder.set_status(ending.state, ending.reason, step=ending.steps)
             folder.note(ending.state, ending.reason or "", step=ending.steps)
         world.barrier()
     return TrainResult(out, *ending)
+
+
+def _open_mirror(config: RunConfig, folder: RunFolder, world: World, held: ExitStack) -> Mirror | None:
+    """The mirror of the run folder, on the main rank; ``held`` waits for its last copy."""
+    if config.checkpoint.mirror is None or not world.is_main:
+        return None
+
+    def tell(reason: str) -> None:
+        print_line(f"WARNING: {reason}")
+        folder.note("mirror", reason, step=folder.ledger.end())
+
+    return held.enter_context(Mirror(folder.path, config.checkpoint.mirror, tell))
 
 
 def _check_stores(data: Data, world: World) -> None:
@@ -306,6 +320,7 @@ def _run(
     stop: StopRequest,
     pulse: Callable[[], None],
     parent: SavedModel | None,
+    mirror: Mirror | None,
 ) -> _Ending:
     """Train to the end, until a request to stop, or until early stopping."""
     if world.is_main:
@@ -325,6 +340,7 @@ def _run(
         keep_last=config.checkpoint.keep_last,
         keep=marks.keep,
         check=partial(_check_stores, data, world),
+        saved=mirror.commit if mirror else lambda step: None,
         ledger=folder.ledger,
     )
     with ExitStack() as resources:

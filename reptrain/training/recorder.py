@@ -188,10 +188,10 @@ class Recorder:
 
     def _shares(self, batch: Batch) -> dict[str, Any]:
         """The record's fields `epoch` and, in a mixture, `sources`."""
+        if len(self._plan.plans) == 1:
+            return {"epoch": batch.first_index // self._plan.plans[0].windows_per_epoch}
         shares = self._plan.shares(batch.first_index, batch.windows)
         first = self._plan.source_at(batch.first_index)
-        if len(shares) == 1:
-            return {"epoch": shares[0].epoch}
         sources = {name: share._asdict() for name, share in zip(self._names, shares, strict=True)}
         return {"epoch": shares[first].epoch, "sources": sources}
 

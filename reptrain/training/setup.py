@@ -16,23 +16,25 @@ from reptrain.config.finetune import FinetuneConfig
 from reptrain.distributed.deepspeed_config import deepspeed_config
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.host_memory import keep_freed_memory, release_freed_memory
+from reptrain.distributed.partition import partition_weights
 from reptrain.distributed.precision import allow_tf32
 from reptrain.distributed.world import World
 from reptrain.errors import StoreError
 from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
 from reptrain.hub.saved_model import SavedModel
-from reptrain.model import Decoder, EncoderDecoder, build_model
 from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.shard import micro_steps_of
 from reptrain.plan.text_amounts import with_token_budgets
+from reptrain.progress import stage_progress
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
 from reptrain.training.distill import build_teacher, open_teachers, teacher_fingerprint
+from reptrain.training.initial_weights import InitialWeights
 from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.optimizers import build_optimizer
 from reptrain.training.regularize import InputNoise
@@ -126,8 +128,13 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
 
 
 def _intact(path: Path, named_by: str) -> Store:
-    """Open a store. A small one is hashed again; the audit verifies larger ones."""
+    """Open a store. A small one is hashed again; the audit verifies larger ones. A remote one is fetched."""
     store = open_store(path, named_by=named_by)
+    if store.is_remote:
+        # Each shard is compared with the manifest when it arrives.
+        with stage_progress() as progress:
+            store.fetch(partial(progress, "fetch the store"))
+        return store
     if sum(file.stat().st_size for file in path.glob("*.arrow")) > _HASHED_AT_START_BYTES:
         return store
     report = verify(path)
@@ -158,7 +165,7 @@ class Training:
 
 def build_engine(
     config: RunConfig | FinetuneConfig,
-    model: Decoder | EncoderDecoder,
+    weights: InitialWeights,
     *,
     world: World,
     micro_batch_windows: int,
@@ -167,7 +174,7 @@ def build_engine(
 
     Args:
         config: The run or the fine-tuning, for its settings `train` and `optimizer`.
-        model: The model.
+        weights: The model with its initial weights.
         world: The ranks.
         micro_batch_windows: Rows of one forward pass on one rank.
     """
@@ -175,31 +182,33 @@ def build_engine(
 
     train = config.train
     allow_tf32(train, world.device)
+    model = weights.meta_model(world.world_size) if train.zero_stage == 3 else weights.build()
     if train.expert_parallel_size > 1:
         from reptrain.distributed.expert_parallel import spread_experts
 
         spread_experts(model, size=train.expert_parallel_size, world=world)
-    model = model.to(world.device)
     model.recompute = train.activation_checkpointing
     if train.compile == "block":
         compile_blocks(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     bucket = bucket_elements(num_parameters, stage=train.zero_stage, device=world.device.type)
+    settings = deepspeed_config(
+        config,
+        world_size=world.world_size,
+        micro_batch_windows=micro_batch_windows,
+        micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
+        bucket_elements=bucket,
+    )
+    if train.zero_stage == 3:
+        partition_weights(model, weights.fill, settings, world.device)
+        weights.fill_buffers(model)
+    else:
+        model = model.to(world.device)
     optimizer = build_optimizer(model, config.optimizer)
     if world.device.type == "cpu":
         keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     engine: Engine
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config=deepspeed_config(
-            config,
-            world_size=world.world_size,
-            micro_batch_windows=micro_batch_windows,
-            micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
-            bucket_elements=bucket,
-        ),
-    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if train.zero_stage == 0:
         # DeepSpeed's configuration has no bucket of stage 0.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=bucket)
@@ -228,9 +237,7 @@ def prepare(
         checkpoints: Folder of the run's checkpoints, which may be its teachers.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
-    model = build_model(config.model, vocab_size=data.tokenizer.vocab_size, seed=config.seed_of("weights"))
-    if parent is not None:
-        parent.fill(model)
+    weights = InitialWeights(config.model, data.tokenizer.vocab_size, config.seed_of("weights"), parent)
     loader = Loader(
         stream=data.stream,
         plan=data.plan,
@@ -241,7 +248,7 @@ def prepare(
         micro_batch_windows=micro_batch_windows,
         pin=world.device.type == "cuda",
     )
-    engine = build_engine(config, model, world=world, micro_batch_windows=micro_batch_windows)
+    engine = build_engine(config, weights, world=world, micro_batch_windows=micro_batch_windows)
     sources = zip(data.stores.items(), data.stream.subsets, strict=True)
     sets = evaluation_sets(
         config,

@@ -133,12 +133,15 @@ def test_two_ranks_resume_bit_for_bit(tiny: Callable[..., RunConfig], tmp_path: 
     _carry_out(tmp_path, stages | stopped, tiny)
     for name in stages:
         ends = [tmp_path / run / "checkpoints" / f"step-{END}" for run in (name, f"{name}-stopped")]
-        # The manifest has the sum of the metrics, which measure time.
-        timed = ("manifest.json", "metrics.jsonl")
+        # The metrics measure time, the ledger records the stop, and the manifest has the sums of both.
+        timed = ("manifest.json", "metrics.jsonl", "ledger.jsonl")
         unbroken, resumed = (
             {file.name: file.read_bytes() for file in end.iterdir() if file.name not in timed} for end in ends
         )
-        assert len(unbroken) == 3 and unbroken == resumed
+        assert len(unbroken) == 2 and unbroken == resumed
+        assert data_of(RunFolder(tmp_path / name).ledger) == data_of(
+            RunFolder(tmp_path / f"{name}-stopped").ledger
+        )
 
 
 @pytest.mark.slow

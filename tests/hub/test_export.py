@@ -22,6 +22,7 @@ from reptrain.generation.decoding import without_capacity
 from reptrain.hub.export import export_model, import_model, write_model
 from reptrain.hub.saved_model import ImportedModel, open_saved_model
 from reptrain.model import build_model
+from reptrain.model.init import parameter_shapes
 from reptrain.store import open_store
 from reptrain.training.loop import train
 
@@ -53,7 +54,9 @@ def untrained(tiny: MakeConfig, store_path: Path, run: Path, tmp_path: Path) -> 
         model = build_model(tiny(*overrides).model, vocab_size=512, seed=1)
         rows = model.config.model_copy(update={"vocab_size": 512})
         described = ImportedModel(model=rows, start_id=0, end_ids=[1], window_tokens=32)
-        write_model(tmp_path / "model", described, open_store(store_path).tokenizer(), model)
+        shapes = parameter_shapes(model.config, vocab_size=512)
+        tokenizer = open_store(store_path).tokenizer()
+        write_model(tmp_path / "model", described, tokenizer, shapes, model.get_parameter)
         return tmp_path / "model"
 
     return make_model

@@ -56,10 +56,13 @@ def test_read_hostfile_accepts_every_form_of_a_host(tmp_path: Path, host: str) -
         ("a,b slots=8\n", "line 1: must be HOST slots=N"),
         ("-oProxyCommand=x slots=8\n", "line 1: must be HOST slots=N"),
         ("nöde slots=8\n", "line 1: must be HOST slots=N"),
-        ("a\0b slots=8\n", "line 1: must be HOST slots=N"),
-        ("#" * 2**20 + "\na slots=4", "must have at most 1048576 bytes"),
+        ("a\0b slots=8\n", "got a NUL byte at offset 1"),
+        ("#" * 2**20 + "\na slots=4", "larger than 1048576 bytes"),
         ("node-0 slots=8 max=9\n", r"line 1: must be HOST slots=N"),
         ("a slots=1\n#\na slots=2\n", r"line 3: must name each host once, but got a again"),
+        ("a slots=1\nA slots=2\n", "line 2: must name each host once, but got A again"),
+        ("a.b slots=1\nme@a.b. slots=2\n", "line 2: must name each host once"),
+        ("[fe80::1] slots=2\n", "line 1: must be HOST slots=N"),
         ("# nothing\n", "must name at least one host"),
     ],
 )
@@ -74,6 +77,9 @@ def test_read_hostfile_refuses_by_line(tmp_path: Path, text: str, error: str) ->
 def test_read_hostfile_refuses_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="No such file"):
         read_hostfile(tmp_path / "none")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(LaunchError, match="must be a readable text file"):
-        read_hostfile(tmp_path / "binary")
+    (tmp_path / "wide").write_text("a slots=4\n", encoding="utf-16")
+    with pytest.raises(LaunchError, match="must be UTF-8, but got UTF-16, by its byte order mark"):
+        read_hostfile(tmp_path / "wide")
+    (tmp_path / "latin").write_bytes(b"n\xf6de slots=4\n")
+    with pytest.raises(LaunchError, match="must be UTF-8, but got byte 0xf6 at offset 1"):
+        read_hostfile(tmp_path / "latin")

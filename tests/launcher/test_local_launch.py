@@ -132,10 +132,35 @@ def test_ranks_see_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "import os, pathlib\n"
         "pathlib.Path(__file__).with_name(os.environ['RANK']).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
     )
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2,GPU-3")
-    command = launch_command(CONFIG, gpus=2)
-    subprocess.run([*command[: command.index("--module")], str(tmp_path / "probe.py")], check=True)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["GPU-2,GPU-3", "GPU-2,GPU-3"]
+    # The last list hides all GPUs, so the ranks run on the CPU and must not see any either.
+    for listed, seen in (("GPU-2,GPU-3", "GPU-2,GPU-3"), ("-1", "-1,-1")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        command = launch_command(CONFIG, gpus=2)
+        subprocess.run([*command[: command.index("--module")], str(tmp_path / "probe.py")], check=True)
+        assert [(tmp_path / rank).read_text() for rank in "01"] == [seen, seen]
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("listed", "devices"),
+    [
+        (None, [0, 1]),
+        ("2,3", ["2", "3"]),
+        ("3", ["3", "-1"]),
+        ("0,1,2", ["0", "1"]),
+        ("", ["-1", "-1"]),
+        ("NoDevFiles", ["NoDevFiles", "-1"]),
+    ],
+)
+def test_launch_command_shows_ranks_on_the_cpu_no_hidden_gpu(
+    monkeypatch: pytest.MonkeyPatch, listed: str | None, devices: list[int | str]
+) -> None:
+    """With 0,1 instead, ranks with ``train.device: auto`` would find GPUs that the user has hidden."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert devices_in(launch_command(CONFIG, gpus=2)) == devices
+    assert devices_in(launch_command(CONFIG, gpus=2, device="cpu")) == devices
 
 
 @pytest.mark.parametrize(

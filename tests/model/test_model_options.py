@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reptrain.config import RunConfig
+from reptrain.config.continuation import model_settings
 from reptrain.config.load import validate
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.rope import LinearRope, Llama3Rope
@@ -19,7 +20,6 @@ from reptrain.model.attention_mask import attention_implementation, decoder_mask
 from reptrain.model.init import parameter_groups
 from reptrain.model.rope import rotation
 from reptrain.sizes import count_parameters
-from reptrain.training.init_from import _settings
 from reptrain.training.optimizers import is_for_muon
 from reptrain.training.recorder import stated_attention
 from reptrain_kernels.implementation import assume
@@ -254,7 +254,7 @@ def test_torch_attention_under_a_sliding_window_is_reported(capsys: pytest.Captu
 
 def test_init_from_accepts_explicit_defaults() -> None:
     spelled = decoder(head_dim=8, attention_bias="none", mlp_bias=False, num_stored_layers=2)
-    assert _settings(spelled) == _settings(decoder())
+    assert model_settings(spelled) == model_settings(decoder())
 
 
 @pytest.mark.parametrize(

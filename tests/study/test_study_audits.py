@@ -14,7 +14,7 @@ from reptrain.cli.study_plan import bill_data, bill_text
 from reptrain.config import RunConfig
 from reptrain.runs import RunFolder
 from reptrain.study import StudyConfig, collect, study_status
-from reptrain.study.audits import audit_runs
+from reptrain.study.audits import StudyAudits
 from reptrain.study.bill import Hardware, bill_of
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
@@ -55,19 +55,19 @@ def test_study_audits_at_its_level_and_rebuilds_inputs_once(study: StudyConfig, 
     (node,) = build_graph(study, tmp_path).trainings
     run, inputs_audit = run_path(tmp_path, node.name), Counted()
 
-    assert audit_runs(study.model_copy(update={"audit": "none"}), tmp_path) == {}
+    assert StudyAudits().all_runs(study.model_copy(update={"audit": "none"}), tmp_path) == {}
     assert kept_report(run) is None
     assert [row.audit_verdict for row in study_status(study, tmp_path)] == [None]
 
-    windows = audit_runs(study.model_copy(update={"audit": "windows"}), tmp_path)
+    windows = StudyAudits().all_runs(study.model_copy(update={"audit": "windows"}), tmp_path)
     assert [(report.level, report.exact) for report in windows.values()] == [("windows", True)]
     for _ in range(2):
-        reports = audit_runs(study, tmp_path, inputs_audit=inputs_audit)
+        reports = StudyAudits(inputs_audit).all_runs(study, tmp_path)
         assert [(report.level, report.exact) for report in reports.values()] == [("inputs", True)]
     assert inputs_audit.calls == 1
 
     # The report of the higher level stays, here and in all tables.
-    again = audit_runs(study.model_copy(update={"audit": "windows"}), tmp_path)
+    again = StudyAudits().all_runs(study.model_copy(update={"audit": "windows"}), tmp_path)
     assert again == reports
     assert audit(run).keep(run).level == "inputs"
     rows = study_status(study, tmp_path)
@@ -75,6 +75,32 @@ def test_study_audits_at_its_level_and_rebuilds_inputs_once(study: StudyConfig, 
     assert "exact (audit of level inputs)" in status_text(rows, study.audit)
     assert [row.audit_level for row in collect(study, tmp_path)] == ["inputs"]
     assert [reading.row["audit_level"] for reading in study_readings(study, tmp_path)] == ["inputs"]
+
+
+@pytest.mark.parametrize("level", ["windows", "inputs"])
+def test_runs_that_were_audited_for_a_second_look_are_not_audited_again(
+    study: StudyConfig, tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+
+    def counted(run: Path, **options: Any) -> AuditReport:
+        called.append(options)
+        return audit(run, **options)
+
+    monkeypatch.setattr("reptrain.study.audits.audit", counted)
+    study = study.model_copy(update={"audit": level})
+    inputs_audit = Counted()
+    audits = StudyAudits(inputs_audit if level == "inputs" else None)
+    audits.missing(study, tmp_path)
+    (report,) = audits.all_runs(study, tmp_path).values()
+    assert (report.level, report.exact, report.store_verified) == (level, True, True)
+    assert len(called) + inputs_audit.calls == 1
+    # Another command audits the run again, and for a second look only if it has no verdict.
+    another = StudyAudits(inputs_audit if level == "inputs" else None)
+    another.missing(study, tmp_path)
+    assert len(called) + inputs_audit.calls == 1
+    another.all_runs(study, tmp_path)
+    assert len(called) == (2 if level == "windows" else 1)
 
 
 def test_report_of_a_higher_level_is_replaced_when_the_run_has_changed(

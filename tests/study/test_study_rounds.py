@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from done_tables import write_table
 from fake_trainer import CRASHES, FAILS, STUMBLES, WAITS
 from in_process import InProcess
 from run_folders import FakeStore, write_run
@@ -186,19 +187,6 @@ def test_a_changed_study_is_refused_with_its_differences_and_a_new_name(tmp_path
     more = {**fields, "arms": [*arms, {"name": "c"}], "seeds": [*range(6)]}
     states = run(study_of(**more), tmp_path)
     assert sorted(set(states.values())) == ["done", "skipped"] and len(states) == 18
-
-
-def write_table(path: Path, nodes: list[Any], **values: Any) -> Path:
-    row = {
-        "status": "done",
-        "audit_verdict": "exact",
-        "study": "other",
-        "loss_select_best_nats": 5.0,
-        **values,
-    }
-    rows = [row | {"node_fingerprint": node.fingerprint, "run": node.name} for node in nodes]
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def test_runs_of_a_collected_table_count_as_done_unless_a_child_needs_their_checkpoint(

@@ -134,6 +134,39 @@ def test_answers_in_the_forms_of_squad(answers: object, make_task: MakeTask) -> 
     assert row.answers == ("a", "b")
 
 
+def test_templates_name_keys_with_spaces_and_keys_of_nested_objects(make_task: MakeTask) -> None:
+    """Such a key must not stay in the input as it is written in the template."""
+    folder = make_task(input="{Question Text} {about.place-name}", target="{a.b}")
+    rows = [{"Question Text": "q", "about": {"place-name": "here"}, "a.b": "t", "a": {"b": "u"}}]
+    write_rows(folder / "validation.jsonl", rows)
+    (row,) = read_report(load_task(folder), TaskLimits())
+    assert (row.input, row.target) == ("q here", "t")
+    write_rows(folder / "validation.jsonl", [rows[0] | {"about": {"place": "here"}}])
+    with pytest.raises(TextError, match=r"no 'about\.place-name' but Question Text, a, a\.b, about"):
+        read_report(load_task(folder), TaskLimits())
+
+
+@pytest.mark.parametrize("template", ["question", "{}", "{ }", '{"a": 1}'])
+def test_a_template_without_a_key_is_refused(make_task: MakeTask, template: str) -> None:
+    with pytest.raises(ConfigError, match="input: must name a key of the rows in braces"):
+        load_task(make_task(input=template))
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff\n"])
+def test_files_without_a_row_are_refused(make_task: MakeTask, content: str) -> None:
+    folder = make_task()
+    (folder / "validation.jsonl").write_text(content)
+    with pytest.raises(TextError, match=r"must have rows in its files, but got no row in validation\.jsonl"):
+        read_rows(load_task(folder), TaskLimits(select_examples=5))
+
+
+def test_files_joined_by_cat_are_read(make_task: MakeTask) -> None:
+    """Each file that an editor of Windows wrote has a byte order mark at its begin."""
+    folder = make_task()
+    (folder / "validation.jsonl").write_bytes(b'\xef\xbb\xbf{"input": "q", "target": "a"}\r\n' * 2)
+    assert [row[:2] for row in read_report(load_task(folder), TaskLimits())] == [("q", "a")] * 2
+
+
 def test_files_of_windows_are_read(make_task: MakeTask) -> None:
     folder = make_task(report="w.jsonl*")
     content = b'\xef\xbb\xbf{"input": "q", "target": "a"}\r\n'

@@ -1,0 +1,58 @@
+"""Which settings of a model may change when another run starts from its weights (`init_from`)."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from reptrain.config.fingerprint import flatten
+from reptrain.config.model import DecoderConfig, ModelConfig
+
+# All others are built into the weights.
+_MAY_DIFFER = (
+    "init_std", "init_scale", "rope_theta", "rope_scaling", "rope_scaling.*", "sliding_window", "norm_eps",
+    "dropout.*", "moe.capacity_factor", "moe.eval_capacity_factor", "moe.min_capacity", "moe.*_coefficient",
+    "moe.jitter", "moe.bias_rate", "moe.group_windows", "moe.backend",
+)  # fmt: skip
+
+
+def differing_settings(parent: ModelConfig, model: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings in which a model differs from its parent, by dotted key: (the parent's value, the model's).
+
+    `vocab_size` is left out: null means the tokenizer's size, so tokenizers are compared separately.
+    """
+    there, here = model_settings(parent), model_settings(model)
+    # A key that only one of them has counts as null in the other.
+    given = dict(flatten(model.model_dump(mode="json")))
+    # Keys that are set come before keys that are derived from them.
+    keys = sorted(
+        (there.keys() | here.keys()) - {"vocab_size"}, key=lambda key: (given.get(key) is None, key)
+    )
+    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
+
+
+def fixed_difference(parent: ModelConfig, model: ModelConfig) -> tuple[str, Any, Any] | None:
+    """The first setting that differs and must not: its dotted key, the parent's value, the model's value."""
+    if parent.family != model.family:
+        return "family", parent.family, model.family
+    for key, (there, here) in differing_settings(parent, model).items():
+        if not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER):
+            return key, there, here
+    return None
+
+
+def model_settings(model: ModelConfig) -> dict[str, Any]:
+    """A model's settings by dotted key, with derived defaults filled in for null."""
+    if isinstance(model, DecoderConfig):
+        filled: dict[str, Any] = {
+            "num_kv_heads": model.kv_heads,
+            "num_stored_layers": model.stack.stored,
+            "head_dim": model.head_width,
+            "attention_bias": model.attention_biases,
+            "mlp_bias": model.has_mlp_bias,
+        }
+    else:
+        filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
+    if model.moe is not None:
+        filled |= {"moe.normalize": model.moe.normalizes, "moe.d_ff": model.moe.d_ff or model.d_ff}
+    return dict(flatten(model.model_dump(mode="json"))) | filled

@@ -1,0 +1,116 @@
+"""Memory of one rank of a run: state, buffers and activations, from the ZeRO stage and the micro-batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from reptrain.config.model import Recompute
+from reptrain.errors import ConfigError
+from reptrain.sizes.flops import Precision
+from reptrain.sizes.memory import activation_bytes, buffer_bytes, retained_bytes, state_bytes
+from reptrain.sizes.parameters import ParameterCount
+from reptrain.sizes.subject import Subject, trainable
+
+
+class RankMemory(NamedTuple):
+    """Bytes that a rank needs."""
+
+    state: int
+    """Weights, gradients and AdamW's moments."""
+    buffers: int
+    """DeepSpeed's buckets and copies of gradients, at most."""
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    retained: int
+    """On a CPU: freed memory that the process keeps, at most."""
+
+
+def check_ranks(world_size: int, groups: int) -> None:
+    """Refuse a number of ranks that is not a multiple of the expert-parallel size.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if world_size % groups:
+        raise ConfigError(
+            "--world-size",
+            got=world_size,
+            rule=f"must be a multiple of train.expert_parallel_size {groups}",
+            remedy="Change one of the two.",
+        )
+
+
+def rank_state_bytes(
+    count: ParameterCount, *, stage: int, world_size: int, groups: int, precision: Precision
+) -> int | None:
+    """State of a rank; None where DeepSpeed does not support the stage.
+
+    Experts are partitioned over the ranks outside of their expert-parallel group.
+
+    Args:
+        count: Parameters of the model.
+        stage: ZeRO stage.
+        world_size: Ranks.
+        groups: `train.expert_parallel_size`.
+        precision: Of the run.
+    """
+    rest = state_bytes(count.total - count.experts, stage=stage, world_size=world_size, precision=precision)
+    experts = state_bytes(
+        count.experts // groups, stage=stage, world_size=world_size // groups, precision=precision
+    )
+    return None if rest is None or experts is None else rest + experts
+
+
+def rank_buffer_bytes(
+    count: ParameterCount, *, stage: int, world_size: int, groups: int, precision: Precision, device: str
+) -> int:
+    """Buffers of a rank on the device "cuda" or "cpu"; for the others see `rank_state_bytes`."""
+    rest, experts = count.total - count.experts, count.experts // groups
+    partition = -(-rest // world_size) - (-experts // (world_size // groups))
+    return buffer_bytes(rest + experts, stage=stage, partition=partition, precision=precision, device=device)
+
+
+def rank_retained_bytes(count: ParameterCount, *, stage: int, groups: int) -> int:
+    """Freed memory that a CPU rank keeps; the arguments are those of `rank_state_bytes`."""
+    return retained_bytes(count.total - count.experts + count.experts // groups, stage=stage)
+
+
+def rank_memory(
+    subject: Subject,
+    *,
+    world_size: int,
+    stage: int,
+    windows: int,
+    recompute: Recompute,
+    precision: Precision,
+    device: str,
+) -> RankMemory | None:
+    """Memory of one rank; None where DeepSpeed does not support the stage.
+
+    Args:
+        subject: The run.
+        world_size: Ranks.
+        stage: ZeRO stage.
+        windows: Windows of a micro-batch.
+        recompute: `train.activation_checkpointing`.
+        precision: Of the run.
+        device: "cuda" or "cpu".
+    """
+    run, model = trainable(subject, "the file")
+    count, groups = subject.parameters, run.train.expert_parallel_size
+    check_ranks(world_size, groups)
+    state = rank_state_bytes(count, stage=stage, world_size=world_size, groups=groups, precision=precision)
+    if state is None:
+        return None
+    activations = activation_bytes(
+        model, subject.vocab_size, subject.shape, windows=windows, precision=precision, recompute=recompute
+    )
+    on_cpu = device == "cpu"
+    return RankMemory(
+        state,
+        rank_buffer_bytes(
+            count, stage=stage, world_size=world_size, groups=groups, precision=precision, device=device
+        ),
+        activations.plain if on_cpu else activations.fused,
+        rank_retained_bytes(count, stage=stage, groups=groups) if on_cpu else 0,
+    )

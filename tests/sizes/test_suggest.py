@@ -1,0 +1,135 @@
+"""Settings that fit into the memory of a device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reptrain.cli import app
+from reptrain.sizes import Subject, load_subject, suggest
+from reptrain.sizes.rank_memory import rank_memory
+
+LARGE = """
+model: {d_model: 1024, num_layers: 24, num_heads: 16, d_ff: 4096, vocab_size: 32000}
+data: {store: none, unique_tokens: 1000000, window_tokens: 2048}
+train: {total_tokens: 1epochs, batch_windows: 64}
+"""
+GIB = 1 << 30
+COST = ["none", "selective", "full"]
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Callable[..., Subject]:
+    path = tmp_path / "large.yaml"
+    path.write_text(LARGE)
+    return lambda *overrides: load_subject(path, overrides)
+
+
+@pytest.mark.parametrize("gib", [4, 6, 8, 10, 16, 24, 40, 80, 400])
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_suggestion_is_the_largest_micro_batch_that_fits(
+    large: Callable[..., Subject], gib: int, ranks: int
+) -> None:
+    subject = large()
+    found = suggest(subject, world_size=ranks, device="cuda", device_bytes=gib * GIB)
+    chosen = found.chosen
+    if chosen is None:
+        assert found.smallest.needed > 0.9 * gib * GIB
+        return
+    assert chosen.needed <= 0.9 * gib * GIB
+    share = 64 // ranks
+    larger = [size for size in range(chosen.windows + 1, share + 1) if share % size == 0]
+    for windows in larger[:1]:
+        memory = rank_memory(
+            subject,
+            world_size=ranks,
+            stage=chosen.stage,
+            windows=windows,
+            recompute=chosen.recompute,
+            precision="bf16",
+            device="cuda",
+        )
+        assert memory is not None and sum(memory) > 0.9 * gib * GIB
+    assert all(not setting.fits for setting in found.tried)
+    # bf16 needs an fp32 copy of the weights, and stage 3 gathers weights within a recomputed layer.
+    assert chosen.stage >= 1
+    assert (chosen.stage, chosen.recompute) != (3, "selective")
+
+
+def test_more_memory_never_costs_more(large: Callable[..., Subject]) -> None:
+    last = (len(COST), 4)
+    for gib in range(4, 90, 2):
+        chosen = suggest(large(), world_size=4, device="cuda", device_bytes=gib * GIB).chosen
+        if chosen is None:
+            assert last == (len(COST), 4)
+            continue
+        step = (COST.index(chosen.recompute), chosen.stage)
+        assert step[0] <= last[0]
+        last = step
+    assert last == (0, 1)
+
+
+def test_suggestion_respects_what_the_other_settings_need(large: Callable[..., Subject]) -> None:
+    muon = suggest(large("optimizer.name=muon"), world_size=8, device="cuda", device_bytes=60 * GIB)
+    assert muon.chosen is not None and muon.chosen.stage == 0 and muon.precision == "fp32"
+    experts = ("model.moe={num_experts: 8, every: 2}", "train.expert_parallel_size=4", "train.zero_stage=1")
+    spread = suggest(large(*experts), world_size=8, device="cuda", device_bytes=20 * GIB)
+    stages = {setting.stage for setting in (*spread.tried, spread.smallest)}
+    assert stages <= {1, 2}
+
+
+def test_suggestion_names_a_number_of_ranks_that_is_enough(large: Callable[..., Subject]) -> None:
+    subject, gpu = large(), {"device": "cuda", "device_bytes": 8 * GIB}
+    found = suggest(subject, world_size=2, **gpu)
+    assert found.chosen is None and found.ranks_needed is not None
+    assert f"{found.ranks_needed} ranks are enough" in found.text()
+    assert suggest(subject, world_size=found.ranks_needed, **gpu).chosen
+    assert not suggest(subject, world_size=found.ranks_needed // 2, **gpu).chosen
+
+
+def _run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["launch", *map(str, arguments), "--suggest"])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def test_launch_suggest_counts_the_ranks_of_every_launcher(tmp_path: Path) -> None:
+    path, hosts = tmp_path / "large.yaml", tmp_path / "hosts"
+    path.write_text(LARGE)
+    hosts.write_text("a slots=8\nb slots=8\n")
+    with_gpu = (path, "--gpu", "A100", "--json")
+    cases = [
+        (("--gpus", 8), 8),
+        (("--hostfile", hosts), 16),
+        (("--hostfile", hosts, "--exclude", "b"), 8),
+        (("--slurm", "time=1:00:00", "--slurm", "nodes=4", "--slurm", "gpus-per-node=2"), 8),
+    ]
+    for arguments, ranks in cases:
+        data = json.loads(_run(*with_gpu, *arguments))
+        assert data["world_size"] == ranks and data["fits"]
+        assert data["chosen"]["bytes"]["usable"] == int(0.9 * 80 * GIB)
+    # Nothing is written, as no launch was prepared.
+    assert not list(tmp_path.glob("runs*")) and not Path("runs/large.launch.sh").exists()
+    assert "Nothing fits" in _run(path, "--gpu", "4", "--gpus", 2, code=1)
+
+
+def test_launch_suggest_reads_the_memory_of_this_machines_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, hosts, smi = tmp_path / "large.yaml", tmp_path / "hosts", tmp_path / "nvidia-smi"
+    path.write_text(LARGE)
+    hosts.write_text("a slots=8\n")
+    smi.write_text("#!/bin/sh\nprintf '40960\\n40960\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    data = json.loads(_run(path, "--hostfile", hosts, "--json"))
+    assert data["chosen"]["bytes"]["usable"] == int(0.9 * 40 * GIB)
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    result = CliRunner().invoke(app, ["launch", str(path), "--hostfile", str(hosts), "--suggest"])
+    assert "must name the GPU" in str(result.exception)
+    wrong = CliRunner().invoke(app, ["launch", str(path), "--gpu", "Z9", "--suggest"])
+    assert "must be one of" in str(wrong.exception)
