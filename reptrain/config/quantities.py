@@ -148,6 +148,14 @@ class TextAmount:
         return {"type": "string", "description": "10Mwords, 5e7bytes."}
 
 
+def named_amounts(value: Any) -> Any:
+    """The amounts of ``babylm``; any other value is returned unchanged for pydantic to validate."""
+    if value != "babylm":
+        return value
+    millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+    return [f"{number}Mwords" for number in millions]
+
+
 @dataclass(frozen=True)
 class Budget:
     """Length of the training, in one of these units: raw tokens, epochs over the subset, input tokens, target

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
+from reptrain.config.distill import DistillConfig
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from reptrain.config.quantities import Budget, Count, TextAmount
-from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate, Scheduled
+from reptrain.config.quantities import Budget, Count, TextAmount, named_amounts
+from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
 from reptrain.files import absolute
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -153,36 +154,6 @@ class RegularizeConfig(Frozen):
     """Largest share of masked tokens; each window draws its own, uniformly from 0 to this."""
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-class DistillConfig(Frozen):
-    """Distillation from a frozen model: the loss is (1 - weight) times the cross-entropy, plus weight times
-    the Kullback-Leibler divergence from the teacher's distribution.
-
-    The teacher has the inputs of the model, without dropout. Reported losses are the cross-entropy alone.
-    """
-
-    teacher: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list, max_length=64)
-    """A run folder, one of its checkpoints, an imported model, or a Hugging Face folder; or a list of them,
-    whose probabilities are averaged. Empty: this run's own checkpoint at the end of the previous cycle of a
-    cyclic learning rate; the first cycle has no teacher."""
-    teacher_weights: list[Annotated[float, Field(gt=0, lt=1e6)]] = Field(default_factory=list)
-    """Weight of each teacher in the average, relative to the others; empty: equal weights."""
-    weight: Rate = Scheduled(value=0.5)
-    """Share of the divergence in the loss; may be scheduled."""
-
-    @model_validator(mode="after")
-    def _one_weight_for_each_teacher(self) -> Self:
-        if self.teacher_weights and len(self.teacher_weights) != len(self.teacher):
-            raise ValueError(
-                f"distill.teacher_weights must have one weight for each of {len(self.teacher)} teachers;"
-                f" {len(self.teacher_weights)} were given"
-            )
-        return self
-
-
 class AverageConfig(Frozen):
     """An average of the weights, scored in addition to the weights."""
 
@@ -210,13 +181,6 @@ class EvaluateConfig(Frozen):
     """Further numbers of completed steps at which to evaluate. A study sets them where runs branch."""
 
 
-def _text_amounts(value: Any) -> Any:
-    if value == "babylm":
-        millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
-        return [f"{number}Mwords" for number in millions]
-    return value
-
-
 class CheckpointConfig(Frozen):
     """When to save checkpoints, and how many to keep."""
 
@@ -235,7 +199,7 @@ class CheckpointConfig(Frozen):
     at_cycle_ends: bool = False
     """Whether to save a checkpoint at the end of each cycle of a cyclic learning rate, kept permanently: the
     members of an ensemble (`reptrain evaluate --snapshots`)."""
-    at_text: Annotated[list[TextAmount], BeforeValidator(_text_amounts)] = Field(default_factory=list)
+    at_text: Annotated[list[TextAmount], BeforeValidator(named_amounts)] = Field(default_factory=list)
     """Amounts of consumed text, such as 1Mwords or 5e6bytes, repeats included, at which to save a checkpoint
     that is kept permanently and becomes a revision of `reptrain export --revisions`. babylm: every million
     words up to 10 million, then every 10 million up to 100 million, then every 100 million up to a
@@ -274,8 +238,9 @@ class RunConfig(Frozen):
     seeds: SeedsConfig = SeedsConfig()
     """Other seeds for some of these."""
     init_from: str | None = None
-    """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
-    Null: random weights drawn with `seed`."""
+    """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder. An
+    encoder-decoder may start from a decoder of the same widths and layers. Null: random weights drawn with
+    `seed`."""
     data: DataConfig
     """The training data, its subset and its order."""
     objective: ObjectiveConfig = CausalConfig()
