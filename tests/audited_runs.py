@@ -45,8 +45,9 @@ def trained(
 def consumed(folder, subset, step, *, spoil=lambda tokens: None) -> LedgerRecord:
     """The record of a step whose tokens pass through `spoil` on their way to the model."""
     first, count = folder.plan.step_plan().window_range(step)
-    found = folder.plan.mixture_plan().locate(np.arange(first, first + count))
-    tokens, length = subset.tokens(found.start, found.length, WINDOW)
+    plan = folder.plan.mixture_plan()
+    found = plan.locate(np.arange(first, first + count))
+    tokens, length = Stream([subset], plan.plans).tokens(found.start, found.length, WINDOW)
     spoil(tokens)
     return LedgerRecord(
         step=step,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from reptrain.config import RunConfig
+from reptrain.files import absolute
 from reptrain.runs.folder import RunFolder, State
 from reptrain.runs.metrics import TrainRecord, ValidRecord
 from reptrain.runs.run_plan import RunPlan
@@ -33,7 +34,7 @@ def run_plan(config: RunConfig) -> RunPlan:
     for name, source in config.sources.items():
         unique = source.unique_tokens or FakeStore.num_tokens
         fingerprint = "6" * 32 if source.store == "another" else STORE_FINGERPRINT
-        stores[name] = SimpleNamespace(path=Path(source.store), fingerprint=fingerprint)
+        stores[name] = SimpleNamespace(address=absolute(source.store), fingerprint=fingerprint)
         subsets.append(SimpleNamespace(unique_tokens=unique, fingerprint=f"{unique:032x}"))
     return RunPlan.of(config, stores=stores, stream=SimpleNamespace(subsets=subsets))
 

@@ -166,6 +166,26 @@ def test_permute_sends_pairs_of_neighbors_anywhere(n):
     assert excess(np.bincount(first, minlength=n)) < 4
 
 
+@given(st.one_of(st.integers(0, 300), st.sampled_from([2**14 - 1, 2**14, 20_000])), seeds)
+def test_shuffled_is_the_order_of_mixed_words(count, seed):
+    key = random.key(seed, "repack")
+    order = random.shuffled(count, key)
+    assert order.dtype == np.int64 and sorted(order) == list(range(count))
+    dropped = max(count - 1, 0).bit_length()
+    steps = np.asarray([(i + 1) * random.GAMMA % 2**64 for i in range(count)], dtype=np.uint64)
+    words = (random.mix(key + steps) >> np.uint64(dropped)).tolist()
+    assert order.tolist() == sorted(range(count), key=lambda i: (words[i], i))
+
+
+@pytest.mark.parametrize("n", range(2, 6))
+def test_shuffled_reaches_every_permutation_equally_often(n):
+    keys = random.key(0, "repack", np.arange(40 * math.factorial(n)))
+    orders = np.stack([random.shuffled(n, key) for key in keys])
+    _, counts = np.unique(orders @ n ** np.arange(n), return_counts=True)
+    assert counts.size == math.factorial(n)
+    assert excess(counts) < 4
+
+
 def test_permute_of_a_long_range_looks_shuffled():
     n = 10**5
     image = random.permute(np.arange(n), n, random.key(2, "order"))

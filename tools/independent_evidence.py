@@ -1,4 +1,4 @@
-"""Whether a run folder's files agree: plan.json, config.yaml, and the chain of the ledger.
+"""Whether a run folder's files agree: plan.json, config.yaml, the chain of the ledger, and the checkpoints.
 
 Written from docs/format.md; see independent_audit.py.
 """
@@ -13,7 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from independent_windows import U64, Audit, G, Source, fingerprint, make_key, mix
+from independent_windows import U64, Audit, CannotSayError, G, Source, fingerprint, make_key, mix
+
+# Keys of a line by its `event`: those that it must have, and those that it may have.
+STEP = {"step", "first_index", "windows", "tokens", "epoch", "applied", "digest"}
+LINES: dict[str, tuple[set[str], set[str]]] = {
+    "attempt": (STEP, {"inputs", "targets", "optimizer_step", "grad_norm", "slice", "sources"}),
+    "start": ({"step"}, {"format", "files", "parent", "discarded"}),
+    "resume": ({"step"}, {"files", "state", "discarded"}),
+    "checkpoint": ({"step", "state"}, set()),
+}
+# All others are integers of at least 0.
+KINDS: dict[str, Any] = {"applied": bool, "grad_norm": (int, float, str), "slice": list}
+KINDS |= dict.fromkeys(("sources", "files", "parent"), dict)
+KINDS |= dict.fromkeys(("event", "digest", "inputs", "state", "previous", "discarded"), str)
+DIGITS = {"digest": 16, "inputs": 16, "state": 16, "previous": 32, "discarded": 32}
+STATES = ("created", "running", "done", "failed", "preempted")
 
 
 def check_evidence(audit: Audit, *, with_states: bool) -> dict[str, Any]:
@@ -49,6 +64,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
+def seed_of(settings: dict[str, Any], part: str) -> int:
+    """The seed of a part of the run: order, noise, weights or dropout."""
+    own = settings.get(f"seeds.{part}")
+    return int(settings["seed"] if own is None else own)
+
+
 def check_plan(audit: Audit, config: dict[str, Any]) -> None:
     """Note where plan.json contradicts itself or config.yaml."""
     run, plan = audit.run, audit.run.plan
@@ -60,9 +81,9 @@ def check_plan(audit: Audit, config: dict[str, Any]) -> None:
         wanted = {key: config.get(f"data.{key}") if v is None else v for key, v in given.items()}
         if wanted["unique_tokens"] is None:
             wanted["unique_tokens"] = int(store.lengths.sum())
-        wanted["seed"] = plan["seed"]
+        wanted["seed"] = seed = seed_of(config, "order")
         if run.is_mixture:
-            wanted["seed"] = int(make_key(plan["seed"], f"source {one.name}")[0]) >> 1
+            wanted["seed"] = int(make_key(seed, f"source {one.name}")[0]) >> 1
         subset = {"store": data["store_fingerprint"], "split": "train", "seed": data["subset_seed"]}
         wanted["subset_fingerprint"] = fingerprint(subset | {"unique_tokens": one.unique})
         wanted |= {"windows_per_epoch": one.W, "epochs": str(Fraction(one.total, one.W))}
@@ -86,46 +107,80 @@ def windows_of(audit: Audit, budget: Any, one: Source) -> int | None:
     return max(1, math.floor(epochs * one.W + Fraction(1, 2)))
 
 
+def check_record(record: dict[str, Any], number: int) -> None:
+    """Refuse a line of the ledger that docs/format.md does not describe."""
+    kind = record.get("event", "attempt")
+    if kind not in LINES or ("event" in record and next(iter(record)) != "event"):
+        raise CannotSayError(f"ledger.jsonl, line {number} is a line of an unknown kind: {kind}")
+    needed, optional = LINES[kind]
+    if not needed <= record.keys() <= needed | optional | {"event", "step", "previous"}:
+        other = sorted(record.keys() ^ needed)
+        raise CannotSayError(f"ledger.jsonl, line {number} lacks keys or has others: {other}")
+    for key, value in record.items():
+        right = isinstance(value, KINDS.get(key, int)) and (key == "applied" or not isinstance(value, bool))
+        if key in DIGITS:
+            right = right and len(value) == DIGITS[key] and not set(value) - set("0123456789abcdef")
+        if not right or (isinstance(value, int) and value < 0):
+            raise CannotSayError(f"ledger.jsonl, line {number} has the {key} {value!r}")
+
+
 def check_chain(audit: Audit) -> dict[int, str]:
     """Note where the ledger's lines do not follow from each other; returns the states of its checkpoints."""
     path, note, damage = audit.run.path / "ledger.jsonl", audit.problems.append, audit.damage.append
-    previous, chained, updates, files = "0" * 32, False, None, {}
-    last, states = {}, {}
+    previous, updates, files, states = "0" * 32, None, {}, {}
+    last: dict[str, Any] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         record = json.loads(line)
-        chained = chained or "previous" in record
+        check_record(record, number)
+        event, chained = record.get("event"), "previous" in last
         begin = (record.get("parent") or {}).get("head", previous) if number == 1 else previous
-        if chained and record.get("previous") != begin:
+        if (chained or "previous" in record) and record.get("previous") != begin:
             damage(f"ledger.jsonl, line {number} does not follow from the line before it")
+        if (event == "start" and chained) or (number == 1 and "previous" in record and event != "start"):
+            damage(f"ledger.jsonl, line {number}: the first line must be a start, and no other")
         previous = hashlib.sha256(line).hexdigest()[:32]
         files = record.get("files", files)
-        if record.get("event") == "checkpoint":
+        if event == "checkpoint":
             states[record["step"]] = record["state"]
-        resumes = record.get("event") == "resume" and last.get("event") == "checkpoint"
-        if resumes and (record["step"], record["state"]) != (last["step"], last["state"]):
+        is_saved = last.get("event") == "checkpoint"
+        if event == "resume" and chained and not is_saved:
+            damage(f"ledger.jsonl, line {number}: a resumption that follows no checkpoint")
+        same = is_saved and (record["step"], record.get("state")) == (last["step"], last["state"])
+        if event == "resume" and is_saved and not same:
             note(f"ledger.jsonl, line {number}: the run resumed from another state than it saved")
         last = record
-        if "event" in record:
-            continue
-        if updates is not None and record.get("optimizer_step", updates) != updates + record["applied"]:
-            note(f"step {record['step']} has {record['optimizer_step']} updates after {updates}")
-        updates = record.get("optimizer_step")
-        before, after = record.get("slice", ("", "-"))
-        norm = record.get("grad_norm")
-        if record["applied"] and before == after and isinstance(norm, float) and norm > 0:
-            note(f"step {record['step']} left its slice of the weights unchanged under a gradient")
-        if not record["applied"] and before != after and after != "-":
-            note(f"step {record['step']} was not applied, but changed the weights")
+        if event is None:
+            check_update(audit, record, updates)
+            updates = record.get("optimizer_step")
+    status = audit.run.path / "status.json"
+    state = json.loads(status.read_bytes())["state"] if status.exists() else "created"
+    if state not in STATES:
+        raise CannotSayError(f"status.json has the state {state!r}")
+    if state == "done" and (not last or ("previous" in last and last.get("event") != "checkpoint")):
+        damage("ledger.jsonl of a finished run does not end with the line of its last checkpoint")
     for name, expected in files.items():
         if hashlib.sha256((audit.run.path / name).read_bytes()).hexdigest() != expected:
             damage(f"{name} is not the file that the run was started with")
     return states
 
 
+def check_update(audit: Audit, record: dict[str, Any], updates: int | None) -> None:
+    """Note where an attempt at a step changed the weights, or their counter, otherwise than it says."""
+    note, count = audit.problems.append, record.get("optimizer_step")
+    if None not in (updates, count) and count != updates + record["applied"]:
+        note(f"step {record['step']} has {count} updates after {updates}")
+    before, after = record.get("slice", ("", "-"))
+    norm = record.get("grad_norm")
+    if record["applied"] and before == after and isinstance(norm, (int, float)) and norm > 0:
+        note(f"step {record['step']} left its slice of the weights unchanged under a gradient")
+    if not record["applied"] and before != after and after != "-":
+        note(f"step {record['step']} was not applied, but changed the weights")
+
+
 def check_checkpoint(audit: Audit, step: int, state: str, *, with_states: bool) -> None:
     """Note where a checkpoint that is still there differs from the ledger."""
     folder = audit.run.path / "checkpoints" / f"step-{step}"
-    if not folder.exists():
+    if not (folder / "manifest.json").is_file():
         return
     body, _, checksum = (folder / "manifest.json").read_bytes().rstrip(b"\n").rpartition(b"\n")
     if hashlib.sha256(body).hexdigest() != checksum.decode():

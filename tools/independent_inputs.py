@@ -1,5 +1,5 @@
-"""What entered the model, rebuilt without reptrain: the level `inputs`, for causal language modeling,
-prefix language modeling and span corruption.
+"""What entered the model, rebuilt without reptrain: the level `inputs`, for causal language modeling, with
+augmented views or a prefix, and for span corruption.
 
 Written from docs/format.md; see independent_audit.py. N: windows; T: positions; L: tokens of a window.
 """
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from independent_evidence import seed_of
 from independent_windows import U64, Audit, G, Run, Store, block, make_key, mix
 
 CHUNK_TOKENS = 1 << 20
+NOISES = ("input_noise", "masked_inputs")
 NO_TARGET = -100
 PADS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
-COVERED = ("causal", "prefix_lm", "span_corruption")
+COVERED = ("causal", "augmented_causal", "prefix_lm", "span_corruption")
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Stream:
     prefix: np.ndarray
     """[N], positions at the start that all positions attend to."""
     is_encoder: bool = False
+    weights: Any = 1.0
+    """Weights of the targets, fp32 [N, T], or one number."""
 
 
 class Examples:
@@ -51,6 +55,7 @@ class Examples:
         self.is_t5 = settings["model.family"] == "t5"
         self.masks = bool(settings["data.document_mask"])
         self.frozen = settings.get("objective.noise") == "frozen"
+        self.seed = seed_of(settings, "noise")
 
     def streams(self, g: np.ndarray) -> list[Stream]:
         """The rows of the windows at global indices: the decoder's, or the encoder's and the decoder's."""
@@ -65,6 +70,8 @@ class Examples:
         segments = self._segments(windows, token)
         if self.objective == "causal":
             return [self._decoder(np.where(token, windows, NO_TARGET), segments)]
+        if self.objective == "augmented_causal":
+            return [self._view(windows, segments, length, parts)]
         if self.objective == "prefix_lm":
             return self._prefix(windows, segments, length, parts)
         return self._spans(windows, segments, length, parts)
@@ -74,7 +81,7 @@ class Examples:
         return np.where(token, 1 + np.cumsum(ends, axis=1) - ends, 0)
 
     def _noise_key(self, name: str, parts: tuple[np.ndarray, ...]) -> np.ndarray:
-        return make_key(self.run.plan["seed"], name, *parts)
+        return make_key(self.seed, name, *parts)
 
     def _decoder(self, targets: np.ndarray, segments: np.ndarray) -> Stream:
         """A decoder that predicts these targets from those before them."""
@@ -85,6 +92,26 @@ class Examples:
         starts = np.ones_like(targets, bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
         return np.where(starts | (segments == 0), self.start, before)
+
+    # Views of causal language modeling.
+
+    def _view(
+        self, windows: np.ndarray, segments: np.ndarray, length: np.ndarray, parts: tuple[np.ndarray, ...]
+    ) -> Stream:
+        most, share = (self.settings[f"objective.{key}"] for key in ("max_offset", "right_to_left"))
+        key, size = self._noise_key("view", parts), length[:, None]
+        skipped = (block(key, 0) % np.clip(length, 1, most).astype(U64)).astype(np.int64)
+        is_reversed = (block(key, 1) >> U64(11)) * 2.0**-53 < share
+        column = np.broadcast_to(np.arange(self.run.L), windows.shape)
+        backwards = is_reversed[:, None] & (column < size)
+        ordered = np.take_along_axis(windows, np.where(backwards, size - 1 - column, column), 1)
+        starts = np.asarray([self.start, *reversed(self.sentinels)])
+        stream = self._decoder(np.where(segments > 0, ordered, NO_TARGET), segments)
+        stream.ids[:, 0] = np.where(length > 0, starts[skipped + most * is_reversed], self.start)
+        place = column + skipped[:, None]
+        later = np.take_along_axis(ordered, np.minimum(place, self.run.L - 1), 1)
+        stream.targets = np.where(place < size, later, NO_TARGET)
+        return stream
 
     # Prefix language modeling.
 
@@ -229,7 +256,7 @@ def words(key: np.ndarray, num_positions: int, num_units: int) -> np.ndarray:
 
 
 class Noise:
-    """The regularizer `input_noise` at a constant rate.
+    """The regularizers `input_noise` and `masked_inputs` at constant rates.
 
     Args:
         store: A store of the run, whose tokenizer names the special ids.
@@ -237,29 +264,45 @@ class Noise:
     """
 
     def __init__(self, store: Store, settings: dict[str, Any]) -> None:
-        self.rate = float(settings.get("regularize.input_noise", 0))
+        self.rate, self.masks = (float(settings.get(f"regularize.{key}", 0)) for key in NOISES)
         self.is_random = settings.get("regularize.input_noise_by") == "random"
-        own = settings.get("seeds.dropout")
-        self.seed = settings["seed"] if own is None else own
+        self.ratio = round(float(settings.get("regularize.masked_inputs_ratio", 0)) * 2**31)
+        self.seed = seed_of(settings, "dropout")
         path = store.folder / store.manifest["tokenizer_file"]
         self.unknown = unknown_id(path)
         pad, sentinels = special_ids(store)
+        self.mask = sentinels[-1] if sentinels else self.unknown
         self.is_text = np.ones(int(store.manifest["vocab_size"]), bool)
         special = [pad, int(store.manifest["eos_id"]), self.unknown, *sentinels]
         self.is_text[[i for i in special if i >= 0]] = False
 
-    def __call__(self, streams: list[Stream], step: int, row: np.ndarray) -> None:
-        """Replace input ids in some rows of a step's global batch."""
-        if self.rate == 0:
-            return
-        text = np.flatnonzero(self.is_text)
+    def __call__(self, streams: list[Stream], step: int, row: np.ndarray) -> list[Stream]:
+        """The streams of some rows of a step's global batch, with noise, and followed by masked copies."""
         key = fold(fold(fold(np.zeros(1, U64), self.seed), step), row)
         # The decoder's stream is number 0.
-        for number, stream in enumerate(reversed(streams)):
-            word = words(fold(key, 16 * number + 13), stream.ids.shape[1], 2)
-            chosen = (word[..., 0] < round(self.rate * 2**32)) & self.is_text[stream.ids]
-            drawn = text[((word[..., 1] * U64(text.size)) >> U64(32)).astype(np.int64)]
-            stream.ids = np.where(chosen, drawn if self.is_random else self.unknown, stream.ids)
+        numbered = [*enumerate(reversed(streams))][::-1]
+        if self.rate:
+            text = np.flatnonzero(self.is_text)
+            for number, stream in numbered:
+                word, chosen = self._words(stream, fold(key, 16 * number + 13), round(self.rate * 2**32))
+                drawn = text[((word * U64(text.size)) >> U64(32)).astype(np.int64)]
+                stream.ids = np.where(chosen, drawn if self.is_random else self.unknown, stream.ids)
+        return [self._doubled(s, fold(key, 16 * n + 45)) for n, s in numbered] if self.masks else streams
+
+    def _words(self, stream: Stream, key: np.ndarray, threshold: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Word 1 of each position, and the text whose word 0 is below a threshold, or a share of word 1 of
+        its row's first position."""
+        word = words(key, stream.ids.shape[1], 2)
+        if threshold is None:
+            threshold = (word[:, :1, 1] * U64(self.ratio)) // U64(2**31)
+        return word[..., 1], (word[..., 0] < threshold) & self.is_text[stream.ids]
+
+    def _doubled(self, stream: Stream, key: np.ndarray) -> Stream:
+        masked = np.where(self._words(stream, key, None)[1], self.mask, stream.ids)
+        twice = [np.concatenate([x, x]) for x in (stream.targets, stream.segments, stream.prefix)]
+        weights = np.ones(twice[0].shape, np.float32)
+        weights[len(masked) :] = self.masks
+        return Stream(np.concatenate([stream.ids, masked]), *twice, stream.is_encoder, weights)
 
 
 def unknown_id(path: Path) -> int:
@@ -283,19 +326,17 @@ class Inputs:
 
     def __init__(self, audit: Audit, settings: dict[str, Any]) -> None:
         self.audit, self.examples = audit, None
-        is_scheduled = "regularize.input_noise.value" in settings
-        is_noisy = is_scheduled or settings.get("regularize.input_noise", 0) != 0
+        is_scheduled = any(f"regularize.{name}.value" in settings for name in NOISES)
+        is_noisy = is_scheduled or any(settings.get(f"regularize.{name}", 0) != 0 for name in NOISES)
         # A tokenizer.json may use one id for unknown text and for the end of a document.
         is_plain = audit.run.stores[0].manifest["tokenizer_file"].endswith(".model")
         if settings["objective.name"] not in COVERED:
             audit.unproved.append(
                 f"inputs of the objective {settings['objective.name']}: not independently checked"
             )
-        elif settings.get("regularize.masked_inputs", 0) != 0 or "regularize.masked_inputs.value" in settings:
-            audit.unproved.append("inputs with masked copies: not independently checked")
         elif is_noisy and (is_scheduled or not is_plain):
             audit.unproved.append(
-                "input noise on a schedule, or with a tokenizer.json: not independently checked"
+                "noise or masks on a schedule, or with a tokenizer.json: not independently checked"
             )
         else:
             self.noise = Noise(audit.run.stores[0], settings)
@@ -313,9 +354,9 @@ class Inputs:
             digest, targets = 0, 0
             for g in pieces(record["first_index"], record["windows"], self.audit.run.L):
                 streams = self.examples.streams(g)
-                self.noise(streams, record["step"], g - record["first_index"])
-                for stream in streams:
-                    digest += int(input_digest(stream, g, self.examples).sum(dtype=U64))
+                for stream in self.noise(streams, record["step"], g - record["first_index"]):
+                    index = np.resize(g, len(stream.ids))
+                    digest += int(input_digest(stream, index, self.examples).sum(dtype=U64))
                     targets += int((stream.targets != NO_TARGET).sum())
             if (int(record["inputs"], 16), record["targets"]) != (digest % 2**64, targets):
                 self.audit.problems.append(
@@ -337,7 +378,7 @@ def input_digest(stream: Stream, g: np.ndarray, examples: Examples) -> np.ndarra
     has_target, token = stream.targets != NO_TARGET, stream.segments > 0
     segments = stream.segments if examples.masks or examples.is_t5 else np.zeros_like(stream.segments)
     values = stream.ids.astype(U64) + (stream.targets.astype(U64) << U64(32))
-    bits = np.where(has_target, np.float32(1).view(np.int32), 0).astype(U64)
+    bits = np.where(has_target, stream.weights, 0).astype(np.float32).view(np.int32).astype(U64)
     marks = (2 * segments + token).astype(U64) << U64(32)
     hashed = mix(mix((row[:, None] ^ place) * U64(G) + values) + bits + marks)
     return np.where(token | has_target, hashed, U64(0))

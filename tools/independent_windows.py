@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 G, U64 = 0x9E3779B97F4A7C15, np.uint64
-RUN_FORMATS, STORE_FORMAT = (1, 2, 3), "reptrain-store-2"
+RUN_FORMATS, ORDERS = (1, 2, 3), ("reshuffle", "same", "mixed")
+STORE_FORMAT, CUTS = "reptrain-store-2", ("fixed", "shifted", "repacked")
 BLOCK, CHUNK_WINDOWS, LARGEST = 4096, 1 << 18, 2**62
 
 
@@ -78,13 +79,11 @@ def permute(x: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
 
 def ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """[start, start + length) of each, concatenated."""
-    before = np.cumsum(length) - length
-    return np.arange(int(length.sum())) + np.repeat(start - before, length)
+    return np.arange(int(length.sum())) + np.repeat(start + length - np.cumsum(length), length)
 
 
 def fingerprint(data: Any) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
 class Store:
@@ -102,8 +101,7 @@ class Store:
             path = folder / shard["file"]
             if not trusted and hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
                 raise CannotSayError(f"{path} does not match its SHA-256")
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
-            columns = [file.get_batch(i).column("tokens") for i in range(file.num_record_batches)]
+            columns = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["tokens"].chunks
             self.batches += [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
         self.lengths = np.concatenate([np.diff(offsets) for offsets, _ in self.batches]).astype(np.int64)
         if not trusted and self._content() != expected:
@@ -114,18 +112,15 @@ class Store:
         little = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         for offsets, tokens in self.batches:
             data = memoryview(tokens.astype(little).tobytes())
-            bounds = (offsets * little.itemsize).tolist()
-            for begin, end in pairwise(bounds):
-                one = hashlib.blake2b(data[begin:end], digest_size=16, person=b"reptrain.tokens")
-                digest.update(one.digest())
+            for a, b in pairwise((offsets * little.itemsize).tolist()):
+                digest.update(hashlib.blake2b(data[a:b], digest_size=16, person=b"reptrain.tokens").digest())
         sealed = self.manifest["splits"]
         splits = {name: [info["documents"], info["tokens"], info["digest"]] for name, info in sealed.items()}
         splits["train"] = [self.lengths.size, int(self.lengths.sum()), digest.hexdigest()]
-        tokenizer = self.manifest["tokenizer"]
-        return fingerprint({"format": STORE_FORMAT, "tokenizer": tokenizer, "splits": splits})
+        return fingerprint({**{k: self.manifest[k] for k in ("format", "tokenizer")}, "splits": splits})
 
-    def stream(self, unique_tokens: int, seed: int) -> np.ndarray:
-        """The subset: the documents in their keyed order, cut to `unique_tokens`."""
+    def stream(self, unique_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The subset: the documents in their keyed order, cut to `unique_tokens`; and their full lengths."""
         count = self.lengths.size
         by_place = np.argsort(permute(np.arange(count), count, make_key(seed, "documents")))
         start = np.empty(count, np.int64)
@@ -134,46 +129,53 @@ class Store:
         out, first = np.empty(unique_tokens, self.manifest["dtype"]), 0
         for offsets, tokens in self.batches:
             mine = slice(first, first := first + offsets.size - 1)
-            origin = ranges(offsets[:-1].astype(np.int64), length[mine])
-            out[ranges(start[mine], length[mine])] = tokens[origin]
-        return out
+            out[ranges(start[mine], length[mine])] = tokens[
+                ranges(offsets[:-1].astype(np.int64), length[mine])
+            ]
+        return out, self.lengths[by_place][start[by_place] < unique_tokens]
 
 
 class Source:
-    """One source of a plan: which window comes g-th."""
+    """One source of a plan: which window comes g-th. Its stream is the subset, or if repacked its epochs."""
 
     def __init__(self, data: dict[str, Any], window_tokens: int, begin: int) -> None:
         self.name, self.seed, self.begin = str(data["name"]), int(data["seed"]), begin
-        self.order, self.cut = str(data["order"]), str(data["cut"])
-        if self.order not in ("reshuffle", "same", "mixed") or self.cut not in ("fixed", "shifted"):
+        self.order, self.cut, self.lengths = str(data["order"]), str(data["cut"]), np.zeros(0, np.int64)
+        if self.order not in ORDERS or self.cut not in CUTS[: 2 + (self.order != "mixed")]:
             raise CannotSayError(f"plan.json has the order {self.order} and the cut {self.cut}")
-        self.unique, self.total = int(data["unique_tokens"]), int(data["total_windows"])
-        self.L = window_tokens
-        q, self.r = divmod(self.unique, self.L)
+        self.unique, self.total = (int(data[k]) for k in ("unique_tokens", "total_windows"))
+        self.L, (q, self.r) = window_tokens, divmod(self.unique, window_tokens)
         self.few, self.many = self.L - max(self.r, 1) + (self.r > 0), max(self.r - 1, 0)
-        self.shifts = self.cut == "shifted" and self.L > 1
+        self.shifts, self.repacks = self.cut == "shifted" and self.L > 1, self.cut == "repacked"
         self.W = q + (1 + (self.many > self.few) if self.shifts else self.r > 0)
+        self.epochs = -(-self.total // self.W) if self.repacks else 1
 
     def locate(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Epoch, start in the source's stream, and length of its windows g."""
         if self.order == "mixed":
-            copies = -(-self.total // self.W)
-            epoch, window = np.divmod(permute(g, copies * self.W, make_key(self.seed, "mixed")), self.W)
+            n = -(-self.total // self.W) * self.W
+            epoch, window = np.divmod(permute(g, n, make_key(self.seed, "mixed")), self.W)
         else:
             epoch, place = np.divmod(g, self.W)
-            by_epoch, which = np.unique(epoch * (self.order != "same"), return_inverse=True)
-            window = permute(place, self.W, make_key(self.seed, "order", by_epoch)[which])
-        by_epoch, which = np.unique(epoch, return_inverse=True)
-        offset = self._offset(by_epoch)[which]
-        start = np.where(offset > 0, offset - self.L, 0) + window * self.L
-        end = np.minimum(start + self.L, self.unique)
-        return epoch, np.maximum(start, 0), end - np.maximum(start, 0)
+            window = permute(place, self.W, make_key(self.seed, "order", epoch * (self.order != "same")))
+        start = np.where((offset := self._offset(epoch)) > 0, offset - self.L, 0) + window * self.L
+        start, end = np.maximum(start, 0), np.minimum(start + self.L, self.unique)
+        return epoch, start + epoch * self.unique * self.repacks, end - start
+
+    def places(self, epoch: int) -> Any:
+        """The position in the subset of each token of an epoch. A document that is cut stays last."""
+        if not self.repacks:
+            return slice(None)
+        begin, m = np.cumsum(self.lengths) - self.lengths, self.lengths.size
+        n = m - (int(self.lengths.sum()) > self.unique)
+        key = mix(make_key(self.seed, "repack", epoch) + np.arange(1, n + 1, dtype=U64) * U64(G))
+        order = np.append(np.argsort(key >> U64(max(n - 1, 0).bit_length()), kind="stable"), np.arange(n, m))
+        return ranges(begin[order], np.minimum(self.lengths, self.unique - begin)[order])
 
     def _offset(self, epoch: np.ndarray) -> np.ndarray:
         if not self.shifts:
             return np.zeros_like(epoch)
-        most = U64(max(self.few, self.many))
-        d = (block(make_key(self.seed, "cut", epoch), 0) % most).astype(np.int64)
+        d = (block(make_key(self.seed, "cut", epoch), 0) % U64(max(self.few, self.many))).astype(np.int64)
         return d + 1 if self.many > self.few or self.r == 0 else np.where(d == 0, 0, d + self.r - 1)
 
 
@@ -204,8 +206,7 @@ class Run:
     def __init__(self, path: Path, moved: dict[str, Path], *, trusted: bool = False) -> None:
         if not (path / "plan.json").is_file():
             raise WrongInputError(f"{path} is not the folder of a run: it has no plan.json")
-        self.path = path
-        self.plan = plan = json.loads((path / "plan.json").read_bytes())
+        self.path, self.plan = path, (plan := json.loads((path / "plan.json").read_bytes()))
         if plan.get("format", 1) not in RUN_FORMATS:
             raise CannotSayError(f"{path} has the format {plan['format']}; known are {RUN_FORMATS}")
         self.L, self.B, self.N = (int(plan[k]) for k in ("window_tokens", "batch_windows", "total_windows"))
@@ -217,11 +218,11 @@ class Run:
             source = Source(data, self.L, self.stream.size)
             if not 1 <= self.L <= source.unique <= store.lengths.sum() or min(source.total, self.B) < 1:
                 raise CannotSayError("plan.json asks for more tokens than the store has, or for none")
-            self.stream = np.concatenate([self.stream, store.stream(source.unique, data["subset_seed"])])
-            self.sources.append(source)
-            self.stores.append(store)
-        self.counts = tuple(source.total for source in self.sources)
-        self.is_mixture = len(self.sources) > 1
+            subset, source.lengths = store.stream(source.unique, data["subset_seed"])
+            epochs = (subset[source.places(e)] for e in range(source.epochs))
+            self.stream = np.concatenate([self.stream, *epochs])
+            self.sources, self.stores = [*self.sources, source], [*self.stores, store]
+        self.counts, self.is_mixture = tuple(one.total for one in self.sources), len(self.sources) > 1
 
     def locate(self, g: np.ndarray) -> tuple[np.ndarray, ...]:
         """Source, epoch, start in the source's stream, and length of the windows at global indices."""
@@ -237,17 +238,13 @@ class Run:
     def before(self, g: int) -> np.ndarray:
         """Windows of each source before a global index below N."""
         number, place = divmod(g, BLOCK)
-        if not self.is_mixture:
-            return np.asarray([g])
         within = np.bincount(turns(self.counts, number)[0][:place], minlength=len(self.counts))
         return np.asarray(webster(self.counts, BLOCK * number)) + within
 
     def ledger(self) -> Iterator[dict[str, Any]]:
         path = self.path / "ledger.jsonl"
-        for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
-            record = json.loads(line)
-            if "event" in record:
-                continue
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        for record in (found for found in map(json.loads, lines) if "event" not in found):
             numbers = {k: min(int(record[k]), LARGEST) for k in ("step", "first_index", "windows", "epoch")}
             yield record | numbers | {"applied": bool(record["applied"]), "sum": int(record["digest"], 16)}
 
@@ -305,7 +302,7 @@ class Audit:
             if (record["tokens"], record["epoch"], record["sum"]) != planned:
                 self.problems.append(f"step {record['step']} has other tokens, or another epoch or digest")
             shares = zip(windows.tolist(), tokens.tolist(), epoch.tolist(), strict=True)
-            named = [dict(zip(("windows", "tokens", "epoch"), share, strict=True)) for share in shares]
+            named = (dict(zip(("windows", "tokens", "epoch"), share, strict=True)) for share in shares)
             wanted = dict(zip((one.name for one in run.sources), named, strict=True))
             if run.is_mixture and record.get("sources") != wanted:
                 self.problems.append(f"step {record['step']} has other shares of the sources")
@@ -331,7 +328,10 @@ class Audit:
             self.problems.append(f"the run is done, but applied {windows} windows of {run.N}")
         times, exposures = np.cumsum(self.change), {}
         for one, applied in zip(run.sources, self.applied.tolist(), strict=True):
-            value, tokens = np.unique(times[one.begin : one.begin + one.unique], return_counts=True)
+            seen = np.zeros(one.unique, np.int64)
+            for epoch in range(one.epochs):
+                seen[one.places(epoch)] += times[one.begin + epoch * one.unique :][: one.unique]
+            value, tokens = np.unique(seen, return_counts=True)
             whole, rest = divmod(applied, one.W)
             uniform = bool(np.isin(value, [whole, whole + (rest > 0)]).all())
             if not uniform and one.order != "mixed":

@@ -17,6 +17,7 @@ from reptrain.analysis.laws.base import Floats
 from reptrain.analysis.points import Points, held_out, points_of
 from reptrain.analysis.questions import FitQuestion
 from reptrain.analysis.tables import ROLE, main_runs, select
+from reptrain.analysis.text import short_count
 from reptrain.errors import AnalysisError, ConfigError
 
 NUM_BOOTSTRAPS = 200
@@ -201,12 +202,13 @@ def compare_laws(
 
 
 def curves(fit: Fit) -> list[Curve]:
-    """Lines of the law through its runs: one against x, or one against D for each size and unique tokens."""
+    """Lines of the law through its runs: against the variable with most values, one for each setting of the
+    others. Tokens come first."""
     law = find_law(fit.law)
     table = {
         name: np.array([residual.variables[name] for residual in fit.residuals]) for name in law.variables
     }
-    axis = "D" if "D" in table else law.variables[0]
+    axis = max(law.variables, key=lambda name: (len({*table[name].tolist()}), name == "D"))
     held = [name for name in law.variables if name != axis]
     groups = np.unique(np.stack([table[name] for name in held], axis=1), axis=0) if held else [()]
     return [_curve(fit, law, table, axis, dict(zip(held, group, strict=True))) for group in _few(groups)]
@@ -224,5 +226,6 @@ def _curve(fit: Fit, law: Law, table: Mapping[str, Floats], axis: str, held: Map
     shown = table[axis][chosen]
     x = np.geomspace(shown.min(), shown.max(), _CURVE_POINTS if shown.min() < shown.max() else 1)
     loss = law.loss(fit.values, {axis: x, **held})
-    label = ", ".join(f"{name} = {value:.3g}" for name, value in held.items()) or law.name
+    varying = {name: value for name, value in held.items() if len({*table[name].tolist()}) > 1}
+    label = ", ".join(f"{name} = {short_count(value)}" for name, value in varying.items()) or law.name
     return Curve(label=label, variable=axis, x=x.tolist(), loss=loss.tolist())

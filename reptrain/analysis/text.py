@@ -138,3 +138,11 @@ def comparison_text(comparison: Comparison, fits: Sequence[Fit]) -> str:
     if comparison.chosen is not None:
         lines.append(f"chosen: {comparison.chosen} (the hold-out has no say)")
     return "\n".join(lines)
+
+
+def short_count(value: float, position: int | None = None) -> str:
+    """``250000`` as ``250k``, ``1500000`` as ``1.5M``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}"

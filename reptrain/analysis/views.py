@@ -10,6 +10,7 @@ import pyarrow as pa
 from reptrain.analysis.tables import values_of
 
 _UNIQUE = "set.data.unique_tokens"
+_ENTRY = "set.entry"
 _DONE = "status = 'done' AND isfinite(loss_report_final_nats)"
 
 
@@ -45,16 +46,32 @@ def loss_against_tokens(runs: pa.Table, evaluations: pa.Table) -> View:
 
     It is the loss on the report split, or on the selection split if the report split was not scored.
     """
+    columns = "avg(loss_nats) AS loss_nats, min(loss_nats) AS lowest_nats, max(loss_nats) AS highest_nats"
+    return _over_tokens(runs, evaluations, "loss-against-tokens", columns, "isfinite(loss_nats)")
+
+
+def expert_load(runs: pa.Table, evaluations: pa.Table) -> View | None:
+    """Load of the busiest expert of each arm between evaluations; None without sparse models."""
+    if "expert_load" not in evaluations.column_names:
+        return None
+    columns = """avg(evaluations.expert_load) AS expert_load, min(evaluations.expert_load) AS lowest,
+       max(evaluations.expert_load) AS highest, max(evaluations.experts_unused) AS experts_unused"""
+    found = _over_tokens(runs, evaluations, "expert-load", columns, "evaluations.expert_load IS NOT NULL")
+    return found if found.table.num_rows else None
+
+
+def _over_tokens(runs: pa.Table, evaluations: pa.Table, name: str, columns: str, condition: str) -> View:
+    """Columns of each arm against tokens, over its seeds, at the evaluations of the runs on held-out text."""
     split = "report" if "report" in values_of(evaluations, "split") else "select"
     sql = f"""SELECT evaluations.arm, evaluations.consumed_tokens, any_value(epoch) AS epoch,
-       avg(loss_nats) AS loss_nats, min(loss_nats) AS lowest_nats, max(loss_nats) AS highest_nats,
+       {columns},
        count(*) AS seeds
 FROM evaluations JOIN runs USING (run)
-WHERE split = '{split}' AND weights = 'own' AND node = 'train' AND isfinite(loss_nats)
+WHERE split = '{split}' AND weights = 'own' AND node = 'train' AND {condition}
   AND source IS NOT DISTINCT FROM scored_source
 GROUP BY evaluations.arm, evaluations.consumed_tokens
 ORDER BY evaluations.arm, evaluations.consumed_tokens"""
-    return View("loss-against-tokens", sql, query(sql, runs=runs, evaluations=evaluations), ("arm",))
+    return View(name, sql, query(sql, runs=runs, evaluations=evaluations), ("arm",))
 
 
 def by_epochs(runs: pa.Table, name: str, metric: str) -> View:
@@ -97,20 +114,6 @@ def gap(runs: pa.Table) -> View:
     return by_epochs(runs, "gap", "gap_final_nats")
 
 
-def expert_load(runs: pa.Table) -> View | None:
-    """Load of the busiest expert at the end of training; None without sparse models."""
-    if "expert_load" not in runs.column_names:
-        return None
-    sql = """SELECT arm, avg(expert_load) AS expert_load, min(expert_load) AS lowest,
-       max(expert_load) AS highest, max(experts_unused) AS experts_unused, count(*) AS seeds
-FROM runs
-WHERE status = 'done' AND expert_load IS NOT NULL
-GROUP BY arm
-ORDER BY arm"""
-    found = query(sql, runs=runs)
-    return View("expert-load", sql, found, ("arm",)) if found.num_rows else None
-
-
 def cost(runs: pa.Table) -> View:
     """Training time of each arm, with FLOPs and speed."""
     sql = """SELECT arm, count(*) AS runs,
@@ -126,25 +129,33 @@ ORDER BY device_hours DESC, arm"""
 def curve_keys(runs: pa.Table) -> list[str]:
     """The varied keys that name a curve over epochs: all but the subset's size and the seed.
 
-    Keys that are tied to the subset's size or to a key before them are left out as well.
+    A key that follows from the subset's size and the keys before it, such as a tuned learning rate, is left
+    out as well. The name of an arm comes first.
     """
     keys = [
         name for name in runs.column_names if name.startswith("set.") and name not in (_UNIQUE, "set.seed")
     ]
-    sizes = values_of(runs, "unique_tokens") if "unique_tokens" in runs.column_names else []
+    keys.sort(key=lambda name: name != _ENTRY)
+    known = [["" if size is None else str(size)] for size in _values(runs, "unique_tokens")]
     kept: list[str] = []
     for key in keys:
-        values = values_of(runs, key)
-        before = [sizes, *(values_of(runs, other) for other in kept)]
-        if _varies(runs, key) and not any(_follows(values, other) for other in before):
+        values = [str(value) for value in values_of(runs, key)]
+        if len({*values}) > 1 and not _follows(values, known):
             kept.append(key)
+            known = [[*before, value] for before, value in zip(known, values, strict=True)]
     return kept
 
 
-def _follows(values: Sequence[object], others: Sequence[object]) -> bool:
-    """Whether each of the other values comes with one value only, and the others vary."""
-    pairs = {(str(one), str(value)) for one, value in zip(others, values, strict=False) if one is not None}
-    return 1 < len({one for one, _ in pairs}) == len(pairs)
+def _values(runs: pa.Table, name: str) -> Sequence[object]:
+    return values_of(runs, name) if name in runs.column_names else [None] * runs.num_rows
+
+
+def _follows(values: Sequence[str], known: Sequence[Sequence[str]]) -> bool:
+    """Whether rows that agree in what is known agree in their values, and some rows do not agree in it."""
+    by_known: dict[tuple[str, ...], set[str]] = {}
+    for value, before in zip(values, known, strict=True):
+        by_known.setdefault(tuple(before), set()).add(value)
+    return len(by_known) > 1 and all(len(found) == 1 for found in by_known.values())
 
 
 def _varies(runs: pa.Table, name: str) -> bool:

@@ -7,7 +7,7 @@ was computed from the tensors that the model saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +42,7 @@ def audit(
     verify_store: bool = True,
     exposures: Path | None = None,
     rebuild: OpenRebuild | None = None,
+    saved_state: Callable[[Path], str] | None = None,
     head: str | None = None,
     signature: Signed | None = None,
 ) -> AuditReport:
@@ -55,6 +56,7 @@ def audit(
         exposures: Also write each token's number of exposures to this Arrow file (see
             `reptrain.auditing.exposures_file`).
         rebuild: Prepares the rebuilding of the model's inputs, for level `inputs`.
+        saved_state: Hashes the state files of a checkpoint, for level `inputs`.
         head: Hash of a line that was published while the run wrote it; the ledger must contain it.
         signature: A signature of the ledger's head to check.
 
@@ -72,7 +74,7 @@ def audit(
     heads = HeadCheck(head, signature)
     with evidence():
         recount = Recount(plan, *opened, None if rebuild is None else rebuild(folder, *opened))
-        chain = Chain(folder, recount.problems)
+        chain = Chain(folder, recount.problems, saved_state)
         damage = _store_damage(plan, opened, progress) if verify_store else []
         _check_config(folder, opened, recount)
         _read_ledger(folder, recount, chain.follow(heads.watch(folder.ledger.lines())), progress)
@@ -106,6 +108,13 @@ def evidence() -> Iterator[None]:
         yield
     except CannotSayError:
         raise
+    except OSError as error:
+        raise CannotSayError(
+            str(error.filename or "a file of the run"),
+            got=error.strerror or error,
+            rule="must be a file that can be read",
+            remedy="Restore it.",
+        ) from error
     except ReptrainError as error:
         raise CannotSayError(error.what, got=error.got, rule=error.rule, remedy=error.remedy) from error
 
@@ -139,10 +148,13 @@ def open_run(plan: RunPlan, places: Mapping[str, Path], *, named_by: str | None 
 
     Raises:
         RunError: If a store's content or document order differs from the run's.
+        CannotSayError: If the plan is impossible.
         StoreError: If a store cannot be opened.
     """
     stores = {name: open_store(path, named_by=named_by) for name, path in places.items()}
-    return _Opened(stores, Stream([_subset(plan, source, stores[source.name]) for source in plan.sources]))
+    subsets = [_subset(plan, source, stores[source.name]) for source in plan.sources]
+    with evidence():
+        return _Opened(stores, Stream(subsets, plan.mixture_plan().plans))
 
 
 def _open(plan: RunPlan, store: Path | Mapping[str, Path] | None) -> _Opened:
@@ -172,8 +184,11 @@ def store_places(run: Path, given: Sequence[str]) -> dict[str, Path]:
 
     Raises:
         RunError: If a name is not a source of the run.
+        CannotSayError: If plan.json is damaged.
     """
-    names = [source.name for source in RunFolder.open(run).plan.sources]
+    folder = RunFolder.open(run)
+    with evidence():
+        names = [source.name for source in folder.plan.sources]
     places = {}
     for text in given:
         name, equals, path = text.partition("=")

@@ -6,7 +6,7 @@ docs/format.md defines the chain.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from reptrain.auditing.problems import Problems
 from reptrain.config import RunConfig
 from reptrain.config.schedule import step_learning_rate
+from reptrain.errors import ReptrainError
 from reptrain.files import read_small
 from reptrain.plan import MixturePlan, StepPlan
 from reptrain.plan.position import position_at
@@ -28,14 +29,17 @@ class Chain:
     Args:
         folder: The run.
         problems: Takes what the optimizer did not do.
+        saved_state: Hashes the state files of a checkpoint; None compares the manifests only.
     """
 
-    def __init__(self, folder: RunFolder, problems: Problems) -> None:
-        self._folder, self._problems = folder, problems
+    def __init__(
+        self, folder: RunFolder, problems: Problems, saved_state: Callable[[Path], str] | None = None
+    ) -> None:
+        self._folder, self._problems, self._saved_state = folder, problems, saved_state
         self._updates = _Updates(folder.config, folder.plan.mixture_plan(), folder.plan.step_plan(), problems)
         self._files: dict[str, str] | None = None
         self._before: Line | None = None
-        self._saved: LedgerEvent | None = None
+        self._states: dict[int, str | None] = {}
         self._has_start = False
         self.begin: int | None = None
         """The line from which each line has the hash of the line before it; None if none has it."""
@@ -71,6 +75,8 @@ class Chain:
             return
         if self.begin is None:
             self.begin = line.number
+            if line.number == 1 and not (isinstance(record, LedgerEvent) and record.event == "start"):
+                self._damaged("ledger.jsonl does not begin with the line of a start: lines were removed")
         expected = self.head
         if line.number == 1 and isinstance(record, LedgerEvent) and record.parent is not None:
             expected = self.parent = record.parent.head
@@ -82,12 +88,22 @@ class Chain:
 
     def _event(self, event: LedgerEvent) -> None:
         self._files = event.files or self._files
-        self._has_start |= event.event == "start"
-        self._saved = event if event.event == "checkpoint" else self._saved
         before = None if self._before is None else self._before.record
-        if event.event != "resume" or not isinstance(before, LedgerEvent) or before.event != "checkpoint":
-            return
-        if (event.step, event.state) != (before.step, before.state):
+        # Lines without a hash are those of an earlier version, which wrote no events.
+        is_continued = before is not None and before.previous is not None
+        if event.event == "checkpoint":
+            self._states[event.step] = event.state
+        elif event.event == "start":
+            self._has_start = True
+            if is_continued:
+                self._damaged(f"ledger.jsonl has a start at step {event.step} that is not its first line")
+        elif not isinstance(before, LedgerEvent) or before.event != "checkpoint":
+            if is_continued:
+                self._damaged(
+                    f"the resumption at step {event.step} in ledger.jsonl does not follow the line of its"
+                    " checkpoint: lines were removed"
+                )
+        elif (event.step, event.state) != (before.step, before.state):
             self._problems.add(
                 f"resumed at step {event.step} with the state {event.state}, where the checkpoint of step"
                 f" {before.step} has {before.state}: weights, optimizer state or counters were not loaded",
@@ -96,7 +112,10 @@ class Chain:
 
     def check_end(self) -> None:
         """Check that the ledger of a finished run ends as it must."""
-        last = None if self._before is None else self._before.record
+        if self._before is None:
+            self._damaged("ledger.jsonl of a finished run is missing or empty")
+            return
+        last = self._before.record
         is_checkpoint = isinstance(last, LedgerEvent) and last.event == "checkpoint"
         if self._has_start and not is_checkpoint:
             self._damaged("ledger.jsonl of a finished run must end with the line of its last checkpoint")
@@ -107,11 +126,25 @@ class Chain:
         for name, expected in (self._files or {}).items():
             if checksums.get(name) != expected:
                 self._damaged(f"{name} differs from the checksum in ledger.jsonl")
-        if self._saved is not None:
-            checkpoint = self._folder.checkpoints / f"step-{self._saved.step}"
-            damage = _differs_from_copy(self._folder.ledger.path, checkpoint, self._saved)
+        for step, state in self._states.items():
+            checkpoint = self._folder.checkpoints / f"step-{step}"
+            damage = self._checkpoint_damage(checkpoint, state)
             if damage:
                 self._damaged(damage)
+
+    def _checkpoint_damage(self, checkpoint: Path, state: str | None) -> str | None:
+        """How a checkpoint that is still there differs from the ledger."""
+        manifest = _manifest(checkpoint / "manifest.json")
+        if manifest is None:
+            return None
+        damage = _differs_from_copy(self._folder.ledger.path, checkpoint.name, manifest, state)
+        if damage or self._saved_state is None:
+            return damage
+        try:
+            held = self._saved_state(checkpoint)
+        except (OSError, ValueError, ReptrainError) as error:
+            return f"{checkpoint.name} cannot be read: {error}"
+        return None if held == state else f"the files of {checkpoint.name} have the state {held}, not {state}"
 
     def _damaged(self, reason: str) -> None:
         self.damage.append(reason)
@@ -165,24 +198,22 @@ def _manifest(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _differs_from_copy(ledger: Path, checkpoint: Path, saved: LedgerEvent) -> str | None:
-    """How the ledger differs from what its newest checkpoint says; None if it does not.
+def _differs_from_copy(
+    ledger: Path, checkpoint: str, manifest: dict[str, Any], state: str | None
+) -> str | None:
+    """How the ledger differs from what a checkpoint says; None if it does not.
 
     Args:
         ledger: The ledger.
-        checkpoint: Folder of the checkpoint.
-        saved: Its line in the ledger.
+        checkpoint: Name of the checkpoint.
+        manifest: Its manifest.
+        state: State hash in its line of the ledger.
     """
-    manifest = _manifest(checkpoint / "manifest.json")
-    if manifest is None:
-        return None
     copy = manifest["records"][ledger.name]
     with ledger.open("rb") as file:
         same = sha256(file.read(copy["bytes"])).hexdigest() == copy["sha256"]
     if not same:
-        return f"ledger.jsonl differs from its copy in {checkpoint.name}"
-    if manifest.get("state") != saved.state:
-        return (
-            f"{checkpoint.name} has the state {manifest.get('state')}, where ledger.jsonl has {saved.state}"
-        )
+        return f"ledger.jsonl differs from its copy in {checkpoint}"
+    if manifest.get("state") != state:
+        return f"{checkpoint} has the state {manifest.get('state')}, where ledger.jsonl has {state}"
     return None

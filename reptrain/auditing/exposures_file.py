@@ -69,7 +69,7 @@ def write_exposures(path: Path, stretches: Stretches, stream: Stream, sources: S
 
     Args:
         path: The file.
-        stretches: The counts over the stream.
+        stretches: The counts over the concatenated subsets.
         stream: The run's tokens.
         sources: The names of its sources.
 
@@ -93,7 +93,7 @@ def write_exposures(path: Path, stretches: Stretches, stream: Stream, sources: S
 def _batches(
     stretches: Stretches, stream: Stream, place: int, sources: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    subset, start = stream.subsets[place], int(stream.starts[place])
+    subset, start = stream.subsets[place], int(stream.subset_starts[place])
     names = pa.array(sources, pa.string())
     # A batch ends at a document's end if it holds one, so that only longer documents are split.
     position = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from reptrain.auditing.problems import MissedSteps, Problems
 from reptrain.auditing.rebuilt import Rebuild
 from reptrain.auditing.rehash import window_digests
 from reptrain.auditing.report import AuditReport, LedgerAudit, Problem, SourceAudit
+from reptrain.auditing.subset_exposures import subset_exposures
 from reptrain.plan import Stream, Windows
 from reptrain.runs.run_plan import RunPlan, SourcePlan
 from reptrain.store import Store
@@ -61,7 +63,7 @@ class Recount:
         self._steps = plan.step_plan()
         self._stream = stream
         self._per_epoch = np.asarray([source.windows_per_epoch for source in plan.sources])
-        self._exposures = Exposures([*stream.starts.tolist(), stream.unique_tokens])
+        self._exposures = Exposures([*stream.starts.tolist(), stream.num_tokens])
         self._windows = np.zeros(len(plan.sources), dtype=np.int64)
         self._tokens = np.zeros(len(plan.sources), dtype=np.int64)
         self._by_epoch = [np.zeros(0, dtype=np.int64) for _ in plan.sources]
@@ -92,8 +94,8 @@ class Recount:
             self._inputs.check(records, windows, offset_R, self.problems)
 
     def stretches(self) -> Stretches:
-        """The exposures of the stream by the records added so far."""
-        return self._exposures.stretches()
+        """The exposures of the concatenated subsets by the records added so far."""
+        return subset_exposures(self._exposures.stretches(), self._stream)
 
     def report(
         self,
@@ -286,7 +288,7 @@ class Recount:
 
     def _audit_source(self, place: int, stretches: Stretches) -> SourceAudit:
         """What was consumed of a source. A token used more or less often than planned is a problem."""
-        source, start = self._plan.sources[place], int(self._stream.starts[place])
+        source, start = self._plan.sources[place], int(self._stream.subset_starts[place])
         windows = int(self._windows[place])
         within = stretches.between(start, start + source.unique_tokens)
         whole, rest = divmod(windows, source.windows_per_epoch)
@@ -326,7 +328,7 @@ class Recount:
     def _wrong_exposures(self, place: int, wrong: Stretches, planned: str) -> None:
         source, times, first = self._plan.sources[place], int(wrong.times[0]), int(wrong.start[0])
         tokens = int((wrong.end - wrong.start).sum())
-        position = first + int(self._stream.starts[place])
+        position = first + int(self._stream.subset_starts[place])
 
         def problem(_: int) -> Problem:
             index = self._irregular_index(place, source, first)
@@ -336,24 +338,34 @@ class Recount:
                 f" the first is at position {position} of the stream",
                 step=None if index is None else index // self._plan.batch_windows,
                 index=index,
-                document=self._stream.documents(position, 1)[0],
+                document=self._stream.subsets[place].documents(first, 1)[0],
             )
 
         self.problems.add_many(1, problem)
 
     def _irregular_index(self, place: int, source: SourcePlan, position: int) -> int | None:
         """The first global index that holds this position of a source and was not applied exactly once."""
-        plan = self._mixture.plans[place]
-        local = np.sort(
-            plan.indices_of(position, np.arange(-(-source.total_windows // plan.windows_per_epoch)))
-        )
-        for number in local[local < source.total_windows].tolist():
+        for number in self._local_indices(place, source, position):
             index = self._mixture.index_of(place, number)
             if index >= self._ranges.end:
                 return None
             if self._ranges.count(index) != 1:
                 return index
         return None
+
+    def _local_indices(self, place: int, source: SourcePlan, position: int) -> Iterator[int]:
+        """The windows of a source that hold this position of its subset, as numbers within the source."""
+        plan, part = self._mixture.plans[place], self._stream.parts[place]
+        epochs = np.arange(-(-source.total_windows // plan.windows_per_epoch))
+        if source.cut == "repacked":
+            # One by one, as each epoch has an order of its own.
+            found = (
+                int(plan.indices_of(part.in_epoch(np.asarray([position]), epoch), np.asarray([epoch]))[0])
+                for epoch in epochs.tolist()
+            )
+        else:
+            found = iter(np.sort(plan.indices_of(position, epochs)).tolist())
+        return takewhile(lambda number: number < source.total_windows, found)
 
 
 def _indices(records: Columns) -> tuple[Int64s, Int64s]:

@@ -86,6 +86,15 @@ def tokenize(
             show_default="one for each core",
         ),
     ] = 0,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="Run the jobs in Slurm arrays with this option of sbatch; time is required. Repeat it for"
+            " several: --slurm time=1:00:00 --slurm partition=cpu.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
@@ -102,6 +111,7 @@ def tokenize(
             out,
             tokenizer=tokenizer,
             processes=processes or os.cpu_count() or 1,
+            slurm=slurm or (),
             progress=progress,
             near=near_settings(near) if near else None,
             metadata_fields=options.pop("metadata_fields") or (),

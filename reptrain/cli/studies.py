@@ -128,7 +128,8 @@ def study_plan(
     from reptrain.study.places import studies_to_run
 
     places = studies_to_run(study, overrides or [], out=out, scale=scale)
-    chosen = Hardware(hardware, mfu, gpus, jobs or default_jobs(gpus_per_job=gpus), usd_per_hour)
+    at_once = jobs or default_jobs(gpus_per_job=gpus, on_gpus=hardware is not None)
+    chosen = Hardware(hardware, mfu, gpus, at_once, usd_per_hour)
     bills = {one.name: bill_of(one, build_graph(one, folder), folder, chosen) for one, folder in places}
     excess = over_budget([*bills.values()], budget) if budget is not None else None
     texts = {name: bill_text(bill) for name, bill in bills.items()}
@@ -283,6 +284,9 @@ def study_report(
             show_default="studies.html next to the first folder",
         ),
     ] = None,
+    with_paths: Annotated[
+        bool, typer.Option("--paths", help="Show absolute paths in report.html, not last names only.")
+    ] = False,
 ) -> None:
     """Audit the runs again, rebuild report.html from the run folders, and print the answer.
 
@@ -298,7 +302,7 @@ def study_report(
     if page is not None and len(paths) == 1:
         raise typer.BadParameter("works with several studies", param_hint="--page")
     ran = [path for path in paths if path.is_dir() or len(paths) == 1]
-    exact = [audit_and_report(Place(open_study(path), path)) for path in ran]
+    exact = [audit_and_report(Place(open_study(path), path), paths=with_paths) for path in ran]
     if len(paths) > 1:
         report_together(paths, page or (ran or paths)[0].absolute().parent / "studies.html")
     raise typer.Exit(DONE if all(exact) else NO)

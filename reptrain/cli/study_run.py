@@ -125,13 +125,16 @@ def _audits(places: Sequence[Place]) -> StudyAudits:
     return StudyAudits(inputs_audit("audit: inputs") if needs_inputs else None)
 
 
-def audit_and_report(place: Place, audits: StudyAudits | None = None, *, of_several: bool = False) -> bool:
+def audit_and_report(
+    place: Place, audits: StudyAudits | None = None, *, of_several: bool = False, paths: bool = False
+) -> bool:
     """Audit a study's runs, rebuild its report and print the answer.
 
     Args:
         place: The study and its folder.
         audits: The audits so far; None: none.
         of_several: Whether to print its name first.
+        paths: Whether the page names absolute paths.
 
     Returns:
         Whether all audited runs are exact.
@@ -140,7 +143,7 @@ def audit_and_report(place: Place, audits: StudyAudits | None = None, *, of_seve
     if of_several:
         typer.echo(f"study {study.name}")
     reports = (audits or _audits([place])).all_runs(study, out)
-    page, findings = write_report(study, out, figure_files=True)
+    page, findings = write_report(study, out, figure_files=True, paths=paths)
     for arm, report in reports.items():
         typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
     rows = collect(study, out)

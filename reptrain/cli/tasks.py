@@ -145,7 +145,9 @@ def finetune(
 
 def _next(out: Path, task: Path, overrides: list[str]) -> str:
     """Suggested next commands."""
-    seed = min(out.glob("seed-*"), key=lambda folder: int(folder.name.removeprefix("seed-")))
+    from reptrain.tasks.records import seed_folders
+
+    seed = seed_folders(out)[0]
     task_overrides = [
         word for text in overrides if text.startswith(("task.", "limits.")) for word in ("--set", text)
     ]

@@ -28,6 +28,8 @@ _NAMES_ELSEWHERE = {
     "learning_rate": "lr",
     "max_lr": "lr",
     "batch_size": "batch_windows",
+    "batch": "batch_windows",
+    "global_batch_size": "batch_windows",
     "micro_batch_size": "micro_batch_windows",
     "epochs": "total_tokens",
     "num_epochs": "total_tokens",
@@ -303,11 +305,15 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
     remedy = "See `reptrain config schema` for what is allowed."
     if detail["type"] in _NO_MAPPING and got is None:
         remedy = "Remove the key, or add settings below it."
-    return ConfigError(key, got=_shown(got), rule=_rule(detail), remedy=remedy)
+    return ConfigError(key, got=shown_value(got), rule=violated_rule(detail), remedy=remedy)
 
 
-def _rule(detail: Mapping[str, Any]) -> str:
-    """The broken rule, from pydantic's message."""
+def violated_rule(detail: Mapping[str, Any]) -> str:
+    """The rule that a value violates, in plain words.
+
+    Args:
+        detail: An entry of `ValidationError.errors`.
+    """
     if detail["type"] in _NO_MAPPING:
         return "must be a mapping of settings"
     for name, words in (("lt", "less than"), ("le", "less than or equal to")):
@@ -324,7 +330,7 @@ def _rule(detail: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _shown(got: Any) -> str | None:
+def shown_value(got: Any) -> str | None:
     """The wrong value; None for a mapping, whose rule names the values that disagree."""
     if isinstance(got, Mapping):
         return None
@@ -353,6 +359,8 @@ def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseMod
             if near := difflib.get_close_matches(leaf, named, n=1, cutoff=cutoff):
                 found = [named[near[0]]]
                 break
+    if wanted == "total_tokens" and "epochs" in leaf:
+        found = [f"{key}=4epochs" for key in found]
     return f"Did you mean {' or '.join(found)}?" if found else f"Known keys: {', '.join(beside)}."
 
 

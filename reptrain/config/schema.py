@@ -20,7 +20,7 @@ from reptrain.files import absolute
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Order = Literal["reshuffle", "same", "mixed"]
-Cut = Literal["fixed", "shifted"]
+Cut = Literal["fixed", "shifted", "repacked"]
 ONE_EPOCH = Budget(epochs=Fraction(1))
 LOW_PRECISIONS = ("bf16", "fp16")
 
@@ -61,7 +61,8 @@ class DataConfig(Frozen):
     the windows of all epochs, shuffled as one list."""
     cut: Cut = "fixed"
     """fixed: the same window boundaries in every epoch. shifted: they start at a random offset in each
-    epoch."""
+    epoch. repacked: the documents are reordered and packed into windows anew in each epoch; not with the
+    order mixed."""
     subset_seed: Seed = 0
     """Seed of the order of documents. Subsets with the same seed are nested; `seed` does not change them."""
     document_mask: bool = False
@@ -219,7 +220,8 @@ class SeedsConfig(Frozen):
     """Seeds of the parts of a run that draw at random; null: `seed`."""
 
     order: Seed | None = None
-    """Seed of the order of the windows, and of shifted cuts. It also keys the objective's noise."""
+    """Seed of the order of the windows, and of shifted and repacked cuts. It also keys the objective's
+    noise."""
     noise: Seed | None = None
     """Seed of the objective's noise."""
     weights: Seed | None = None
@@ -457,10 +459,19 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _frozen_noise_needs_fixed_windows(self) -> Self:
-        frozen = self.objective.has_frozen_noise
-        if frozen and any(source.cut == "shifted" for source in self.sources.values()):
+        other = sorted({str(source.cut) for source in self.sources.values()} - {"fixed"})
+        if self.objective.has_frozen_noise and other:
             raise ValueError(
-                "objective.noise frozen needs data.cut fixed: with shifted cuts no window repeats"
+                f"objective.noise frozen needs data.cut fixed: with {other[0]} cuts no window repeats"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repacked_epochs_are_not_mixed(self) -> Self:
+        if any((source.cut, source.order) == ("repacked", "mixed") for source in self.sources.values()):
+            raise ValueError(
+                "data.cut repacked needs data.order reshuffle or same: the order mixed takes windows from"
+                " all epochs at once"
             )
         return self
 

@@ -341,8 +341,8 @@ def _init(device: torch.device, timeout_s: float) -> None:
 
     logger.setLevel("ERROR")
     if device.type == "cpu":
-        # No compiled op is used on a CPU: the shared-memory op takes a minute to compile at first use, and gloo
-        # does the same job. Otherwise the first access to this table probes every op, with a compiler.
+        # No compiled op is used on a CPU: the shared-memory op takes a minute to compile at first use, and
+        # gloo does the same job. Otherwise the first access to this table probes every op, with a compiler.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
         backend = "gloo"
     else:

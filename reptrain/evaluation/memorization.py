@@ -24,7 +24,7 @@ from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import MaskedDiffusion, NoisePlaces, Objective, build_objective
 from reptrain.errors import ConfigError
 from reptrain.evaluation.evaluate import ScoredRun
-from reptrain.plan import Subset
+from reptrain.plan import Subset, source_stream
 from reptrain.runs.folder import RunFolder
 
 Int64s = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ def memorized(
             parts.insert(0, ("train", subset, True))
         for kind, part, is_trained in parts:
             start_N = _starts(part, run.config.window_tokens, total_tokens, max_windows)
-            exposures_N = exposures(run, index, start_N) if is_trained else np.zeros_like(start_N)
+            exposures_N = exposures(run, index, part, start_N) if is_trained else np.zeros_like(start_N)
             reproduced_N = _reproduced(run, part, objective, start_N, prefix_tokens, total_tokens)
             for times in np.unique(exposures_N):
                 chosen_N = exposures_N == times
@@ -102,12 +102,13 @@ def _starts(part: Subset, window_tokens: int, total_tokens: int, max_windows: in
     return np.arange(count, dtype=np.int64) * room // max(count, 1) * window_tokens
 
 
-def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
+def exposures(run: ScoredRun, source: int, subset: Subset, start_N: Int64s) -> Int64s:
     """Exposures of the tokens at these positions of a source's subset, before the run's step.
 
     Args:
         run: The run.
         source: Index of the source.
+        subset: The source's subset.
         start_N: Positions in the stream of the source's subset.
     """
     folder = RunFolder.open(run.path)
@@ -115,19 +116,25 @@ def exposures(run: ScoredRun, source: int, start_N: Int64s) -> Int64s:
     plan = mixture.plans[source]
     consumed = min(run.step * folder.plan.batch_windows, mixture.total_windows)
     local = mixture.interleaving.counts_before(consumed)[source]
-    epoch = np.arange(-(-plan.total_windows // plan.windows_per_epoch), dtype=np.int64)
-    times_N = np.array(
-        [(plan.indices_of(int(start), epoch) < local).sum() for start in start_N], dtype=np.int64
-    )
+    stream = source_stream(subset, plan)
+    whole, rest = divmod(local, plan.windows_per_epoch)
+    open_epochs = range(whole, whole + (rest > 0))
+    if plan.order == "mixed":
+        whole, open_epochs = 0, range(-(-plan.total_windows // plan.windows_per_epoch))
+    times_N = np.full_like(start_N, whole)
+    for epoch in open_epochs:
+        epoch_N = np.full_like(start_N, epoch)
+        times_N += plan.indices_of(stream.in_epoch(start_N, epoch), epoch_N) < local
     records = [record for record in folder.ledger.records() if record.step < run.step]
     applied = {record.step for record in records if record.applied}
     for record in {record.step: record for record in records if record.step not in applied}.values():
         windows = mixture.locate(np.arange(record.first_index, record.first_index + record.windows))
         _, first_B = mixture.noise_place(windows)
-        is_source_B = windows.source == source
-        first_C, end_C = first_B[is_source_B], (first_B + windows.length)[is_source_B]
-        covers_NC = (first_C <= start_N[:, None]) & (start_N[:, None] < end_C)
-        times_N -= covers_NC.sum(1)
+        end_B = first_B + windows.length
+        for epoch in np.unique(windows.epoch[windows.source == source]).tolist():
+            is_own_B = (windows.source == source) & (windows.epoch == epoch)
+            position_N = stream.in_epoch(start_N, epoch)[:, None]
+            times_N -= ((first_B[is_own_B] <= position_N) & (position_N < end_B[is_own_B])).sum(1)
     return times_N
 
 

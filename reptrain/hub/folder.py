@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reptrain.config.base import check_name
+from reptrain.config.load import shown_value, violated_rule
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
 from reptrain.files import read_small
@@ -79,11 +80,12 @@ class ModelFolder:
                 remedy="Restore the file.",
             ) from error
         except ValidationError as error:
-            detail = error.errors()[0]
+            detail: dict[str, Any] = dict(error.errors()[0])
+            shown = shown_value(detail["input"])
             raise HubError(
                 f"{path / CONFIG}",
-                got=f"{'.'.join(map(str, detail['loc']))}={detail['input']}",
-                rule=detail["msg"],
+                got=None if shown is None else f"{'.'.join(map(str, detail['loc']))}={shown}",
+                rule=violated_rule(detail),
                 remedy="reptrain does not support this model.",
             ) from error
         return cls(path, settings, known[name], config)

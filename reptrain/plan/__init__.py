@@ -4,7 +4,7 @@ from reptrain.plan.epochs import EpochPlan, Windows, plan_epochs
 from reptrain.plan.interleaving import Interleaving
 from reptrain.plan.mixture import MixturePlan, plan_mixture, source_seed
 from reptrain.plan.shard import StepPlan, micro_steps_of, rank_rows
-from reptrain.plan.stream import Stream, open_stream
+from reptrain.plan.stream import Stream, open_stream, source_stream
 from reptrain.plan.subset import Subset
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "plan_mixture",
     "rank_rows",
     "source_seed",
+    "source_stream",
 ]

@@ -2,6 +2,7 @@
 
 U = 10 tokens, window_tokens = 4, cut fixed:    [0 4) [4 8) [8 10)              W = 3
 the same, cut shifted, this epoch's offset 3:   [0 3) [3 7) [7 10)              W = 3
+the same, cut repacked, epoch 1:                [10 14) [14 18) [18 20)         W = 3
 global index   0 1 2 | 3 4 5 | 6                epoch = g div W
 window         2 0 1 | 1 0 2 | 0                a keyed permutation of [0, W) for each epoch
 """
@@ -25,7 +26,7 @@ from reptrain.plan.interleaving import LARGEST_WINDOWS
 
 Int64s = npt.NDArray[np.int64]
 Order = Literal["reshuffle", "same", "mixed"]
-Cut = Literal["fixed", "shifted"]
+Cut = Literal["fixed", "shifted", "repacked"]
 Number = TypeVar("Number", Int64s, random.UInt64s)
 
 
@@ -49,7 +50,8 @@ class EpochPlan:
         window_tokens: L, the tokens of a window, at most U.
         total_windows: Global indices of the run: [0, total_windows).
         order: A new permutation for each epoch, one for all epochs, or all epochs shuffled as one list.
-        cut: Fixed window boundaries, or a keyed offset in each epoch.
+        cut: Fixed window boundaries, a keyed offset in each epoch, or documents in a new order in each epoch:
+            positions then count through all epochs (`reptrain.plan.repacked`).
         seed: Seed of the permutations and offsets.
     """
 
@@ -75,6 +77,20 @@ class EpochPlan:
                 rule="must be from 1 to 2**62 windows",
                 remedy="Change total_tokens.",
             )
+        if self.cut == "repacked" and self.order == "mixed":
+            raise PlanError(
+                "data.cut",
+                got="repacked with the order mixed",
+                rule="must not mix the windows of epochs that are packed one by one",
+                remedy="Set data.order to reshuffle or same.",
+            )
+        if self.cut == "repacked" and self.stream_tokens >= LARGEST_WINDOWS:
+            raise PlanError(
+                "total_tokens",
+                got=f"{self.stream_tokens} tokens in windows that are packed anew in each epoch",
+                rule="must be below 2**62 tokens",
+                remedy="Change total_tokens.",
+            )
 
     @cached_property
     def windows_per_epoch(self) -> int:
@@ -85,6 +101,11 @@ class EpochPlan:
     def epochs(self) -> Fraction:
         """k: passes over the windows of the subset."""
         return Fraction(self.total_windows, self.windows_per_epoch)
+
+    @property
+    def stream_tokens(self) -> int:
+        """Tokens of the stream that holds the windows: the subset, or with repacked cuts all its epochs."""
+        return self.unique_tokens * (math.ceil(self.epochs) if self.cut == "repacked" else 1)
 
     def locate(self, global_index: Int64s) -> Windows:
         """The windows at these global indices.
@@ -141,8 +162,8 @@ class EpochPlan:
             return random.key(self.seed, "order", int(epoch.flat[0]))
         return _by_epoch(lambda epoch: random.key(self.seed, "order", epoch), epoch)
 
-    def indices_of(self, position: int, epoch: Int64s) -> Int64s:
-        """The global index, in each of these epochs, of the window that holds a position of the subset.
+    def indices_of(self, position: int | Int64s, epoch: Int64s) -> Int64s:
+        """The global index, in each of these epochs, of the window that holds a position of the stream.
 
         In the order `mixed` an epoch is one of the ceil(k) shuffled copies, and an index may be beyond the
         run's last one.
@@ -161,21 +182,25 @@ class EpochPlan:
     def _span(self, epoch: Int64s, window: Int64s) -> tuple[Int64s, Int64s]:
         """Start and length in the stream of a window of an epoch."""
         start = self._boundary(epoch) + window * self.window_tokens
-        end = np.minimum(start + self.window_tokens, self.unique_tokens)
+        end = np.minimum(start + self.window_tokens, self._epoch_start(epoch) + self.unique_tokens)
         start = np.maximum(start, 0)
         return start, end - start
 
     def _boundary(self, epoch: Int64s) -> Int64s:
-        """Where window 0 of each epoch would begin if it were full: at most 0."""
+        """Where window 0 of each epoch would begin if it were full: at most the epoch's start."""
         offset = self.offset(epoch)
-        return np.where(offset > 0, offset - self.window_tokens, 0)
+        return np.where(offset > 0, offset - self.window_tokens, self._epoch_start(epoch))
+
+    def _epoch_start(self, epoch: Int64s) -> Int64s:
+        """Position of the first token of each epoch."""
+        return epoch * self.unique_tokens if self.cut == "repacked" else np.zeros_like(epoch)
 
     def offset(self, epoch: Int64s) -> Int64s:
         """Tokens before the first boundary of each epoch; 0 if the first window is full."""
         return _by_epoch(self._offset, epoch)
 
     def _offset(self, epoch: Int64s) -> Int64s:
-        if self.cut == "fixed" or self.window_tokens == 1:
+        if self.cut != "shifted" or self.window_tokens == 1:
             return np.zeros_like(epoch)
         few, many = _offset_counts(self.unique_tokens, self.window_tokens)
         remainder = self.unique_tokens % self.window_tokens
@@ -237,7 +262,7 @@ def _offset_counts(unique_tokens: int, window_tokens: int) -> tuple[int, int]:
 
 
 def _windows_per_epoch(unique_tokens: int, window_tokens: int, cut: Cut) -> int:
-    if cut == "fixed" or window_tokens == 1:
+    if cut != "shifted" or window_tokens == 1:
         return -(-unique_tokens // window_tokens)
     few, many = _offset_counts(unique_tokens, window_tokens)
     return unique_tokens // window_tokens + (2 if many > few else 1)

@@ -89,8 +89,8 @@ class MixturePlan:
 
     @cached_property
     def _starts(self) -> Int64s:
-        unique = [plan.unique_tokens for plan in self.plans]
-        return np.cumsum([0, *unique[:-1]], dtype=np.int64)
+        tokens = [plan.stream_tokens for plan in self.plans]
+        return np.cumsum([0, *tokens[:-1]], dtype=np.int64)
 
     def locate(self, global_index: Int64s) -> Windows:
         """The windows at these global indices.
@@ -99,7 +99,7 @@ class MixturePlan:
             global_index: int64 in [0, total_windows), any shape.
 
         Returns:
-            `epoch` and `window` are the source's own; `start` counts in the stream of all subsets.
+            `epoch` and `window` are the source's own; `start` counts in the stream of all sources.
         """
         if len(self.plans) == 1:
             return self.plans[0].locate(global_index)

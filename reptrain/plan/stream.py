@@ -1,6 +1,7 @@
-"""The stream of a run: the subsets of its sources, concatenated.
+"""The stream of a run: the streams of its sources, concatenated.
 
-subsets of 7 and 4 tokens:    C C A A A B B | D D E E       starts 0 and 7, 11 tokens
+subsets of 7 and 4 tokens:         C C A A A B B | D D E E                 starts 0 and 7, 11 tokens
+the second repacked, 2 epochs:     C C A A A B B | E E D D D D E E         starts 0 and 7, 15 tokens
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.config import RunConfig, fingerprint
-from reptrain.plan.subset import Subset, check_windows
+from reptrain.plan.documents import DocumentStream, check_windows
+from reptrain.plan.epochs import EpochPlan
+from reptrain.plan.mixture import plan_mixture
+from reptrain.plan.repacked import Repacked
+from reptrain.plan.subset import Subset
 
 if TYPE_CHECKING:
     from reptrain.store import Store
@@ -22,17 +27,26 @@ Result = TypeVar("Result")
 
 
 class Stream:
-    """Concatenated subsets. A window lies within one of them.
+    """The streams of a run's sources. A window lies within one of them.
 
     Args:
         subsets: At least one, in the order of the run's sources.
+        plans: The plan of each; None: no cut is `repacked`.
     """
 
-    def __init__(self, subsets: Sequence[Subset]) -> None:
+    def __init__(self, subsets: Sequence[Subset], plans: Sequence[EpochPlan] | None = None) -> None:
         self.subsets = tuple(subsets)
+        self.parts: tuple[DocumentStream, ...] = self.subsets
+        """The stream of each source: its subset, or all its epochs with the cut `repacked`."""
+        if plans is not None:
+            self.parts = tuple(map(source_stream, self.subsets, plans))
+        tokens = [part.num_tokens for part in self.parts]
         unique = [subset.unique_tokens for subset in self.subsets]
-        self.starts: Int64s = np.cumsum([0, *unique[:-1]], dtype=np.int64)
-        """Start of each subset."""
+        self.starts: Int64s = np.cumsum([0, *tokens[:-1]], dtype=np.int64)
+        """Start of each source's stream."""
+        self.subset_starts: Int64s = np.cumsum([0, *unique[:-1]], dtype=np.int64)
+        """Start of each subset, if the subsets are concatenated."""
+        self.num_tokens = sum(tokens)
         self.unique_tokens = sum(unique)
 
     @property
@@ -43,7 +57,7 @@ class Stream:
         return fingerprint([subset.fingerprint for subset in self.subsets])
 
     def source_of(self, start: Int64s | int) -> Int64s:
-        """The subset of each position: int64 of the same shape."""
+        """The source of each position: int64 of the same shape."""
         return np.asarray(np.searchsorted(self.starts, start, side="right") - 1, dtype=np.int64)
 
     def tokens(self, start_B: Int64s, length_B: Int64s, width: int) -> tuple[Int64s, Int64s]:
@@ -60,8 +74,8 @@ class Stream:
         Raises:
             PlanError: If a window exceeds its source or `width`.
         """
-        if len(self.subsets) == 1:
-            return self.subsets[0].tokens(start_B, length_B, width)
+        if len(self.parts) == 1:
+            return self.parts[0].tokens(start_B, length_B, width)
         start_B, length_B = np.asarray(start_B, np.int64), np.asarray(length_B, np.int64)
         self._check(start_B, length_B)
         source_B = self.source_of(start_B)
@@ -69,7 +83,7 @@ class Stream:
         for source in np.unique(source_B):
             rows = np.flatnonzero(source_B == source)
             local = start_B[rows] - self.starts[source]
-            tokens_BL[rows], _ = self.subsets[source].tokens(local, length_B[rows], width)
+            tokens_BL[rows], _ = self.parts[source].tokens(local, length_B[rows], width)
         return tokens_BL, length_B
 
     def flat(self, start_N: Int64s, length_N: Int64s) -> npt.NDArray[np.unsignedinteger]:
@@ -83,23 +97,32 @@ class Stream:
             PlanError: If a part is not in the source of the first.
         """
         source = int(self.source_of(int(start_N[0])))
-        return self.subsets[source].flat(start_N - self.starts[source], length_N)
+        return self.parts[source].flat(start_N - self.starts[source], length_N)
 
     def read(self, start: int, length: int) -> Int64s:
         """Tokens [start, start + length) of the stream, within one source, int64."""
-        return self._of_source(Subset.read, start, length)
+        return self._of_source(DocumentStream.read, start, length)
 
     def documents(self, start: int, length: int) -> list[str]:
         """Ids of the documents with tokens in [start, start + length), within one source, in order."""
-        return self._of_source(Subset.documents, start, length)
+        return self._of_source(DocumentStream.documents, start, length)
 
-    def _of_source(self, read: Callable[[Subset, int, int], Result], start: int, length: int) -> Result:
+    def _of_source(
+        self, read: Callable[[DocumentStream, int, int], Result], start: int, length: int
+    ) -> Result:
         self._check(np.asarray([start]), np.asarray([length]))
         source = int(self.source_of(start))
-        return read(self.subsets[source], start - int(self.starts[source]), length)
+        return read(self.parts[source], start - int(self.starts[source]), length)
 
     def _check(self, start_B: Int64s, length_B: Int64s) -> None:
-        check_windows(start_B, length_B, self.unique_tokens, name="stream")
+        check_windows(start_B, length_B, self.num_tokens, name="stream")
+
+
+def source_stream(subset: Subset, plan: EpochPlan) -> DocumentStream:
+    """The stream that holds the windows of a source's plan."""
+    if plan.cut != "repacked":
+        return subset
+    return Repacked(subset, seed=plan.seed, epochs=plan.stream_tokens // plan.unique_tokens)
 
 
 def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
@@ -110,19 +133,20 @@ def open_stream(config: RunConfig, stores: Mapping[str, Store]) -> Stream:
         stores: Its open stores by the name of the source.
 
     Raises:
-        PlanError: If a subset is larger than its store, or an order cannot be cached.
+        PlanError: If a subset is larger than its store or shorter than a window, or an order cannot be
+            cached.
     """
-    return Stream(
-        [
-            Subset.open(
-                stores[name],
-                seed=source.subset_seed or 0,
-                unique_tokens=source.unique_tokens,
-                setting=unique_tokens_setting(config, name),
-            )
-            for name, source in config.sources.items()
-        ]
-    )
+    subsets = {
+        name: Subset.open(
+            stores[name],
+            seed=source.subset_seed or 0,
+            unique_tokens=source.unique_tokens,
+            setting=unique_tokens_setting(config, name),
+        )
+        for name, source in config.sources.items()
+    }
+    mixture = plan_mixture(config, {name: subset.unique_tokens for name, subset in subsets.items()})
+    return Stream([*subsets.values()], mixture.plans)
 
 
 def unique_tokens_setting(config: RunConfig, source: str) -> str:

@@ -87,7 +87,7 @@ def _line(result: ClaimResult) -> ClaimLine:
         verdict=judged.verdict,
         cells=(
             ("effect", _interval(judged)),
-            ("minimum", _minimum(result)),
+            ("minimum effect", _minimum(result)),
             ("seeds", _seeds(judged)),
             (_checkpoint(other), f"{other.verdict} {_effect(other)}".strip() if other is not None else "–"),
         ),
@@ -127,7 +127,7 @@ def _minimum(result: ClaimResult) -> str:
 def _seeds(judged: Judgment) -> str:
     if not judged.seeds_used:
         return "–"
-    return f"{judged.seeds_used}" + (f", {judged.seeds_needed} more needed" if judged.seeds_needed else "")
+    return f"{judged.seeds_used}" + (f" ({judged.seeds_needed:,} more needed)" if judged.seeds_needed else "")
 
 
 def _unit(judged: Judgment) -> str:

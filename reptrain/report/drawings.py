@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from matplotlib.figure import Figure
 
@@ -90,35 +91,74 @@ def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, st
         names: Label of each arm.
     """
     drawings = [
-        _tokens(views.loss_against_tokens(runs, evaluations), names),
+        *_tokens(views.loss_against_tokens(runs, evaluations), runs, names),
         *_epochs(runs),
         _map(views.loss_map(runs)),
         _gap(views.gap(runs)),
-        _load(views.expert_load(runs), names),
+        _load(views.expert_load(runs, evaluations), names),
         _cost(views.cost(runs), names),
     ]
     return [drawing for drawing in drawings if drawing is not None]
 
 
-def _tokens(view: View, names: Mapping[str, str]) -> Drawing | None:
+def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawing]:
+    """One figure, or one for each curve over epochs if there are many arms."""
+    title = "Held-out loss against tokens seen"
     arms = [arm for (arm,) in plots.by_last_epoch(view.table)]
-    if not arms:
-        return None
+    series = _arms_by_series(runs, arms) if len(arms) > _MOST_NAMED else {}
+    if not 1 < len(series) <= _MOST_NAMED:
+        return [_tokens_of(view, arms, names, view.name, title)] if arms else []
+    losses = [row[plots.LOSS.mean] for row in view.table.to_pylist()]
+    limits = (min(losses), max(losses))
+    drawings = []
+    for number, (label, members) in enumerate(series.items(), 1):
+        wanted = ", ".join(f"'{arm}'" for arm in sorted(members))
+        chosen = view.table.filter(pc.is_in(view.table["arm"], pa.array(members)))
+        of_series = View(
+            view.name, f"SELECT * FROM (\n{view.sql}\n) WHERE arm IN ({wanted})", chosen, view.series
+        )
+        name, full = f"{view.name}-{number}", f"{title}: {label}"
+        drawings.append(_tokens_of(of_series, members, names, name, full, limits))
+    return drawings
+
+
+def _tokens_of(
+    view: View,
+    arms: Sequence[str],
+    names: Mapping[str, str],
+    name: str,
+    title: str,
+    limits: tuple[float, float] | None = None,
+) -> Drawing:
     return Drawing(
-        view.name,
-        "Held-out loss against tokens seen",
-        partial(plots.curves_over_tokens, view.table, names),
+        name,
+        title,
+        partial(plots.curves_over_tokens, view.table, names, limits=limits),
         view.table,
         view.sql,
         "Means over the seeds, with their range. Marks: ends of epochs, or of 1, 2, 4, 8 … epochs.",
-        _legend([names[arm] for arm in arms]),
+        plots.legend([names[arm] for arm in arms]),
     )
+
+
+def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]:
+    """Some arms, in their order, by the curve over epochs that they are on; by its first key if there are
+    many."""
+    keys = views.curve_keys(runs)
+    rows = {row["arm"]: row for row in runs.select(["arm", *keys]).to_pylist()}
+    if len({tuple(str(rows[arm][key]) for key in keys) for arm in arms}) > _MOST_NAMED:
+        keys = keys[:1]
+    series: dict[str, list[str]] = {}
+    for arm in arms:
+        label = plots.series_label([rows[arm][key] for key in keys], keys)
+        series.setdefault(label, []).append(arm)
+    return dict(sorted(series.items()))
 
 
 def _epochs(runs: pa.Table) -> list[Drawing | None]:
     final = views.by_epochs(runs, "loss-against-epochs", "loss_report_final_nats")
     best = views.by_epochs(runs, "loss-against-epochs-best", "loss_report_best_nats")
-    if final.table.num_rows < 2:
+    if not _has_epochs(final):
         return [None]
     return [
         Drawing(
@@ -131,6 +171,11 @@ def _epochs(runs: pa.Table) -> list[Drawing | None]:
             _series_legend(final),
         )
     ]
+
+
+def _has_epochs(view: View) -> bool:
+    """Whether there are several numbers of epochs to draw against."""
+    return len({*view.table["epochs"].to_pylist()}) > 1
 
 
 def _map(view: View | None) -> Drawing | None:
@@ -147,7 +192,7 @@ def _map(view: View | None) -> Drawing | None:
 
 
 def _gap(view: View) -> Drawing | None:
-    if view.table.num_rows < 2:
+    if not _has_epochs(view):
         return None
     return Drawing(
         view.name,
@@ -165,11 +210,13 @@ def _load(view: View | None, names: Mapping[str, str]) -> Drawing | None:
         return None
     return Drawing(
         view.name,
-        "Load of the busiest expert",
-        partial(plots.bars, view.table, "expert_load", names, label="times a uniform load"),
+        "Load of the busiest expert against tokens seen",
+        partial(plots.curves_over_tokens, view.table, names, what=plots.EXPERT_LOAD),
         view.table,
         view.sql,
-        "In the worst layer, over the last fifth of the steps. 1 is a uniform load.",
+        "In the worst layer, since the previous evaluation; 1 is a uniform load. Means over the seeds, with"
+        " their range. Marks: ends of epochs, as in the figure of the loss.",
+        plots.legend([names[arm] for (arm,) in plots.by_last_epoch(view.table)]),
     )
 
 
@@ -233,7 +280,8 @@ def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str)
             if value in target.losses
         ]
         points = [
-            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}: {r['target_loss']:.3f}") for r in rows
+            (r["proxy_loss"], r["target_loss"], f"{r['value']:g}", f"{r['value']:g}: {r['target_loss']:.3f}")
+            for r in rows
         ]
         if points:
             drawings.append(
@@ -243,7 +291,7 @@ def proxy_drawings(results: Sequence[ClaimResult], runs: pa.Table, command: str)
                     partial(plots.scatter, points, "loss of the proxy, nats", "loss of the target, nats"),
                     pa.Table.from_pylist(rows),
                     command,
-                    f"One dot for each value of the setting. {pair_sentence(compare(proxy, target))}.",
+                    f"Each dot is a value of the setting. {pair_sentence(compare(proxy, target))}.",
                 )
             )
     return drawings
@@ -274,7 +322,7 @@ def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:
                     data,
                     command,
                     "Dots: runs. Lines: the law.",
-                    _legend([curve.label for curve in answer.curves[:_MOST_NAMED]]),
+                    plots.legend([curve.label for curve in answer.curves[:_MOST_NAMED]]),
                 )
             )
         drawings.append(
@@ -284,21 +332,12 @@ def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:
                 partial(plots.fit_residuals, fit),
                 data,
                 command,
-                "Predicted minus measured loss. Rings: runs that the fit did not see.",
+                "Predicted minus measured loss." + (" Rings: held-out runs." if fit.holdout else ""),
             )
         )
     return drawings
 
 
-def _legend(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Colors of few curves by name; many curves have the first, the last, and steps between."""
-    if len(labels) <= 1:
-        return []
-    if len(labels) <= _MOST_NAMED:
-        return [(f"arm-{index + 1}", label) for index, label in enumerate(labels)]
-    return [("step-3", labels[0]), ("step-9", labels[-1])]
-
-
 def _series_legend(view: View) -> list[tuple[str, str]]:
     keys = dict.fromkeys(tuple(row[name] for name in view.series) for row in view.table.to_pylist())
-    return _legend([plots.series_label(key, view.series) for key in keys])
+    return plots.legend([plots.series_label(key, view.series) for key in keys])

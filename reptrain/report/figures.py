@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from reptrain.analysis.text import short_count
 from reptrain.report.svg import INK, MUTED, axes, color, to_svg
 from reptrain.study.collect import ArmRow, Curve
 from reptrain.study.words import label
@@ -126,11 +127,3 @@ def _epoch_ticks(plot: Axes, row: ArmRow) -> None:
         return
     ends = [row.unique_tokens * epoch for epoch in range(1, math.floor(row.epochs) + 1)]
     plot.vlines(ends, 0, 0.03, transform=plot.get_xaxis_transform(), color=MUTED, linewidth=0.8)
-
-
-def short_count(value: float, position: int | None = None) -> str:
-    """``250000`` as ``250k``, ``1500000`` as ``1.5M``."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:g}"

@@ -21,6 +21,7 @@ from reptrain.reading import parse_json
 from reptrain.report.fit_cache import answer_fits
 from reptrain.study.paths import questions_path
 from reptrain.study.schema import StudyConfig
+from reptrain.study.tuning import TunedGroup, tuned_arms
 from reptrain.study.write_tables import write_tables
 
 _LARGER = 10.0
@@ -33,6 +34,7 @@ class Findings:
     Attributes:
         runs: A row for each main run.
         evaluations: A row for each of their evaluations.
+        tuned: The tuning of each group of arms.
         claims: The claims with their verdicts.
         fits: The answers to the fits.
         advice: The best run for ten times the largest run's FLOPs, by the first law that can tell.
@@ -42,6 +44,7 @@ class Findings:
 
     runs: pa.Table
     evaluations: pa.Table
+    tuned: list[TunedGroup] = field(default_factory=list)
     claims: list[ClaimResult] = field(default_factory=list)
     fits: list[FitAnswer] = field(default_factory=list)
     advice: str = ""
@@ -61,7 +64,7 @@ def find(study: StudyConfig, out: Path) -> Findings:
     """
     written = write_tables(study, out)
     runs, evaluations = pq.read_table(written.runs), pq.read_table(written.evaluations)
-    shown = main_runs(runs), main_runs(evaluations)
+    shown = main_runs(runs), main_runs(evaluations), tuned_arms(study, out)[1]
     if not study.claims and not study.fits:
         return Findings(*shown)
     current = questions_hash(study.claims, study.fits)

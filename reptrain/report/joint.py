@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from reptrain.analysis.claims import ClaimResult, StudyClaims, judge_studies
 from reptrain.analysis.questions import questions_hash
+from reptrain.analysis.tables import main_runs
 from reptrain.files import write_atomically
 from reptrain.report.claim_lines import claim_lines
 from reptrain.report.drawings import Drawing, claims_drawing, study_drawings
@@ -84,7 +85,8 @@ def _section(study: NamedStudy, page: Path) -> tuple[Section, StudyClaims]:
     written = write_tables(config, folder)
     runs, evaluations = pq.read_table(written.runs), pq.read_table(written.evaluations)
     rows = collect(config, folder)
-    drawings = study_drawings(runs, evaluations, arm_labels(rows, runs))
+    shown = main_runs(runs)
+    drawings = study_drawings(shown, main_runs(evaluations), arm_labels(rows, shown))
     section = Section(
         config.name,
         question,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jinja2
 import pyarrow as pa
 
 from reptrain.config.load import dump_yaml
+from reptrain.config.path_settings import path_texts
 from reptrain.files import write_atomically
 from reptrain.report.claim_lines import claim_lines
 from reptrain.report.drawings import (
@@ -27,7 +29,8 @@ from reptrain.report.figures import arm_figure, exposures_figure, loss_limits
 from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLORS
-from reptrain.report.table import ArmLine, arm_lines
+from reptrain.report.table import ArmLine, arm_lines, setting_lines
+from reptrain.report.tuning import tuning_drawings, tuning_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.grid import arms, varied_keys
@@ -49,13 +52,14 @@ class Panel:
     svg: str
 
 
-def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> Path:
+def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False, paths: bool = False) -> Path:
     """Write ``out/report.html`` and the tables from the study's run folders, in any state.
 
     Args:
         study: The study.
         out: Its folder.
         figure_files: Whether to write each figure with its data to ``out/figures`` as well.
+        paths: Whether the page names absolute paths and addresses; otherwise their last names stand for them.
 
     Returns:
         The page's path.
@@ -64,20 +68,40 @@ def build_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -
         StudyError: If the study itself is wrong.
         RunError: If a run folder cannot be read.
     """
-    return write_report(study, out, figure_files=figure_files)[0]
+    return write_report(study, out, figure_files=figure_files, paths=paths)[0]
 
 
-def write_report(study: StudyConfig, out: Path, *, figure_files: bool = False) -> tuple[Path, Findings]:
+def write_report(
+    study: StudyConfig, out: Path, *, figure_files: bool = False, paths: bool = False
+) -> tuple[Path, Findings]:
     """The same as `build_report`, with what analysis found."""
     page = report_path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
     rows = collect(study, out)
     findings = find(study, out)
     drawings = _drawings(rows, findings, out)
-    write_atomically(page, _render(study, rows, findings, drawings, out))
+    text = _render(study, rows, findings, drawings, out)
+    write_atomically(page, text if paths else hide_paths(text, study, out))
     if figure_files:
         write_files(drawings, out / "figures")
     return page, findings
+
+
+def hide_paths(page: str, study: StudyConfig, out: Path) -> str:
+    """Replace absolute paths and addresses in a page by their last names.
+
+    Args:
+        page: The page's text.
+        study: Its study, whose settings name stores and models.
+        out: The study's folder.
+    """
+    named = {text for arm in arms(study) for text in path_texts(arm.config.model_dump(mode="json"))}
+    hidden = {text for text in named if text.startswith("/") or "://" in text}
+    folders = (out, out.resolve(), Path.cwd(), Path.home())
+    hidden |= {str(folder) for folder in folders if folder.is_absolute() and folder != Path("/")}
+    for text in sorted(hidden, key=len, reverse=True):
+        page = page.replace(escape(text), escape(text.rstrip("/").rpartition("/")[2]))
+    return page
 
 
 def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
@@ -106,7 +130,9 @@ def _render(
         fits=findings.fits,
         advice=findings.advice,
         lines=lines,
+        setting_lines=setting_lines(rows) if len(lines) > _MOST_LINES else [],
         fold_lines=len(lines) > _MOST_LINES,
+        tuning=tuning_lines(findings.tuned),
         several_seeds=len({row.seed for row in rows}) > 1,
         panels=_panels(rows, lines) if len(rows) <= _MOST_PANELS else [],
         drawings=drawings,
@@ -148,6 +174,7 @@ def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Dra
         *study_drawings(findings.runs, findings.evaluations, arm_labels(rows, findings.runs)),
         *proxy_drawings(findings.claims, findings.runs, command),
         *fit_drawings(findings.fits, command),
+        *tuning_drawings(findings.tuned, command),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from reptrain.analysis.answers import Curve, Fit
 from reptrain.analysis.claims import ClaimResult
+from reptrain.analysis.text import short_count
 from reptrain.report.claim_lines import full_name
-from reptrain.report.figures import short_count
 from reptrain.report.svg import Paint, axes, tip
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
@@ -26,30 +26,65 @@ _MOST_TICKS = 7
 Rows = list[dict[str, Any]]
 
 
-def curves_over_tokens(table: pa.Table, names: Mapping[str, str], paint: Paint) -> Figure:
-    """Held-out loss of each arm against tokens, with a mark at the end of each epoch.
+class OverTokens(NamedTuple):
+    """What `curves_over_tokens` draws.
+
+    Attributes:
+        mean, lowest, highest: Columns with the mean over the seeds and their range.
+        label: Label of the vertical axis.
+        unit: Unit in the texts for the pointer.
+    """
+
+    mean: str
+    lowest: str
+    highest: str
+    label: str
+    unit: str
+
+
+LOSS = OverTokens("loss_nats", "lowest_nats", "highest_nats", "nats per token", "nats")
+"""Columns of `loss_against_tokens`."""
+EXPERT_LOAD = OverTokens("expert_load", "lowest", "highest", "load / uniform load", "times a uniform load")
+"""Columns of `expert_load`."""
+
+
+def curves_over_tokens(
+    table: pa.Table,
+    names: Mapping[str, str],
+    paint: Paint,
+    *,
+    what: OverTokens = LOSS,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A quantity of each arm against tokens, with a mark at the end of each epoch.
 
     Args:
-        table: Result of `loss_against_tokens`.
+        table: Result of `loss_against_tokens`, or of `expert_load`.
         names: Label of each arm.
         paint: Colors.
+        what: The quantity.
+        limits: Smallest and largest value of several figures; None: those of this one.
     """
     groups = by_last_epoch(table)
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         tips = sum(map(len, groups.values())) <= _MOST_TIPS
         for index, ((arm,), rows) in enumerate(groups.items()):
-            x, y = _column(rows, "consumed_tokens"), _column(rows, "loss_nats")
+            x, y = _column(rows, "consumed_tokens"), _column(rows, what.mean)
             _line(plot, x, y, index, len(groups), paint)
             if any(row["seeds"] > 1 for row in rows):
                 plot.fill_between(
-                    x, _column(rows, "lowest_nats"), _column(rows, "highest_nats"),
+                    x, _column(rows, what.lowest), _column(rows, what.highest),
                     color=_shade(index, len(groups), paint), alpha=0.15, linewidth=0,
                 )  # fmt: skip
-            _epoch_marks(plot, rows, _shade(index, len(groups), paint))
+            _epoch_marks(plot, rows, what.mean, _shade(index, len(groups), paint))
             for row in rows if tips else ():
-                text = f"{names[str(arm)]}: {row['loss_nats']:.3f} nats at {row['epoch']:.3g} epochs"
-                _hover(plot, row["consumed_tokens"], row["loss_nats"], text)
+                text = f"{names[str(arm)]}: {row[what.mean]:.3f} {what.unit} at {row['epoch']:.3g} epochs"
+                _hover(plot, row["consumed_tokens"], row[what.mean], text)
         _loss_axis(plot)
+        plot.set_ylabel(what.label)
+        if limits is not None:
+            margin = 0.05 * (limits[1] - limits[0])
+            plot.set_ylim(limits[0] - margin, limits[1] + margin)
         plot.set_xlim(left=0)
         plot.set_xlabel("tokens seen")
         plot.xaxis.set_major_locator(MaxNLocator(4))
@@ -196,7 +231,36 @@ def bars(table: pa.Table, column: str, names: Mapping[str, str], paint: Paint, *
         plot.spines["left"].set_visible(False)
         plot.set_xlabel(label)
         plot.set_xlim(0, 1.15 * max((row[column] for row in rows), default=1) or 1)
-        plot.xaxis.set_major_locator(MaxNLocator(4))
+        plot.xaxis.set_major_locator(MaxNLocator(3))
+        return figure
+
+
+def tuning_curves(table: pa.Table, paint: Paint) -> Figure:
+    """The mean selection loss of each group against one setting, with a ring at the chosen value.
+
+    Args:
+        table: Has the columns ``group``, ``setting``, ``value``, ``mean_select_nats`` and ``is_chosen``.
+        paint: Colors.
+    """
+    with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
+        groups = _grouped(table.to_pylist(), ["group"])
+        for index, ((group,), rows) in enumerate(groups.items()):
+            shade = _shade(index, len(groups), paint)
+            plot.plot(_column(rows, "value"), _column(rows, "mean_select_nats"), color=shade)
+            for row in rows:
+                text = f"{group}: {row['mean_select_nats']:.3f} nats at {row['value']:g}"
+                plot.plot(
+                    row["value"], row["mean_select_nats"], "o", color=shade, gid=tip(text),
+                    markersize=8 if row["is_chosen"] else 4, fillstyle="none" if row["is_chosen"] else "full",
+                )  # fmt: skip
+        _loss_axis(plot)
+        plot.set_xlabel(table["setting"][0].as_py())
+        values = sorted({*table["value"].to_pylist()})
+        if values[0] > 0:
+            plot.set_xscale("log")
+        plot.xaxis.set_major_locator(FixedLocator(_spaced(values)))
+        plot.xaxis.set_minor_locator(NullLocator())
+        plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return figure
 
 
@@ -244,11 +308,15 @@ def fit_residuals(fit: Fit, paint: Paint) -> Figure:
         return figure
 
 
-def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str, paint: Paint) -> Figure:
-    """Points with a text each: (x, y, text)."""
+def scatter(
+    points: Sequence[tuple[float, float, str, str]], xlabel: str, ylabel: str, paint: Paint
+) -> Figure:
+    """Points with a label and a text for the pointer each: (x, y, label, text)."""
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
-        for x, y, text in points:
+        for x, y, name, text in points:
             plot.plot(x, y, "o", color=paint.arm(0), markersize=5, gid=tip(text))
+            plot.annotate(name, (x, y), (5, 4), textcoords="offset points", color=paint.muted, fontsize=9)
+        plot.margins(0.12)
         plot.grid()
         plot.set_axisbelow(True)
         plot.tick_params(length=0)
@@ -259,6 +327,15 @@ def scatter(points: Sequence[tuple[float, float, str]], xlabel: str, ylabel: str
         return figure
 
 
+def legend(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Colors of few curves by name; many curves have the first, the last, and steps between."""
+    if len(labels) <= 1:
+        return []
+    if len(labels) <= _MOST_NAMED:
+        return [(f"arm-{index + 1}", label) for index, label in enumerate(labels)]
+    return [("step-3", labels[0]), ("step-9", labels[-1])]
+
+
 def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
     """A curve in words: ``d_model 128, dropout 0.1``; a named arm by its name."""
     return ", ".join(_setting(name, value) for name, value in zip(series, key, strict=True))
@@ -266,6 +343,8 @@ def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
 
 def _setting(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
     text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
     return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
 
@@ -297,7 +376,7 @@ def _hover(plot: Axes, x: float, y: float, text: str) -> None:
     plot.plot(x, y, "o", color="none", markersize=9, gid=tip(text))
 
 
-def _epoch_marks(plot: Axes, rows: Rows, shade: str) -> None:
+def _epoch_marks(plot: Axes, rows: Rows, column: str, shade: str) -> None:
     """Marks on a curve at the ends of epochs: of each up to 16, else of powers of two."""
     last = rows[-1]["epoch"]
     if not last or last < 1:
@@ -308,7 +387,7 @@ def _epoch_marks(plot: Axes, rows: Rows, shade: str) -> None:
     )
     epoch = _column(rows, "epoch")
     x = np.interp(ends, epoch, _column(rows, "consumed_tokens"))
-    y = np.interp(ends, epoch, _column(rows, "loss_nats"))
+    y = np.interp(ends, epoch, _column(rows, column))
     plot.plot(x, y, "|", color=shade, markersize=7, markeredgewidth=1.4)
 
 
@@ -325,12 +404,7 @@ def _epoch_axis(plot: Axes, epochs: Iterable[float]) -> None:
     plot.set_xlabel("epochs")
     if len(values) > 1 and values[-1] / max(values[0], 1e-9) >= 8:
         plot.set_xscale("log", base=2)
-    spaced = values[:1]
-    octaves = math.log2(values[-1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0
-    for value in values[1:]:
-        if spaced[-1] <= 0 or math.log2(value / spaced[-1]) >= octaves / _MOST_TICKS:
-            spaced.append(value)
-    plot.xaxis.set_major_locator(FixedLocator(spaced))
+    plot.xaxis.set_major_locator(FixedLocator(_spaced(values)))
     plot.xaxis.set_minor_locator(NullLocator())
     plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
 
@@ -347,3 +421,13 @@ def _two_lines(text: str, length: int = 34) -> str:
     """A label on one line, or on two if it has a comma; a longer line is clipped."""
     lines = text.split(", ", 1) if len(text) > length else [text]
     return "\n".join(line if len(line) <= length else line[: length - 1] + "…" for line in lines)
+
+
+def _spaced(values: Sequence[float]) -> list[float]:
+    """Some of the sorted values, far enough apart for ticks on a logarithmic axis."""
+    spaced = [*values[:1]]
+    octaves = math.log2(values[-1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0
+    for value in values[1:]:
+        if spaced[-1] <= 0 or math.log2(value / spaced[-1]) >= octaves / _MOST_TICKS:
+            spaced.append(value)
+    return spaced

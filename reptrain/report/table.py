@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from reptrain.report.figures import held_out_curve
 from reptrain.report.svg import NUM_COLORS
 from reptrain.runs.scores import SCORES, ScoreType
 from reptrain.study.collect import ArmRow
-from reptrain.study.verdict import held_out, settings, winner
+from reptrain.study.verdict import Setting, held_out, settings, winner
 from reptrain.study.words import label, plain
 
 _UNKNOWN = "–"
@@ -21,7 +22,7 @@ class ArmLine:
 
     Attributes:
         label: Label of the arm.
-        color: Number of its color on the page, from 1.
+        color: Number of its color on the page, from 1; 0: none.
         state: State of the run.
         reason: Why it is not done, if known.
         cells: (heading, value) pairs, the same headings in every line.
@@ -59,6 +60,43 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
         )
         for index, row in enumerate(rows)
     ]
+
+
+def setting_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
+    """A line for each setting with finished runs, as means over its seeds, in the order of the arms."""
+    ranked = settings(rows)
+    best = winner(ranked)
+    order = {row.arm: place for place, row in enumerate(rows)}
+    return [
+        ArmLine(
+            label=setting.label,
+            color=0,
+            state="done",
+            reason="",
+            cells=_mean_cells(setting),
+            is_best=setting is best,
+        )
+        for setting in sorted(ranked, key=lambda setting: order[setting.rows[0].arm])
+    ]
+
+
+def _mean_cells(setting: Setting) -> tuple[tuple[str, str], ...]:
+    exact = sum(bool(row.audit_exact) for row in setting.rows)
+    return (
+        ("seeds", f"{len(setting.rows)}"),
+        ("selected held-out", _figure(setting.loss)),
+        ("deviation", _figure(setting.spread)),
+        ("at epoch", plain(round(setting.best_epoch, 1))),
+        ("final held-out", _mean([held_out_curve(row).last for row in setting.rows])),
+        ("final training", _mean([row.probe.last for row in setting.rows])),
+        ("gap", _mean([row.gap_nats for row in setting.rows])),
+        ("exact", f"{exact} of {len(setting.rows)}"),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _figure(statistics.fmean(known) if len(known) == len(values) else None)
 
 
 def _cells(row: ArmRow, shown: Sequence[ScoreType]) -> tuple[tuple[str, str], ...]:

@@ -48,7 +48,7 @@ class LedgerRecord(FrozenRecord):
     """Tokens of these windows."""
     epoch: Whole
     """Epoch of the first index, within its source."""
-    applied: bool
+    applied: Annotated[bool, Field(strict=True)]
     """Whether the optimizer applied the step."""
     digest: Hex16
     """Sum of the windows' digests, in hexadecimal."""

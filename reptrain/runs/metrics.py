@@ -100,13 +100,15 @@ class ValidRecord(FrozenRecord):
 
 
 MetricsRecord = Annotated[TrainRecord | ValidRecord, Field(discriminator="kind")]
+METRICS: TypeAdapter[TrainRecord | ValidRecord] = TypeAdapter(MetricsRecord)
+"""Reads one line of the metrics."""
 
 
 class MetricsLog(JsonLines[TrainRecord | ValidRecord]):
     """The metrics of a run: `metrics.jsonl`."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, TypeAdapter(MetricsRecord))
+        super().__init__(path, METRICS)
 
     @overload
     def records(self, kind: None = None) -> Iterator[TrainRecord | ValidRecord]: ...

@@ -45,7 +45,7 @@ class SourcePlan(FrozenRecord):
     """k = total_windows / W, as a fraction."""
     order: Order
     """Order of the windows."""
-    cut: Literal["fixed", "shifted"]
+    cut: Literal["fixed", "shifted", "repacked"]
     """Window boundaries."""
     seed: Seed
     """Seed of order and cut."""
@@ -60,7 +60,7 @@ class RunPlan(FrozenRecord):
     """`RUN_FORMAT` of the version that wrote the folder."""
     numerics_version: Int64 = 1
     """`NUMERICS_VERSION` of the version that started the run."""
-    sources: tuple[SourcePlan, ...]
+    sources: Annotated[tuple[SourcePlan, ...], Field(min_length=1)]
     """One for each source, in the order of the configuration."""
     config_fingerprint: str
     """Fingerprint of the numerics version and the settings that change the results."""

@@ -189,7 +189,9 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
     enough = next(
         (windows for windows in reversed(rows) if windows * subject.window_tokens >= _ENOUGH_TOKENS), share
     )
-    chosen, tried, smallest = None, [], None
+    chosen: Setting | None = None
+    smallest: Setting | None = None
+    tried: list[Setting] = []
     for least in dict.fromkeys((enough, rows[-1])):
         tried = []
         for stage, recompute in _allowed(subject, world_size):

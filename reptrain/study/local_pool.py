@@ -17,14 +17,20 @@ from reptrain_launcher.process import FORWARDED, Ended, kill_group, send_signal,
 _GRACE_S = 90.0
 
 
-def default_jobs(*, gpus_per_job: int = 1) -> int:
+def default_jobs(*, gpus_per_job: int = 1, on_gpus: bool = False) -> int:
     """Jobs at once: one per GPU or group of GPUs; without a GPU, one per core.
 
     Two small runs with one thread each train 1.4 times as many tokens per second as one with two
     (docs/guides/study-file.md).
+
+    Args:
+        gpus_per_job: GPUs of each job.
+        on_gpus: Whether the jobs will run on GPUs. If this machine has none, there is one job at once.
     """
     gpus = len(visible_gpus())
-    return max(1, gpus // gpus_per_job) if gpus else len(os.sched_getaffinity(0))
+    if gpus or on_gpus:
+        return max(1, gpus // gpus_per_job)
+    return len(os.sched_getaffinity(0))
 
 
 class LocalPool:

@@ -66,7 +66,7 @@ class SeedChanges(Frozen):
     subset: bool = True
     """The documents in the subset (data.subset_seed)."""
     order: bool = True
-    """The order of the windows, and shifted cuts."""
+    """The order of the windows, and shifted and repacked cuts."""
     noise: bool = True
     """The objective's noise. The order keys it too, so it can be switched off only together with `order`."""
     weights: bool = True

@@ -57,6 +57,8 @@ class TunedGroup:
             diverged.
         best: The chosen settings by dotted key; None until they are known.
         at_edge: Keys whose best value is at an edge of the range, after all extensions.
+        keys: The tuned keys, in the order of the combinations' values.
+        num_seeds: Tuning runs of each combination.
     """
 
     name: str
@@ -65,6 +67,8 @@ class TunedGroup:
     means: Mapping[Values, float]
     best: Mapping[str, Any] | None
     at_edge: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    num_seeds: int = 1
 
 
 def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGroup]]:
@@ -221,6 +225,7 @@ def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], 
     name = _group_name(arm, at, tune)
     ranges = {axis: _as_read(arm, axis, values) for axis, values in _axes(arm, tune).items()}
     extended = dict.fromkeys(ranges, 0)
+    keys, num_seeds = tuple(ranges), len(tune.seeds)
     names = tuple(dict.fromkeys(member.group for member in members))
     trials: dict[str, Trial] = {}
     means: dict[Values, float] = {}
@@ -236,14 +241,16 @@ def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], 
             if None not in found:
                 means[values] = statistics.fmean(loss for loss in found if loss is not None)
         if len(means) < math.prod(map(len, ranges.values())):
-            return TunedGroup(name, names, tuple(trials.values()), means, None)
+            return TunedGroup(name, names, tuple(trials.values()), means, None, (), keys, num_seeds)
         lowest: Values = min(means, key=lambda one: means[one])
         best = dict(zip(ranges, lowest, strict=True))
         edges = [axis for axis in ranges if beyond(ranges[axis], best[axis]) is not None]
         growing = [axis for axis in edges if extended[axis] < tune.extend]
         if not growing or not math.isfinite(min(means.values())):
             found_best = best if math.isfinite(min(means.values())) else None
-            return TunedGroup(name, names, tuple(trials.values()), means, found_best, tuple(edges))
+            return TunedGroup(
+                name, names, tuple(trials.values()), means, found_best, tuple(edges), keys, num_seeds
+            )
         for axis in growing:
             extended[axis] += 1
             ranges[axis] = sorted([*ranges[axis], beyond(ranges[axis], best[axis])])

@@ -195,6 +195,17 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
         )
         for name, score in SCORES.items()
     ),
+    Column(
+        "expert_load",
+        "float64",
+        "Load of the busiest expert over a uniform load, in the worst layer, as a mean over the steps since"
+        " the run's previous evaluation. Null for a dense model, and before the first step.",
+    ),
+    Column(
+        "experts_unused",
+        "int64",
+        "In the worst layer, the fewest experts without a token in any of these steps.",
+    ),
     Column("numerics_version", "int64", "As in runs.parquet."),
 )
 """The columns of evaluations.parquet, in order."""

@@ -5,9 +5,11 @@ A run that cannot be read becomes a row with the status `damaged`: it never stop
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -97,7 +99,10 @@ def _parts(
     yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
     own = {"node": "train", "objective": config.objective.name}
-    reading.evaluations = [evaluation_row(record) | own for record in evaluations]
+    routing = _routing_between(steps, sorted({record.step for record in evaluations}))
+    reading.evaluations = [
+        evaluation_row(record) | own | routing.get(record.step, {}) for record in evaluations
+    ]
     source = next((s for s in plan.sources if s.store_fingerprint == scored_store), plan.sources[0])
     suffix = f"/{source.name}" if plan.is_mixture else ""
     yield {
@@ -179,6 +184,17 @@ def _routing(steps: Sequence[TrainRecord]) -> Row:
     return {
         "expert_load": max(statistics.fmean(load for load, _ in seen) for seen in layers.values()),
         "experts_unused": max(min(unused for _, unused in seen) for seen in layers.values()),
+    }
+
+
+def _routing_between(steps: Sequence[TrainRecord], evaluated: Sequence[int]) -> dict[int, Row]:
+    """`_routing` of the steps between two evaluations, by the number of completed steps at the second one."""
+    if not any(record.routing for record in steps):
+        return {}
+    places = [0, *(bisect_left(steps, end, key=lambda record: record.step) for end in evaluated)]
+    return {
+        end: _routing(steps[first:last])
+        for end, (first, last) in zip(evaluated, itertools.pairwise(places), strict=True)
     }
 
 

@@ -28,7 +28,7 @@ from reptrain.tasks.examples import ExampleBatches, example_order
 from reptrain.tasks.files import read_rows
 from reptrain.tasks.finetune import DATA_FILE, TaskData
 from reptrain.tasks.pairs import Encoder, Pair, SourceTarget
-from reptrain.tasks.records import StepRecord, task_metrics
+from reptrain.tasks.records import StepRecord, seed_folders, task_metrics
 from reptrain.text import Tokenizer
 from reptrain.training.batches import Batch
 from reptrain.training.masked_inputs import MaskedInputs
@@ -108,7 +108,7 @@ def audit_finetuning(folder: Path) -> FinetuneAudit:
         RunError: If no seed has started.
     """
     out = folder if (folder / DATA_FILE).exists() else folder.parent
-    seeds = [folder] if out != folder else sorted(out.glob("seed-*"), key=_seed_of)
+    seeds = [folder] if out != folder else seed_folders(out)
     if not seeds:
         raise RunError(
             f"fine-tuning {out}",
@@ -116,6 +116,8 @@ def audit_finetuning(folder: Path) -> FinetuneAudit:
             rule="must have started",
             remedy="Call `reptrain finetune` again.",
         )
+    for seed in seeds:
+        _seed_of(seed)
     with evidence():
         config = validate(FinetuneConfig, read_yaml(out / "config.yaml"))
         data = read_record(TaskData, out / DATA_FILE, remedy=_NEW)
@@ -128,7 +130,20 @@ def audit_finetuning(folder: Path) -> FinetuneAudit:
 
 
 def _seed_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("seed-"))
+    """The seed of a folder.
+
+    Raises:
+        RunError: If it is not the folder of a seed.
+    """
+    number = folder.name.removeprefix("seed-")
+    if not number.isdecimal():
+        raise RunError(
+            str(folder),
+            got=f"the name {folder.name}",
+            rule="must be the folder of a fine-tuning run, or its folder seed-S of the seed S",
+            remedy="Check the path.",
+        )
+    return int(number)
 
 
 def _audit_seed(folder: Path, config: FinetuneConfig, data: TaskData) -> SeedAudit:

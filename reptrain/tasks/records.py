@@ -62,6 +62,13 @@ class SelectRecord(FrozenRecord):
 TaskRecord = Annotated[StepRecord | SelectRecord, Field(discriminator="kind")]
 
 
+def seed_folders(out: Path) -> list[Path]:
+    """The folders of the seeds of a fine-tuning run, in ascending order of the seed."""
+    named = ((path.name.removeprefix("seed-"), path) for path in out.glob("seed-*"))
+    numbered = ((int(number), path) for number, path in named if number.isdecimal())
+    return [path for _, path in sorted(numbered)]
+
+
 def task_metrics(folder: Path) -> JsonLines[Any]:
     """`metrics.jsonl` of one seed's folder."""
     return JsonLines(folder / "metrics.jsonl", TypeAdapter(TaskRecord))

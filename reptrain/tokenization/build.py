@@ -73,6 +73,7 @@ def tokenize(
     *,
     tokenizer: Path | None = None,
     processes: int = 1,
+    slurm: Sequence[str] = (),
     progress: StageProgress | None = None,
     **options: Any,
 ) -> StoreManifest:
@@ -87,6 +88,7 @@ def tokenize(
         tokenizer: A SentencePiece model or a tokenizer.json, recognized by its content; None trains a unigram
             model on the training text.
         processes: Worker processes.
+        slurm: Options of sbatch, each KEY=VALUE; the jobs then run in Slurm arrays.
         progress: Called after each job with the stage, the bytes done and all bytes.
         **options: Fields of `reptrain.tokenize_options.TokenizeOptions`, such as vocab_size, dedup and
             held_out_fraction.
@@ -101,7 +103,7 @@ def tokenize(
     _check_call(out, processes)
     given = load_given_tokenizer(tokenizer, asked.eos)
     resolved = resolve_options(asked, given)
-    with as_store_errors(out), Workers(processes) as workers:
+    with as_store_errors(out), _workers(out, processes, slurm) as workers:
         files = expand_sources(sources)
         fit_vocab = given is None and asked.vocab_size is None
         plan = Plan(files, [], resolved, given, workers, progress or _silent, fit_vocab)
@@ -109,6 +111,14 @@ def tokenize(
         manifest = _open_or_build(plan, out)
         finish(out)
     return manifest
+
+
+def _workers(out: Path, processes: int, slurm: Sequence[str]) -> Workers:
+    if not slurm:
+        return Workers(processes)
+    from reptrain.tokenization.slurm import SlurmJobs, SlurmWorkers
+
+    return SlurmWorkers(out, SlurmJobs.parse(slurm))
 
 
 def _check_call(out: Path, processes: int) -> None:

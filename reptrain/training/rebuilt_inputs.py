@@ -27,6 +27,7 @@ from reptrain.auditing.rebuilt import Rebuild, RebuiltInputs
 from reptrain.auditing.report import AuditReport
 from reptrain.batch.collate import collate
 from reptrain.batch.objectives import Example, Objective, build_objective
+from reptrain.checkpoint.saved_state import saved_state
 from reptrain.config import RunConfig
 from reptrain.model import DropoutContext
 from reptrain.model.input_digest import row_digests
@@ -47,6 +48,8 @@ _TASK_TOKENS = 1 << 17
 def audit_inputs(run: Path, *, processes: int = 1, **options: Any) -> AuditReport:
     """The audit at level `inputs`: recount a run, and check what entered the model in every step.
 
+    Also hashes the state files of the run's checkpoints.
+
     Args:
         run: The run folder.
         processes: Number of processes that rebuild the inputs.
@@ -55,6 +58,7 @@ def audit_inputs(run: Path, *, processes: int = 1, **options: Any) -> AuditRepor
     Raises:
         ReptrainError: As `reptrain.audit` does.
     """
+    options |= {"saved_state": saved_state}
     if processes == 1:
         return audit(run, rebuild=lambda *opened: Rebuilder.of(*opened).rebuild, **options)
     with _Pool(processes) as pool:

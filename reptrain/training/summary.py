@@ -49,8 +49,9 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
         facts += _source_facts(source, prefix, available)
         read = source.unique_tokens * min(Fraction(1), Fraction(source.epochs))
         if read < _SMALL_SHARE * available:
-            whole = f"{unique_tokens_setting(config, name)}=null takes all of them."
-            remedy = "It ends within its first epoch." if source.unique_tokens == available else whole
+            remedy = f"{unique_tokens_setting(config, name)}=null takes all of them."
+            if source.unique_tokens == available or Fraction(source.epochs) < 1:
+                remedy = "It ends within its first epoch."
             share = f"{_share(read, available)} of the store's training tokens"
             warnings.append(f"WARNING: {prefix}the run reads {share}. {remedy}")
     micro = config.micro_batch_windows(world.world_size)
@@ -152,7 +153,7 @@ def _trained(last: TrainRecord, seconds: float) -> str:
     minutes, rest = divmod(math.ceil(seconds), 60)
     took = f"{minutes} min {rest} s" if minutes else f"{rest} s"
     pace = pace_text(tokens_per_s(last.tokens, seconds), devices)
-    return f"{last.tokens:,} tokens, {last.epoch:.6g} epochs, {took} of steps, {pace}"
+    return f"{last.tokens:,} tokens, {last.epoch:.6g} epoch{'s' * (last.epoch != 1)}, {took} of steps, {pace}"
 
 
 def _score(score: ValidRecord) -> str:

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from time_limits import START_S
 from typer.main import get_command
 
-from reptrain.analysis.answer import FitOptions, answer_fit, compare_laws
+from reptrain.analysis.answer import FitOptions, answer_fit, compare_laws, curves
 from reptrain.analysis.answers import FitAnswer
 from reptrain.analysis.compare import cross_validate, folds
 from reptrain.analysis.fit import fit_law
@@ -25,6 +25,7 @@ from reptrain.analysis.laws import find_law
 from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import points_of
 from reptrain.analysis.questions import FitQuestion
+from reptrain.analysis.text import short_count
 from reptrain.errors import AnalysisError
 
 COLUMNS = {"N": "size", "D": "tokens", "U": "unique"}
@@ -116,10 +117,36 @@ def test_curves_follow_size_and_unique_tokens() -> None:
     question = FitQuestion(name="f", law="chinchilla", metric="loss", columns={"N": "size", "D": "tokens"})
     answer = answer_fit(question, table, QUICK._replace(num_bootstraps=0))
     assert 2 <= len(answer.curves) <= 8
+    sizes = {f"N = {short_count(size)}": size for size in table["size"].to_pylist()}
     for curve in answer.curves:
-        size = float(curve.label.removeprefix("N = "))
+        size = sizes[curve.label]
         expected = find_law("chinchilla").loss(TRUTH["chinchilla"], {"N": size, "D": np.array(curve.x)})
         np.testing.assert_allclose(curve.loss, expected, rtol=0.02)
+
+
+def test_curves_go_along_the_variable_that_varies() -> None:
+    rows = [
+        {"run": f"{u}-{seed}", "seed": seed, "unique": u, "loss": 3 + 1e5 / u + seed / 1e3}
+        for u in (1e5, 2e5, 4e5, 8e5) for seed in (0, 1)
+    ]  # fmt: skip
+    fit = answer_fit(
+        FitQuestion(name="f", law="power", metric="loss", columns={"x": "unique"}),
+        pa.Table.from_pylist(rows),
+        QUICK._replace(num_bootstraps=0),
+    ).fit
+    assert fit is not None
+    residuals = [
+        residual.model_copy(update={"variables": {"N": 1e6, "D": 1e6, "U": residual.variables["x"]}})
+        for residual in fit.residuals
+    ]
+    law = fit.model_copy(update={"law": "data-constrained", "residuals": residuals})
+    parameters = [
+        fit.parameters[0].model_copy(update={"name": name, "value": value})
+        for name, value in TRUTH["data-constrained"].items()
+    ]
+    (curve,) = curves(law.model_copy(update={"parameters": parameters}))
+    assert curve.variable == "U" and curve.label == "data-constrained"
+    assert (curve.x[0], curve.x[-1]) == pytest.approx((1e5, 8e5))
 
 
 def test_folds_hold_out_the_largest_sizes_and_tokens() -> None:

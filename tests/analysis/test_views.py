@@ -29,8 +29,6 @@ def runs() -> pa.Table:
             "train_flops": 1e9,
             "tokens_per_second": 100.0,
             "cost_usd": None,
-            "expert_load": 1.5 if width == 64 else None,
-            "experts_unused": 0 if width == 64 else None,
         }
         for width in (64, 128)
         for unique in (1024, 256)
@@ -43,6 +41,20 @@ def runs() -> pa.Table:
 def test_curve_keys_leave_out_what_follows_from_others() -> None:
     # The width follows from the named arm, and the subset's size is the horizontal axis.
     assert curve_keys(runs()) == ["set.entry"]
+
+
+def test_curve_keys_leave_out_a_rate_that_is_tuned_for_each_size_and_subset() -> None:
+    table = runs()
+    rates = [
+        w * u / 1e6
+        for w, u in zip(
+            table["set.model.d_model"].to_pylist(), table["unique_tokens"].to_pylist(), strict=True
+        )
+    ]
+    assert curve_keys(table.append_column("set.optimizer.lr", pa.array(rates))) == ["set.entry"]
+    # A key that varies within a size and a subset names curves.
+    halves = [seed / 2 for seed in table["seed"].to_pylist()]
+    assert curve_keys(table.append_column("set.x", pa.array(halves))) == ["set.entry", "set.x"]
 
 
 def test_by_epochs_averages_the_seeds_of_finished_runs() -> None:
@@ -60,12 +72,23 @@ def test_loss_map_needs_two_quantities() -> None:
 
 
 def test_expert_load_is_that_of_sparse_models() -> None:
-    view = expert_load(runs())
+    rows = [
+        {"run": f"{arm}-{seed}", "arm": arm, "split": "report", "source": None, "weights": "own",
+         "node": "train", "consumed_tokens": tokens, "epoch": tokens / 1024, "loss_nats": 5.0,
+         "expert_load": 1.0 + seed + tokens / 1024 if tokens and arm == "64-1024" else None,
+         "experts_unused": seed if tokens and arm == "64-1024" else None}
+        for arm in ("64-1024", "128-1024") for seed in (0, 1) for tokens in (0, 512, 1024)
+    ]  # fmt: skip
+    view = expert_load(runs(), pa.Table.from_pylist(rows))
     assert view is not None
-    assert [(row["arm"], row["expert_load"]) for row in view.table.to_pylist()] == [
-        ("64-1024", 1.5),
-        ("64-256", 1.5),
+    assert [tuple(row.values()) for row in view.table.to_pylist()] == [
+        ("64-1024", 512, 0.5, 2.0, 1.5, 2.5, 1, 2),
+        ("64-1024", 1024, 1.0, 2.5, 2.0, 3.0, 1, 2),
     ]
+    dense = [row for row in rows if row["arm"] != "64-1024"]
+    assert expert_load(runs(), pa.Table.from_pylist(dense)) is None
+    # A table of an earlier version.
+    assert expert_load(runs(), pa.Table.from_pylist(rows).drop_columns(["expert_load"])) is None
 
 
 def test_cost_counts_devices() -> None:

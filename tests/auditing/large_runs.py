@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--unique", type=float, default=2**20)
     parser.add_argument("--epochs", type=int, default=1000)
-    parser.add_argument("--cut", choices=["fixed", "shifted"], default="fixed")
+    parser.add_argument("--cut", choices=["fixed", "shifted", "repacked"], default="fixed")
     parser.add_argument("--order", choices=["reshuffle", "same", "mixed"], default="reshuffle")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--step-tokens", type=int, default=1 << 18)

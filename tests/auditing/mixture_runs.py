@@ -11,6 +11,7 @@ from reptrain.config import RunConfig
 from reptrain.plan import open_stream
 from reptrain.plan.digest import step_digest, window_digest
 from reptrain.runs import LedgerRecord, RunFolder, RunPlan
+from reptrain.runs.ledger import LedgerEvent
 from reptrain.store import Store, open_store
 from reptrain.tokenization import tokenize
 
@@ -62,8 +63,11 @@ def trained(
     stream = open_stream(config, stores)
     plan = RunPlan.of(config, stores=stores, stream=stream)
     folder = RunFolder.create_or_open(path, config, plan, {})
-    for step in range(plan.step_plan().num_steps if steps is None else steps):
+    folder.ledger.append(LedgerEvent(event="start", step=0, files=folder.checksums()))
+    num_steps = plan.step_plan().num_steps if steps is None else steps
+    for step in range(num_steps):
         folder.ledger.append(consumed(folder, stream, step))
+    folder.ledger.append(LedgerEvent(event="checkpoint", step=num_steps, state="0" * 16))
     folder.set_status(state)
     return folder
 
@@ -88,11 +92,3 @@ def consumed(folder: RunFolder, stream, step: int, *, spoil=lambda tokens, start
             source.name: share._asdict() for source, share in zip(folder.plan.sources, shares, strict=True)
         },
     )
-
-
-def rewrite(folder: RunFolder, change) -> None:
-    """Replace the records of the ledger by the result of `change`."""
-    records = change(list(folder.ledger.records()))
-    folder.ledger.remove()
-    for record in records:
-        folder.ledger.append(record)

@@ -26,8 +26,13 @@ def only_problem(folder, **options):
     return report.problems[0]
 
 
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
-@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
+@pytest.mark.parametrize(
+    ("order", "cut"),
+    [
+        *((order, cut) for order in ("reshuffle", "same", "mixed") for cut in ("fixed", "shifted")),
+        *(("reshuffle", "repacked"), ("same", "repacked")),
+    ],
+)
 def test_audit_of_whole_epochs_is_exact(store, tmp_path, order, cut):
     folder = trained(store, tmp_path / "run", budget="3epochs", order=order, cut=cut)
     report = audit(folder.path)
@@ -37,7 +42,7 @@ def test_audit_of_whole_epochs_is_exact(store, tmp_path, order, cut):
     assert report.text().startswith("exact\nconsumed: 1,000 tokens 3 times, of 1,000 unique tokens")
 
 
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize("cut", ["fixed", "shifted", "repacked"])
 def test_audit_of_a_fraction_gives_floor_and_ceil(store, tmp_path, cut):
     report = audit(trained(store, tmp_path / "run", cut=cut).path)
     assert report.exact and report.complete

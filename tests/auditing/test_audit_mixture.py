@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mixture_runs import WINDOW, configured, consumed, make_stores, rewrite, trained
+from audited_runs import rewrite
+from mixture_runs import WINDOW, configured, consumed, make_stores, trained
 
 from reptrain.auditing.audit import audit, store_places
 from reptrain.errors import ResumeError, RunError

@@ -41,7 +41,7 @@ def read(path):
     return np.concatenate(counts), rows
 
 
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize("cut", ["fixed", "shifted", "repacked"])
 def test_exposures_file_sums_up_to_what_was_consumed(store, tmp_path, cut):
     folder = trained(store, tmp_path / "run", cut=cut)
     rewrite(folder, lambda records: [*records[:2], *records[3:]])
@@ -51,14 +51,19 @@ def test_exposures_file_sums_up_to_what_was_consumed(store, tmp_path, cut):
     assert counts.dtype == np.uint32 and counts.size == UNIQUE
     assert int(counts.sum()) == report.tokens_consumed
     assert {int(n): int((counts == n).sum()) for n in np.unique(counts)} == report.exposures
+    subset = Subset.open(store, unique_tokens=UNIQUE)
+    plan = folder.plan.mixture_plan()
+    stream = Stream([subset], plan.plans).parts[0]
+    # Position in the subset of each token of the stream.
+    places = np.arange(UNIQUE)
+    if cut == "repacked":
+        places = np.concatenate([np.argsort(stream.in_epoch(np.arange(UNIQUE), e)) for e in range(3)])
     plain = np.zeros(UNIQUE, dtype=int)
     for record in folder.ledger.records():
-        index = np.arange(record.first_index, record.first_index + record.windows)
-        found = folder.plan.mixture_plan().locate(index)
+        found = plan.locate(np.arange(record.first_index, record.first_index + record.windows))
         for start, length in zip(found.start, found.length, strict=True):
-            plain[start : start + length] += 1
+            plain[places[start : start + length]] += 1
     assert counts.tolist() == plain.tolist()
-    subset = Subset.open(store, unique_tokens=UNIQUE)
     lengths = [length for *_, length in rows]
     assert [document for _, document, *_ in rows] == subset.documents(0, UNIQUE)
     assert [position for *_, position, _ in rows] == np.cumsum([0, *lengths[:-1]]).tolist()

@@ -7,17 +7,28 @@ import json
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import mixture_runs
 import pytest
 from audited_runs import replaced, rewrite, trained
+from typer.testing import CliRunner
 
 from reptrain.auditing.audit import audit
+from reptrain.cli import app
+from reptrain.errors import CannotSayError
+from reptrain.runs.folder import RunFolder
 
 TOOLS = Path(__file__).parents[2] / "tools"
 TOOL = TOOLS / "independent_audit.py"
 ALLOWED = {"numpy", "pyarrow", "independent_evidence", "independent_inputs", "independent_windows"}
+ORDERS_AND_CUTS = [
+    (order, cut)
+    for order in ("reshuffle", "same", "mixed")
+    for cut in ("fixed", "shifted", "repacked")
+    if (order, cut) != ("mixed", "repacked")
+]
 sys.path.insert(0, str(TOOLS))
 
 from independent_audit import main  # noqa: E402
@@ -44,8 +55,7 @@ def agree(folder, capsys):
     return theirs
 
 
-@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize(("order", "cut"), ORDERS_AND_CUTS)
 @pytest.mark.parametrize("budget", ["3epochs", "2.5epochs", "1/3epochs", 1700])
 def test_auditors_agree_on_sound_runs(store, tmp_path, capsys, order, cut, budget):
     folder = trained(store, tmp_path / "run", budget=budget, order=order, cut=cut, seed=5)
@@ -81,8 +91,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize(("order", "cut"), ORDERS_AND_CUTS)
 def test_auditors_agree_on_damaged_ledgers(store, tmp_path, capsys, order, cut, damage):
     folder = trained(store, tmp_path / "run", order=order, cut=cut, budget="3epochs")
     rewrite(folder, DAMAGES[damage])
@@ -100,20 +109,20 @@ def mixture(tmp_path_factory):
     return mixture_runs.make_stores(tmp_path_factory.mktemp("mixture"))
 
 
-@pytest.mark.parametrize("order", ["reshuffle", "same", "mixed"])
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
+@pytest.mark.parametrize(("order", "cut"), ORDERS_AND_CUTS)
 def test_auditors_agree_on_mixtures(mixture, tmp_path, capsys, order, cut):
     folder = mixture_runs.trained(mixture, tmp_path / "run", real={"order": order, "cut": cut})
     records = list(folder.ledger.records())
     for name, damage in (DAMAGES | {"other shares": other_shares}).items():
-        mixture_runs.rewrite(folder, lambda _, damage=damage: damage(records))
+        rewrite(folder, lambda _, damage=damage: damage(records))
         sound = name in ("nothing", "a step retried")
         assert agree(folder, capsys).as_planned == sound, name
 
 
-def test_windows_part_of_the_independent_auditor_is_short():
-    names = ("independent_audit", "independent_windows")
-    assert sum(len((TOOLS / f"{name}.py").read_text().splitlines()) for name in names) <= 400
+def test_parts_of_the_independent_auditor_are_short():
+    parts = {("independent_audit", "independent_windows"): 400, ("independent_inputs",): 500}
+    for names, most in parts.items():
+        assert sum(len((TOOLS / f"{name}.py").read_text().splitlines()) for name in names) <= most
 
 
 def test_auditors_agree_on_an_unfinished_run(store, tmp_path, capsys):
@@ -133,17 +142,18 @@ def test_auditors_agree_on_a_record_of_another_seed(store, tmp_path, capsys):
     "edit",
     [
         *({"batch_windows": 9}, {"total_windows": 40}, {"window_tokens": 47}, {"seed": 1}),
-        {"sources": {"cut": "shifted"}}, {"sources": {"order": "same"}}, {"sources": {"seed": 5}},
+        {"sources": {"cut": "shifted"}}, {"sources": {"cut": "repacked"}},
+        {"sources": {"order": "same"}}, {"sources": {"seed": 5}},
         {"sources": {"subset_seed": 3}}, {"sources": {"windows_per_epoch": 20}}, {"sources": {"epochs": "2"}},
     ],
     ids=str,
 )  # fmt: skip
 def test_independent_audit_finds_an_edited_plan(store, tmp_path, capsys, edit):
     folder = trained(store, tmp_path / "run")
-    # Without the line that has the checksum of plan.json, its contents must show the edit.
-    records = list(folder.ledger.records())
+    # Without the checksum of plan.json, its contents must show the edit.
+    start, *rest = (line.record for line in folder.ledger.lines())
     folder.ledger.remove()
-    for record in records:
+    for record in (start.model_copy(update={"files": None}), *rest):
         folder.ledger.append(record)
     path = folder.path / "plan.json"
     plan = json.loads(path.read_text())
@@ -223,6 +233,98 @@ def test_auditors_agree_on_a_broken_chain(store, tmp_path, capsys, damage):
     lines = folder.ledger.path.read_bytes().splitlines()
     folder.ledger.path.write_bytes(b"".join(line + b"\n" for line in BROKEN_CHAINS[damage](lines)))
     assert agree(folder, capsys).exit_code == 4
+
+
+def chained(records):
+    """Ledger lines of JSON objects, each with the hash of the line before it."""
+    lines, previous = [], "0" * 32
+    for record in records:
+        lines.append(json.dumps(record | {"previous": previous}).encode())
+        previous = sha256(lines[-1]).hexdigest()[:32]
+    return b"".join(line + b"\n" for line in lines)
+
+
+def edited(**values):
+    """The fourth line with other values; None removes a key."""
+
+    def edit(records):
+        record = {key: value for key, value in (records[3] | values).items() if value is not None}
+        return [*records[:3], record, *records[4:]]
+
+    return edit
+
+
+RESUMED = {"event": "resume", "step": 3, "state": "0" * 16}
+CHAINED_DAMAGES = {
+    "a key that is not in the format": edited(colour="red"),
+    "a key that is missing": edited(tokens=None),
+    "a step that is not an integer": edited(step=2.0),
+    "a count that is a string": edited(tokens="384"),
+    "a step below 0": edited(step=-1),
+    "applied that is a string": edited(applied="true"),
+    "applied that is a number": edited(applied=1),
+    "a digest in capitals": edited(digest="A" * 16),
+    "a short digest": edited(digest="1" * 15),
+    "an unknown event": lambda records: [*records[:4], {"event": "party", "step": 3}, *records[4:]],
+    "an event whose key is not first": lambda records: [dict(reversed(records[0].items())), *records[1:]],
+    "no start": lambda records: records[1:],
+    "two starts": lambda records: [records[0], *records],
+    "a start in between": lambda records: [*records[:4], records[0], *records[4:]],
+    "a resumption without a checkpoint": lambda records: [*records[:4], RESUMED, *records[4:]],
+    "no checkpoint at the end": lambda records: records[:-1],
+    "half of the steps": lambda records: records[: len(records) // 2],
+    "no line": lambda records: [],
+}
+
+
+@pytest.mark.parametrize("damage", CHAINED_DAMAGES)
+def test_auditors_cannot_say_on_a_ledger_that_no_run_writes(store, tmp_path, capsys, damage):
+    folder = trained(store, tmp_path / "run")
+    records = [json.loads(line) for line in folder.ledger.path.read_bytes().splitlines()]
+    for record in records:
+        del record["previous"]
+    folder.ledger.path.write_bytes(chained(records))
+    assert agree(folder, capsys).exact
+    folder.ledger.path.write_bytes(chained(CHAINED_DAMAGES[damage](records)))
+    assert codes(folder, capsys) == (4, 4)
+
+
+def codes(folder, capsys):
+    """Exit codes of `reptrain audit` and of the independent auditor."""
+    result = CliRunner().invoke(app, ["audit", str(folder.path)])
+    code = 4 if isinstance(result.exception, CannotSayError) else result.exit_code
+    return code, independent(folder.path, capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ledger.jsonl", None), ("ledger.jsonl", "a folder"), ("plan.json", '{"format": 9}'),
+        ("plan.json", "half"), ("plan.json", {"batch_windows": 0}), ("plan.json", {"sources": []}),
+        ("status.json", '{"state": "sleeping"}'), ("status.json", "{"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_auditors_cannot_say_on_a_missing_or_damaged_file(store, tmp_path, capsys, name, content):
+    folder = trained(store, tmp_path / "run")
+    path = folder.path / name
+    whole = path.read_text()
+    path.unlink()
+    if content == "a folder":
+        path.mkdir()
+    elif content == "half":
+        path.write_text(whole[: len(whole) // 2])
+    elif isinstance(content, dict):
+        path.write_text(json.dumps(json.loads(whole) | content))
+    elif content is not None:
+        path.write_text(content)
+    assert codes(folder, capsys) == (4, 4)
+
+
+def test_auditors_accept_a_run_folder_that_was_renamed(store, tmp_path, capsys):
+    folder = trained(store, tmp_path / "run")
+    moved = RunFolder(folder.path.rename(tmp_path / "another name"))
+    assert codes(moved, capsys) == (0, 0)
 
 
 def test_independent_audit_imports_numpy_and_pyarrow_only():

@@ -7,14 +7,14 @@ import pytest
 from audited_runs import UNIQUE, WINDOW, consumed, replaced, rewrite, trained
 
 from reptrain.auditing.audit import audit
-from reptrain.plan import Subset
+from reptrain.plan import Stream, Subset
 from reptrain.plan.digest import step_digest, window_digest
 
 STEP = 2
 FIRST = 16
 
 
-@pytest.fixture(params=["fixed", "shifted"])
+@pytest.fixture(params=["fixed", "shifted", "repacked"])
 def run(request, store, tmp_path):
     return trained(store, tmp_path / "run", cut=request.param)
 
@@ -22,6 +22,10 @@ def run(request, store, tmp_path):
 @pytest.fixture
 def subset(store):
     return Subset.open(store, unique_tokens=UNIQUE)
+
+
+def stream_of(run, subset):
+    return Stream([subset], run.plan.mixture_plan().plans)
 
 
 def spoilt(run, subset, spoil):
@@ -54,7 +58,7 @@ def test_one_wrong_token_is_located(run, subset):
     assert problem.message.endswith(
         f"it saw token {99 - before[0]} at position {position} of the stream, where the store has {before[0]}"
     )
-    assert (problem.index, problem.document) == (FIRST + 5, subset.documents(position, 1)[0])
+    assert (problem.index, problem.document) == (FIRST + 5, stream_of(run, subset).documents(position, 1)[0])
 
 
 def test_two_exchanged_tokens_name_the_documents_of_the_step(run, subset):
@@ -71,7 +75,7 @@ def test_two_exchanged_tokens_name_the_documents_of_the_step(run, subset):
     all_of_step = {
         name
         for start, length in zip(found.start, found.length, strict=True)
-        for name in subset.documents(start, length)
+        for name in stream_of(run, subset).documents(start, length)
     }
     assert 0 < len(problem.candidates) <= 8 and set(problem.candidates) <= all_of_step
     assert f"in documents {problem.candidates[0]}, " in problem.text()
@@ -86,14 +90,14 @@ def test_two_exchanged_tokens_of_a_step_of_one_window_name_its_document(store, s
     rewrite(run, lambda records: replaced(records, 5, digest=consumed(run, subset, 5, spoil=swap).digest))
     (problem,) = audit(run.path).problems
     start = int(run.plan.mixture_plan().locate(np.asarray([5])).start[0])
-    assert problem.document == subset.documents(start, 1)[0]
+    assert problem.document == stream_of(run, subset).documents(start, 1)[0]
     assert problem.text().startswith("step 5, global index 5, document ")
 
 
 def digest_of(run, subset, index):
     """The digest of a step with the windows of these global indices."""
     found = run.plan.mixture_plan().locate(np.asarray(index, dtype=np.int64))
-    tokens, length = subset.tokens(found.start, found.length, WINDOW)
+    tokens, length = stream_of(run, subset).tokens(found.start, found.length, WINDOW)
     return step_digest(window_digest(tokens, found.start, length))
 
 
@@ -108,7 +112,10 @@ def other_digest(run, subset, change):
 def test_a_replaced_window_is_located(run, subset):
     problem = other_digest(run, subset, lambda index: [*index[:3], 40, *index[4:]])
     assert problem.message.endswith(f"tokens from position {place(run, 24)} came in its place")
-    assert problem.index == FIRST + 3 and problem.document == subset.documents(place(run, 3), 1)[0]
+    assert (
+        problem.index == FIRST + 3
+        and problem.document == stream_of(run, subset).documents(place(run, 3), 1)[0]
+    )
 
 
 def test_a_missing_window_is_located(run, subset):

@@ -11,21 +11,26 @@ from memory_store import MemoryStore
 from reptrain.auditing import rehash
 from reptrain.auditing.cuts import Cuts
 from reptrain.auditing.rehash import window_digests
-from reptrain.plan import Stream, Subset
+from reptrain.plan import EpochPlan, Stream, Subset
 from reptrain.plan.digest import window_digest
 
 
-@pytest.fixture(scope="module")
-def stream(tmp_path_factory):
-    """Two sources of 120 and 75 tokens, in short documents."""
+@pytest.fixture(scope="module", params=["fixed", "repacked"])
+def stream(tmp_path_factory, request):
+    """Two sources of 120 (or twice 60) and 75 tokens, in short documents."""
     made = []
     for name, lengths in (("a", [7, 1, 40, 3, 90]), ("b", [30, 2, 2, 2, 60])):
         folder = tmp_path_factory.mktemp(name)
         made.append(MemoryStore(folder, lengths))
+    first = 60 if request.param == "repacked" else 120
     subsets = [
-        Subset.open(store, unique_tokens=unique) for store, unique in zip(made, (120, 75), strict=True)
+        Subset.open(store, unique_tokens=unique) for store, unique in zip(made, (first, 75), strict=True)
     ]
-    return Stream(subsets)
+    plans = [
+        EpochPlan(first, 10, 2 * first // 10, "reshuffle", request.param, seed=1),
+        EpochPlan(75, 10, 8, "reshuffle", "fixed", seed=1),
+    ]
+    return Stream(subsets, plans)
 
 
 def within(low: int, high: int):

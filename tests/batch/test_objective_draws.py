@@ -201,5 +201,7 @@ def test_reserved_ids_are_the_last_sentinels(tiny: Callable[..., RunConfig]) -> 
     ids = tuple(range(511, 479, -1))
     assert open_data(tiny("objective.name=fill_in_the_middle")).objective.ids == (480, 481, 482)
     assert open_data(tiny("objective.name=masked_diffusion")).objective.mask_id == 480
+    views = open_data(tiny("objective={name: augmented_causal, max_offset: 4}"))
+    assert views.objective.start_ids == (views.tokenizer.pad_id, 480, 481, 482)
     actual = open_data(tiny("objective.name=ul2")).objective
     assert (actual.mode_ids, actual.sentinel_ids) == ((480, 481, 482), ids[:-3])

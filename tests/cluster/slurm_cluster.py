@@ -113,6 +113,8 @@ def slurm_cluster(folder: Path, *, user_signal: bool = True) -> Iterator[SlurmCl
         _wait_for_nodes(cluster, folder)
         yield cluster
         cluster.call("scancel", "--quiet", "-u", "root")
+        # A job reports its end to the controller: without one it would wait, and its node's daemon with it.
+        _wait(lambda: not cluster.call("squeue", "--noheader"), "jobs do not end")
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()

@@ -86,6 +86,8 @@ def test_overrides_do_not_change_their_input() -> None:
         ("train.lr=1", ["train.lr", "Did you mean optimizer.lr?"]),
         ("store=x", ["Did you mean data.store or data.sources.NAME.store?"]),
         ("d_modl=64", ["Did you mean model.d_model?"]),
+        ("epochs=4", ["Did you mean train.total_tokens=4epochs or data.sources.NAME.total_tokens=4epochs?"]),
+        ("batch=32", ["Did you mean train.batch_windows?"]),
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
         ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
@@ -331,6 +333,21 @@ def test_sources_come_in_the_order_of_their_names() -> None:
         (
             {"data": {"store": "a", "cut": "shifted"}, "objective": {"name": "prefix_lm", "noise": "frozen"}},
             "needs data.cut fixed",
+        ),
+        (
+            {
+                "data": {"store": "a", "cut": "repacked"},
+                "objective": {"name": "prefix_lm", "noise": "frozen"},
+            },
+            "needs data.cut fixed: with repacked cuts no window repeats",
+        ),
+        (
+            {"data": {"store": "a", "cut": "repacked", "order": "mixed"}},
+            "data.cut repacked needs data.order reshuffle or same",
+        ),
+        (
+            {"data": {"sources": {"a": {"store": "a", "order": "mixed"}}, "cut": "repacked"}},
+            "data.cut repacked needs data.order reshuffle or same",
         ),
         (
             {"data": {"store": "a"}, "objective": {"name": "ul2", "denoisers": []}},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives import (
     UL2,
+    AugmentedCausal,
     Causal,
     Denoising,
     FillInTheMiddle,
@@ -29,12 +31,19 @@ from reptrain.batch.objectives import (
 )
 from reptrain.checkpoint.state_hash import name_key, values_hash
 from reptrain.config.model import DecoderConfig, T5Config
-from reptrain.config.objectives import FillInTheMiddleConfig, PrefixLMConfig, UL2Config
+from reptrain.config.objectives import (
+    AugmentedCausalConfig,
+    FillInTheMiddleConfig,
+    PrefixLMConfig,
+    UL2Config,
+)
 from reptrain.model.dropout import Site, site_keys
 from reptrain.model.init import initial_weights
 from reptrain.model.input_digest import row_digests
-from reptrain.plan import EpochPlan, Interleaving, source_seed
+from reptrain.plan import EpochPlan, Interleaving, Subset, source_seed
 from reptrain.plan.digest import window_digest
+from reptrain.plan.document_order import DocumentOrder
+from reptrain.plan.repacked import Repacked
 from reptrain.runs.ledger import line_hash
 from reptrain_kernels import counter
 from reptrain_kernels.ops.linear_cross_entropy import Targets
@@ -43,6 +52,7 @@ FILE = Path(__file__).parents[2] / "docs" / "format-vectors.json"
 
 WINDOW = [11, 12, 13, 14, 1, 21, 22, 23, 1, 31, 32, 33]
 """Tokens of two documents and a half; 1 is EOS, 0 the start token."""
+CUTS = ("fixed", "shifted", "repacked")
 SENTINELS = (99, 98, 97, 96, 95, 94, 93, 92)
 
 
@@ -53,6 +63,7 @@ def vectors() -> dict[str, Any]:
         "documents": {"seed": 3, "count": 12, "place": _permutation(12, random.key(3, "documents"))},
         "windows": list(_windows()),
         "orders": list(_orders()),
+        "repacked": list(_repacked()),
         "mixtures": _mixtures(),
         "windows_digest": list(_digests()),
         "objectives": list(_objectives()),
@@ -95,7 +106,7 @@ def _random() -> dict[str, Any]:
 
 def _windows() -> Iterator[dict[str, Any]]:
     for unique, length in ((10, 4), (12, 4), (21, 8), (23, 8), (5, 1), (6, 6)):
-        for cut in ("fixed", "shifted"):
+        for cut in CUTS:
             # In the order `same` the windows of an epoch are the same set in each epoch.
             plan = EpochPlan(unique, length, 40, "same", cut, seed=2)
             per_epoch = plan.windows_per_epoch
@@ -110,12 +121,31 @@ def _windows() -> Iterator[dict[str, Any]]:
 
 def _orders() -> Iterator[dict[str, Any]]:
     for order in ("reshuffle", "same", "mixed"):
-        for cut in ("fixed", "shifted"):
+        for cut in CUTS[: 2 + (order != "mixed")]:
             plan = EpochPlan(50, 8, 18, order, cut, seed=9)
             found = plan.locate(np.arange(18))
             rows = np.stack([found.epoch, found.start, found.length], axis=1).tolist()
             yield {"unique_tokens": 50, "window_tokens": 8, "total_windows": 18, "order": order, "cut": cut,
                    "seed": 9, "epoch_start_length": rows}  # fmt: skip
+
+
+def _repacked() -> Iterator[dict[str, Any]]:
+    for lengths, unique in (([3, 4, 2], 9), ([3, 4, 2], 8), ([5, 0, 1, 6, 2, 2, 7], 21), ([9], 9)):
+        subset = Subset(
+            SimpleNamespace(),
+            DocumentOrder(np.cumsum([0, *lengths]), np.arange(len(lengths))),
+            seed=0,
+            unique_tokens=unique,
+            fingerprint="",
+        )
+        part = Repacked(subset, seed=6, epochs=3)
+        spans = [part.spans(np.asarray([epoch * unique]), np.asarray([unique])) for epoch in range(3)]
+        rows = [
+            [[start, size] for start, size in zip(*map(np.ndarray.tolist, span), strict=True) if size]
+            for span in spans
+        ]
+        yield {"lengths": lengths, "unique_tokens": unique, "seed": 6,
+               "epochs_of_start_and_length_in_the_subset": rows}  # fmt: skip
 
 
 def _mixtures() -> dict[str, Any]:
@@ -146,6 +176,11 @@ def _objectives() -> Iterator[dict[str, Any]]:
     spans: dict[str, Any] = {**common, "eos_id": 1, "noise_density": 0.4, "mean_span_tokens": 2.0}
     hidden: dict[str, Any] = {**common, "eos_id": 1, "sentinel_ids": SENTINELS, "mode_ids": (89, 88, 87)}
     made: list[tuple[str, str, dict[str, Any], Objective]] = []
+    views = AugmentedCausalConfig(name="augmented_causal", max_offset=3, right_to_left=0.5)
+    start_ids = (0, *range(84, 89))
+    augmented = AugmentedCausal(views, start_ids, noise_seed=seed)
+    shown = {"document_mask": False, "max_offset": 3, "right_to_left": 0.5, "start_ids": list(start_ids)}
+    made.append(("augmented_causal", "decoder", shown, augmented))
     for mask in (None, 1):
         made.append(("causal", "decoder", {"document_mask": bool(mask)}, Causal(0, mask)))
         for family in ("decoder", "t5"):
@@ -171,7 +206,9 @@ def _objectives() -> Iterator[dict[str, Any]]:
     )
     made.append(("fill_in_the_middle", "decoder", {"sentinel_ids": [86, 85, 84]}, middle))
     for name, family, settings, objective in made:
-        for size, epoch in ((length, 0), (length, 1), (5, 0)):
+        # UL2 draws one of seven denoisers, so it takes more epochs.
+        epochs = range(8 if name == "ul2" else 2)
+        for size, epoch in ((5, 0), *((length, epoch) for epoch in epochs)):
             place = {"run_seed": seed, "source_seed": 8, "epoch": epoch, "start": 24}
             yield {"objective": name, "family": family, **settings, **place, "window": WINDOW[:size],
                    **_example(objective, size, epoch)}  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from independent_evidence import read_config
+from independent_evidence import read_config, seed_of
 from independent_inputs import NO_TARGET, Examples, Noise, Stream, fold, words
 from independent_windows import U64, Run
 from safetensors import safe_open
@@ -52,7 +52,7 @@ def initial_weight(settings: dict[str, Any], name: str, shape: list[int]) -> np.
     else:
         inputs = shape[-1] * (get("head_dim") if name.endswith(".query.weight") else 1)
         std = math.sqrt(get("init_scale") / inputs)
-    digest = hashlib.sha256(f"{settings['seed']}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed_of(settings, 'weights')}/{name}".encode()).digest()
     normal = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return (normal.standard_normal(shape, np.float32) * np.float32(std)).astype(np.float64)
 
@@ -85,8 +85,8 @@ class Model:
     def drop(self, x_BTU: Tensor, layer: int, site: int, rate: str) -> Tensor:
         return x_BTU * kept(self.key(layer, site), *x_BTU.shape[1:], self.rate(rate))
 
-    def logits(self, streams: list[Stream], step: int, seed: int, num_targets_B: Tensor) -> Tensor:
-        rows = np.arange(len(streams[0].ids))
+    def logits(self, streams: list[Stream], step: int, rows: np.ndarray, num_targets_B: Tensor) -> Tensor:
+        seed = seed_of(self.settings, "dropout")
         self.row_key = fold(fold(fold(np.zeros(rows.size, U64), seed), step), rows)
         self.num_targets_B, self.router_loss = num_targets_B, 0.0
         return self._t5(*streams) if self.is_t5 else self._decoder(streams[0])
@@ -251,8 +251,8 @@ class Model:
             out = torch.einsum("btf,btdf->btd", hidden, down[expert])
             y_BTD = y_BTD + out * (gate_BTK[..., slot] * is_token_BT)[..., None]
         chosen_BTE = F.one_hot(expert_BTK, num_experts).sum(2) * is_token_BT[..., None]
-        for first in range(0, len(x_BTD), moe["group_windows"]):
-            rows = slice(first, first + moe["group_windows"])
+        own, size = len(self.num_targets_B), moe["group_windows"]
+        for rows in (slice(first, min(first + size, own)) for first in range(0, own, size)):
             tokens = is_token_BT[rows].sum().clamp(min=1)
             share_E = (share_BTE[rows] * is_token_BT[rows][..., None]).sum((0, 1)) / tokens
             balance = num_experts * (chosen_BTE[rows].sum((0, 1)) / (tokens * slots) * share_E).sum()
@@ -292,7 +292,7 @@ class Replay:
             },
             **{"model.bias": False, "model.dropout.path": 0.0, "model.relative_bias_per_layer": False},
             **{"model.moe.capacity_factor": None, "model.moe.jitter": 0.0, "model.moe.bias_rate": 0.0},
-            **{"model.moe.score": "softmax", "regularize.masked_inputs": 0.0, "init_from": None},
+            **{"model.moe.score": "softmax", "init_from": None},
             **{"model.mup_base_width": None, "model.sliding_window": None},
         }
         for key, value in plain.items():
@@ -306,44 +306,53 @@ class Replay:
         """Carry out a step; returns what metrics.jsonl should say of it."""
         first = number * self.run.B
         end = min(first + self.run.B, self.run.N)
-        streams = self.examples.streams(np.arange(first, end))
-        self.noise(streams, number, np.arange(end - first))
+        streams, rows = self.examples.streams(np.arange(first, end)), np.arange(end - first)
+        streams = self.noise(streams, number, rows)
+        # Masked copies follow the rows; they are in no routing group.
+        num_copies = len(streams[-1].ids) - rows.size
         target = torch.from_numpy(streams[-1].targets)
         scored = target != NO_TARGET
-        logits = self.model.logits(streams, number, self.run.plan["seed"], scored.sum(1))
+        weight = scored * torch.as_tensor(streams[-1].weights, dtype=torch.float64)
+        own = scored[: rows.size]
+        rows = np.append(rows, rows[:num_copies] + 2**40)
+        logits = self.model.logits(streams, number, rows, own.sum(1))
         log_share = logits.log_softmax(-1)
         nats = -log_share.gather(-1, target.clamp(min=0)[..., None])[..., 0]
         smoothing, z = (float(self.settings[f"regularize.{key}"]) for key in ("label_smoothing", "z_loss"))
         loss = (1 - smoothing) * nats - smoothing * log_share.mean(-1)
         loss = loss + z * logits.logsumexp(-1).square()
-        count = int(scored.sum())
-        total = ((loss * scored).sum() + self.model.router_loss) / count
+        count = int(own.sum())
+        total = ((loss * weight).sum() + self.model.router_loss) / count
         names, p = zip(*self.model.p.items(), strict=True)
         gradients = dict(zip(names, torch.autograd.grad(total, p), strict=True))
         tokens = sum(self._tokens(first, end))
-        rate = self._rate((self.consumed + tokens / 2) / self.total)
+        rate, decay = self._rate((self.consumed + tokens / 2) / self.total)
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
         clip = self.settings["optimizer.clip_grad_norm"]
-        self._update(gradients, rate, min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
+        self._update(gradients, rate, decay, min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
         self.consumed += tokens
-        return {"loss_nats": float((nats * scored).sum().detach()) / count, "lr": rate, "grad_norm": norm}
+        own_nats = float((nats[: len(own)] * own).sum().detach())
+        return {"loss_nats": own_nats / count, "lr": rate, "grad_norm": norm}
 
-    def _rate(self, done: float) -> float:
+    def _rate(self, done: float) -> tuple[float, float]:
+        """The learning rate and the weight decay after a share of the run's tokens."""
         keys = ("optimizer.lr", "schedule.warmup_fraction", "schedule.final_ratio")
         peak, warmup, final = (float(self.settings[key]) for key in keys)
-        if done < warmup:
-            return peak * done / warmup
+        decay, name = float(self.settings["optimizer.weight_decay"]), self.settings["schedule.name"]
+        if done < warmup or name == "constant":
+            return peak * min(1.0, done / warmup if warmup else 1.0), decay
         after = (done - warmup) / (1 - warmup)
-        if self.settings["schedule.name"] == "constant":
-            return peak
-        assert self.settings["schedule.name"] == "cosine"
-        return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * after)))
+        assert name in ("cosine", "cyclic")
+        after = after * self.settings["schedule.cycles"] % 1 if name == "cyclic" else after
+        fall = 0.5 - 0.5 * math.cos(math.pi * after)
+        ratio = float(self.settings["schedule.weight_decay_ratio"])
+        return peak * (1 - (1 - final) * fall), decay * (1 + (ratio - 1) * fall)
 
     @torch.no_grad()
-    def _update(self, gradients: dict[str, Tensor], rate: float, factor: float) -> None:
+    def _update(self, gradients: dict[str, Tensor], rate: float, decay: float, factor: float) -> None:
         """AdamW (Loshchilov & Hutter 2019) and the exponential average of the weights."""
-        keys = ("beta1", "beta2", "eps", "weight_decay")
-        beta1, beta2, eps, decay = (float(self.settings[f"optimizer.{key}"]) for key in keys)
+        keys = ("beta1", "beta2", "eps")
+        beta1, beta2, eps = (float(self.settings[f"optimizer.{key}"]) for key in keys)
         self.updates += 1
         ema = self.settings.get("average.decay")
         for name, p in self.model.p.items():

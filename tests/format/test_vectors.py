@@ -61,6 +61,15 @@ def test_orders() -> None:
         assert np.stack(located, axis=1).tolist() == case["epoch_start_length"]
 
 
+def test_repacked_epochs() -> None:
+    for case in VECTORS["repacked"]:
+        source = make_source(case, cut="repacked", window_tokens=1)
+        source.lengths = np.asarray(case["lengths"])
+        for epoch, wanted in enumerate(case["epochs_of_start_and_length_in_the_subset"]):
+            places = [start + i for start, size in wanted for i in range(size)]
+            assert source.places(epoch).tolist() == places
+
+
 def test_mixtures() -> None:
     for case in VECTORS["mixtures"]["orders"]:
         for g, source, window in zip(case["index"], case["source"], case["window"], strict=True):
@@ -90,11 +99,14 @@ def make_examples(case: dict[str, Any]) -> inputs.Examples:
         locate=lambda g: parts,
         sources=[SimpleNamespace(begin=-case["start"], seed=case["source_seed"])],
         stream=np.asarray(case["window"]),
-        plan={"seed": case["run_seed"]},
     )
+    examples.seed = case["run_seed"]
     examples.settings = {f"objective.{key}": value for key, value in case.items()}
     examples.settings["objective.bidirectional"] = True
     examples.eos, examples.start, examples.sentinels = 1, 0, list(SENTINELS)
+    if "start_ids" in case:
+        # The start tokens of views are the last sentinels, the very last first.
+        examples.sentinels = case["start_ids"][:0:-1]
     examples.objective, examples.is_t5 = case["objective"], case["family"] == "t5"
     examples.masks, examples.frozen = case["document_mask"], False
     return examples

@@ -84,7 +84,10 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "an encoder alone": ("t5-1.0", {"is_encoder_decoder": False}, "an encoder only"),
     "two names of one size": ("gpt2", {"hidden_size": 30}, "hidden_size in config.json: must equal n_embd"),
     "nothing": ("llama", {"num_hidden_layers": None}, "num_hidden_layers in config.json: must be set"),
-    "odd heads": ("llama", {"num_attention_heads": 3, "head_dim": None}, "d_model must be num_heads times"),
+    "odd heads": (
+        "llama", {"num_attention_heads": 3, "head_dim": None},
+        r"config\.json: d_model must be num_heads times .* is not even\. reptrain",
+    ),
     "odd head width": ("llama", {"head_dim": 9}, "head_dim must be even"),
     "first layer sparse": (
         "switch", {"encoder_sparse_step": 3}, r"sparse layers \[1\] of the encoder and \[1, 3\]",

@@ -6,10 +6,10 @@ replaces the code of the mutated function and runs the tests of its line, so no 
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
-import signal
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
-from mutant_runs import Process
+from mutant_runs import Process, limit_time
 
 _FUNCTION = 1
 """Flag of the code of a function, which module and class bodies lack."""
@@ -81,7 +81,7 @@ class TestServer:
         tests = self.of_line(path, line)
         if not tests:
             return False
-        limit_s = 120 + round(20 * sum(self._seconds.get(test, 0.0) for test in tests))
+        limit_s = 60 + round(10 * sum(self._seconds.get(test, 0.0) for test in tests))
         code = self._ask({"path": str(path), "changed": changed, "tests": tests, "limit_s": limit_s})
         return None if code == _UNKNOWN else code != 0
 
@@ -126,6 +126,7 @@ class _Server:
         self._requests, self._answers = requests, answers
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._failed, self._measures = False, True
+        self._groups = _Groups()
 
     def pytest_collection(self, session: pytest.Session) -> None:
         self._coverage.start()
@@ -155,6 +156,7 @@ class _Server:
         self._measures = False
         if self._failed or session.testsfailed:
             return True
+        self._groups.leave()
         self._say({"seconds": self._seconds, "lines": self._lines()})
         for line in self._requests:
             request = json.loads(line)
@@ -186,11 +188,12 @@ class _Server:
 
     def _try(self, request: dict[str, Any], items: dict[str, pytest.Item]) -> int:
         """Run the tests with a mutation, in a fork: its exit code."""
-        # Ends the process if the mutation causes an endless loop.
-        signal.alarm(request["limit_s"])
+        limit_time(request["limit_s"])
         try:
             if "path" in request and not _patch(request["path"], request["changed"]):
                 return _UNKNOWN
+            # Garbage of the tests before the fork may have threads that the fork lacks.
+            gc.freeze()
             self._failed = False
             _run([items[test] for test in request["tests"]], until=lambda: self._failed)
         except BaseException as error:
@@ -199,6 +202,31 @@ class _Server:
         finally:
             sys.stdout.flush()
         return int(self._failed)
+
+
+class _Groups:
+    """The process group of the tests that train, whose threads do not survive a fork.
+
+    DeepSpeed keeps groups in module variables, so these are restored too.
+    """
+
+    def __init__(self) -> None:
+        import deepspeed
+        import torch.distributed
+
+        self._torch, self._comm = torch.distributed, deepspeed.comm.comm
+        self._kept = vars(deepspeed.utils.groups)
+        names = [name for name, value in self._kept.items() if value is None or isinstance(value, dict)]
+        self._before = {name: copy.copy(self._kept[name]) for name in names if not name.startswith("__")}
+
+    def leave(self) -> None:
+        """End the process group: each fork forms its own."""
+        if self._torch.is_initialized():
+            self._torch.destroy_process_group()
+        self._comm.cdb = None
+        self._kept.update({name: copy.copy(value) for name, value in self._before.items()})
+        # The destructor of a group joins its threads.
+        gc.collect()
 
 
 def _run(items: Sequence[pytest.Item], until: Any = lambda: False) -> None:

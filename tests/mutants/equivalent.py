@@ -27,6 +27,42 @@ EQUIVALENT = [
         r".*", r"@dataclass\(.*\b(frozen|eq|kw_only|slots)=", r"@dataclass\(", "nothing relies on the guard"
     ),
     Equivalent(
+        r".*",
+        r".*random\.uniform\(.*\) < ",
+        r".*random\.uniform\(.*\) <= ",
+        "they differ where 53 random bits equal the bound",
+    ),
+    Equivalent(
+        r"reptrain/batch/objectives/prefix_lm.py",
+        r"fixed_N = np.array\(\[-1 if",
+        r"fixed_N = np.array\(\[- 2 if",
+        "any number below 0 marks a drawn split",
+    ),
+    Equivalent(
+        r"reptrain/batch/objectives/fill_in_the_middle.py",
+        r".*self\._order\(places\) > 0\)",
+        r".*self\._order\(places\) != 0\)",
+        "an order is at least 0",
+    ),
+    Equivalent(
+        r"reptrain/batch/loader.py",
+        r"step_tokens = micro_steps",
+        r"step_tokens = micro_steps .*self\.micro_batch_windows",
+        "the size of a block; only the time differs",
+    ),
+    Equivalent(
+        r"reptrain/batch/loader.py",
+        r"begin, windows = self\._kept\.get",
+        r"begin, windows = self\._kept\.get\(\"windows\", \( ?-? ?\d+, None\)\)",
+        "without windows, their first index is not used",
+    ),
+    Equivalent(
+        r"reptrain/batch/loader.py",
+        r"begin, stop = first, min\(max\(end, first \+ _LOCATED_WINDOWS\)",
+        r"begin, stop = first, min\(max\(end, first .* _LOCATED_WINDOWS\), self\.plan\.total_windows\)",
+        "the number of windows located ahead; only the time differs",
+    ),
+    Equivalent(
         r"reptrain/plan/epochs.py",
         r"if high - low >= epoch.size // 2:",
         r"if high - low .*:",

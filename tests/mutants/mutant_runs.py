@@ -141,6 +141,11 @@ def train(tree: Path, run: TinyRun, store: Path, folder: Path) -> Path | None:
     own = shutil.copytree(store, folder / "store", ignore=lambda *_: {"orders"}, copy_function=os.link)
     settings = [f"data.store={own}", *(text.replace("STORE", str(own)) for text in run.settings)]
     config, out = tree / "configs" / "tiny" / f"{run.config}.yaml", folder / "run"
+    if run.branches_at is not None:
+        parent = folder / "parent"
+        if not _train(tree, run.ranks, config, settings, parent, None):
+            return None
+        settings.append(f"branch={{run: {parent}, step: {run.branches_at}}}")
     for stops_after in [run.stops_after, None] if run.stops_after else [None]:
         trained = _train(tree, run.ranks, config, settings, out, stops_after)
         if not trained:
@@ -219,14 +224,22 @@ def judge(tree: Path, run: Path) -> dict[str, str]:
     return said
 
 
+def limit_time(cpu_s: int) -> None:
+    """End this process after some CPU time, or if a mutant waits forever.
+
+    CPU time, because a busy machine must not end the process of a mutant that no test finds.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.alarm(600 + 20 * cpu_s)
+
+
 def passes(tree: Path, tests: Sequence[str], log: Path, *, limit_s: int = 1800) -> bool:
-    """Whether test files, or single tests, pass in a tree within some seconds."""
+    """Whether test files, or single tests, pass in a tree within some seconds of CPU time."""
 
     def carry_out() -> int:
         import pytest
 
-        # Ends the process, if a mutant runs forever.
-        signal.alarm(limit_s)
+        limit_time(limit_s)
         options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--timeout=0"]
         return int(pytest.main([*options, *(str(tree / test) for test in tests)]))
 

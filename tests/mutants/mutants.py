@@ -80,6 +80,23 @@ MIXTURE = [
     "data.sources.first={store: 'STORE', unique_tokens: 900, total_tokens: 2.5epochs}",
     "data.sources.second={store: 'STORE', unique_tokens: 700, subset_seed: 1, order: same}",
 ]
+VIEWS = [
+    *(
+        *COMMON,
+        "data.window_tokens=32",
+        "train.total_tokens=2.3epochs",
+        "train.micro_batch_windows=3",
+        "model.dropout.mlp_output=0.2",
+        "optimizer.weight_decay=0.5",
+    ),
+    "objective={name: augmented_causal, max_offset: 3, right_to_left: 0.5}",
+    "schedule={name: cyclic, cycles: 2, weight_decay_ratio: 5}",
+]
+MASKED = [
+    *(*MOE, "objective.name=prefix_lm", "model.dropout.expert_output=0.2"),
+    "regularize={masked_inputs: 0.4, input_noise: 0.1, input_noise_by: random}",
+]
+BRANCH = [*DECODER, "schedule={name: constant, warmup_fraction: 0}"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,8 @@ class TinyRun:
     ranks: int = 1
     stops_after: int | None = None
     """Steps after which it stops, and is resumed by another process."""
+    branches_at: int | None = None
+    """Steps that it takes over from a run of the same settings."""
 
 
 RUNS = {
@@ -104,6 +123,9 @@ RUNS = {
         "decoder-moe", [*MOE, "train.zero_stage=1", "train.expert_parallel_size=2"], ranks=2
     ),
     "resumed": TinyRun("decoder", DECODER, stops_after=7),
+    "views": TinyRun("decoder", VIEWS),
+    "masked": TinyRun("decoder-moe", MASKED),
+    "branch": TinyRun("decoder", BRANCH, branches_at=7),
 }  # fmt: skip
 
 
@@ -138,6 +160,8 @@ _FOLDER = "reptrain/checkpoint/step_folder.py"
 _EPOCHS = "reptrain/plan/epochs.py"
 _SPANS = "reptrain/batch/objectives/spans.py"
 _EXAMPLE = "reptrain/batch/objectives/example.py"
+_VIEWS = "reptrain/batch/objectives/augmented_causal.py"
+_MASKED = "reptrain/training/masked_inputs.py"
 _LOADED_UNCHECKED = (
     ("    if manifest.state is not None and loaded != manifest.state:\n", "    if not loaded:\n"),
 )
@@ -346,6 +370,24 @@ MUTANTS = [
         "    return Resumed(newest.manifest.step + 1 if newest.manifest else 0, newest.damaged",
         (AUDIT, AUDITOR, REPLAY), run="resumed",
     ),
+    # Branches.
+    Mutant(
+        "a branch takes the ledger of the whole parent", "branch", "reptrain/training/branch.py",
+        "    ledger = (path / folder.ledger.path.name).read_bytes()\n",
+        "    ledger = (source / folder.ledger.path.name).read_bytes()\n", (AUDIT, AUDITOR), run="branch",
+    ),
+    Mutant(
+        "a branch takes the checkpoint of another step", "branch", "reptrain/training/branch.py",
+        "    checkpoint.adopt(path, manifest, folder.checkpoints, records)\n",
+        "    path = max(path.parent.glob('step-*'), key=lambda p: int(p.name[5:]))\n"
+        "    manifest = checkpoint.intact_manifest(path).model_copy(update={'step': branch.step})\n"
+        "    checkpoint.adopt(path, manifest, folder.checkpoints, records)\n", (STOPS,), run="branch",
+    ),
+    Mutant(
+        "a branch from a run that differs before it", "branch", "reptrain/training/branch.py",
+        "    if shared < branch.step:\n", "    if shared < 0:\n",
+        ("tests/training/test_branch.py::test_branch_is_refused_from_a_run_that_differs_before_it",),
+    ),
     # Averages.
     Mutant(
         "the average keeps the share that it should lose", "EMA", "reptrain/checkpoint/weight_average.py",
@@ -360,6 +402,68 @@ MUTANTS = [
         "training continues with the averaged weights after an evaluation", "EMA",
         "reptrain/checkpoint/weight_average.py",
         "        finally:\n            self._swap()\n", "        finally:\n            pass\n", (REPLAY,),
+    ),
+    # Views, output masks, cyclic rates.
+    Mutant(
+        "targets of a view one token later", "targets", _VIEWS,
+        "        target_place_BL = column_L + skipped_B[:, None]\n",
+        "        target_place_BL = column_L + skipped_B[:, None] + 1\n", (AUDIT, AUDITOR, REPLAY), run="views",
+    ),
+    Mutant(
+        "reversed windows in their own order", "inputs", _VIEWS,
+        "is_token_BL & is_reversed_B[:, None]", "is_token_BL & (view_B < 0)[:, None]",
+        (AUDIT, AUDITOR, REPLAY), run="views",
+    ),
+    Mutant(
+        "views have the start token of the first", "inputs", _VIEWS,
+        "device=view_B.device)[view_B][:, None]", "device=view_B.device)[0 * view_B][:, None]",
+        (AUDIT, AUDITOR, REPLAY), run="views",
+    ),
+    Mutant(
+        "output masks drawn for each unit", "noise", "reptrain/model/dropout.py",
+        "counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key_B, rate_2)",
+        "counter.dropout(x_BTD.new_ones(*x_BTD.shape), key_B, rate_2)", (REPLAY,), run="views",
+    ),
+    Mutant(
+        "one cycle of the learning rate instead of two", "schedule", "reptrain/config/schedule.py",
+        "after_warmup * schedule.cycles % 1 if", "after_warmup % 1 if", (REPLAY,), run="views",
+    ),
+    Mutant(
+        "weight decay falls with the learning rate", "schedule", "reptrain/config/schedule.py",
+        "(schedule.weight_decay_ratio - 1) * share", "(schedule.weight_decay_ratio - 1) * (1 - share)",
+        (REPLAY,), run="views",
+    ),
+    # Masked inputs.
+    Mutant(
+        "masked copies weigh as much as their rows", "targets", _MASKED,
+        "torch.cat([weight_BT, weight * weight_BT])", "torch.cat([weight_BT, weight_BT])",
+        (AUDIT, AUDITOR, REPLAY), run="masked",
+    ),
+    Mutant(
+        "masks keyed as the input noise", "noise", _MASKED,
+        "site_keys(context.key_B, 2 + number, 1)", "site_keys(context.key_B, number, 1)",
+        (AUDIT, AUDITOR, REPLAY), run="masked",
+    ),
+    Mutant(
+        "masked copies have the dropout of their rows", "noise", _MASKED,
+        "_FIRST_MASKED_ROW = 2**40", "_FIRST_MASKED_ROW = 0", (REPLAY,), run="masked",
+    ),
+    Mutant(
+        "masked copies have router losses", "sparse layers", _MASKED,
+        "torch.cat([example.loss_tokens_B, nothing_B])", "torch.cat([example.loss_tokens_B] * 2)",
+        (REPLAY,), run="masked",
+    ),
+    # Fine-tuning, whose audit shares the code of its examples.
+    Mutant(
+        "the source of an example is predicted too", "fine-tuning", "reptrain/tasks/pairs.py",
+        "(next_T >= split_B[:, None]) & (next_T < length_B[:, None])",
+        "(next_T >= 0 * split_B[:, None]) & (next_T < length_B[:, None])",
+        ("tests/tasks/test_finetune.py::test_targets_stand_where_texts_are_written",),
+    ),
+    Mutant(
+        "every epoch of a fine-tuning in the order of the first", "fine-tuning", "reptrain/tasks/examples.py",
+        "order=\"reshuffle\",", "order=\"same\",",
+        ("tests/tasks/test_finetune.py::test_each_example_is_seen_in_each_epoch",),
     ),
     # Sparse layers and expert parallelism.
     Mutant(
@@ -398,17 +502,16 @@ MUTANTS = [
         "        self._head = line_hash(line)\n", "        self._head = line_hash(line[1:])\n", (AUDIT, AUDITOR),
     ),
     Mutant(
-        "weights saved in bfloat16", "checkpoint", "reptrain/checkpoint/state_files.py",
-        "            values = tensor.to(\"cpu\", torch.float32).contiguous().numpy().data\n",
-        "            values = tensor.to(torch.bfloat16).to(\"cpu\", torch.float32).contiguous().numpy().data\n",
-        (AUDITOR, REPLAY),
+        "weights saved in bfloat16", "checkpoint", "reptrain/checkpoint/tensor_file.py",
+        "tensor.values().detach().to(\"cpu\", dtype)",
+        "tensor.values().detach().to(torch.bfloat16).to(\"cpu\", dtype)",
+        (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(
         "moments saved under each other's name", "checkpoint", "reptrain/checkpoint/state_files.py",
-        "    tensors = {f\"{kind}:{p.name}@{p.start}\": view for p in held",
-        "    other = {'exp_avg': 'exp_avg_sq', 'exp_avg_sq': 'exp_avg'}\n"
-        "    tensors = {f\"{other.get(kind, kind)}:{p.name}@{p.start}\": view for p in held",
-        (AUDITOR, REPLAY), run="two ranks",
+        "StoredTensor(f\"{kind}:{p.name}@{p.start}\"",
+        "StoredTensor(f\"{ {'exp_avg': 'exp_avg_sq', 'exp_avg_sq': 'exp_avg'}.get(kind, kind) }:{p.name}@{p.start}\"",
+        (AUDIT, AUDITOR, REPLAY), run="two ranks",
     ),
     # Evaluation, which no replay covers.
     Mutant(
@@ -428,7 +531,7 @@ MUTANTS = [
         ("tests/training/test_regularize.py::test_patience_ends_a_run_early_and_for_good",),
     ),
     Mutant(
-        "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/state_files.py",
+        "state files not flushed to the disk", "checkpoint", "reptrain/checkpoint/tensor_file.py",
         "        file.flush()\n        os.fsync(file.fileno())\n    return FileSum(bytes=8 + len(header)",
         "        file.flush()\n    return FileSum(bytes=8 + len(header)",
         (NOTHING,), why="no test cuts the power.",

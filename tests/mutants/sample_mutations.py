@@ -38,7 +38,10 @@ SHARE = 0.9
 # Files and tests of each room. Tests that start processes are left out: these are not in the coverage.
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
     "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/study/test_prefixes.py"]),
-    "batch": (["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"], ["tests/batch", "tests/format"]),
+    "batch": (
+        ["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"],
+        ["tests/batch", "tests/format/test_vectors.py"],
+    ),
     "auditing": (["reptrain/auditing/*.py"], ["tests/auditing", "tests/training/test_input_proof.py"]),
     "training": (
         ["reptrain/training/*.py"],
@@ -46,8 +49,9 @@ ROOMS: dict[str, tuple[list[str], list[str]]] = {
             "tests/format/test_independent_trainer.py", "tests/checkpoint/test_checkpoints.py",
             "tests/training/test_branch.py", "tests/training/test_console.py",
             "tests/training/test_init_from.py", "tests/training/test_input_proof.py",
-            "tests/training/test_optimizers.py", "tests/training/test_parameter_table.py",
-            "tests/training/test_regularize.py", "tests/training/test_train.py",
+            "tests/training/test_masked_inputs.py", "tests/training/test_optimizers.py",
+            "tests/training/test_parameter_table.py", "tests/training/test_regularize.py",
+            "tests/training/test_step_costs.py", "tests/training/test_train.py",
             "tests/training/test_train_mixture.py",
         ],
     ),

@@ -14,19 +14,29 @@ from reptrain.errors import PlanError
 from reptrain.plan import EpochPlan, plan_epochs
 
 seeds = st.integers(0, 2**63 - 1)
-orders = st.sampled_from(["reshuffle", "same", "mixed"])
-cuts = st.sampled_from(["fixed", "shifted"])
+CUTS = ["fixed", "shifted", "repacked"]
+cuts = st.sampled_from(CUTS)
+orders_and_cuts = st.sampled_from(
+    [
+        (order, cut)
+        for order in ("reshuffle", "same", "mixed")
+        for cut in CUTS
+        if (order, cut) != ("mixed", CUTS[2])
+    ]
+)
 # Small enough to count token by token; U is seldom a multiple of L, and W = 1 and L = 1 are frequent.
 fractions = st.fractions(Fraction(1, 50), 4, max_denominator=50)
 sizes = st.integers(1, 60).flatmap(lambda length: st.tuples(st.integers(length, 200), st.just(length)))
 
 
 def exposures(plan: EpochPlan, indices: np.ndarray) -> np.ndarray:
-    """How often each token of the subset is consumed at these global indices, counted one by one."""
+    """How often each position of an epoch is consumed at these global indices, counted one by one."""
     counts = np.zeros(plan.unique_tokens, dtype=int)
     found = plan.locate(indices)
     for start, length in zip(found.start, found.length, strict=True):
-        counts[start : start + length] += 1
+        first = start % plan.unique_tokens
+        assert first + length <= plan.unique_tokens
+        counts[first : first + length] += 1
     return counts
 
 
@@ -48,12 +58,14 @@ def test_locate_covers_each_token_once_in_every_epoch(size, epochs, order, cut, 
         indices = np.arange(plan.windows_per_epoch) + epoch * plan.windows_per_epoch
         found = plan.locate(indices)
         assert (found.epoch == epoch).all()
+        if cut == "repacked":
+            assert (found.start // plan.unique_tokens == epoch).all()
         assert sorted(found.window) == list(range(plan.windows_per_epoch))
         assert (found.length >= 1).all() and (found.length <= plan.window_tokens).all()
         assert (exposures(plan, indices) == 1).all()
 
 
-@given(sizes, st.integers(1, 5), cuts, seeds)
+@given(sizes, st.integers(1, 5), st.sampled_from(CUTS[:2]), seeds)
 def test_locate_mixed_covers_each_token_k_times(size, epochs, cut, seed):
     plan = make(size, Fraction(epochs), "mixed", cut, seed)
     assert (exposures(plan, np.arange(plan.total_windows)) == epochs).all()
@@ -75,17 +87,17 @@ def test_locate_fraction_gives_floor_and_ceil_cut_at_a_window(size, epochs, orde
     assert int((counts == whole + 1).sum()) == int(last.length.sum())
 
 
-@given(sizes, fractions, orders, cuts, seeds, st.data())
-def test_tokens_before_equals_the_sum_of_windows(size, epochs, order, cut, seed, data):
-    plan = make(size, epochs, order, cut, seed)
+@given(sizes, fractions, orders_and_cuts, seeds, st.data())
+def test_tokens_before_equals_the_sum_of_windows(size, epochs, ways, seed, data):
+    plan = make(size, epochs, *ways, seed)
     index = data.draw(st.integers(0, plan.total_windows))
     assert plan.tokens_before(index) == int(plan.tokens_of(np.arange(index)).sum())
     assert plan.total_tokens == int(plan.tokens_of(np.arange(plan.total_windows)).sum())
 
 
-@given(sizes, orders, cuts, seeds, st.data())
-def test_locate_is_a_function_of_the_index_alone(size, order, cut, seed, data):
-    plan = make(size, Fraction(3), order, cut, seed)
+@given(sizes, orders_and_cuts, seeds, st.data())
+def test_locate_is_a_function_of_the_index_alone(size, ways, seed, data):
+    plan = make(size, Fraction(3), *ways, seed)
     indices = np.asarray(data.draw(st.lists(st.integers(0, plan.total_windows - 1), min_size=1, max_size=20)))
     together = plan.locate(np.arange(plan.total_windows))
     alone = plan.locate(indices.reshape(-1, 1))
@@ -152,6 +164,16 @@ def test_plan_epochs_refuses_a_window_longer_than_the_subset():
         make((255, 256), Fraction(1), "reshuffle", "fixed", 0)
 
 
+def test_plan_epochs_refuses_to_mix_repacked_epochs():
+    with pytest.raises(PlanError, match="repacked with the order mixed"):
+        make((40, 10), Fraction(2), "mixed", "repacked", 0)
+
+
+def test_plan_epochs_refuses_repacked_positions_beyond_62_bits():
+    with pytest.raises(PlanError, match=r"must be below 2\*\*62 tokens"):
+        EpochPlan(2**40, 2**20, 2**43, "reshuffle", "repacked", seed=0)
+
+
 def test_locate_is_frozen():
     """Ledgers hang on these windows: a faster way must give the same."""
     plan = EpochPlan(1000, 48, 80, "reshuffle", "shifted", seed=7)
@@ -161,10 +183,12 @@ def test_locate_is_frozen():
     assert found.length.tolist() == [4, 48, 48, 48, 48]
 
 
-@given(sizes, st.integers(1, 6), orders, cuts, seeds, st.data())
-def test_indices_of_finds_the_window_of_a_position_in_each_epoch(size, epochs, order, cut, seed, data):
-    plan = make(size, Fraction(epochs), order, cut, seed)
+@given(sizes, st.integers(1, 6), orders_and_cuts, seeds, st.data())
+def test_indices_of_finds_the_window_of_a_position_in_each_epoch(size, epochs, ways, seed, data):
+    plan = make(size, Fraction(epochs), *ways, seed)
     position = data.draw(st.integers(0, plan.unique_tokens - 1))
+    if plan.cut == "repacked":
+        position += np.arange(epochs) * plan.unique_tokens
     index = plan.indices_of(position, np.arange(epochs))
     found = plan.locate(index)
     assert found.epoch.tolist() == list(range(epochs))

@@ -84,7 +84,7 @@ def test_report_puts_the_verdicts_on_top(out: Path) -> None:
     page = (out / "report.html").read_text()
     assert re.findall(r'class="verdict (.+?)"', page) == ["supported", "undecided"]
     assert page.index('id="claims"') < page.index('id="results"') < page.index('id="figures"')
-    assert '<span class="verdict supported">' in page and "5, 5 more needed" in page
+    assert '<span class="verdict supported">' in page and "5 (5 more needed)" in page
     study = study_with_claims()
     assert questions_hash(study.claims, study.fits)[:16] in page
     assert "caution" not in page[page.index("<body>") : page.index('id="claims"')]

@@ -77,7 +77,19 @@ def test_build_report_tells_question_answer_and_figures(out: Path) -> None:
     assert verdict(collect(STUDY, out)) in page
     assert "8 epochs of 1,024 tokens" in page
     assert "a &lt;fast&gt; one" in page
-    assert f"reptrain audit {out}/runs/unique_tokens-1024" in page
+    assert f"reptrain audit {out.name}/runs/unique_tokens-1024" in page
+
+
+def test_build_report_names_no_absolute_paths_unless_asked(out: Path) -> None:
+    secret = {"store": "/home/someone/texts/docs", "window_tokens": 64}
+    mirrored = {"mirror": "s3://bucket/of/someone/runs"}
+    study = STUDY.model_copy(update={"base": {**STUDY.base, "data": secret, "checkpoint": mirrored}})
+    page = build_report(study, out).read_text()
+    shown = build_report(study, out, paths=True).read_text()
+    for text in (str(out), "/home/someone", "bucket/of/someone", str(Path.cwd())):
+        assert text not in page
+    assert f"--out {out.name}" in page and "store: docs" in page
+    assert str(out) in shown and "/home/someone/texts/docs" in shown
 
 
 def test_build_report_is_the_same_again(out: Path) -> None:

@@ -37,7 +37,7 @@ def planned(config, path, **subset) -> RunPlan:
     known = KnownSubset()
     for name, value in subset.items():
         setattr(known, name, value)
-    store = SimpleNamespace(path=path / "store", fingerprint="content")
+    store = SimpleNamespace(address=str(path / "store"), fingerprint="content")
     return RunPlan.of(config, stores={"data": store}, stream=Stream([known]))
 
 

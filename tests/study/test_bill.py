@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from run_folders import write_run
+from typer.testing import CliRunner
 
+from reptrain.cli import app
 from reptrain.cli.study_plan import bill_data, bill_text
+from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.study import StudyConfig
@@ -115,3 +118,23 @@ def test_bill_needs_the_vocabulary(tmp_path: Path) -> None:
     study = study_of(set={"model.vocab_size": None})
     with pytest.raises(StudyError, match=r"must exist to know its vocabulary.*reptrain tokenize"):
         bill(study, tmp_path)
+
+
+def test_named_hardware_runs_as_many_at_once_as_there_are_gpus_not_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(dump_yaml({"base": BASE, "seeds": [0, 1]}))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
+    for gpus, options, at_once in (
+        (0, [], 6),
+        (0, ["--hardware", "A100"], 1),
+        (0, ["--hardware", "A100", "--gpus", "8"], 1),
+        (0, ["--hardware", "A100", "--jobs", "3"], 3),
+        (8, ["--hardware", "A100", "--gpus", "2"], 4),
+    ):
+        monkeypatch.setattr("reptrain.study.local_pool.visible_gpus", lambda gpus=gpus: tuple(range(gpus)))
+        ended = CliRunner().invoke(app, ["study", "plan", str(file), "--out", str(tmp_path / "s"), *options])
+        assert ended.exit_code == 0, ended.output
+        if options:
+            assert f" {at_once} at once" in ended.stdout

@@ -169,8 +169,16 @@ def test_mixed_epochs_share_nothing_with_another_budget() -> None:
     assert shared_steps(steps(order), steps(order, "model.dropout.mlp={value: 0.1, start: 50%}")) == 16
 
 
-@pytest.mark.parametrize("cut", ["fixed", "shifted"])
-@pytest.mark.parametrize("order", ["reshuffle", "mixed"])
+@pytest.mark.parametrize(
+    ("cut", "order"),
+    [
+        ("fixed", "reshuffle"),
+        ("fixed", "mixed"),
+        ("shifted", "reshuffle"),
+        ("shifted", "mixed"),
+        ("repacked", "same"),
+    ],
+)
 def test_tokens_of_steps_are_those_of_the_plan(cut: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = (f"data.cut={cut}", f"data.order={order}", "train.total_tokens=9999")
     listed = steps(*overrides)

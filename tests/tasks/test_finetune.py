@@ -140,7 +140,7 @@ def test_a_step_that_is_not_finite_ends_the_fine_tuning(
 def test_each_example_is_seen_in_each_epoch(
     trained: Trained, make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[int]] = []
+    parent, seen = trained("causal"), list[list[int]]()
     inner = loop.train_step
 
     def noted(trainer: Trainer, batch: Batch, settings: Settings) -> Any:
@@ -149,7 +149,7 @@ def test_each_example_is_seen_in_each_epoch(
         return inner(trainer, batch, settings)
 
     monkeypatch.setattr(loop, "train_step", noted)
-    results = tune(trained("causal"), make_task(), tmp_path / "out", "train.micro_batch_windows=3")
+    results = tune(parent, make_task(), tmp_path / "out", "train.micro_batch_windows=3")
     flat = [int(number) for step in seen for number in step]
     train = results.examples["train"]
     assert train == 15 and len(flat) == 3 * train

@@ -12,7 +12,7 @@ from small_tasks import MakeTask
 from typer.testing import CliRunner
 
 from reptrain.cli import app
-from reptrain.errors import CannotSayError, ConfigError
+from reptrain.errors import CannotSayError, ConfigError, RunError
 from reptrain.tasks.audit import audit_finetuning
 from reptrain.tasks.finetune import finetune, load_finetune
 from reptrain.tasks.pairs import SourceTarget
@@ -41,8 +41,11 @@ def test_audit_of_a_fine_tuning_is_exact(
     masked = ("regularize.masked_inputs=0.5",) if reading == "causal" else ()
     settings = ("train.micro_batch_windows=3", "regularize.input_noise=0.2", *masked)
     out = tune(trained(reading), make_task(), tmp_path / "out", *settings, seeds=2)
+    (out / "seed-old").mkdir()
     report = audit_finetuning(out)
     assert (report.exact, report.complete, report.exit_code) == (True, True, 0), report.text()
+    with pytest.raises(RunError, match="must be the folder of a fine-tuning run, or its folder seed-S"):
+        audit_finetuning(out / "seed-old")
     assert [(seed.seed, seed.steps, seed.exposures) for seed in report.seeds] == [
         (0, 8, {2: 15}),
         (1, 8, {2: 15}),

@@ -111,6 +111,16 @@ def test_no_warning_where_the_store_is_read(
     assert "(100 %)" in printed and "WARNING" not in printed
 
 
+def test_the_warning_of_a_short_run_does_not_advise_a_larger_subset(
+    tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny("data.unique_tokens=1000", "train.total_tokens=500", "evaluate.max_windows=1")
+    train(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert re.search(r"WARNING: the run reads .* It ends within its first epoch\.\n", printed)
+    assert "data.unique_tokens=null" not in printed
+
+
 def test_a_spike_is_noted_and_changes_nothing(
     tiny: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

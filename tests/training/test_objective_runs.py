@@ -410,7 +410,9 @@ def test_exposures_leave_out_steps_that_were_not_applied(by_heart: ScoredRun, tm
     lines[fifth] = lines[fifth].replace('"applied":true', '"applied":false')
     path.write_text("\n".join(lines) + "\n")
     start = np.arange(0, 160, 32)
-    before, after = (exposures(run, 0, start) for run in (by_heart, open_run(copy, device="cpu")))
+    subset = next(subset for _, subset in by_heart.sources.values())
+    assert subset is not None
+    before, after = (exposures(run, 0, subset, start) for run in (by_heart, open_run(copy, device="cpu")))
     # Steps of three windows of five: 3 of them lost one.
     assert sorted(before - after) == [0] * 2 + [1] * 3
     plan = RunFolder.open(copy).plan.mixture_plan()

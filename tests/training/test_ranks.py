@@ -94,8 +94,8 @@ BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16
 MIXTURE = {
     "mixture": [
         *("data.store=null", "data.unique_tokens=null", "train.total_tokens=null"),
-        "data.sources.first={store: 'STORE', unique_tokens: 320, total_tokens: 1.5epochs}",
-        "data.sources.second={store: 'STORE', unique_tokens: 200, subset_seed: 1}",
+        "data.sources.first={store: 'STORE', unique_tokens: 320, total_tokens: 1.5epochs, cut: repacked}",
+        "data.sources.second={store: 'STORE', unique_tokens: 200, subset_seed: 1, cut: repacked}",
         "train.micro_batch_windows=2",
     ]
 }

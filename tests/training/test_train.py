@@ -27,6 +27,7 @@ from reptrain.store import open_store
 from reptrain.store.hashing import write_checksum
 from reptrain.tokenization import tokenize
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 
 MakeConfig = Callable[..., RunConfig]
 TIMING = {"step_ms", "tokens_per_s", "tokens_per_s_per_device", "rank_ms"}
@@ -121,6 +122,27 @@ def test_crashed_twice_equals_unbroken_bit_for_bit(
     assert train(finished.config, out).state == "done"
     assert_same(RunFolder.open(out), finished)
     assert audit(out).exact
+
+
+def test_repacked_epochs_resume_within_an_epoch(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 20 windows in each of 3 epochs, 7 in a step: the crash is in the second epoch.
+    config = tiny(
+        "data.cut=repacked", "data.unique_tokens=639", "train.batch_windows=7", "train.total_tokens=3epochs",
+        "checkpoint.every_fraction=0.4", "evaluate.max_windows=2",
+    )  # fmt: skip
+    assert train(config, tmp_path / "unbroken").state == "done"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 5, crash)
+        train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run").state == "done"
+    resumed = RunFolder.open(tmp_path / "run")
+    (event,) = (event for event in resumed.events.records() if event.event == "resumed")
+    assert 20 < 7 * event.step < 40
+    assert_same(resumed, RunFolder.open(tmp_path / "unbroken"))
+    report = audit_inputs(tmp_path / "run")
+    assert report.exact and report.complete and report.exposures == {3: 639}, report.text()
 
 
 def test_signal_leads_to_a_checkpoint_and_an_exact_continuation(
@@ -322,12 +344,13 @@ def test_resume_at_another_stage_goes_on(
     "overrides",
     [
         ["data.cut=shifted", "train.total_tokens=2.5epochs"],
+        ["data.cut=repacked", "train.total_tokens=2.5epochs", "data.document_mask=true"],
         ["data.order=same", "train.activation_checkpointing=true", *DROPOUT],
         ["data.unique_tokens=40", "train.batch_windows=7", "train.total_tokens=9epochs"],
         ["data.unique_tokens=33", "data.window_tokens=1", "train.total_tokens=1epochs"],
         ["data.unique_tokens=32", "train.total_tokens=1", "train.batch_windows=1"],
     ],
-    ids=["shifted", "same", "batch-larger-than-epoch", "window-of-one", "one-window"],
+    ids=["shifted", "repacked", "same", "batch-larger-than-epoch", "window-of-one", "one-window"],
 )
 def test_odd_sizes_train_and_audit_exact(tiny: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
     train(tiny(*overrides), tmp_path / "run")

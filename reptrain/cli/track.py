@@ -1,0 +1,64 @@
+"""The command that sends metrics to an experiment tracker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reptrain.cli.common import app, show
+from reptrain.cli.options import AsJson, RunFolders
+from reptrain.errors import ConfigError
+
+
+@app.command()
+def track(
+    runs: RunFolders,
+    to: Annotated[Literal["wandb", "mlflow", "tensorboard"], typer.Option("--to", help="The tracker.")],
+    project: Annotated[
+        str, typer.Option("--project", help="Project of wandb, or experiment of MLflow.")
+    ] = "reptrain",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With wandb: write a folder for `wandb sync`, and send nothing.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for more steps until the run ends; for one run.")
+    ] = False,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Send settings that are paths or addresses, too.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="With tensorboard: folder for links to the curves of all runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send the metrics of runs to wandb or MLflow, or show their TensorBoard curves side by side.
+
+    Sends figures and settings. Paths, text, the machine, the user and the console output are not sent.
+    """
+    from reptrain.runs.trackers import link_boards
+    from reptrain.runs.trackers import track as send
+
+    if to == "tensorboard":
+        if out is None:
+            raise ConfigError(
+                "--out", got="nothing", rule="must be given with --to tensorboard", remedy="Pass --out DIR."
+            )
+        links = link_boards(runs, out)
+        text = f"{len(links)} runs: tensorboard --logdir {out}"
+        show({"links": [str(link) for link in links]}, text, as_json=as_json)
+        return
+    if follow and len(runs) > 1:
+        raise ConfigError(
+            "--follow",
+            got=f"{len(runs)} runs",
+            rule="must have one run",
+            remedy="Start it once for each run.",
+        )
+    sent = {
+        str(run): send(run, to, project=project, offline=offline, follow=follow, paths=paths) for run in runs
+    }
+    text = "\n".join(f"{run}: {number:,} records" for run, number in sent.items())
+    show(sent, text, as_json=as_json)
