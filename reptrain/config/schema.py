@@ -319,10 +319,14 @@ class RunConfig(Frozen):
         return budget.in_raw_terms(inputs=inputs, targets=targets)
 
     @property
+    def distills_itself(self) -> bool:
+        """Whether each cycle is distilled from the run's own previous cycle."""
+        return self.distill is not None and not self.distill.teacher
+
+    @property
     def keeps_cycle_ends(self) -> bool:
         """Whether the checkpoint at the end of each cycle of the learning rate is kept."""
-        distills_itself = self.distill is not None and not self.distill.teacher
-        return self.checkpoint.at_cycle_ends or distills_itself
+        return self.checkpoint.at_cycle_ends or self.distills_itself
 
     @property
     def window_tokens(self) -> int:
