@@ -233,6 +233,7 @@ NOT_DERIVED = {
     "CheckpointConfig.keep_every_fraction",
     # Null is `seed`, which is there.
     "SeedsConfig.order",
+    "RunConfig.distill",
     "SeedsConfig.noise",
     "SeedsConfig.weights",
     "SeedsConfig.dropout",
