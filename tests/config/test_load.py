@@ -105,7 +105,7 @@ def test_overrides_do_not_change_their_input() -> None:
         ("model.dropout.mlp=1", ["model.dropout.mlp", "less than 1"]),
         ("optimizer.lr=.nan", ["optimizer.lr", "finite"]),
         ("data=3", ["data"]),
-        ("data.store.deeper=3", ["data.store.deeper", "sections"]),
+        ("data.store.deeper=3", ["data.store.deeper", "section"]),
     ],
 )
 def test_validate_names_key_rule_and_value(override: str, words: list[str]) -> None:
