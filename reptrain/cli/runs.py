@@ -179,6 +179,14 @@ def audit(
             metavar="KEY", help="Sign the ledger's head with this SSH key, as ledger.sig in the run."
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a one-page certificate of the exposures, without text and paths; with --sign"
+            " also its signature, FILE.sig.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recount how often each token reached the model, from ledger and store.
@@ -200,7 +208,8 @@ def audit(
 
     if is_finetuning(run):
         given = {"--store": store, "--exposures": exposures, "--head": head, "--signature": signature}
-        tuned = finetuning_audit(run, {**given, "--signers": signers, "--sign": sign})
+        given |= {"--signers": signers, "--sign": sign, "--certificate": certificate}
+        tuned = finetuning_audit(run, given)
         show(json.loads(tuned.model_dump_json()), tuned.text(), as_json=as_json)
         raise typer.Exit(tuned.exit_code)
     if (signature is None) != (signers is None):
@@ -226,4 +235,9 @@ def audit(
     if sign is not None and report.ledger is not None:
         sign_head(report.ledger.head, sign, run / "ledger.sig")
         typer.echo(f"signed as {run / 'ledger.sig'}", err=True)
+    if certificate is not None:
+        from reptrain.auditing.certificate import certify
+
+        certify(run, report, certificate, stores=options["store"] or {}, key=sign)
+        typer.echo(f"certificate: {certificate}", err=True)
     raise typer.Exit(report.exit_code)

@@ -64,6 +64,8 @@ class Split:
         self.num_documents = info.documents
         self.num_tokens = info.tokens
         self.text_bytes = info.text_bytes
+        self.words = info.words
+        """Words, separated by white space; None in a store that was made before they were counted."""
         self._folder = folder
         self._shards, self._files = info.shards, files
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)])

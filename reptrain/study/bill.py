@@ -297,7 +297,8 @@ def _checkpoints(config: RunConfig, parameters: int, study: StudyConfig) -> int:
     number = 1
     if study.keep_checkpoints == "all":
         kept = round(1 / saving.keep_every_fraction) if saving.keep_every_fraction else 0
-        number = saving.keep_last + kept + len(saving.at_steps)
+        cycles = config.schedule.cycles if saving.at_cycle_ends else 0
+        number = saving.keep_last + kept + len(saving.at_steps) + len(saving.at_text) + cycles
     return number * parameters * (_BYTES_OF_STATE + (_BYTES_OF_AVERAGE if config.average else 0))
 
 

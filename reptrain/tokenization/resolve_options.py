@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reptrain.errors import ConfigError, StoreError, TokenizerError, check_choice
 from reptrain.text import Tokenizer, load_tokenizer
+from reptrain.text.ends import find_end
 from reptrain.text.train_unigram import DEFAULT_VOCAB_SIZE
 from reptrain.tokenization.near import check_near
 from reptrain.tokenization.strata import SPLIT_VERSION
@@ -100,9 +101,14 @@ def load_given_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None
         return None
     tokenizer = load_tokenizer(path, eos)
     if tokenizer.eos_id < 0:
+        got = "none"
+        if (named := find_end(path.parent)) is not None:
+            got = (
+                f"{named.id if named.piece is None else named.piece} in {named.file}, no special piece of it"
+            )
         raise TokenizerError(
             f"tokenizer {path}",
-            got="none",
+            got=got,
             rule="must have an end-of-sentence piece, which ends every document",
             remedy="Name a special piece with --eos, or leave the tokenizer out to train one.",
         )
