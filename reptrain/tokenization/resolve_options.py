@@ -78,8 +78,8 @@ def resolve_options(options: TokenizeOptions, tokenizer: Tokenizer | None) -> St
                 name,
                 got=f"{value} beside a model of {tokenizer.vocab_size} pieces,"
                 f" {tokenizer.num_sentinels} sentinels",
-                rule="must be left out where a tokenizer is given",
-                remedy="Leave it out, or leave the tokenizer out to train one.",
+                rule="must be omitted if a tokenizer is given",
+                remedy="Omit it, or omit the tokenizer to train one.",
             )
     return StoreOptions(**resolved)
 
@@ -95,7 +95,7 @@ def load_given_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None
             raise TokenizerError(
                 "eos",
                 got=repr(eos),
-                rule="must be left out where no tokenizer is given",
+                rule="must be omitted if no tokenizer is given",
                 remedy="A trained tokenizer ends documents with </s>.",
             )
         return None
@@ -122,7 +122,7 @@ def _resolve_near(options: TokenizeOptions) -> NearSettings | None:
         raise StoreError(
             "near",
             got=f"settings with dedup {options.dedup!r}",
-            rule="must be left out where near-duplicates are not detected",
+            rule="must be omitted if near-duplicates are not detected",
             remedy="Set dedup to `minhash` or `group`.",
         )
     return None

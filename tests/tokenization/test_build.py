@@ -251,5 +251,5 @@ def test_tokenize_notices_a_source_that_changes_meanwhile(tmp_path: Path, corpus
         if stage == "tokenize" and done == 0:
             path.write_text("\n".join(path.read_text().splitlines()[:-1]))
 
-    with pytest.raises(StoreError, match="must stay the same while it is tokenized"):
+    with pytest.raises(StoreError, match="must not change while it is tokenized"):
         tokenize([path], tmp_path / "s", tokenizer=model, progress=grow)
