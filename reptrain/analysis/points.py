@@ -177,7 +177,7 @@ def variable_columns(law: Law, columns: Mapping[str, str]) -> dict[str, str]:
             f"variables of the law {law.name}",
             got=", ".join(unknown),
             rule=f"must be among {', '.join(law.variables)}",
-            remedy="Remove the others from the columns.",
+            remedy="Remove the other columns.",
         )
     missing = [name for name in law.variables if name not in columns and name not in COLUMNS]
     if missing:

@@ -64,7 +64,7 @@ SAME = CLAIM | {"contrast": {"treatment": {"entry": "a"}, "control": {"entry": "
         ({"axes": {"optimizer.lrr": [1, 2]}}, "optimizer.lrr: must be a known key"),
         (
             {"then": [{"name": n, "do": "export", "of": o} for n, o in (("x", "y"), ("y", "x"))]},
-            "must have no entry that needs itself, but got x of y of x",
+            "must not be circular, but got x of y of x",
         ),
         ({**TWO, "claims": [CLAIM]}, "claim c: treatment: must select an arm of the study, but got entry=z"),
         ({"constraints": [{"equal": "flops", "too": "a"}]}, "too"),

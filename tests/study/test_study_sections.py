@@ -138,7 +138,7 @@ def test_constraints_equal_tokens_and_drop() -> None:
         ({"then": [{"name": "x", "do": "evaluate"}], "arms": [{"name": "x.base"}, {"name": "x"}]}, None),
         (
             {"then": [{"name": "x", "do": "evaluate"}], "arms": [{"name": "x.a"}, {"name": "a"}]},
-            "must name each node once",
+            "must have unique node names",
         ),
     ],
 )
