@@ -48,7 +48,7 @@ class ShardWriter:
         self._writer: pa.RecordBatchFileWriter | None = None
         self._pending: list[tuple[Document, TokenArray]] = []
         self._pending_tokens = 0
-        self._documents = self._tokens = self._text_bytes = 0
+        self._documents = self._tokens = self._text_bytes = self._words = 0
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +68,7 @@ class ShardWriter:
         self._documents += 1
         self._tokens += len(tokens)
         self._text_bytes += len(document.text.encode())
+        self._words += len(document.text.split())
         if self._pending_tokens >= BATCH_TOKENS or len(self._pending) >= BATCH_DOCUMENTS:
             self._flush()
 
@@ -91,6 +92,7 @@ class ShardWriter:
             documents=self._documents,
             tokens=self._tokens,
             text_bytes=self._text_bytes,
+            words=self._words,
         )
 
     def _flush(self) -> None:
@@ -112,10 +114,12 @@ class ShardWriter:
         self._pending_tokens = 0
 
 
-def _array(column: Any) -> Any:
-    """The values of an Arrow array, without a copy."""
-    # `to_numpy` would import pandas, if installed: a quarter of a second.
-    return np.from_dlpack(column)
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """An array of numbers without nulls, without a copy.
+
+    `pyarrow.Array.to_numpy` would import pandas, if installed, which takes a quarter of a second.
+    """
+    return np.from_dlpack(array)
 
 
 class ShardReader:
@@ -133,8 +137,9 @@ class ShardReader:
         try:
             file = pa.ipc.open_file(pa.memory_map(str(path)))
             self.batches = [file.get_batch(index) for index in range(file.num_record_batches)]
-            self.tokens = [_array(batch.column("tokens").values) for batch in self.batches]
-            self.offsets = [_array(batch.column("tokens").offsets) for batch in self.batches]
+            columns = [batch.column("tokens") for batch in self.batches]
+            self.tokens: list[TokenArray] = [_numbers(column.values) for column in columns]
+            self.offsets: list[npt.NDArray[np.int32]] = [_numbers(column.offsets) for column in columns]
         except (OSError, pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
             raise _changed(path, str(error).splitlines()[0]) from error
         self.first_document = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
@@ -162,6 +167,6 @@ def _changed(path: Path, got: str) -> StoreError:
     return StoreError(
         f"shard {path}",
         got=got,
-        rule="must be as the manifest says",
+        rule="must match the manifest",
         remedy="Run `reptrain store verify`, and rebuild the store.",
     )
