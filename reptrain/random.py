@@ -29,6 +29,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from reptrain import random_native
+
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float64]
@@ -37,10 +39,9 @@ _PHILOX = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
-_ZERO = np.uint64(0)
 _PHILOX_ROUNDS = 10
 
-_DRAW, _DERIVE = np.uint64(0), np.uint64(1)
+_DRAW, _DERIVE = 0, 1
 
 GAMMA = 0x9E3779B97F4A7C15
 MULTIPLY = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -51,6 +52,9 @@ _UNMULTIPLY = tuple(np.uint64(pow(factor, -1, 2**64)) for factor in MULTIPLY)
 _SMALL, _ROUNDS_SMALL, _ROUNDS_LARGE = 4096, 24, 10
 # Temporaries of one chunk fit in a core's cache.
 _CHUNK = 1 << 14
+
+# Below this size, the call into C takes longer than NumPy.
+_IN_C = 16
 
 _Words = tuple[UInt64s, UInt64s, UInt64s, UInt64s]
 
@@ -74,9 +78,13 @@ def philox4x32(counter: _Words, key: tuple[UInt64s, UInt64s]) -> _Words:
     return c0, c1, c2, c3
 
 
-def _block(key: UInt64s, w0: UInt64s, w1: UInt64s, w2: np.uint64, use: np.uint64) -> UInt64s:
-    """The first 64 bits of the Philox block at a counter of four 32-bit words."""
-    words = (w0, w1, np.asarray(w2), np.asarray(use))
+def _block(key: UInt64s, word: UInt64s, third: int, use: int) -> UInt64s:
+    """The first 64 bits of the Philox block at a counter of four 32-bit words, two of them in ``word``."""
+    if max(key.size, word.size) >= _IN_C:
+        drawn = random_native.blocks(key, word, third, use)
+        if drawn is not None:
+            return drawn
+    words = (word & _LOW, word >> _HALF, np.asarray(np.uint64(third)), np.asarray(np.uint64(use)))
     low, high, _, _ = philox4x32(words, (key & _LOW, key >> _HALF))
     return low | (high << _HALF)
 
@@ -95,7 +103,7 @@ def key(seed: int, purpose: str, *parts: int | Int64s) -> UInt64s:
     derived = np.asarray(_purpose_key(seed, purpose, len(parts)), dtype=np.uint64)
     for number, part in enumerate(parts, start=1):
         word = np.asarray(part).astype(np.uint64)
-        derived = _block(derived, word & _LOW, word >> _HALF, np.uint64(number), _DERIVE)
+        derived = _block(derived, word, number, _DERIVE)
     return np.asarray(derived)
 
 
@@ -103,7 +111,7 @@ def key(seed: int, purpose: str, *parts: int | Int64s) -> UInt64s:
 def _purpose_key(seed: int, purpose: str, num_parts: int) -> int:
     name = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     start, word = np.asarray(seed, dtype=np.uint64), np.asarray(name, dtype=np.uint64)
-    return int(_block(start, word & _LOW, word >> _HALF, np.uint64(num_parts), _DERIVE))
+    return int(_block(start, word, num_parts, _DERIVE))
 
 
 def uint64(key: UInt64s, counter_N: int | Int64s) -> UInt64s:
@@ -114,7 +122,7 @@ def uint64(key: UInt64s, counter_N: int | Int64s) -> UInt64s:
         counter_N: int64, at least 0.
     """
     word = np.asarray(counter_N).astype(np.uint64)
-    return np.asarray(_block(key, word & _LOW, word >> _HALF, _ZERO, _DRAW))
+    return np.asarray(_block(key, word, 0, _DRAW))
 
 
 def uint32(key: UInt64s, counter_N: int | Int64s) -> npt.NDArray[np.uint32]:

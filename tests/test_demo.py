@@ -88,18 +88,21 @@ def unigram_entropy(store: Path, split: str) -> float:
 
 
 @pytest.mark.timeout(DEMO_S)
-def test_300_steps_end_half_a_nat_under_the_unigram_entropy(demo: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps", "margin"), [(100, 0.0), pytest.param(300, 0.5, marks=pytest.mark.slow)])
+def test_steps_end_under_the_unigram_entropy(
+    demo: tuple[Path, str], tmp_path: Path, steps: int, margin: float
+) -> None:
     store = demo[0] / "store"
     overrides = [
         *(f"data.store={store}", "data.unique_tokens=null", "data.window_tokens=64"),
-        *(f"train.total_tokens={300 * 1024}", "train.batch_windows=16"),
-        *("evaluate.every_fraction=1", "evaluate.max_windows=1000"),
+        *(f"train.total_tokens={steps * 1024}", "train.batch_windows=16"),
+        *("evaluate.every_fraction=1", f"evaluate.max_windows={200 if steps == 100 else 1000}"),
     ]
     config = load_run_config(ROOT / "configs" / "tiny" / "decoder.yaml", overrides)
-    assert train(config, tmp_path / "run").steps == pytest.approx(300, abs=1)
+    assert train(config, tmp_path / "run").steps == pytest.approx(steps, abs=1)
     scores = {record.set: record.nats for record in RunFolder.open(tmp_path / "run").metrics.records("valid")}
-    assert scores["report"] < unigram_entropy(store, "report") - 0.5
-    assert scores["select"] < unigram_entropy(store, "select") - 0.5
+    assert scores["report"] < unigram_entropy(store, "report") - margin
+    assert scores["select"] < unigram_entropy(store, "select") - margin
 
 
 def target_entropy(config: RunConfig) -> float:
@@ -128,12 +131,12 @@ def hold_half_a_nat_under_the_unigram_entropy(out: Path, config: RunConfig) -> N
 def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> None:
     overrides = [
         *(f"data.store={demo[0] / 'store'}", "data.unique_tokens=2**17", "objective.input_tokens=32"),
-        *("train.batch_windows=32", "train.total_tokens=2.4epochs", "evaluate.every_fraction=1"),
+        *("train.batch_windows=32", "train.total_tokens=1.3epochs", "evaluate.every_fraction=1"),
         # A few short windows would measure little but chance.
-        "evaluate.max_windows=1000",
+        "evaluate.max_windows=300",
     ]
     config = load_run_config(TINY_T5, overrides)
-    assert train(config, tmp_path / "run").steps <= 300
+    assert train(config, tmp_path / "run").steps <= 150
     hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", config)
 
 

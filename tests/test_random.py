@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptrain import random
+from reptrain import random, random_native
 
 seeds = st.integers(0, 2**63 - 1)
 sizes = st.one_of(st.integers(1, 300), st.integers(4080, 4110), st.sampled_from([2**14, 20_000]))
@@ -197,3 +197,16 @@ def test_permute_of_a_long_range_looks_shuffled():
 def test_permute_refuses_what_lies_outside(index, n):
     with pytest.raises(ValueError, match="must be in"):
         random.permute(np.asarray([index]), n, random.key(0, "order"))
+
+
+def test_draws_in_c_equal_those_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = np.array([0, 1, 2**32 - 1, 2**32, 2**62 + 12345] * 20, dtype=np.int64)
+
+    def drawn() -> list[np.ndarray]:
+        keys = random.key(2**64 - 1, "a purpose", large[:, None], 3)
+        return [keys, random.uint64(keys, np.arange(50)), random.uniform(random.key(5, "one key"), large)]
+
+    in_c = drawn()
+    monkeypatch.setattr(random_native, "_library", lambda: None)
+    for ours, theirs in zip(in_c, drawn(), strict=True):
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)

@@ -1,30 +1,21 @@
 """`counter.random_words` and `counter.dropout` in C, for CPU tensors in eager mode.
 
-The C file is compiled once into the user cache. Without a compiler, `counter` uses plain torch, which is
-slower and gives the same bits. Code compiled by torch.compile never calls this module.
+Without a compiler, `counter` uses plain torch (see `native`). Code compiled by torch.compile never calls this
+module.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 
+from reptrain_kernels import native
+
 _SOURCE = Path(__file__).with_name("counter.c")
-# No fused multiply-add and no other change of rounding. The OpenMP library is the one that torch has loaded.
-_FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-# First with one version for each generation of x86 processors, which not all compilers support.
-_FLAG_SETS = ((*_FLAGS, "-DFOR_EACH_PROCESSOR"), _FLAGS)
 _DTYPES = {
     torch.float32: "dropout_float32",
     torch.float64: "dropout_float64",
@@ -86,45 +77,8 @@ def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled library; None without a compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    name = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAG_SETS, compiler)).encode()).hexdigest()[:16]
-    built = Path(platformdirs.user_cache_dir("reptrain")) / "native" / f"{platform.machine()}-{name}.so"
-    try:
-        if not built.exists():
-            built.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, built)
-        return _declared(ctypes.CDLL(str(built)))
-    except (OSError, subprocess.SubprocessError):
-        pass
-    # The cache cannot be written, or its file cannot be read.
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            _compile(compiler, Path(folder) / "counter.so")
-            return _declared(ctypes.CDLL(str(Path(folder) / "counter.so")))
-        except (OSError, subprocess.SubprocessError):
-            return None
-
-
-def _compile(compiler: str, built: Path) -> None:
-    """Compile the C file to a temporary name and rename it, since other ranks may do the same.
-
-    Raises:
-        OSError: If the folder cannot be written.
-        subprocess.SubprocessError: If the compiler fails.
-    """
-    temporary = built.with_name(f"{built.name}.{os.getpid()}")
-    try:
-        for flags in _FLAG_SETS:
-            command = [compiler, *flags, str(_SOURCE), "-o", str(temporary)]
-            done = subprocess.run(command, capture_output=True, timeout=60)
-            if done.returncode == 0:
-                break
-        done.check_returncode()
-        temporary.replace(built)
-    finally:
-        temporary.unlink(missing_ok=True)
+    library = native.load(_SOURCE)
+    return None if library is None else _declared(library)
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

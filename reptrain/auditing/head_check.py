@@ -73,7 +73,7 @@ def signature_of(text: str, key: Path, namespace: str) -> str:
             f"--sign {key}",
             got=_said(result),
             rule="must be a key that ssh-keygen can sign with",
-            remedy="Make one with `ssh-keygen -t ed25519 -f FILE`.",
+            remedy="Create one with `ssh-keygen -t ed25519 -f FILE`.",
         )
     return result.stdout
 

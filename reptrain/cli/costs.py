@@ -24,7 +24,7 @@ DeviceName = Annotated[
 ]
 Mfu = Annotated[
     float | None,
-    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, where no rate is measured."),
+    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, if no rate is measured."),
 ]
 PeakTflops = Annotated[
     float | None,
@@ -40,13 +40,15 @@ Prices = Annotated[
         "--prices", metavar="CSV", help="Table of devices with your prices.", show_default="built in"
     ),
 ]
-Pue = Annotated[float, typer.Option("--pue", min=1.0, help="Energy of the building over that of the GPUs.")]
+Pue = Annotated[
+    float, typer.Option("--pue", min=1.0, help="Energy of the data center divided by that of the GPUs.")
+]
 
 
 @app.command()
 def advise(
     unique_tokens: Annotated[
-        int | None, count_option("--unique-tokens", help="Unique tokens at hand; or --store.")
+        int | None, count_option("--unique-tokens", help="Available unique tokens; or --store.")
     ] = None,
     store: Annotated[
         Path | None,
@@ -63,14 +65,15 @@ def advise(
     gpus: NumGpus = 1,
     hours: Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")] = None,
     tokens: Annotated[
-        int | None, count_option("--hold-tokens", help="Hold the consumed tokens D; the size is chosen.")
+        int | None,
+        count_option("--hold-tokens", help="Hold the consumed tokens D fixed; only the size is chosen."),
     ] = None,
     ratio: Annotated[
         float | None,
         typer.Option(
             "--hold-tokens-per-parameter",
             metavar="RATIO",
-            help="Hold the ratio D/N; the size is chosen, which also sets D.",
+            help="Hold the ratio D/N fixed; only the size is chosen, which also sets D.",
         ),
     ] = None,
     device: DeviceName = None,
@@ -79,7 +82,7 @@ def advise(
     price: Price = None,
     prices: Prices = None,
     runs: Annotated[
-        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Runs of yours to fit the law to.")
+        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Your runs to fit the law to.")
     ] = None,
     law: Annotated[str, typer.Option("--law", help="Law to fit to them.")] = "excess-saturating",
     metric: Annotated[
@@ -92,11 +95,11 @@ def advise(
         ),
     ] = None,
     num_bootstraps: Annotated[
-        int, count_option("--bootstraps", least=0, help="Bootstrap samples for the intervals.")
+        int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
     ] = 200,
     as_json: AsJson = False,
 ) -> None:
-    """Advise on size, epochs and regularization for unique tokens and a budget."""
+    """Recommend size, epochs and regularization for a number of unique tokens and a budget."""
     from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
     from reptrain.analysis.advise import advise as advice_for
     from reptrain.analysis.answer import FitOptions

@@ -38,7 +38,7 @@ def export_command(
 ) -> None:
     """Write a model as a Hugging Face folder: T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2.
 
-    Shared layers become copies. A model that transformers has no class for is refused.
+    Shared layers become copies. A model without a class in transformers is refused.
     """
     from reptrain.hub.export import export_model
     from reptrain.hub.revisions import export_revisions

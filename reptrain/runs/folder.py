@@ -130,7 +130,7 @@ class RunFolder:
                 f"run folder {path}",
                 got="no plan.json",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` makes run folders. Score fine-tuned and imported"
+                remedy="Check the path; `reptrain train` creates run folders. Score fine-tuned and imported"
                 " models with `reptrain score-task` or `reptrain lm-eval`.",
             )
         return folder
@@ -184,8 +184,8 @@ class RunFolder:
             raise RunError(
                 str(path),
                 got=f"no record ({error})",
-                rule="must be a whole record of the run",
-                remedy="Remove the file; the next start writes it again.",
+                rule="must be a complete record of the run",
+                remedy="Remove the file; the next `reptrain train` writes it again.",
             ) from error
         return environment
 
@@ -200,7 +200,7 @@ class RunFolder:
             RunError: If status.json is invalid.
         """
         path = self.path / "status.json"
-        remedy = "Remove the file; the next start writes it again."
+        remedy = "Remove the file; the next `reptrain train` writes it again."
         if not path.exists():
             return _status("created", None, None)
         return read_record(RunStatus, path, remedy=remedy)

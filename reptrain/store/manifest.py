@@ -187,7 +187,7 @@ def read_manifest(folder: Path, *, named_by: str | None = None) -> StoreManifest
             f"store {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),
             got=f"{path.name}: {error.strerror}",
             rule="must be a folder with a manifest",
-            remedy="Make it with `reptrain tokenize`; an interrupted one resumes with the same command."
+            remedy="Create it with `reptrain tokenize`; an interrupted one resumes with the same command."
             + elsewhere,
         ) from error
     except ValidationError as error:

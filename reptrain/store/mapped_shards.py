@@ -5,7 +5,7 @@ Shapes: D parts of documents, R record batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -129,7 +129,9 @@ class _Table:
         return np.frombuffer(taken.buffers()[2], self._dtype, total)
 
 
-def _spanning(arrays: list[npt.NDArray[np.generic]], dtype: np.dtype[np.generic]) -> tuple[pa.Buffer, Int64s]:
+def _spanning(
+    arrays: Sequence[npt.NDArray[np.generic]], dtype: np.dtype[np.generic]
+) -> tuple[pa.Buffer, Int64s]:
     """The memory from the first of the arrays to the last, and their positions in it in elements.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,10 +33,20 @@ def stdlib_documents() -> Iterator[Document]:
     for name in sorted(topics):
         yield Document(f"topic:{name}", "topics", topics[name])
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS.isdisjoint(relative.parts) and not relative.parts[0].startswith("config-"):
-            yield from _docstrings(path.read_bytes(), ".".join(relative.with_suffix("").parts))
+    for path in sorted(_sources(root)):
+        yield from _docstrings(path.read_bytes(), ".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    """The source files of the standard library; skipped folders, which may be huge, are not entered."""
+    for folder, names, files in os.walk(root):
+        is_root = Path(folder) == root
+        names[:] = [
+            name
+            for name in names
+            if name not in _SKIPPED_FOLDERS and not (is_root and name.startswith("config-"))
+        ]
+        yield from (Path(folder, file) for file in files if file.endswith(".py"))
 
 
 def _docstrings(source: bytes, module: str) -> Iterator[Document]:

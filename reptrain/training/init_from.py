@@ -140,7 +140,8 @@ def _refuse_other_shapes(parent: SavedModel, model: ModelConfig, vocab_size: int
                 f"model, parameter {name}",
                 got=got,
                 rule=f"must have {wanted}, as in {parent.path}",
-                remedy="Set model as there (embedding: model.vocab_size), or leave init_from out.",
+                remedy="Use the model settings of the parent (for the embedding, model.vocab_size),"
+                " or remove init_from.",
             )
 
 
@@ -159,6 +160,6 @@ def refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
         raise ConfigError(
             "data",
             got=f"a store whose tokenizer has {differing.other!r} as id {differing.id}",
-            rule=f"must have {differing.one!r} there, as the tokenizer of {parent.path}",
-            remedy="Make the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
+            rule=f"must have {differing.one!r} as this id, like the tokenizer of {parent.path}",
+            remedy="Create the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
         )

@@ -120,7 +120,7 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
                 f"stores {first.path} and {other.path}",
                 got=f"tokenizers with the fingerprints {first.manifest.tokenizer}"
                 f" and {other.manifest.tokenizer}",
-                rule="must have been made by one tokenizer to be mixed",
+                rule="must have the same tokenizer to be mixed",
                 remedy="Rebuild one of them with `reptrain tokenize --tokenizer`"
                 f" and the tokenizer in {first.path}.",
             )
@@ -142,7 +142,7 @@ def _intact(path: Path, named_by: str) -> Store:
         raise StoreError(
             f"store {path}",
             got=report.problems[0],
-            rule="must be as it was sealed",
+            rule="must be unchanged since it was sealed",
             remedy="Restore its files, or rebuild it with `reptrain tokenize`.",
         )
     return store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 _SMALL = ["data.unique_tokens=2**10", "train.batch_windows=4", "evaluate.max_windows=4", "train.device=cpu"]
@@ -31,11 +32,19 @@ def shorten(arguments: list[str]) -> list[str]:
     if command == "tokenize":
         return [*arguments, "--vocab-size", "400", "--processes", "1"]
     if command == "demo":
+        _reuse_demo_store()
         out = [] if "--out" in arguments or "--quick" in arguments else ["--out", "runs/demo"]
         return [*arguments, "--quick", "--store-only", *out]
     if command == "generate":
         return [*arguments, "--max-new-tokens", "4"]
     return arguments
+
+
+def _reuse_demo_store() -> None:
+    """Give the quick demo the store that an earlier command made; `demo` checks and keeps it."""
+    made, wanted = Path("runs/demo"), Path("runs/demo-quick")
+    if made.exists() and not wanted.exists():
+        shutil.copytree(made, wanted)
 
 
 def is_repeated_launch(arguments: list[str]) -> bool:

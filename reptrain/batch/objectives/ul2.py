@@ -89,13 +89,15 @@ class UL2:
 
     def _counts(self, denoiser_N: Int64s, length_N: Int64s) -> Int64s:
         """Numbers of hidden tokens, spans and targets of each window, int64 [N, 3]."""
-        pairs, index_N = np.unique(np.stack([denoiser_N, length_N], 1), axis=0, return_inverse=True)
+        pairs, index_N = np.unique(length_N * len(self.config.denoisers) + denoiser_N, return_inverse=True)
         counts = [
             self.config.denoisers[denoiser].spans(length) if length else None
-            for denoiser, length in pairs.tolist()
+            for length, denoiser in (divmod(pair, len(self.config.denoisers)) for pair in pairs.tolist())
         ]
-        table = [(c.noise, c.spans, c.targets) if c else (0, 0, 0) for c in counts]
-        return np.array(table, dtype=np.int64).reshape(-1, 3)[index_N.reshape(-1)]
+        table: Int64s = np.array(
+            [(c.noise, c.spans, c.targets) if c else (0, 0, 0) for c in counts], dtype=np.int64
+        )
+        return table.reshape(-1, 3)[index_N]
 
     def loss_tokens(self, places: NoisePlaces) -> int:
         """Hidden tokens, one sentinel per span, and EOS, by each window's denoiser."""
