@@ -113,7 +113,7 @@ def parse_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
     except RecursionError as error:
         raise ReadError(
             got=f"{_depth(text):,} levels of nesting",
-            rule="must be JSON that is less deeply nested",
+            rule="must be JSON with fewer levels of nesting",
             remedy="Remove the nested value, or write it as a string.",
         ) from error
     except ReadError:

@@ -33,7 +33,7 @@ _HEAD = """\
 
 This page lists the findings of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230) and of later work, with
 the verdicts of the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the
-studies, and [From question to verdict](guides/claims.md) the verdicts. `make paper-page` rebuilds this page
+studies, and [Claims and verdicts](guides/claims.md) the verdicts. `make paper-page` rebuilds this page
 from the tables.
 """
 

@@ -252,7 +252,7 @@ def _check_hosts_use_visible(hosts: Mapping[str, int], gpus: int | None) -> None
             "CUDA_VISIBLE_DEVICES",
             got=repr(value[:60]),
             rule=f"must include 0 to {largest - 1} with --hostfile: ranks use the first GPUs of a host",
-            remedy="Unset it if the first GPUs are yours, or start the ranks with srun or torchrun.",
+            remedy="Unset it if the first GPUs are available, or start the ranks with srun or torchrun.",
         )
 
 

@@ -357,6 +357,11 @@ def _dropout(epochs: float) -> Hint:
     )
 
 
+def first_dropout(epochs: float) -> float:
+    """The lowest dropout that the hint for so many epochs names."""
+    return 0.0 if epochs <= 4 else 0.1 if epochs <= 16 else 0.2
+
+
 def _decay(epochs: float) -> Hint:
     if epochs <= 4:
         return Hint(topic="weight decay", advice="0.1 (AdamW)", source="common practice")
@@ -365,6 +370,11 @@ def _decay(epochs: float) -> Hint:
         advice="sweep 0.1 to 3.2 (AdamW), starting at 1.0; results differ, so measure",
         source="Kim et al., 2025 and arXiv 2605.01640: large decay is best; arXiv 2609.11917: no effect",
     )
+
+
+def first_decay(epochs: float) -> float:
+    """The weight decay at which the hint for so many epochs starts."""
+    return 0.1 if epochs <= 4 else 1.0
 
 
 def _stop(epochs: float) -> Hint:

@@ -101,7 +101,7 @@ def cost(
             raise AnalysisError(
                 "training rate",
                 got="neither a measured rate, nor MFU with FLOPs per token and a peak",
-                rule="must be known to cost a run",
+                rule="must be known to compute the cost of a run",
                 remedy="Give tokens per second per GPU; or the MFU, a model, and the device or its peak.",
             )
         rate = mfu * peak_flops / load.flops

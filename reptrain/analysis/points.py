@@ -129,7 +129,7 @@ def points_of(
         AnalysisError: If a column is missing, a value is NaN, infinite, zero or negative, or runs are not
             comparable (other `numerics_version` or `measure`).
     """
-    chosen = _columns(law, columns or {})
+    chosen = variable_columns(law, columns or {})
     present = ~np.asarray(column(table, metric).is_null().to_numpy(zero_copy_only=False), bool)
     if "status" in table.column_names:
         # The last loss of an unfinished run is not that of its budget.
@@ -161,14 +161,23 @@ def points_of(
     return Points(labels, variables, loss, codes.astype(np.int64), left_out, chosen, metric, kept)
 
 
-def _columns(law: Law, columns: Mapping[str, str]) -> dict[str, str]:
+def variable_columns(law: Law, columns: Mapping[str, str]) -> dict[str, str]:
+    """The column of each variable of a law.
+
+    Args:
+        law: The law.
+        columns: Columns of variables by name; the others are those of a study's table.
+
+    Raises:
+        AnalysisError: If the law has no such variable, or a variable has no column.
+    """
     unknown = [name for name in columns if name not in law.variables]
     if unknown:
         raise AnalysisError(
             f"variables of the law {law.name}",
             got=", ".join(unknown),
             rule=f"must be among {', '.join(law.variables)}",
-            remedy="Remove the others from the columns.",
+            remedy="Remove the other columns.",
         )
     missing = [name for name in law.variables if name not in columns and name not in COLUMNS]
     if missing:

@@ -208,12 +208,12 @@ class Claim(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Claim:
         if self.max_seeds is not None and self.max_seeds <= self.seeds:
-            raise ValueError(f"max_seeds must exceed seeds, which is {self.seeds}, but got {self.max_seeds}")
+            raise ValueError(f"max_seeds must exceed seeds, which is {self.seeds}; {self.max_seeds} does not")
         if self.direction == "equal" and not self.minimum_effect:
             raise ValueError("minimum_effect must be positive with direction equal; it is the margin")
         if self.seeds < FEWEST_SEEDS and self.family != EXPLORATORY:
             raise ValueError(
-                f"seeds must be {FEWEST_SEEDS} or more, but got {self.seeds}; a claim with fewer needs"
+                f"seeds must be {FEWEST_SEEDS} or more; {self.seeds} is not, and a claim with fewer needs"
                 f" family: {EXPLORATORY}, which gives an interval and no verdict"
             )
         if self.max_seeds is not None and self.family == EXPLORATORY:

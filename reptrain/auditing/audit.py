@@ -250,7 +250,8 @@ def _check_config(folder: RunFolder, opened: _Opened, recount: Recount) -> None:
         )
         return
     facts = folder.plan.facts()
-    asked = RunPlan.of(folder.config, stores=stores, stream=stream).facts()
+    # The teacher is a model, not data: the plan alone has the fingerprint of its weights.
+    asked = RunPlan.of(folder.config, stores=stores, stream=stream, teacher=folder.plan.teacher).facts()
     for key, value in facts.items():
         if value != asked[key]:
             recount.problems.add(f"plan.json has {key} {value}, where config.yaml asks for {asked[key]}")

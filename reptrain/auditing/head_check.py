@@ -53,15 +53,29 @@ def sign_head(head: str, key: Path, out: Path) -> None:
         ConfigError: If the key cannot be used.
     """
     line = f"{_BEGIN}{head}\n"
-    result = _ssh_keygen("sign", "-f", str(key), text=line)
+    write_atomically(out, line + signature_of(line, key, _NAMESPACE))
+
+
+def signature_of(text: str, key: Path, namespace: str) -> str:
+    """An SSH signature of a text.
+
+    Args:
+        text: What to sign.
+        key: Private key, or a public key whose private part the SSH agent holds.
+        namespace: Purpose of the signature; one made for another purpose is not accepted.
+
+    Raises:
+        ConfigError: If the key cannot be used.
+    """
+    result = _ssh_keygen("sign", "-f", str(key), text=text, namespace=namespace)
     if result.returncode:
         raise ConfigError(
             f"--sign {key}",
             got=_said(result),
             rule="must be a key that ssh-keygen can sign with",
-            remedy="Make one with `ssh-keygen -t ed25519 -f FILE`.",
+            remedy="Create one with `ssh-keygen -t ed25519 -f FILE`.",
         )
-    write_atomically(out, line + result.stdout)
+    return result.stdout
 
 
 class HeadCheck:
@@ -142,13 +156,15 @@ def _verified(signed: Signed) -> tuple[str, str]:
     return signer, head
 
 
-def _ssh_keygen(action: str, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def _ssh_keygen(
+    action: str, *arguments: str, text: str = "", namespace: str = _NAMESPACE
+) -> subprocess.CompletedProcess[str]:
     """Run ssh-keygen -Y.
 
     Raises:
         ConfigError: If there is none.
     """
-    command = ["ssh-keygen", "-Y", action, "-n", _NAMESPACE, *arguments]
+    command = ["ssh-keygen", "-Y", action, "-n", namespace, *arguments]
     try:
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -205,7 +205,7 @@ class AuditReport(FrozenRecord):
     store_verified: bool
     """Whether the shards of the stores were hashed."""
     level: Level = "windows"
-    """What was compared: the raw windows on the device, or also all that entered the model."""
+    """What was compared: the raw windows on the device, or also the inputs of the model."""
     inputs: InputsAudit | None = None
     """The check of the model's inputs; None at level `windows`."""
     ledger: LedgerAudit | None = None

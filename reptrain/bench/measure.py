@@ -50,7 +50,7 @@ def gate(passed: bool, *, bench: str, what: str, rule: str) -> None:
             f"bench {bench}",
             got=f"another result from {what}",
             rule=rule,
-            remedy="Correct the implementation first: a benchmark has no result until it agrees.",
+            remedy="Fix the implementation: a benchmark reports results only if it agrees.",
         )
 
 

@@ -55,7 +55,7 @@ def _common(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Train language models on repeated data: exact epochs, and proof of them."""
+    """Train language models on repeated data: exact epochs, and an audit that verifies them."""
     # The deepspeed launcher passes --local_rank by default; the environment has the same value.
 
 

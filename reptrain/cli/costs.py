@@ -9,10 +9,12 @@ import typer
 
 from reptrain.cli.common import app, show
 from reptrain.cli.options import AsJson, VocabSize, count_option
+from reptrain.files import write_atomically
 
 if TYPE_CHECKING:
     from reptrain.analysis.cost import Load
     from reptrain.analysis.decision import Held
+    from reptrain.analysis.first_config import StoreFacts
     from reptrain.analysis.prices import Device
 
 NumGpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs.")]
@@ -22,7 +24,7 @@ DeviceName = Annotated[
 ]
 Mfu = Annotated[
     float | None,
-    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, where no rate is measured."),
+    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, if no rate is measured."),
 ]
 PeakTflops = Annotated[
     float | None,
@@ -38,12 +40,24 @@ Prices = Annotated[
         "--prices", metavar="CSV", help="Table of devices with your prices.", show_default="built in"
     ),
 ]
-Pue = Annotated[float, typer.Option("--pue", min=1.0, help="Energy of the building over that of the GPUs.")]
+Pue = Annotated[
+    float, typer.Option("--pue", min=1.0, help="Energy of the data center divided by that of the GPUs.")
+]
 
 
 @app.command()
 def advise(
-    unique_tokens: Annotated[int, count_option("--unique-tokens", help="Unique tokens at hand.")],
+    unique_tokens: Annotated[
+        int | None, count_option("--unique-tokens", help="Available unique tokens; or --store.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="Token store: also advise on every setting of a run."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="YAML", help="With --store: write the configuration to a new file."),
+    ] = None,
     compute: Annotated[
         float | None,
         typer.Option("--compute", metavar="FLOPS", help="Budget in training FLOPs; or --gpus and --hours."),
@@ -51,14 +65,15 @@ def advise(
     gpus: NumGpus = 1,
     hours: Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")] = None,
     tokens: Annotated[
-        int | None, count_option("--hold-tokens", help="Hold the consumed tokens D; the size is chosen.")
+        int | None,
+        count_option("--hold-tokens", help="Hold the consumed tokens D fixed; only the size is chosen."),
     ] = None,
     ratio: Annotated[
         float | None,
         typer.Option(
             "--hold-tokens-per-parameter",
             metavar="RATIO",
-            help="Hold the ratio D/N; the size is chosen, which also sets D.",
+            help="Hold the ratio D/N fixed; only the size is chosen, which also sets D.",
         ),
     ] = None,
     device: DeviceName = None,
@@ -67,7 +82,7 @@ def advise(
     price: Price = None,
     prices: Prices = None,
     runs: Annotated[
-        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Runs of yours to fit the law to.")
+        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Your runs to fit the law to.")
     ] = None,
     law: Annotated[str, typer.Option("--law", help="Law to fit to them.")] = "excess-saturating",
     metric: Annotated[
@@ -80,11 +95,11 @@ def advise(
         ),
     ] = None,
     num_bootstraps: Annotated[
-        int, count_option("--bootstraps", least=0, help="Bootstrap samples for the intervals.")
+        int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
     ] = 200,
     as_json: AsJson = False,
 ) -> None:
-    """Advise on size, epochs and regularization for unique tokens and a budget."""
+    """Recommend size, epochs and regularization for a number of unique tokens and a budget."""
     from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
     from reptrain.analysis.advise import advise as advice_for
     from reptrain.analysis.answer import FitOptions
@@ -93,6 +108,13 @@ def advise(
     from reptrain.analysis.tables import read_table
     from reptrain.cli.fits import parse_columns
 
+    if (unique_tokens is None) == (store is None):
+        raise typer.BadParameter("give --unique-tokens or --store", param_hint="--unique-tokens")
+    if out is not None and (store is None or out.exists()):
+        problem = "needs --store" if store is None else f"{out} exists; name a new file"
+        raise typer.BadParameter(problem, param_hint="--out")
+    facts = None if store is None else _store_facts(store)
+    unique_tokens = facts.unique_tokens if facts is not None else unique_tokens or 0
     peak = _peak(device, "bf16", peak_tflops)
     budget = _budget(compute, gpus, hours, mfu, peak)
     fit = None
@@ -116,7 +138,24 @@ def advise(
         )
         data["cost"] = result.model_dump(mode="json")
         text += "\n\ncost:\n" + cost_text(result, _price_source(price, row), _power_source(row, 1.0))
+    if facts is not None:
+        from reptrain.analysis.first_config import first_config
+
+        config = first_config(advice, facts)
+        data["first_config"] = config.data()
+        text += "\n\n" + config.text()
+        if out is not None:
+            write_atomically(out, config.yaml())
+            text += f"\n\nwritten to {out}; `reptrain train {out}` trains it"
     show(data, text, as_json=as_json)
+
+
+def _store_facts(path: Path) -> StoreFacts:
+    from reptrain.analysis.first_config import StoreFacts
+    from reptrain.store import open_store
+
+    opened = open_store(path, named_by="--store DIR")
+    return StoreFacts(str(path), opened.split("train").num_tokens, opened.manifest.vocab_size)
 
 
 def _held(tokens: int | None, ratio: float | None) -> Held | None:

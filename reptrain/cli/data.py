@@ -98,7 +98,7 @@ def tokenize(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Turn text into a sealed token store. A killed run resumes if started again."""
+    """Convert text to a token store. An interrupted command resumes when it is repeated."""
     from reptrain.progress import stage_progress
     from reptrain.store import describe, describe_text, open_store
     from reptrain.tokenization import near_settings, tag_pairs
@@ -149,7 +149,7 @@ def store_verify(
 ) -> None:
     """Verify the hash and counts of every shard, and the overlap of held-out and training text.
 
-    Exit code 4 if a file differs from what was sealed, 1 if the overlap exceeds --max-overlap.
+    Exit code 4: a file differs from the manifest. 1: the overlap exceeds --max-overlap.
     """
     from reptrain.progress import stage_progress
     from reptrain.store import MAX_OVERLAP, verify

@@ -28,7 +28,7 @@ def fit(
         typer.Option(
             "--law",
             metavar="NAME",
-            help="Law to fit; may be repeated. `all` compares all laws.",
+            help="Law to fit; repeatable. `all` compares all laws.",
             show_default="the fits of the study",
         ),
     ] = None,
@@ -50,23 +50,27 @@ def fit(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="COLUMN=VALUE", help="Use only these rows; may be repeated."),
+        typer.Option("--where", metavar="COLUMN=VALUE", help="Use only these rows; repeatable."),
     ] = None,
     fixed: Annotated[
         list[str] | None,
         typer.Option(
             "--fix",
             metavar="NAME[=VALUE],...",
-            help="Do not fit these parameters. Without a value: the published one. `all` for all.",
+            help="Fix these parameters at the given or the published value; `all` for all.",
         ),
     ] = None,
     own_starts: Annotated[
         list[str] | None,
-        typer.Option("--start", metavar="NAME=VALUE,...", help="Start of your own; may be repeated."),
+        typer.Option(
+            "--start", metavar="NAME=VALUE,...", help="Additional start of the optimizer; repeatable."
+        ),
     ] = None,
-    num_starts: Annotated[int, count_option("--starts", help="Starts by variable projection.")] = 128,
+    num_starts: Annotated[
+        int, count_option("--starts", help="Number of starts by variable projection.")
+    ] = 128,
     num_bootstraps: Annotated[
-        int, count_option("--bootstraps", least=0, help="Bootstrap samples for the intervals.")
+        int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
     ] = 200,
     cluster: Annotated[
         str | None,
@@ -82,29 +86,32 @@ def fit(
         typer.Option(
             "--holdout",
             metavar="largest:K|COLUMN",
-            help="Hold out the K largest runs, or those with a true value.",
+            help="Hold out the K runs with the most FLOPs, or those where a column is true.",
         ),
     ] = None,
     compute: Annotated[
-        float | None, typer.Option("--compute", metavar="FLOPS", help="Budget to choose a size for.")
+        float | None,
+        typer.Option(
+            "--compute", metavar="FLOPS", help="Compute budget in FLOPs for which to choose a size."
+        ),
     ] = None,
     unique_tokens: Annotated[
-        int | None, count_option("--unique-tokens", help="Unique tokens at hand, with --compute.")
+        int | None, count_option("--unique-tokens", help="Available unique tokens, with --compute.")
     ] = None,
     stated: Annotated[
         list[str] | None,
         typer.Option(
             "--state",
             metavar="ITEM=TEXT",
-            help="Fill an item of the checklist: tuned, warm-up, checkpoints, parameters, flops, optimizer.",
+            help="State an item of the checklist: tuned, warm-up, checkpoints, parameters, flops, optimizer.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of starts and bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit laws to the losses of runs: all optima, intervals, hold-out, and a checklist.
+    """Fit laws to the losses of runs: local optima, intervals, hold-out, and a checklist.
 
-    For the folder of a study, --law is not needed: the `fits` of the study are answered.
+    For the folder of a study, --law is not needed: the `fits` of its study file are computed.
     """
     from reptrain.analysis.answer import FitOptions, fit_laws, fit_study
     from reptrain.analysis.checklist import STATEMENTS

@@ -202,8 +202,8 @@ def _check_engines(*, slurm: bool, torchrun: bool, mpi: bool, hostfile: Path | N
         raise ConfigError(
             " and ".join(chosen),
             got="both",
-            rule="exclude each other",
-            remedy="Choose one: a Slurm job knows its hosts.",
+            rule="must not be combined",
+            remedy="Choose one: Slurm selects the hosts of a job.",
         )
 
 

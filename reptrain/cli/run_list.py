@@ -62,7 +62,9 @@ def runs(
     from reptrain.tables.write import csv_text, json_rows
 
     if as_csv and as_json:
-        raise ConfigError("--csv", got="--json as well", rule="must be given alone", remedy="Choose one.")
+        raise ConfigError(
+            "--csv", got="--json as well", rule="must not be combined with it", remedy="Choose one."
+        )
     rows = json_rows(runs_table(list_runs(folders or ["runs"], where=where or [], sort=sort)))
     if as_csv:
         typer.echo(csv_text(rows), nl=False)

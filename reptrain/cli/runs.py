@@ -153,7 +153,7 @@ def audit(
         Literal["windows", "inputs"],
         typer.Option(
             help="windows: compare the raw windows that reached the device. inputs: also rebuild and compare"
-            " all that entered the model: input ids, targets, their weights, attention masks. Needs torch;"
+            " the inputs of the model: input ids, targets, their weights, attention masks. Needs torch;"
             " takes time in proportion to the tokens seen."
         ),
     ] = "windows",
@@ -162,10 +162,12 @@ def audit(
     ] = 1,
     head: Annotated[
         str | None,
-        typer.Option(metavar="HASH", help="A published head of the ledger, which it must contain."),
+        typer.Option(
+            metavar="HASH", help="Check that the ledger contains this head, which was published earlier."
+        ),
     ] = None,
     signature: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A signature of the ledger's head to check.")
+        Path | None, typer.Option(metavar="FILE", help="Check this signature of the ledger's head.")
     ] = None,
     signers: Annotated[
         Path | None,
@@ -177,14 +179,22 @@ def audit(
             metavar="KEY", help="Sign the ledger's head with this SSH key, as ledger.sig in the run."
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a one-page certificate of the exposures, without text and paths; with --sign"
+            " also its signature, FILE.sig.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recount how often each token reached the model, from ledger and store.
 
-    The report is kept as audit.json in the run, from which `reptrain runs` and tables take the verdict.
+    The report is written to audit.json in the run folder, which `reptrain runs` and the tables read.
     A report of level `windows` does not replace one of level `inputs` on the same ledger.
 
-    Exit code 0: exact. 1: not exact. 2: wrong input. 4: cannot say, as evidence is damaged or missing.
+    Exit code 0: exact. 1: not exact. 2: wrong input. 4: no result, because files are damaged or missing.
 
     A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
     the order `mixed` is exact only after a whole number of epochs. Between epochs, a correct run is reported
@@ -198,7 +208,8 @@ def audit(
 
     if is_finetuning(run):
         given = {"--store": store, "--exposures": exposures, "--head": head, "--signature": signature}
-        tuned = finetuning_audit(run, {**given, "--signers": signers, "--sign": sign})
+        given |= {"--signers": signers, "--sign": sign, "--certificate": certificate}
+        tuned = finetuning_audit(run, given)
         show(json.loads(tuned.model_dump_json()), tuned.text(), as_json=as_json)
         raise typer.Exit(tuned.exit_code)
     if (signature is None) != (signers is None):
@@ -224,4 +235,9 @@ def audit(
     if sign is not None and report.ledger is not None:
         sign_head(report.ledger.head, sign, run / "ledger.sig")
         typer.echo(f"signed as {run / 'ledger.sig'}", err=True)
+    if certificate is not None:
+        from reptrain.auditing.certificate import certify
+
+        certify(run, report, certificate, stores=options["store"] or {}, key=sign)
+        typer.echo(f"certificate: {certificate}", err=True)
     raise typer.Exit(report.exit_code)

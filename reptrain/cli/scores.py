@@ -88,6 +88,22 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Also score the ensemble: the mean of the runs' probabilities.")
     ] = False,
+    snapshots: Annotated[
+        bool,
+        typer.Option(
+            "--snapshots",
+            help="Score the checkpoint at the end of each cycle of a cyclic learning rate,"
+            " instead of the newest one.",
+        ),
+    ] = False,
+    learn_weights: Annotated[
+        bool,
+        typer.Option(
+            "--learn-weights",
+            help="With --ensemble: learn the weights of the members on the select split;"
+            " without it they are equal.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
     memorization: Annotated[str | None, _moved_option("--memorised", "--memorized", to=_MEMORIZATION)] = None,
@@ -105,15 +121,26 @@ def evaluate(
     from reptrain.auditing.audit import store_places
     from reptrain.evaluation.evaluate import SETS, open_run, score_run
 
+    _check_ensemble(ensemble=ensemble, snapshots=snapshots, learn_weights=learn_weights, step=step)
     opened = [
-        open_run(path, step=step, stores=store_places(path, store or []), device=device) for path in runs
+        open_run(path, step=number, stores=store_places(path, store or []), device=device)
+        for path in runs
+        for number in (_snapshots(path) if snapshots else [step])
     ]
+    lines, learned = [], None
     if ensemble:
-        from reptrain.evaluation.ensemble import ensemble_of
+        from reptrain.evaluation.ensemble import ensemble_of, learned_weights, member_names
 
-        opened.append(ensemble_of(opened))
+        learned = learned_weights(opened, max_windows=max_windows) if learn_weights else None
+        if learned is not None:
+            members = zip(learned, member_names(opened), strict=True)
+            lines = ["", "weights learned on select:", *(f"{weight:.4f}  {name}" for weight, name in members)]
+        opened.append(ensemble_of(opened, learned))
     rows = [
-        score.row()
+        (
+            score.row(),
+            {} if learned is None else {"member_weights": learned if run is opened[-1] else None},
+        )
         for run in opened
         for score in score_run(
             run,
@@ -123,7 +150,32 @@ def evaluate(
             noise_samples=noise_samples,
         )
     ]
-    show(rows, table(rows), as_json=as_json)
+    text = "\n".join([table([row for row, _ in rows]), *lines])
+    show([row | more for row, more in rows], text, as_json=as_json)
+
+
+def _snapshots(path: Path) -> list[int]:
+    from reptrain.evaluation.ensemble import snapshot_steps
+
+    return snapshot_steps(path)
+
+
+def _check_ensemble(*, ensemble: bool, snapshots: bool, learn_weights: bool, step: int | None) -> None:
+    """Refuse options that exclude or need each other."""
+    if snapshots and step is not None:
+        raise ConfigError(
+            "--step",
+            got=f"{step}, with --snapshots",
+            rule="must be left out with --snapshots, which scores several steps",
+            remedy="Leave one of them out.",
+        )
+    if learn_weights and not ensemble:
+        raise ConfigError(
+            "--learn-weights",
+            got="no --ensemble",
+            rule="needs --ensemble, whose members it weights",
+            remedy="Add --ensemble.",
+        )
 
 
 @app.command("memorisation", hidden=True)
@@ -211,6 +263,13 @@ def lm_eval(
     ] = None,
     step: Step = None,
     max_examples: MaxExamples = None,
+    pseudo: Annotated[
+        bool,
+        typer.Option(
+            "--pseudo",
+            help="Predict each token from all others, for runs under span_corruption or masked_diffusion.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -223,18 +282,25 @@ def lm_eval(
         score._asdict()
         for model in models
         for score in score_by_lm_eval(
-            model, tasks.split(","), include=include, step=step, limit=max_examples, device=chosen
+            model,
+            tasks.split(","),
+            include=include,
+            step=step,
+            limit=max_examples,
+            device=chosen,
+            pseudo=pseudo,
         )
     ]
     show(rows, table(rows), as_json=as_json)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys as aligned text, with a heading."""
+    """Rows as aligned text, with a heading; a row may lack keys that others have."""
     if not rows:
         return "no results"
-    lines = [[key.replace("_", " ") for key in rows[0]]]
-    lines += [[_cell(value) for value in row.values()] for row in rows]
+    keys = [*dict.fromkeys(key for row in rows for key in row)]
+    lines = [[key.replace("_", " ") for key in keys]]
+    lines += [[_cell(row.get(key)) for key in keys] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     return "\n".join(aligned)

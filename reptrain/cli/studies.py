@@ -18,7 +18,7 @@ def demo(
         list[Path] | None,
         typer.Option(
             "--text",
-            help="Your own files or folders; may be repeated.",
+            help="Your own text files or folders; repeatable.",
             show_default="Python's documentation",
         ),
     ] = None,
@@ -91,7 +91,9 @@ Jobs = Annotated[
 Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs of each run.")]
 BudgetCap = Annotated[
     str | None,
-    typer.Option("--budget", help="Cap on what is left: 24h (device-hours), 100usd, 1e18flops or 2B tokens."),
+    typer.Option(
+        "--budget", help="Limit of the remaining cost: 24h (device-hours), 100usd, 1e18flops or 2B tokens."
+    ),
 ]
 HardwareName = Annotated[
     str | None,
@@ -117,9 +119,9 @@ def study_plan(
     budget: BudgetCap = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a study will cost: runs, tokens, FLOPs, hours, money and disk. Nothing is started.
+    """Print the estimated cost of a study: runs, tokens, FLOPs, hours, money and disk. No run is started.
 
-    Runs that are done, and shared prefixes, count once. Exit code 1: what is left exceeds --budget.
+    Runs that are done, and shared prefixes, count once. Exit code 1: the remaining cost exceeds --budget.
     """
     from reptrain.cli.study_plan import bill_data, bill_text
     from reptrain.study.bill import Hardware, bill_of, over_budget
@@ -177,7 +179,7 @@ def study_run(
     mfu: Mfu = 0.35,
     usd_per_hour: Price = None,
 ) -> None:
-    """Run every unfinished node, audit the runs, write the report and print the answer.
+    """Run all unfinished nodes, audit the runs, write the report and print the answer.
 
     Several studies run one after another, and then the second looks of their claims. Repeat the command to
     resume after an interruption. A stop signal saves checkpoints and exits with code 3.
@@ -199,7 +201,7 @@ StudyFolder = Annotated[
     Path,
     typer.Argument(
         metavar="FOLDER",
-        help="The folder that `study run` wrote, a folder of such folders, or what `study run` was given.",
+        help="The folder that `study run` wrote, a folder of such folders, or the argument of `study run`.",
     ),
 ]
 
@@ -218,7 +220,7 @@ def one_or_all(data: Mapping[str, Any]) -> Any:
 
 @study_app.command("status")
 def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
-    """Print the state of every node, from any machine that sees the folder."""
+    """Print the state of every node, from any machine with access to the folder."""
     from reptrain.study import study_status as status
     from reptrain.study.places import studies_that_ran
     from reptrain.study.status import status_text
@@ -272,7 +274,7 @@ def study_report(
         list[Path],
         typer.Argument(
             metavar="FOLDER...",
-            help="Folders that `study run` wrote, folders of such folders, or what `study run` was given.",
+            help="Folders that `study run` wrote, folders of such folders, or the argument of `study run`.",
         ),
     ],
     page: Annotated[

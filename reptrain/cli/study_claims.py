@@ -31,7 +31,7 @@ def study_claims(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the claims of studies from their tables of runs, and print each verdict with its interval.
+    """Test the claims of studies on their tables of runs, and print each verdict with its interval.
 
     Name all studies whose claims share a family: Holm's correction covers the claims of all studies named.
     Claims of a study without runs count as well.

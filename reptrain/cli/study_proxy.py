@@ -47,15 +47,20 @@ def study_proxy(
         float, typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a pair.")
     ] = 1.5,
     nearest: Annotated[
-        bool, typer.Option("--nearest/--all", help="Only the proxy nearest in size, or all proxies.")
+        bool,
+        typer.Option(
+            "--nearest/--all", help="Compare with the proxy nearest in size only, or with all proxies."
+        ),
     ] = False,
     most_regret: Annotated[
         float,
-        typer.Option("--most-regret", min=0.0, help="The claim: the pick costs less than this many nats."),
+        typer.Option("--most-regret", min=0.0, help="Claim: the regret is less than this many nats."),
     ] = 0.01,
     most_shift: Annotated[
         float,
-        typer.Option("--most-shift", min=0.0, help="The claim: best values agree within these doublings."),
+        typer.Option(
+            "--most-shift", min=0.0, help="Claim: the best values differ by at most this many doublings."
+        ),
     ] = 0.5,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +106,7 @@ def _names(text: str, option: str) -> Sequence[str]:
             option,
             got="nothing",
             rule="must name a column",
-            remedy="Name the columns that tell models apart.",
+            remedy="Name the columns that identify a model.",
         )
     return names
 

@@ -28,10 +28,12 @@ def study_sweep(
     ],
     over: Annotated[
         list[str],
-        typer.Option("--over", metavar="KEY=LOW..HIGH|KEY=A,B,...", help="A setting; may be repeated."),
+        typer.Option("--over", metavar="KEY=LOW..HIGH|KEY=A,B,...", help="A setting to tune; repeatable."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the sweep; it may be shared.")],
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials in all.")] = 16,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the sweep; several machines can share it.")
+    ],
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Total number of trials.")] = 16,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, help="Runs at once.", show_default="one per core, or per GPU"),

@@ -73,7 +73,9 @@ def tasks_prepare(
         done = prepare_rows(source, out, settings, validation=validation)
     elif settings:
         option = f"--{next(iter(settings))}"
-        raise ConfigError(option, got="it with squad", rule="needs rows", remedy="Remove it.")
+        raise ConfigError(
+            option, got="squad", rule="must be used with the form rows only", remedy="Remove it."
+        )
     else:
         done = prepare_squad(source, out, validation=validation)
     show(done._asdict(), done.text(), as_json=as_json)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from reptrain.cli.common import app, show
 from reptrain.cli.options import AsJson, Average, Step, TokenizerFile
+from reptrain.errors import ConfigError
 
 
 @app.command("export")
@@ -25,24 +26,42 @@ def export_command(
     ] = 5.0,
     tokenizer: TokenizerFile = None,
     average: Average = False,
+    revisions: Annotated[
+        bool,
+        typer.Option(
+            "--revisions",
+            help="Write each checkpoint of checkpoint.at_text as DIR/chck_1M and so on, and the newest as"
+            " DIR/main.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a Hugging Face folder: T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2.
 
-    Shared layers become copies. A model that transformers has no class for is refused.
+    Shared layers become copies. A model without a class in transformers is refused.
     """
     from reptrain.hub.export import export_model
+    from reptrain.hub.revisions import export_revisions
 
-    done = export_model(
-        run,
-        out,
-        step=step,
-        dtype=dtype,
-        max_shard_bytes=round(max_shard_gb * 1e9),
-        tokenizer=tokenizer,
-        average=average,
-    )
-    show(done.data(), done.text(), as_json=as_json)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "max_shard_bytes": round(max_shard_gb * 1e9),
+        "tokenizer": tokenizer,
+        "average": average,
+    }
+    if not revisions:
+        done = export_model(run, out, step=step, **options)
+        show(done.data(), done.text(), as_json=as_json)
+        return
+    if step is not None:
+        raise ConfigError(
+            "--step",
+            got=f"{step}, with --revisions",
+            rule="must be left out with --revisions, which exports several steps",
+            remedy="Leave one of them out.",
+        )
+    exported = export_revisions(run, out, **options)
+    show([one.data() for one in exported], "\n".join(one.text() for one in exported), as_json=as_json)
 
 
 @app.command("import")

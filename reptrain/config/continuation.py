@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from reptrain.config.fingerprint import flatten
-from reptrain.config.model import DecoderConfig, ModelConfig
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 
 # All others are built into the weights.
 _MAY_DIFFER = (
@@ -33,6 +33,8 @@ def differing_settings(parent: ModelConfig, model: ModelConfig) -> dict[str, tup
 
 def fixed_difference(parent: ModelConfig, model: ModelConfig) -> tuple[str, Any, Any] | None:
     """The first setting that differs and must not: its dotted key, the parent's value, the model's value."""
+    if isinstance(parent, DecoderConfig) and isinstance(model, T5Config):
+        return unadaptable(parent) or _adaptation_difference(parent, model)
     if parent.family != model.family:
         return "family", parent.family, model.family
     for key, (there, here) in differing_settings(parent, model).items():
@@ -56,3 +58,35 @@ def model_settings(model: ModelConfig) -> dict[str, Any]:
     if model.moe is not None:
         filled |= {"moe.normalize": model.moe.normalizes, "moe.d_ff": model.moe.d_ff or model.d_ff}
     return dict(flatten(model.model_dump(mode="json"))) | filled
+
+
+def unadaptable(parent: DecoderConfig) -> tuple[str, Any, Any] | None:
+    """A part of a decoder that an encoder-decoder does not have, so that it cannot take the weights: the
+    dotted key, its value, and the value that it must have. None if there is none."""
+    parts = {
+        "norm": (parent.norm, "rmsnorm"),
+        "attention_bias": (parent.attention_biases, "none"),
+        "mlp_bias": (parent.has_mlp_bias, False),
+        "parallel_block": (parent.parallel_block, False),
+        "mup_base_width": (parent.mup_base_width, None),
+    }
+    return next(((key, there, needed) for key, (there, needed) in parts.items() if there != needed), None)
+
+
+def _adaptation_difference(parent: DecoderConfig, model: T5Config) -> tuple[str, Any, Any] | None:
+    """The first setting of an encoder-decoder that differs from the decoder whose weights it takes."""
+    stack = parent.stack
+    pairs = {
+        "d_model": (parent.d_model, model.d_model),
+        "num_heads": (parent.num_heads, model.num_heads),
+        "head_dim": (parent.head_width, model.head_dim),
+        "d_ff": (parent.d_ff, model.d_ff),
+        "mlp": (parent.mlp, model.mlp),
+        "tie_embeddings": (parent.tie_embeddings, model.tie_embeddings),
+        "num_encoder_layers": (stack.num_layers, model.num_encoder_layers),
+        "num_decoder_layers": (stack.num_layers, model.num_decoder_layers),
+        "num_stored_encoder_layers": (stack.stored, model.encoder.stored),
+        "num_stored_decoder_layers": (stack.stored, model.decoder.stored),
+        "moe": (parent.moe, model.moe),
+    }
+    return next(((key, there, here) for key, (there, here) in pairs.items() if there != here), None)

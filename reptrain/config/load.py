@@ -165,14 +165,14 @@ def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"extends of {above[-1]}",
             got=f"{_MOST_FILES + 1} files",
-            rule=f"must lead through at most {_MOST_FILES} files",
-            remedy="Write the settings out.",
+            rule=f"must chain at most {_MOST_FILES} files",
+            remedy="Copy the settings into one file.",
         )
     if place in above:
         raise ConfigError(
             f"extends of {above[-1]}",
             got=str(path),
-            rule="must not lead back to the same file",
+            rule="must not be circular",
             remedy="Remove extends from one of the files.",
         )
     data = read_yaml(path)
@@ -227,7 +227,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 f"override {key}",
                 got=f"{value!r} ({reason})" if reason else repr(value),
                 rule=_broken_rule(error),
-                remedy="Quote a text, for the shell too: 'key=\"no\"'.",
+                remedy="Quote strings, also for the shell: 'key=\"no\"'.",
             ) from error
         set_dotted(result, key, parsed)
     return result
@@ -247,7 +247,7 @@ def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(
                 key,
                 got=f"{parent}={child!r}",
-                rule="must lead through sections, not values",
+                rule="must be a key in a section, not in a value",
                 remedy="See `reptrain config show`.",
             )
         node[parent] = dict(child or {})
@@ -301,7 +301,7 @@ def _explain(model: type[BaseModel], detail: dict[str, Any]) -> ConfigError:
         # The text may differ from the value: 1.10 is read as 1.1, and 0x1F as 31.
         on_command_line = "" if key.endswith("[key]") else f"; on a command line: '{key}=\"...\"'"
         remedy = f"Quote it as it is written{on_command_line}."
-        return ConfigError(key, got=_yaml(got), rule="must be a text", remedy=remedy)
+        return ConfigError(key, got=_yaml(got), rule="must be a string", remedy=remedy)
     remedy = "See `reptrain config schema` for what is allowed."
     if detail["type"] in _NO_MAPPING and got is None:
         remedy = "Remove the key, or add settings below it."
@@ -324,7 +324,7 @@ def violated_rule(detail: Mapping[str, Any]) -> str:
         least = detail["ctx"]["min_length"]
         return f"must have at least {least} item{'s' * (least > 1)}"
     if detail["type"] == "string_type":
-        return "must be a text"
+        return "must be a string"
     message: str = detail["msg"].removeprefix("Value error, ")
     message = message.replace(" should ", " must ").removeprefix("Input ")
     return message[:1].lower() + message[1:]

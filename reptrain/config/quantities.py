@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic_core import core_schema
 
+from reptrain.errors import ConfigError
+
 _POWER = re.compile(r"(\d+)\s*(?:\*\*|\^)\s*(\d+)")
 _EPOCHS = re.compile(r"([0-9./eE+-]+)\s*epochs?")
+_TEXT = re.compile(r"(.+?)\s*(words|bytes)")
 _PARTS = re.compile(r"(.+?)\s*(tokens|inputs|targets)")
 _SUFFIXED = re.compile(r"(.*[0-9.])\s*([A-Za-z]+)")
 # A comma has three digits after it: 1,5B is 1.5B in other countries, not 15B.
@@ -92,26 +95,89 @@ Count = Annotated[int, BeforeValidator(parse_count), Strict()]
 """An integer that may be written as ``2**20``, ``1e9`` or ``64k``."""
 
 
+TextUnit = Literal["words", "bytes"]
+
+
+@dataclass(frozen=True)
+class TextAmount:
+    """An amount of text, repeats included: ``10Mwords`` or ``50Mbytes``."""
+
+    count: int
+    unit: TextUnit
+
+    def __str__(self) -> str:
+        return f"{self.count}{self.unit}"
+
+    @property
+    def short(self) -> str:
+        """The amount as in BabyLM's names of checkpoints: ``1M`` words, ``1000M`` words, ``50MB``."""
+        suffix = "B" if self.unit == "bytes" else ""
+        for factor, letter in ((10**6, "M"), (10**3, "k")):
+            if self.count % factor == 0:
+                return f"{self.count // factor}{letter}{suffix}"
+        return f"{self.count}{suffix}"
+
+    @classmethod
+    def parse(cls, value: Any) -> TextAmount:
+        """Parse an amount of words or bytes.
+
+        Raises:
+            ValueError: If it is no such amount.
+        """
+        if isinstance(value, TextAmount):
+            return value
+        match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
+        try:
+            count = parse_count(match[1]) if match is not None else None
+        except ValueError:
+            count = None
+        if match is None or not isinstance(count, int) or count <= 0:
+            raise ValueError("must be a number of words or bytes, such as 10Mwords or 5e7bytes")
+        return cls(count, "words" if match[2] == "words" else "bytes")
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "description": "10Mwords, 5e7bytes."}
+
+
+def named_amounts(value: Any) -> Any:
+    """The amounts of ``babylm``; any other value is returned unchanged for pydantic to validate."""
+    if value != "babylm":
+        return value
+    millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
+    return [f"{number}Mwords" for number in millions]
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Length of the training, in one of four units: raw tokens, epochs over the subset, input tokens, or
-    target tokens.
+    """Length of the training, in one of these units: raw tokens, epochs over the subset, input tokens, target
+    tokens, words, or bytes.
 
     Exactly one is set. Written ``2**20`` or ``100M`` (raw tokens), ``64epochs``, ``2.5epochs``,
-    ``7/3epochs``, ``2**20inputs`` or ``2**20targets``.
+    ``7/3epochs``, ``2**20inputs``, ``2**20targets``, ``100Mwords`` or ``5e8bytes``.
     """
 
     tokens: int | None = None
     epochs: Fraction | None = None
     inputs: int | None = None
     targets: int | None = None
+    text: TextAmount | None = None
 
     def __post_init__(self) -> None:
-        assert sum(part is not None for part in (self.tokens, self.epochs, self.inputs, self.targets)) == 1
+        parts = (self.tokens, self.epochs, self.inputs, self.targets, self.text)
+        assert sum(part is not None for part in parts) == 1
 
     def __str__(self) -> str:
-        if self.tokens is not None:
-            return str(self.tokens)
+        if self.tokens is not None or self.text is not None:
+            return str(self.text or self.tokens)
         if self.epochs is None:
             return f"{self.inputs}inputs" if self.targets is None else f"{self.targets}targets"
         number = self.epochs
@@ -120,7 +186,18 @@ class Budget:
         return f"{text}epochs"
 
     def epochs_over(self, unique_tokens: int) -> Fraction:
-        """The number of epochs over ``unique_tokens`` tokens, of a budget in raw tokens or epochs."""
+        """The number of epochs over ``unique_tokens`` tokens, of a budget in raw tokens or epochs.
+
+        Raises:
+            ConfigError: If the budget is in words or bytes.
+        """
+        if self.text is not None:
+            raise ConfigError(
+                "total_tokens",
+                got=f"a budget of {self.text}",
+                rule="must be in tokens or epochs here: only `reptrain train` converts words and bytes",
+                remedy="`reptrain store show` prints the words, bytes and tokens of the store.",
+            )
         assert self.inputs is None and self.targets is None
         return self.epochs if self.epochs is not None else Fraction(self.tokens or 0, unique_tokens)
 
@@ -160,6 +237,8 @@ class Budget:
             if not 0 < epochs < _LIMIT:
                 raise ValueError("must be more than 0 epochs, and fewer than 2**62")
             return cls(epochs=epochs)
+        if isinstance(value, str) and _TEXT.fullmatch(value.strip()):
+            return cls(text=TextAmount.parse(value))
         unit = "tokens"
         if isinstance(value, str) and (match := _PARTS.fullmatch(value.strip())):
             value, unit = match[1], match[2]
@@ -190,5 +269,6 @@ class Budget:
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {
             "anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string"}],
-            "description": "Tokens (2**20, 1e9, 100M), epochs (2.5epochs), 2**20inputs, 2**20targets.",
+            "description": "Tokens (2**20, 1e9, 100M), epochs (2.5epochs), 2**20inputs, 2**20targets,"
+            " 100Mwords, 5e8bytes.",
         }

@@ -63,9 +63,20 @@ def learning_rate(done: float, optimizer: OptimizerConfig, schedule: ScheduleCon
     return optimizer.lr * _shape(done, schedule)
 
 
+def cycle_at(done: float, schedule: ScheduleConfig) -> int:
+    """The cycle, from 0, after a share ``done`` of the run's tokens; the warm-up belongs to the first one."""
+    after_warmup = _after_warmup(done, schedule)
+    return min(max(0, int(after_warmup * schedule.cycles)), schedule.cycles - 1)
+
+
+def _after_warmup(done: float, schedule: ScheduleConfig) -> float:
+    warmup = schedule.warmup_fraction
+    return (done - warmup) / (1 - warmup) if warmup < 1 else 1.0
+
+
 def _shape(done: float, schedule: ScheduleConfig) -> float:
     warmup, final = schedule.warmup_fraction, schedule.final_ratio
-    after_warmup = (done - warmup) / (1 - warmup) if warmup < 1 else 1.0
+    after_warmup = _after_warmup(done, schedule)
     match schedule.name:
         case "constant":
             return 1.0

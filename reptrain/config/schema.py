@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from reptrain.config.base import BatchRows, FileName, Frozen, Positive, Rows, Seed
+from reptrain.config.distill import DistillConfig
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
-from reptrain.config.quantities import Budget, Count
+from reptrain.config.quantities import Budget, Count, TextAmount, named_amounts
 from reptrain.config.scheduled import NONE, Coefficient, Moment, Rate
 from reptrain.files import absolute
 
@@ -33,7 +34,7 @@ class SourceConfig(Frozen):
     """U, the size of its subset in tokens; null: all training tokens of the store."""
     total_tokens: Budget = ONE_EPOCH
     """Budget of the source: tokens, repeats included (2**20), epochs over its subset (4epochs, 0.5epochs), or
-    input or target tokens of the objective (2**20inputs, 2**20targets)."""
+    input or target tokens of the objective (2**20inputs, 2**20targets), or text (100Mwords, 5e8bytes)."""
     order: Order | None = None
     """Like data.order; null: data.order."""
     cut: Cut | None = None
@@ -88,8 +89,8 @@ class TrainConfig(Frozen):
 
     total_tokens: Budget | None = None
     """Budget: tokens, repeats included (2**20, 1e9), epochs over the subset (64epochs), or input or target
-    tokens of the objective (2**20inputs, 2**20targets). Null: one epoch. In a mixture, each source has its
-    own."""
+    tokens of the objective (2**20inputs, 2**20targets), or words or bytes of text (100Mwords, 5e8bytes) at
+    the store's mean per token. Null: one epoch. In a mixture, each source has its own."""
     batch_windows: BatchRows = 16
     """Windows per optimizer step, over all ranks and micro-batches."""
     micro_batch_windows: BatchRows | None = None
@@ -196,6 +197,14 @@ class CheckpointConfig(Frozen):
     at_steps: list[Positive] = Field(default_factory=list)
     """Further numbers of completed steps at which to save a checkpoint that is kept permanently. A study sets
     them where runs branch."""
+    at_cycle_ends: bool = False
+    """Whether to save a checkpoint at the end of each cycle of a cyclic learning rate, kept permanently: the
+    members of an ensemble (`reptrain evaluate --snapshots`)."""
+    at_text: Annotated[list[TextAmount], BeforeValidator(named_amounts)] = Field(default_factory=list)
+    """Amounts of consumed text, such as 1Mwords or 5e6bytes, repeats included, at which to save a checkpoint
+    that is kept permanently and becomes a revision of `reptrain export --revisions`. babylm: every million
+    words up to 10 million, then every 10 million up to 100 million, then every 100 million up to a
+    billion."""
 
 
 class BranchConfig(Frozen):
@@ -231,8 +240,9 @@ class RunConfig(Frozen):
     seeds: SeedsConfig = SeedsConfig()
     """Other seeds for some of these."""
     init_from: str | None = None
-    """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder.
-    Null: random weights drawn with `seed`."""
+    """Initial weights: a run folder, one of its checkpoints, an imported model, or a Hugging Face folder. An
+    encoder-decoder may start from a decoder of the same widths and layers. Null: random weights drawn with
+    `seed`."""
     data: DataConfig
     """The training data, its subset and its order."""
     objective: ObjectiveConfig = CausalConfig()
@@ -249,6 +259,8 @@ class RunConfig(Frozen):
     """Label smoothing, z-loss and input noise."""
     average: AverageConfig | None = None
     """An average of the weights; null: none."""
+    distill: DistillConfig | None = None
+    """Distillation from another model, or from an earlier state of this one; null: none."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When and on how many windows to evaluate."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -258,7 +270,7 @@ class RunConfig(Frozen):
     results: the first steps of both runs are the same."""
 
     def with_absolute_stores(self) -> Self:
-        """The run with absolute paths of its stores, valid in any working directory."""
+        """The run with absolute paths of its stores and its teacher, valid in any working directory."""
         data = self.data
         given: dict[str, Any] = {"store": data.store and absolute(data.store)}
         given["sources"] = {
@@ -266,7 +278,11 @@ class RunConfig(Frozen):
             for name, source in data.sources.items()
         }
         branch = self.branch and self.branch.model_copy(update={"run": str(Path(self.branch.run).absolute())})
-        return self.model_copy(update={"data": data.model_copy(update=given), "branch": branch})
+        changed: dict[str, Any] = {"data": data.model_copy(update=given), "branch": branch}
+        if self.distill is not None:
+            teacher = [str(Path(path).absolute()) for path in self.distill.teacher]
+            changed["distill"] = self.distill.model_copy(update={"teacher": teacher})
+        return self.model_copy(update=changed)
 
     def store_setting(self, name: str) -> str:
         """The dotted key that names the store of a source."""
@@ -303,6 +319,16 @@ class RunConfig(Frozen):
         return budget.in_raw_terms(inputs=inputs, targets=targets)
 
     @property
+    def distills_itself(self) -> bool:
+        """Whether each cycle is distilled from the run's own previous cycle."""
+        return self.distill is not None and not self.distill.teacher
+
+    @property
+    def keeps_cycle_ends(self) -> bool:
+        """Whether the checkpoint at the end of each cycle of the learning rate is kept."""
+        return self.checkpoint.at_cycle_ends or self.distills_itself
+
+    @property
     def window_tokens(self) -> int:
         """L, raw tokens per window."""
         return self.data.window_tokens or self.objective.default_window_tokens
@@ -325,6 +351,15 @@ class RunConfig(Frozen):
         """The run with `train.precision: auto` replaced by the precision of a device, "cuda" or "cpu"."""
         train = self.train.with_precision(device_type, self.optimizer)
         return self.model_copy(update={"train": train})
+
+    @model_validator(mode="after")
+    def _cycles_need_a_cyclic_rate(self) -> Self:
+        if self.keeps_cycle_ends and self.schedule.name != "cyclic":
+            what = (
+                "checkpoint.at_cycle_ends" if self.checkpoint.at_cycle_ends else "distill without a teacher"
+            )
+            raise ValueError(f"{what} needs schedule.name cyclic; {self.schedule.name} was given")
+        return self
 
     @model_validator(mode="after")
     def _low_precision_needs_zero(self) -> Self:

@@ -19,7 +19,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ConfigError(
             "train.precision",
             got="fp16 on a CPU",
-            rule="must be fp32 or bf16 where there is no GPU",
+            rule="must be fp32 or bf16 without a GPU",
             remedy="Set train.precision=fp32.",
         )
 

@@ -187,14 +187,21 @@ def score_run(
     """
     for name in sets:
         check_choice("set", name, SETS)
-    given = {"max_windows": max_windows, "noise_samples": noise_samples}
-    changed = {key: value for key, value in given.items() if value is not None}
     configs = [with_objective(run.config, text) for text in objectives] or [run.config]
     rows = []
     for config in configs:
-        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
-        rows += _score(run, config, sets)
+        changed = with_evaluation(config, max_windows=max_windows, noise_samples=noise_samples)
+        rows += _score(run, changed, sets)
     return rows
+
+
+def with_evaluation(
+    config: RunConfig, *, max_windows: int | None = None, noise_samples: int | None = None
+) -> RunConfig:
+    """The run's configuration with other settings of `evaluate`; None keeps a setting."""
+    given = {"max_windows": max_windows, "noise_samples": noise_samples}
+    changed = {key: value for key, value in given.items() if value is not None}
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changed)})
 
 
 def evaluate(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptrain.errors import ConfigError
+from reptrain.evaluation.evaluate import open_run
+from reptrain.evaluation.pseudo_likelihood import PseudoLikelihood
 from reptrain.hub.export import export_model
+from reptrain.hub.saved_model import open_saved_model
+from reptrain.text import Tokenizer
 
 
 class LmEvalScore(NamedTuple):
@@ -33,8 +38,9 @@ def score_by_lm_eval(
     num_fewshot: int | None = None,
     batch_rows: int = 16,
     device: str = "cpu",
+    pseudo: bool = False,
 ) -> list[LmEvalScore]:
-    """Export a model as a Hugging Face folder and score it with lm-eval.
+    """Score a model with lm-eval, exported as a Hugging Face folder.
 
     Args:
         run: A run folder, one of its checkpoints, or an imported or fine-tuned model.
@@ -45,12 +51,15 @@ def score_by_lm_eval(
         num_fewshot: Examples in the prompt; None: the task's default.
         batch_rows: Requests in a batch.
         device: cpu or cuda.
+        pseudo: Score texts by their pseudo-log-likelihood (see `PseudoLikelihood`), without an export. Needs
+            a run.
 
     Raises:
-        ConfigError: If lm-eval is not installed, a task is unknown, or its data cannot be loaded.
-        ReptrainError: If the model cannot be exported.
+        ConfigError: If lm-eval is not installed, a task is unknown, its data cannot be loaded, or it needs
+            generated text with ``pseudo``.
+        ReptrainError: If the model cannot be exported, or has no pseudo-log-likelihood.
     """
-    evaluator, manager_class, model_class = _library()
+    evaluator, manager_class, model_class, base_class = _library()
     manager = manager_class(include_path=None if include is None else str(include))
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
@@ -60,11 +69,16 @@ def score_by_lm_eval(
             rule="must be names of lm-eval's tasks",
             remedy="`lm-eval ls tasks` lists them; --include adds a folder of tasks.",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        exported = export_model(run, Path(folder) / "model", step=step)
-        model = model_class(
-            pretrained=str(exported.path), device=device, batch_size=batch_rows, dtype="float32"
-        )
+    with ExitStack() as held:
+        if pseudo:
+            scorer = PseudoLikelihood(open_run(run, step=step, device=device))
+            model = _pseudo_model(base_class, scorer, open_saved_model(run, step).tokenizer())
+        else:
+            folder = held.enter_context(tempfile.TemporaryDirectory())
+            exported = export_model(run, Path(folder) / "model", step=step)
+            model = model_class(
+                pretrained=str(exported.path), device=device, batch_size=batch_rows, dtype="float32"
+            )
         try:
             report = evaluator.simple_evaluate(
                 model=model,
@@ -101,9 +115,36 @@ def _scores(run: str, task: str, values: dict[str, Any]) -> list[LmEvalScore]:
     return scores
 
 
-def _library() -> tuple[Any, Any, Any]:
+def _pseudo_model(base_class: Any, scorer: PseudoLikelihood, tokenizer: Tokenizer) -> Any:
+    """A model of lm-eval that answers with pseudo-log-likelihoods."""
+
+    def nats(context: str, text: str) -> float:
+        given, whole = tokenizer.encode([context, context + text])
+        # A token that spans the border counts as text.
+        return scorer.nats(whole.tolist(), min(len(given), len(whole) - 1))
+
+    class Pseudo(base_class):
+        def loglikelihood(self, requests: Any, **options: Any) -> list[tuple[float, bool]]:
+            return [(-nats(*request.args), False) for request in requests]
+
+        def loglikelihood_rolling(self, requests: Any, **options: Any) -> list[float]:
+            return [-nats("", request.args[0]) for request in requests]
+
+        def generate_until(self, requests: Any, **options: Any) -> list[str]:
+            raise ConfigError(
+                "--tasks",
+                got="a task that generates text, with --pseudo",
+                rule="must compare the likelihood of given texts",
+                remedy="Leave --pseudo out, or choose a task such as blimp.",
+            )
+
+    return Pseudo()
+
+
+def _library() -> tuple[Any, Any, Any, Any]:
     try:
         from lm_eval import evaluator
+        from lm_eval.api.model import LM
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -129,4 +170,4 @@ def _library() -> tuple[Any, Any, Any]:
             finally:
                 self.add_bos_token = before
 
-    return evaluator, TaskManager, Model
+    return evaluator, TaskManager, Model, LM

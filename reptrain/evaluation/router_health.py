@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptrain.checkpoint.step_folder import step_folders
 from reptrain.errors import RunError
-from reptrain.evaluation.evaluate import ScoredRun, open_run
+from reptrain.evaluation.evaluate import ScoredRun, open_run, with_evaluation
 from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
 from reptrain.model.router import Router
 from reptrain.runs.folder import RunFolder
@@ -87,10 +87,8 @@ def router_health(
 
 
 def _probes(run: ScoredRun, max_windows: int | None) -> list[EvaluationSet]:
-    changes = {} if max_windows is None else {"max_windows": max_windows}
-    config = run.config.model_copy(update={"evaluate": run.config.evaluate.model_copy(update=changes)})
     probes = evaluation_sets(
-        config,
+        with_evaluation(run.config, max_windows=max_windows),
         run.sources,
         run.tokenizer,
         world=run.world,

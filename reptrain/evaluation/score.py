@@ -1,6 +1,6 @@
 """Scores of a model on windows, in evaluation mode.
 
-Shapes: B rows, T positions, V ids.
+Shapes: B rows, T positions, V ids, L sparse layers, E experts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from reptrain.batch.collate import MicroBatch
 from reptrain.batch.objectives import Objective
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
+from reptrain.model import Decoder, EncoderDecoder, Routing
+from reptrain.model.sparse import NUM_LAYER_SUMS
 from reptrain_kernels.ops.linear_cross_entropy import Targets
 
 
@@ -35,6 +37,8 @@ class Score:
     """`correct` for the window's own tokens: without sentinels and the EOS at the end of an example."""
     raw_tokens: int
     """`tokens` for the window's own tokens."""
+    expert_counts: Sequence[Sequence[int]] = ()
+    """Tokens that select each expert, by sparse layer in execution order; empty for a dense model."""
 
     @property
     def nats_per_token(self) -> float:
@@ -62,10 +66,16 @@ def score(
     """
     byte_length_V = byte_length_V.to(world.device)
     sums = torch.zeros(7, dtype=torch.float64, device=world.device)
+    count_LE: Tensor | None = None
     for micro_batch in micro_batches:
         batch = micro_batch.to(world.device)
         example = objective.example(batch)
-        loss = engine(**example.inputs, targets=Targets(example.targets_BT))
+        routing = Routing(example.loss_tokens_B) if _is_sparse(engine) else None
+        observed = {} if routing is None else {"routing": routing}
+        loss = engine(**example.inputs, targets=Targets(example.targets_BT), **observed)
+        if routing is not None and routing.figure_LS is not None:
+            more_LE = routing.figure_LS[:, NUM_LAYER_SUMS:]
+            count_LE = more_LE if count_LE is None else count_LE + more_LE
         is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
         nats = example.weighted(loss.nats).double().sum()
         text_bytes = example.text_bytes(batch, byte_length_V)
@@ -75,4 +85,12 @@ def score(
         )
         sums += torch.stack([nats, text_bytes, *(count.sum().double() for count in counted)])
     nats, text_bytes, loss_tokens, *counts = world.sum(sums).tolist()
-    return Score(nats, int(loss_tokens), text_bytes, *map(int, counts))
+    experts = [] if count_LE is None else world.sum(count_LE).long().tolist()
+    correct, tokens, raw_correct, raw_tokens = map(int, counts)
+    return Score(nats, int(loss_tokens), text_bytes, correct, tokens, raw_correct, raw_tokens, experts)
+
+
+def _is_sparse(engine: Engine | nn.Module) -> bool:
+    """Whether the model has experts; an ensemble has none of its own."""
+    model = getattr(engine, "module", engine)
+    return isinstance(model, Decoder | EncoderDecoder) and bool(model.sparse_layers())

@@ -188,7 +188,7 @@ def generate(
         raise ConfigError(
             f"objective of {trained.path}",
             got="masked_diffusion",
-            rule="must be one that predicts tokens in an order",
+            rule="must be autoregressive",
             remedy="Generation from masked diffusion models is not supported yet.",
         )
     pieces = trained.tokenizer(tokenizer)

@@ -14,7 +14,7 @@ from reptrain.model.attention_mask import decoder_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, LayerKeys, Site, layer_keys
-from reptrain.model.head import Head
+from reptrain.model.head import Distribution, Head
 from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
@@ -120,6 +120,7 @@ class Decoder(nn.Module):
         targets: Targets | None = None,
         loss_factor: Tensor | None = None,
         witness: Witness | None = None,
+        imitated: Distribution | None = None,
     ) -> Tensor | Loss:
         """Logits of the next token at each position, or the loss of the targets.
 
@@ -138,6 +139,7 @@ class Decoder(nn.Module):
             targets: The target of each position; None returns logits.
             loss_factor: float64 scalar on the host, multiplies the targets' weights; None: 1.
             witness: Filled with the input digest; needs ``targets``.
+            imitated: A distribution that the loss imitates too; needs ``targets``.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache, logits_B1V of each row's
@@ -183,7 +185,7 @@ class Decoder(nn.Module):
                 targets=targets,
             )
             witness.fill(digest_B, targets=targets.target)
-        return self.head(states_BTD, targets, loss_factor)
+        return self.head(states_BTD, targets, loss_factor, imitated)
 
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int

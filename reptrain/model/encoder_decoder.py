@@ -15,7 +15,7 @@ from reptrain.model.attention_mask import cross_mask, self_mask
 from reptrain.model.blocks import run_layers, sparse_layers
 from reptrain.model.cache import Cache, LayerCache
 from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, LayerKeys, Site, layer_keys
-from reptrain.model.head import Head
+from reptrain.model.head import Distribution, Head
 from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
@@ -259,6 +259,7 @@ class EncoderDecoder(nn.Module):
         targets: Targets | None = None,
         loss_factor: Tensor | None = None,
         witness: Witness | None = None,
+        imitated: Distribution | None = None,
     ) -> Tensor | Loss:
         """Logits of the target at each position of the decoder, or the loss of the targets.
 
@@ -272,6 +273,7 @@ class EncoderDecoder(nn.Module):
             targets: The target of each position of the decoder; None returns logits.
             loss_factor: float64 scalar on the host, multiplies the targets' weights; None: 1.
             witness: Filled with the input digest; needs ``targets``.
+            imitated: A distribution that the loss imitates too; needs ``targets``.
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
@@ -304,7 +306,7 @@ class EncoderDecoder(nn.Module):
                 targets=targets,
             )
             witness.fill(source_B, digest_B, targets=targets.target)
-        return self._score(x_BTD, targets, loss_factor)
+        return self._score(x_BTD, targets, loss_factor, imitated)
 
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
         """The encoder's states, states_BSD, without dropout.
@@ -339,8 +341,12 @@ class EncoderDecoder(nn.Module):
         return self._score(cache.last(x_BTD))
 
     def _score(
-        self, x_BTD: Tensor, targets: Targets | None = None, loss_factor: Tensor | None = None
+        self,
+        x_BTD: Tensor,
+        targets: Targets | None = None,
+        loss_factor: Tensor | None = None,
+        imitated: Distribution | None = None,
     ) -> Tensor | Loss:
         # A tied head has the embedding's unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
-        return self.head(x_BTD * scale, targets, loss_factor)
+        return self.head(x_BTD * scale, targets, loss_factor, imitated)

@@ -24,6 +24,9 @@ from reptrain.model.router import Choice, RoutedTokens, Router, RouterLosses, by
 from reptrain_kernels import counter
 from reptrain_kernels.implementation import Implementation
 
+NUM_LAYER_SUMS = 4
+"""Statistics of a layer before the numbers of assignments of each expert (see `LayerRouting.figure_S`)."""
+
 
 class LayerRouting(NamedTuple):
     """Losses and statistics of one layer's router."""

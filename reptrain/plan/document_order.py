@@ -72,7 +72,7 @@ def open_order(split: Split, *, name: str, seed: int, beside: Path) -> DocumentO
     raise PlanError(
         "order of documents",
         got="; ".join(failures),
-        rule="must be kept beside the store or in the user's cache",
+        rule="must be cached next to the store or in the user's cache folder",
         remedy="Free space there, or set XDG_CACHE_HOME to a folder that can be written.",
     )
 

@@ -145,8 +145,12 @@ class RunSteps:
 
     @property
     def can_share(self) -> bool:
-        """Whether the run can share steps at all: early stopping depends on the evaluations."""
-        return self.config.evaluate.patience is None
+        """Whether the run can share steps at all.
+
+        Early stopping depends on the evaluations. Distillation from the previous cycle needs the checkpoint
+        at its end, which a branch does not have.
+        """
+        return self.config.evaluate.patience is None and not self.config.distills_itself
 
 
 def _is_resolved(key: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reptrain.report.figures import held_out_curve
 from reptrain.report.svg import NUM_COLORS
-from reptrain.runs.scores import SCORES
+from reptrain.runs.scores import SCORES, ScoreType
 from reptrain.study.collect import ArmRow
 from reptrain.study.verdict import Setting, held_out, settings, winner
 from reptrain.study.words import label, plain
@@ -42,13 +42,20 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
     several = len({row.seed for row in rows}) > 1
     best = winner(settings(rows))
     best_arms = {row.arm for row in best.rows} if best else set()
+    # Columns that no arm has, as those of experts in a study of dense models, are left out.
+    recorded = {name for row in rows for name in row.best_scores or {}}
+    shown = [
+        score
+        for score in SCORES.values()
+        if score.in_report and (score.always_recorded or score.name in recorded)
+    ]
     return [
         ArmLine(
             label=label(row, seeds=several),
             color=index % NUM_COLORS + 1,
             state=row.state,
             reason=row.reason or "",
-            cells=_cells(row),
+            cells=_cells(row, shown),
             is_best=row.arm in best_arms,
         )
         for index, row in enumerate(rows)
@@ -92,13 +99,13 @@ def _mean(values: Sequence[float | None]) -> str:
     return _figure(statistics.fmean(known) if len(known) == len(values) else None)
 
 
-def _cells(row: ArmRow) -> tuple[tuple[str, str], ...]:
+def _cells(row: ArmRow, shown: Sequence[ScoreType]) -> tuple[tuple[str, str], ...]:
     scores = row.best_scores or {}
     epoch = row.best_tokens / row.unique_tokens if row.best_tokens and row.unique_tokens else None
     return (
         ("before training", _figure(row.start_nats)),
         ("selected held-out", _figure(held_out(row) if row.best_select_nats is not None else None)),
-        *((score.label, _figure(scores.get(score.name))) for score in SCORES.values() if score.in_report),
+        *((score.label, _figure(scores.get(score.name))) for score in shown),
         ("at epoch", plain(round(epoch, 1)) if epoch is not None else _UNKNOWN),
         ("final held-out", _figure(held_out_curve(row).last)),
         ("final training", _figure(row.probe.last)),

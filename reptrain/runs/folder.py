@@ -130,7 +130,7 @@ class RunFolder:
                 f"run folder {path}",
                 got="no plan.json",
                 rule="must be the folder of a run",
-                remedy="Check the path; `reptrain train` makes run folders. Score fine-tuned and imported"
+                remedy="Check the path; `reptrain train` creates run folders. Score fine-tuned and imported"
                 " models with `reptrain score-task` or `reptrain lm-eval`.",
             )
         return folder
@@ -184,8 +184,8 @@ class RunFolder:
             raise RunError(
                 str(path),
                 got=f"no record ({error})",
-                rule="must be a whole record of the run",
-                remedy="Remove the file; the next start writes it again.",
+                rule="must be a complete record of the run",
+                remedy="Remove the file; the next `reptrain train` writes it again.",
             ) from error
         return environment
 
@@ -200,7 +200,7 @@ class RunFolder:
             RunError: If status.json is invalid.
         """
         path = self.path / "status.json"
-        remedy = "Remove the file; the next start writes it again."
+        remedy = "Remove the file; the next `reptrain train` writes it again."
         if not path.exists():
             return _status("created", None, None)
         return read_record(RunStatus, path, remedy=remedy)
@@ -255,14 +255,26 @@ class RunFolder:
         return self.path / "plan.json"
 
     def with_recorded_parent(
-        self, config: RunConfig, parent_weights: Callable[[], str | None] | None = None
+        self,
+        config: RunConfig,
+        parent_weights: Callable[[], str | None] | None = None,
+        *,
+        teacher: str | None = None,
     ) -> RunConfig:
-        """``config`` with this folder's `init_from`, if both name the same parent.
+        """``config`` with this folder's `init_from` and teacher, if both name the same models.
 
         Args:
             config: A configuration.
             parent_weights: As in `create_or_open`.
+            teacher: Fingerprint of the teacher's weights; None: another path is another teacher.
         """
+        distill, before = config.distill, self.config.distill
+        if distill and before and distill.teacher and before.teacher:
+            places = [[Path(path).resolve() for path in each.teacher] for each in (distill, before)]
+            is_there = places[0] == places[1]
+            if is_there or (teacher is not None and teacher == self.plan.teacher):
+                distill = distill.model_copy(update={"teacher": before.teacher})
+                config = config.model_copy(update={"distill": distill})
         given, recorded = config.init_from, self.config.init_from
         if given is None or recorded is None or given == recorded:
             return config
@@ -278,7 +290,8 @@ class RunFolder:
         self, config: RunConfig, plan: RunPlan, parent_weights: Callable[[], str | None] | None
     ) -> None:
         self._refuse_other_numerics()
-        differing = differing_keys(self.config, self.with_recorded_parent(config, parent_weights))
+        same = self.with_recorded_parent(config, parent_weights, teacher=plan.teacher)
+        differing = differing_keys(self.config, same)
         if not differing:
             # Compare settings before fingerprints, as they name the difference.
             old, new = self.plan.facts(), plan.facts()
@@ -311,7 +324,7 @@ class RunFolder:
         merged = _with_earlier(self.environment, dict(environment))
         write_atomically(self.path / "environment.json", [json.dumps(merged, indent=2), "\n"])
         # Last: a folder with a plan is complete.
-        write_atomically(self._plan_file, [plan.model_dump_json(indent=2), "\n"])
+        write_atomically(self._plan_file, [plan.text(), "\n"])
 
 
 def refuse_to_resume(path: Path) -> None:

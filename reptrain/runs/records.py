@@ -43,7 +43,7 @@ def read_record(model: type[Record], path: Path, *, remedy: str) -> Record:
             reason: object = f"{where}: {first['msg']}" if where else first["msg"]
         else:
             reason = error.strerror or error
-        rule = "must be a whole record of the run"
+        rule = "must be a complete record of the run"
         raise RunError(str(path), got=reason, rule=rule, remedy=remedy) from error
 
 
@@ -151,7 +151,7 @@ class JsonLines(Generic[Record]):
                     raise RunError(
                         str(self.path),
                         got="an incomplete last line",
-                        rule="must end with a whole line",
+                        rule="must end with a complete line",
                         remedy="Resume from a checkpoint, which truncates it.",
                     )
         self._checked = True

@@ -72,15 +72,20 @@ class RunPlan(FrozenRecord):
     """Seed of the run."""
     batch_windows: _Positive
     """Windows per step."""
+    teacher: str | None = None
+    """Fingerprint of the weights of the teacher (`distill.teacher`); None without one."""
 
     @classmethod
-    def of(cls, config: RunConfig, *, stores: Mapping[str, Store], stream: Stream) -> Self:
+    def of(
+        cls, config: RunConfig, *, stores: Mapping[str, Store], stream: Stream, teacher: str | None = None
+    ) -> Self:
         """The plan of a configuration and its stores.
 
         Args:
             config: The run.
             stores: Its open stores by source.
             stream: Their subsets in the same order.
+            teacher: Fingerprint of the weights of the teacher.
 
         Raises:
             PlanError: If a window is longer than a subset.
@@ -113,7 +118,12 @@ class RunPlan(FrozenRecord):
             total_windows=mixture.total_windows,
             seed=config.seed,
             batch_windows=config.train.batch_windows,
+            teacher=teacher,
         )
+
+    def text(self) -> str:
+        """The content of plan.json; a plan without a teacher does not mention one."""
+        return self.model_dump_json(indent=2, exclude=None if self.teacher else {"teacher"})
 
     @property
     def unique_tokens(self) -> int:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -43,6 +43,10 @@ class ScoreSums(Protocol):
     def raw_tokens(self) -> int:
         """Targets that are tokens of the windows."""
 
+    @property
+    def expert_counts(self) -> Sequence[Sequence[int]]:
+        """Tokens that select each expert, by sparse layer; empty for a dense model."""
+
 
 @dataclass(frozen=True)
 class ScoreType:
@@ -53,7 +57,7 @@ class ScoreType:
         unit: Its unit.
         better: Whether a lower or a higher value is better; None for a count, which is not plotted.
         label: Its heading in tables.
-        compute: Its value from the sums.
+        compute: Its value from the sums; None if it has none, as scores of experts in a dense model.
         in_report: Whether tables of studies show it.
         always_recorded: Whether every record has it. False for a score that was added later.
     """
@@ -62,7 +66,7 @@ class ScoreType:
     unit: str
     better: Literal["lower", "higher"] | None
     label: str
-    compute: Callable[[ScoreSums], float]
+    compute: Callable[[ScoreSums], float | None]
     in_report: bool = True
     always_recorded: bool = False
 
@@ -75,6 +79,18 @@ class ScoreType:
 def _bits_per_byte(sums: ScoreSums) -> float:
     """NaN if there is no text."""
     return sums.nats / math.log(2) / sums.text_bytes if sums.text_bytes else math.nan
+
+
+def _dead_experts(sums: ScoreSums) -> int | None:
+    """Over all sparse layers."""
+    layers = sums.expert_counts
+    return sum(count == 0 for layer in layers for count in layer) if layers else None
+
+
+def _expert_peak(sums: ScoreSums) -> float | None:
+    """The layer with the largest; 1 is a uniform load."""
+    loads = [max(layer) * len(layer) / max(sum(layer), 1) for layer in sums.expert_counts]
+    return max(loads, default=None)
 
 
 _ALL = (
@@ -101,14 +117,18 @@ _ALL = (
         "raw_tokens", "tokens", None, "raw tokens", lambda sums: sums.raw_tokens,
         in_report=False, always_recorded=True,
     ),
+    # Of sparse models only.
+    ScoreType("dead_experts", "experts", "lower", "dead experts", _dead_experts),
+    ScoreType("expert_peak", "times a uniform load", "lower", "largest expert load", _expert_peak),
 )  # fmt: skip
 SCORES: dict[str, ScoreType] = {score.name: score for score in _ALL}
 """Every score by name, in the order of records and tables. Nats come first: they are the loss."""
 
 
 def compute_scores(sums: ScoreSums) -> dict[str, float]:
-    """Every score by name."""
-    return {name: score.compute(sums) for name, score in SCORES.items()}
+    """Every score that the sums have, by name."""
+    values = {name: score.compute(sums) for name, score in SCORES.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_names(names: Iterable[str]) -> None:

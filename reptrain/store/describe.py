@@ -32,6 +32,7 @@ def describe(store: Store) -> dict[str, Any]:
                 "documents": info.documents,
                 "tokens": info.tokens,
                 "text_bytes": info.text_bytes,
+                "words": info.words,
                 "bytes_per_token": info.text_bytes / info.tokens,
                 "shards": len(info.shards),
             }
@@ -42,6 +43,10 @@ def describe(store: Store) -> dict[str, Any]:
         "options": asdict(manifest.options),
         "warnings": split_warnings(manifest),
     }
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
 
 
 def _tags(tags: Mapping[str, str]) -> str:
@@ -79,12 +84,13 @@ def describe_text(store: Store) -> str:
         *_near_line(manifest),
         *_passages_line(manifest),
         "",
-        f"{'split':<12} {row:>12} {'tokens':>16} {'bytes/token':>12} {'shards':>7}",
+        f"{'split':<12} {row:>12} {'tokens':>16} {'words':>16} {'bytes/token':>12} {'shards':>7}",
     ]
     for name, info in manifest.splits.items():
         ratio = info.text_bytes / info.tokens
         lines.append(
-            f"{name:<12} {info.documents:>12,} {info.tokens:>16,} {ratio:>12.3f} {len(info.shards):>7,}"
+            f"{name:<12} {info.documents:>12,} {info.tokens:>16,} {_count(info.words):>16} {ratio:>12.3f}"
+            f" {len(info.shards):>7,}"
         )
     lines += ["", f"{'source':<12} {'documents':>12} {'tokens':>16}"]
     lines += [

@@ -76,17 +76,20 @@ class Shard(Frozen):
     documents: Number
     tokens: Number
     text_bytes: Number
+    words: Number | None = None
 
 
 class SplitInfo(Frozen):
     """The shards of a split, in order, with their totals and the digest of its tokens.
 
-    If documents were cut into passages, each passage counts as a document.
+    If documents were cut into passages, each passage counts as a document. `words` are separated by white
+    space; None in a store that was made before they were counted.
     """
 
     documents: Number
     tokens: Number
     text_bytes: Number
+    words: Number | None = None
     digest: str
     shards: tuple[Shard, ...]
 
@@ -96,6 +99,8 @@ class SplitInfo(Frozen):
             total, added = getattr(self, name), sum(getattr(shard, name) for shard in self.shards)
             if total != added:
                 raise ValueError(f"{name} must be the sum over the shards, {added}, but got {total}")
+        if self.words != (words := _words(self.shards)):
+            raise ValueError(f"words must be the sum over the shards, {words}, but got {self.words}")
         return self
 
     @classmethod
@@ -105,9 +110,16 @@ class SplitInfo(Frozen):
             documents=sum(shard.documents for shard in shards),
             tokens=sum(shard.tokens for shard in shards),
             text_bytes=sum(shard.text_bytes for shard in shards),
+            words=_words(shards),
             digest=digest,
             shards=shards,
         )
+
+
+def _words(shards: tuple[Shard, ...]) -> int | None:
+    """None if they were not counted in a shard."""
+    counts = [shard.words for shard in shards if shard.words is not None]
+    return sum(counts) if len(counts) == len(shards) else None
 
 
 class StoreManifest(Frozen):
@@ -175,7 +187,7 @@ def read_manifest(folder: Path, *, named_by: str | None = None) -> StoreManifest
             f"store {folder}" + ("" if folder.is_absolute() else f" in {Path.cwd()}"),
             got=f"{path.name}: {error.strerror}",
             rule="must be a folder with a manifest",
-            remedy="Make it with `reptrain tokenize`; an interrupted one resumes with the same command."
+            remedy="Create it with `reptrain tokenize`; an interrupted one resumes with the same command."
             + elsewhere,
         ) from error
     except ValidationError as error:

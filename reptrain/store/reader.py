@@ -64,6 +64,8 @@ class Split:
         self.num_documents = info.documents
         self.num_tokens = info.tokens
         self.text_bytes = info.text_bytes
+        self.words = info.words
+        """Words, separated by white space; None in a store that was made before they were counted."""
         self._folder = folder
         self._shards, self._files = info.shards, files
         self._first_document = np.cumsum([0, *(shard.documents for shard in info.shards)])
@@ -231,7 +233,7 @@ class Store:
             if state != opened:
                 raise StoreError(
                     f"store file {self.path / name}",
-                    got="no file any more" if state is None else "a file that was changed or replaced",
+                    got="no file" if state is None else "a file that was changed or replaced",
                     rule="must not change while it is in use",
                     remedy="Restore it and run the same command again: a run resumes from its last"
                     " checkpoint. `reptrain store verify` compares the store with its manifest.",
@@ -327,6 +329,6 @@ def _damaged(path: Path, got: str) -> StoreError:
     return StoreError(
         f"store file {path}",
         got=got,
-        rule="must be as it was sealed",
+        rule="must be unchanged since it was sealed",
         remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
     )

@@ -155,8 +155,8 @@ class RemoteStore:
             partial.unlink()
             raise StoreError(
                 f"store file {self.url}/{shard.file}",
-                got="other content than the manifest names",
-                rule="must be as it was sealed",
+                got="content that differs from the manifest",
+                rule="must be unchanged since it was sealed",
                 remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
             )
         partial.replace(path)

@@ -48,7 +48,7 @@ class ShardWriter:
         self._writer: pa.RecordBatchFileWriter | None = None
         self._pending: list[tuple[Document, TokenArray]] = []
         self._pending_tokens = 0
-        self._documents = self._tokens = self._text_bytes = 0
+        self._documents = self._tokens = self._text_bytes = self._words = 0
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +68,7 @@ class ShardWriter:
         self._documents += 1
         self._tokens += len(tokens)
         self._text_bytes += len(document.text.encode())
+        self._words += len(document.text.split())
         if self._pending_tokens >= BATCH_TOKENS or len(self._pending) >= BATCH_DOCUMENTS:
             self._flush()
 
@@ -91,6 +92,7 @@ class ShardWriter:
             documents=self._documents,
             tokens=self._tokens,
             text_bytes=self._text_bytes,
+            words=self._words,
         )
 
     def _flush(self) -> None:
@@ -165,6 +167,6 @@ def _changed(path: Path, got: str) -> StoreError:
     return StoreError(
         f"shard {path}",
         got=got,
-        rule="must be as the manifest says",
+        rule="must match the manifest",
         remedy="Run `reptrain store verify`, and rebuild the store.",
     )

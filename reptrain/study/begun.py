@@ -54,7 +54,7 @@ def refuse_changes(study: StudyConfig, graph: Graph, out: Path, stores: Stores) 
         raise StudyError(
             f"study {study.name} in {out}",
             got="; ".join(changes[:_MOST_SHOWN]) + more,
-            rule="must stay as it was when its first run started",
+            rule="must not change after its first run has started",
             remedy=f"Undo the change, or start the changed study under a new name: name={_next(study.name)}.",
         )
 

@@ -297,7 +297,8 @@ def _checkpoints(config: RunConfig, parameters: int, study: StudyConfig) -> int:
     number = 1
     if study.keep_checkpoints == "all":
         kept = round(1 / saving.keep_every_fraction) if saving.keep_every_fraction else 0
-        number = saving.keep_last + kept + len(saving.at_steps)
+        cycles = config.schedule.cycles if saving.at_cycle_ends else 0
+        number = saving.keep_last + kept + len(saving.at_steps) + len(saving.at_text) + cycles
     return number * parameters * (_BYTES_OF_STATE + (_BYTES_OF_AVERAGE if config.average else 0))
 
 
@@ -328,8 +329,8 @@ def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
         raise StudyError(
             "--budget",
             got=repr(budget),
-            rule="must be such as 24h, 100usd, 1e18flops or 2B tokens",
-            remedy="h are device-hours.",
+            rule="must be a number with a unit, such as 24h, 100usd, 1e18flops or 2B tokens",
+            remedy="h stands for device-hours.",
         )
     unit = match["unit"]
     left = [row for bill in bills for row in bill.left]
@@ -343,7 +344,10 @@ def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
         has_hours = all(bill.device_hours is not None for bill in bills)
         missing = "--usd-per-hour" if unit == "usd" and has_hours else "--hardware"
         raise StudyError(
-            "--budget", got=repr(budget), rule="must be a figure that the plan has", remedy=f"Add {missing}."
+            "--budget",
+            got=repr(budget),
+            rule="must be a quantity that the plan contains",
+            remedy=f"Add {missing}.",
         )
     return f"{needed:,.6g} {unit} are needed, {limit:,.6g} {unit} is the budget" if needed > limit else None
 

@@ -28,7 +28,7 @@ def build_graph(study: StudyConfig, out: Path) -> Graph:
         StudyError: If an arm's configuration is wrong, or the nodes form no graph.
     """
     arms, groups = tuned_arms(study, out)
-    check_questions(study, arms)
+    check_questions(study, arms, {name: group.name for group in groups for name in group.arms})
     trials = [trial for group in groups for trial in group.trials]
     stores = store_fingerprints([*(arm.config for arm in arms), *(trial.config for trial in trials)])
     fingerprints = training_fingerprints([*arms, *trials], stores)

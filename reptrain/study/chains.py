@@ -105,7 +105,7 @@ def _refuse_circle(study: str, arm: Arm, by_name: Mapping[str, Arm]) -> None:
             raise StudyError(
                 f"study {study}, init_from",
                 got=" <- ".join([*above[above.index(parent) :], parent]),
-                rule="must not lead from an arm to itself",
+                rule="must not be circular",
                 remedy="Change init_from of one of them.",
             )
         above.append(parent)
@@ -118,7 +118,7 @@ def _refuse_another_model(study: str, arm: Arm, parent: Arm) -> None:
         raise StudyError(
             f"study {study}, arm {arm.group}: model.{key}",
             got=here,
-            rule=f"must be {there}, as in {parent.group}, whose weights the arm starts from",
+            rule=f"must be {there}, as in {parent.group}, the parent of the arm",
             remedy="Set it to that value, or leave init_from out.",
         )
 

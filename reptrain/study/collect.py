@@ -81,7 +81,7 @@ class ArmRow(FrozenRecord):
         audit_as_planned: Whether the run followed its plan; with the order `mixed` it may do so and not be
             exact.
         audit_cannot_say: Whether evidence that the audit needs is damaged or missing.
-        audit_level: What the audit compared: `windows`, or also all that entered the model, `inputs`.
+        audit_level: What the audit compared: `windows`, or also the inputs of the model, `inputs`.
         exposures: Number of tokens by their number of uses, from the audit.
     """
 

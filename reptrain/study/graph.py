@@ -113,7 +113,7 @@ def in_order(nodes: Iterable[Node], *, study: str) -> Graph:
             raise StudyError(
                 f"study {study}",
                 got=f"{node.name} twice",
-                rule="must name each node once",
+                rule="must have unique node names",
                 remedy="Rename an arm or an entry of then.",
             )
         by_name[node.name] = node
@@ -135,7 +135,7 @@ def in_order(nodes: Iterable[Node], *, study: str) -> Graph:
         raise StudyError(
             f"study {study}",
             got=" <- ".join(error.args[1]),
-            rule="must have no node that needs itself",
+            rule="must not be circular",
             remedy="Change `of` or `from` of one of them.",
         ) from error
     order: dict[str, Node] = {}

@@ -64,14 +64,17 @@ def _checked(study: StudyConfig, all_arms: list[Arm]) -> list[Arm]:
     """The arms, if there are some and their names differ."""
     if not all_arms:
         raise StudyError(
-            f"study {study.name}", got="no arm", rule="must have arms", remedy="Drop fewer in constraints."
+            f"study {study.name}",
+            got="no arm",
+            rule="must have arms",
+            remedy="Drop fewer arms in constraints.",
         )
     name, times = Counter(arm.name for arm in all_arms).most_common(1)[0]
     if times > 1:
         raise StudyError(
             f"study {study.name}",
             got=f"{name} {times} times",
-            rule="must hold each arm once",
+            rule="must contain each arm once",
             remedy="Remove the repeated value from its axis or from seeds.",
         )
     return all_arms

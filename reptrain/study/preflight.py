@@ -87,8 +87,8 @@ def _check_vocabulary(arm: Planned, parent: Planned, stores: Mapping[str, Store]
             raise StudyError(
                 f"arm {arm.name}: {other_path}",
                 got=f"a tokenizer with {differing.other!r} as id {differing.id}",
-                rule=f"must have {differing.one!r} there, as the store of its parent {parent.name}",
-                remedy="Make the store with `reptrain tokenize --tokenizer` and that store's tokenizer.",
+                rule=f"must have {differing.one!r} as this id, like the store of its parent {parent.name}",
+                remedy="Create the store with `reptrain tokenize --tokenizer` and that store's tokenizer.",
             )
 
 

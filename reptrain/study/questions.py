@@ -9,6 +9,7 @@ from typing import Any
 from reptrain.analysis.laws import find_law
 from reptrain.analysis.questions import Claim, FitQuestion
 from reptrain.errors import ConfigError, StudyError
+from reptrain.study.answerable import check_claim, check_fit
 from reptrain.study.arm import Arm
 from reptrain.study.schema import StudyConfig
 from reptrain.tables.columns import RUN_COLUMNS
@@ -18,12 +19,13 @@ COLUMNS = frozenset(column.name for column in RUN_COLUMNS)
 _SELECTIONS = ("treatment", "control", "high", "low", "proxy", "target")
 
 
-def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
-    """Refuse a question about arms or columns that do not exist.
+def check_questions(study: StudyConfig, arms: Sequence[Arm], tuned: Mapping[str, str]) -> None:
+    """Refuse a question about arms or columns that do not exist, or that the arms cannot answer.
 
     Args:
         study: The study.
         arms: Its arms.
+        tuned: By name of an arm without its seed, the group that it is tuned in.
 
     Raises:
         StudyError: Naming the claim or fit.
@@ -34,6 +36,7 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm]) -> None:
         for name, selection in sides(claim, _SELECTIONS).items():
             _check_arms(study, f"claim {claim.name}: {name}", {**claim.where, **selection}, arms)
         _check_seeds(study, claim, arms)
+        check_claim(study, claim, arms, tuned)
     for fit in study.fits:
         names = [fit.metric, *fit.where, *fit.columns.values()]
         if fit.holdout is not None and fit.holdout.column is not None:
@@ -106,3 +109,4 @@ def _check_fit(study: StudyConfig, fit: FitQuestion, arms: Sequence[Arm]) -> Non
         raise StudyError(what, got=error.got, rule=error.rule, remedy=error.remedy) from error
     if fit.where:
         _check_arms(study, f"fit {fit.name}: where", fit.where, arms)
+    check_fit(study, fit, [arm for arm in arms if selected(arm, fit.where)])

@@ -112,7 +112,7 @@ class SlurmExecutor:
                 "--slurm",
                 got=lines[-1],
                 rule="must be accepted by sbatch",
-                remedy="Change the option. Jobs in the queue go on; the next `study run` adopts them.",
+                remedy="Change the option. Jobs in the queue continue; the next `study run` monitors them.",
             ) from error
 
     def _task(self, job: Job) -> SlurmTask:
@@ -189,7 +189,7 @@ class _Execution:
                 raise StudyError(
                     "--slurm",
                     got="no answer from squeue",
-                    rule="must be used while Slurm's controller runs",
+                    rule="must be used while Slurm's controller is running",
                     remedy="Check `squeue`, then run the same command again.",
                 )
             time.sleep(min(self.slurm.poll_s, 1.0))

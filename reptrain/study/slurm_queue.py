@@ -37,7 +37,7 @@ def check_slurm() -> None:
         raise StudyError(
             "--slurm",
             got=f"no {', '.join(missing)} on PATH",
-            rule="must be used where Slurm's commands are",
+            rule="must be used on a machine with Slurm's commands",
             remedy="Run it on a login node of the cluster, or remove --slurm to run on this machine.",
         )
     try:
@@ -45,8 +45,8 @@ def check_slurm() -> None:
     except ImportError as error:
         raise StudyError(
             "--slurm",
-            got="no submitit",
-            rule="must have it installed",
+            got="no package submitit",
+            rule="needs the package submitit",
             remedy="pip install 'reptrain[slurm]'.",
         ) from error
 

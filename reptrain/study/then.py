@@ -59,7 +59,7 @@ class _Builder:
             raise StudyError(
                 f"study {self._study.name}, then",
                 got=" of ".join([*above, name]),
-                rule="must have no entry that needs itself",
+                rule="must not be circular",
                 remedy="Change `of` of one of them.",
             )
         models: Sequence[Node] = self._trainings
@@ -74,7 +74,7 @@ class _Builder:
             raise StudyError(
                 f"study {self._study.name}, then {name}",
                 got="no run",
-                rule="must take some runs",
+                rule="must select at least one run",
                 remedy="Change its `where`.",
             )
         made = [_node(entry, label, inputs) for label, inputs in groups.items()]

@@ -113,8 +113,8 @@ def audit_finetuning(folder: Path) -> FinetuneAudit:
         raise RunError(
             f"fine-tuning {out}",
             got="no seed",
-            rule="must have started",
-            remedy="Call `reptrain finetune` again.",
+            rule="must have at least one seed",
+            remedy="Run `reptrain finetune`.",
         )
     for seed in seeds:
         _seed_of(seed)

@@ -123,8 +123,8 @@ def _too_few(task: TaskConfig, least: int, rows: int) -> ConfigError:
     in_groups = "" if task.group is None else f" in whole groups of one {task.group!r} each"
     return ConfigError(
         "limits.select_examples",
-        got=f"{least}, kept apart{in_groups}, of {rows} rows in all",
-        rule="must leave rows to train on and rows to choose by",
+        got=f"{least} for selection{in_groups}, of {rows} rows in all",
+        rule="must leave rows for training and rows for selection",
         remedy="Lower it, name files under select in the task, or give more rows.",
     )
 

@@ -71,8 +71,8 @@ class Encoder:
             raise ConfigError(
                 f"objective of {trained.path}",
                 got="masked_diffusion",
-                rule="must be one that predicts tokens in an order",
-                remedy="Take a run of another objective.",
+                rule="must be autoregressive",
+                remedy="Use a run with another objective.",
             )
         model = trained.config
         in_one_row = isinstance(model, DecoderConfig)

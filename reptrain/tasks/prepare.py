@@ -93,7 +93,10 @@ def _write(out: Path, splits: dict[str, list[dict[str, Any]]], settings: dict[st
     validate(TaskConfig, {**task, "data": str(out)})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            "--out", got=f"{out}, which is in use", rule="must be new or empty", remedy="Choose another."
+            "--out",
+            got=f"{out}, which is not empty",
+            rule="must be new or empty",
+            remedy="Choose another folder.",
         )
     out.mkdir(parents=True, exist_ok=True)
     for name, file in (("train", TRAIN_FILE), ("report", REPORT_FILE)):
@@ -116,8 +119,8 @@ def _split_paths(source: Path, validation: Path | None, *, suffix: str | None) -
             raise ConfigError(
                 f"task source {source}",
                 got=f"no {' or '.join(names)} there" if source.is_dir() else "one file or none",
-                rule="must be a folder with a split to train on and one to report, or one split of two",
-                remedy="Name the split to train on as SOURCE and the other with --validation.",
+                rule="must be a folder with a training split and a report split, or one of two splits",
+                remedy="Pass the training split as SOURCE and the report split with --validation.",
             )
         found[use] = named[0]
     return found
@@ -196,7 +199,7 @@ def _saved(folder: Path) -> list[dict[str, Any]]:
         if state.get("_indices_data_files"):
             raise TextError(
                 f"task source {folder}",
-                got="a selection of rows beside the files",
+                got="a selection of rows, stored apart from the files",
                 rule="must hold its rows in its files",
                 remedy="Save it again after flatten_indices().",
             )

@@ -175,7 +175,7 @@ def read_results(folder: Path) -> Results:
     except (OSError, ValidationError) as error:
         raise RunError(
             str(path),
-            got=getattr(error, "strerror", None) or "another content",
+            got=getattr(error, "strerror", None) or "other content",
             rule="must be the results of a fine-tuning",
             remedy="Name the folder of one that is done.",
         ) from error

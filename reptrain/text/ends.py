@@ -40,8 +40,8 @@ def find_end(folder: Path) -> NamedEnd | None:
             raise TokenizerError(
                 f"{folder / name} beside the tokenizer",
                 got=getattr(error, "got", None) or getattr(error, "strerror", None) or str(error),
-                rule="must be readable, as it may name what ends a text",
-                remedy="Restore or remove it, or set the end with --eos if the command has that option.",
+                rule="must be readable, because it may declare the EOS",
+                remedy="Restore or remove it, or set the EOS with --eos if the command has that option.",
             ) from error
         end = read(data) if isinstance(data, Mapping) else None
         if isinstance(end, list):

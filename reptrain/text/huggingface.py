@@ -183,7 +183,7 @@ def _check_bytes(unk: str | None, ids: Mapping[str, int]) -> None:
         raise TokenizerError(
             "tokenizer",
             got=f"{unk} for both",
-            rule="must not encode what its vocabulary does not hold as EOS or pad",
+            rule="must have an unknown piece that differs from EOS and pad",
             remedy="Choose another EOS with --eos.",
         )
 

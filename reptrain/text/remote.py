@@ -166,7 +166,7 @@ def _fetch_one(item: Wanted, count: _Count) -> None:
             raise TextError(
                 f"source {remote.url}",
                 got=f"{size} bytes" + (f" where the server reports {remote.size}" if remote.size else ""),
-                rule="must be fetched whole",
+                rule="must be downloaded completely",
                 remedy="Run the same command again; it keeps the complete copies.",
             )
         with temporary.open("rb") as file:
@@ -204,7 +204,11 @@ _KEEPS_COPIES = "Check the address and your access to it; the same command keeps
 
 @contextmanager
 def explained(
-    address: str, *, what: str = "source", rule: str = "must be fetched whole", remedy: str = _KEEPS_COPIES
+    address: str,
+    *,
+    what: str = "source",
+    rule: str = "must be downloaded completely",
+    remedy: str = _KEEPS_COPIES,
 ) -> Iterator[None]:
     """Turn exceptions of a protocol's package into one error that names the URL.
 

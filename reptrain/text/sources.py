@@ -174,7 +174,7 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
         raise TextError(
             f"source {source}",
             got=f"{_some(unknown)} beside {len(chosen)} that can be read",
-            rule=f"must hold files that end in {', '.join(SUFFIXES)} alone",
+            rule=f"must hold only files that end in {', '.join(SUFFIXES)}",
             remedy="Choose by a glob in quotes, such as 'FOLDER/**/*.jsonl', or move the others away.",
         )
     return chosen

@@ -53,7 +53,7 @@ def train_tokenizer(
         raise TokenizerError(
             "vocab_size",
             got=f"{vocab_size} with {num_sentinels} sentinels",
-            rule=f"must leave more than {_RESERVED} pieces beside the sentinels",
+            rule=f"must leave more than {_RESERVED} pieces in addition to the sentinels",
             remedy="Raise vocab_size." if num_sentinels >= 0 else "Set num_sentinels to 0 or more.",
         )
     try:

@@ -104,8 +104,8 @@ def changed(source: str, got: str) -> StoreError:
     return StoreError(
         f"source {source}",
         got=got,
-        rule="must stay the same while it is tokenized",
-        remedy="Run the command again when nothing writes there.",
+        rule="must not change while it is tokenized",
+        remedy="Repeat the command when no process writes to it.",
     )
 
 

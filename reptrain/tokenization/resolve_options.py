@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reptrain.errors import ConfigError, StoreError, TokenizerError, check_choice
 from reptrain.text import Tokenizer, load_tokenizer
+from reptrain.text.ends import find_end
 from reptrain.text.train_unigram import DEFAULT_VOCAB_SIZE
 from reptrain.tokenization.near import check_near
 from reptrain.tokenization.strata import SPLIT_VERSION
@@ -77,8 +78,8 @@ def resolve_options(options: TokenizeOptions, tokenizer: Tokenizer | None) -> St
                 name,
                 got=f"{value} beside a model of {tokenizer.vocab_size} pieces,"
                 f" {tokenizer.num_sentinels} sentinels",
-                rule="must be left out where a tokenizer is given",
-                remedy="Leave it out, or leave the tokenizer out to train one.",
+                rule="must be omitted if a tokenizer is given",
+                remedy="Omit it, or omit the tokenizer to train one.",
             )
     return StoreOptions(**resolved)
 
@@ -94,15 +95,20 @@ def load_given_tokenizer(path: Path | None, eos: str | None) -> Tokenizer | None
             raise TokenizerError(
                 "eos",
                 got=repr(eos),
-                rule="must be left out where no tokenizer is given",
+                rule="must be omitted if no tokenizer is given",
                 remedy="A trained tokenizer ends documents with </s>.",
             )
         return None
     tokenizer = load_tokenizer(path, eos)
     if tokenizer.eos_id < 0:
+        got = "none"
+        if (named := find_end(path.parent)) is not None:
+            got = (
+                f"{named.id if named.piece is None else named.piece} in {named.file}, no special piece of it"
+            )
         raise TokenizerError(
             f"tokenizer {path}",
-            got="none",
+            got=got,
             rule="must have an end-of-sentence piece, which ends every document",
             remedy="Name a special piece with --eos, or leave the tokenizer out to train one.",
         )
@@ -116,7 +122,7 @@ def _resolve_near(options: TokenizeOptions) -> NearSettings | None:
         raise StoreError(
             "near",
             got=f"settings with dedup {options.dedup!r}",
-            rule="must be left out where near-duplicates are not detected",
+            rule="must be omitted if near-duplicates are not detected",
             remedy="Set dedup to `minhash` or `group`.",
         )
     return None

@@ -92,7 +92,7 @@ class SlurmWorkers(Workers):
         if missing:
             raise _wrong(
                 f"no {', '.join(missing)} on PATH",
-                "must be used where Slurm's commands are",
+                "must be used on a machine with Slurm's commands",
                 "Run it on a login node of the cluster, or leave --slurm out.",
             )
         try:

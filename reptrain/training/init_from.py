@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from reptrain.config.continuation import differing_settings, fixed_difference
-from reptrain.config.model import ModelConfig
+from reptrain.config.continuation import differing_settings, fixed_difference, unadaptable
+from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.errors import ConfigError, ReptrainError, ResumeError
+from reptrain.hub.adapted_model import AdaptedModel
 from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model.init import parameter_shapes
 from reptrain.runs.ledger import NO_LINE, Ledger, LedgerHead
@@ -33,8 +35,35 @@ def open_parent(
     if init_from is None or any((out / "checkpoints").glob("step-*")):
         return None
     parent = open_saved_model(Path(init_from))
+    if isinstance(model, T5Config) and isinstance(parent.config, DecoderConfig):
+        return _adapted(parent, parent.config, model, tokenizer)
     _refuse_other_shapes(parent, model, tokenizer.vocab_size)
     # Shapes come first, since their message is clearer.
+    _refuse_other_settings(parent, model)
+    refuse_another_vocabulary(parent, tokenizer)
+    return parent
+
+
+def _adapted(
+    parent: SavedModel, decoder: DecoderConfig, model: T5Config, tokenizer: Tokenizer
+) -> AdaptedModel:
+    """A decoder as the parent of an encoder-decoder."""
+    if lacking := unadaptable(decoder):
+        key, there, needed = lacking
+        raise ConfigError(
+            f"init_from {parent.path}",
+            got=f"a decoder with {key} {there}",
+            rule=f"must have {key} {needed} to become an encoder-decoder",
+            remedy="Choose another decoder, or leave init_from out.",
+        )
+    _refuse_other_settings(parent, model)
+    adapted = AdaptedModel(parent, model)
+    _refuse_other_shapes(adapted, model, tokenizer.vocab_size)
+    refuse_another_vocabulary(parent, tokenizer)
+    return adapted
+
+
+def _refuse_other_settings(parent: SavedModel, model: ModelConfig) -> None:
     if differing := fixed_difference(parent.config, model):
         key, there, here = differing
         raise ConfigError(
@@ -43,8 +72,6 @@ def open_parent(
             rule=f"must be {there}, as in {parent.path}",
             remedy="Set it to that value, or leave init_from out.",
         )
-    _refuse_another_vocabulary(parent, tokenizer)
-    return parent
 
 
 def weights_at(init_from: str | None) -> str | None:
@@ -62,7 +89,10 @@ def record_parent(parent: SavedModel, model: ModelConfig, folder: Path) -> None:
     Raises:
         ResumeError: If the run started from other weights, and has no checkpoint yet.
     """
-    changed = differing_settings(parent.config, model)
+    if isinstance(parent, AdaptedModel):
+        changed: dict[str, tuple[Any, Any]] = {"family": (parent.origin.config.family, model.family)}
+    else:
+        changed = differing_settings(parent.config, model)
     path = parent.path.resolve()
     record = Parent(
         path=str(path),
@@ -110,11 +140,17 @@ def _refuse_other_shapes(parent: SavedModel, model: ModelConfig, vocab_size: int
                 f"model, parameter {name}",
                 got=got,
                 rule=f"must have {wanted}, as in {parent.path}",
-                remedy="Set model as there (embedding: model.vocab_size), or leave init_from out.",
+                remedy="Use the model settings of the parent (for the embedding, model.vocab_size),"
+                " or remove init_from.",
             )
 
 
-def _refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
+def refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None:
+    """Refuse a model that was trained with another tokenizer, if its tokenizer is known.
+
+    Raises:
+        ConfigError: If an id has another piece.
+    """
     try:
         known = parent.own_tokenizer()
     except ReptrainError:
@@ -124,6 +160,6 @@ def _refuse_another_vocabulary(parent: SavedModel, tokenizer: Tokenizer) -> None
         raise ConfigError(
             "data",
             got=f"a store whose tokenizer has {differing.other!r} as id {differing.id}",
-            rule=f"must have {differing.one!r} there, as the tokenizer of {parent.path}",
-            remedy="Make the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
+            rule=f"must have {differing.one!r} as this id, like the tokenizer of {parent.path}",
+            remedy="Create the store with `reptrain tokenize --tokenizer` and that model's tokenizer.",
         )

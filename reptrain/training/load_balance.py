@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reptrain.model import Decoder, EncoderDecoder
+from reptrain.model.sparse import NUM_LAYER_SUMS
 from reptrain.runs.metrics import RoutingRecord
 
 
@@ -59,6 +60,6 @@ def update_expert_bias(model: Decoder | EncoderDecoder, figure_LS: Tensor | None
     counts: dict[torch.nn.Module, Tensor] = {}
     for (_, layer), figure_S in zip(model.sparse_layers(), figure_LS, strict=True):
         if layer.config.bias_rate > 0:
-            counts[layer.router] = counts.get(layer.router, 0) + figure_S[4:]
+            counts[layer.router] = counts.get(layer.router, 0) + figure_S[NUM_LAYER_SUMS:]
     for router, count_E in counts.items():
         router.votes_E += (count_E.mean() - count_E).sign().long()

@@ -28,6 +28,8 @@ from reptrain.errors import ReptrainError, RunError
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.dropout import set_rates
 from reptrain.model.megablocks import require_megablocks
+from reptrain.plan.cycles import cycle_ends
+from reptrain.plan.text_amounts import steps_of_text
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.mirror import Mirror
 from reptrain.training.batches import Batch, Batches
@@ -39,7 +41,7 @@ from reptrain.training.optimizers import set_learning_rate
 from reptrain.training.pretraining import Marks, SetEvaluator, open_recorder, resume_run
 from reptrain.training.recorder import print_line, stated_attention
 from reptrain.training.regularize import Settings, set_weight_decay
-from reptrain.training.setup import Data, open_data, prepare
+from reptrain.training.setup import Data, open_data, prepare, resolve_budgets
 from reptrain.training.step import StepResult, Trainer, train_step
 from reptrain.training.summary import run_header
 
@@ -214,6 +216,7 @@ def train(
     check_precision(config.train.precision, device)
     if config.model.moe is not None and config.model.moe.backend == "megablocks":
         require_megablocks()
+    config = resolve_budgets(config)
     data = open_data(config)
     with ExitStack() as held:
         if stop is None:
@@ -322,11 +325,13 @@ def _run(
     """Train to the end, until a request to stop, or until early stopping."""
     if world.is_main:
         print_line(run_header(config, folder.path, data, world))
-    training = prepare(config, data, world, parent)
+    training = prepare(config, data, world, parent, folder.checkpoints)
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
     done = first_step = resume_run(folder, trainer, parent)
-    marks = Marks.of(config.evaluate, config.checkpoint, num_steps)
+    ends = cycle_ends(config.schedule, data.plan, data.steps) if config.keeps_cycle_ends else []
+    texts = steps_of_text(config.checkpoint.at_text, [*data.stores.values()], data.plan, data.steps)
+    marks = Marks.of(config.evaluate, config.checkpoint, num_steps, [*ends, *texts.values()])
     checkpoints = Checkpoints(
         trainer,
         folder.checkpoints,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Set
+from collections.abc import Collection, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -35,10 +35,23 @@ class Marks:
     """The saved steps whose checkpoints stay for good."""
 
     @classmethod
-    def of(cls, evaluate: EvaluateConfig, saving: CheckpointConfig, num_steps: int) -> Marks:
-        """The marks of a run of ``num_steps`` steps."""
+    def of(
+        cls,
+        evaluate: EvaluateConfig,
+        saving: CheckpointConfig,
+        num_steps: int,
+        more: Collection[int] = (),
+    ) -> Marks:
+        """The marks of a run.
+
+        Args:
+            evaluate: When to evaluate.
+            saving: When to save.
+            num_steps: Steps of the run.
+            more: Further steps whose checkpoints are kept: ends of cycles, amounts of text.
+        """
         keep = marks(num_steps, saving.keep_every_fraction) if saving.keep_every_fraction else set()
-        keep |= {*saving.at_steps}
+        keep |= {*saving.at_steps, *more}
         save = marks(num_steps, saving.every_fraction) | keep
         return cls(evaluation_steps(evaluate, num_steps), save, keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,16 @@ from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
 from reptrain.hub.saved_model import SavedModel
 from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
+from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.shard import micro_steps_of
+from reptrain.plan.text_amounts import with_token_budgets
 from reptrain.progress import stage_progress
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
 from reptrain.store import Store, open_store, verify
 from reptrain.text import Tokenizer
 from reptrain.training.batches import WindowBatches
+from reptrain.training.distill import build_teacher, open_teachers, teacher_fingerprint
 from reptrain.training.initial_weights import InitialWeights
 from reptrain.training.masked_inputs import MaskedInputs
 from reptrain.training.optimizers import build_optimizer
@@ -56,6 +60,8 @@ class Data:
     tokenizer: Tokenizer
     objective: Objective
     """The objective, with the noise of the run's seed."""
+    teachers: Sequence[SavedModel] = ()
+    """The models of `distill.teacher`."""
 
 
 def open_data(config: RunConfig) -> Data:
@@ -64,14 +70,16 @@ def open_data(config: RunConfig) -> Data:
     Raises:
         StoreError: If a store is missing, not sealed, modified, or made by another tokenizer.
         PlanError: If a subset is larger than its store, or shorter than a window.
-        ConfigError: If the embedding has too few rows, or the tokenizer too few sentinels.
+        ConfigError: If the embedding has too few rows, the tokenizer too few sentinels, or the teacher does
+            not fit.
     """
     stores = _open_stores(config)
     tokenizer = next(iter(stores.values())).tokenizer()
     embedding_rows(config.model, tokenizer.vocab_size)
     objective = build_objective(config, tokenizer, noise_seed=config.seed_of("noise"))
     stream = open_stream(config, stores)
-    run_plan = RunPlan.of(config, stores=stores, stream=stream)
+    teachers = open_teachers(config, tokenizer)
+    run_plan = RunPlan.of(config, stores=stores, stream=stream, teacher=teacher_fingerprint(teachers))
     return Data(
         stores,
         stream,
@@ -80,7 +88,20 @@ def open_data(config: RunConfig) -> Data:
         run_plan.step_plan(),
         tokenizer,
         objective,
+        teachers,
     )
+
+
+def resolve_budgets(config: RunConfig) -> RunConfig:
+    """The run with budgets in words or bytes replaced by tokens of its stores.
+
+    Raises:
+        StoreError: If a store cannot be used, or has no word counts.
+    """
+    budgets = [config.train.total_tokens, *(one.total_tokens for one in config.data.sources.values())]
+    if all(budget is None or budget.text is None for budget in budgets):
+        return config
+    return with_token_budgets(config, _open_stores(config))
 
 
 def _open_stores(config: RunConfig) -> dict[str, Store]:
@@ -99,7 +120,7 @@ def _open_stores(config: RunConfig) -> dict[str, Store]:
                 f"stores {first.path} and {other.path}",
                 got=f"tokenizers with the fingerprints {first.manifest.tokenizer}"
                 f" and {other.manifest.tokenizer}",
-                rule="must have been made by one tokenizer to be mixed",
+                rule="must have the same tokenizer to be mixed",
                 remedy="Rebuild one of them with `reptrain tokenize --tokenizer`"
                 f" and the tokenizer in {first.path}.",
             )
@@ -121,7 +142,7 @@ def _intact(path: Path, named_by: str) -> Store:
         raise StoreError(
             f"store {path}",
             got=report.problems[0],
-            rule="must be as it was sealed",
+            rule="must be unchanged since it was sealed",
             remedy="Restore its files, or rebuild it with `reptrain tokenize`.",
         )
     return store
@@ -178,14 +199,14 @@ def build_engine(
         micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
         bucket_elements=bucket,
     )
+    if world.device.type == "cpu":
+        keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     if train.zero_stage == 3:
         partition_weights(model, weights.fill, settings, world.device)
         weights.fill_buffers(model)
     else:
         model = model.to(world.device)
     optimizer = build_optimizer(model, config.optimizer)
-    if world.device.type == "cpu":
-        keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     engine: Engine
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if train.zero_stage == 0:
@@ -199,7 +220,13 @@ def build_engine(
     return engine
 
 
-def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | None = None) -> Training:
+def prepare(
+    config: RunConfig,
+    data: Data,
+    world: World,
+    parent: SavedModel | None = None,
+    checkpoints: Path = Path("checkpoints"),
+) -> Training:
     """Build the model, the loader and the evaluation sets, on every rank alike.
 
     Args:
@@ -207,6 +234,7 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         data: Its open stores and plan.
         world: The ranks.
         parent: Initial weights; None draws them by the seed.
+        checkpoints: Folder of the run's checkpoints, which may be its teachers.
     """
     micro_batch_windows = config.micro_batch_windows(world.world_size)
     weights = InitialWeights(config.model, data.tokenizer.vocab_size, config.seed_of("weights"), parent)
@@ -241,6 +269,13 @@ def prepare(config: RunConfig, data: Data, world: World, parent: SavedModel | No
         regularize=config.regularize,
         slices=WeightSlices.of(engine, rank=world.rank, world_size=world.world_size, device=world.device),
         average=WeightAverage(config.average, engine) if config.average else None,
+        teacher=build_teacher(
+            config,
+            data.teachers,
+            checkpoints,
+            cycle_ends(config.schedule, data.plan, data.steps),
+            world.device,
+        ),
         on_nonfinite=config.train.on_nonfinite,
     )
     return Training(data, trainer, WindowBatches(loader), sets)

@@ -31,6 +31,7 @@ from reptrain.distributed.world import World
 from reptrain.model import DropoutContext, Routing, Witness
 from reptrain.runs.metrics import RoutingRecord
 from reptrain.training.batches import Batch
+from reptrain.training.distill import Teacher
 from reptrain.training.load_balance import routing_records, update_expert_bias
 from reptrain.training.masked_inputs import MaskedInputs, doubled
 from reptrain.training.regularize import InputNoise, Settings
@@ -56,6 +57,8 @@ class Trainer:
     """Slices of the weights that the steps hash in turn; None hashes none."""
     average: WeightAverage | None = None
     """Average of the weights, updated after each applied step."""
+    teacher: Teacher | None = None
+    """Gives the distribution that each step imitates; None without distillation."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What follows a step whose loss or gradient is not finite."""
 
@@ -122,6 +125,9 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         if settings.masked_inputs > 0:
             example = trainer.masked_inputs(example, settings.masked_inputs, dropout)
             dropout, index_B = doubled(dropout), torch.cat([index_B, index_B])
+        imitated = None
+        if trainer.teacher is not None:
+            imitated = trainer.teacher.distribution(example.inputs, batch.position)
         routing = Routing(example.loss_tokens_B)
         witness = Witness(index_B)
         output = engine(
@@ -131,6 +137,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             targets=targets_of(example, settings),
             loss_factor=loss_factor,
             witness=witness,
+            imitated=imitated,
         )
         assert witness.digest is not None and witness.num_targets is not None
         counts += torch.stack(

@@ -57,7 +57,7 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
     micro = config.micro_batch_windows(world.world_size)
     facts += [
         ("model", _model(config, data.tokenizer.vocab_size)),
-        ("objective", config.objective.name),
+        ("objective", _objective(config)),
         ("steps", f"{data.steps.num_steps:,} over {data.plan.total_tokens:,} tokens"),
         (
             "batch",
@@ -103,6 +103,13 @@ def _model(config: RunConfig, vocab_size: int) -> str:
     active = f", {count.active:,} active" if count.active != count.total else ""
     start = f", weights of {config.init_from}" if config.init_from else ""
     return f"{config.model.family}, {count.total:,} parameters{active}{start}"
+
+
+def _objective(config: RunConfig) -> str:
+    if config.distill is None:
+        return config.objective.name
+    teacher = ", ".join(config.distill.teacher) or "the previous cycle"
+    return f"{config.objective.name}, distilled from {teacher}"
 
 
 def _share(part: Fraction | int, whole: int) -> str:

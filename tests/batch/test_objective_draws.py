@@ -161,11 +161,11 @@ def test_stratified_times_are_even_over_the_epochs_of_a_window() -> None:
     [
         (
             ["objective={name: span_corruption, noise_density: 0.5}", "data.window_tokens=1000"],
-            r"mean_span_tokens.*as many spans as the tokenizer has sentinels, 32, but got",
+            r"mean_span_tokens.*at most 32 spans, one for each sentinel of the tokenizer, but got",
         ),
         (
             ["objective.name=ul2", "data.window_tokens=200"],
-            r"objective\.denoisers\[3\].*beside the mode tokens, 29, but got mode X, mean_span_tokens 3\.0,"
+            r"objective\.denoisers\[3\].*besides the mode tokens, but got mode X, mean_span_tokens 3\.0,"
             r" noise_density 0\.5, which makes 33 spans of 200 tokens",
         ),
     ],

@@ -116,8 +116,8 @@ def test_dump_yaml_gives_back_numbers(values: list[Any]) -> None:
         ("train.zero_stage=true", "train.zero_stage: must be a number, but got true or false"),
         ("optimizer.lr=true", "optimizer.lr: must be a number"),
         ("train.batch_windows=12:30", "train.batch_windows: .*but got '12:30'"),
-        ("name=true", r"name: must be a text, but got true\. Quote it as it is written"),
-        ("data.store=1.10", r"data.store: must be a text, but got 1.1\. Quote it as it is written"),
+        ("name=true", r"name: must be a string, but got true\. Quote it as it is written"),
+        ("data.store=1.10", r"data.store: must be a string, but got 1.1\. Quote it as it is written"),
         ("train.total_tokens=1,5B", "train.total_tokens: must be a number of tokens"),
         ("train=", "^train: must be a mapping of settings, but got null. Remove the key, or add"),
         ("train=3", "^train: must be a mapping of settings, but got 3"),
@@ -134,6 +134,6 @@ def test_settings_of_another_type_are_refused_by_name(override: str, words: str)
 
 def test_labels_that_are_words_of_yaml_are_refused() -> None:
     task = {"name": "t", "kind": "classification"}
-    with pytest.raises(ConfigError, match=r"labels\.0: must be a text, but got true\. Quote it"):
+    with pytest.raises(ConfigError, match=r"labels\.0: must be a string, but got true\. Quote it"):
         validate(TaskConfig, apply_overrides(task, ["labels=[true, false]"]))
     assert validate(TaskConfig, apply_overrides(task, ['labels=["yes", "no"]'])).labels == ("yes", "no")

@@ -83,5 +83,5 @@ def test_every_command_of_the_page_works(folder: Path) -> None:
     (shown,) = re.findall(r"document_metadata\(0\)  # (.*)", PAGE)
     assert repr(split.document_metadata(0)) == shown and split.document_id(0).startswith("u")
     tagged = {source.name: source.tags for source in open_store(Path("stores/tagged")).manifest.sources}
-    assert tagged["articles"] == {"licence": "cc-by"}
+    assert tagged["articles"] == {"license": "cc-by"}
     assert open_store(Path("stores/eos")).eos_id == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,14 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.errors import RunError
-from reptrain.evaluation.ensemble import Ensemble, ensemble_of
+from reptrain.errors import ReptrainError, RunError
+from reptrain.evaluation.ensemble import (
+    Ensemble,
+    ensemble_of,
+    fit_weights,
+    learned_weights,
+    snapshot_steps,
+)
 from reptrain.evaluation.evaluate import open_run, score_run
 from reptrain.evaluation.sets import evaluation_sets
 from reptrain.training.loop import train
@@ -26,6 +34,8 @@ OTHERS = {
     "narrower windows": ("data.window_tokens=16",),
     "other objective": ("objective.name=prefix_lm",),
     "other subset": ("data.unique_tokens=3000", "seed=2"),
+    "untrained": ("optimizer.lr=1e-9",),
+    "cyclic": ("schedule.name=cyclic", "schedule.cycles=2", "checkpoint.at_cycle_ends=true"),
 }
 
 
@@ -107,3 +117,84 @@ def test_evaluate_prints_members_and_their_ensemble(runs: Callable[[str], Path])
     assert [row["run"] for row in rows if row["set"] == "report"] == [*paths, " + ".join(paths)]
     # Their training windows are not the same.
     assert [row["set"] for row in rows if " + " in row["run"]] == ["select", "report"]
+
+
+def test_fitted_weights_are_the_best_of_a_grid() -> None:
+    torch.manual_seed(0)
+    log_KN, weight_N = torch.randn(2, 200).double() - 4, torch.rand(200).double()
+    share, rest = fit_weights(log_KN, weight_N)
+
+    def likelihood(share: float) -> float:
+        mixed_N = torch.logaddexp(log_KN[0] + math.log(share), log_KN[1] + math.log1p(-share))
+        return float(weight_N @ mixed_N)
+
+    best = max((number / 1000 for number in range(1, 1000)), key=likelihood)
+    assert share == pytest.approx(best, abs=2e-3) and share + rest == 1
+
+
+def test_fitted_weights_leave_out_a_useless_member() -> None:
+    log_KN = torch.stack([torch.full((50,), -1.0), torch.full((50,), -9.0)])
+    assert fit_weights(log_KN, torch.ones(50)) == [1.0, 0.0]
+
+
+def test_learned_weights_are_at_least_as_good_on_select(runs: Callable[[str], Path]) -> None:
+    members = [open_run(runs(name), device="cpu") for name in ("plain", "wider", "untrained")]
+    weights = learned_weights(members)
+    assert weights[2] < 0.05 and sum(weights) == pytest.approx(1)
+    nats = [
+        score_run(run, sets=["select"])[0].nats
+        for run in (*members, ensemble_of(members), ensemble_of(members, weights))
+    ]
+    # Weights are rounded to 4 digits.
+    assert nats[-1] <= min(nats) + 1e-4
+
+
+def test_weighted_ensemble_probabilities_are_the_weighted_mean() -> None:
+    class Member(torch.nn.Module):
+        def __init__(self, *logits: float) -> None:
+            super().__init__()
+            self.logits = torch.tensor([[logits]])
+
+        def forward(self) -> torch.Tensor:
+            return self.logits
+
+    members = [Member(0.3, -1.0, 2.0), Member(-0.5, 0.1, 0.2)]
+    expected = 0.9 * members[0]().softmax(-1) + 0.1 * members[1]().softmax(-1)
+    torch.testing.assert_close(Ensemble(members, [0.9, 0.1])().exp(), expected)
+
+
+def test_evaluate_scores_snapshots_with_weights_learned_on_select(runs: Callable[[str], Path]) -> None:
+    path = runs("cyclic")
+    first, last = snapshot_steps(path)
+
+    def invoked(*more: str) -> list[dict[str, Any]]:
+        command = ["evaluate", str(path), "--snapshots", "--ensemble", "--learn-weights", "--device", "cpu"]
+        result = CliRunner().invoke(app, [*command, "--json", *more], catch_exceptions=False)
+        rows: list[dict[str, Any]] = json.loads(result.output)
+        return rows
+
+    rows = invoked()
+    assert [row["step"] for row in rows if row["set"] == "report"] == [first, last, last]
+    ensemble = [row for row in rows if " + " in row["run"]]
+    assert ensemble[0]["run"] == " + ".join(f"{path}/checkpoints/step-{step}" for step in (first, last))
+    weights = ensemble[0]["member_weights"]
+    assert sum(weights) == pytest.approx(1) and rows[0]["member_weights"] is None
+    # Same training windows, hence a probe. The report split does not enter the weights.
+    assert [row["set"] for row in ensemble] == ["probe", "select", "report"]
+    assert invoked("--set", "report")[-1] == ensemble[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--snapshots"], "checkpoint.at_cycle_ends"),
+        (["--snapshots", "--step", "3"], "--step"),
+        (["--learn-weights"], "--ensemble"),
+    ],
+)
+def test_snapshots_and_weights_are_refused_with_a_remedy(
+    options: list[str], words: str, runs: Callable[[str], Path]
+) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(runs("plain")), *options, "--device", "cpu"])
+    assert words in str(result.exception)
+    assert isinstance(result.exception, ReptrainError)

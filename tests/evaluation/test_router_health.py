@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from reptrain.cli import app
@@ -15,6 +16,7 @@ from reptrain.config import RunConfig
 from reptrain.errors import RunError
 from reptrain.evaluation.evaluate import evaluate, open_run
 from reptrain.evaluation.router_health import _probes, _Routes, _without, router_health
+from reptrain.runs import RunFolder
 from reptrain.training.loop import train
 
 SPARSE = (
@@ -47,6 +49,24 @@ def test_routers_agree_with_the_last_ones_at_the_end(run: Path) -> None:
     assert first.knock_out_mean_nats == second.knock_out_mean_nats
     assert first.knock_out_max_nats is not None and first.knock_out_mean_nats is not None
     assert first.knock_out_max_nats >= first.knock_out_mean_nats
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_evaluation_records_dead_experts_and_the_largest_load(run: Path) -> None:
+    records = [record for record in RunFolder.open(run).metrics.records("valid") if record.set == "probe"]
+    health = router_health(run, device="cpu", knock_out=False)
+    for record in records:
+        rows = [row for row in health if row.step == record.step]
+        if rows:
+            assert record.scores["dead_experts"] == sum(row.dead for row in rows)
+        # Of 4 experts, a token selects 2: the busiest has at least the mean, and at most every token.
+        assert 1 <= record.scores["expert_peak"] <= 2
+    assert {row.step for row in health} & {record.step for record in records}
+    (score,) = evaluate(run, sets=["probe"], device="cpu")
+    assert score.scores["dead_experts"] == records[-1].scores["dead_experts"]
+    events = EventAccumulator(str(RunFolder.open(run).tensorboard))
+    events.Reload()
+    assert {"probe/dead_experts", "probe/expert_peak"} <= set(events.Tags()["scalars"])
 
 
 def test_agreement_and_dead_experts_are_counted_by_layer() -> None:

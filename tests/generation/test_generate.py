@@ -191,7 +191,7 @@ def test_decoder_treats_a_prompt_as_in_its_objective(tiny: MakeConfig, tmp_path:
         if reading != "causal":
             with pytest.raises(ReptrainError, match="causal attention only"):
                 export_model(tmp_path, tmp_path / "out")
-    with pytest.raises(ConfigError, match="must be one that predicts tokens in an order"):
+    with pytest.raises(ConfigError, match="must be autoregressive"):
         generate(tmp_path, ["a"])
 
 

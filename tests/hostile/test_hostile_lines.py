@@ -90,7 +90,7 @@ def test_read_small_ends_at_its_limit(tmp_path: Path) -> None:
 )
 def test_read_record_refuses_what_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "parent.json").write_text(text)
-    with pytest.raises(ReptrainError, match="must be a whole record") as refused:
+    with pytest.raises(ReptrainError, match="must be a complete record") as refused:
         read_record(Parent, tmp_path / "parent.json", remedy="Restore it.")
     assert len(str(refused.value)) <= 500
 

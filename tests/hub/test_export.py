@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed: no parity")
 
 import transformers
+from safetensors.torch import save_file
 from their_models import MADE, close, make, rows, save
 from typer.testing import CliRunner
 
+from reptrain.checkpoint.tensor_file import StoredTensor, write_tensors
 from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.errors import HubError, ReptrainError
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.export import export_model, import_model, write_model
-from reptrain.hub.saved_model import ImportedModel, open_saved_model
+from reptrain.hub.saved_model import ImportedModel, SavedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.model.init import parameter_shapes
 from reptrain.store import open_store
@@ -227,3 +230,34 @@ def test_export_refuses_a_non_empty_folder_and_a_missing_step(run: Path, tmp_pat
     with pytest.raises(ReptrainError, match="must be the folder of a model"):
         export_model(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_export_holds_one_parameter_at_a_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, held, most = SavedModel.parameter, weakref.WeakSet[torch.Tensor](), 0
+
+    def watched(self: SavedModel, name: str, expert: int | None = None) -> torch.Tensor:
+        nonlocal most
+        values = plain(self, name, expert)
+        held.add(values)
+        most = max(most, len(held))
+        return values
+
+    monkeypatch.setattr(SavedModel, "parameter", watched)
+    export_model(run, tmp_path / "out")
+    assert most == 1
+
+
+def test_written_files_have_the_bytes_of_the_library(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1.5]), "c": torch.zeros(3, 0)}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        stored = [StoredTensor(name, tuple(tensors[name].shape), lambda n=name: tensors[n]) for name in "abc"]
+        written = write_tensors(tmp_path / "ours", stored, dtype, {"format": "pt"})
+        save_file(
+            {name: tensor.to(dtype) for name, tensor in tensors.items()},
+            tmp_path / "theirs",
+            {"format": "pt"},
+        )
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+        assert written.problem(tmp_path / "ours") is None

@@ -108,7 +108,7 @@ def test_half_a_line_is_no_record_and_can_be_cut_off(ledger):
         file.write('{"step": 4, "first_ind')
     again = Ledger(ledger.path)
     assert [record.step for record in again.records()] == [0, 1, 2, 3]
-    with pytest.raises(RunError, match="must end with a whole line"):
+    with pytest.raises(RunError, match="must end with a complete line"):
         again.append(entry(4))
     again.drop_half_line()
     again.append(entry(4))

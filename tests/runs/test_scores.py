@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_scores_follow_from_sums() -> None:
     assert (scores["scored_tokens"], scores["raw_tokens"]) == (4, 2)
 
 
+def test_scores_of_experts_are_those_of_sparse_models() -> None:
+    assert "dead_experts" not in compute_scores(SUMS) and "expert_peak" not in compute_scores(SUMS)
+    sparse = replace(SUMS, expert_counts=((4, 0, 0, 4), (1, 5, 1, 1)))
+    scores = compute_scores(sparse)
+    assert (scores["dead_experts"], scores["expert_peak"]) == (2, 2.5)
+
+
 def test_new_score_reaches_record_tensorboard_study_and_report(perplexity: None, tmp_path: Path) -> None:
     first, second = arms(STUDY)
     for arm in (first, second):
@@ -73,6 +81,8 @@ def test_new_score_reaches_record_tensorboard_study_and_report(perplexity: None,
     assert rows[1].best_scores is not None and "perplexity" not in rows[1].best_scores
     cells = [dict(line.cells)["perplexity"] for line in arm_lines(rows)]
     assert cells == ["4.000", "–"]
+    # No arm has experts.
+    assert "dead experts" not in dict(arm_lines(rows)[0].cells)
 
 
 def test_a_straggler_is_noted_once(tmp_path: Path) -> None:

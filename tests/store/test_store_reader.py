@@ -195,9 +195,13 @@ def test_verify_names_every_damage(copy: Path, damage: Callable[[Path], None], p
         ("manifest.json", b"{}", "must have a manifest of the format reptrain-store-2"),
         ("manifest.json", b'{"format": "reptrain-store-1"}', "Read it with the version of reptrain"),
         ("manifest.json", b'{"format": "reptrain-store-3"}', "Read it with a later version of reptrain"),
-        ("train-00000.arrow", None, "train-00000.arrow: must be as it was sealed, but got No such file"),
+        (
+            "train-00000.arrow",
+            None,
+            "train-00000.arrow: must be unchanged since it was sealed, but got No such file",
+        ),
         ("train-00000.arrow", b"short", "but got 5 bytes, where the manifest has"),
-        ("tokenizer.model", None, "tokenizer.model: must be as it was sealed"),
+        ("tokenizer.model", None, "tokenizer.model: must be unchanged since it was sealed"),
     ],
 )
 def test_open_store_refuses_an_incomplete_store(
@@ -216,7 +220,7 @@ def test_store_refuses_another_tokenizer_and_another_shard(copy: Path) -> None:
         open_store(copy).tokenizer()
     size = (copy / "train-00000.arrow").stat().st_size
     (copy / "train-00000.arrow").write_bytes(bytes(size))
-    with pytest.raises(StoreError, match="must be as the manifest says"):
+    with pytest.raises(StoreError, match="must match the manifest"):
         open_store(copy).split("train").lengths(0, 1)
 
 

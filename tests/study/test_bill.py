@@ -103,7 +103,7 @@ def test_over_budget_compares_what_is_left(tmp_path: Path, budget: str, excess: 
 
 @pytest.mark.parametrize("budget", ["24", "h", "-1h", "1year", "2**3usd", "nanh"])
 def test_over_budget_refuses_what_is_no_budget(tmp_path: Path, budget: str) -> None:
-    with pytest.raises(StudyError, match="must be such as 24h"):
+    with pytest.raises(StudyError, match="must be a number with a unit, such as 24h"):
         over_budget([bill(study_of(), tmp_path, name="A100")], budget)
 
 

@@ -118,8 +118,8 @@ T5 = {"model.family": "t5", "objective.name": "span_corruption"}
     ("arms", "error"),
     [
         ([from_("b", name="a")], "arm a: init_from: must be an arm.*'b'.*The arms are a"),
-        ([from_("a", name="a")], "must not lead from an arm to itself.*a <- a"),
-        ([from_("b", name="a"), from_("a", name="b")], "must not lead from an arm to itself.*a <- b <- a"),
+        ([from_("a", name="a")], "must not be circular.*a <- a"),
+        ([from_("b", name="a"), from_("a", name="b")], "must not be circular.*a <- b <- a"),
         (
             [{"name": "first", "set": {"model.d_ff": 64}}, CHILD],
             "model.d_ff: must be 64, as in first",
@@ -130,7 +130,7 @@ T5 = {"model.family": "t5", "objective.name": "span_corruption"}
             "must select one arm, but got first.lr-0.001, first.lr-0.002",
         ),
         ([{"name": "first", "seeds": [3, 4]}, CHILD], "seed 0, and the seeds 3, 4 of first"),
-        ([{"name": "first", "axes": {"init_from": ["first"]}}], "must not lead from an arm to itself"),
+        ([{"name": "first", "axes": {"init_from": ["first"]}}], "must not be circular"),
     ],
 )
 def test_a_chain_that_cannot_be_is_refused(tmp_path: Path, arms: list[dict[str, Any]], error: str) -> None:

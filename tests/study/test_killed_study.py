@@ -15,6 +15,8 @@ import pytest
 import yaml
 from time_limits import START_S
 
+from reptrain.runs.parent import read_parent
+
 TIMED = ("seconds", "tokens_per_second", "usd", "reason")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -31,7 +33,8 @@ def study_file(folder: Path, store: Path) -> Path:
     late = {"model.dropout.residual": {"value": 0.1, "start": "50%"}}
     path = folder / "killed.yaml"
     then = [{"name": "scores", "do": "evaluate", "where": {"arm": "late"}, "options": {"set": ["select"]}}]
-    arms = [{"name": "plain"}, {"name": "late", "set": late}]
+    adapted = {"init_from": "plain", "optimizer.lr": 1e-3}
+    arms = [{"name": "plain"}, {"name": "late", "set": late}, {"name": "adapted", "set": adapted}]
     path.write_text(yaml.safe_dump({"base": base, "arms": arms, "then": then}))
     return path
 
@@ -62,14 +65,18 @@ def wait_for(path: Path, lines: int) -> None:
 
 def test_a_killed_study_resumes_to_the_tables_of_an_unbroken_one(store_path: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, store_path)
-    assert start(path, tmp_path / "unbroken").wait() == 0
-    out = tmp_path / "killed"
-    # In the trunk, and in the branch that begins with the trunk's 40 steps.
-    for run, lines in (("plain", 20), ("late", 55)):
+    out = tmp_path / "out"
+    assert start(path, out).wait() == 0
+    # At the same place, since a run's configuration has the path of its parent.
+    unbroken = out.rename(tmp_path / "unbroken")
+    # In the trunk, in a run that starts from its weights, and in the branch that begins with its 40 steps.
+    for run, lines in (("plain", 20), ("adapted", 15), ("late", 55)):
         study = start(path, out)
         wait_for(out / "runs" / run / "ledger.jsonl", lines)
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
     assert start(path, out).wait() == 0
-    assert tables(out) == tables(tmp_path / "unbroken")
+    assert tables(out) == tables(unbroken)
     assert (out / "runs" / "late" / "branch.json").exists()
+    weights = [read_parent(place / "runs" / "adapted") for place in (out, unbroken)]
+    assert weights[0] is not None and weights[1] is not None and weights[0].weights == weights[1].weights

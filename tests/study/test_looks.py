@@ -123,7 +123,9 @@ def test_second_look_resumes_after_a_failure_and_leaves_commands_alone(
 
 def test_added_seeds_are_no_seeds_of_tuning(tmp_path: Path) -> None:
     tune = {"axes": {"optimizer.weight_decay": [0.1, 0.2, 0.3]}, "seeds": [6], "extend": 0}
-    study = study_of(claim_of("small"), tune=tune)
+    claim = claim_of("small")
+    claim["contrast"]["free"].append("optimizer.weight_decay")
+    study = study_of(claim, tune=tune)
     graph = build_graph(study, tmp_path)
     assert bill_of(study, graph, tmp_path, Hardware()).most_looks == 6
     assert planned_looks(study, arms(study))["small"]["second"] == [5, 7, 8]

@@ -186,3 +186,11 @@ def test_tokens_of_steps_are_those_of_the_plan(cut: str, order: str, monkeypatch
     monkeypatch.setattr("reptrain.plan.shared_steps._MOST_WINDOWS", 0)
     counted = steps(*overrides)
     assert [counted.settings(step) for step in range(counted.steps.num_steps)] == found
+
+
+def test_runs_distilled_from_their_previous_cycle_share_no_steps() -> None:
+    cyclic = ("schedule.name=cyclic", "schedule.cycles=2")
+    late = "model.dropout.residual={value: 0.1, start: 75%}"
+    assert shared_steps(steps(*cyclic), steps(*cyclic, late)) > 0
+    itself = (*cyclic, "distill.weight=0.5")
+    assert shared_steps(steps(*itself), steps(*itself, late)) == 0

@@ -54,6 +54,8 @@ def write(path: Path, **fields: Any) -> str:
 TWO = {"arms": [{"name": "a"}, {"name": "b", "set": {"model": {"num_layers": 1}}}], "seeds": [0, 1, 2, 3, 4]}
 CLAIM = {"name": "c", "statement": "s", "contrast": {"treatment": {"entry": "z"}, "control": {"entry": "b"}}}
 
+SAME = CLAIM | {"contrast": {"treatment": {"entry": "a"}, "control": {"entry": "a"}}}
+
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
 @pytest.mark.parametrize(
@@ -62,12 +64,22 @@ CLAIM = {"name": "c", "statement": "s", "contrast": {"treatment": {"entry": "z"}
         ({"axes": {"optimizer.lrr": [1, 2]}}, "optimizer.lrr: must be a known key"),
         (
             {"then": [{"name": n, "do": "export", "of": o} for n, o in (("x", "y"), ("y", "x"))]},
-            "must have no entry that needs itself, but got x of y of x",
+            "must not be circular, but got x of y of x",
         ),
         ({**TWO, "claims": [CLAIM]}, "claim c: treatment: must select an arm of the study, but got entry=z"),
         ({"constraints": [{"equal": "flops", "too": "a"}]}, "too"),
         ({"tune": {"optimizer.lr": [1e-3, 1e-3, 1e-3]}}, "at least 2 different values"),
         ({"fits": [{"name": "f", "law": "guess"}]}, "fit f: law: must be one of"),
+        ({**TWO, "claims": [SAME]}, "claim c: must have different arms as treatment and control, but got a"),
+        ({**TWO, "claims": [CLAIM | {"minimum_effect": -0.1}]}, "claims.0.minimum_effect"),
+        ({**TWO, "claims": [CLAIM | {"max_seeds": 3}]}, "max_seeds must exceed seeds, which is 5"),
+        ({"fits": [{"name": "f", "law": "power", "columns": {"x": "steps"}}]}, "fit f: must have more arms"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, "arms must have different names; a is there 2 times"),
+        ({"constraints": [{"drop": {"seed": 0}}]}, "must have arms, but got no arm"),
+        (
+            {"arms": [{"name": one, "set": {"init_from": other}} for one, other in ("ab", "ba")]},
+            "init_from: must not be circular, but got a <- b <- a",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

@@ -138,7 +138,7 @@ def test_arms_name_the_arm_that_is_wrong() -> None:
 
 
 def test_arms_refuse_two_that_are_the_same() -> None:
-    with pytest.raises(StudyError, match="must hold each arm once"):
+    with pytest.raises(StudyError, match="must contain each arm once"):
         arms(study_of(axes={"data.unique_tokens": [1024, "2**10"]}))
 
 

@@ -133,12 +133,15 @@ def test_constraints_equal_tokens_and_drop() -> None:
             {"then": [{"name": "x", "do": "export", "of": "y"}, {"name": "y", "do": "export", "of": "x"}]},
             "x of y of x",
         ),
-        ({"then": [{"name": "x", "do": "export", "where": {"data.unique_tokens": 5}}]}, "must take some"),
+        (
+            {"then": [{"name": "x", "do": "export", "where": {"data.unique_tokens": 5}}]},
+            "must select at least one run",
+        ),
         ({"then": [{"name": "x", "do": "finetune", "task": "none.yaml"}]}, "must be a task.*none.yaml"),
         ({"then": [{"name": "x", "do": "evaluate"}], "arms": [{"name": "x.base"}, {"name": "x"}]}, None),
         (
             {"then": [{"name": "x", "do": "evaluate"}], "arms": [{"name": "x.a"}, {"name": "a"}]},
-            "must name each node once",
+            "must have unique node names",
         ),
     ],
 )
@@ -150,7 +153,8 @@ def test_a_study_that_cannot_be_is_refused(tmp_path: Path, fields: dict[str, Any
         build_graph(study_of(**fields), tmp_path)
 
 
-CLAIM = {"name": "c", "statement": "s", "contrast": {"treatment": {"entry": "a"}, "control": {"entry": "b"}}}
+CONTRAST = {"treatment": {"entry": "a"}, "control": {"entry": "b"}, "free": ["model.d_ff"]}
+CLAIM = {"name": "c", "statement": "s", "contrast": CONTRAST}
 TWO = {"arms": [{"name": "a"}, {"name": "b", "set": {"model.d_ff": 64}}], "seeds": [0, 1, 2, 3, 4]}
 
 
@@ -166,12 +170,55 @@ TWO = {"arms": [{"name": "a"}, {"name": "b", "set": {"model.d_ff": 64}}], "seeds
         ({"contrast": {"treatment": "a.seed-0", "control": "b"}}, "The arms are a, b"),
         ({"contrast": {"treatment": {"model.d_model": 64}, "control": "b"}}, "varied keys or measures"),
         ({"seeds": 6}, "at least the 6 seeds"),
+        ({"metric": "status"}, "must use columns of numbers here, but got status"),
+        ({"contrast": CONTRAST | {"free": []}}, "must compare runs.* always differ in model.d_ff"),
+        ({"contrast": CONTRAST | {"treatment": {"arm": "b"}}}, "different arms.* but got b on both sides"),
+        ({"contrast": CONTRAST | {"treatment": {"entry": ["a", "b"]}}}, "but got b on both sides"),
+        # What only finished runs have is not known yet.
+        ({"contrast": CONTRAST | {"control": {"parameters_total": 9}, "free": []}}, None),
     ],
 )
 def test_claims_must_name_arms_columns_and_enough_seeds(
     tmp_path: Path, change: dict[str, Any], error: str | None
 ) -> None:
     study = study_of(**TWO, claims=[CLAIM | change])
+    if error is None:
+        assert build_graph(study, tmp_path).nodes
+        return
+    with pytest.raises(StudyError, match=error):
+        build_graph(study, tmp_path)
+
+
+def test_a_claim_must_free_the_rate_that_is_tuned_for_each_of_its_arms(tmp_path: Path) -> None:
+    tune = {"axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "seeds": [90]}
+    with pytest.raises(StudyError, match=r"always differ in optimizer\.lr"):
+        build_graph(study_of(**TWO, tune=tune, claims=[CLAIM]), tmp_path)
+    free = CLAIM | {"contrast": CONTRAST | {"free": ["model.d_ff", "optimizer.lr"]}}
+    assert build_graph(study_of(**TWO, tune=tune, claims=[free]), tmp_path).nodes
+    # One rate for both arms is the same on both sides.
+    shared = study_of(**TWO, tune=tune | {"per": ["objective"]}, claims=[CLAIM])
+    assert build_graph(shared, tmp_path).nodes
+
+
+FIT = {"name": "f", "law": "power-constant", "columns": {"x": "consumed_tokens"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, "must have more arms than the 3 parameters.* but got 2 arms"),
+        ({"where": {"entry": "a"}}, "but got 1 arm\\."),
+        ({"law": "power", "where": {"role": "tune"}}, None),
+        ({"columns": {"y": "consumed_tokens"}}, "must be among x, but got y"),
+        ({"columns": {}}, "must name a column for each variable"),
+        ({"columns": {"x": "status"}}, "must use columns of numbers here"),
+        ({"metric": "measure"}, "must use columns of numbers here"),
+    ],
+)
+def test_a_fit_must_have_columns_and_enough_arms(
+    tmp_path: Path, change: dict[str, Any], error: str | None
+) -> None:
+    study = study_of(**TWO, fits=[FIT | change])
     if error is None:
         assert build_graph(study, tmp_path).nodes
         return

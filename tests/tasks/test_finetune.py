@@ -325,7 +325,7 @@ def test_diffusion_is_refused(tiny: Any, make_task: MakeTask, tmp_path: Path) ->
         tiny("train.total_tokens=400", "evaluate.every_fraction=1", "objective.name=masked_diffusion"),
         tmp_path / "run",
     )
-    with pytest.raises(ConfigError, match="must be one that predicts tokens in an order"):
+    with pytest.raises(ConfigError, match="must be autoregressive"):
         tune(tmp_path / "run", make_task(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

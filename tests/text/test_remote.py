@@ -129,7 +129,7 @@ def test_tokenize_refuses_a_url_that_fails_and_keeps_fetched_copies(
     urls, out = put_corpus(server, corpus), tmp_path / "s"
     getattr(server, how).add("data/b.jsonl.gz")
     got = "HTTP status 403 Forbidden" if how == "closed" else "ClientPayloadError"
-    with pytest.raises(TextError, match=f"must be fetched whole, but got {got}") as caught:
+    with pytest.raises(TextError, match=f"must be downloaded completely, but got {got}") as caught:
         tokenize(urls, out, tokenizer=model)
     assert f"source {urls[1]}: " in str(caught.value) and "\n" not in str(caught.value)
     assert not (out / "manifest.json").exists() and not list(out.glob("*.arrow"))
@@ -172,7 +172,7 @@ def test_tokenize_of_a_url_without_a_size(corpus: Path, model: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.jsonl", "must be fetched whole, but got HTTP status 404"),
+        ("none.jsonl", "must be downloaded completely, but got HTTP status 404"),
         ("a.pdf", r"must end in \.txt"),
         ("empty.jsonl", "must hold text, but got 0 bytes"),
     ],
@@ -280,9 +280,9 @@ def test_tokenize_reads_s3(
         names = [file.url for file in expand_sources(["s3://text/web", "s3://text/web/1.jsonl"])]
         assert names == [f"s3://text/web/{index}.jsonl" for index in (0, 1, 1)]
         assert "s3cret" not in (tmp_path / "glob" / "manifest.json").read_text()
-        with pytest.raises(TextError, match=r"source s3://text/none\.jsonl: must be fetched whole"):
+        with pytest.raises(TextError, match=r"source s3://text/none\.jsonl: must be downloaded completely"):
             tokenize(["s3://text/none.jsonl"], tmp_path / "none", tokenizer=model)
-        with pytest.raises(TextError, match=r"source s3://none/a\.jsonl: must be fetched whole"):
+        with pytest.raises(TextError, match=r"source s3://none/a\.jsonl: must be downloaded completely"):
             tokenize(["s3://none/a.jsonl"], tmp_path / "none", tokenizer=model)
     finally:
         server.stop()

@@ -300,7 +300,7 @@ def test_tokenize_takes_a_tokenizer_json(
     assert f"{described:.3f}" in describe_text(store)
     assert verify(tmp_path / "s").ok
     (tmp_path / "s" / "tokenizer.json").unlink()
-    with pytest.raises(StoreError, match=r"tokenizer\.json: must be as it was sealed"):
+    with pytest.raises(StoreError, match=r"tokenizer\.json: must be unchanged since it was sealed"):
         open_store(tmp_path / "s")
 
 
@@ -314,7 +314,7 @@ def test_tokenize_keeps_the_eos_that_was_asked_for(corpus: Path, library: Librar
     assert verify(tmp_path / "s").ok
     own = tokenize([corpus], tmp_path / "own", tokenizer=tmp_path / "t.json")
     assert own.eos_id == 0 and own.fingerprint != asked.fingerprint
-    with pytest.raises(TokenizerError, match="must be left out where no tokenizer is given"):
+    with pytest.raises(TokenizerError, match="must be omitted if no tokenizer is given"):
         tokenize([corpus], tmp_path / "s2", eos="</s>")
 
 
@@ -487,5 +487,5 @@ def test_tokenize_refuses_a_tag_for_two_sources_of_one_name(tmp_path: Path) -> N
 def test_tokenize_refuses_settings_of_training_beside_a_tokenizer(
     store_path: Path, text_file: Path, tmp_path: Path, setting: str
 ) -> None:
-    with pytest.raises(TokenizerError, match=rf"{setting}: must be left out where a tokenizer is given"):
+    with pytest.raises(TokenizerError, match=rf"{setting}: must be omitted if a tokenizer is given"):
         tokenize([text_file], tmp_path / "store", tokenizer=store_path / "tokenizer.model", **{setting: 512})

@@ -178,7 +178,7 @@ def test_eos_that_is_unk_too_is_refused_unless_every_byte_is_known() -> None:
     assert (tokenizer.unk_id, tokenizer.eos_id) == (-1, 0)
     del data["model"]["vocab"]["Ġ"]
     data["model"]["merges"] = []
-    with pytest.raises(TokenizerError, match="must not encode what its vocabulary does not hold as EOS"):
+    with pytest.raises(TokenizerError, match="must have an unknown piece that differs from EOS"):
         HuggingFaceTokenizer(json.dumps(data).encode())
 
 
@@ -271,7 +271,7 @@ def test_load_tokenizer_does_not_guess_between_two_ends(tmp_path: Path, content:
         load_tokenizer(tmp_path / "tokenizer.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(
-        TokenizerError, match=r"config\.json.*must be readable, as it may name what ends a text"
+        TokenizerError, match=r"config\.json.*must be readable, because it may declare the EOS"
     ):
         load_tokenizer(tmp_path / "tokenizer.json")
 

@@ -215,8 +215,13 @@ def test_tokenize_refuses_a_tokenizer_without_eos(corpus: Path, texts: list[str]
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=writer, vocab_size=40, eos_id=-1, minloglevel=2
         )
-    with pytest.raises(TokenizerError, match="must have an end-of-sentence piece"):
+    with pytest.raises(TokenizerError, match=r"must have an end-of-sentence piece.*got none"):
         tokenize([corpus], tmp_path / "s", tokenizer=model)
+    for named, shown in ((99_999, "99999"), (-1, "-1"), ('"<nope>"', "<nope>")):
+        (tmp_path / "config.json").write_text(f'{{"eos_token_id": {named}}}')
+        with pytest.raises(TokenizerError, match=f"got {shown} in config.json, no special piece of it"):
+            tokenize([corpus], tmp_path / "s", tokenizer=model)
+    (tmp_path / "config.json").unlink()
     assert tokenize([corpus], tmp_path / "s", tokenizer=model, eos="<s>").eos_id == 1
     assert open_store(tmp_path / "s").tokenizer().eos_id == 1
 
@@ -246,5 +251,5 @@ def test_tokenize_notices_a_source_that_changes_meanwhile(tmp_path: Path, corpus
         if stage == "tokenize" and done == 0:
             path.write_text("\n".join(path.read_text().splitlines()[:-1]))
 
-    with pytest.raises(StoreError, match="must stay the same while it is tokenized"):
+    with pytest.raises(StoreError, match="must not change while it is tokenized"):
         tokenize([path], tmp_path / "s", tokenizer=model, progress=grow)

@@ -193,7 +193,7 @@ def test_tokenize_refuses_a_source_that_is_edited_meanwhile(
             edit(path, path.read_bytes(), pack(edited))
 
     out = tmp_path / "store"
-    with pytest.raises(StoreError, match=r"web.*: must stay the same while it is tokenized"):
+    with pytest.raises(StoreError, match=r"web.*: must not change while it is tokenized"):
         tokenize([path], out, tokenizer=model, progress=meddle)
     assert is_done and not (out / "manifest.json").exists()
     # What was made of the two versions is not used again.

@@ -164,7 +164,7 @@ def test_another_vocabulary_is_refused(tiny: MakeConfig, parent: Path, tmp_path:
     assert open_parent(config.init_from, config.model, tmp_path / "run", tokenizer) is not None
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
     was, proto.pieces[100].piece = proto.pieces[100].piece, "another"
-    with pytest.raises(ConfigError, match=rf"must have '{re.escape(was)}' there.*'another' as id 100"):
+    with pytest.raises(ConfigError, match=rf"must have '{re.escape(was)}' as this id.*'another' as id 100"):
         other = SentencePieceTokenizer(proto.SerializeToString())
         open_parent(config.init_from, config.model, tmp_path / "run", other)
 

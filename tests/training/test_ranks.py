@@ -62,6 +62,14 @@ REGULARIZED = [
     "average={decay: 0.5}",
 ]
 REGULARIZED_QUICK = ("zero0-micro4", "zero2-micro1", "zero3-micro2")
+# Target offsets, a cyclic rate with its weight decay, and distillation from the first cycle.
+RECENT = [
+    "objective={name: augmented_causal, max_offset: 3, right_to_left: 0.5}",
+    "schedule={name: cyclic, cycles: 2, weight_decay_ratio: 4}",
+    "distill.weight=0.5",
+    *("model.dropout.mlp_output=0.2", *DROPOUT),
+]
+RECENT_QUICK = ("zero0-micro4", "zero2-micro1", "zero3-micro2")
 # Objectives whose loss is divided by what was drawn, or weighted by it.
 UL2 = ["objective.name=ul2", *T5[:1], *DROPOUT]
 DIFFUSION = ["objective={name: masked_diffusion, masking: independent}", "evaluate.noise_samples=2"]
@@ -72,6 +80,7 @@ FAMILIES = {
     "sparse-": (SPARSE, SPARSE_QUICK),
     "sparse_t5-": (SPARSE_T5, SPARSE_T5_QUICK),
     "regularized-": (REGULARIZED, REGULARIZED_QUICK),
+    "recent-": (RECENT, RECENT_QUICK),
     "ul2-": (UL2, OBJECTIVES_QUICK),
     "diffusion-": (DIFFUSION, OBJECTIVES_QUICK),
 }
@@ -97,9 +106,9 @@ Matrix = dict[tuple[str, int], RunFolder]
 
 # On two ranks a smaller micro-batch of the same family proves the same. The plain family runs at every stage,
 # sparse models at ZeRO 1 and 2 in distributed/test_expert_parallel.py.
-LATER_ON_TWO = {f"{family}-zero0-micro4" for family in ("t5", "sparse", "ul2", "diffusion")} | {
+LATER_ON_TWO = {f"{family}-zero0-micro4" for family in ("t5", "sparse", "recent", "ul2", "diffusion")} | {
     "t5-zero1-micro2", "t5-zero2-micro1", "sparse-zero1-micro2", "sparse-zero2-micro1",
-    "sparse_t5-zero1-micro2", "regularized-zero2-micro1",
+    "sparse_t5-zero1-micro2", "regularized-zero2-micro1", "recent-zero2-micro1",
 }  # fmt: skip
 # On one rank: what all others are compared with, every stage of the plain family, small micro-batches.
 NOW_ON_ONE = {f"{family}zero0-micro4" for family in FAMILIES} | {

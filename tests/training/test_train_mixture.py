@@ -189,7 +189,7 @@ def test_stores_of_two_tokenizers_are_refused_with_both_names(
 ) -> None:
     text = synthetic_path.parent / "squares.jsonl"
     tokenize([text], tmp_path / "other", vocab_size=100, num_sentinels=4, held_out_fraction=0.2)
-    with pytest.raises(StoreError, match="must have been made by one tokenizer") as caught:
+    with pytest.raises(StoreError, match="must have the same tokenizer") as caught:
         train(mixture(f"data.sources.synthetic.store={tmp_path / 'other'}"), tmp_path / "run")
     assert str(store_path) in str(caught.value) and str(tmp_path / "other") in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -147,7 +147,7 @@ def _ul2(config: UL2Config, setup: _Setup) -> Objective:
             setting=f"objective.denoisers[{place}]",
             got=f"mode {denoiser.mode}, mean_span_tokens {mean}, noise_density {density}",
             window_tokens=setup.window_tokens,
-            beside=" beside the mode tokens",
+            beside=" besides the mode tokens",
         )
     return UL2(
         config,
@@ -212,7 +212,7 @@ def _reserve(
         raise ConfigError(
             "objective.name",
             got=f"{name}, which needs {purpose}, and a tokenizer of {len(ids)} sentinels",
-            rule=f"must find {number} sentinels to take",
+            rule=f"needs a tokenizer with at least {number} sentinels",
             remedy="Tokenize with --num-sentinels, or with a tokenizer that has <extra_id_0> onwards.",
         )
     kept = len(ids) - number
@@ -226,6 +226,6 @@ def _require_sentinels(
         raise ConfigError(
             setting,
             got=f"{got}, which makes {spans} spans of {window_tokens} tokens",
-            rule=f"must make at most as many spans as the tokenizer has sentinels{beside}, {sentinels}",
+            rule=f"must make at most {sentinels} spans, one for each sentinel of the tokenizer{beside}",
             remedy="Raise mean_span_tokens, shorten the window, or use a tokenizer with more sentinels.",
         )

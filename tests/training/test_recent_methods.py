@@ -1,0 +1,67 @@
+"""Every method of docs/guides/newest.md: off by default, and the same bits after a resume."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from interrupts import crash, interrupt_at
+
+from reptrain.auditing.audit import audit
+from reptrain.config import RunConfig
+from reptrain.runs import RunFolder
+from reptrain.training.loop import train
+
+Make = Callable[..., RunConfig]
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "newest.md"
+SPARSE = ("model.moe={num_experts: 4, top_k: 2, shared_d_ff: 16}",)
+SHORT = ("train.total_tokens=0.5epochs", "evaluate.every_fraction=1")
+
+
+def methods() -> dict[str, tuple[str, ...]]:
+    """The settings of each row of the page's table, by the name of the method."""
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    found = {}
+    # A start from another model is tested in test_adapted.py.
+    for row in (row for row in rows[1:] if "init_from" not in row[3]):
+        settings = tuple(shlex.split(re.sub(r"^`|`$", "", row[3].strip())))
+        found[row[0].strip("| ")] = (*(SPARSE if "expert" in row[3] else ()), *settings)
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    return [record.loss_nats for record in RunFolder.open(folder).metrics.records("train")]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], list[float]]:
+    """Losses of the run without a method, dense or sparse."""
+    folder = tmp_path_factory.mktemp("plain")
+
+    def of(sparse: bool) -> list[float]:
+        if not (folder / str(sparse)).exists():
+            train(tiny(*SHORT, *(SPARSE if sparse else ())), folder / str(sparse))
+        return losses(folder / str(sparse))
+
+    return of
+
+
+@pytest.mark.parametrize("method", methods())
+def test_methods_resume_with_the_same_bits(
+    method: str,
+    plain: Callable[[bool], list[float]],
+    tiny: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = (*SHORT, *methods()[method])
+    train(tiny(*settings), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 5, crash)
+        train(tiny(*settings), tmp_path / "run")
+    assert train(tiny(*settings), tmp_path / "run").state == "done"
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole") != plain(SPARSE[0] in settings)
+    assert audit(tmp_path / "run").exact
