@@ -114,6 +114,8 @@ def _train(
         trainer = transformers.Trainer(
             model=model, args=arguments, train_dataset=rows, callbacks=[AfterEachStep()]
         )
+        # It prints a summary, also to the output of a command with --json.
+        trainer.remove_callback(transformers.PrinterCallback)
         os.environ.clear()
         os.environ.update(before)
         trainer.train()
