@@ -78,7 +78,7 @@ SAME = CLAIM | {"contrast": {"treatment": {"entry": "a"}, "control": {"entry": "
         ({"constraints": [{"drop": {"seed": 0}}]}, "must have arms, but got no arm"),
         (
             {"arms": [{"name": one, "set": {"init_from": other}} for one, other in ("ab", "ba")]},
-            "init_from: must not lead from an arm to itself, but got a <- b <- a",
+            "init_from: must not be circular, but got a <- b <- a",
         ),
     ],
 )

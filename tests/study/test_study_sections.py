@@ -133,7 +133,10 @@ def test_constraints_equal_tokens_and_drop() -> None:
             {"then": [{"name": "x", "do": "export", "of": "y"}, {"name": "y", "do": "export", "of": "x"}]},
             "x of y of x",
         ),
-        ({"then": [{"name": "x", "do": "export", "where": {"data.unique_tokens": 5}}]}, "must take some"),
+        (
+            {"then": [{"name": "x", "do": "export", "where": {"data.unique_tokens": 5}}]},
+            "must select at least one run",
+        ),
         ({"then": [{"name": "x", "do": "finetune", "task": "none.yaml"}]}, "must be a task.*none.yaml"),
         ({"then": [{"name": "x", "do": "evaluate"}], "arms": [{"name": "x.base"}, {"name": "x"}]}, None),
         (
