@@ -122,6 +122,7 @@ test-machines: $(VENV)/.test
 	done
 
 BENCHES ?= data start tokenize step proof
+BENCH_OPTIONS ?= --repetitions 3
 
 $(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -131,7 +132,7 @@ $(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
 	@touch $@ $(VENV)/.run
 
 bench: $(VENV)/.bench
-	for bench in $(BENCHES); do $(BIN)/reptrain bench $$bench --out benchmarks || exit 1; done
+	for bench in $(BENCHES); do $(BIN)/reptrain bench $$bench --out benchmarks $(BENCH_OPTIONS) || exit 1; done
 	$(BIN)/reptrain bench page
 
 bench-check: $(VENV)/.bench

@@ -136,7 +136,7 @@ def test_t5_learns_on_short_windows(demo: tuple[Path, str], tmp_path: Path) -> N
         "evaluate.max_windows=300",
     ]
     config = load_run_config(TINY_T5, overrides)
-    assert train(config, tmp_path / "run").steps <= 150
+    assert train(config, tmp_path / "run").steps <= 160
     hold_half_a_nat_under_the_unigram_entropy(tmp_path / "run", config)
 
 

@@ -89,7 +89,10 @@ def _train(
             control.should_training_stop = not asked.get()
 
     model, inputs = _model_and_inputs(config)
+    # With the variables of a launcher, which DeepSpeed leaves, it would train as one of several ranks.
     before = dict(os.environ)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
     rows = [{name: ids[row] for name, ids in inputs.items()} for row in range(config.train.batch_windows)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
@@ -111,9 +114,10 @@ def _train(
         trainer = transformers.Trainer(
             model=model, args=arguments, train_dataset=rows, callbacks=[AfterEachStep()]
         )
-        # It sets variables of a launcher, which the next run of this process must not see.
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
+        # It prints a summary, also to the output of a command with --json.
+        trainer.remove_callback(transformers.PrinterCallback)
+        os.environ.clear()
+        os.environ.update(before)
         trainer.train()
 
 
