@@ -196,7 +196,7 @@ def test_wrong_tasks_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
     labeled = load_task(folder, ["kind=classification", "labels=[list, modul]"])
     with pytest.raises(TextError, match="the target 'module'"):
         read_report(labeled, TaskLimits())
-    with pytest.raises(ConfigError, match="must leave rows to train on"):
+    with pytest.raises(ConfigError, match="must leave rows for training"):
         read_rows(load_task(folder), TaskLimits(select_examples=20))
     with pytest.raises(ConfigError, match="must be at most 15"):
         read_rows(load_task(folder), TaskLimits(select_examples=5, train_examples=16))
