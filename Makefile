@@ -125,6 +125,9 @@ BENCHES ?= data start tokenize step proof
 
 $(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@# litdata brings a torchvision that a CPU build of torch may not load. It works without, transformers too.
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@ $(VENV)/.run
 
 bench: $(VENV)/.bench

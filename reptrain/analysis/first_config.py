@@ -29,8 +29,6 @@ class StoreFacts(NamedTuple):
     unique_tokens: int
     """Tokens of its training split."""
     vocab_size: int
-    documents: int
-    """Documents of its training split."""
 
 
 class Setting(NamedTuple):

@@ -16,13 +16,17 @@ import torch
 
 from reptrain.bench.made_store import made_store
 from reptrain.bench.measure import Measurement, Metric, Missing, compared, gate, torch_threads
-from reptrain.bench.peers.trainers import transformers_trainer
+from reptrain.bench.peers.plain_gpt import plain_gpt_loop
+from reptrain.bench.peers.trainers import transformers_loop, transformers_trainer
 from reptrain.bench.rows import OURS, Row
+from reptrain.bench.two_runs import two_runs
 from reptrain.config import RunConfig
 from reptrain.config.load import validate
+from reptrain.config.model import DecoderConfig
 
 TRAINING = Metric("training", "tokens/s")
 BARE, TWIN, UNDROPPED = "bare torch loop", "dense twin", "the same without dropout"
+TRAINER, PLAIN_GPT = "transformers Trainer", "nanoGPT-style loop"
 _DROPOUT = {"embedding": 0.1, "attention": 0.1, "mlp": 0.1, "residual": 0.1}
 # In bf16, one rounds the weights and the other the operations.
 _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
@@ -36,14 +40,14 @@ class Case(NamedTuple):
     train: Mapping[str, Any]
     batch_windows: int = 8
 
-    def config(self, store: Path, steps: int) -> RunConfig:
-        """The run's configuration: exactly ``steps`` steps."""
+    def config(self, store: Path, steps: int, epochs: int = 1) -> RunConfig:
+        """The run's configuration: exactly ``steps`` steps in each epoch."""
         is_t5 = self.model["family"] == "t5"
         settings: dict[str, Any] = {
             "name": "bench",
             "data": {"store": str(store)} | ({} if is_t5 else {"window_tokens": 256}),
             "model": dict(self.model),
-            "train": {"batch_windows": self.batch_windows, "total_tokens": "1epochs", **self.train},
+            "train": {"batch_windows": self.batch_windows, "total_tokens": f"{epochs}epochs", **self.train},
             "optimizer": {"lr": 1e-4},
         }
         if is_t5:
@@ -104,12 +108,14 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
             "MoE of 8 experts, top 1, decoder 1.4M, fp32", _SIZES["decoder 1.4M"] | {"moe": moe}, _FP32
         )
         rows += beside(sparse, TWIN, Case("", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
+        rows += at_once(Case("decoder 1.4M", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
     return rows
 
 
 def steps_of(case: Case, store: Path, repetitions: int) -> list[Row]:
     """Rows of one case: this trainer, the bare loop, and other trainers."""
-    config = case.config(store, 4 * (repetitions + 2))
+    steps = 4 * (repetitions + 2)
+    config = case.config(store, steps)
     ours, bare = trainer_steps(config), bare_steps(config)
     first, first_bare = next(ours), next(bare)
     gate(
@@ -121,13 +127,18 @@ def steps_of(case: Case, store: Path, repetitions: int) -> list[Row]:
     tokens = case.batch_windows * config.window_tokens
     ways: dict[str, Measurement | Missing] = {OURS: _rate(ours, tokens), BARE: _rate(bare, tokens)}
     notes = {BARE: "no digests, no checks for finite values"}
-    if config.train.compile == "none":
-        peer = transformers_trainer(config)
-        ways["transformers"] = peer if isinstance(peer, Missing) else _rate(peer, tokens)
-        notes["transformers"] = "a plain loop over one batch, without the work of its Trainer"
+    compiled = config.train.compile != "none"
+    peers = {TRAINER: transformers_trainer(config, steps=steps, compiled=compiled)}
+    if compiled:
+        notes[TRAINER] = "compiles the whole model"
     else:
-        ways["transformers"] = Missing("not measured compiled")
-    packages = {OURS: ("reptrain", "torch", "deepspeed"), "transformers": ("transformers", "torch")}
+        peers["transformers"] = transformers_loop(config)
+        notes["transformers"] = "a plain loop over one batch, without its Trainer"
+        if isinstance(config.model, DecoderConfig):
+            peers[PLAIN_GPT] = plain_gpt_loop(config)
+            notes[PLAIN_GPT] = "random windows of a flat file, no digests, no checks"
+    ways |= {name: peer if isinstance(peer, Missing) else _rate(peer, tokens) for name, peer in peers.items()}
+    packages = {OURS: ("reptrain", "torch", "deepspeed")} | dict.fromkeys(peers, ("transformers", "torch"))
     return compared("step", case.name, TRAINING, ways, repetitions, packages=packages, notes=notes)
 
 
@@ -141,6 +152,14 @@ def beside(case: Case, name: str, other: Case, store: Path, repetitions: int) ->
         name: _rate(trainer_steps(plain), tokens),
     }
     return compared("step", case.name, TRAINING, ways, repetitions, packages={OURS: ("torch", "deepspeed")})
+
+
+def at_once(case: Case, store: Path, repetitions: int) -> list[Row]:
+    """Rows of two runs with one thread each at the same time, compared with one run with two threads."""
+    config = case.config(store, 100, epochs=1000)
+    with two_runs(config, case.batch_windows * config.window_tokens) as ways:
+        name = f"{case.name}, fp32, two runs of one thread at once"
+        return compared("step", name, TRAINING, ways, repetitions, packages={OURS: ("torch",)}, threads=2)
 
 
 def _rate(steps: Iterator[float], tokens: int, number: int = 3) -> Callable[[], float]:

@@ -18,7 +18,7 @@ import torch
 from reptrain.batch.loader import Loader
 from reptrain.bench.made_store import made_store
 from reptrain.bench.measure import Metric, Missing, gate, row_of
-from reptrain.bench.peers.trainers import transformers_trainer
+from reptrain.bench.peers.trainers import transformers_loop
 from reptrain.bench.rows import OURS, Row
 from reptrain.bench.step_parts import Clock, StepParts
 from reptrain.config import RunConfig
@@ -253,7 +253,7 @@ def _peer_rows(config: RunConfig, world: World, ours: Steps, warm_up: int, devic
     """The row of a transformers model with the same sizes, batch and precision."""
     name = "transformers"
     peer = (
-        transformers_trainer(config, str(world.device))
+        transformers_loop(config, str(world.device))
         if world.world_size == 1
         else Missing("measured on one rank only")
     )

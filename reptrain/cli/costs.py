@@ -155,8 +155,7 @@ def _store_facts(path: Path) -> StoreFacts:
     from reptrain.store import open_store
 
     opened = open_store(path, named_by="--store DIR")
-    split = opened.split("train")
-    return StoreFacts(str(path), split.num_tokens, opened.manifest.vocab_size, split.num_documents)
+    return StoreFacts(str(path), opened.split("train").num_tokens, opened.manifest.vocab_size)
 
 
 def _held(tokens: int | None, ratio: float | None) -> Held | None:

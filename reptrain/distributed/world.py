@@ -6,6 +6,7 @@ import atexit
 import os
 import pickle
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -340,6 +341,8 @@ def _init(device: torch.device, timeout_s: float) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("ERROR")
+    # DeepSpeed calls collectives by names that torch replaces; a user cannot act on it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
         # No compiled op is used on a CPU: the shared-memory op takes a minute to compile at first use, and
         # gloo does the same job. Otherwise the first access to this table probes every op, with a compiler.

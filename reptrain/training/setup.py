@@ -199,14 +199,14 @@ def build_engine(
         micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
         bucket_elements=bucket,
     )
+    if world.device.type == "cpu":
+        keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     if train.zero_stage == 3:
         partition_weights(model, weights.fill, settings, world.device)
         weights.fill_buffers(model)
     else:
         model = model.to(world.device)
     optimizer = build_optimizer(model, config.optimizer)
-    if world.device.type == "cpu":
-        keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
     engine: Engine
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if train.zero_stage == 0:

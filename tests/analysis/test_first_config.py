@@ -23,7 +23,7 @@ BUDGETS = [(2e5, 1e13), (1e7, 1e16), (1e8, 1e19), (1e10, 1e22)]
 
 
 def facts(tokens: float, vocab_size: int = 4096) -> StoreFacts:
-    return StoreFacts("store", int(tokens), vocab_size, 100)
+    return StoreFacts("store", int(tokens), vocab_size)
 
 
 def value(advice: Advice, store: StoreFacts, key: str) -> Any:

@@ -15,8 +15,6 @@ from reptrain.sizes import count_parameters, state_bytes
 pytestmark = pytest.mark.ranks
 
 _MIB = 1 << 20
-_STATE_KINDS = 3
-"""Weights and two moments are in a checkpoint."""
 
 
 def _model(layers: int) -> list[str]:
@@ -62,8 +60,7 @@ def test_memory_of_a_rank_at_zero3_grows_with_its_partition(
             assert whole < state + 1024 * _MIB, (name, peak)
     small, large = (found[f"saved-{number}"] for number in layers)
     more = large[0] - small[0]
-    weight_bytes = 4 if precision == "fp32" else 2
     for few, many in zip(small[1], large[1], strict=True):
         grown = many["partition"] - few["partition"]
-        # The whole weights in fp32 would be 4 bytes for each parameter.
-        assert grown < weight_bytes * more / ranks + 16 * _MIB < 4 * more, (few, many)
+        # A slice in fp32 in any precision: that much freed memory may stay. All weights would be 4 * more.
+        assert grown < 4 * more / ranks + 16 * _MIB < 4 * more, (few, many)

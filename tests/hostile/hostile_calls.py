@@ -8,9 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple
-
-import typer.main
+from typing import NamedTuple
 
 from reptrain.cli import common
 
@@ -18,8 +16,6 @@ LONGEST_MESSAGE = 520
 # Measured: at most 0.4 s; a slow machine may take some times that.
 LONGEST_CPU_S = 2.0
 _USAGE = "Usage: "
-# Typer builds them again at each call, which takes longer than most calls.
-_COMMANDS: Any = typer.main.get_command(common.app)
 
 
 class Ended(NamedTuple):
@@ -43,7 +39,6 @@ def call(*words: object, cpu_s: float = LONGEST_CPU_S) -> Ended:
     """
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["reptrain", *map(str, words)]
-    app, common.app = common.app, _COMMANDS
     code: object = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limit(cpu_s):
@@ -51,7 +46,7 @@ def call(*words: object, cpu_s: float = LONGEST_CPU_S) -> Ended:
     except SystemExit as end:
         code = end.code
     finally:
-        sys.argv, common.app = before, app
+        sys.argv = before
     return Ended(int(code or 0), out.getvalue(), err.getvalue())  # type: ignore[call-overload]
 
 

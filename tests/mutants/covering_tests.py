@@ -225,7 +225,9 @@ class _Groups:
             self._torch.destroy_process_group()
         self._comm.cdb = None
         self._kept.update({name: copy.copy(value) for name, value in self._before.items()})
-        # The destructor of a group joins its threads.
+        if "reptrain.distributed.world" in sys.modules:
+            sys.modules["reptrain.distributed.world"]._rendezvous.clear()
+        # The destructors of a group and of its store join their threads.
         gc.collect()
 
 

@@ -125,6 +125,7 @@ RUNS = {
     "resumed": TinyRun("decoder", DECODER, stops_after=7),
     "views": TinyRun("decoder", VIEWS),
     "masked": TinyRun("decoder-moe", MASKED),
+    "repacked": TinyRun("decoder", [*DECODER, "data.cut=repacked"]),
     "branch": TinyRun("decoder", BRANCH, branches_at=7),
 }  # fmt: skip
 
@@ -245,6 +246,11 @@ MUTANTS = [
     Mutant(
         "shifted windows with the offset of the first epoch", "order", _EPOCHS,
         "random.key(self.seed, \"cut\", epoch)", "random.key(self.seed, \"cut\", 0 * epoch)", (AUDIT, AUDITOR, REPLAY),
+    ),
+    Mutant(
+        "documents repacked as in the first epoch", "order", "reptrain/plan/repacked.py",
+        "random.key(self._seed, \"repack\", epoch)", "random.key(self._seed, \"repack\", 0 * epoch)",
+        (AUDIT, AUDITOR, REPLAY), run="repacked",
     ),
     Mutant(
         "sources take turns at other places", "order", "reptrain/plan/interleaving.py",

@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 class KnownSubset:
-    unique_tokens = 100
+    unique_tokens = num_tokens = 100
     fingerprint = "subset"
 
 

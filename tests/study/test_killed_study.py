@@ -65,8 +65,10 @@ def wait_for(path: Path, lines: int) -> None:
 
 def test_a_killed_study_resumes_to_the_tables_of_an_unbroken_one(store_path: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, store_path)
-    assert start(path, tmp_path / "unbroken").wait() == 0
-    out = tmp_path / "killed"
+    out = tmp_path / "out"
+    assert start(path, out).wait() == 0
+    # At the same place, since a run's configuration has the path of its parent.
+    unbroken = out.rename(tmp_path / "unbroken")
     # In the trunk, in a run that starts from its weights, and in the branch that begins with its 40 steps.
     for run, lines in (("plain", 20), ("adapted", 15), ("late", 55)):
         study = start(path, out)
@@ -74,7 +76,7 @@ def test_a_killed_study_resumes_to_the_tables_of_an_unbroken_one(store_path: Pat
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
     assert start(path, out).wait() == 0
-    assert tables(out) == tables(tmp_path / "unbroken")
+    assert tables(out) == tables(unbroken)
     assert (out / "runs" / "late" / "branch.json").exists()
-    weights = [read_parent(place / "runs" / "adapted") for place in (out, tmp_path / "unbroken")]
+    weights = [read_parent(place / "runs" / "adapted") for place in (out, unbroken)]
     assert weights[0] is not None and weights[1] is not None and weights[0].weights == weights[1].weights

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +17,7 @@ from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.sizes import embedding_rows
 
 
-def transformers_trainer(config: RunConfig, device: str = "cpu") -> Iterator[float] | Missing:
+def transformers_loop(config: RunConfig, device: str = "cpu") -> Iterator[float] | Missing:
     """Steps of a transformers model of the same sizes on random tokens, with clipping and AdamW.
 
     Args:
@@ -28,7 +32,92 @@ def transformers_trainer(config: RunConfig, device: str = "cpu") -> Iterator[flo
     return _steps(config, torch.device(device))
 
 
-def _steps(config: RunConfig, device: torch.device) -> Iterator[float]:
+def transformers_trainer(config: RunConfig, *, steps: int, compiled: bool) -> Iterator[float] | Missing:
+    """Steps of the `Trainer` of transformers on a CPU, with its data loader; the model is that of the loop.
+
+    Args:
+        config: The run: a T5 or a decoder of the Llama family.
+        steps: Number of steps it may be asked for.
+        compiled: Whether it compiles the model.
+
+    Returns:
+        An iterator of the number of each step, or why there is none.
+    """
+    if any(installed(package) is None for package in ("transformers", "accelerate")):
+        return Missing("not installed")
+    return _trainer_steps(config, steps, compiled)
+
+
+def _trainer_steps(config: RunConfig, steps: int, compiled: bool) -> Iterator[float]:
+    """The trainer runs in a thread, which waits after each step until the next one is asked for."""
+    asked: queue.Queue[bool] = queue.Queue()
+    done: queue.Queue[float | BaseException] = queue.Queue()
+    threads = torch.get_num_threads()
+
+    def run() -> None:
+        try:
+            torch.set_num_threads(threads)
+            asked.get()
+            _train(config, steps, compiled, asked, done)
+        except BaseException as error:
+            done.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        for _ in range(steps):
+            asked.put(True)
+            step = done.get()
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+    finally:
+        asked.put(False)
+
+
+def _train(
+    config: RunConfig,
+    steps: int,
+    compiled: bool,
+    asked: queue.Queue[bool],
+    done: queue.Queue[float | BaseException],
+) -> None:
+    import transformers
+
+    class AfterEachStep(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            done.put(float(state.global_step))
+            control.should_training_stop = not asked.get()
+
+    model, inputs = _model_and_inputs(config)
+    before = dict(os.environ)
+    rows = [{name: ids[row] for name, ids in inputs.items()} for row in range(config.train.batch_windows)]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=config.train.batch_windows,
+            learning_rate=1e-4,
+            lr_scheduler_type="constant",
+            max_grad_norm=1.0,
+            optim="adamw_torch_fused",
+            bf16=config.train.precision == "bf16",
+            torch_compile=compiled,
+            use_cpu=True,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = transformers.Trainer(
+            model=model, args=arguments, train_dataset=rows, callbacks=[AfterEachStep()]
+        )
+        # It sets variables of a launcher, which the next run of this process must not see.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        trainer.train()
+
+
+def _model_and_inputs(config: RunConfig) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     model_config, shape, rows = config.model, config.example_shape, config.train.batch_windows
     torch.manual_seed(0)
     vocab_size = model_config.vocab_size or embedding_rows(model_config, 256)
@@ -38,6 +127,11 @@ def _steps(config: RunConfig, device: torch.device) -> Iterator[float]:
         inputs["labels"] = torch.randint(2, vocab_size, (rows, targets))
     else:
         inputs["input_ids"] = inputs["labels"] = torch.randint(2, vocab_size, (rows, targets))
+    return model, inputs
+
+
+def _steps(config: RunConfig, device: torch.device) -> Iterator[float]:
+    model, inputs = _model_and_inputs(config)
     model = model.to(device)
     inputs = {name: ids.to(device) for name, ids in inputs.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
