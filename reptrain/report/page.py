@@ -30,7 +30,7 @@ from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
 from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines, setting_lines
-from reptrain.report.tuning import tuning_drawings, tuning_lines
+from reptrain.report.tuning_lines import tuning_drawings, tuning_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
 from reptrain.study.grid import arms, varied_keys

@@ -284,8 +284,9 @@ MUTANTS = [
     ),
     Mutant(
         "sentinels in the opposite order", "noise", _SPANS,
-        "    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device)\n",
-        "    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device).flip(0)\n",
+        "    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise[\"is_noise_BL\"]\n",
+        "    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise[\"is_noise_BL\"]\n"
+        "    sentinel_ids = sentinel_ids[::-1]\n",
         (AUDITOR, REPLAY), run="T5",
     ),
     Mutant(

@@ -13,7 +13,7 @@ from reptrain.report import joint, page
 from reptrain.report.drawings import study_drawings
 from reptrain.report.page import render
 from reptrain.report.table import setting_lines
-from reptrain.report.tuning import tuning_drawings, tuning_lines
+from reptrain.report.tuning_lines import tuning_drawings, tuning_lines
 from reptrain.study import StudyConfig, collect
 from reptrain.study.ask import read_study
 from reptrain.study.build import build_graph

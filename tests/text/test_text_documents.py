@@ -56,7 +56,7 @@ def test_read_documents_takes_other_fields(tmp_path: Path) -> None:
         (b'{"text": 5}\n', r"bad.jsonl:1: .* but got text of type int"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r"bad.jsonl:2: must be UTF-8, but got byte 0xff at offset 10"),
         (b'{"text": "\\ud800"}\n', r"bad.jsonl:1: must hold valid Unicode"),
-        (b"[" * 100_000 + b"\n", r"bad.jsonl:1: must be JSON that is less .* got 100,000 levels of nesting"),
+        (b"[" * 100_000 + b"\n", r"bad.jsonl:1: must be JSON with fewer .* got 100,000 levels of nesting"),
         (b'{"text": "a\tb"}', r"bad.jsonl:1: must be JSON, but got a raw tab in a string at column 12\."),
         (
             b'{"text": "a", "n": ' + b"7" * 5000 + b"}",

@@ -357,7 +357,7 @@ def test_signature_writer_signs_a_job_without_words() -> None:
 
 
 def test_tokenize_refuses_near_settings_without_near_duplicates(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="near: must be left out"):
+    with pytest.raises(StoreError, match="near: must be omitted"):
         tokenize([corpus], tmp_path / "s", dedup="exact", near=NEAR)
 
 

@@ -142,9 +142,9 @@ REFUSED = {
     "wider": (("model.d_ff=96",), "parameter blocks.0.mlp.gate.weight"),
     "deeper": (("model.num_layers=3",), "parameter blocks.2.attention_norm.weight"),
     "more rows": (("model.vocab_size=600",), "parameter embedding.weight"),
-    "another family": (
+    "a wider family": (
         ("objective={name: span_corruption}", "model={family: t5, num_heads: 2, head_dim: 8}"),
-        "model.family: must be decoder",
+        "model.d_model: must be 32",
     ),
     "other heads": (("model.num_heads=4",), "model.num_heads: must be 2"),
 }
