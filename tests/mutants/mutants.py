@@ -284,9 +284,8 @@ MUTANTS = [
     ),
     Mutant(
         "sentinels in the opposite order", "noise", _SPANS,
-        "    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise[\"is_noise_BL\"]\n",
-        "    tokens_BL, is_noise_BL = batch.tokens_BL, batch.noise[\"is_noise_BL\"]\n"
-        "    sentinel_ids = sentinel_ids[::-1]\n",
+        "    hidden = spans_native.hide_spans(\n",
+        "    sentinel_ids = sentinel_ids[::-1]\n    hidden = spans_native.hide_spans(\n",
         (AUDITOR, REPLAY), run="T5",
     ),
     Mutant(
