@@ -55,7 +55,7 @@ def load(source: Path, *, openmp: bool = False) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str] | None:
-    """The words of the compiler's command, such as ``ccache gcc``, by the variable CC; None if there is none."""
+    """The compiler's command by the variable CC, such as ``ccache gcc``; None if there is none."""
     try:
         program, *options = shlex.split(os.environ.get("CC", "")) or ["cc"]
     except ValueError:
@@ -77,7 +77,9 @@ def _compile(commands: Sequence[Sequence[str]], source: Path, built: Path) -> No
     with tempfile.TemporaryDirectory(prefix=f".{built.stem}-", dir=built.parent) as folder:
         temporary = Path(folder) / built.name
         for command in commands:
-            done = subprocess.run([*command, str(source), "-o", str(temporary)], capture_output=True, timeout=60)
+            done = subprocess.run(
+                [*command, str(source), "-o", str(temporary)], capture_output=True, timeout=60
+            )
             if done.returncode == 0:
                 break
         done.check_returncode()
