@@ -70,6 +70,16 @@ def test_settings_of_the_data_are_replaced_and_others_kept(config: Path, tmp_pat
         train.bench_config(config, ["model.d_modell=4"], 6, tmp_path)
 
 
+@pytest.mark.parametrize("teacher", ["[]", "[/nowhere]"])
+def test_a_distilled_run_is_measured_only_without_its_teacher(
+    teacher: str, config: Path, tmp_path: Path
+) -> None:
+    overrides = ["schedule={name: cyclic, cycles: 2}", f"distill.teacher={teacher}"]
+    with pytest.raises(ConfigError, match="distill=null"):
+        train.bench_config(config, overrides, 6, tmp_path)
+    assert train.bench_config(config, [*overrides, "distill=null"], 6, tmp_path).distill is None
+
+
 def test_utilization_counts_what_each_convention_names() -> None:
     """A decoder of one layer: products 4 d^2 + 3 d f, head V d, 2 d pairs a position and product."""
     d, f, vocab, length, layers = 8, 12, 50, 6, 1
