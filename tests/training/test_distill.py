@@ -168,6 +168,7 @@ def test_several_teachers_teach_the_weighted_mean_of_their_probabilities(
 
 REFUSED = {
     "no cycle": (["distill={}"], "distill without a teacher needs schedule.name cyclic"),
+    "one cycle": (["schedule.name=cyclic", "distill={}"], "schedule.cycles of at least 2"),
     "no folder": (["distill.teacher=/nowhere"], "/nowhere"),
     "other family": (
         [
