@@ -27,6 +27,7 @@ from reptrain.distributed.precision import product_precision
 from reptrain.distributed.world import World, choose_device, join
 from reptrain.errors import ConfigError
 from reptrain.model import build_model
+from reptrain.plan.mixture import plan_mixture
 from reptrain.runs.pace import tokens_per_s
 from reptrain.sizes import peak_flops, utilization_flops
 from reptrain.training.loop import apply_schedules
@@ -82,8 +83,12 @@ def bench_config(file: Path, overrides: Sequence[str], steps: int, store: Path) 
             rule="must be null here: no teacher has the vocabulary of random tokens",
             remedy="Add distill=null to measure the steps without a teacher.",
         )
-    unique_tokens = steps * first.train.batch_windows * first.window_tokens
+    windows = steps * first.train.batch_windows
+    unique_tokens = windows * first.window_tokens
     settings["data"] |= {"unique_tokens": unique_tokens}
+    # An epoch of shifted cuts has one window more.
+    per_epoch = plan_mixture(first, {"data": unique_tokens}).windows_per_epoch
+    settings["train"] |= {"total_tokens": f"{windows}/{per_epoch}epochs"}
     return validate(RunConfig, settings)
 
 
