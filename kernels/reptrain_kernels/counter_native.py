@@ -77,7 +77,7 @@ def _library_for(*tensors: Tensor) -> ctypes.CDLL | None:
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled library; None without a compiler."""
-    library = native.load(_SOURCE)
+    library = native.load(_SOURCE, openmp=True)
     return None if library is None else _declared(library)
 
 

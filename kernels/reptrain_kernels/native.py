@@ -9,61 +9,78 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
 
-# No fused multiply-add and no other change of rounding. The OpenMP library is the one that torch has loaded.
-_FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-# First with one version for each generation of x86 processors, which not all compilers support.
-_FLAG_SETS = ((*_FLAGS, "-DFOR_EACH_PROCESSOR"), _FLAGS)
+# No fused multiply-add and no other change of rounding.
+_FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-shared", "-fPIC")
 
 
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, *, openmp: bool = False) -> ctypes.CDLL | None:
     """The library compiled from a C file; None without a compiler.
 
     Args:
         source: The C file. A changed file is compiled again.
+        openmp: Whether it uses OpenMP. The caller must have imported torch: the library then uses torch's
+            threads. If the library came first, torch would get the OpenMP library of the system.
     """
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = _compiler()
     if compiler is None:
         return None
-    name = hashlib.sha256(source.read_bytes() + repr((_FLAG_SETS, compiler)).encode()).hexdigest()[:16]
+    flags = (*_FLAGS, "-fopenmp") if openmp else _FLAGS
+    # First with one version for each generation of x86 processors, which not all compilers support.
+    commands = [(*compiler, *flags, "-DFOR_EACH_PROCESSOR"), (*compiler, *flags)]
+    name = hashlib.sha256(source.read_bytes() + repr(commands).encode()).hexdigest()[:16]
     built = Path(platformdirs.user_cache_dir("reptrain")) / "native" / f"{platform.machine()}-{name}.so"
     try:
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, source, built)
+            _compile(commands, source, built)
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError):
         pass
     # The cache cannot be written, or its file cannot be read.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _compile(compiler, source, Path(folder) / f"{source.stem}.so")
+            _compile(commands, source, Path(folder) / f"{source.stem}.so")
             return ctypes.CDLL(str(Path(folder) / f"{source.stem}.so"))
         except (OSError, subprocess.SubprocessError):
             return None
 
 
-def _compile(compiler: str, source: Path, built: Path) -> None:
-    """Compile the C file to a temporary name and rename it, since other ranks may do the same.
+def _compiler() -> list[str] | None:
+    """The compiler's command by the variable CC, such as ``ccache gcc``; None if there is none."""
+    try:
+        program, *options = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError:
+        # A quote without its end.
+        return None
+    found = shutil.which(program)
+    return None if found is None else [found, *options]
+
+
+def _compile(commands: Sequence[Sequence[str]], source: Path, built: Path) -> None:
+    """Compile the C file by the first command that works, under a temporary name, and rename it.
+
+    Other processes may do the same, on other machines too, where they may have the same process id.
 
     Raises:
         OSError: If the folder cannot be written.
         subprocess.SubprocessError: If the compiler fails.
     """
-    temporary = built.with_name(f"{built.name}.{os.getpid()}")
-    try:
-        for flags in _FLAG_SETS:
-            command = [compiler, *flags, str(source), "-o", str(temporary)]
-            done = subprocess.run(command, capture_output=True, timeout=60)
+    with tempfile.TemporaryDirectory(prefix=f".{built.stem}-", dir=built.parent) as folder:
+        temporary = Path(folder) / built.name
+        for command in commands:
+            done = subprocess.run(
+                [*command, str(source), "-o", str(temporary)], capture_output=True, timeout=60
+            )
             if done.returncode == 0:
                 break
         done.check_returncode()
         temporary.replace(built)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -328,14 +328,13 @@ class Recount:
     def _wrong_exposures(self, place: int, wrong: Stretches, planned: str) -> None:
         source, times, first = self._plan.sources[place], int(wrong.times[0]), int(wrong.start[0])
         tokens = int((wrong.end - wrong.start).sum())
-        position = first + int(self._stream.subset_starts[place])
 
         def problem(_: int) -> Problem:
             index = self._irregular_index(place, source, first)
             return Problem(
                 message=f"{f'source {source.name}: ' if self._plan.is_mixture else ''}"
                 f"{tokens} tokens were consumed {times} times, not {planned};"
-                f" the first is at position {position} of the stream",
+                f" the first is at position {first} of its subset",
                 step=None if index is None else index // self._plan.batch_windows,
                 index=index,
                 document=self._stream.subsets[place].documents(first, 1)[0],

@@ -25,7 +25,9 @@ from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.distributed.precision import product_precision
 from reptrain.distributed.world import World, choose_device, join
+from reptrain.errors import ConfigError
 from reptrain.model import build_model
+from reptrain.plan.mixture import plan_mixture
 from reptrain.runs.pace import tokens_per_s
 from reptrain.sizes import peak_flops, utilization_flops
 from reptrain.training.loop import apply_schedules
@@ -67,15 +69,26 @@ def bench_config(file: Path, overrides: Sequence[str], steps: int, store: Path) 
         store: Folder of the store.
 
     Raises:
-        ConfigError: If the file or an override is wrong.
+        ConfigError: If the file or an override is wrong, or the run is distilled.
     """
     settings: dict[str, Any] = apply_overrides(read_config(file), overrides)
     data = {key: value for key, value in (settings.get("data") or {}).items() if key not in _REPLACED}
     settings |= {"name": file.stem, "data": data | {"store": str(store)}, "evaluate": {"max_windows": 1}}
     settings["train"] = (settings.get("train") or {}) | {"total_tokens": "1epochs"}
     first = validate(RunConfig, settings)
-    unique_tokens = steps * first.train.batch_windows * first.window_tokens
+    if first.distill is not None:
+        raise ConfigError(
+            "distill",
+            got="a run with a teacher",
+            rule="must be null here: no teacher has the vocabulary of random tokens",
+            remedy="Add distill=null to measure the steps without a teacher.",
+        )
+    windows = steps * first.train.batch_windows
+    unique_tokens = windows * first.window_tokens
     settings["data"] |= {"unique_tokens": unique_tokens}
+    # An epoch of shifted cuts has one window more.
+    per_epoch = plan_mixture(first, {"data": unique_tokens}).windows_per_epoch
+    settings["train"] |= {"total_tokens": f"{windows}/{per_epoch}epochs"}
     return validate(RunConfig, settings)
 
 

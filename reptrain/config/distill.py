@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from reptrain.config.base import Frozen
 from reptrain.config.scheduled import Rate, Scheduled
 
+_Path = Annotated[str, Field(min_length=1)]
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -21,11 +23,11 @@ class DistillConfig(Frozen):
     The teacher has the inputs of the model, without dropout. Reported losses are the cross-entropy alone.
     """
 
-    teacher: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list, max_length=64)
+    teacher: Annotated[list[_Path], BeforeValidator(_as_list)] = Field(default_factory=list, max_length=64)
     """A run folder, one of its checkpoints, an imported model, or a Hugging Face folder; or a list of them,
     whose probabilities are averaged. Empty: this run's own checkpoint at the end of the previous cycle of a
     cyclic learning rate; the first cycle has no teacher."""
-    teacher_weights: list[Annotated[float, Field(gt=0, lt=1e6)]] = Field(default_factory=list)
+    teacher_weights: list[Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(default_factory=list)
     """Weight of each teacher in the average, relative to the others; empty: equal weights."""
     weight: Rate = Scheduled(value=0.5)
     """Share of the divergence in the loss; may be scheduled."""

@@ -359,6 +359,11 @@ class RunConfig(Frozen):
                 "checkpoint.at_cycle_ends" if self.checkpoint.at_cycle_ends else "distill without a teacher"
             )
             raise ValueError(f"{what} needs schedule.name cyclic; {self.schedule.name} was given")
+        if self.distills_itself and self.schedule.cycles == 1:
+            raise ValueError(
+                "distill without a teacher needs schedule.cycles of at least 2, for the first cycle has no"
+                " teacher; 1 was given"
+            )
         return self
 
     @model_validator(mode="after")

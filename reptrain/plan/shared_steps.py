@@ -21,7 +21,7 @@ _LONGEST, _MOST_WINDOWS = 2**17, 2**24
 # Settings that enter a step only through the functions in `_settings_at`.
 _RESOLVED = ("schedule", "regularize.label_smoothing", "regularize.z_loss", "regularize.input_noise",
              "regularize.masked_inputs", "optimizer.weight_decay", "model.dropout", "average.start",
-             "train.total_tokens")  # fmt: skip
+             "distill.weight", "train.total_tokens")  # fmt: skip
 StepSettings = tuple[Any, ...]
 
 
@@ -166,6 +166,7 @@ def _scheduled(config: RunConfig) -> list[Scheduled]:
         regularize.input_noise,
         regularize.masked_inputs,
         config.optimizer.weight_decay,
+        *([config.distill.weight] if config.distill is not None else []),
     ]
 
 

@@ -14,6 +14,9 @@ from reptrain.plan.mixture import MixturePlan
 from reptrain.plan.shard import StepPlan
 from reptrain.store import Store
 
+# Half a window of the budget's rounding, and the two short windows of an epoch.
+_ROUNDED_WINDOWS = 3
+
 
 def text_per_token(store: Store, unit: TextUnit) -> Fraction:
     """Mean words or bytes of a token in a store's training split.
@@ -66,6 +69,10 @@ def steps_of_text(
     """The first number of completed steps at which a run has consumed each amount; amounts that it never
     consumes are left out.
 
+    A run of 10 million words may end some words before them, since budgets are rounded to whole windows and
+    the windows at the ends of an epoch may be short. It has consumed an amount at its last step if fewer than
+    three windows of each source are missing.
+
     Args:
         amounts: Amounts of text, repeats included.
         stores: The store of each source, in the order of the plan.
@@ -85,7 +92,7 @@ def steps_of_text(
             parts = zip(plan.plans, counts, means, strict=True)
             return floor(sum(one.tokens_before(count) * mean for one, count, mean in parts))
 
-        step = bisect_left(range(steps.num_steps + 1), amount.count, key=consumed)
-        if step <= steps.num_steps:
-            found[amount] = step
+        missing = amount.count - consumed(steps.num_steps)
+        if missing <= 0 or missing < _ROUNDED_WINDOWS * plan.window_tokens * sum(means):
+            found[amount] = bisect_left(range(steps.num_steps), amount.count, key=consumed)
     return found

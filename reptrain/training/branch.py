@@ -19,6 +19,7 @@ from reptrain.files import write_atomically
 from reptrain.plan.marks import evaluation_steps
 from reptrain.plan.shared_steps import RunSteps, shared_steps
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.parent import read_parent
 from reptrain.runs.records import FrozenRecord
 from reptrain.training.recorder import print_line
 from reptrain.training.setup import Data
@@ -60,7 +61,7 @@ def begin_branch(config: RunConfig, branch: BranchConfig, folder: RunFolder, dat
         folder.note("branched", reason, step=0)
         return
     parent = RunFolder.open(source)
-    _refuse_another(config, parent, branch, data)
+    _refuse_another(config, folder, parent, data)
     ledger = (path / folder.ledger.path.name).read_bytes()
     wanted = evaluation_steps(config.evaluate, data.steps.num_steps)
     metrics = _own_evaluations((path / folder.metrics.path.name).read_bytes(), wanted)
@@ -75,13 +76,25 @@ def begin_branch(config: RunConfig, branch: BranchConfig, folder: RunFolder, dat
     folder.note("branched", f"from {record.run}", step=branch.step)
 
 
-def _refuse_another(config: RunConfig, parent: RunFolder, branch: BranchConfig, data: Data) -> None:
+def _initial_weights(run: RunFolder) -> str | None:
+    """Fingerprint of the weights of `init_from`; None without it."""
+    parent = read_parent(run.path)
+    return None if parent is None else parent.weights
+
+
+def _refuse_another(config: RunConfig, folder: RunFolder, parent: RunFolder, data: Data) -> None:
     """Refuse to branch from a run that is not the same within the shared steps."""
+    branch = config.branch
+    assert branch is not None
     theirs, mine = parent.plan, data.run_plan
     if theirs.numerics_version != mine.numerics_version:
         shared, got = 0, f"a run of numerics_version {theirs.numerics_version}"
     elif [s.subset_fingerprint for s in theirs.sources] != [s.subset_fingerprint for s in mine.sources]:
         shared, got = 0, "a run on another store or subset"
+    elif theirs.teacher != mine.teacher:
+        shared, got = 0, "a run with other weights of its teacher"
+    elif _initial_weights(parent) != _initial_weights(folder):
+        shared, got = 0, "a run with other initial weights"
     else:
         try:
             both = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config import RunConfig
+from reptrain.config.model import DecoderConfig
 from reptrain.config.scheduled import RunPosition, Scheduled
 from reptrain.errors import ConfigError
 from reptrain.evaluation.ensemble import Ensemble
@@ -108,8 +109,8 @@ def open_teachers(config: RunConfig, tokenizer: Tokenizer) -> list[SavedModel]:
     """Open the models of `distill.teacher`.
 
     Raises:
-        ConfigError: If one is of another family, attends differently, or has another vocabulary, or if
-            several have embeddings of different sizes.
+        ConfigError: If one is of another family, attends differently, has another vocabulary or too few
+            positions, or if several have embeddings of different sizes.
         ReptrainError: If there is no such model.
     """
     if config.distill is None:
@@ -136,9 +137,22 @@ def open_teachers(config: RunConfig, tokenizer: Tokenizer) -> list[SavedModel]:
                 rule=f"must have at least the {tokenizer.vocab_size} ids of the store's tokenizer",
                 remedy="Choose a teacher that was trained with this tokenizer.",
             )
+        _refuse_few_positions(one, config)
         refuse_another_vocabulary(one, tokenizer)
         one.check()
     return saved
+
+
+def _refuse_few_positions(teacher: SavedModel, config: RunConfig) -> None:
+    positions = config.example_shape.target_tokens
+    most = teacher.config.max_positions if isinstance(teacher.config, DecoderConfig) else None
+    if most is not None and positions > most:
+        raise ConfigError(
+            f"distill.teacher {teacher.path}",
+            got=f"{most} learned positions",
+            rule=f"must have at least the {positions} positions of the run",
+            remedy="Choose a teacher of longer windows, or set data.window_tokens lower.",
+        )
 
 
 def teacher_fingerprint(saved: Sequence[SavedModel]) -> str | None:

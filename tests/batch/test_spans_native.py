@@ -53,8 +53,8 @@ def test_spans_in_c_equal_those_in_numpy(
     assert np.array_equal(in_c, in_numpy)
 
 
-def test_equal_draws_are_cut_in_the_order_of_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws of 63 bits are never equal by chance, so a long window stands for the order within a bucket."""
+def test_a_long_window_is_cut_at_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket of draws has many of them in a long window, so their order within it matters."""
     length = np.array([20_000])
     at = places(length, 3)
     arguments = (at, np.array([9_000]), np.array([4_000]))

@@ -14,6 +14,7 @@ from reptrain.bench.rows import OURS, Row
 from reptrain.config.model import DecoderConfig
 from reptrain.config.objectives import ExampleShape
 from reptrain.errors import ConfigError
+from reptrain.plan.mixture import plan_mixture
 from reptrain.sizes import utilization_flops
 
 CONFIG = """
@@ -68,6 +69,23 @@ def test_settings_of_the_data_are_replaced_and_others_kept(config: Path, tmp_pat
     assert (found.seed, str(found.train.total_tokens)) == (3, "1epochs")
     with pytest.raises(ConfigError, match="d_modell"):
         train.bench_config(config, ["model.d_modell=4"], 6, tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["fixed", "shifted", "repacked"])
+def test_the_run_has_exactly_the_measured_steps(cut: str, config: Path, tmp_path: Path) -> None:
+    found = train.bench_config(config, [f"data.cut={cut}"], 6, tmp_path)
+    plan = plan_mixture(found, {"data": found.data.unique_tokens or 0})
+    assert plan.total_windows == 6 * 4
+
+
+@pytest.mark.parametrize("teacher", ["[]", "[/nowhere]"])
+def test_a_distilled_run_is_measured_only_without_its_teacher(
+    teacher: str, config: Path, tmp_path: Path
+) -> None:
+    overrides = ["schedule={name: cyclic, cycles: 2}", f"distill.teacher={teacher}"]
+    with pytest.raises(ConfigError, match="distill=null"):
+        train.bench_config(config, overrides, 6, tmp_path)
+    assert train.bench_config(config, [*overrides, "distill=null"], 6, tmp_path).distill is None
 
 
 def test_utilization_counts_what_each_convention_names() -> None:

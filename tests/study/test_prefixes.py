@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, validate
+from reptrain.config.scheduled import Scheduled
 from reptrain.errors import ConfigError
 from reptrain.plan.shared_steps import RunSteps, shared_steps
 from reptrain.study import StudyConfig
@@ -133,6 +136,31 @@ def steps(*overrides: str) -> RunSteps:
 )
 def test_shared_steps_end_where_any_resolved_function_differs(change: str, shared: int) -> None:
     assert shared_steps(steps(), steps(change)) == shared_steps(steps(change), steps()) == shared
+
+
+DISTILLED = "distill={teacher: /teacher, weight: 0.5}"
+
+
+def scheduled_keys(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Scheduled]]:
+    """Every setting of a run that may be scheduled, by dotted key."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Scheduled):
+            yield prefix + name, value
+        elif isinstance(value, BaseModel):
+            yield from scheduled_keys(value, f"{prefix}{name}.")
+
+
+def test_every_scheduled_setting_ends_the_shared_steps_where_it_changes() -> None:
+    scheduled = dict(scheduled_keys(config(DISTILLED)))
+    assert {"distill.weight", "model.dropout.path", "optimizer.weight_decay"} <= scheduled.keys()
+    for key, value in scheduled.items():
+        late = f"{key}={{value: 0.25, before: {value.value}, start: 10steps}}"
+        assert shared_steps(steps(DISTILLED), steps(DISTILLED, late)) == 10, key
+        # A share of the run is another step under another budget.
+        half = f"{key}={{value: 0.25, before: {value.value}, start: 50%}}"
+        short = "train.total_tokens=8192"
+        assert shared_steps(steps(DISTILLED, half), steps(DISTILLED, half, short)) == 8, key
 
 
 _SCHEDULES = st.fixed_dictionaries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,22 @@ def test_branch_is_refused_from_a_run_that_differs_before_it(
     branch = BranchConfig(run=str(trunk), step=2)
     with pytest.raises(ResumeError, match="must be the same run for the first 2 steps"):
         train(tiny(*COMMON, change).model_copy(update={"branch": branch}), tmp_path / "branch")
+
+
+@pytest.mark.parametrize(("key", "words"), [("distill.teacher", "of its teacher"), ("init_from", "initial")])
+def test_branch_is_refused_from_a_run_with_other_weights_at_the_same_path(
+    key: str, words: str, tiny: Any, tmp_path: Path, trunk: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trunk, other)
+    settings = [*COMMON, f"{key}={other}", "train.total_tokens=384", "checkpoint.at_steps=[1]"]
+    train(tiny(*settings), tmp_path / "run")
+    branch = BranchConfig(run=str(tmp_path / "run"), step=1)
+    same = tiny(*settings).model_copy(update={"branch": branch})
+    train(same, tmp_path / "same")
+    events = [record.event for record in RunFolder.open(tmp_path / "same").events.records()]
+    assert events[0] == "branched"
+    shutil.rmtree(other)
+    train(tiny(*COMMON, "train.total_tokens=384", "seed=1"), other)
+    with pytest.raises(ResumeError, match=words):
+        train(same, tmp_path / "branch")

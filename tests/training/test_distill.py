@@ -168,6 +168,7 @@ def test_several_teachers_teach_the_weighted_mean_of_their_probabilities(
 
 REFUSED = {
     "no cycle": (["distill={}"], "distill without a teacher needs schedule.name cyclic"),
+    "one cycle": (["schedule.name=cyclic", "distill={}"], "schedule.cycles of at least 2"),
     "no folder": (["distill.teacher=/nowhere"], "/nowhere"),
     "other family": (
         [
@@ -180,6 +181,11 @@ REFUSED = {
     ),
     "other attention": (["distill.teacher=TEACHER", "objective.name=masked_diffusion"], "attention"),
     "one weight": (["distill={teacher: [TEACHER, TEACHER], teacher_weights: [1]}"], "one weight for each"),
+    "no path": (["distill.teacher=['']"], "at least 1 character"),
+    "a weight that vanishes": (
+        ["distill={teacher: [TEACHER, TEACHER], teacher_weights: [1e-320, 1e5]}"],
+        "greater than or equal",
+    ),
     "share of 1": (["distill={teacher: TEACHER, weight: 1}"], "less than 1"),
 }
 
@@ -190,4 +196,14 @@ def test_teachers_that_do_not_fit_are_refused(name: str, teacher: Path, tiny: Ma
     with pytest.raises(ReptrainError, match=words) as caught:
         train(tiny(*SHORT, *(one.replace("TEACHER", str(teacher)) for one in settings)), tmp_path / "run")
     assert isinstance(caught.value, (ConfigError, RunError))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_too_few_positions_is_refused(tiny: Make, tmp_path: Path) -> None:
+    learned = ("model.positions=learned", "model.max_positions=32", "train.total_tokens=1", "seed=5")
+    train(tiny(*SHORT, *learned), tmp_path / "teacher")
+    settings = (*SHORT, f"distill.teacher={tmp_path / 'teacher'}")
+    train(tiny(*settings), tmp_path / "fits")
+    with pytest.raises(ConfigError, match="32 learned positions"):
+        train(tiny(*settings, "data.window_tokens=64"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -21,10 +21,12 @@ from reptrain.config.quantities import Budget, TextAmount
 from reptrain.config.schema import CheckpointConfig
 from reptrain.errors import ConfigError, RunError, StoreError
 from reptrain.hub.revisions import export_revisions, revision_steps
+from reptrain.plan.text_amounts import steps_of_text
 from reptrain.runs import RunFolder
 from reptrain.store import open_store
 from reptrain.store.manifest import SplitInfo
 from reptrain.training.loop import train
+from reptrain.training.setup import open_data, resolve_budgets
 
 Make = Callable[..., RunConfig]
 AT_TEXT = "checkpoint.at_text=[1000words, 7kbytes, 2000words, 1Mwords]"
@@ -102,6 +104,22 @@ def test_checkpoints_are_at_the_first_step_with_so_much_text(run: Path, store_pa
         )
         assert before < count <= after
     assert set(steps.values()) <= set(step_folders(folder.checkpoints))
+
+
+@pytest.mark.parametrize("cut", ["fixed", "shifted", "repacked"])
+def test_a_run_ends_with_the_amount_of_its_budget(cut: str, tiny: Make) -> None:
+    """Whether the budget is rounded to fewer words or to more; an amount far beyond it is not reached."""
+    rounded = set()
+    for words in range(2000, 2012, 3):
+        amounts = f"checkpoint.at_text=[100words, {words}words, {words + 200}words]"
+        config = resolve_budgets(tiny(f"train.total_tokens={words}words", amounts, f"data.cut={cut}"))
+        data, [first, own, beyond] = open_data(config), config.checkpoint.at_text
+        steps = steps_of_text([first, own, beyond], [*data.stores.values()], data.plan, data.steps)
+        assert steps[own] == data.steps.num_steps and 1 <= steps[first] < data.steps.num_steps
+        assert beyond not in steps
+        split = data.stores["data"].split("train")
+        rounded.add(data.plan.total_tokens * (split.words or 0) / split.num_tokens < words)
+    assert rounded == {True, False}
 
 
 def test_revisions_are_exported_by_name(run: Path, tmp_path: Path) -> None:
