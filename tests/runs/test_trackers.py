@@ -227,7 +227,7 @@ def test_a_tracker_that_refuses_is_one_error_without_passwords(
             raise RuntimeError("no answer from http://me:s3cret@host/api\n  and more")
 
     monkeypatch.setattr(trackers, "_Mlflow", Refusing)
-    with pytest.raises(ConfigError, match="--to mlflow: .*RuntimeError: no answer") as refused:
+    with pytest.raises(ConfigError, match=r"--to mlflow: .*RuntimeError: no answer") as refused:
         track(run, "mlflow")
     assert "s3cret" not in str(refused.value)
 
