@@ -22,6 +22,7 @@ from reptrain.config.schema import CheckpointConfig
 from reptrain.errors import ConfigError, RunError, StoreError
 from reptrain.hub.revisions import export_revisions, revision_steps
 from reptrain.runs import RunFolder
+from reptrain.runs.parent import read_parent
 from reptrain.store import open_store
 from reptrain.store.manifest import SplitInfo
 from reptrain.training.loop import train
@@ -169,6 +170,26 @@ def test_the_certificate_has_the_exposures_and_no_path(run: Path, store_path: Pa
     assert len(text.splitlines()) < 40
     certified(run, tmp_path / "two.txt")
     assert (tmp_path / "two.txt").read_text() == text
+
+
+def test_the_certificate_names_other_models_that_brought_data(run: Path, tiny: Make, tmp_path: Path) -> None:
+    train(tiny(f"init_from={run}", f"distill={{teacher: {run}}}", "train.total_tokens=100"), tmp_path / "run")
+    assert certified(tmp_path / "run", tmp_path / "one.txt").exit_code == 0
+    text = (tmp_path / "one.txt").read_text()
+    weights = read_parent(tmp_path / "run")
+    assert weights is not None and text.count("of another model; its training data is not counted") == 2
+    assert f"initial weights  weights {weights.weights}" in text and str(run) not in text
+
+
+def test_the_certificate_adds_the_exposures_of_sources_with_one_store(
+    store_path: Path, tiny: Make, tmp_path: Path
+) -> None:
+    source = f"{{store: {store_path}, unique_tokens: 320, total_tokens: %depochs}}"
+    mixture = f"data.sources={{a: {source % 1}, b: {source % 2}}}"
+    nothing = [f"{key}=null" for key in ("data.store", "data.unique_tokens", "train.total_tokens")]
+    train(tiny(mixture, *nothing), tmp_path / "run")
+    assert certified(tmp_path / "run", tmp_path / "one.txt").exit_code == 0
+    assert "at most 3 times." in (tmp_path / "one.txt").read_text()
 
 
 def test_a_signed_certificate_verifies_and_a_changed_one_does_not(run: Path, tmp_path: Path) -> None:
