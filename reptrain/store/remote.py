@@ -50,6 +50,8 @@ def address_of(store: str | Path) -> str | None:
         if match is None:
             return None
         scheme, rest = match[1], text[match.end() :]
+        # The only addresses whose path is absolute.
+        rest = f"/{rest}" if scheme.lower() in ("file", "local") else rest
     return f"{scheme}://{rest.rstrip('/')}"
 
 
