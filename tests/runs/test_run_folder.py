@@ -223,3 +223,17 @@ def test_environment_has_the_commit_of_the_current_folder(tmp_path, monkeypatch)
         subprocess.run([*git, *arguments], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert collect()["commit"] == head.stdout.strip()
+
+
+def test_credentials_of_urls_are_not_written(tmp_path, monkeypatch):
+    secret = "ftp://me:s3cret@host/stores/a?key=s3cret"
+    monkeypatch.setattr(sys, "argv", ["reptrain", "train", f"data.store={secret}"])
+    data = {**SETTINGS["data"], "store": secret}
+    config = RunConfig.model_validate({**SETTINGS, "data": data, "checkpoint": {"mirror": secret}})
+    folder = opened(tmp_path, config, collect())
+    for path in folder.path.glob("*.*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path.name
+    assert folder.config.data.store == folder.config.checkpoint.mirror == "ftp://host/stores/a"
+    assert folder.environment["command"][2] == "data.store=ftp://host/stores/a"
+    # The same command resumes.
+    assert opened(tmp_path, config).path == folder.path
