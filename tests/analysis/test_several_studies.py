@@ -123,7 +123,7 @@ def test_one_exploratory_seed_has_an_effect_and_no_interval() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"seeds": 4}, "seeds must be 5 or more, but got 4"),
+        ({"seeds": 4}, "seeds must be 5 or more; 4 is not"),
         ({"seeds": 1, "family": "exploratory"}, "greater than or equal to 2"),
         ({"family": "exploratory", "max_seeds": 10}, "max_seeds must not be set"),
     ],

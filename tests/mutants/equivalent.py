@@ -63,6 +63,12 @@ EQUIVALENT = [
         "the number of windows located ahead; only the time differs",
     ),
     Equivalent(
+        r"reptrain/plan/digest.py",
+        r".*np\.asarray\(length_B\) > 0",
+        r".*np\.asarray\(length_B\) != 0",
+        "a length is at least 0",
+    ),
+    Equivalent(
         r"reptrain/plan/epochs.py",
         r"if high - low >= epoch.size // 2:",
         r"if high - low .*:",
