@@ -13,6 +13,7 @@ from time_limits import START_S
 
 from reptrain.config import RunConfig, config_fingerprint, load_run_config
 from reptrain.errors import ResumeError, RunError
+from reptrain.files import write_atomically
 from reptrain.plan import EpochPlan, Stream
 from reptrain.runs import RunFolder, RunPlan
 from reptrain.runs.environment import collect
@@ -237,3 +238,12 @@ def test_credentials_of_urls_are_not_written(tmp_path, monkeypatch):
     assert folder.environment["command"][2] == "data.store=ftp://host/stores/a"
     # The same command resumes.
     assert opened(tmp_path, config).path == folder.path
+
+
+@pytest.mark.parametrize("name", ["missing/file", "folder"])
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as refused:
+        write_atomically(tmp_path / name, "text")
+    assert refused.value.filename == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -218,3 +218,16 @@ def test_a_run_that_is_not_as_planned_gets_no_certificate(run: Path, tmp_path: P
     (copy / "ledger.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
     result = certified(copy, tmp_path / "certificate.txt")
     assert isinstance(result.exception, RunError) and not (tmp_path / "certificate.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "key", "option"),
+    [("none/c.txt", None, "--certificate"), (".", None, "--certificate"), ("c.txt", "nokey", "--sign")],
+)
+def test_wrong_paths_of_a_certificate_are_refused_before_the_audit(
+    run: Path, tmp_path: Path, out: str, key: str | None, option: str
+) -> None:
+    result = certified(run, tmp_path / out, *(["--sign", str(tmp_path / key)] if key else []))
+    assert isinstance(result.exception, ConfigError) and option in str(result.exception)
+    # The report was not printed.
+    assert not result.output
