@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.config.path_settings import is_path
+from reptrain.config.path_settings import is_path, path_texts
 from reptrain.errors import ConfigError
 from reptrain.runs import trackers
 from reptrain.runs.folder import RunFolder
@@ -78,6 +78,10 @@ def test_settings_of_a_run_leave_paths_out(run: Path, store_path: Path, text: st
 def test_a_path_is_recognized_in_any_setting(key: str, value: object) -> None:
     assert is_path(key, value)
     assert not is_path("objective.name", "span_corruption")
+
+
+def test_paths_of_a_list_are_named_one_by_one() -> None:
+    assert [*path_texts({"distill": {"teacher": ["/a/b", "c"]}, "seed": 1})] == ["/a/b", "c"]
 
 
 def test_points_have_every_record(run: Path) -> None:
