@@ -65,7 +65,7 @@ class TestServer:
         # The tests must pass in a fork too. Every fifth test is tried, which includes some of each file.
         sample = sorted(self._seconds, key=lambda test: (self._seconds[test], test))[::5]
         if self._ask({"tests": sample, "limit_s": 1800}):
-            raise RuntimeError(f"a test fails in a fork:\n{log.read_text()[-3000:]}")
+            raise RuntimeError(f"a test fails in a fork:\n{log.read_text()[-30000:]}")
 
     def fails(self, path: Path, line: int, changed: str) -> bool | None:
         """Whether a test fails with a mutation.
@@ -105,7 +105,7 @@ class TestServer:
     def _answer(self) -> dict[str, Any]:
         line = self._answers.readline()
         if not line:
-            raise RuntimeError(f"a test fails without a mutation:\n{self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"a test fails without a mutation:\n{self._log.read_text()[-30000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
