@@ -65,7 +65,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -75,7 +79,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = str(path)
         raise
     flush_folder(path.parent)

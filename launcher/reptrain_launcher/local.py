@@ -201,7 +201,16 @@ def is_this_machine(hosts: Mapping[str, int]) -> bool:
     return len(hosts) == 1 and set(hosts) <= _own_names()
 
 
-def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | None) -> None:
+def check_ranks_of_hosts(gpus: int | None, hosts: Mapping[str, int] | None) -> None:
+    """Check the number of ranks on each host.
+
+    Args:
+        gpus: Ranks on each host; None: one for each slot or GPU.
+        hosts: The slots of each host; None: this machine.
+
+    Raises:
+        LaunchError: If it is not positive, or more than the slots of a host.
+    """
     if gpus is not None and gpus < 1:
         raise LaunchError("--gpus", got=gpus, rule="must be at least 1", remedy="Omit it to use all GPUs.")
     for host, slots in (hosts or {}).items():
@@ -212,6 +221,10 @@ def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | 
                 rule=f"must be at most the {slots} slots of {host}",
                 remedy="Lower it, or fix the hostfile.",
             )
+
+
+def _check_gpus(gpus: int | None, *, device: Device, hosts: Mapping[str, int] | None) -> None:
+    check_ranks_of_hosts(gpus, hosts)
     if hosts is not None and not is_this_machine(hosts):
         return
     wanted = gpus if gpus is not None or hosts is None else next(iter(hosts.values()))

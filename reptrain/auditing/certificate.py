@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from reptrain.auditing.report import AuditReport, SourceAudit
 from reptrain.errors import RunError
 from reptrain.files import write_atomically
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.parent import read_parent
 from reptrain.runs.run_plan import SourcePlan
 from reptrain.store import open_store
 
@@ -51,12 +53,12 @@ def certify(
 def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, str | Path]) -> str:
     """The certificate as lines of text; the same run and audit give the same text."""
     folder = RunFolder.open(run)
-    most = max(report.exposures, default=0)
+    most = _most_exposures(folder.plan.sources, report)
     head = report.ledger.head if report.ledger else None
     lines = [
         "reptrain certificate: exposures of training data",
         "",
-        f"Each token of the training data was consumed at most {most:,} time{'s' * (most != 1)}.",
+        f"This run consumed each token of its training data at most {most:,} time{'s' * (most != 1)}.",
         "",
         *_rows(
             {
@@ -67,6 +69,8 @@ def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, str | 
                 "tokens consumed": f"{report.tokens_consumed:,}",
                 "config": folder.plan.config_fingerprint,
                 "ledger head": head or "none",
+                "initial weights": _initial_weights(run, folder),
+                **_teacher(folder),
                 "reptrain": version("reptrain"),
             }
         ),
@@ -77,10 +81,36 @@ def certificate_text(run: Path, report: AuditReport, stores: Mapping[str, str | 
         lines += ["", f"source {source.name}", *_source_rows(source, audits[source.name], path)]
     lines += [
         "",
-        "Words are separated by white space. Store words and bytes are those of the whole training split.",
+        "Words are separated by white space. Store words and bytes are those of the whole training split, as",
+        "its manifest has them; the audit does not count them.",
         "To check: `reptrain audit RUN --head HEAD` with the run folder and its stores.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _most_exposures(sources: Sequence[SourcePlan], report: AuditReport) -> int:
+    """The largest number of exposures of a token. Sources that share a store may share its tokens."""
+    audits = {audit.name: audit for audit in report.sources}
+    most: Counter[str] = Counter()
+    for source in sources:
+        most[source.store_fingerprint] += max(audits[source.name].exposures, default=0)
+    return max(most.values(), default=0)
+
+
+def _initial_weights(run: Path, folder: RunFolder) -> str:
+    """The origin of the initial weights: the data of another model is not counted here."""
+    if folder.config.init_from is None:
+        return "random"
+    parent = read_parent(run)
+    weights = "unknown weights" if parent is None else f"weights {parent.weights}"
+    return f"{weights} of another model; its training data is not counted"
+
+
+def _teacher(folder: RunFolder) -> dict[str, str]:
+    teacher = folder.plan.teacher
+    if teacher is None:
+        return {}
+    return {"teacher": f"weights {teacher} of another model; its training data is not counted"}
 
 
 def _source_rows(source: SourcePlan, audit: SourceAudit, path: str | Path) -> list[str]:

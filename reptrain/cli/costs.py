@@ -153,9 +153,12 @@ def advise(
 def _store_facts(path: Path) -> StoreFacts:
     from reptrain.analysis.first_config import StoreFacts
     from reptrain.store import open_store
+    from reptrain.store.remote import address_of
 
     opened = open_store(path, named_by="--store DIR")
-    return StoreFacts(str(path), opened.split("train").num_tokens, opened.manifest.vocab_size)
+    return StoreFacts(
+        address_of(path) or str(path), opened.split("train").num_tokens, opened.manifest.vocab_size
+    )
 
 
 def _held(tokens: int | None, ratio: float | None) -> Held | None:

@@ -130,6 +130,7 @@ def launch(
             slurm=slurm or [], gpu=gpu, vocab_size=vocab_size, as_json=as_json,
         )  # fmt: skip
         raise typer.Exit(code)
+    _refuse_without_suggest({"--gpu": gpu, "--vocab-size": vocab_size, "--json": as_json or None})
     loaded = load_run_config(config, overrides or [])
     run = out or Path("runs") / str(loaded.name)
     extra = parse_settings(env or [])
@@ -163,6 +164,17 @@ def launch(
         if not report.ready:
             raise typer.Exit(NO)
     raise typer.Exit(_run(plan, run))
+
+
+def _refuse_without_suggest(given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                name,
+                got=value,
+                rule="needs --suggest",
+                remedy="Add --suggest, or leave it out; --gpus is the number of ranks.",
+            )
 
 
 def exclude_list(texts: list[str] | None) -> list[str]:

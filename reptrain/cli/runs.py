@@ -137,6 +137,24 @@ def train(
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
 
 
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Refuse a wrong path before the audit, which may take hours."""
+    if certificate is not None and (certificate.is_dir() or not certificate.parent.is_dir()):
+        raise ConfigError(
+            f"--certificate {certificate}",
+            got="a folder" if certificate.is_dir() else "no such folder",
+            rule="must be a file in an existing folder",
+            remedy="Check the path.",
+        )
+    if key is not None and not key.is_file():
+        raise ConfigError(
+            f"--sign {key}",
+            got="no such file",
+            rule="must be a key that ssh-keygen can sign with",
+            remedy="Create one with `ssh-keygen -t ed25519 -f FILE`.",
+        )
+
+
 @app.command()
 def audit(
     run: Annotated[
@@ -219,6 +237,7 @@ def audit(
             rule="must be given together",
             remedy="Name the signature and the file of allowed signers.",
         )
+    _check_certificate(certificate, sign)
     options: dict[str, Any] = {"store": store_places(run, store or []) or None, "exposures": exposures}
     options |= {"head": head, "signature": Signed(signature, signers) if signature and signers else None}
     if level == "inputs":

@@ -74,18 +74,20 @@ def _ranks(
 ) -> Ranks:
     from reptrain_launcher import read_hostfile
     from reptrain_launcher.devices import count_gpus
+    from reptrain_launcher.local import check_ranks_of_hosts
     from reptrain_launcher.slurm_script import SlurmJob
 
+    hosts = None if hostfile is None else read_hostfile(hostfile, exclude)
+    check_ranks_of_hosts(gpus, hosts)
     if slurm:
         job = SlurmJob.parse(slurm, gpus=gpus)
         number, most = job.nodes * job.ranks_per_node, job.ranks_per_node
-    elif hostfile is not None:
-        hosts = read_hostfile(hostfile, exclude)
+    elif hosts is not None:
         slots = [gpus or slots for slots in hosts.values()]
         number, most = sum(slots), max(slots)
     else:
         number = most = gpus or (1 if on_cpu else count_gpus()) or 1
-    here = hostfile is None and not slurm
+    here = hosts is None and not slurm
     device = "cpu" if on_cpu or (here and not named and count_gpus() == 0) else "cuda"
     return Ranks(number, most, device)
 

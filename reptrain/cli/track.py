@@ -41,6 +41,11 @@ def track(
     from reptrain.runs.trackers import link_boards
     from reptrain.runs.trackers import track as send
 
+    _refuse_options_of_others(
+        to,
+        {"--offline": (offline, ["wandb"]), "--out": (out is not None, ["tensorboard"])}
+        | {name: (given, ["wandb", "mlflow"]) for name, given in (("--follow", follow), ("--paths", paths))},
+    )
     if to == "tensorboard":
         if out is None:
             raise ConfigError(
@@ -62,3 +67,20 @@ def track(
     }
     text = "\n".join(f"{run}: {number:,} records" for run, number in sent.items())
     show(sent, text, as_json=as_json)
+
+
+def _refuse_options_of_others(to: str, options: dict[str, tuple[bool, list[str]]]) -> None:
+    """Refuse an option that the tracker does not have: MLflow would send what --offline must not send.
+
+    Args:
+        to: The tracker.
+        options: Whether each option is given, and the trackers that have it.
+    """
+    for name, (given, trackers) in options.items():
+        if given and to not in trackers:
+            raise ConfigError(
+                name,
+                got=f"--to {to}",
+                rule=f"needs --to {' or '.join(trackers)}",
+                remedy="Leave it out, or choose another tracker.",
+            )

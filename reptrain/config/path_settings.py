@@ -7,7 +7,7 @@ from typing import Any
 
 from reptrain.config.fingerprint import flatten
 
-_PATHS = ("data.store", "init_from", "branch.run", "checkpoint.mirror")
+_PATHS = ("data.store", "init_from", "branch.run", "checkpoint.mirror", "distill.teacher")
 
 
 def is_path(key: str, value: object) -> bool:
@@ -24,5 +24,6 @@ def is_path(key: str, value: object) -> bool:
 def path_texts(settings: Mapping[str, Any]) -> Iterator[str]:
     """The paths and addresses among settings."""
     for key, value in flatten(settings):
-        if isinstance(value, str) and is_path(key, value):
-            yield value
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and is_path(key, text):
+                yield text

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from reptrain.text.remote import hide_credentials
+
 _PACKAGES = (
     "reptrain",
     "torch",
@@ -35,7 +37,7 @@ def collect(extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: release for name in _PACKAGES if (release := _version(name))},
         "commit": _commit(Path.cwd()),
-        "command": sys.argv,
+        "command": hide_credentials(sys.argv),
         "host": platform.node(),
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),

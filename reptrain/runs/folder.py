@@ -27,6 +27,7 @@ from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.parent import read_parent
 from reptrain.runs.records import FrozenRecord, read_record
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
+from reptrain.text.remote import hide_credentials
 
 _DEFINING_FILES = ("config.yaml", "plan.json")
 
@@ -318,7 +319,7 @@ class RunFolder:
     def _write(self, config: RunConfig, plan: RunPlan, environment: Mapping[str, Any]) -> None:
         self.tensorboard.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        settings = dump_yaml(config.with_absolute_stores().model_dump(mode="json"))
+        settings = dump_yaml(hide_credentials(config.with_absolute_stores().model_dump(mode="json")))
         header = f"# Resolved by reptrain. Config fingerprint: {config_fingerprint(config)}\n"
         write_atomically(self.path / "config.yaml", [header, settings])
         merged = _with_earlier(self.environment, dict(environment))

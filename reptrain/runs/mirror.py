@@ -1,7 +1,8 @@
 """A copy of a run folder in object storage, brought up to date after each checkpoint.
 
 `latest`, which names the checkpoint, is copied last, so an interrupted copy leaves the checkpoint before. A
-thread copies one checkpoint at a time. If several are waiting, only the newest is copied.
+thread copies one checkpoint at a time. If several are waiting, the newest is copied first, and then those
+that the run keeps.
 """
 
 from __future__ import annotations
@@ -14,13 +15,73 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from reptrain.errors import ReptrainError
+from reptrain.errors import ReptrainError, RunError
 from reptrain.text.remote import explained, open_file_system, without_credentials
 
 _ATTEMPTS = 4
 _PAUSE_S = 1.0
 _REMEDY = "Check the address and your access to it."
-_MANIFEST, _LATEST = "manifest.json", "latest"
+_MANIFEST, _LATEST, _PLAN = "manifest.json", "latest", "plan.json"
+
+
+def refuse_other_copy(folder: Path, address: str) -> None:
+    """Refuse to replace the copy of another run, or a copy with a newer checkpoint, before a run starts.
+
+    An address that cannot be reached passes: the first copy reports it.
+
+    Args:
+        folder: The run folder, which may not exist yet.
+        address: See `Mirror`.
+
+    Raises:
+        RunError: If there is such a copy.
+        TextError: If the package of the protocol is missing, or there is no such protocol.
+    """
+    place = _place(folder, address)
+    with explained(place, what="checkpoint.mirror", rule="must be an address to write to", remedy=_REMEDY):
+        files, root = open_file_system(place)
+    try:
+        _refuse_other_copy(files, root.rstrip("/"), folder)
+    except RunError:
+        raise
+    except Exception:
+        return
+
+
+def _refuse_other_copy(files: Any, root: str, folder: Path) -> None:
+    try:
+        latest = files.cat_file(f"{root}/checkpoints/{_LATEST}").decode().strip()
+    except FileNotFoundError:
+        return
+    own = (folder / _PLAN).read_bytes() if (folder / _PLAN).exists() else b""
+    try:
+        copied = files.cat_file(f"{root}/{_PLAN}")
+    except FileNotFoundError:
+        copied = b""
+    newest = max((_step(path.name) for path in _checkpoints(folder)), default=0)
+    is_newer = _step(latest) > newest
+    if copied != own or is_newer:
+        raise RunError(
+            f"checkpoint.mirror, folder {folder.resolve().name}",
+            got=f"a copy of {'this' if copied == own else 'another'} run at {latest}",
+            rule="must be empty, or hold an older copy of this run",
+            remedy=f"Copy it to {folder} to resume that run, remove it, or choose another address or --out.",
+        )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"), key=lambda path: _step(path.name))
+
+
+def _step(name: str) -> int:
+    """The step in the name of a checkpoint; -1 if it is none."""
+    number = name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
+
+
+def _place(folder: Path, address: str) -> str:
+    return f"{address.rstrip('/')}/{folder.resolve().name}"
 
 
 class Mirror:
@@ -35,7 +96,8 @@ class Mirror:
 
     def __init__(self, folder: Path, address: str, tell: Callable[[str], None]) -> None:
         self._folder, self._tell = folder, tell
-        self._address = f"{address.rstrip('/')}/{folder.resolve().name}"
+        self._address = _place(folder, address)
+        self._is_own = False
         self._waiting: int | None = None
         self._closed = False
         self._copied: dict[str, tuple[int, int]] = {}
@@ -84,20 +146,16 @@ class Mirror:
                     copy()
                 return
             except (ReptrainError, OSError) as error:
-                if attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS or isinstance(error, RunError):
                     self._tell(f"{error}" if isinstance(error, ReptrainError) else f"mirror {url}: {error}")
                 else:
                     time.sleep(_PAUSE_S * 2 ** (attempt - 1))
 
     def _copy_checkpoint(self, step: int) -> None:
         files, root = self._open()
-        name = f"checkpoints/step-{step}"
-        place = self._folder / name
-        # The manifest completes a checkpoint.
-        names = sorted((path.name for path in place.glob("*")), key=lambda name: (name == _MANIFEST, name))
-        for inside in names:
-            self._put(files, root, place / inside, f"{name}/{inside}")
-        if not names or not place.exists():
+        place = self._folder / "checkpoints" / f"step-{step}"
+        self._put_checkpoint(files, root, place)
+        if not place.exists():
             # Removed in the meantime: a newer checkpoint is waiting.
             return
         for path in self._folder.iterdir():
@@ -105,10 +163,19 @@ class Mirror:
                 record = place / path.name
                 self._put(files, root, record if record.exists() else path, path.name)
         files.pipe_file(f"{root}/checkpoints/{_LATEST}", f"step-{step}\n".encode())
+        for older in _checkpoints(self._folder):
+            if _step(older.name) < step and not files.exists(f"{root}/checkpoints/{older.name}/{_MANIFEST}"):
+                self._put_checkpoint(files, root, older)
         self._remove_old(files, root)
 
+    def _put_checkpoint(self, files: Any, root: str, place: Path) -> None:
+        # The manifest completes a checkpoint.
+        names = sorted((path.name for path in place.glob("*")), key=lambda name: (name == _MANIFEST, name))
+        for inside in names:
+            self._put(files, root, place / inside, f"checkpoints/{place.name}/{inside}")
+
     def _remove_old(self, files: Any, root: str) -> None:
-        kept = {path.name for path in (self._folder / "checkpoints").glob("step-*")}
+        kept = {path.name for path in _checkpoints(self._folder)}
         for entry in files.ls(f"{root}/checkpoints", detail=False):
             name = str(entry).rstrip("/").rpartition("/")[2]
             if name.startswith("step-") and name not in kept:
@@ -126,7 +193,11 @@ class Mirror:
 
     def _open(self) -> tuple[Any, str]:
         files, root = open_file_system(self._address)
-        return files, root.rstrip("/")
+        root = root.rstrip("/")
+        if not self._is_own:
+            _refuse_other_copy(files, root, self._folder)
+            self._is_own = True
+        return files, root
 
     def _put(self, files: Any, root: str, path: Path, name: str) -> None:
         """Copy a file that changed since it was last copied."""

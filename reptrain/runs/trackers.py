@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from reptrain.config import config_fingerprint
 from reptrain.config.fingerprint import flatten
 from reptrain.config.path_settings import is_path
-from reptrain.errors import ConfigError
+from reptrain.errors import ConfigError, ReptrainError, shorten
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.metrics import METRICS, TrainRecord, ValidRecord
 from reptrain.runs.scores import SCORES
@@ -121,10 +124,10 @@ class _Mlflow(Tracker):
         experiment = known.experiment_id if known else self._client.create_experiment(project)
         found = self._client.search_runs([experiment], f"tags.reptrain_id = '{run_id}'")
         if found:
-            self._run, self._sent = found[0].info.run_id, int(found[0].data.tags.get("reptrain_step", "0"))
+            self._run, self._sent = found[0].info.run_id, int(found[0].data.tags.get("reptrain_step", "-1"))
         else:
             made = self._client.create_run(experiment, run_name=name, tags={"reptrain_id": run_id})
-            self._run, self._sent = made.info.run_id, 0
+            self._run, self._sent = made.info.run_id, -1
             params = [self._entities.Param(key, str(value)[:500]) for key, value in settings.items()]
             for first in range(0, len(params), 100):
                 self._client.log_batch(self._run, params=params[first : first + 100])
@@ -133,15 +136,16 @@ class _Mlflow(Tracker):
     def log(self, point: Point) -> None:
         if point.step <= self._sent:
             return
+        # A second call resumes after the last step that was sent, so a step is sent whole.
+        if len(self._waiting) >= _MLFLOW_BATCH and point.step > self._waiting[-1].step:
+            self._send()
         now = int(1000 * time.time())
         self._waiting += [
             self._entities.Metric(_mlflow_name(name), value, now, point.step)
             for name, value in point.values.items()
         ]
-        if len(self._waiting) >= _MLFLOW_BATCH:
-            self._send(point.step)
 
-    def _send(self, step: int) -> None:
+    def _send(self) -> None:
         for first in range(0, len(self._waiting), _MLFLOW_BATCH):
             self._client.log_batch(self._run, metrics=self._waiting[first : first + _MLFLOW_BATCH])
         if self._waiting:
@@ -149,7 +153,7 @@ class _Mlflow(Tracker):
         self._waiting = []
 
     def finish(self) -> None:
-        self._send(0)
+        self._send()
         self._client.set_terminated(self._run)
 
 
@@ -170,6 +174,23 @@ def _module(name: str) -> Any:
             got="no such package",
             rule=f"must have the package {package} installed",
             remedy=f"pip install 'reptrain[{package}]'.",
+        ) from error
+
+
+@contextmanager
+def _explained(to: TrackerName) -> Iterator[None]:
+    """Turn an exception of a tracker's package into one error, without passwords in addresses."""
+    try:
+        yield
+    except (ReptrainError, OSError):
+        raise
+    except Exception as error:
+        said = re.sub(r"://[^/?#\s]*@", "://", " ".join(str(error).split()))
+        raise ConfigError(
+            f"--to {to}",
+            got=shorten(f"{type(error).__name__}: {said}", 300),
+            rule="must accept the records of the run",
+            remedy="Check the tracker's address, your key and --project. The same command continues the run.",
         ) from error
 
 
@@ -197,7 +218,7 @@ def track(
         paths: Send settings that are paths, too.
 
     Raises:
-        ConfigError: If the package is not installed.
+        ConfigError: If the package is not installed, or the tracker refuses the run.
         RunError: If the run cannot be read.
     """
     folder = RunFolder.open(run)
@@ -205,14 +226,15 @@ def track(
     identity = f"{settings['fingerprint']} {folder.plan.model_dump_json()} {name or run.resolve().name}"
     run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     given = (name or run.resolve().name, run_id, project, settings)
-    tracker = _Wandb(*given, offline) if to == "wandb" else _Mlflow(*given)
     sent = 0
-    try:
-        for point in points(_following(folder) if follow else folder.metrics.records()):
-            tracker.log(point)
-            sent += 1
-    finally:
-        tracker.finish()
+    with _explained(to):
+        tracker = _Wandb(*given, offline) if to == "wandb" else _Mlflow(*given)
+        try:
+            for point in points(_following(folder) if follow else folder.metrics.records()):
+                tracker.log(point)
+                sent += 1
+        finally:
+            tracker.finish()
     return sent
 
 
@@ -253,15 +275,26 @@ def link_boards(runs: list[Path], out: Path) -> list[Path]:
         The links, one for each run: its name, with its parent folder's name where two are equal.
 
     Raises:
-        ConfigError: If a link's name is taken by another file.
+        ConfigError: If two links have one name, or a link's name is taken by another file.
         RunError: If one is no run.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = [run.resolve().name for run in runs]
+    own = [run.resolve().name for run in runs]
+    names = [
+        name if own.count(name) == 1 else f"{run.resolve().parent.name}-{name}"
+        for run, name in zip(runs, own, strict=True)
+    ]
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(
+            "runs",
+            got=f"{times} with the link {name}",
+            rule="must differ in the names of their folders, or of the folders above",
+            remedy="Name each run once, or link them into several folders.",
+        )
     links = []
-    for run, own in zip(runs, names, strict=True):
+    for run, name in zip(runs, names, strict=True):
         board = RunFolder.open(run).tensorboard.resolve()
-        name = own if names.count(own) == 1 else f"{run.resolve().parent.name}-{own}"
         link = out / name
         if link.is_symlink():
             link.unlink()

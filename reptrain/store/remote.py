@@ -13,7 +13,8 @@ import hashlib
 import os
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -49,6 +50,8 @@ def address_of(store: str | Path) -> str | None:
         if match is None:
             return None
         scheme, rest = match[1], text[match.end() :]
+        # The only addresses whose path is absolute.
+        rest = f"/{rest}" if scheme.lower() in ("file", "local") else rest
     return f"{scheme}://{rest.rstrip('/')}"
 
 
@@ -113,20 +116,24 @@ class RemoteStore:
     def __init__(self, address: str, folder: Path) -> None:
         self.url, self.folder = without_credentials(address), folder
         self._address = address
+        self._manifest = b""
 
     def fetch_contents(self) -> None:
         """Fetch the manifest and the tokenizer. A store that was replaced loses its cached shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".lock"):
-            manifest = self._small(MANIFEST)
+            self._manifest = self._small(MANIFEST)
             cached = self.folder / MANIFEST
-            if not cached.exists() or cached.read_bytes() != manifest:
-                for path in self.folder.glob("*.arrow*"):
-                    path.unlink()
+            if not cached.exists() or cached.read_bytes() != self._manifest:
+                cached.unlink(missing_ok=True)
+                for path in self.folder.iterdir():
+                    if path.is_file() and path.suffix != ".lock":
+                        path.unlink()
                 # Credentials of the address stay with the process.
                 write_atomically(self.folder / _ADDRESS, self.url + "\n")
-                write_atomically(cached, manifest)
-                tokenizer = read_manifest(self.folder).tokenizer_file
+                write_atomically(cached, self._manifest)
+            tokenizer = read_manifest(self.folder).tokenizer_file
+            if not (self.folder / tokenizer).exists():
                 write_atomically(self.folder / tokenizer, self._small(tokenizer))
 
     def open(self, shard: Shard) -> IO[bytes]:
@@ -136,20 +143,23 @@ class RemoteStore:
             shard: The shard's entry in the manifest.
 
         Raises:
-            StoreError: If it cannot be fetched, differs from the manifest, or does not fit into the cache.
+            StoreError: If it cannot be fetched, differs from the manifest, or does not fit into the cache, or
+                if another process has found another store at the address since.
         """
         path = self.folder / shard.file
         while True:
             held = _hold(path)
             if held is not None:
+                with _closed_on_error(held):
+                    self._refuse_replaced()
                 return held
             with filelock.FileLock(self.folder / f".{shard.file}.lock"):
                 if not path.exists():
                     self._fetch(shard, path)
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        _make_room(shard.bytes, shard.file)
         partial = path.with_name(f".{path.name}.part")
+        _make_room(max(0, shard.bytes - _size(partial)), shard.file)
         self._download(shard.file, partial, shard.bytes)
         if file_sha256(partial) != shard.sha256:
             partial.unlink()
@@ -159,7 +169,23 @@ class RemoteStore:
                 rule="must be unchanged since it was sealed",
                 remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
             )
-        partial.replace(path)
+        with filelock.FileLock(self.folder / ".lock"):
+            self._refuse_replaced()
+            partial.replace(path)
+
+    def _refuse_replaced(self) -> None:
+        """Refuse a folder whose manifest is no longer the one that this process has read."""
+        try:
+            current = read_small(self.folder / MANIFEST)
+        except FileNotFoundError:
+            current = b""
+        if current != self._manifest:
+            raise StoreError(
+                f"store {self.url}",
+                got="another store at this address",
+                rule="must not change while it is in use",
+                remedy="Restore it, or start again with the new store.",
+            )
 
     def _download(self, name: str, partial: Path, size: int) -> None:
         """Append blocks to a file until it is complete; a block that fails is tried again."""
@@ -224,15 +250,45 @@ def _hold(path: Path) -> IO[bytes] | None:
         file = path.open("rb")
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
-    with suppress(OSError):
-        status = path.stat()
-        if os.path.samestat(status, os.fstat(file.fileno())):
-            # The time of access orders the removal. The time of change stays.
-            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
-            return file
-    file.close()
-    return None
+    with _closed_on_error(file):
+        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            status = path.stat()
+            is_current = os.path.samestat(status, os.fstat(file.fileno()))
+        except FileNotFoundError:
+            is_current = False
+    if not is_current:
+        file.close()
+        return None
+    # The file of another user keeps its time.
+    with suppress(PermissionError):
+        # The time of access orders the removal. The time of change stays.
+        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+    return file
+
+
+@contextmanager
+def _closed_on_error(file: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
+def _size(path: Path) -> int:
+    """Size of a file; 0 if another process has removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_use(path: Path) -> int:
+    try:
+        return path.stat().st_atime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _make_room(size: int, name: str) -> None:
@@ -243,18 +299,17 @@ def _make_room(size: int, name: str) -> None:
     """
     limit, cache = _limit_bytes(), _cache()
     with filelock.FileLock(cache / ".lock"):
-        shards = sorted((path.stat().st_atime_ns, path) for path in cache.glob("*/*.arrow"))
-        used = sum(path.stat().st_size for path in (*cache.glob("*/*.arrow"), *cache.glob("*/.*.part")))
-        for _, path in shards:
+        shards = sorted(cache.glob("*/*.arrow"), key=_last_use)
+        used = sum(map(_size, (*shards, *cache.glob("*/.*.part"))))
+        for path in shards:
             if used + size <= limit:
                 return
-            with path.open("rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    continue
-                used -= path.stat().st_size
+            # Another process may hold it, or have removed it.
+            with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed = _size(path)
                 path.unlink()
+                used -= freed
         if used + size > limit:
             raise StoreError(
                 f"cache of stores {cache}",

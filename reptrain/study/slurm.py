@@ -21,16 +21,10 @@ from reptrain.reading import parse_json
 from reptrain.study.executor import Job, JobEnd, Judge, Listener
 from reptrain.study.slurm_arrays import JobArray, plan_arrays
 from reptrain.study.slurm_options import SlurmOptions
-from reptrain.study.slurm_queue import (
-    QueuedJob,
-    cancel,
-    check_slurm,
-    final_state,
-    read_queue,
-    stop_with_checkpoint,
-)
+from reptrain.study.slurm_queue import cancel, check_slurm, stop_with_checkpoint
 from reptrain_launcher.process import Ended, signals_caught
 from reptrain_launcher.slurm_task import MANY_TIMEOUTS, MOST_STALLS, SlurmTask, newest_checkpoint
+from reptrain_launcher.squeue import QueuedJob, final_state, read_queue
 
 _EXIT_STOPPED = 3
 # Until a file that a node has written is visible here.

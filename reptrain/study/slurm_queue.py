@@ -1,29 +1,12 @@
-"""Slurm's queue: its jobs and their states, by the client commands."""
+"""Slurm's client commands: whether they are there, and jobs that are canceled or stopped."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from reptrain.errors import StudyError
-
-
-class QueuedJob(NamedTuple):
-    """A job in the queue."""
-
-    state: str
-    """Slurm's state, such as PENDING or RUNNING."""
-    reason: str
-    """Why it is pending."""
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether it has not started, or waits to be started again."""
-        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+from reptrain_launcher.squeue import slurm_answer
 
 
 def check_slurm() -> None:
@@ -51,22 +34,6 @@ def check_slurm() -> None:
         ) from error
 
 
-def read_queue() -> dict[str, QueuedJob] | None:
-    """All pending and running jobs of this user by id (``12`` or ``12_3``); None if Slurm does not answer."""
-    listed = _call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"])
-    if listed is None:
-        return None
-    rows = [line.strip().split("|") for line in listed.splitlines()]
-    return {row[0]: QueuedJob(row[1], row[2]) for row in rows if len(row) == 3}
-
-
-def final_state(job: str) -> str:
-    """Slurm's state of a job that has left the queue, such as CANCELLED; UNKNOWN if it is forgotten."""
-    shown = _call(["scontrol", "--oneliner", "show", "job", job]) or ""
-    match = re.search(r"\bJobState=(\w+)", shown)
-    return match[1] if match else "UNKNOWN"
-
-
 def cancel(jobs: Iterable[str]) -> None:
     """Cancel jobs, pending or running."""
     _each("scancel", [], jobs)
@@ -82,12 +49,4 @@ def stop_with_checkpoint(jobs: Iterable[str]) -> None:
 def _each(command: str, options: Sequence[str], jobs: Iterable[str]) -> None:
     ids = [*jobs]
     for first in range(0, len(ids), 100):
-        _call([command, "--quiet", *options, *ids[first : first + 100]])
-
-
-def _call(command: Sequence[str]) -> str | None:
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return None
-    return ended.stdout if ended.returncode == 0 else None
+        slurm_answer([command, "--quiet", *options, *ids[first : first + 100]])

@@ -23,6 +23,8 @@ from reptrain.tables.addresses import Address, below
 from reptrain.tables.columns import MAIN, SETTING_PREFIX
 from reptrain.tables.read_run import Row, identify
 
+_OF_PARENT = "parent "
+
 
 class StudyTables(NamedTuple):
     """The files that were written."""
@@ -77,8 +79,9 @@ def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None 
     """Every run of a study, those that tune included, in the order of the graph."""
     planned = build_graph(study, out).trainings
     scored, copies = _scored_store(planned, out), load_copies(out)
-    return [
-        _reading(
+    readings: dict[str, RunReading] = {}
+    for node in planned:
+        readings[node.name] = reading = _reading(
             study,
             node,
             out,
@@ -86,8 +89,16 @@ def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None 
             usd_per_hour=usd_per_hour,
             copy=copies.get(node.fingerprint),
         )
-        for node in planned
-    ]
+        if node.parent is not None:
+            _take_over_fault(reading, readings[node.parent])
+    return [*readings.values()]
+
+
+def _take_over_fault(child: RunReading, parent: RunReading) -> None:
+    """A run is no better than the run that its weights come from."""
+    fault = str(parent.row["audit_verdict"]).removeprefix(_OF_PARENT)
+    if fault in ("not exact", "cannot say") and child.row["audit_verdict"] in ("exact", "as planned"):
+        child.row["audit_verdict"] = f"{_OF_PARENT}{fault}"
 
 
 def _scored_store(planned: Sequence[Node], out: Path) -> str | None:
@@ -139,7 +150,8 @@ def _reading(
 def _is_another(run: RunConfig, path: Path) -> bool:
     """Whether the run in a folder has other settings; False for a damaged one."""
     try:
-        config = RunFolder.open(path).config
+        folder = RunFolder.open(path)
+        config, run = folder.config, folder.with_recorded_parent(run)
     except ReptrainError:
         return False
     return all(differing_keys(config, run.on_device(device)) for device in ("cpu", "cuda"))

@@ -155,7 +155,8 @@ _PROOF = (
     Column(
         "audit_verdict", "string",
         "`exact`, `as planned` (not exact because of the order `mixed`), `not exact`, `cannot say` (evidence"
-        " is missing or damaged), or `not audited` (no audit since the last step).",
+        " is missing or damaged), or `not audited` (no audit since the last step). In a study, `parent not"
+        " exact` or `parent cannot say`: so is a run that its initial weights come from.",
     ),
     Column("audit_level", "string", "Level of the audit, where the audit records one."),
     Column("config_fingerprint", "string", "Fingerprint of the settings that change the results."),

@@ -60,6 +60,20 @@ def without_credentials(address: str) -> str:
     return re.sub(r"://[^/?#]*@", "://", address).partition("?")[0].partition("#")[0]
 
 
+def hide_credentials(value: Any) -> Any:
+    """A JSON value, without the credentials of the URLs in it.
+
+    >>> hide_credentials(["data.store=ftp://me:secret@host/a", {"seed": 1}])
+    ['data.store=ftp://host/a', {'seed': 1}]
+    """
+    if isinstance(value, dict):
+        return {key: hide_credentials(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hide_credentials(item) for item in value]
+    match = _URL.search(value) if isinstance(value, str) else None
+    return value if match is None else value[: match.start()] + without_credentials(value[match.start() :])
+
+
 def list_remote(address: str) -> Listing:
     """List the file, the folder, or the files that match a pattern.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -13,9 +13,13 @@ from typing import Any, Generic, Self
 from reptrain.errors import ReptrainError, StoreError
 from reptrain.tokenization.work import WORK
 from reptrain.tokenization.workers import Argument, Result, Workers
+from reptrain_launcher.squeue import final_state, read_queue
 
 _OWN = ("array", "dependency", "output", "error", "nodes", "ntasks")
 _POLL_S = 2.0
+_QUEUE_S = 15.0
+# Until another node sees a file: a shared file system may cache folders for a minute.
+_VISIBLE_S = 90.0
 _NAME = "reptrain-tokenize"
 
 
@@ -27,12 +31,13 @@ class SlurmJobs:
     """Time limit of a job, as sbatch reads it."""
     parallel: int = 256
     """Jobs at once."""
-    others: dict[str, str] = field(default_factory=dict)
-    """Further options of sbatch by their long name."""
+    others: dict[str, str | bool] = field(default_factory=dict)
+    """Further options of sbatch by their long name; True for one without a value."""
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Self:
-        """Read ``time=1:00:00``, ``partition=cpu``, ``array-parallelism=64`` and other options of sbatch.
+        """Read ``time=1:00:00``, ``partition=cpu``, ``exclusive``, ``array-parallelism=64`` and other options
+        of sbatch.
 
         Raises:
             StoreError: If one is malformed or reserved, or ``time`` is missing.
@@ -55,7 +60,7 @@ class SlurmJobs:
         parallel = given.pop("array-parallelism", "256")
         if not parallel.isascii() or not parallel.isdigit() or not 0 < int(parallel) < 10**6:
             raise _wrong(f"array-parallelism={parallel}", "must be a positive integer", "Fix the number.")
-        return cls(given.pop("time"), int(parallel), given)
+        return cls(given.pop("time"), int(parallel), {key: value or True for key, value in given.items()})
 
 
 def _wrong(got: str, rule: str, remedy: str) -> StoreError:
@@ -88,7 +93,8 @@ class SlurmWorkers(Workers):
 
     def __init__(self, out: Path, jobs: SlurmJobs) -> None:
         super().__init__(1)
-        missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if not shutil.which(name)]
+        needed = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+        missing = [name for name in needed if not shutil.which(name)]
         if missing:
             raise _wrong(
                 f"no {', '.join(missing)} on PATH",
@@ -112,11 +118,14 @@ class SlurmWorkers(Workers):
         if not arguments:
             return
         left = dict(zip(self._submit(function, arguments), arguments, strict=True))
+        queue = _Queue()
         try:
             while left:
-                for job in [job for job in left if job.done()]:
+                # `done` would ask sacct, which needs an accounting database.
+                for job in [job for job in left if job.paths.result_pickle.exists()]:
                     yield left.pop(job), self._result(job)
                 if left:
+                    queue.refuse_lost(left)
                     time.sleep(_POLL_S)
         finally:
             for job in left:
@@ -145,21 +154,45 @@ class SlurmWorkers(Workers):
 
         try:
             result = job.result()
-        except submitit.core.utils.UncompletedJobError as error:
-            raise StoreError(
-                f"Slurm job {job.job_id}",
-                got=f"state {job.state}, no result",
-                rule="must end with a result",
-                remedy=f"Read {job.paths.stderr}. The same command resumes with the jobs that are left.",
-            ) from error
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or ["no reason"]
-            raise StoreError(
-                f"Slurm job {job.job_id}",
-                got=lines[-1],
-                rule="must end with a result",
-                remedy=f"Read {job.paths.stderr}. The same command resumes with the jobs that are left.",
-            ) from error
+            raise _without_result(job, lines[-1]) from error
         if isinstance(result, ReptrainError):
             raise result
         return result
+
+
+class _Queue:
+    """Looks for jobs that left Slurm's queue without a result, such as one that was killed for its memory."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _QUEUE_S
+        self._gone: dict[str, float] = {}
+        """When each job was first missing."""
+
+    def refuse_lost(self, jobs: Iterable[Any]) -> None:
+        """Refuse jobs that have been missing for so long that their result would be visible.
+
+        Raises:
+            StoreError: Naming the first.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _QUEUE_S
+        queued = read_queue()
+        if queued is None:
+            return
+        self._gone = {job: since for job, since in self._gone.items() if job not in queued}
+        for job in jobs:
+            if job.job_id not in queued and now - self._gone.setdefault(job.job_id, now) >= _VISIBLE_S:
+                raise _without_result(job, f"state {final_state(job.job_id)}, no result")
+
+
+def _without_result(job: Any, got: str) -> StoreError:
+    return StoreError(
+        f"Slurm job {job.job_id}",
+        got=got,
+        rule="must end with a result",
+        remedy=f"Read {job.paths.stderr}. The same command resumes with the jobs that are left.",
+    )

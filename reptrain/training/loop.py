@@ -31,7 +31,7 @@ from reptrain.model.megablocks import require_megablocks
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.text_amounts import steps_of_text
 from reptrain.runs.folder import RunFolder
-from reptrain.runs.mirror import Mirror
+from reptrain.runs.mirror import Mirror, refuse_other_copy
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.branch import begin_branch
 from reptrain.training.checkpoints import Checkpoints
@@ -297,6 +297,8 @@ def _enter_folder(
     """Create or check the folder and lock it on the main rank; an error there is raised on every rank."""
 
     def enter() -> None:
+        if config.checkpoint.mirror is not None:
+            refuse_other_copy(out, config.checkpoint.mirror)
         attention = stated_attention(config.model, world.device, config.example_shape.target_tokens)
         here = describe(world, config.train, attention) | {"vocab_size": data.tokenizer.vocab_size}
         folder = RunFolder.create_or_open(

@@ -108,3 +108,13 @@ def test_advise_writes_a_configuration_that_trains(
 )  # fmt: skip
 def test_advise_needs_one_of_tokens_and_store(words: list[str]) -> None:
     assert CliRunner().invoke(app, ["advise", *words]).exit_code == 2
+
+
+def test_a_remote_store_keeps_its_address(
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPTRAIN_STORE_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "first.yaml"
+    words = ["advise", "--store", f"file://{store_path}", "--compute", "1e12", "--out", str(out)]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert load_run_config(out, []).data.store == f"file://{store_path}"

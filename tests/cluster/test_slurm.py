@@ -17,8 +17,8 @@ from slurm_cluster import SlurmCluster
 from reptrain.study.executor import Job, Judgment, Listener
 from reptrain.study.slurm import SlurmExecutor
 from reptrain.study.slurm_options import SlurmOptions
-from reptrain.study.slurm_queue import final_state, read_queue
 from reptrain_launcher.process import Ended
+from reptrain_launcher.squeue import final_state, read_queue
 from reptrain_launcher.worker import WorkerJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]

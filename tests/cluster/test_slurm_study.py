@@ -15,7 +15,7 @@ import yaml
 from slurm_cluster import SlurmCluster
 
 from reptrain.config import RunConfig
-from reptrain.study.slurm_queue import read_queue
+from reptrain_launcher.squeue import read_queue
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1500)]
 NOT_COMPARED = {"tokens_per_second", "train_seconds", "wall_seconds", "cost_usd"}

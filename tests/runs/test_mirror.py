@@ -11,6 +11,7 @@ from s3_server import Link, s3_server
 
 from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
+from reptrain.errors import ReptrainError, RunError
 from reptrain.runs import mirror
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.mirror import Mirror
@@ -109,3 +110,49 @@ def test_old_checkpoints_are_removed_after_the_new_one_is_there(tmp_path: Path) 
         copies.commit(3)
     assert {path.name for path in copied.iterdir()} == {"latest", "step-3"}
     assert not order
+
+
+def test_copies_of_other_runs_and_newer_copies_are_kept(
+    tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from reptrain.training.loop import train
+
+    settings = ("train.total_tokens=1200", f"checkpoint.mirror=file://{tmp_path}/copies")
+    train(tiny(*settings), tmp_path / "run")
+    copy = tmp_path / "copies" / "run"
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    # The disk of the run is lost, and the same command is repeated.
+    (tmp_path / "run").rename(tmp_path / "lost")
+    with pytest.raises(RunError, match=r"Copy it to .*run to resume that run"):
+        train(tiny(*settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # Another run of the same name.
+    told: list[str] = []
+    folder_of(tmp_path / "run", 99)
+    (tmp_path / "run" / "plan.json").write_text("{}")
+    with Mirror(tmp_path / "run", f"file://{tmp_path}/copies", told.append) as copies:
+        copies.commit(99)
+    assert told and "a copy of another run" in told[0]
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoint_that_was_overtaken_is_copied_too(tmp_path: Path) -> None:
+    run, told = tmp_path / "d", list[str]()
+    for step in (1, 2):
+        folder_of(tmp_path / str(step), step)
+        place = run / "checkpoints" / f"step-{step}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / str(step) / "checkpoints" / f"step-{step}").rename(place)
+    with Mirror(run, f"file://{tmp_path}/copies", told.append) as copies:
+        copies.commit(2)
+    copied = tmp_path / "copies" / "d" / "checkpoints"
+    assert (copied / "step-1" / "manifest.json").read_text() == "manifest.json of 1"
+    assert (copied / "latest").read_text() == "step-2\n" and not told
+
+
+def test_unknown_protocol_is_refused_before_the_run(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    from reptrain.training.loop import train
+
+    with pytest.raises(ReptrainError, match=r"checkpoint\.mirror nosuch://bucket/runs/run"):
+        train(tiny("checkpoint.mirror=nosuch://bucket/runs"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

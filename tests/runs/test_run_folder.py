@@ -13,6 +13,7 @@ from time_limits import START_S
 
 from reptrain.config import RunConfig, config_fingerprint, load_run_config
 from reptrain.errors import ResumeError, RunError
+from reptrain.files import write_atomically
 from reptrain.plan import EpochPlan, Stream
 from reptrain.runs import RunFolder, RunPlan
 from reptrain.runs.environment import collect
@@ -223,3 +224,26 @@ def test_environment_has_the_commit_of_the_current_folder(tmp_path, monkeypatch)
         subprocess.run([*git, *arguments], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert collect()["commit"] == head.stdout.strip()
+
+
+def test_credentials_of_urls_are_not_written(tmp_path, monkeypatch):
+    secret = "ftp://me:s3cret@host/stores/a?key=s3cret"
+    monkeypatch.setattr(sys, "argv", ["reptrain", "train", f"data.store={secret}"])
+    data = {**SETTINGS["data"], "store": secret}
+    config = RunConfig.model_validate({**SETTINGS, "data": data, "checkpoint": {"mirror": secret}})
+    folder = opened(tmp_path, config, collect())
+    for path in folder.path.glob("*.*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path.name
+    assert folder.config.data.store == folder.config.checkpoint.mirror == "ftp://host/stores/a"
+    assert folder.environment["command"][2] == "data.store=ftp://host/stores/a"
+    # The same command resumes.
+    assert opened(tmp_path, config).path == folder.path
+
+
+@pytest.mark.parametrize("name", ["missing/file", "folder"])
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as refused:
+        write_atomically(tmp_path / name, "text")
+    assert refused.value.filename == str(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.config.path_settings import is_path
+from reptrain.config.path_settings import is_path, path_texts
 from reptrain.errors import ConfigError
 from reptrain.runs import trackers
 from reptrain.runs.folder import RunFolder
@@ -69,6 +69,7 @@ def test_settings_of_a_run_leave_paths_out(run: Path, store_path: Path, text: st
         ("init_from", "parent"),
         ("data.sources.web.store", "web"),
         ("checkpoint.mirror", "s3://bucket/runs"),
+        ("distill.teacher", ["larger"]),
         ("anything", "/home/me/a"),
         ("anything", ["a", "b/c"]),
         ("anything", {"a": [r"C:\\a"]}),
@@ -77,6 +78,10 @@ def test_settings_of_a_run_leave_paths_out(run: Path, store_path: Path, text: st
 def test_a_path_is_recognized_in_any_setting(key: str, value: object) -> None:
     assert is_path(key, value)
     assert not is_path("objective.name", "span_corruption")
+
+
+def test_paths_of_a_list_are_named_one_by_one() -> None:
+    assert [*path_texts({"distill": {"teacher": ["/a/b", "c"]}, "seed": 1})] == ["/a/b", "c"]
 
 
 def test_points_have_every_record(run: Path) -> None:
@@ -194,3 +199,59 @@ def test_track_names_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert "pip install 'reptrain[wandb]'" in message("--to", "wandb")
     assert "--out" in message("--to", "tensorboard")
     assert "must have one run" in message(str(run), "--to", "wandb", "--follow")
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "rule"),
+    [
+        ("mlflow", ["--offline"], "--offline: needs --to wandb, but got --to mlflow"),
+        ("wandb", ["--out", "boards"], "needs --to tensorboard"),
+        ("tensorboard", ["--follow"], "needs --to wandb or mlflow"),
+        ("tensorboard", ["--paths"], "needs --to wandb or mlflow"),
+    ],
+)
+def test_option_of_another_tracker_is_refused(run: Path, to: str, options: list[str], rule: str) -> None:
+    result = CliRunner().invoke(app, ["track", str(run), "--to", to, *options])
+    assert isinstance(result.exception, ConfigError) and rule in str(result.exception)
+
+
+def test_runs_with_one_link_are_refused(run: Path, tmp_path: Path) -> None:
+    pair = [tmp_path / above / "seeds" / "run" for above in ("a", "b")]
+    for place in pair:
+        shutil.copytree(run, place)
+    with pytest.raises(ConfigError, match="2 with the link seeds-run"):
+        link_boards(pair, tmp_path / "boards")
+
+
+def test_a_tracker_that_refuses_is_one_error_without_passwords(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(trackers._Mlflow):
+        def __init__(self, *given: object) -> None:
+            raise RuntimeError("no answer from http://me:s3cret@host/api\n  and more")
+
+    monkeypatch.setattr(trackers, "_Mlflow", Refusing)
+    with pytest.raises(ConfigError, match=r"--to mlflow: .*RuntimeError: no answer") as refused:
+        track(run, "mlflow")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_mlflow_sends_each_step_whole(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(trackers, "_MLFLOW_BATCH", 2)
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    every = list(points(RunFolder.open(run).metrics.records()))
+    # The last step has several records. The first call is killed after the first of them.
+    steps = [one.step for one in every if "select/nats" in one.values]
+    first = next(index for index, one in enumerate(every) if one.step == steps[-1])
+    for number in (first + 1, len(every)):
+        tracker = trackers._Mlflow("run", "id", "tests", {})
+        for point in every[:number]:
+            tracker.log(point)
+    tracker.finish()
+    client = mlflow.MlflowClient()
+    (experiment,) = [one for one in mlflow.search_experiments() if one.name == "tests"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(found.info.run_id, "select/nats")
+    assert steps[0] == 0 and [one.step for one in history] == steps

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reptrain.cli import app
+from reptrain.errors import ReptrainError
 from reptrain.sizes import Subject, load_subject, suggest
 from reptrain.sizes.rank_memory import rank_memory
 
@@ -133,3 +134,23 @@ def test_launch_suggest_reads_the_memory_of_this_machines_gpu(
     assert "must name the GPU" in str(result.exception)
     wrong = CliRunner().invoke(app, ["launch", str(path), "--gpu", "Z9", "--suggest"])
     assert "must be one of" in str(wrong.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (["--gpus", "0", "--suggest"], "--gpus: must be at least 1, but got 0"),
+        (["--gpus", "-2", "--gpu", "A100", "--suggest"], "--gpus: must be at least 1"),
+        (["--gpus", "9", "--hostfile", "HOSTS", "--suggest"], "--gpus: must be at most the 8 slots of a"),
+        (["--gpus", "2", "--gpu", "A100"], "--gpu: needs --suggest"),
+        (["--gpus", "2", "--json"], "--json: needs --suggest"),
+        (["--gpus", "2", "--vocab-size", "512"], "--vocab-size: needs --suggest"),
+    ],
+)
+def test_wrong_options_of_a_suggestion_are_refused(tmp_path: Path, arguments: list[str], rule: str) -> None:
+    path, hosts = tmp_path / "large.yaml", tmp_path / "hosts"
+    path.write_text(LARGE)
+    hosts.write_text("a slots=8\n")
+    words = [str(hosts) if word == "HOSTS" else word for word in arguments]
+    result = CliRunner().invoke(app, ["launch", str(path), *words])
+    assert isinstance(result.exception, ReptrainError) and rule in str(result.exception)

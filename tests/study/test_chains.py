@@ -13,6 +13,7 @@ from fake_trainer import FAILS
 from in_process import InProcess
 from run_folders import FakeStore
 
+from reptrain.auditing.report import kept_report
 from reptrain.config import RunConfig
 from reptrain.config.load import read_yaml
 from reptrain.errors import StudyError
@@ -20,6 +21,7 @@ from reptrain.hub.saved_model import open_saved_model
 from reptrain.runs.folder import RunFolder
 from reptrain.runs.parent import read_parent
 from reptrain.study import StudyConfig, collect, open_study, run_study, study_status
+from reptrain.study.audits import StudyAudits
 from reptrain.study.bill import Hardware, bill_of
 from reptrain.study.build import build_graph
 from reptrain.study.grid import arms
@@ -239,10 +241,22 @@ def test_a_chain_of_real_runs_starts_from_the_weights(tiny: MakeConfig, tmp_path
     assert first["status"] == second["status"] == "done"
     assert second["cluster"] == "first" and second["set.init_from"] == "first"
     assert second["loss_start_nats"] == pytest.approx(first["loss_report_final_nats"], abs=1e-6)
+    StudyAudits().all_runs(study, out)
+    assert verdicts(study, out) == ["exact", "exact"]
     # A folder that is moved as a whole is the same study.
     moved = Path(shutil.move(out, tmp_path / "b"))
+    assert [reading.row["status"] for reading in study_readings(study, moved)] == ["done", "done"]
     assert [row.state for row in study_status(study, moved)] == ["done", "done"]
     # A parent of the same name elsewhere is another one.
     child, folder = build_graph(study, moved).by_name["second"].run, run_path(moved, "second")
     elsewhere = child.model_copy(update={"init_from": str(tmp_path / "c" / "first")})
     assert is_run_of(child, RunFolder.open(folder)) and not is_run_of(elsewhere, RunFolder.open(folder))
+    # A run is no better than its parent.
+    report = kept_report(run_path(moved, "first"))
+    assert report is not None
+    report.model_copy(update={"exact": False, "as_planned": False}).keep(run_path(moved, "first"))
+    assert verdicts(study, moved) == ["not exact", "parent not exact"]
+
+
+def verdicts(study: StudyConfig, out: Path) -> list[Any]:
+    return [reading.row["audit_verdict"] for reading in study_readings(study, out)]

@@ -23,6 +23,7 @@ from reptrain.errors import ConfigError, RunError, StoreError
 from reptrain.hub.revisions import export_revisions, revision_steps
 from reptrain.plan.text_amounts import steps_of_text
 from reptrain.runs import RunFolder
+from reptrain.runs.parent import read_parent
 from reptrain.store import open_store
 from reptrain.store.manifest import SplitInfo
 from reptrain.training.loop import train
@@ -189,6 +190,26 @@ def test_the_certificate_has_the_exposures_and_no_path(run: Path, store_path: Pa
     assert (tmp_path / "two.txt").read_text() == text
 
 
+def test_the_certificate_names_other_models_that_brought_data(run: Path, tiny: Make, tmp_path: Path) -> None:
+    train(tiny(f"init_from={run}", f"distill={{teacher: {run}}}", "train.total_tokens=100"), tmp_path / "run")
+    assert certified(tmp_path / "run", tmp_path / "one.txt").exit_code == 0
+    text = (tmp_path / "one.txt").read_text()
+    weights = read_parent(tmp_path / "run")
+    assert weights is not None and text.count("of another model; its training data is not counted") == 2
+    assert f"initial weights  weights {weights.weights}" in text and str(run) not in text
+
+
+def test_the_certificate_adds_the_exposures_of_sources_with_one_store(
+    store_path: Path, tiny: Make, tmp_path: Path
+) -> None:
+    source = f"{{store: {store_path}, unique_tokens: 320, total_tokens: %depochs}}"
+    mixture = f"data.sources={{a: {source % 1}, b: {source % 2}}}"
+    nothing = [f"{key}=null" for key in ("data.store", "data.unique_tokens", "train.total_tokens")]
+    train(tiny(mixture, *nothing), tmp_path / "run")
+    assert certified(tmp_path / "run", tmp_path / "one.txt").exit_code == 0
+    assert "at most 3 times." in (tmp_path / "one.txt").read_text()
+
+
 def test_a_signed_certificate_verifies_and_a_changed_one_does_not(run: Path, tmp_path: Path) -> None:
     if shutil.which("ssh-keygen") is None:
         pytest.skip("needs ssh-keygen")
@@ -215,3 +236,16 @@ def test_a_run_that_is_not_as_planned_gets_no_certificate(run: Path, tmp_path: P
     (copy / "ledger.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
     result = certified(copy, tmp_path / "certificate.txt")
     assert isinstance(result.exception, RunError) and not (tmp_path / "certificate.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "key", "option"),
+    [("none/c.txt", None, "--certificate"), (".", None, "--certificate"), ("c.txt", "nokey", "--sign")],
+)
+def test_wrong_paths_of_a_certificate_are_refused_before_the_audit(
+    run: Path, tmp_path: Path, out: str, key: str | None, option: str
+) -> None:
+    result = certified(run, tmp_path / out, *(["--sign", str(tmp_path / key)] if key else []))
+    assert isinstance(result.exception, ConfigError) and option in str(result.exception)
+    # The report was not printed.
+    assert not result.output
