@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reptrain.errors import LaunchError
+from reptrain.errors import LaunchError, ReptrainError
 from reptrain_launcher.slurm_task import MOST_STALLS
 
 _OWN = {
@@ -88,15 +88,9 @@ class SlurmJob:
         Raises:
             LaunchError: If one is malformed or reserved, or ``time`` is missing.
         """
-        given: dict[str, str] = {}
-        for text in texts:
-            key, _, value = text.partition("=")
-            key = key.strip().lstrip("-").replace("_", "-")
-            if not re.fullmatch(r"[a-z][a-z-]*", key) or "\n" in value:
-                raise _wrong(text, "must be KEY=VALUE", "For example --slurm time=4:00:00.")
-            if key in _OWN:
-                raise _wrong(text, "must leave this option to the launcher", f"Remove it: {_OWN[key]}.")
-            given[key] = value.strip()
+        given = read_options(texts, _wrong)
+        for key in (key for key in given if key in _OWN):
+            raise _wrong(key, "must leave this option to the launcher", f"Remove it: {_OWN[key]}.")
         if not given.get("time"):
             raise _wrong(
                 ", ".join(texts) or "no options",
@@ -188,6 +182,23 @@ def _count(given: dict[str, str], key: str) -> int | None:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 10**6:
         raise _wrong(f"{key}={text}", "must be a positive integer", "Fix the number.")
     return int(text)
+
+
+def read_options(texts: Sequence[str], wrong: Callable[[str, str, str], ReptrainError]) -> dict[str, str]:
+    """Options of sbatch by their long name; empty for one without a value.
+
+    Args:
+        texts: The options, each ``KEY=VALUE`` or ``KEY``.
+        wrong: Returns the error of a malformed option, from what was given, the rule and the remedy.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        key = key.strip().lstrip("-").replace("_", "-")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or "\n" in value:
+            raise wrong(text, "must be KEY=VALUE", "For example --slurm time=4:00:00.")
+        given[key] = value.strip()
+    return given
 
 
 def _wrong(got: str, rule: str, remedy: str) -> LaunchError:

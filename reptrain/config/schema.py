@@ -61,7 +61,7 @@ class DataConfig(Frozen):
     the windows of all epochs, shuffled as one list."""
     cut: Cut = "fixed"
     """fixed: the same window boundaries in every epoch. shifted: they start at a random offset in each
-    epoch. repacked: the documents are reordered and packed into windows anew in each epoch; not with the
+    epoch. repacked: the documents are reordered and packed again in each epoch; not with the
     order mixed."""
     subset_seed: Seed = 0
     """Seed of the order of documents. Subsets with the same seed are nested; `seed` does not change them."""

@@ -87,7 +87,7 @@ class EpochPlan:
         if self.cut == "repacked" and self.stream_tokens >= LARGEST_WINDOWS:
             raise PlanError(
                 "total_tokens",
-                got=f"{self.stream_tokens} tokens in windows that are packed anew in each epoch",
+                got=f"{self.stream_tokens} tokens in windows that are packed again in each epoch",
                 rule="must be below 2**62 tokens",
                 remedy="Change total_tokens.",
             )

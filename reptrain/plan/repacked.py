@@ -1,4 +1,4 @@
-"""The cut `repacked`: the documents of a subset in a new order in each epoch, packed into windows anew.
+"""The cut `repacked`: in each epoch, the documents of a subset are packed into windows in a new order.
 
 subset (U = 9), its last document cut:     A A A B B C C C C
 its stream over two epochs, end to end:    B B A A A C C C C | A A A B B C C C C

@@ -122,7 +122,7 @@ class RemoteStore:
         """Fetch the manifest and the tokenizer. A store that was replaced loses its cached shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".lock"):
-            self._manifest = self._small(MANIFEST)
+            self._manifest = self._read(MANIFEST)
             cached = self.folder / MANIFEST
             if not cached.exists() or cached.read_bytes() != self._manifest:
                 cached.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ class RemoteStore:
                 write_atomically(cached, self._manifest)
             tokenizer = read_manifest(self.folder).tokenizer_file
             if not (self.folder / tokenizer).exists():
-                write_atomically(self.folder / tokenizer, self._small(tokenizer))
+                write_atomically(self.folder / tokenizer, self._read(tokenizer))
 
     def open(self, shard: Shard) -> IO[bytes]:
         """Fetch a shard if it is not in the cache, and keep it there while the returned file is open.
@@ -188,38 +188,20 @@ class RemoteStore:
             )
 
     def _download(self, name: str, partial: Path, size: int) -> None:
-        """Append blocks to a file until it is complete; a block that fails is tried again."""
-        attempts = 0
+        """Append blocks to a file until it is complete."""
         with partial.open("ab") as file:
             if file.tell() > size:
                 file.truncate(0)
             while (done := file.seek(0, os.SEEK_END)) < size:
-                try:
-                    block = self._read(name, done, min(size, done + _BLOCK_BYTES))
-                except _FINAL as error:
-                    self._refuse(name, error)
-                except Exception as error:
-                    attempts += 1
-                    if attempts == _ATTEMPTS:
-                        self._refuse(name, error)
-                    time.sleep(_PAUSE_S * 2 ** (attempts - 1))
-                    continue
-                attempts = 0
-                file.write(block)
+                file.write(self._read(name, done, min(size, done + _BLOCK_BYTES)))
             file.flush()
             os.fsync(file.fileno())
 
     def _read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        files, inner = open_file_system(self._address)
-        block = bytes(files.cat_file(f"{inner}/{name}", start=start, end=end))
-        if end is not None and start is not None and len(block) != end - start:
-            raise ConnectionError(f"{len(block)} of {end - start} bytes")
-        return block
-
-    def _small(self, name: str) -> bytes:
+        """Read a file, or a block of it; a request that fails is repeated, with growing pauses."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return self._read(name)
+                return self._request(name, start, end)
             except _FINAL as error:
                 self._refuse(name, error)
             except Exception as error:
@@ -227,6 +209,13 @@ class RemoteStore:
                     self._refuse(name, error)
                 time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
+
+    def _request(self, name: str, start: int | None, end: int | None) -> bytes:
+        files, inner = open_file_system(self._address)
+        block = bytes(files.cat_file(f"{inner}/{name}", start=start, end=end))
+        if end is not None and start is not None and len(block) != end - start:
+            raise ConnectionError(f"{len(block)} of {end - start} bytes")
+        return block
 
     def _refuse(self, name: str, error: Exception) -> NoReturn:
         try:

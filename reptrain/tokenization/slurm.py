@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Generic, Self
 from reptrain.errors import ReptrainError, StoreError
 from reptrain.tokenization.work import WORK
 from reptrain.tokenization.workers import Argument, Result, Workers
+from reptrain_launcher.slurm_script import read_options
 from reptrain_launcher.squeue import final_state, read_queue
 
 _OWN = ("array", "dependency", "output", "error", "nodes", "ntasks")
@@ -42,15 +42,9 @@ class SlurmJobs:
         Raises:
             StoreError: If one is malformed or reserved, or ``time`` is missing.
         """
-        given: dict[str, str] = {}
-        for text in texts:
-            key, _, value = text.partition("=")
-            key = key.strip().lstrip("-").replace("_", "-")
-            if not re.fullmatch(r"[a-z][a-z-]*", key) or "\n" in value:
-                raise _wrong(repr(text), "must be KEY=VALUE", "For example --slurm time=1:00:00.")
-            if key in _OWN:
-                raise _wrong(text, "must leave this option to reptrain", "Remove it.")
-            given[key] = value.strip()
+        given = read_options(texts, _wrong)
+        for key in (key for key in given if key in _OWN):
+            raise _wrong(key, "must leave this option to reptrain", "Remove it.")
         if not given.get("time"):
             raise _wrong(
                 ", ".join(texts) or "no options",

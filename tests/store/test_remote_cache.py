@@ -24,15 +24,15 @@ def url(store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def test_interrupted_fetch_of_the_tokenizer_is_repeated(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = RemoteStore._small
+    read = RemoteStore._read
 
-    def interrupted(self: RemoteStore, name: str) -> bytes:
+    def interrupted(self: RemoteStore, name: str, *block: int) -> bytes:
         if name != "manifest.json":
             raise KeyboardInterrupt
-        return small(self, name)
+        return read(self, name, *block)
 
     with monkeypatch.context() as patched:
-        patched.setattr(RemoteStore, "_small", interrupted)
+        patched.setattr(RemoteStore, "_read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             open_store(url)
     assert open_store(url).tokenizer().vocab_size
