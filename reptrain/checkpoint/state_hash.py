@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -63,10 +63,19 @@ def values_hash(key: int, values: Tensor, first: int = 0) -> int:
     return total % 2**64
 
 
-def pieces_hash(held: Iterable[Piece]) -> int:
-    """This rank's part of a state hash: all kinds of its own pieces."""
-    views = ((piece, kind, view) for piece in held for kind, view in piece.views.items())
-    return sum(values_hash(name_key(f"{kind}:{p.name}"), view, p.start) for p, kind, view in views) % 2**64
+def pieces_hash(held: Iterable[Piece], tick: Callable[[], None] = lambda: None) -> int:
+    """This rank's part of a state hash: all kinds of its own pieces.
+
+    Args:
+        held: The pieces.
+        tick: Called after each tensor, as a sign of progress.
+    """
+    total = 0
+    for piece in held:
+        for kind, view in piece.views.items():
+            total += values_hash(name_key(f"{kind}:{piece.name}"), view, piece.start)
+            tick()
+    return total % 2**64
 
 
 def counters_hash(
