@@ -3,7 +3,7 @@
 from reptrain.checkpoint.adopt import adopt, intact_manifest
 from reptrain.checkpoint.background import Background
 from reptrain.checkpoint.host_copy import HostCopy, state_bytes
-from reptrain.checkpoint.saving import save, saving
+from reptrain.checkpoint.saving import save, save_in_parts
 from reptrain.checkpoint.step_folder import (
     CheckpointManifest,
     FoundCheckpoint,
@@ -28,7 +28,7 @@ __all__ = [
     "load",
     "restore_records",
     "save",
-    "saving",
+    "save_in_parts",
     "state_bytes",
     "topology",
 ]

@@ -62,7 +62,7 @@ def save(
     Raises:
         RunError: If the disk is full; earlier checkpoints are untouched.
     """
-    for _ in saving(
+    for _ in save_in_parts(
         engine,
         folder,
         step,
@@ -76,7 +76,7 @@ def save(
         raise AssertionError
 
 
-def saving(
+def save_in_parts(
     engine: Engine,
     folder: Path,
     step: int,

@@ -124,7 +124,7 @@ class Checkpoints:
         sizes = {log.path: log.size() for log in self.logs} if is_main else {}
         if self.ledger is not None and is_main:
             self.ledger.hold()
-        yield from checkpoint.saving(
+        yield from checkpoint.save_in_parts(
             self.trainer.engine,
             self.folder,
             step,
@@ -174,17 +174,17 @@ def reserve_copy(
     of_ranks = world.gather((socket.gethostname(), own, available_bytes()))
     largest = max(size for _, size, _ in of_ranks)
     needed = {host: sum(size for other, size, _ in of_ranks if other == host) for host, _, _ in of_ranks}
-    spare = min(free - needed[host] for host, _, free in of_ranks)
+    _, host, free = min((free - needed[host], host, free) for host, _, free in of_ranks)
     if wanted == "auto":
         # The activations are not allocated yet.
         has_room = all(2 * needed[host] <= free for host, _, free in of_ranks)
         if largest < _SMALL_BYTES or not has_room:
             return None
-    elif spare < 0:
+    elif free < needed[host]:
         raise ConfigError(
             "checkpoint.background",
-            got=f"true, with {-spare / 1e9:,.1f} GB too little free memory on a host",
-            rule="needs memory for a copy of the state of each rank on the host",
+            got=f"true, where {host} has {free / 1e9:.3g} GB of memory available",
+            rule=f"needs {needed[host] / 1e9:.3g} GB for copies of the states of the ranks on a host",
             remedy="Set checkpoint.background=false, or use more hosts.",
         )
     if world.is_main:
