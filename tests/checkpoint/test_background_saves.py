@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import rank_matrix
+from forked import Forked
 from interrupts import crash, interrupt_at
 from ledgers import steps_of
 from rank_starts import LIMIT_S, start_ranks, write_config
+from slow_disk import slow_disk
 
 from reptrain.auditing.audit import audit
 from reptrain.checkpoint import saving
@@ -171,7 +173,7 @@ def test_error_in_the_background_ends_the_run_with_the_same_error(
             train(tiny(BACKGROUND, "checkpoint.keep_last=1"), out)
     folder = RunFolder.open(out)
     assert [path.name for path in sorted(folder.checkpoints.glob("*step-*"))] == ["step-7"]
-    assert "14" not in {line.record.step for line in folder.ledger.lines() if hasattr(line.record, "event")}
+    assert b'"event":"checkpoint","step":14' not in folder.ledger.path.read_bytes()
     (disk / "filler").unlink()
     train(tiny(BACKGROUND, "checkpoint.keep_last=1"), out)
     assert steps_of(folder.ledger) == steps_of(unbroken.ledger)
@@ -265,3 +267,33 @@ def test_two_ranks_write_the_same_state_in_the_background(
         assert len(of_state[0]) == 8 and of_state[0] == of_state[1]
         assert steps_of(found.ledger) == steps_of(expected.ledger)
         assert audit(found.path).exact
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_on_a_slow_disk_leaves_the_checkpoint_before(tiny: MakeConfig, tmp_path: Path) -> None:
+    """27 MB of state are written in 7 s; the kill comes a second after the first byte."""
+    wide = ["model.d_model=256", "model.d_ff=1024", "checkpoint.keep_last=1", "evaluate.every_fraction=1.0"]
+    write_config(tmp_path, tiny(*wide, BACKGROUND))
+    train(tiny(*wide, BACKGROUND), tmp_path / "expected")
+    expected = RunFolder.open(tmp_path / "expected")
+    with slow_disk(tmp_path, size_bytes=200 << 20, bytes_per_s=4_000_000) as disk:
+        out, log = disk / "run", tmp_path / "log"
+        command = ["-m", "reptrain", "train", tmp_path / "config.yaml", "--out", out]
+        with log.open("wb") as file:
+            process = Forked(command, stdout=file, stderr=file)
+        folder, deadline = RunFolder(out), time.monotonic() + 200
+        while not list(folder.checkpoints.glob("tmp-step-14/*")) and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        time.sleep(1)
+        process.kill()
+        process.wait()
+        assert sum(1 for _ in folder.metrics.records("train")) > 14, log.read_text()
+        assert {path.name for path in folder.checkpoints.iterdir()} == {"step-7", "tmp-step-14", "latest"}
+        assert b'"event":"checkpoint","step":14' not in folder.ledger.path.read_bytes()
+        train(tiny(*wide, BACKGROUND), out)
+        (event,) = (event for event in folder.events.records() if event.event == "resumed")
+        assert event.step == 7
+        assert steps_of(folder.ledger) == steps_of(expected.ledger)
+        assert audit(out).exact
