@@ -32,15 +32,20 @@ _HEAD = """\
 <!-- Written by tools/paper_page.py from docs/data/paper. Do not edit. -->
 
 This page lists the findings of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230) and of later work, with
-the verdicts of the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the
-studies, and [Claims and verdicts](guides/claims.md) the verdicts. `make paper-page` rebuilds this page
-from the tables.
+the verdicts of the studies in `configs/studies/mini` and of `configs/studies/newest.yaml`.
+[The paper in miniature](guides/paper.md) explains the studies, [Claims and verdicts](guides/claims.md) the
+verdicts. `make paper-page` rebuilds this page from the tables.
 """
+
+_RECENT = """\
+The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens.
+[Recent methods for repeated data](guides/newest.md) describes the methods."""
 
 
 def results() -> dict[str, ClaimResult]:
     """All claims of the studies with their verdicts, judged together, by STUDY/CLAIM."""
     files = [path for path in sorted(STUDIES.glob("*.yaml")) if path.name != "base.yaml"]
+    files.append(STUDIES.parent / "newest.yaml")
     studies = []
     for path in files:
         table = DATA / f"{path.stem}.parquet"
@@ -59,10 +64,15 @@ def page() -> str:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         if not one["claims"]:
             lines.append(f"Not run: {one['why']}")
-        for name in one["claims"]:
-            result = judged[name]
-            lines.append(f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`")
+        lines += [_line(judged[name]) for name in one["claims"]]
+    named = {name for one in findings for name in one["claims"]}
+    lines += ["", "## Recent methods", "", _RECENT, ""]
+    lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
+
+
+def _line(result: ClaimResult) -> str:
+    return f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`"
 
 
 def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
