@@ -62,6 +62,13 @@ EQUIVALENT = [
         r"begin, stop = first, min\(max\(end, first .* _LOCATED_WINDOWS\), self\.plan\.total_windows\)",
         "the number of windows located ahead; only the time differs",
     ),
+    Equivalent(r".*", r".*\bstrict=True\)", r".*\bstrict=False\)", "the guard of a zip of equal lengths"),
+    Equivalent(
+        r"reptrain/auditing/ledger_columns.py",
+        r"waiting, held = \[\], 0",
+        r"waiting, held = \[\], ",
+        "the size of a chunk; the results are the same",
+    ),
     Equivalent(
         r"reptrain/plan/digest.py",
         r".*np\.asarray\(length_B\) > 0",
