@@ -62,7 +62,12 @@ EQUIVALENT = [
         r"begin, stop = first, min\(max\(end, first .* _LOCATED_WINDOWS\), self\.plan\.total_windows\)",
         "the number of windows located ahead; only the time differs",
     ),
-    Equivalent(r".*", r".*\bstrict=True\)", r".*\bstrict=False\)", "the guard of a zip of equal lengths"),
+    Equivalent(
+        r"reptrain/auditing/recount.py",
+        r"for jump, stop in zip\(jumps, .*strict=True\)",
+        r"for jump, stop in zip\(jumps, .*strict=False\)",
+        "both have the length of jumps",
+    ),
     Equivalent(
         r"reptrain/auditing/ledger_columns.py",
         r"waiting, held = \[\], 0",
