@@ -129,9 +129,7 @@ def _by_seed(
     return values, [run for part in parts for run in part.runs if run.seed in values]
 
 
-def _parts(
-    runs: Sequence[Run], contrast: _Paired
-) -> Iterable[tuple[str, float, list[Run]]]:
+def _parts(runs: Sequence[Run], contrast: _Paired) -> Iterable[tuple[str, float, list[Run]]]:
     """The runs of each difference and its weight in the effect: (label, weight, runs)."""
     if isinstance(contrast, Difference | Value):
         return [("", 1.0, list(runs))]
