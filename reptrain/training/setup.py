@@ -195,6 +195,7 @@ def build_engine(
         micro_batch_windows=micro_batch_windows,
         micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
         bucket_elements=bucket,
+        on_gpu=world.device.type == "cuda",
     )
     if world.device.type == "cpu":
         keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])
