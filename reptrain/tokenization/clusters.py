@@ -212,5 +212,3 @@ def _assign_splits(
             mine = np.flatnonzero(job == number)
             mine = mine[statuses[number][index[mine]] != DUPLICATE]
             statuses[number][index[mine]] = decided[mine]
-    for status in statuses:
-        status.flush()
