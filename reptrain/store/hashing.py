@@ -88,4 +88,4 @@ def damaged_orders(store: Path) -> list[str]:
 def document_digest(tokens: TokenArray) -> bytes:
     """128-bit hash of a document's tokens as little-endian integers of the store's dtype."""
     little_endian = np.ascontiguousarray(tokens if sys.byteorder == "little" else tokens.byteswap())
-    return hashlib.blake2b(little_endian, digest_size=16, person=b"reptrain.tokens").digest()
+    return hashlib.blake2b(little_endian.data, digest_size=16, person=b"reptrain.tokens").digest()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from reptrain.errors import StoreError
 from reptrain.store.hashing import file_sha256
 from reptrain.store.manifest import Shard
-from reptrain.text import Document
+from reptrain.text.base import Document
 from reptrain.text.tokenizer import TokenArray, TokenDtype
 
 BATCH_TOKENS = 1 << 22

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from reptrain.config.fingerprint import fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.errors import StoreError
 from reptrain.files import flush_files, flush_folder
 from reptrain.reading import escape_name, is_unicode

@@ -80,7 +80,7 @@ class KeptDocument(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A document with its tokens, or a part of one; ``text_bytes`` and ``words`` count the first part only."""
+    """A document with its tokens, or a part of one; only the first part counts bytes and words."""
 
     split: SplitName
     document: Document
