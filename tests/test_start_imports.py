@@ -59,7 +59,7 @@ def test_command_imports_only_what_it_needs(
 def test_tokenize_and_store_show_import_only_what_they_need(tmp_path: Path) -> None:
     source, out = tmp_path / "web.jsonl", tmp_path / "store"
     source.write_text("".join(json.dumps({"text": f"document {n}", "n": n}) + "\n" for n in range(80)))
-    options = ["--vocab-size", 60, "--num-sentinels", 2, "--processes", 1, "--metadata-field", "n"]
+    options = ["--vocab-size", 30, "--num-sentinels", 2, "--processes", 1, "--metadata-field", "n"]
     used = imported("tokenize", source, "--out", out, "--held-out", "0.3", *options)
     # PyArrow would import pandas in every worker process.
     assert not used & {"pandas", "duckdb", "reptrain.config.schema", "tokenizers", *_MODELS}
