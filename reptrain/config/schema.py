@@ -104,6 +104,9 @@ class TrainConfig(Frozen):
     fast."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. 1 shards the optimizer states, 2 also the gradients, 3 also the parameters."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: the optimizer's states and the fp32 weights are in the memory of the host, which computes the
+    update. It needs zero_stage 1 or more."""
     expert_parallel_size: Positive = 1
     """Number of consecutive ranks that the experts are distributed over. It divides the number of experts and
     of ranks, and needs zero_stage 1 or 2. Does not change the results."""
@@ -374,6 +377,15 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.precision {precision} needs train.zero_stage 1, 2 or 3: DeepSpeed's stage 0 keeps no"
                 " fp32 gradients; set train.zero_stage=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.train.offload_optimizer != "none" and self.train.zero_stage == 0:
+            raise ValueError(
+                f"train.offload_optimizer {self.train.offload_optimizer} needs train.zero_stage 1, 2 or 3;"
+                " set train.zero_stage=1"
             )
         return self
 
