@@ -169,6 +169,8 @@ def _build(plan: Plan, out: Path) -> StoreManifest:
     work = open_work(out, plan.fingerprint)
     files = fetch_sources(plan.files, work.fetched, lambda done, total: plan.progress("fetch", done, total))
     plan = plan._replace(files=files, jobs=plan_jobs(files, plan.fields))
+    if len(plan.jobs) > 1:
+        plan.workers.start()
     inputs = hash_inputs(files, plan.workers, plan.progress)
     hold_inputs(work, [item.sha256 for item in inputs])
     scans = _scan(plan, work)

@@ -233,11 +233,17 @@ def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
     """Hashes of the words of the pieces, and the piece of each."""
     letter, stands_alone = _characters()
     # Pieces are separated by a line break, which is part of no word.
-    points = np.frombuffer("\n".join(pieces).encode("utf-32-le"), np.uint32)
-    letters, alone = letter[points], stands_alone[points]
+    text = "\n".join(pieces)
+    is_ascii = text.isascii()
+    points = np.frombuffer(text.encode("ascii" if is_ascii else "utf-32-le"), np.uint8 if is_ascii else "<u4")
+    letters = letter[points]
     is_word = letters > 0
     begins = is_word.copy()
-    begins[1:] &= ~is_word[:-1] | alone[1:] | alone[:-1]
+    if is_ascii:
+        begins[1:] &= ~is_word[:-1]
+    else:
+        alone = stands_alone[points]
+        begins[1:] &= ~is_word[:-1] | alone[1:] | alone[:-1]
     first = np.flatnonzero(begins)
     if len(first) == 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -85,6 +86,11 @@ class Workers:
                 remedy="Check for a lack of memory; the same command resumes.",
             ) from error
 
+    def start(self) -> None:
+        """Start the processes, so that they are ready when they are needed."""
+        if self._processes > 1:
+            self._start().submit(os.getpid)
+
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Spawned, not forked: the caller may hold threads and locks.
@@ -121,6 +127,8 @@ def _start_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+    # What all jobs need, imported before the first of them comes.
+    import_module("reptrain.tokenization.encode")
 
 
 def _end_after(sentinel: int) -> None:
