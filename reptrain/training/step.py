@@ -24,7 +24,7 @@ from reptrain.checkpoint.state import update_count
 from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
-from reptrain.config.schema import RegularizeConfig
+from reptrain.config.sections import RegularizeConfig
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.distributed.world import World
