@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rows import ROOT, said
+from rows import ROOT, short_error
 from runs import TimedRun, timed_runs
 
 CAPABILITY = 90
@@ -168,7 +168,7 @@ def _tried(name: str, call: Any) -> None:
     try:
         call()
     except Exception as error:
-        sys.stdout.write(f"not in the cache: {name}: {said(error)}\n")
+        sys.stdout.write(f"not in the cache: {name}: {short_error(error)}\n")
         if os.environ.get("TRACE"):
             raise
 

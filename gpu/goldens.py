@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rows import KIT, ROOT, Arguments, add, said
+from rows import KIT, ROOT, Arguments, add, short_error
 from runs import TINY, TINY_STEPS, config_of, timed_runs, train_steps
 
 FILE = ROOT / "gpu" / "goldens.json"
@@ -114,7 +114,7 @@ def compare(device: str) -> int:
         try:
             wrong = differences(tiny_run(name, store, device), golden["tiny"][name])
         except Exception as error:
-            wrong = [said(error)]
+            wrong = [short_error(error)]
         add("goldens", f"tiny {name}", ok=not wrong, differing=wrong)
         bad += bool(wrong)
     return bad
