@@ -1,7 +1,7 @@
 """Write docs/paper.md: the verdict on each finding, from the committed tables of the studies in miniature.
 
-    python tools/paper_page.py            # write the page
-    python tools/paper_page.py --check    # exit with 1 if the page does not match the tables
+    python tools/paper_page.py            # write the page, its figure, and the part of README.md
+    python tools/paper_page.py --check    # exit with 1 if the page or the README does not match the tables
 
 The tables are docs/data/paper/STUDY.parquet, written by `reptrain study collect`.
 """
@@ -9,11 +9,15 @@ The tables are docs/data/paper/STUDY.parquet, written by `reptrain study collect
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
+from paper_figures import loss_against_epochs
 
 from reptrain.analysis.claims import ClaimResult, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
@@ -24,6 +28,10 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "configs" / "studies" / "mini"
 DATA = ROOT / "docs" / "data" / "paper"
 PAGE = ROOT / "docs" / "paper.md"
+README = ROOT / "README.md"
+FIGURE = ROOT / "docs" / "paper-loss.png"
+_BEGIN, _END = "<!-- paper: made by `make paper-page` -->", "<!-- end of paper -->"
+_CAPTION = "Held-out loss against epochs at 2^20 tokens, for three sizes of decoder"
 _VERDICTS = ("supported", "contradicted", "negligible", "undecided", "not run")
 
 _HEAD = """\
@@ -32,15 +40,20 @@ _HEAD = """\
 <!-- Written by tools/paper_page.py from docs/data/paper. Do not edit. -->
 
 This page lists the findings of [Xue et al. (2023)](https://arxiv.org/abs/2305.13230) and of later work, with
-the verdicts of the studies in `configs/studies/mini`. [The paper in miniature](guides/paper.md) explains the
-studies, and [Claims and verdicts](guides/claims.md) the verdicts. `make paper-page` rebuilds this page
-from the tables.
+the verdicts of the studies in `configs/studies/mini` and of `configs/studies/newest.yaml`.
+[The paper in miniature](guides/paper.md) explains the studies, [Claims and verdicts](guides/claims.md) the
+verdicts. `make paper-page` rebuilds this page from the tables.
 """
+
+_RECENT = """\
+The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens.
+[Recent methods for repeated data](guides/newest.md) describes the methods."""
 
 
 def results() -> dict[str, ClaimResult]:
     """All claims of the studies with their verdicts, judged together, by STUDY/CLAIM."""
     files = [path for path in sorted(STUDIES.glob("*.yaml")) if path.name != "base.yaml"]
+    files.append(STUDIES.parent / "newest.yaml")
     studies = []
     for path in files:
         table = DATA / f"{path.stem}.parquet"
@@ -51,18 +64,54 @@ def results() -> dict[str, ClaimResult]:
 
 def page() -> str:
     """The text of the page."""
-    judged = results()
-    findings = yaml.safe_load((DATA / "findings.yaml").read_text(encoding="utf-8"))
-    lines = [_HEAD, _sentence(findings, judged), "", _runs(), "", "| | finding | verdict |", "|---:|---|---|"]
+    judged, findings = results(), _findings()
+    figure = [f"![{_CAPTION}](paper-loss.png)", ""] if _core_runs().num_rows else []
+    lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
+    lines += ["| | finding | verdict |", "|---:|---|---|"]
     lines += [f"| {one['number']} | {one['finding']} | {_verdict(one, judged)} |" for one in findings]
     for one in findings:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         if not one["claims"]:
             lines.append(f"Not run: {one['why']}")
-        for name in one["claims"]:
-            result = judged[name]
-            lines.append(f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`")
+        lines += [_line(judged[name]) for name in one["claims"]]
+    named = {name for one in findings for name in one["claims"]}
+    lines += ["", "## Recent methods", "", _RECENT, ""]
+    lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """README.md with the figure and the verdicts of today's tables."""
+    text = README.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise SystemExit(f"{README.name} lacks the marks of the part on the paper")
+    judged = results()
+    image = f"![{_CAPTION}](docs/paper-loss.png)"
+    quoted = textwrap.fill(
+        _sentence(_findings(), judged),
+        119,
+        initial_indent="> ",
+        subsequent_indent="> ",
+        break_on_hyphens=False,
+    )
+    return f"{before}{begin}\n\n{image}\n\n{quoted}\n\n{end}{after}"
+
+
+def _findings() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((DATA / "findings.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def _core_runs() -> pa.Table:
+    """The finished main runs of the study `core`."""
+    runs = main_runs(read_table(DATA / "core.parquet"))
+    return runs.filter(pc.equal(runs["status"], "done"))
+
+
+def _line(result: ClaimResult) -> str:
+    return f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`"
 
 
 def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
@@ -72,29 +121,62 @@ def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
     parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
-    scale = "This says nothing about the scale of the paper, 0.2 to 2.8 billion parameters."
-    return f"Of {len(findings)} findings: {parts}. {scale}"
+    costs = [
+        _effect(judged[f"mini-core/{name}"], what)
+        for name, what in (
+            (
+                "repetition-degrades",
+                "64 epochs cost {} over one epoch of as many tokens, with 0.38 million parameters",
+            ),
+            ("larger-models-degrade-more", "this cost changes by {} with each fourfold size"),
+        )
+    ]
+    measured = "; ".join(cost for cost in costs if cost)
+    return " ".join(
+        [
+            "Decoders of 0.09 to 1.5 million non-embedding parameters, 2^18 to 2^22 tokens:"
+            f" of {len(findings)} findings, {parts}.",
+            *([f"{measured}."] if measured else []),
+            "This says nothing about the scale of the paper, 0.2 to 2.8 billion parameters.",
+        ]
+    )
+
+
+def _effect(result: ClaimResult, text: str) -> str:
+    judged = result.judged
+    if judged.effect is None or judged.low is None or judged.high is None:
+        return ""
+    return text.format(
+        f"{judged.effect:.2f} [{judged.low:.2f}, {judged.high:.2f}] nats (n = {judged.seeds_used})"
+    )
 
 
 def _runs() -> str:
-    """How many runs there are, and how their audits ended."""
-    verdicts: Counter[str] = Counter()
-    tokens = 0
+    """How many runs there are, and how their audits ended. A run that several studies use counts once."""
+    done: dict[str, dict[str, Any]] = {}
     for path in sorted(DATA.glob("*.parquet")):
-        rows = main_runs(read_table(path)).select(["status", "audit_verdict", "consumed_tokens"]).to_pylist()
-        done = [row for row in rows if row["status"] == "done"]
-        verdicts.update(row["audit_verdict"] for row in done)
-        tokens += sum(row["consumed_tokens"] for row in done)
+        columns = ["node_fingerprint", "status", "audit_verdict", "consumed_tokens"]
+        rows = main_runs(read_table(path)).select(columns).to_pylist()
+        done |= {row["node_fingerprint"]: row for row in rows if row["status"] == "done"}
+    verdicts = Counter(row["audit_verdict"] for row in done.values())
+    tokens = sum(row["consumed_tokens"] for row in done.values())
     audits = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
-    return f"Finished main runs: {verdicts.total()}, with {tokens:,} tokens. Audits: {audits or 'none'}."
+    return f"Finished main runs: {len(done)}, with {tokens:,} tokens. Audits: {audits or 'none'}."
+
+
+def files() -> dict[Path, str]:
+    """The page and, once the study `core` has finished runs, README.md."""
+    return {PAGE: page(), **({README: readme()} if _core_runs().num_rows else {})}
 
 
 def main() -> None:
-    """Write the page, or compare it."""
-    text = page()
+    """Write the files and the figure, or compare the files."""
     if "--check" in sys.argv[1:]:
-        sys.exit(text != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(text, encoding="utf-8")
+        sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in files().items()))
+    for path, text in files().items():
+        path.write_text(text, encoding="utf-8")
+    if _core_runs().num_rows:
+        FIGURE.write_bytes(loss_against_epochs(_core_runs()))
 
 
 if __name__ == "__main__":

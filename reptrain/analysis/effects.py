@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from reptrain.analysis.picks import optima, regrets
-from reptrain.analysis.questions import Claim, Difference, Interaction, Optimum, Regret, Slope, Tuning
+from reptrain.analysis.questions import (
+    Claim,
+    Difference,
+    Interaction,
+    Optimum,
+    Regret,
+    Slope,
+    Tuning,
+    Value,
+)
 from reptrain.analysis.rows import (
     VARIED,
     NoRunsError,
@@ -24,6 +33,8 @@ from reptrain.analysis.rows import (
     varied_keys,
     words,
 )
+
+_Paired = Difference | Value | Interaction | Slope
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def contrasted_arms(runs: Sequence[Run], claim: Claim) -> list[str]:
     """Names of the arms that a claim compares. Where it tunes, these are the arms of all values."""
     contrast = claim.contrast
     used = _relevant(runs_for(runs, claim), claim)
-    if isinstance(contrast, Difference | Interaction | Slope) and contrast.tuned is None:
+    if isinstance(contrast, _Paired) and contrast.tuned is None:
         names = {*effects(runs, claim).runs}
         used = [run for run in used if run.name in names]
     return [*dict.fromkeys(str(run["arm"]) for run in used)]
@@ -118,11 +129,9 @@ def _by_seed(
     return values, [run for part in parts for run in part.runs if run.seed in values]
 
 
-def _parts(
-    runs: Sequence[Run], contrast: Difference | Interaction | Slope
-) -> Iterable[tuple[str, float, list[Run]]]:
+def _parts(runs: Sequence[Run], contrast: _Paired) -> Iterable[tuple[str, float, list[Run]]]:
     """The runs of each difference and its weight in the effect: (label, weight, runs)."""
-    if isinstance(contrast, Difference):
+    if isinstance(contrast, Difference | Value):
         return [("", 1.0, list(runs))]
     if isinstance(contrast, Interaction):
         sides = ((contrast.high, 1.0), (contrast.low, -1.0))
@@ -139,7 +148,7 @@ def _parts(
     ]
 
 
-def _matched_keys(runs: Sequence[Run], contrast: Difference | Interaction | Slope) -> list[str]:
+def _matched_keys(runs: Sequence[Run], contrast: _Paired) -> list[str]:
     """The varied keys in which a treatment run must agree with its control run."""
     named = {*contrast.treatment, *(contrast.control or {}), *contrast.free}
     if contrast.tuned is not None:
@@ -184,7 +193,7 @@ def _mean(runs: Sequence[Run], seed: int, metric: str) -> float:
 
 def _pairs(
     runs: Sequence[Run],
-    contrast: Difference | Interaction | Slope,
+    contrast: _Paired,
     fixed: Sequence[str],
     label: str,
     metric: str,

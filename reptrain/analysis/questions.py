@@ -87,6 +87,14 @@ class Difference(_Contrast):
     control: Selection
 
 
+class Value(_Contrast):
+    """The metric itself, without a control: for columns that are differences, such as `average_gain_nats`."""
+
+    kind: Literal["value"]
+    treatment: Selection
+    control: None = None
+
+
 class Interaction(_Contrast):
     """A difference of differences: (treatment - control) at ``high`` minus the same at ``low``."""
 
@@ -147,6 +155,7 @@ def _kind(value: Any) -> Any:
 
 Contrast = Annotated[
     Annotated[Difference, Tag("difference")]
+    | Annotated[Value, Tag("value")]
     | Annotated[Interaction, Tag("interaction")]
     | Annotated[Slope, Tag("slope")]
     | Annotated[Optimum, Tag("optimum")]

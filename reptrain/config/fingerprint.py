@@ -21,6 +21,7 @@ _NO_EFFECT_ON_RESULTS = (
     "model.moe.backend",
     "train.micro_batch_windows",
     "train.zero_stage",
+    "train.offload_optimizer",
     "train.expert_parallel_size",
     "train.device",
     "train.compile",

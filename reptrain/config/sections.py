@@ -99,6 +99,9 @@ class TrainConfig(Frozen):
     fast."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. 1 shards the optimizer states, 2 also the gradients, 3 also the parameters."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: the optimizer's states and the fp32 weights are in the memory of the host, which computes the
+    update. It needs zero_stage 1 or more."""
     expert_parallel_size: Positive = 1
     """Number of consecutive ranks that the experts are distributed over. It divides the number of experts and
     of ranks, and needs zero_stage 1 or 2. Does not change the results."""

@@ -15,6 +15,7 @@ def deepspeed_config(
     micro_batch_windows: int,
     micro_steps: int,
     bucket_elements: int,
+    on_gpu: bool,
 ) -> dict[str, Any]:
     """DeepSpeed's settings for a run.
 
@@ -24,6 +25,7 @@ def deepspeed_config(
         micro_batch_windows: Rows of a micro-batch.
         micro_steps: Micro-batches of a rank in one optimizer step.
         bucket_elements: Gradients that are reduced together at ZeRO 1 to 3.
+        on_gpu: Whether the model is on a GPU.
 
     Returns:
         The dict for `deepspeed.initialize`. Its batch sizes count rows, padding rows included. The training
@@ -40,6 +42,10 @@ def deepspeed_config(
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    if train.offload_optimizer == "cpu":
+        # Pinned memory needs a GPU. The update is the optimizer's own, not DeepSpeed's for CPUs.
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        settings["zero_force_ds_cpu_optimizer"] = False
     if train.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}

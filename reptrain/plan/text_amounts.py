@@ -36,6 +36,12 @@ def text_per_token(store: Store, unit: TextUnit) -> Fraction:
     return Fraction(count, split.num_tokens)
 
 
+def has_budget_of_text(config: RunConfig) -> bool:
+    """Whether a budget of the run is in words or bytes."""
+    budgets = [config.train.total_tokens, *(source.total_tokens for source in config.data.sources.values())]
+    return any(budget is not None and budget.text is not None for budget in budgets)
+
+
 def with_token_budgets(config: RunConfig, stores: Mapping[str, Store]) -> RunConfig:
     """The run with budgets in words or bytes replaced by tokens, to the nearest token.
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from reptrain.config import RunConfig
 from reptrain.config.load import set_dotted, validate
-from reptrain.errors import ConfigError, StudyError
+from reptrain.errors import ConfigError, ReptrainError, StudyError
+from reptrain.plan.text_amounts import has_budget_of_text, with_token_budgets
+from reptrain.store import open_store
 from reptrain.study.sections import ArmEntry, Bound, Condition, SeedChanges
 
 
@@ -41,8 +43,8 @@ class Point:
         except ConfigError as error:
             raise self.error(error) from error
 
-    def error(self, error: ConfigError) -> StudyError:
-        """A configuration's error as one of the study, which names the arm."""
+    def error(self, error: ReptrainError) -> StudyError:
+        """An error of the configuration as one of the study, which names the arm."""
         arm = f", arm {self.where}" if self.where else ""
         what = f"study {self.study}{arm}: {error.what}"
         return StudyError(what, got=error.got, rule=error.rule, remedy=error.remedy)
@@ -54,9 +56,27 @@ class Point:
         Raises:
             StudyError: If it is wrong.
         """
+        return self.validated(self.data)
+
+    def validated(self, data: Mapping[str, Any]) -> RunConfig:
+        """The configuration of some settings of this point, with budgets of text in tokens.
+
+        Args:
+            data: The settings.
+
+        Raises:
+            StudyError: If they are wrong, or a store cannot convert words or bytes to tokens.
+        """
         try:
-            return validate(RunConfig, self.data)
-        except ConfigError as error:
+            config = validate(RunConfig, data)
+            if not has_budget_of_text(config):
+                return config
+            stores = {
+                name: open_store(source.store, named_by=f"{config.store_setting(name)}=FOLDER")
+                for name, source in config.sources.items()
+            }
+            return with_token_budgets(config, stores)
+        except ReptrainError as error:
             raise self.error(error) from error
 
     def satisfies(self, condition: Condition) -> bool:
@@ -170,10 +190,7 @@ def config_of(point: Point, seed: int | None, changes: SeedChanges) -> RunConfig
     kept = {part: before for part in changes.PARTS if not getattr(changes, part)}
     if kept:
         data["seeds"] = kept | dict(data.get("seeds") or {})
-    try:
-        return validate(RunConfig, data)
-    except ConfigError as error:
-        raise point.error(error) from error
+    return point.validated(data)
 
 
 def has_setting(config: RunConfig, key: str) -> bool:

@@ -112,6 +112,14 @@ _LOSSES = (
         "Loss on the report split where the selection split is lowest.",
     ),
     Column("best_epoch", "float64", "Epochs consumed at that evaluation."),
+    Column(
+        "loss_report_average_nats", "float64",
+        "Loss of the averaged weights on the report split at the last evaluation; null without `average`.",
+    ),
+    Column(
+        "average_gain_nats", "float64",
+        "`loss_report_final_nats - loss_report_average_nats`: how much the average of the weights is better.",
+    ),
     Column("bits_per_byte_report_final", "float64", "Bits per UTF-8 byte on the report split at the end."),
     Column("bits_per_byte_report_best", "float64", "The same where the selection split is lowest."),
     Column("loss_probe_final_nats", "float64", "Loss on the fixed probe of training windows at the end."),

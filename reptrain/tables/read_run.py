@@ -108,7 +108,7 @@ def _parts(
     yield {
         "scored_source": source.name if plan.is_mixture else None,
         "measure": loss_measure(config, source.store_fingerprint),
-        **_losses([r for r in evaluations if r.weights == "own"], suffix),
+        **_losses(evaluations, suffix),
     }
     seconds = _wall_seconds(folder)
     yield {
@@ -200,8 +200,9 @@ def _routing_between(steps: Sequence[TrainRecord], evaluated: Sequence[int]) -> 
 
 def _losses(evaluations: Sequence[ValidRecord], suffix: str) -> Row:
     """Losses at the start, at the end, and where the selection split is lowest."""
+    own = [record for record in evaluations if record.weights == "own"]
     of_set = {
-        name: [record for record in evaluations if record.set == f"{name}{suffix}"]
+        name: [record for record in own if record.set == f"{name}{suffix}"]
         for name in ("select", "report", "probe")
     }
     last = {name: records[-1] if records else None for name, records in of_set.items()}
@@ -219,7 +220,19 @@ def _losses(evaluations: Sequence[ValidRecord], suffix: str) -> Row:
         "bits_per_byte_report_best": reported.scores["bits_per_byte"] if reported else None,
         "loss_probe_final_nats": probe.nats if probe else None,
         "gap_final_nats": report.nats - probe.nats if report and probe else None,
+        **_average(evaluations, report),
     }
+
+
+def _average(evaluations: Sequence[ValidRecord], own: ValidRecord | None) -> Row:
+    """The loss of the averaged weights where the run's own weights were last evaluated."""
+    if own is None:
+        return {}
+    averaged = [r for r in evaluations if r.weights == "average" and r.set == own.set]
+    found = at_step(averaged, own.step)
+    if found is None:
+        return {}
+    return {"loss_report_average_nats": found.nats, "average_gain_nats": own.nats - found.nats}
 
 
 def evaluation_row(record: ValidRecord) -> Row:

@@ -26,7 +26,7 @@ from reptrain.model.blocks import compile_blocks
 from reptrain.plan import MixturePlan, StepPlan, Stream, open_stream
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.shard import micro_steps_of
-from reptrain.plan.text_amounts import with_token_budgets
+from reptrain.plan.text_amounts import has_budget_of_text, with_token_budgets
 from reptrain.progress import stage_progress
 from reptrain.runs.run_plan import RunPlan
 from reptrain.sizes import bucket_elements, embedding_rows
@@ -98,10 +98,7 @@ def resolve_budgets(config: RunConfig) -> RunConfig:
     Raises:
         StoreError: If a store cannot be used, or has no word counts.
     """
-    budgets = [config.train.total_tokens, *(one.total_tokens for one in config.data.sources.values())]
-    if all(budget is None or budget.text is None for budget in budgets):
-        return config
-    return with_token_budgets(config, _open_stores(config))
+    return with_token_budgets(config, _open_stores(config)) if has_budget_of_text(config) else config
 
 
 def _open_stores(config: RunConfig) -> dict[str, Store]:
@@ -198,6 +195,7 @@ def build_engine(
         micro_batch_windows=micro_batch_windows,
         micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
         bucket_elements=bucket,
+        on_gpu=world.device.type == "cuda",
     )
     if world.device.type == "cpu":
         keep_freed_memory(_KEPT_BELOW_BYTES[train.zero_stage])

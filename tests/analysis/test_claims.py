@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 from synthetic_studies import paired_rows, runs_table
 
 from reptrain.analysis.claims import ClaimResult, judge
@@ -196,6 +197,20 @@ def test_judge_pairs_runs_that_agree_in_the_other_keys() -> None:
     assert verdict_of(runs_table(tied), claim(contrast=contrast)).judged.effect == pytest.approx(
         0.4, abs=0.05
     )
+
+
+def test_judge_value_is_the_metric_of_the_treatment_alone() -> None:
+    gains = {seed: 0.2 + 0.01 * seed for seed in range(5)}
+    rows = [{**row, "average_gain_nats": gains[row["seed"]]} for row in paired_rows(0.3, seeds=5)]
+    for row in rows:
+        if row["set.data.unique_tokens"] == 2**20:
+            row["average_gain_nats"] = -9.0
+    contrast = {"kind": "value", "treatment": {"data.unique_tokens": "2**14"}}
+    judged = verdict_of(runs_table(rows), claim(metric="average_gain_nats", contrast=contrast)).judged
+    assert judged.verdict == "supported"
+    assert [unit.effect for unit in judged.units] == [*gains.values()]
+    with pytest.raises(ValidationError, match="control"):
+        claim(contrast=contrast | {"control": {"data.unique_tokens": "2**20"}})
 
 
 def test_judge_interaction_is_a_difference_of_differences() -> None:

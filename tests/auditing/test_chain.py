@@ -109,6 +109,16 @@ def test_an_update_that_changes_no_weight_is_found(run):
     assert audit(run.path).exact
 
 
+def test_a_step_after_the_plan_has_no_rate_that_could_change_weights(run):
+    def one_more(records):
+        fields = {"step": records[-1].step + 1, "grad_norm": 0.5, "slice": SLICE[:1] * 2}
+        return [*records, records[-1].model_copy(update=fields)]
+
+    rewrite(run, one_more)
+    messages = [problem.message for problem in audit(run.path).problems]
+    assert messages and not any("hashed weights" in message for message in messages)
+
+
 def test_weights_that_change_without_an_update_are_found(run):
     rewrite(run, lambda records: replaced(records, 6, applied=False, slice=SLICE))
     messages = [problem.message for problem in audit(run.path).problems]

@@ -22,7 +22,7 @@ def test_on_device_chooses_bf16_and_zero_1_on_a_gpu(tiny: MakeConfig) -> None:
     config = tiny().on_device("cuda")
     assert (config.train.precision, config.train.zero_stage) == ("bf16", 1)
     assert "bf16" in deepspeed_config(
-        config, world_size=1, micro_batch_windows=4, micro_steps=3, bucket_elements=9
+        config, world_size=1, micro_batch_windows=4, micro_steps=3, bucket_elements=9, on_gpu=True
     )
     assert tiny("train.zero_stage=3").on_device("cuda").train.zero_stage == 3
 

@@ -4,6 +4,7 @@ import pytest
 
 from reptrain.config import RunConfig
 from reptrain.distributed.deepspeed_config import deepspeed_config
+from reptrain.errors import ConfigError
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -11,7 +12,9 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
     tiny: Callable[..., RunConfig], stage: int
 ) -> None:
     config = tiny("train.precision=bf16", f"train.zero_stage={stage}")
-    settings = deepspeed_config(config, world_size=2, micro_batch_windows=3, micro_steps=2, bucket_elements=9)
+    settings = deepspeed_config(
+        config, world_size=2, micro_batch_windows=3, micro_steps=2, bucket_elements=9, on_gpu=False
+    )
     assert settings["zero_optimization"] == {"stage": stage, "reduce_bucket_size": 9}
     assert settings["bf16"] == {"enabled": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
@@ -19,6 +22,19 @@ def test_deepspeed_config_keeps_gradients_in_fp32_under_bf16(
 
 
 def test_deepspeed_config_batch_sizes_are_consistent(tiny: Callable[..., RunConfig]) -> None:
-    settings = deepspeed_config(tiny(), world_size=2, micro_batch_windows=3, micro_steps=4, bucket_elements=9)
+    settings = deepspeed_config(
+        tiny(), world_size=2, micro_batch_windows=3, micro_steps=4, bucket_elements=9, on_gpu=False
+    )
     assert settings["train_batch_size"] == 24
     assert "bf16" not in settings and "fp16" not in settings
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_an_offloaded_optimizer_is_pinned_on_a_gpu_only(tiny: Callable[..., RunConfig], on_gpu: bool) -> None:
+    config = tiny("train.zero_stage=2", "train.offload_optimizer=cpu")
+    settings = deepspeed_config(
+        config, world_size=2, micro_batch_windows=3, micro_steps=4, bucket_elements=9, on_gpu=on_gpu
+    )
+    assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": on_gpu}
+    with pytest.raises(ConfigError, match=r"train\.zero_stage"):
+        tiny("train.offload_optimizer=cpu")

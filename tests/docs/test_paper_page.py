@@ -24,7 +24,8 @@ def tool() -> ModuleType:
 
 
 def test_page_is_rebuilt_from_the_tables(tool: ModuleType) -> None:
-    assert (ROOT / "docs" / "paper.md").read_text(encoding="utf-8") == tool.page(), "run `make paper-page`"
+    for path, text in tool.files().items():
+        assert path.read_text(encoding="utf-8") == text, "run `make paper-page`"
 
 
 def test_every_claim_of_the_studies_belongs_to_one_finding(tool: ModuleType) -> None:
@@ -32,6 +33,8 @@ def test_every_claim_of_the_studies_belongs_to_one_finding(tool: ModuleType) -> 
         (ROOT / "docs" / "data" / "paper" / "findings.yaml").read_text(encoding="utf-8")
     )
     named = [claim for finding in findings for claim in finding["claims"]]
-    assert sorted(named) == sorted(tool.results())
+    known = [*tool.results()]
+    assert len({*named}) == len(named) and {*named} <= {*known}
+    assert {claim for claim in known if not claim.startswith("newest/")} <= {*named}
     assert [finding["number"] for finding in findings] == [*range(22)]
     assert all(finding["claims"] or finding["why"] for finding in findings)

@@ -63,6 +63,18 @@ EQUIVALENT = [
         "the number of windows located ahead; only the time differs",
     ),
     Equivalent(
+        r"reptrain/auditing/recount.py",
+        r"for jump, stop in zip\(jumps, .*strict=True\)",
+        r"for jump, stop in zip\(jumps, .*strict=False\)",
+        "both have the length of jumps",
+    ),
+    Equivalent(
+        r"reptrain/auditing/ledger_columns.py",
+        r"waiting, held = \[\], 0",
+        r"waiting, held = \[\], ",
+        "the size of a chunk; the results are the same",
+    ),
+    Equivalent(
         r"reptrain/plan/digest.py",
         r".*np\.asarray\(length_B\) > 0",
         r".*np\.asarray\(length_B\) != 0",

@@ -43,7 +43,7 @@ def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
             "measure": "one", "expert_load": 1.0,
             "parameters_nonembedding": count_parameters(node.run.model, VOCABULARY).non_embedding,
             **{f"set.{key}": value for key, value in node.values.items()},
-            **dict.fromkeys(LOSSES, 1 + draw.normal(0, 0.01)),
+            **dict.fromkeys(LOSSES, 1 + draw.normal(0, 0.01)), "average_gain_nats": draw.normal(0, 0.01),
         }  # fmt: skip
         readings.append(RunReading(row))
     return runs_table(readings, [*dict.fromkeys(key for node in nodes for key in node.values)])

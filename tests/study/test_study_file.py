@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reptrain.errors import ConfigError, StudyError
 from reptrain.study import arms, demo_study, load_study, open_study
 from reptrain.study.grid import arm_name
 from reptrain.study.schema import StudyConfig, flatten, save_study
+from reptrain.training.setup import resolve_budgets
 
 REPOSITORY = Path(__file__).parents[2]
 BASE: dict[str, Any] = {"data": {"store": "s", "unique_tokens": 4096, "window_tokens": 64}}
@@ -54,6 +56,22 @@ def test_load_study_reads_its_base_beside_the_file_and_takes_its_name_from_it(tm
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
     study = load_study(write_study(tmp_path, base="base.yaml"))
     assert (study.name, study.base) == ("grid", BASE)
+
+
+def test_budgets_of_text_become_the_tokens_that_a_run_of_its_own_has(
+    store_path: Path, tiny: Callable[..., RunConfig]
+) -> None:
+    base = {"data": {"store": str(store_path), "window_tokens": 64}}
+    study = study_of(base=base, axes={"train.total_tokens": ["900words", "5000bytes"]})
+    alone = [resolve_budgets(tiny(f"train.total_tokens={text}")) for text in ("900words", "5000bytes")]
+    assert [arm.config.train.total_tokens for arm in arms(study)] == [
+        config.train.total_tokens for config in alone
+    ]
+    (tokens,) = {arm.config.train.total_tokens.tokens for arm in arms(study)[:1]}
+    assert tokens is not None and 900 < tokens < 5000
+    missing = study_of(set={"train.total_tokens": "900words"})
+    with pytest.raises(StudyError, match=r"study s: .*data\.store"):
+        arms(missing)
 
 
 def test_load_study_overrides_run_keys_and_study_keys(tmp_path: Path) -> None:

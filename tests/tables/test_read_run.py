@@ -14,6 +14,7 @@ from run_folders import write_run
 from reptrain.config import RunConfig
 from reptrain.runs.events import EventRecord
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.metrics import ValidRecord
 from reptrain.tables import (
     EVALUATION_COLUMNS,
     RUN_COLUMNS,
@@ -50,6 +51,19 @@ def test_row_has_tokens_losses_and_verdict(run: Path) -> None:
     assert row["gap_final_nats"] == pytest.approx(7.4 - 2.0)
     assert row["bits_per_byte_report_best"] == pytest.approx(3.1)
     assert (row["steps"], row["tokens_per_second"], row["train_seconds"]) == (3, 1000.0, 0.003)
+
+
+def test_row_compares_the_averaged_weights_at_the_last_evaluation(run: Path) -> None:
+    assert read_run(run).row.get("loss_report_average_nats") is None
+    folder = RunFolder.open(run)
+    last = [record for record in folder.metrics.records() if isinstance(record, ValidRecord)][-1]
+    for step, nats in ((last.step - 1, 5.0), (last.step, 7.1)):
+        changed = {"weights": "average", "set": "report", "step": step, "nats": nats}
+        folder.metrics.append(last.model_copy(update=changed))
+    row = read_run(run).row
+    assert row["loss_report_average_nats"] == 7.1
+    assert row["average_gain_nats"] == pytest.approx(7.4 - 7.1)
+    assert row["loss_report_final_nats"] == 7.4
 
 
 def test_row_has_sizes_and_flops_of_the_consumed_tokens(run: Path) -> None:

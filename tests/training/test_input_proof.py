@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
 from reptrain.errors import StoreError
 from reptrain.model import Decoder, EncoderDecoder
-from reptrain.runs import RunFolder
+from reptrain.runs import LedgerRecord, RunFolder
 from reptrain.store import reader
 from reptrain.training.checkpoints import Checkpoints
 from reptrain.training.loop import train
@@ -140,6 +142,20 @@ def test_level_inputs_recounts_targets_and_says_what_is_missing(tiny: MakeConfig
     assert audit(out).exact
     report = audit_inputs(out)
     assert report.exit_code == 4 and "no input digest for 8 steps, from step 0" in report.cannot_say[0]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_speed_of_level_inputs_is_tokens_over_the_time_of_rebuilding(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    train(tiny(*SHORT), out)
+    clock = itertools.count(step=0.25)
+    monkeypatch.setattr("reptrain.auditing.inputs_recount.time", SimpleNamespace(perf_counter=clock.__next__))
+    report = audit_inputs(out, processes=1)
+    tokens = sum(r.tokens for r in RunFolder.open(out).ledger.records() if isinstance(r, LedgerRecord))
+    # The ledger is short: all records are one chunk, whose rebuilding lasts from one reading to the next.
+    assert report.inputs is not None and report.inputs.tokens_per_s == tokens / 0.25
 
 
 @pytest.mark.usefixtures("one_thread")

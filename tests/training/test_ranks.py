@@ -89,6 +89,9 @@ CASES = {
     for family, (settings, names) in FAMILIES.items()
     for name in names
 }
+# The optimizer's states in the memory of the host, beside the case that it must equal.
+OFFLOADED = {"offloaded-zero2": "zero2-micro4", "offloaded-zero3": "zero3-micro1"}
+CASES |= {name: [*CASES[same], "train.offload_optimizer=cpu"] for name, same in OFFLOADED.items()}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
 # Two sources of one store; STORE stands for its path.
 MIXTURE = {
@@ -148,6 +151,10 @@ NAN = {
         *(("loss", "fp32", 0), ("gradient", "fp32", 1), ("gradient", "fp32", 2), ("gradient", "fp32", 3)),
         *(("gradient", "bf16", 1), ("loss", "bf16", 3)),
     )
+}
+NAN["nan-gradient-fp32-offloaded"] = {
+    "nan": [1, 1, "gradient"],
+    "overrides": ["train.zero_stage=2", "train.offload_optimizer=cpu", "train.on_nonfinite=skip"],
 }
 DIVERGED = {"diverged": {"nan": [1, 1, "gradient"], "overrides": ["train.zero_stage=2"]}}
 
@@ -230,6 +237,13 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
     first, expected = next(iter(found.records())).slice, next(iter(weights.records())).slice
     assert first and expected and first[0] == expected[0]
     assert audit(matrix[name, ranks].path).exact
+
+
+@pytest.mark.parametrize(("name", "same"), OFFLOADED.items())
+def test_the_optimizer_computes_the_same_bits_on_the_host(matrix: Matrix, name: str, same: str) -> None:
+    both = [matrix[one, 2].checkpoints / "step-3" for one in (name, same)]
+    found, expected = (CheckpointManifest.read(folder).state for folder in both)
+    assert found is not None and found == expected
 
 
 @pytest.mark.parametrize(("name", "ranks"), _pairs(name for name in CASES if name.startswith("sparse")))
