@@ -1,7 +1,7 @@
-"""Each kernel at one bf16 shape of a model: against float64, into poisoned memory, twice.
+"""Checks each kernel at one bf16 shape of a model: against float64, with new memory filled with NaN, twice.
 
-The reference is the definition in torch on the same rounded inputs, in float64. New memory is filled with
-NaN, and both runs must give the same bits.
+The reference is the definition in torch on the same rounded inputs, in float64. Both runs must give the same
+bits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TOLERANCE = {"bfloat16": 8e-3, "float32": 1e-4}
 
 @contextmanager
 def widened(leaves: list[Any]) -> Iterator[None]:
-    """The leaves in float64 meanwhile; whoever holds them sees it."""
+    """Convert the leaves to float64 in place, and back at the end."""
     kept = [leaf.data for leaf in leaves]
     for leaf in leaves:
         leaf.data = leaf.data.double()
@@ -55,7 +55,7 @@ def widened(leaves: list[Any]) -> Iterator[None]:
 
 
 def check(operation: Any, shape: Any, device: str) -> dict[str, Any]:
-    """The largest relative error of outputs and gradients, and whether a second run has the same bits."""
+    """The largest relative error of outputs and gradients, and whether a second run gives the same bits."""
     import torch
 
     from reptrain_kernels.bench import timed

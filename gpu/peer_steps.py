@@ -1,6 +1,7 @@
-"""Other trainers' steps at the same shapes: Hugging Face's T5 and Llama, the latter with Liger's kernels.
+"""Training steps of Hugging Face's T5 and Llama at the same shapes, Llama also with Liger's kernels.
 
-Weights and AdamW's state are in bf16, with fused AdamW: less work than ours, which keeps fp32 weights too.
+Weights and the states of the fused AdamW are in bf16. This is less work than in reptrain, which also has
+fp32 weights.
 """
 
 from __future__ import annotations

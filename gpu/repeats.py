@@ -18,7 +18,7 @@ STEPS = 8
 
 
 def figures(name: str, device: str, precision: str) -> list[dict[str, Any]]:
-    """What is compared, of each step of a tiny model."""
+    """The compared figures of each step of a tiny model."""
     config = config_of(TINY[name], KIT / "store", 8, STEPS, precision=precision, micro_batch_windows=4)
     return [
         {

@@ -1,4 +1,4 @@
-"""What every part of the GPU kit shares: its arguments, and the one file that all figures are added to."""
+"""What the parts of the GPU kit share: arguments, the file of all results, and the loop over cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "launcher")]
 
 
 def out_folder() -> Path:
-    """Where results go: $OUT, or gpu-out in this repository."""
+    """The folder of the results: $OUT, or gpu-out in this repository."""
     folder = Path(os.environ.get("OUT") or ROOT / "gpu-out")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -53,12 +53,12 @@ def done_before(part: str) -> set[str]:
 
 
 class Arguments:
-    """Of a part: whether it rehearses on a CPU, and when it must stop."""
+    """The arguments of a part: whether it is a rehearsal on a CPU, and when it must stop."""
 
     def __init__(self, description: str) -> None:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
-        parser.add_argument("--seconds", type=float, default=3600.0, help="begin nothing after so many")
+        parser.add_argument("--seconds", type=float, default=3600.0, help="begin no case after so many")
         asked = parser.parse_args()
         self.rehearse: bool = asked.rehearse
         self.device = "cpu" if asked.rehearse else "cuda"
@@ -116,10 +116,10 @@ def run_cases(
 
 
 def short_error(error: BaseException) -> str:
-    """An error in one short line."""
+    """An error as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _is_fatal(error: BaseException) -> bool:
-    """Whether a CUDA process can do nothing more after this error."""
+    """Whether a CUDA process cannot continue after this error."""
     return "CUDA error" in str(error) or "illegal memory" in str(error)

@@ -1,4 +1,4 @@
-"""Other tiles for attention's kernels, timed at T5-Base's encoder, until the time is up."""
+"""Times other tiles of the attention kernels at the encoder of T5-Base, until the time is up."""
 
 from __future__ import annotations
 
