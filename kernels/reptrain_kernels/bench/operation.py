@@ -28,8 +28,10 @@ class Rates(NamedTuple):
 
 
 def _rates(name: str, num_sms: int, clock: float, matrix: int, floats: int, memory_bytes: float) -> Rates:
-    """The rates of a GPU, from the work of a multiprocessor per clock. Both chips have the same rates of integers,
-    exp2 and shared memory."""
+    """The rates of a GPU, from the work of a multiprocessor per clock.
+
+    Both chips have the same rates of integers, exp2 and shared memory per clock.
+    """
     clocks = num_sms * clock
     return Rates(name, clocks * matrix, clocks * floats, clocks * 64, clocks * 16, clocks * 128, memory_bytes)
 
