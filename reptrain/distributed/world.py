@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from reptrain.config.schema import TrainConfig
+from reptrain.config.sections import TrainConfig
 from reptrain.distributed.host_memory import keep_freed_memory
 from reptrain.distributed.precision import precision_text
 from reptrain.errors import ConfigError, LaunchError, RunError, check_choice
