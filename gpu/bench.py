@@ -1,4 +1,4 @@
-"""The kernels beside SDPA, FlexAttention, Liger and torch.compile: rows for kernels/bench/results/gpu.csv."""
+"""Times the kernels, SDPA, FlexAttention, Liger and torch.compile: rows for kernels/bench/results/gpu.csv."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {
 
 
 def main() -> int:
-    """Fewer shapes than `reptrain bench kernels`, for minutes that are short."""
+    """Time fewer shapes than `reptrain bench kernels`, because time is short; returns the exit code."""
     asked = Arguments(__doc__)
     if asked.rehearse:
         sys.path.insert(0, str(ROOT / "tests" / "kernels"))

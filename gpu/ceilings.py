@@ -1,4 +1,4 @@
-"""The rates of this GPU that shares are measured against: a copy, and a bf16 matrix product."""
+"""The rates of this GPU that other rates are compared with: a copy, and a bf16 matrix product."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def once(call: Callable[[], object], leaves: list[Any]) -> Any:
 
 
 def main() -> None:
-    """Measure both, twice: the difference is the noise."""
+    """Measure both rates twice: the difference is the noise."""
     asked = Arguments(__doc__)
     from reptrain_kernels.bench import timed
 

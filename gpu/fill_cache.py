@@ -1,13 +1,13 @@
-"""Fills a Triton cache for sm_90 on a machine without a GPU, through the launches that a GPU would see.
+"""Fills a Triton cache for sm_90 on a machine without a GPU, by the launches that a run on a GPU would make.
 
     python gpu/fill_cache.py CACHE LIBTRITON_FOLDER
 
-Triton's own JIT runs each launch with the driver replaced by one that reports an H100 or H200, compiles under
-its own key and launches nothing. Operations are launched at the shapes that the kit checks and times; then
-whole models run on the device "meta", with each operator's shape function replaced by its launching code.
+Triton's JIT runs with another driver, which reports an H100 or H200, and each launch ends after the
+compilation. Operations are launched at the shapes that the kit checks and times. Then whole models run on the
+device "meta", with the shape function of each operator replaced by its launching code.
 
-The key holds a hash of Triton's files, its compiled library among them, which differs from Python to Python.
-LIBTRITON_FOLDER is Triton as the other machine has it, unpacked: its hash goes into the key.
+The key of a cached kernel contains a hash of Triton's files. Its compiled library differs between versions of
+Python. Therefore LIBTRITON_FOLDER is the unpacked Triton of the other machine: its hash goes into the key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rows import ROOT, said
+from rows import ROOT, short_error
 from runs import TimedRun, timed_runs
 
 CAPABILITY = 90
@@ -168,7 +168,7 @@ def _tried(name: str, call: Any) -> None:
     try:
         call()
     except Exception as error:
-        sys.stdout.write(f"not in the cache: {name}: {said(error)}\n")
+        sys.stdout.write(f"not in the cache: {name}: {short_error(error)}\n")
         if os.environ.get("TRACE"):
             raise
 

@@ -1,4 +1,4 @@
-"""What a CPU computes, for a GPU to be compared with: digests, dropout masks, first losses.
+"""Results of a CPU that a GPU is compared with: digests, dropout masks, first losses.
 
 python gpu/goldens.py --write     rebuild gpu/goldens.json (make gpu-goldens)
 python gpu/goldens.py             compare this machine with it, on its GPU; --rehearse on the CPU
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rows import KIT, ROOT, Arguments, add, said
+from rows import KIT, ROOT, Arguments, add, short_error
 from runs import TINY, TINY_STEPS, config_of, timed_runs, train_steps
 
 FILE = ROOT / "gpu" / "goldens.json"
@@ -23,7 +23,7 @@ _DOCUMENTS, _WORDS, _VOCABULARY = 700, 220, 2000
 
 
 def build_store(out: Path) -> Path:
-    """A store of text that is drawn, so that every machine makes the same one."""
+    """Build a store of random text, the same on every machine."""
     from reptrain.tokenization import tokenize
 
     # random() alone is the same in all versions of Python.
@@ -43,7 +43,7 @@ def build_store(out: Path) -> Path:
 
 
 def masks(device: str) -> dict[str, str]:
-    """A hash of the units that the counter keeps, for each of a few shapes."""
+    """Hashes of the units that the counter keeps, for a few shapes."""
     import torch
 
     from reptrain_kernels import counter
@@ -93,7 +93,7 @@ def rebuilt(store: Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Where one tiny run differs from its golden."""
+    """The differences between a tiny run and its golden."""
     wrong = []
     if found["digests"] != expected["digests"]:
         wrong.append(f"digests {found['digests']} are not {expected['digests']}")
@@ -104,7 +104,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def compare(device: str) -> int:
-    """Hold this machine against the goldens; the number of differences."""
+    """Compare this machine with the goldens; returns the number of differences."""
     golden = json.loads(FILE.read_text())
     store, bad = KIT / "store", 0
     wrong = [name for name, found in masks(device).items() if found != golden["masks"][name]]
@@ -114,7 +114,7 @@ def compare(device: str) -> int:
         try:
             wrong = differences(tiny_run(name, store, device), golden["tiny"][name])
         except Exception as error:
-            wrong = [said(error)]
+            wrong = [short_error(error)]
         add("goldens", f"tiny {name}", ok=not wrong, differing=wrong)
         bad += bool(wrong)
     return bad

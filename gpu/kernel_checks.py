@@ -1,7 +1,7 @@
-"""Each kernel at one bf16 shape of a model: against float64, into poisoned memory, twice.
+"""Checks each kernel at one bf16 shape of a model: against float64, with new memory filled with NaN, twice.
 
-The reference is the definition in torch on the same rounded inputs, in float64. New memory is filled with
-NaN, and both runs must give the same bits.
+The reference is the definition in torch on the same rounded inputs, in float64. Both runs must give the same
+bits.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from rows import RESTART, ROOT, Arguments, add, done_before, is_fatal, said
+from rows import ROOT, Arguments, run_cases
 
 PART = "kernel checks"
 SHAPES = {
@@ -42,7 +43,7 @@ TOLERANCE = {"bfloat16": 8e-3, "float32": 1e-4}
 
 @contextmanager
 def widened(leaves: list[Any]) -> Iterator[None]:
-    """The leaves in float64 meanwhile; whoever holds them sees it."""
+    """Convert the leaves to float64 in place, and back at the end."""
     kept = [leaf.data for leaf in leaves]
     for leaf in leaves:
         leaf.data = leaf.data.double()
@@ -54,7 +55,7 @@ def widened(leaves: list[Any]) -> Iterator[None]:
 
 
 def check(operation: Any, shape: Any, device: str) -> dict[str, Any]:
-    """The largest relative error of outputs and gradients, and whether a second run has the same bits."""
+    """The largest relative error of outputs and gradients, and whether a second run gives the same bits."""
     import torch
 
     from reptrain_kernels.bench import timed
@@ -89,7 +90,7 @@ def check(operation: Any, shape: Any, device: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """All shapes; one that fails leaves the others."""
+    """Check every kernel at its shapes; returns the exit code."""
     asked = Arguments(__doc__)
     sys.path.insert(0, str(ROOT / "tests" / "kernels"))
     import interpreted
@@ -100,26 +101,14 @@ def main() -> int:
         interpreted.poison_new_memory()
     from reptrain_kernels.bench.operations import OPERATIONS
 
-    before, bad = done_before(PART), 0
+    cases = []
     for name, shapes in SHAPES.items():
         for shape_name in shapes[:1] if asked.rehearse else shapes:
-            title = f"{name} {shape_name}"
-            if title in before or asked.is_late():
-                continue
             shape = next(shape for shape in OPERATIONS[name].shapes if shape.name == shape_name)
             if asked.rehearse:
                 shape = shape._replace(**SMALL[name])
-            try:
-                found = check(OPERATIONS[name], shape, asked.device)
-            except Exception as error:
-                add(PART, title, ok=False, said=said(error))
-                bad += 1
-                if is_fatal(error):
-                    return RESTART
-                continue
-            add(PART, title, **found)
-            bad += not (found["ok"] and found["same_bits"])
-    return int(bad > 0)
+            cases.append((f"{name} {shape_name}", partial(check, OPERATIONS[name], shape, asked.device)))
+    return run_cases(PART, cases, asked, is_bad=lambda found: not (found["ok"] and found["same_bits"]))
 
 
 if __name__ == "__main__":

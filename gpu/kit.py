@@ -1,4 +1,4 @@
-"""Builds .gpu/, what a machine with one GPU and no internet needs beside this repository (make gpu-kit).
+"""Builds .gpu/, the files that a machine with one GPU and no internet needs besides this repository.
 
 wheels/        packages that the machine lacks, for its Python and without compiled CUDA parts
 triton-cache/  the kernels compiled for sm_90 under the key of its Triton
@@ -78,7 +78,7 @@ def cache(folder: Path, triton: Path) -> None:
 
 
 def main() -> None:
-    """All parts, or those that are named."""
+    """Build all parts, or the named ones."""
     parser = argparse.ArgumentParser(description="Build the GPU kit.")
     parser.add_argument("--triton", type=Path, default=ROOT / ".triton" / TRITON)
     parser.add_argument("parts", nargs="*", default=["store", "wheels", "cache"])

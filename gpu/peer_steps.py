@@ -1,6 +1,7 @@
-"""Other trainers' steps at the same shapes: Hugging Face's T5 and Llama, the latter with Liger's kernels.
+"""Training steps of Hugging Face's T5 and Llama at the same shapes, Llama also with Liger's kernels.
 
-Weights and AdamW's state are in bf16, with fused AdamW: less work than ours, which keeps fp32 weights too.
+Weights and the states of the fused AdamW are in bf16. This is less work than in reptrain, which also has
+fp32 weights.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from rows import RESTART, Arguments, add, is_fatal, said
+from rows import Arguments, run_cases
 
 PART = "peers"
 
@@ -75,42 +77,46 @@ def _step(model: Any, batch: dict[str, Any]) -> Callable[[], Any]:
     return step
 
 
-def main() -> int:
-    """Time each; one that is not installed or fails leaves the others."""
-    asked = Arguments(__doc__)
+def measure(
+    make: Callable[[Arguments, int], Callable[[], Any]], rows: int, positions: int, asked: Arguments
+) -> dict[str, Any]:
+    """The median time of a step.
+
+    Args:
+        make: Builds the model and its optimizer, and returns a call that trains a step.
+        rows: Rows of a batch; 2 in a rehearsal.
+        positions: Positions of a row, of encoder and decoder together.
+        asked: The arguments of the part.
+    """
     import torch
 
-    wait = (lambda: None) if asked.rehearse else torch.cuda.synchronize
+    step = make(asked, 2 if asked.rehearse else rows)
+    seconds = []
+    for _ in range(3 if asked.rehearse else 10):
+        begin = time.perf_counter()
+        loss = step()
+        if not asked.rehearse:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[2:])
+    figures = {"step_ms": 1e3 * median, "positions_per_s": rows * positions / median, "loss": loss.item()}
+    del step, loss
+    if not asked.rehearse:
+        torch.cuda.empty_cache()
+    return figures
+
+
+def main() -> int:
+    """Time each; returns the exit code."""
+    asked = Arguments(__doc__)
     peers = [("HF T5 base", t5, 16, 626), ("HF T5 base", t5, 128, 626), ("HF Llama 125m", llama, 32, 1024)]
     # Last: it changes transformers for the rest of the process, and needs a GPU.
     peers += [] if asked.rehearse else [("Liger Llama 125m", liger_llama, 32, 1024)]
-    bad = 0
-    for name, make, rows, positions in peers:
-        title = f"{name} batch {rows}"
-        if asked.is_late():
-            add(PART, title, said="not begun: out of time")
-            continue
-        try:
-            step = make(asked, 2 if asked.rehearse else rows)
-            seconds = []
-            for _ in range(3 if asked.rehearse else 10):
-                begin = time.perf_counter()
-                loss = step()
-                wait()
-                seconds.append(time.perf_counter() - begin)
-            median = statistics.median(seconds[2:])
-            add(
-                PART, title, step_ms=1e3 * median, positions_per_s=rows * positions / median, loss=loss.item()
-            )
-            del step, loss
-            if not asked.rehearse:
-                torch.cuda.empty_cache()
-        except Exception as error:
-            add(PART, title, said=said(error))
-            bad += 1
-            if is_fatal(error):
-                return RESTART
-    return int(bad > 0)
+    return run_cases(
+        PART,
+        [(f"{name} batch {rows}", partial(measure, make, rows, n, asked)) for name, make, rows, n in peers],
+        asked,
+    )
 
 
 if __name__ == "__main__":

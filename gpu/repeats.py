@@ -7,9 +7,10 @@ the device's default precision.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
-from rows import KIT, RESTART, Arguments, add, is_fatal, said
+from rows import KIT, Arguments, run_cases
 from runs import TINY, config_of, train_steps
 
 PART = "repeats"
@@ -17,7 +18,7 @@ STEPS = 8
 
 
 def figures(name: str, device: str, precision: str) -> list[dict[str, Any]]:
-    """What is compared, of each step of a tiny model."""
+    """The compared figures of each step of a tiny model."""
     config = config_of(TINY[name], KIT / "store", 8, STEPS, precision=precision, micro_batch_windows=4)
     return [
         {
@@ -40,26 +41,22 @@ def first_difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> 
     return ""
 
 
+def compare(name: str, device: str, precision: str) -> dict[str, Any]:
+    """Train a tiny model twice; returns whether the runs are equal, and the first difference."""
+    one, other = (figures(name, device, precision) for _ in range(2))
+    difference = first_difference(one, other)
+    return {"equal": not difference, "first_difference": difference}
+
+
 def main() -> int:
-    """All tiny models; one that fails leaves the others. A difference is a finding, not a failure."""
+    """Compare all tiny models; returns the exit code. A difference is a result, not a failure."""
     asked = Arguments(__doc__)
-    bad = 0
-    for precision in ("fp32", "auto"):
-        for name in TINY:
-            title = f"{name}, {precision}"
-            if asked.is_late():
-                add(PART, title, said="not begun: out of time")
-                continue
-            try:
-                one, other = (figures(name, asked.device, precision) for _ in range(2))
-                found = first_difference(one, other)
-                add(PART, title, equal=not found, first_difference=found)
-            except Exception as error:
-                add(PART, title, said=said(error))
-                bad += 1
-                if is_fatal(error):
-                    return RESTART
-    return int(bad > 0)
+    cases = [
+        (f"{name}, {precision}", partial(compare, name, asked.device, precision))
+        for precision in ("fp32", "auto")
+        for name in TINY
+    ]
+    return run_cases(PART, cases, asked)
 
 
 if __name__ == "__main__":

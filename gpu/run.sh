@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures everything on a machine with one GPU and no internet, in one call of at most 8 minutes.
-# gpu/README.md tells what it needs and what it writes. gpu/run.sh --rehearse tries it all on a CPU.
+# gpu/README.md describes its needs and its results. gpu/run.sh --rehearse runs all parts on a CPU.
 set -u
 cd "$(dirname "$0")/.."
 REHEARSE=""
@@ -36,7 +36,7 @@ part() {
     echo "=== $name (at most $limit s)" >>"$LOG"
     begin=$(date +%s)
     for _ in 1 2 3; do
-        # 75: the process cannot go on after a CUDA error, and wants to be started again.
+        # 75: the process cannot continue after a CUDA error, and has to be started again.
         rest=$((limit - $(date +%s) + begin))
         [ "$rest" -lt 5 ] && break
         LIMIT_S="$rest" timeout -k 5 "$rest" "$@" >>"$LOG" 2>&1
@@ -47,7 +47,7 @@ part() {
     echo "$name: exit $code after $(($(date +%s) - begin)) s" | tee -a "$SUMMARY"
 }
 
-# script NAME SECONDS FILE: a script of this folder, which stops by itself before it is stopped.
+# script NAME SECONDS FILE: a script of this folder. It begins nothing after 80 % of its time.
 script() {
     local name="$1" limit="$2" file="$3" within
     within=$(left)
@@ -86,6 +86,6 @@ script "tiles" 120 tile_sweep.py
 INTERPRET=""
 echo "kernels in the cache at the end: $(find "$TRITON_CACHE_DIR" -name '*.cubin' 2>/dev/null | wc -l)" >>"$SUMMARY"
 echo "$FAILED parts failed, $(($(date +%s) - START)) s in all" | tee -a "$SUMMARY"
-# Parts fail alone: what the others measured is kept. A rehearsal says so by its exit code.
+# Without --rehearse the exit code is 0: parts fail alone, and the results of the others are kept.
 [ -n "$REHEARSE" ] && [ "$FAILED" -gt 0 ] && exit 1
 exit 0

@@ -1,4 +1,4 @@
-"""The training runs of the kit: tiny ones for the goldens, and those of published models that are timed."""
+"""The training runs of the kit: tiny ones for the goldens, and runs of published models that are timed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TimedRun(NamedTuple):
 
     name: str
     settings: dict[str, Any]
-    """As a YAML file holds them, without the store."""
+    """As in a YAML file, without the store."""
     batch_windows: int
     steps: int = 8
 
@@ -25,7 +25,7 @@ class TimedRun(NamedTuple):
 
 
 def timed_runs() -> list[TimedRun]:
-    """From the most wanted to the least: time may be short."""
+    """The timed runs, the most important first, because time may be short."""
     block = {"train": {"compile": "block"}}
     t5, decoder = _settings("t5-base"), _settings("decoder-125m")
     return [

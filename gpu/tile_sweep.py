@@ -1,12 +1,13 @@
-"""Other tiles for attention's kernels, timed at T5-Base's encoder, until the time is up."""
+"""Times other tiles of the attention kernels at the encoder of T5-Base, until the time is up."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from ceilings import once
-from rows import RESTART, ROOT, Arguments, add, done_before, is_fatal, said
+from rows import RESTART, ROOT, Arguments, run_cases
 
 PART = "tiles"
 CANDIDATES: dict[str, list[tuple[int, int, int, int]]] = {
@@ -18,7 +19,7 @@ CANDIDATES: dict[str, list[tuple[int, int, int, int]]] = {
 SHAPES = ("T5-Base encoder", "T5-Base dropout encoder")
 
 
-def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> tuple[float, float]:
+def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> dict[str, float]:
     """Microseconds of the forward pass, and of both passes, with some kernels' tiles replaced."""
     import torch
 
@@ -40,11 +41,11 @@ def time_of(shape: Any, asked: Arguments, changed: dict[str, Any]) -> tuple[floa
     with torch.no_grad():
         forward = timer(call, []).median_us
     both = timer(lambda: torch.autograd.backward(timed.outputs_of(call()), grads), leaves).median_us
-    return forward, both
+    return {"forward_us": forward, "both_us": both}
 
 
 def main() -> int:
-    """The tiles that run today first, then each candidate in one kernel alone."""
+    """Time the default tiles, then each candidate in one kernel; returns the exit code."""
     asked = Arguments(__doc__)
     if asked.rehearse:
         sys.path.insert(0, str(ROOT / "tests" / "kernels"))
@@ -55,30 +56,22 @@ def main() -> int:
     from reptrain_kernels.ops.attention.bench import ATTENTION
     from reptrain_kernels.ops.attention.tiles import Tiles
 
-    before = done_before(PART)
     candidates: list[tuple[str, Any]] = [("", None)]
     candidates += [(which, Tiles(*tile)) for which, tiles in CANDIDATES.items() for tile in tiles]
     if asked.rehearse:
         candidates = [("", None), ("forward", Tiles(16, 16, 4, 1))]
+    cases = []
     for shape_name in SHAPES[:1] if asked.rehearse else SHAPES:
         shape = next(shape for shape in ATTENTION if shape.name == shape_name)
         if asked.rehearse:
             shape = shape._replace(**SMALL["attention"])
         for which, tiles in candidates:
-            words = "as today" if tiles is None else f"{which} {'x'.join(map(str, tiles))}"
-            title = f"{shape_name}: {words}"
-            if title in before or asked.is_late():
-                continue
-            add(f"{PART} begun", title)
-            try:
-                forward, both = time_of(shape, asked, {which: tiles} if tiles else {})
-                add(PART, title, forward_us=forward, both_us=both)
-            except Exception as error:
-                # A tile may be too large for the chip: that is an answer.
-                add(PART, title, said=said(error))
-                if is_fatal(error):
-                    return RESTART
-    return 0
+            words = "default tiles" if tiles is None else f"{which} {'x'.join(map(str, tiles))}"
+            changed = {which: tiles} if tiles else {}
+            cases.append((f"{shape_name}: {words}", partial(time_of, shape, asked, changed)))
+    code = run_cases(PART, cases, asked)
+    # A tile that is too large for the chip is a result, not a failure.
+    return code if code == RESTART else 0
 
 
 if __name__ == "__main__":

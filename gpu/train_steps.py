@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from goldens import FILE
-from rows import KIT, RESTART, Arguments, add, done_before, is_fatal, out_folder, said
+from rows import KIT, Arguments, out_folder, run_cases
 from runs import TimedRun, config_of, rehearsed, timed_runs, train_steps
 
 PART = "training steps"
@@ -45,8 +46,8 @@ def measure(run: TimedRun, asked: Arguments) -> dict[str, Any]:
     return figures
 
 
-def profile(run: TimedRun, asked: Arguments) -> None:
-    """The kernels of one step, by time, into profile.txt."""
+def profile(run: TimedRun, asked: Arguments) -> dict[str, Any]:
+    """Write the kernels of one step, by time, to profile.txt."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -62,33 +63,19 @@ def profile(run: TimedRun, asked: Arguments) -> None:
     table = found.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=70)
     host = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=70)
     (out_folder() / "profile.txt").write_text(f"{run.name}: one step\n\n{table}\n\nby host time\n\n{host}\n")
-    add(PART, "profile", of=run.name, events=len(found.events()))
+    return {"of": run.name, "events": len(found.events())}
 
 
 def main() -> int:
-    """All runs; one that fails leaves the others."""
+    """Measure all runs, and profile one; returns the exit code."""
     asked = Arguments(__doc__)
-    before, bad = done_before(PART), 0
-    runs = timed_runs()[:2] + timed_runs()[5:6] if asked.rehearse else timed_runs()
-    for run in runs:
-        if run.name in before:
-            continue
-        if asked.is_late():
-            add(PART, run.name, said="not begun: out of time")
-            continue
-        # A crash that ends the process must not be repeated by the next one.
-        add(f"{PART} begun", run.name)
+    cases = []
+    for run in timed_runs()[:2] + timed_runs()[5:6] if asked.rehearse else timed_runs():
         small = rehearsed(run) if asked.rehearse else run
-        try:
-            add(PART, run.name, **measure(small, asked))
-            if run.name == PROFILED:
-                profile(small, asked)
-        except Exception as error:
-            add(PART, run.name, said=said(error))
-            bad += 1
-            if is_fatal(error):
-                return RESTART
-    return int(bad > 0)
+        cases.append((run.name, partial(measure, small, asked)))
+        if run.name == PROFILED:
+            cases.append(("profile", partial(profile, small, asked)))
+    return run_cases(PART, cases, asked)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Copies the kit's Triton cache to TRITON_CACHE_DIR, and says whether this machine's Triton can use it."""
+"""Copies the kit's Triton cache to TRITON_CACHE_DIR, and reports whether this machine's Triton can use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rows import KIT, add
 
 
 def main() -> None:
-    """Group files hold the absolute paths of the machine that made them."""
+    """Copy the cache. Its group files contain absolute paths, which are replaced."""
     source, target = KIT / "triton-cache", Path(os.environ["TRITON_CACHE_DIR"])
     if not (source / "about.json").exists():
         add("cache", "none in the kit")

@@ -1,13 +1,19 @@
 """CPU seconds of each test file: the longest start first, so that processes that share tests end together.
 
-`make test-seconds` renews the table after tests were added or moved.
+`make test-seconds` renews the table after tests were added or moved; `test_file_seconds.py` limits its sum.
+
+Work takes more CPU time on cores that other processes share: caches and execution units are shared too.
+Therefore a fixed piece of work is timed throughout, and the seconds of a file are divided by the ratio of its
+duration then to its shortest one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+import statistics
+import time
+from collections import defaultdict
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -48,23 +54,43 @@ def cpu_seconds() -> float:
     return total
 
 
+def reference_seconds() -> float:
+    """CPU seconds of a fixed piece of work of about 10 ms: Python's objects, and memory beyond the caches."""
+    before = time.process_time()
+    values = {str(number): number for number in range(20_000)}
+    bytearray(8 << 20).count(1)
+    sorted(values, key=lambda key: -values[key])
+    return time.process_time() - before
+
+
 class Recorder:
     """Measures the CPU seconds of each file and writes the table; for a run in one process."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.references: defaultdict[str, list[float]] = defaultdict(list)
+        self._last = 0.0
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        file = file_of(item)
+        # At the begin of each file, and then once a second.
+        if file not in self.references or time.monotonic() > self._last + 1:
+            self.references[file].append(reference_seconds())
+            self._last = time.monotonic()
         before = cpu_seconds()
         try:
             return (yield)
         finally:
-            self.seconds[file_of(item)] += cpu_seconds() - before
+            self.seconds[file] += cpu_seconds() - before
 
     def pytest_sessionfinish(self) -> None:
+        if not self.seconds:
+            return
+        fastest = min(min(values) for values in self.references.values())
+        slower = {name: statistics.median(self.references[name]) / fastest for name in self.seconds}
         known = json.loads(TABLE.read_text()) | {
-            name: round(value, 1) for name, value in self.seconds.items()
+            name: round(value / slower[name], 1) for name, value in self.seconds.items()
         }
         kept = {name: known[name] for name in sorted(known) if (TABLE.parent / name).exists()}
         TABLE.write_text(json.dumps(kept, indent=1) + "\n")

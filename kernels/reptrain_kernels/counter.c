@@ -4,12 +4,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef FOR_EACH_PROCESSOR
-#define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EACH_PROCESSOR
-#endif
-
 static inline uint64_t line_key_of(uint64_t key, uint64_t position) {
   uint64_t x = (key ^ position) + 0x9E3779B97F4A7C15u;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;

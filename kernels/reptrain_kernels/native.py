@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,13 +21,17 @@ import platformdirs
 
 # No fused multiply-add and no other change of rounding.
 _FLAGS = ("-O3", "-std=c99", "-ffp-contract=off", "-shared", "-fPIC")
+# A function that is marked EACH_PROCESSOR has one version for each generation of x86 processors.
+_VERSIONS = '-DEACH_PROCESSOR=__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))'
+_ONE_VERSION = "-DEACH_PROCESSOR="
+_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 def load(source: Path, *, openmp: bool = False) -> ctypes.CDLL | None:
     """The library compiled from a C file; None without a compiler.
 
     Args:
-        source: The C file. A changed file is compiled again.
+        source: The C file. It is compiled again if it changes, or a header of this project that it includes.
         openmp: Whether it uses OpenMP. The caller must have imported torch: the library then uses torch's
             threads. If the library came first, torch would get the OpenMP library of the system.
     """
@@ -34,9 +39,9 @@ def load(source: Path, *, openmp: bool = False) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     flags = (*_FLAGS, "-fopenmp") if openmp else _FLAGS
-    # First with one version for each generation of x86 processors, which not all compilers support.
-    commands = [(*compiler, *flags, "-DFOR_EACH_PROCESSOR"), (*compiler, *flags)]
-    name = hashlib.sha256(source.read_bytes() + repr(commands).encode()).hexdigest()[:16]
+    # Not all compilers support several versions of a function.
+    commands = [(*compiler, *flags, versions) for versions in (_VERSIONS, _ONE_VERSION)]
+    name = hashlib.sha256(_content(source) + repr(commands).encode()).hexdigest()[:16]
     built = Path(platformdirs.user_cache_dir("reptrain")) / "native" / f"{platform.machine()}-{name}.so"
     try:
         if not built.exists():
@@ -52,6 +57,13 @@ def load(source: Path, *, openmp: bool = False) -> ctypes.CDLL | None:
             return ctypes.CDLL(str(Path(folder) / f"{source.stem}.so"))
         except (OSError, subprocess.SubprocessError):
             return None
+
+
+def _content(source: Path) -> bytes:
+    """The bytes of a C file, followed by those of the headers that it includes by a quoted path."""
+    content = source.read_bytes()
+    headers = [source.parent / os.fsdecode(name) for name in _INCLUDE.findall(content)]
+    return b"".join([content, *(_content(header) for header in headers)])
 
 
 def _compiler() -> list[str] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from reptrain.analysis.advise import Advice, Hint, first_decay, first_dropout
+from reptrain.analysis.advise import Advice
+from reptrain.analysis.hints import Hint, first_decay, first_dropout
 from reptrain.config import RunConfig
 from reptrain.config.load import dump_yaml, set_dotted, validate
 from reptrain.config.model import DecoderConfig

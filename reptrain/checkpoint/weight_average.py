@@ -11,7 +11,7 @@ from torch import Tensor
 from reptrain.checkpoint import state
 from reptrain.checkpoint.state import WEIGHT, Piece
 from reptrain.config.scheduled import RunPosition
-from reptrain.config.schema import AverageConfig
+from reptrain.config.sections import AverageConfig
 from reptrain.distributed.engine import Engine
 
 AVERAGE = "average"

@@ -2,8 +2,8 @@
 
 # Importing a module registers its commands, in the order of the help.
 from reptrain.cli import studies, study_claims, study_proxy, study_sweep, fits, costs, data  # noqa: F401, I001
-from reptrain.cli import runs, launches, doctor, run_list, scores, routers, tasks, models, trained  # noqa: F401
-from reptrain.cli import track, benches, benches_cpu  # noqa: F401
+from reptrain.cli import runs, audits, launches, doctor, run_list, scores, routers, tasks  # noqa: F401
+from reptrain.cli import models, trained, track, benches, benches_cpu  # noqa: F401
 from reptrain.cli.common import app, main
 
 __all__ = ["app", "main"]

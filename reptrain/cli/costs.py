@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reptrain.cli.common import app, show
-from reptrain.cli.options import AsJson, VocabSize, count_option
+from reptrain.cli.options import AsJson, NumBootstraps, VocabSize, count_option
 from reptrain.files import write_atomically
 
 if TYPE_CHECKING:
-    from reptrain.analysis.cost import Load
+    from reptrain.analysis.advise import Advice
+    from reptrain.analysis.cost import Cost, Load
     from reptrain.analysis.decision import Held
     from reptrain.analysis.first_config import StoreFacts
     from reptrain.analysis.prices import Device
@@ -45,66 +46,74 @@ Pue = Annotated[
 ]
 
 
+UniqueTokens = Annotated[
+    int | None, count_option("--unique-tokens", help="Available unique tokens; or --store.")
+]
+AdvisedStore = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Token store: also advise on every setting of a run."),
+]
+NewConfig = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="YAML", help="With --store: write the configuration to a new file."),
+]
+ComputeBudget = Annotated[
+    float | None,
+    typer.Option("--compute", metavar="FLOPS", help="Budget in training FLOPs; or --gpus and --hours."),
+]
+Hours = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")]
+HoldTokens = Annotated[
+    int | None,
+    count_option("--hold-tokens", help="Hold the consumed tokens D fixed; only the size is chosen."),
+]
+HoldRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--hold-tokens-per-parameter",
+        metavar="RATIO",
+        help="Hold the ratio D/N fixed; only the size is chosen, which also sets D.",
+    ),
+]
+FittedRuns = Annotated[
+    Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Your runs to fit the law to.")
+]
+FittedLaw = Annotated[str, typer.Option("--law", help="Law to fit to them.")]
+FittedMetric = Annotated[str, typer.Option("--metric", metavar="COLUMN", help="Column of their loss.")]
+FittedColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns", metavar="N=COLUMN,...", help="Columns of N, D and U.", show_default="a study's"
+    ),
+]
+
+
 @app.command()
 def advise(
-    unique_tokens: Annotated[
-        int | None, count_option("--unique-tokens", help="Available unique tokens; or --store.")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option("--store", metavar="DIR", help="Token store: also advise on every setting of a run."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="YAML", help="With --store: write the configuration to a new file."),
-    ] = None,
-    compute: Annotated[
-        float | None,
-        typer.Option("--compute", metavar="FLOPS", help="Budget in training FLOPs; or --gpus and --hours."),
-    ] = None,
+    unique_tokens: UniqueTokens = None,
+    store: AdvisedStore = None,
+    out: NewConfig = None,
+    compute: ComputeBudget = None,
     gpus: NumGpus = 1,
-    hours: Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")] = None,
-    tokens: Annotated[
-        int | None,
-        count_option("--hold-tokens", help="Hold the consumed tokens D fixed; only the size is chosen."),
-    ] = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            "--hold-tokens-per-parameter",
-            metavar="RATIO",
-            help="Hold the ratio D/N fixed; only the size is chosen, which also sets D.",
-        ),
-    ] = None,
+    hours: Hours = None,
+    tokens: HoldTokens = None,
+    ratio: HoldRatio = None,
     device: DeviceName = None,
     mfu: Mfu = None,
     peak_tflops: PeakTflops = None,
     price: Price = None,
     prices: Prices = None,
-    runs: Annotated[
-        Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Your runs to fit the law to.")
-    ] = None,
-    law: Annotated[str, typer.Option("--law", help="Law to fit to them.")] = "excess-saturating",
-    metric: Annotated[
-        str, typer.Option("--metric", metavar="COLUMN", help="Column of their loss.")
-    ] = "loss_report_final_nats",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--columns", metavar="N=COLUMN,...", help="Columns of N, D and U.", show_default="a study's"
-        ),
-    ] = None,
-    num_bootstraps: Annotated[
-        int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
-    ] = 200,
+    runs: FittedRuns = None,
+    law: FittedLaw = "excess-saturating",
+    metric: FittedMetric = "loss_report_final_nats",
+    columns: FittedColumns = None,
+    num_bootstraps: NumBootstraps = 200,
     as_json: AsJson = False,
 ) -> None:
     """Recommend size, epochs and regularization for a number of unique tokens and a budget."""
     from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
     from reptrain.analysis.advise import advise as advice_for
     from reptrain.analysis.answer import FitOptions
-    from reptrain.analysis.cost import Load, cost_text
-    from reptrain.analysis.cost import cost as cost_of
+    from reptrain.analysis.first_config import first_config
     from reptrain.analysis.tables import read_table
     from reptrain.cli.fits import parse_columns
 
@@ -114,40 +123,48 @@ def advise(
         problem = "needs --store" if store is None else f"{out} exists; name a new file"
         raise typer.BadParameter(problem, param_hint="--out")
     facts = None if store is None else _store_facts(store)
-    unique_tokens = facts.unique_tokens if facts is not None else unique_tokens or 0
+    available = float(facts.unique_tokens if facts is not None else unique_tokens or 0)
     peak = _peak(device, "bf16", peak_tflops)
     budget = _budget(compute, gpus, hours, mfu, peak)
     fit = None
     if runs is not None:
         evidence = Evidence(read_table(runs), metric, parse_columns(columns, ["N", "D", "U"]), law)
-        fit = fit_evidence(evidence, float(unique_tokens), budget, FitOptions(num_bootstraps=num_bootstraps))
+        fit = fit_evidence(evidence, available, budget, FitOptions(num_bootstraps=num_bootstraps))
     samples = fit.num_bootstraps if fit else 0
-    advice = advice_for(float(unique_tokens), budget, fit=fit, samples=samples, held=_held(tokens, ratio))
+    advice = advice_for(available, budget, fit=fit, samples=samples, held=_held(tokens, ratio))
     data, text = advice.model_dump(mode="json"), advice_text(advice)
     if mfu is not None and peak is not None:
-        row = find_row(prices, device)
-        result = cost_of(
-            tokens=advice.tokens,
-            num_gpus=gpus,
-            mfu=mfu,
-            load=Load(6.0 * advice.parameters),
-            peak_flops=peak,
-            unique_tokens=float(unique_tokens),
-            usd_per_gpu_hour=_price(price, row),
-            watts=row.watts if row else None,
-        )
+        result, cost_lines = _cost_of_advice(advice, gpus, mfu, peak, price, find_row(prices, device))
         data["cost"] = result.model_dump(mode="json")
-        text += "\n\ncost:\n" + cost_text(result, _price_source(price, row), _power_source(row, 1.0))
+        text += f"\n\ncost:\n{cost_lines}"
     if facts is not None:
-        from reptrain.analysis.first_config import first_config
-
         config = first_config(advice, facts)
         data["first_config"] = config.data()
-        text += "\n\n" + config.text()
+        text += f"\n\n{config.text()}"
         if out is not None:
             write_atomically(out, config.yaml())
             text += f"\n\nwritten to {out}; `reptrain train {out}` trains it"
     show(data, text, as_json=as_json)
+
+
+def _cost_of_advice(
+    advice: Advice, gpus: int, mfu: float, peak: float, price: float | None, row: Device | None
+) -> tuple[Cost, str]:
+    """The cost of the advised run, and its text."""
+    from reptrain.analysis.cost import Load, cost_text
+    from reptrain.analysis.cost import cost as cost_of
+
+    result = cost_of(
+        tokens=advice.tokens,
+        num_gpus=gpus,
+        mfu=mfu,
+        load=Load(6.0 * advice.parameters),
+        peak_flops=peak,
+        unique_tokens=advice.unique_tokens,
+        usd_per_gpu_hour=_price(price, row),
+        watts=row.watts if row else None,
+    )
+    return result, cost_text(result, _price_source(price, row), _power_source(row, 1.0))
 
 
 def _store_facts(path: Path) -> StoreFacts:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reptrain.cli.common import DONE, NO, app, show
-from reptrain.cli.options import AsJson, Exclude, Hostfile, MasterAddr, MaxMinutes, Out, Overrides, SshPort
+from reptrain.cli.options import (
+    AsJson,
+    Exclude,
+    Hostfile,
+    MasterAddr,
+    MasterPort,
+    MaxMinutes,
+    Out,
+    Overrides,
+    SshPort,
+    exclude_list,
+)
 from reptrain.errors import ReptrainError
 
 if TYPE_CHECKING:
@@ -34,9 +45,7 @@ def doctor(
     hostfile: Hostfile = None,
     exclude: Exclude = None,
     master_addr: MasterAddr = None,
-    master_port: Annotated[
-        int | None, typer.Option("--master-port", min=1, max=65535, help="Port where the ranks meet.")
-    ] = None,
+    master_port: MasterPort = None,
     ssh_port: SshPort = None,
     max_minutes: MaxMinutes = None,
     link_seconds: Annotated[
@@ -54,7 +63,6 @@ def doctor(
 
     Exit code 0: ready. 1: a fault was found. 2: wrong input.
     """
-    from reptrain.cli.launches import exclude_list
     from reptrain.files import write_atomically
 
     report = examine(

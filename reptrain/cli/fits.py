@@ -8,105 +8,115 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reptrain.cli.common import app, show
-from reptrain.cli.options import AsJson, count_option
+from reptrain.cli.options import AsJson, NumBootstraps, count_option
 
 if TYPE_CHECKING:
+    from reptrain.analysis.answers import Comparison, FitAnswer
     from reptrain.analysis.laws import Law
     from reptrain.analysis.questions import FitQuestion
 
 _ALL = "all"
 
 
+Table = Annotated[
+    str | None,
+    typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
+]
+LawNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--law",
+        metavar="NAME",
+        help="Law to fit; repeatable. `all` compares all laws.",
+        show_default="the fits of the study",
+    ),
+]
+ListLaws = Annotated[bool, typer.Option("--laws", help="List the laws and exit.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar="COLUMN", help="Column of the loss.", show_default="loss_report_final_nats"
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="N=COLUMN,...",
+        help="Column of each variable.",
+        show_default="a study's columns",
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="COLUMN=VALUE", help="Use only these rows; repeatable."),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="NAME[=VALUE],...",
+        help="Fix these parameters at the given or the published value; `all` for all.",
+    ),
+]
+OwnStarts = Annotated[
+    list[str] | None,
+    typer.Option("--start", metavar="NAME=VALUE,...", help="Additional start of the optimizer; repeatable."),
+]
+NumStarts = Annotated[int, count_option("--starts", help="Number of starts by variable projection.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="COLUMN",
+        help="Column of the units that the bootstrap resamples.",
+        show_default="cluster, else each run",
+    ),
+]
+Holdout = Annotated[
+    str | None,
+    typer.Option(
+        "--holdout",
+        metavar="largest:K|COLUMN",
+        help="Hold out the K runs with the most FLOPs, or those where a column is true.",
+    ),
+]
+ComputeBudget = Annotated[
+    float | None,
+    typer.Option("--compute", metavar="FLOPS", help="Compute budget in FLOPs for which to choose a size."),
+]
+UniqueTokens = Annotated[
+    int | None, count_option("--unique-tokens", help="Available unique tokens, with --compute.")
+]
+Statements = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        metavar="ITEM=TEXT",
+        help="State an item of the checklist: tuned, warm-up, checkpoints, parameters, flops, optimizer.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of starts and bootstrap.")]
+
+
 @app.command()
 def fit(
-    table: Annotated[
-        str | None,
-        typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
-    ] = None,
-    laws: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--law",
-            metavar="NAME",
-            help="Law to fit; repeatable. `all` compares all laws.",
-            show_default="the fits of the study",
-        ),
-    ] = None,
-    list_laws: Annotated[bool, typer.Option("--laws", help="List the laws and exit.")] = False,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric", metavar="COLUMN", help="Column of the loss.", show_default="loss_report_final_nats"
-        ),
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--columns",
-            metavar="N=COLUMN,...",
-            help="Column of each variable.",
-            show_default="a study's columns",
-        ),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option("--where", metavar="COLUMN=VALUE", help="Use only these rows; repeatable."),
-    ] = None,
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fix",
-            metavar="NAME[=VALUE],...",
-            help="Fix these parameters at the given or the published value; `all` for all.",
-        ),
-    ] = None,
-    own_starts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--start", metavar="NAME=VALUE,...", help="Additional start of the optimizer; repeatable."
-        ),
-    ] = None,
-    num_starts: Annotated[
-        int, count_option("--starts", help="Number of starts by variable projection.")
-    ] = 128,
-    num_bootstraps: Annotated[
-        int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
-    ] = 200,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            "--cluster",
-            metavar="COLUMN",
-            help="Column of the units that the bootstrap resamples.",
-            show_default="cluster, else each run",
-        ),
-    ] = None,
-    holdout: Annotated[
-        str | None,
-        typer.Option(
-            "--holdout",
-            metavar="largest:K|COLUMN",
-            help="Hold out the K runs with the most FLOPs, or those where a column is true.",
-        ),
-    ] = None,
-    compute: Annotated[
-        float | None,
-        typer.Option(
-            "--compute", metavar="FLOPS", help="Compute budget in FLOPs for which to choose a size."
-        ),
-    ] = None,
-    unique_tokens: Annotated[
-        int | None, count_option("--unique-tokens", help="Available unique tokens, with --compute.")
-    ] = None,
-    stated: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--state",
-            metavar="ITEM=TEXT",
-            help="State an item of the checklist: tuned, warm-up, checkpoints, parameters, flops, optimizer.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of starts and bootstrap.")] = 0,
+    table: Table = None,
+    laws: LawNames = None,
+    list_laws: ListLaws = False,
+    metric: Metric = None,
+    columns: Columns = None,
+    where: Where = None,
+    fixed: Fixed = None,
+    own_starts: OwnStarts = None,
+    num_starts: NumStarts = 128,
+    num_bootstraps: NumBootstraps = 200,
+    cluster: Cluster = None,
+    holdout: Holdout = None,
+    compute: ComputeBudget = None,
+    unique_tokens: UniqueTokens = None,
+    stated: Statements = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fit laws to the losses of runs: local optima, intervals, hold-out, and a checklist.
@@ -114,49 +124,77 @@ def fit(
     For the folder of a study, --law is not needed: the `fits` of its study file are computed.
     """
     from reptrain.analysis.answer import FitOptions, fit_laws, fit_study
-    from reptrain.analysis.checklist import STATEMENTS
-    from reptrain.analysis.laws import find_law
-    from reptrain.analysis.questions import FitQuestion
     from reptrain.analysis.tables import read_table
-    from reptrain.analysis.text import laws_text
-    from reptrain.errors import check_choice
 
     if list_laws:
         _print_laws(as_json=as_json)
         return
     if table is None:
         raise typer.BadParameter("a table or the folder of a study is missing", param_hint="TABLE")
-    own = [] if laws or not (Path(table) / "study.yaml").is_file() else _study_fits(Path(table))
-    if own and (metric or columns or where or holdout or fixed or own_starts):
+    study_fits = [] if laws or not (Path(table) / "study.yaml").is_file() else _study_fits(Path(table))
+    if study_fits and (metric or columns or where or holdout or fixed or own_starts):
         raise typer.BadParameter(
             "is missing; the study's fits have a metric, columns, rows and hold-out of their own",
             param_hint="--law",
         )
-    chosen = [find_law(question.law) for question in own] if own else _laws(laws or [])
-    if (compute is None) != (unique_tokens is None):
-        raise typer.BadParameter("--compute and --unique-tokens go together", param_hint="--compute")
-    said = _pairs("--state", stated)
-    for item in said:
-        check_choice("item of --state", item, STATEMENTS)
-    known = list(dict.fromkeys(name for law in chosen for name in law.variables))
-    settings: dict[str, Any] = {"columns": parse_columns(columns, known), "holdout": _holdout(holdout)}
-    settings["where"] = {name: _scalar(value) for name, value in _pairs("--where", where).items()}
-    if metric is not None:
-        settings["metric"] = metric
+    chosen = _laws([question.law for question in study_fits] or laws or [])
     options = FitOptions(
         fixed=_fixed(chosen, fixed or []),
         own_starts=tuple(_numbers("--start", start) for start in own_starts or []),
         num_starts=num_starts,
         num_bootstraps=num_bootstraps,
         cluster=cluster,
-        budget=None if compute is None or unique_tokens is None else (compute, float(unique_tokens)),
+        budget=_budget(compute, unique_tokens),
         seed=seed,
     )
-    if own:
-        answers, comparison = fit_study(own, read_table(table), options, said), None
-    else:
-        questions = [FitQuestion(name=law.name, law=law.name, **settings) for law in chosen]
-        answers, comparison = fit_laws(questions, read_table(table), options, said)
+    statements = _statements(stated)
+    if study_fits:
+        _show_fits(fit_study(study_fits, read_table(table), options, statements), None, as_json=as_json)
+        return
+    questions = _questions(chosen, metric=metric, columns=columns, where=where, holdout=holdout)
+    answers, comparison = fit_laws(questions, read_table(table), options, statements)
+    _show_fits(answers, comparison, as_json=as_json)
+
+
+def _questions(
+    laws: list[Law],
+    *,
+    metric: str | None,
+    columns: list[str] | None,
+    where: list[str] | None,
+    holdout: str | None,
+) -> list[FitQuestion]:
+    """One question for each law, from the text of the options."""
+    from reptrain.analysis.questions import FitQuestion
+
+    known = list(dict.fromkeys(name for law in laws for name in law.variables))
+    settings: dict[str, Any] = {"columns": parse_columns(columns, known), "holdout": _holdout(holdout)}
+    settings["where"] = {name: _scalar(value) for name, value in _pairs("--where", where).items()}
+    if metric is not None:
+        settings["metric"] = metric
+    return [FitQuestion(name=law.name, law=law.name, **settings) for law in laws]
+
+
+def _budget(compute: float | None, unique_tokens: int | None) -> tuple[float, float] | None:
+    if (compute is None) != (unique_tokens is None):
+        raise typer.BadParameter("--compute and --unique-tokens go together", param_hint="--compute")
+    return None if compute is None or unique_tokens is None else (compute, float(unique_tokens))
+
+
+def _statements(stated: list[str] | None) -> dict[str, str]:
+    """The stated items of the checklist."""
+    from reptrain.analysis.checklist import STATEMENTS
+    from reptrain.errors import check_choice
+
+    statements = _pairs("--state", stated)
+    for item in statements:
+        check_choice("item of --state", item, STATEMENTS)
+    return statements
+
+
+def _show_fits(answers: list[FitAnswer], comparison: Comparison | None, *, as_json: bool) -> None:
+    from reptrain.analysis.text import laws_text
+
     data = {
         "fits": [answer.model_dump(mode="json") for answer in answers],
         "comparison": None if comparison is None else comparison.model_dump(mode="json"),

@@ -70,6 +70,9 @@ MasterAddr = Annotated[
         show_default="the first that `hostname -I` prints there",
     ),
 ]
+MasterPort = Annotated[
+    int | None, typer.Option("--master-port", min=1, max=65535, help="Port where the ranks meet.")
+]
 SshPort = Annotated[
     int | None, typer.Option("--ssh-port", min=1, max=65535, help="Port of sshd on the hosts.")
 ]
@@ -96,3 +99,11 @@ VocabSize = Annotated[
     int | None,
     count_option("--vocab-size", help="Vocabulary size, if neither the model nor a store gives it."),
 ]
+NumBootstraps = Annotated[
+    int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")
+]
+
+
+def exclude_list(texts: list[str] | None) -> list[str]:
+    """The hosts of ``--exclude a,b``, which may be repeated."""
+    return [name for text in texts or [] for name in text.split(",") if name]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from reptrain.cli.common import DONE, PREEMPTED, app, config_app, join_launched_ranks, show
-from reptrain.cli.options import AsJson, ConfigFile, MaxMinutes, MovedStores, Out, Overrides
-from reptrain.errors import ConfigError
+from reptrain.cli.options import AsJson, ConfigFile, MaxMinutes, Out, Overrides
 
 
 @config_app.command("show")
@@ -135,128 +132,3 @@ def train(
         else:
             typer.echo(closing_text(result.run))
     raise typer.Exit(PREEMPTED if result.state == "preempted" else DONE)
-
-
-def _check_certificate(certificate: Path | None, key: Path | None) -> None:
-    """Refuse a wrong path before the audit, which may take hours."""
-    if certificate is not None and (certificate.is_dir() or not certificate.parent.is_dir()):
-        raise ConfigError(
-            f"--certificate {certificate}",
-            got="a folder" if certificate.is_dir() else "no such folder",
-            rule="must be a file in an existing folder",
-            remedy="Check the path.",
-        )
-    if key is not None and not key.is_file():
-        raise ConfigError(
-            f"--sign {key}",
-            got="no such file",
-            rule="must be a key that ssh-keygen can sign with",
-            remedy="Create one with `ssh-keygen -t ed25519 -f FILE`.",
-        )
-
-
-@app.command()
-def audit(
-    run: Annotated[
-        Path, typer.Argument(help="Folder of a run, or of a fine-tuning run (audited at level inputs).")
-    ],
-    store: MovedStores = None,
-    exposures: Annotated[
-        Path | None,
-        typer.Option(
-            "--exposures", metavar="FILE.arrow", help="Also write the number of uses of every token."
-        ),
-    ] = None,
-    level: Annotated[
-        Literal["windows", "inputs"],
-        typer.Option(
-            help="windows: compare the raw windows that reached the device. inputs: also rebuild and compare"
-            " the inputs of the model: input ids, targets, their weights, attention masks. Needs torch;"
-            " takes time in proportion to the tokens seen."
-        ),
-    ] = "windows",
-    processes: Annotated[
-        int, typer.Option(min=1, max=1024, help="Processes that rebuild the inputs, with --level inputs.")
-    ] = 1,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HASH", help="Check that the ledger contains this head, which was published earlier."
-        ),
-    ] = None,
-    signature: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Check this signature of the ledger's head.")
-    ] = None,
-    signers: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Allowed signers: lines of NAME PUBLIC-KEY, as in ssh-keygen(1)."),
-    ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEY", help="Sign the ledger's head with this SSH key, as ledger.sig in the run."
-        ),
-    ] = None,
-    certificate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Also write a one-page certificate of the exposures, without text and paths; with --sign"
-            " also its signature, FILE.sig.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Recount how often each token reached the model, from ledger and store.
-
-    The report is written to audit.json in the run folder, which `reptrain runs` and the tables read.
-    A report of level `windows` does not replace one of level `inputs` on the same ledger.
-
-    Exit code 0: exact. 1: not exact. 2: wrong input. 4: no result, because files are damaged or missing.
-
-    A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
-    the order `mixed` is exact only after a whole number of epochs. Between epochs, a correct run is reported
-    `as planned`, with exit code 1.
-    """
-    from reptrain.auditing.audit import audit as recount
-    from reptrain.auditing.audit import store_places
-    from reptrain.auditing.head_check import Signed, sign_head
-    from reptrain.cli.inputs_audit import finetuning_audit, inputs_audit, is_finetuning
-    from reptrain.progress import stage_progress
-
-    if is_finetuning(run):
-        given = {"--store": store, "--exposures": exposures, "--head": head, "--signature": signature}
-        given |= {"--signers": signers, "--sign": sign, "--certificate": certificate}
-        tuned = finetuning_audit(run, given)
-        show(json.loads(tuned.model_dump_json()), tuned.text(), as_json=as_json)
-        raise typer.Exit(tuned.exit_code)
-    if (signature is None) != (signers is None):
-        raise ConfigError(
-            "--signature and --signers",
-            got="one of them",
-            rule="must be given together",
-            remedy="Name the signature and the file of allowed signers.",
-        )
-    _check_certificate(certificate, sign)
-    options: dict[str, Any] = {"store": store_places(run, store or []) or None, "exposures": exposures}
-    options |= {"head": head, "signature": Signed(signature, signers) if signature and signers else None}
-    if level == "inputs":
-        recount = partial(inputs_audit("--level inputs"), processes=processes)
-    with stage_progress() as progress:
-        report = recount(run, progress=progress, **options)
-    with suppress(OSError):  # A run that can only be read can be audited too.
-        kept = report.keep(run)
-        if kept.level != report.level:
-            typer.echo(
-                f"{run / 'audit.json'} keeps the report of level {kept.level} on this ledger", err=True
-            )
-    show(json.loads(report.to_json()), report.text(), as_json=as_json)
-    if sign is not None and report.ledger is not None:
-        sign_head(report.ledger.head, sign, run / "ledger.sig")
-        typer.echo(f"signed as {run / 'ledger.sig'}", err=True)
-    if certificate is not None:
-        from reptrain.auditing.certificate import certify
-
-        certify(run, report, certificate, stores=options["store"] or {}, key=sign)
-        typer.echo(f"certificate: {certificate}", err=True)
-    raise typer.Exit(report.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from reptrain.cli.options import (
     count_option,
 )
 from reptrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reptrain.evaluation.evaluate import ScoredRun
 
 
 class Set(StrEnum):
@@ -51,59 +54,69 @@ _SCORE_TASK = "score-task RUN... --task TASK --set KEY=VALUE"
 _LM_EVAL = "lm-eval RUN... --tasks NAMES --include DIR"
 
 
+Sets = Annotated[
+    list[Set] | None, typer.Option("--set", help="Set to score; repeatable.", show_default="all three")
+]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME|YAML",
+        help="Score under this objective: a name, or a mapping such as"
+        " '{name: span_corruption, mean_span_tokens: 8}'; repeatable.",
+        show_default="the run's",
+    ),
+]
+ScoredStores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store",
+        metavar="PATH",
+        help="The store's folder, if it has moved, or another store of the same tokenizer;"
+        " in a mixture NAME=PATH.",
+    ),
+]
+MaxWindows = Annotated[
+    int | None,
+    count_option("--max-windows", help="Largest number of windows per set.", show_default="the run's"),
+]
+NoiseSamples = Annotated[
+    int | None,
+    typer.Option("--noise-samples", min=1, help="Noise samples per window.", show_default="the run's"),
+]
+Ensemble = Annotated[
+    bool, typer.Option("--ensemble", help="Also score the ensemble: the mean of the runs' probabilities.")
+]
+Snapshots = Annotated[
+    bool,
+    typer.Option(
+        "--snapshots",
+        help="Score the checkpoint at the end of each cycle of a cyclic learning rate,"
+        " instead of the newest one.",
+    ),
+]
+LearnWeights = Annotated[
+    bool,
+    typer.Option(
+        "--learn-weights",
+        help="With --ensemble: learn the weights of the members on the select split;"
+        " without it they are equal.",
+    ),
+]
+
+
 @app.command()
 def evaluate(
     runs: RunFolders,
-    sets: Annotated[
-        list[Set] | None, typer.Option("--set", help="Set to score; repeatable.", show_default="all three")
-    ] = None,
-    objectives: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--objective",
-            metavar="NAME|YAML",
-            help="Score under this objective: a name, or a mapping such as"
-            " '{name: span_corruption, mean_span_tokens: 8}'; repeatable.",
-            show_default="the run's",
-        ),
-    ] = None,
-    store: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--store",
-            metavar="PATH",
-            help="The store's folder, if it has moved, or another store of the same tokenizer;"
-            " in a mixture NAME=PATH.",
-        ),
-    ] = None,
+    sets: Sets = None,
+    objectives: Objectives = None,
+    store: ScoredStores = None,
     step: Step = None,
-    max_windows: Annotated[
-        int | None,
-        count_option("--max-windows", help="Largest number of windows per set.", show_default="the run's"),
-    ] = None,
-    noise_samples: Annotated[
-        int | None,
-        typer.Option("--noise-samples", min=1, help="Noise samples per window.", show_default="the run's"),
-    ] = None,
-    ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Also score the ensemble: the mean of the runs' probabilities.")
-    ] = False,
-    snapshots: Annotated[
-        bool,
-        typer.Option(
-            "--snapshots",
-            help="Score the checkpoint at the end of each cycle of a cyclic learning rate,"
-            " instead of the newest one.",
-        ),
-    ] = False,
-    learn_weights: Annotated[
-        bool,
-        typer.Option(
-            "--learn-weights",
-            help="With --ensemble: learn the weights of the members on the select split;"
-            " without it they are equal.",
-        ),
-    ] = False,
+    max_windows: MaxWindows = None,
+    noise_samples: NoiseSamples = None,
+    ensemble: Ensemble = False,
+    snapshots: Snapshots = False,
+    learn_weights: LearnWeights = False,
     device: Device = "auto",
     as_json: AsJson = False,
     memorization: Annotated[str | None, _moved_option("--memorised", "--memorized", to=_MEMORIZATION)] = None,
@@ -127,31 +140,35 @@ def evaluate(
         for path in runs
         for number in (_snapshots(path) if snapshots else [step])
     ]
-    lines, learned = [], None
+    learned: list[float] | None = None
+    lines: list[str] = []
     if ensemble:
-        from reptrain.evaluation.ensemble import ensemble_of, learned_weights, member_names
+        from reptrain.evaluation.ensemble import ensemble_of
 
-        learned = learned_weights(opened, max_windows=max_windows) if learn_weights else None
-        if learned is not None:
-            members = zip(learned, member_names(opened), strict=True)
-            lines = ["", "weights learned on select:", *(f"{weight:.4f}  {name}" for weight, name in members)]
+        if learn_weights:
+            learned, lines = _learned_weights(opened, max_windows)
         opened.append(ensemble_of(opened, learned))
-    rows = [
-        (
-            score.row(),
-            {} if learned is None else {"member_weights": learned if run is opened[-1] else None},
-        )
-        for run in opened
-        for score in score_run(
-            run,
-            sets=sets or SETS,
-            objectives=objectives or [],
-            max_windows=max_windows,
+    rows: list[tuple[dict[str, object], dict[str, object]]] = []
+    for run in opened:
+        scores = score_run(
+            run, sets=sets or SETS, objectives=objectives or [], max_windows=max_windows,
             noise_samples=noise_samples,
-        )
-    ]
+        )  # fmt: skip
+        more: dict[str, object] = {}
+        if learned is not None:
+            more["member_weights"] = learned if run is opened[-1] else None
+        rows += [(score.row(), more) for score in scores]
     text = "\n".join([table([row for row, _ in rows]), *lines])
     show([row | more for row, more in rows], text, as_json=as_json)
+
+
+def _learned_weights(members: Sequence[ScoredRun], max_windows: int | None) -> tuple[list[float], list[str]]:
+    """Weights of an ensemble's members that are learned on the select split, and the lines that show them."""
+    from reptrain.evaluation.ensemble import learned_weights, member_names
+
+    learned = learned_weights(members, max_windows=max_windows)
+    pairs = zip(learned, member_names(members), strict=True)
+    return learned, ["", "weights learned on select:", *(f"{weight:.4f}  {name}" for weight, name in pairs)]
 
 
 def _snapshots(path: Path) -> list[int]:

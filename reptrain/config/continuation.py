@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from reptrain.config.fingerprint import flatten
+from reptrain.config.fingerprint import auto_values_of_model, flatten
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 
 # All others are built into the weights.
@@ -45,19 +45,7 @@ def fixed_difference(parent: ModelConfig, model: ModelConfig) -> tuple[str, Any,
 
 def model_settings(model: ModelConfig) -> dict[str, Any]:
     """A model's settings by dotted key, with derived defaults filled in for null."""
-    if isinstance(model, DecoderConfig):
-        filled: dict[str, Any] = {
-            "num_kv_heads": model.kv_heads,
-            "num_stored_layers": model.stack.stored,
-            "head_dim": model.head_width,
-            "attention_bias": model.attention_biases,
-            "mlp_bias": model.has_mlp_bias,
-        }
-    else:
-        filled = {f"num_stored_{part}_layers": getattr(model, part).stored for part in ("encoder", "decoder")}
-    if model.moe is not None:
-        filled |= {"moe.normalize": model.moe.normalizes, "moe.d_ff": model.moe.d_ff or model.d_ff}
-    return dict(flatten(model.model_dump(mode="json"))) | filled
+    return dict(flatten(model.model_dump(mode="json"))) | auto_values_of_model(model)
 
 
 def unadaptable(parent: DecoderConfig) -> tuple[str, Any, Any] | None:

@@ -12,7 +12,8 @@ from reptrain.config.model import DropoutConfig, ModelConfig
 from reptrain.config.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig
 from reptrain.config.quantities import Budget
 from reptrain.config.scheduled import Rate, Scheduled
-from reptrain.config.schema import LOW_PRECISIONS, RegularizeConfig, TrainConfig
+from reptrain.config.schema import LOW_PRECISIONS
+from reptrain.config.sections import RegularizeConfig, TrainConfig
 from reptrain.config.task import TaskConfig, TaskLimits
 
 _TENTH = Scheduled(value=0.1)

@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from reptrain.config.json_digest import fingerprint
-from reptrain.config.model import DecoderConfig, MoEConfig, T5Config
+from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig
 from reptrain.config.numerics import NUMERICS_VERSION
-from reptrain.config.schema import ONE_EPOCH, RunConfig
+from reptrain.config.schema import RunConfig
+from reptrain.config.sections import ONE_EPOCH
 
 # Settings that do not change the results: these may differ on resume. The store has its own fingerprint.
 _NO_EFFECT_ON_RESULTS = (
@@ -63,10 +64,11 @@ def auto_values(config: RunConfig) -> dict[str, Any]:
         if config.data.sources:
             given = {"order": source.order, "cut": source.cut, "subset_seed": source.subset_seed}
             values |= {f"data.sources.{name}.{key}": value for key, value in given.items()}
-    return values | {f"model.{key}": value for key, value in _auto_values_of_model(config.model).items()}
+    return values | {f"model.{key}": value for key, value in auto_values_of_model(config.model).items()}
 
 
-def _auto_values_of_model(model: DecoderConfig | T5Config) -> dict[str, Any]:
+def auto_values_of_model(model: ModelConfig) -> dict[str, Any]:
+    """Settings of a model whose null stands for a derived value, with the model's values, by dotted key."""
     if isinstance(model, DecoderConfig):
         values: dict[str, Any] = {
             "num_kv_heads": model.kv_heads,

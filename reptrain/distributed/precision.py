@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from reptrain.config.schema import TrainConfig
+from reptrain.config.sections import TrainConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
 

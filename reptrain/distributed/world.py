@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from reptrain.config.schema import TrainConfig
+from reptrain.config.sections import TrainConfig
 from reptrain.distributed.host_memory import keep_freed_memory
 from reptrain.distributed.precision import precision_text
 from reptrain.errors import ConfigError, LaunchError, RunError, check_choice
@@ -76,7 +76,7 @@ class World:
             try:
                 outcome = action(), None
             except Exception as error:  # The other ranks wait for the outcome, whatever the error is.
-                outcome = None, _portable(error)
+                outcome = None, portable(error)
                 self.from_main(outcome)
                 raise
         value, failure = self.from_main(outcome)
@@ -98,7 +98,7 @@ class World:
             dist.barrier()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))

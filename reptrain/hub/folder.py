@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reptrain.config.base import check_name
-from reptrain.config.load import shown_value, violated_rule
+from reptrain.config.explain import shown_value, violated_rule
 from reptrain.config.model import ModelConfig, T5Config
 from reptrain.errors import HubError
 from reptrain.files import read_small

@@ -20,10 +20,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from reptrain import checkpoint
 from reptrain.checkpoint import CheckpointManifest
 from reptrain.checkpoint.state import WEIGHT, Piece, set_expert_bias
 from reptrain.checkpoint.state_files import StateFiles
@@ -32,9 +31,9 @@ from reptrain.config.base import Frozen
 from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import Reading
-from reptrain.distributed.world import World
-from reptrain.errors import ReptrainError, ResumeError, RunError, TokenizerError
+from reptrain.errors import ReptrainError, TokenizerError
 from reptrain.hub import ModelFolder
+from reptrain.hub.checkpoint_folder import intact_checkpoint, no_average, wrong_model
 from reptrain.hub.folder import CONFIG
 from reptrain.hub.parts import Part
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
@@ -45,7 +44,6 @@ from reptrain.store import local_folder, open_store
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
 
-_SINGLE_RANK = World(0, 1, 0, torch.device("cpu"))
 MODEL_FILE = "model.yaml"
 
 
@@ -227,7 +225,7 @@ class _Checkpointed(SavedModel):
     ) -> None:
         rows = manifest.parameters.get("embedding.weight", [0])[0]
         if rows < 1:
-            raise _wrong(place, f"an embedding of {rows} rows", "must have an embedding")
+            raise wrong_model(place, f"an embedding of {rows} rows", "must have an embedding")
         config = config.model_copy(update={"vocab_size": rows})
         super().__init__(path, config, step=manifest.step, window_tokens=window_tokens)
         self._place, self._manifest = place, manifest
@@ -244,7 +242,7 @@ class _Checkpointed(SavedModel):
         for name in sorted(shapes.keys() | self._manifest.parameters.keys()):
             expected, stored = shapes.get(name), self._manifest.parameters.get(name)
             if expected is None or stored is None or list(expected) != stored:
-                raise _wrong(
+                raise wrong_model(
                     self.path,
                     f"{name} of shape {stored} in {self._place.name}",
                     f"must hold the weights of its configuration, of shape {expected and list(expected)}",
@@ -277,7 +275,7 @@ class _RunModel(_Checkpointed):
         self._folder, self._run = folder, run
         if average:
             if run.average is None:
-                raise _no_average(path, "a run that keeps no average")
+                raise no_average(path, "a run that keeps no average")
             self.kind = AVERAGE
 
     @property
@@ -385,57 +383,17 @@ def open_saved_model(path: Path, step: int | None = None, *, average: bool = Fal
     if path.parent.name == "checkpoints" and number != path.name and number.isdecimal() and step is None:
         path, step = path.parent.parent, int(number)
     if average and not (path / "plan.json").exists():
-        raise _no_average(path, "a folder that is not a run")
+        raise no_average(path, "a folder that is not a run")
     if (path / CONFIG).exists() and not (path / "checkpoints").exists():
         if step is not None:
-            raise _wrong(path, f"step {step} of a Hugging Face folder", "must be opened without a step")
+            raise wrong_model(path, f"step {step} of a Hugging Face folder", "must be opened without a step")
         return _FolderModel(path)
     if (path / MODEL_FILE).exists():
         imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
-        return _Imported(path, imported, *_checkpoint(path, step))
+        return _Imported(path, imported, *intact_checkpoint(path, step))
     if (path / "plan.json").exists():
-        return _RunModel(path, RunFolder.open(path), *_checkpoint(path, step), average=average)
-    raise _wrong(path, f"no plan.json, {MODEL_FILE} or {CONFIG}", "must be the folder of a model")
-
-
-def _checkpoint(path: Path, step: int | None) -> tuple[Path, CheckpointManifest]:
-    folder = path / "checkpoints"
-    if step is None:
-        newest = checkpoint.find(folder, world=_SINGLE_RANK)
-        if newest.path is None or newest.manifest is None:
-            raise _wrong(path, "no checkpoint yet", "must have a checkpoint")
-        return newest.path, newest.manifest
-    place = folder / f"step-{step}"
-    try:
-        manifest = CheckpointManifest.read(place)
-        problems = (expected.problem(place / name) for name, expected in manifest.files.items())
-        problem = next((text for text in problems if text), None)
-    except ResumeError:
-        raise
-    except (OSError, ValueError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    if problem is not None:
-        existing = ", ".join(sorted(path.name for path in folder.glob("step-*")))
-        raise _wrong(place, problem, f"must be an intact checkpoint (existing: {existing or 'none'})")
-    return place, manifest
-
-
-def _no_average(path: Path, got: str) -> RunError:
-    return RunError(
-        f"average of {path}",
-        got=got,
-        rule="requires a run that keeps an average of its weights",
-        remedy="Omit --average, or train with the setting average.",
-    )
-
-
-def _wrong(path: Path, got: str, rule: str) -> RunError:
-    return RunError(
-        f"model {path}",
-        got=got,
-        rule=rule,
-        remedy="Pass a run folder, one of its checkpoints, or a Hugging Face folder.",
-    )
+        return _RunModel(path, RunFolder.open(path), *intact_checkpoint(path, step), average=average)
+    raise wrong_model(path, f"no plan.json, {MODEL_FILE} or {CONFIG}", "must be the folder of a model")
 
 
 def _without_megablocks(config: ModelConfig) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reptrain.config.schema import EvaluateConfig
+from reptrain.config.sections import EvaluateConfig
 
 
 def marks(num_steps: int, fraction: float) -> set[int]:

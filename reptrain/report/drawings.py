@@ -23,9 +23,8 @@ from reptrain.errors import AnalysisError
 from reptrain.files import write_atomically
 from reptrain.report import plots
 from reptrain.report.claim_lines import pair_sentence
+from reptrain.report.plot_parts import MOST_NAMED
 from reptrain.report.svg import PAGE, PRINT, Paint, to_print, to_svg
-
-_MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawin
     """One figure, or one for each curve over epochs if there are many arms."""
     title = "Held-out loss against tokens seen"
     arms = [arm for (arm,) in plots.by_last_epoch(view.table)]
-    series = _arms_by_series(runs, arms) if len(arms) > _MOST_NAMED else {}
-    if not 1 < len(series) <= _MOST_NAMED:
+    series = _arms_by_series(runs, arms) if len(arms) > MOST_NAMED else {}
+    if not 1 < len(series) <= MOST_NAMED:
         return [_tokens_of(view, arms, names, view.name, title)] if arms else []
     losses = [row[plots.LOSS.mean] for row in view.table.to_pylist()]
     limits = (min(losses), max(losses))
@@ -146,7 +145,7 @@ def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]
     many."""
     keys = views.curve_keys(runs)
     rows = {row["arm"]: row for row in runs.select(["arm", *keys]).to_pylist()}
-    if len({tuple(str(rows[arm][key]) for key in keys) for arm in arms}) > _MOST_NAMED:
+    if len({tuple(str(rows[arm][key]) for key in keys) for arm in arms}) > MOST_NAMED:
         keys = keys[:1]
     series: dict[str, list[str]] = {}
     for arm in arms:
@@ -322,7 +321,7 @@ def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:
                     data,
                     command,
                     "Dots: runs. Lines: the law.",
-                    plots.legend([curve.label for curve in answer.curves[:_MOST_NAMED]]),
+                    plots.legend([curve.label for curve in answer.curves[:MOST_NAMED]]),
                 )
             )
         drawings.append(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -16,14 +13,25 @@ from reptrain.analysis.answers import Curve, Fit
 from reptrain.analysis.claims import ClaimResult
 from reptrain.analysis.text import short_count
 from reptrain.report.claim_lines import full_name
+from reptrain.report.plot_parts import (
+    MOST_NAMED,
+    Rows,
+    column_of,
+    count_axis,
+    epoch_axis,
+    grouped,
+    hover,
+    loss_axis,
+    mark_epochs,
+    shade_of,
+    spaced,
+    two_lines,
+)
 from reptrain.report.svg import Paint, axes, tip
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
 _MOST_TIPS = 300
-_MOST_NAMED = 6
 _LONGEST_VALUE = 32
-_MOST_TICKS = 7
-Rows = list[dict[str, Any]]
 
 
 class OverTokens(NamedTuple):
@@ -69,18 +77,18 @@ def curves_over_tokens(
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         tips = sum(map(len, groups.values())) <= _MOST_TIPS
         for index, ((arm,), rows) in enumerate(groups.items()):
-            x, y = _column(rows, "consumed_tokens"), _column(rows, what.mean)
-            _line(plot, x, y, index, len(groups), paint)
+            x, y = column_of(rows, "consumed_tokens"), column_of(rows, what.mean)
+            plot.plot(x, y, color=shade_of(index, len(groups), paint))
             if any(row["seeds"] > 1 for row in rows):
                 plot.fill_between(
-                    x, _column(rows, what.lowest), _column(rows, what.highest),
-                    color=_shade(index, len(groups), paint), alpha=0.15, linewidth=0,
+                    x, column_of(rows, what.lowest), column_of(rows, what.highest),
+                    color=shade_of(index, len(groups), paint), alpha=0.15, linewidth=0,
                 )  # fmt: skip
-            _epoch_marks(plot, rows, what.mean, _shade(index, len(groups), paint))
+            mark_epochs(plot, rows, what.mean, shade_of(index, len(groups), paint))
             for row in rows if tips else ():
                 text = f"{names[str(arm)]}: {row[what.mean]:.3f} {what.unit} at {row['epoch']:.3g} epochs"
-                _hover(plot, row["consumed_tokens"], row[what.mean], text)
-        _loss_axis(plot)
+                hover(plot, row["consumed_tokens"], row[what.mean], text)
+        loss_axis(plot)
         plot.set_ylabel(what.label)
         if limits is not None:
             margin = 0.05 * (limits[1] - limits[0])
@@ -94,7 +102,7 @@ def curves_over_tokens(
 
 def by_last_epoch(table: pa.Table) -> dict[tuple[Any, ...], Rows]:
     """The rows of each arm of `loss_against_tokens`, those with the fewest epochs first."""
-    groups = _grouped(table.to_pylist(), ["arm"])
+    groups = grouped(table.to_pylist(), ["arm"])
     return dict(sorted(groups.items(), key=lambda group: (group[1][-1]["epoch"], group[0])))
 
 
@@ -112,13 +120,15 @@ def curves_over_epochs(
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         epochs: set[float] = set()
         for dashed, table in enumerate(tables):
-            groups = _grouped(table.to_pylist(), series)
+            groups = grouped(table.to_pylist(), series)
             for index, (key, rows) in enumerate(groups.items()):
-                shade = _shade(index, len(groups), paint)
-                x, y = _column(rows, "epochs"), _column(rows, "mean")
+                shade = shade_of(index, len(groups), paint)
+                x, y = column_of(rows, "epochs"), column_of(rows, "mean")
                 epochs.update(x)
                 plot.plot(x, y, color=shade, linestyle=(0, (3, 2)) if dashed else "-")
-                plot.vlines(x, _column(rows, "lowest"), _column(rows, "highest"), color=shade, linewidth=1)
+                plot.vlines(
+                    x, column_of(rows, "lowest"), column_of(rows, "highest"), color=shade, linewidth=1
+                )
                 for row in rows:
                     name = series_label(key, series)
                     text = f"{name + ': ' if name else ''}{row['mean']:.3f} at {row['epochs']:.3g} epochs of "
@@ -127,9 +137,9 @@ def curves_over_epochs(
                         row["epochs"], row["mean"], "o", color=shade, markersize=4, gid=tip(text),
                         fillstyle="none" if dashed else "full",
                     )  # fmt: skip
-        _loss_axis(plot)
+        loss_axis(plot)
         plot.set_ylabel(label)
-        _epoch_axis(plot, epochs)
+        epoch_axis(plot, epochs)
         return figure
 
 
@@ -144,7 +154,7 @@ def heat_map(table: pa.Table, second: str, paint: Paint) -> Figure:
     rows = table.to_pylist()
     across = sorted({row["unique_tokens"] for row in rows}, reverse=True)
     up = sorted({row[second] for row in rows})
-    losses = _column(rows, "loss_nats")
+    losses = column_of(rows, "loss_nats")
     low, high = min(losses), max(losses)
     with axes(_WIDTH_IN, max(1.8, 0.9 + 0.55 * len(up)), paint) as (figure, plot):
         for row in rows:
@@ -216,7 +226,7 @@ def bars(table: pa.Table, column: str, names: Mapping[str, str], paint: Paint, *
         label: Label of the horizontal axis.
     """
     rows = table.to_pylist()[:24]
-    labels = [_two_lines(names[row["arm"]]) for row in reversed(rows)]
+    labels = [two_lines(names[row["arm"]]) for row in reversed(rows)]
     step_in = 0.46 if any("\n" in text for text in labels) else 0.34
     with axes(_WIDTH_IN, 0.9 + step_in * len(rows), paint) as (figure, plot):
         for place, row in enumerate(reversed(rows)):
@@ -243,22 +253,22 @@ def tuning_curves(table: pa.Table, paint: Paint) -> Figure:
         paint: Colors.
     """
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
-        groups = _grouped(table.to_pylist(), ["group"])
+        groups = grouped(table.to_pylist(), ["group"])
         for index, ((group,), rows) in enumerate(groups.items()):
-            shade = _shade(index, len(groups), paint)
-            plot.plot(_column(rows, "value"), _column(rows, "mean_select_nats"), color=shade)
+            shade = shade_of(index, len(groups), paint)
+            plot.plot(column_of(rows, "value"), column_of(rows, "mean_select_nats"), color=shade)
             for row in rows:
                 text = f"{group}: {row['mean_select_nats']:.3f} nats at {row['value']:g}"
                 plot.plot(
                     row["value"], row["mean_select_nats"], "o", color=shade, gid=tip(text),
                     markersize=8 if row["is_chosen"] else 4, fillstyle="none" if row["is_chosen"] else "full",
                 )  # fmt: skip
-        _loss_axis(plot)
+        loss_axis(plot)
         plot.set_xlabel(table["setting"][0].as_py())
         values = sorted({*table["value"].to_pylist()})
         if values[0] > 0:
             plot.set_xscale("log")
-        plot.xaxis.set_major_locator(FixedLocator(_spaced(values)))
+        plot.xaxis.set_major_locator(FixedLocator(spaced(values)))
         plot.xaxis.set_minor_locator(NullLocator())
         plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return figure
@@ -267,8 +277,8 @@ def tuning_curves(table: pa.Table, paint: Paint) -> Figure:
 def fit_curves(fit: Fit, curves: Sequence[Curve], paint: Paint) -> Figure:
     """The law's curves through the runs."""
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
-        for index, curve in enumerate(curves[:_MOST_NAMED]):
-            plot.plot(curve.x, curve.loss, color=_shade(index, min(len(curves), _MOST_NAMED), paint))
+        for index, curve in enumerate(curves[:MOST_NAMED]):
+            plot.plot(curve.x, curve.loss, color=shade_of(index, min(len(curves), MOST_NAMED), paint))
         variable = curves[0].variable
         for residual in fit.residuals:
             text = f"{residual.run}: {residual.loss:.3f} nats, predicted {residual.predicted:.3f}"
@@ -281,9 +291,9 @@ def fit_curves(fit: Fit, curves: Sequence[Curve], paint: Paint) -> Figure:
                 gid=tip(text),
             )
         plot.set_xscale("log")
-        _loss_axis(plot)
+        loss_axis(plot)
         plot.set_xlabel(fit.columns.get(variable, variable).replace("_", " "))
-        _count_axis(plot, [residual.variables[variable] for residual in fit.residuals])
+        count_axis(plot, [residual.variables[variable] for residual in fit.residuals])
         return figure
 
 
@@ -331,7 +341,7 @@ def legend(labels: Sequence[str]) -> list[tuple[str, str]]:
     """Colors of few curves by name; many curves have the first, the last, and steps between."""
     if len(labels) <= 1:
         return []
-    if len(labels) <= _MOST_NAMED:
+    if len(labels) <= MOST_NAMED:
         return [(f"arm-{index + 1}", label) for index, label in enumerate(labels)]
     return [("step-3", labels[0]), ("step-9", labels[-1])]
 
@@ -347,87 +357,3 @@ def _setting(name: str, value: Any) -> str:
         text = f"{value:,}"
     text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
     return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
-
-
-def _grouped(rows: Rows, keys: Sequence[str]) -> dict[tuple[Any, ...], Rows]:
-    groups: dict[tuple[Any, ...], Rows] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups
-
-
-def _column(rows: Rows, name: str) -> list[float]:
-    return [row[name] for row in rows]
-
-
-def _shade(index: int, count: int, paint: Paint) -> str:
-    """A categorical color for few curves, a step from light to dark for many."""
-    if count <= _MOST_NAMED:
-        return paint.arm(index)
-    return paint.steps[2 + round(index / (count - 1) * (len(paint.steps) - 3))]
-
-
-def _line(plot: Axes, x: Sequence[float], y: Sequence[float], index: int, count: int, paint: Paint) -> None:
-    plot.plot(x, y, color=_shade(index, count, paint))
-
-
-def _hover(plot: Axes, x: float, y: float, text: str) -> None:
-    """An invisible target for the pointer."""
-    plot.plot(x, y, "o", color="none", markersize=9, gid=tip(text))
-
-
-def _epoch_marks(plot: Axes, rows: Rows, column: str, shade: str) -> None:
-    """Marks on a curve at the ends of epochs: of each up to 16, else of powers of two."""
-    last = rows[-1]["epoch"]
-    if not last or last < 1:
-        return
-    whole = range(1, math.floor(last + 1e-9) + 1)
-    ends = (
-        [float(n) for n in whole] if last <= 16 else [2.0**k for k in range(math.floor(math.log2(last)) + 1)]
-    )
-    epoch = _column(rows, "epoch")
-    x = np.interp(ends, epoch, _column(rows, "consumed_tokens"))
-    y = np.interp(ends, epoch, _column(rows, column))
-    plot.plot(x, y, "|", color=shade, markersize=7, markeredgewidth=1.4)
-
-
-def _loss_axis(plot: Axes) -> None:
-    plot.set_ylabel("nats per token")
-    plot.grid(axis="y")
-    plot.set_axisbelow(True)
-    plot.tick_params(length=0)
-    plot.yaxis.set_major_locator(MaxNLocator(5))
-
-
-def _epoch_axis(plot: Axes, epochs: Iterable[float]) -> None:
-    values = sorted(set(epochs))
-    plot.set_xlabel("epochs")
-    if len(values) > 1 and values[-1] / max(values[0], 1e-9) >= 8:
-        plot.set_xscale("log", base=2)
-    plot.xaxis.set_major_locator(FixedLocator(_spaced(values)))
-    plot.xaxis.set_minor_locator(NullLocator())
-    plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-
-
-def _count_axis(plot: Axes, values: Sequence[float]) -> None:
-    distinct = sorted(set(values))
-    step = max(1, math.ceil(len(distinct) / 5))
-    plot.xaxis.set_major_locator(FixedLocator(distinct[::step]))
-    plot.xaxis.set_minor_locator(NullLocator())
-    plot.xaxis.set_major_formatter(FuncFormatter(short_count))
-
-
-def _two_lines(text: str, length: int = 34) -> str:
-    """A label on one line, or on two if it has a comma; a longer line is clipped."""
-    lines = text.split(", ", 1) if len(text) > length else [text]
-    return "\n".join(line if len(line) <= length else line[: length - 1] + "…" for line in lines)
-
-
-def _spaced(values: Sequence[float]) -> list[float]:
-    """Some of the sorted values, far enough apart for ticks on a logarithmic axis."""
-    spaced = [*values[:1]]
-    octaves = math.log2(values[-1] / values[0]) if len(values) > 1 and values[0] > 0 else 0.0
-    for value in values[1:]:
-        if spaced[-1] <= 0 or math.log2(value / spaced[-1]) >= octaves / _MOST_TICKS:
-            spaced.append(value)
-    return spaced

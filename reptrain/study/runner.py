@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from reptrain.config.load import dump_yaml
-from reptrain.config.schema import BranchConfig
+from reptrain.config.sections import BranchConfig
 from reptrain.errors import StudyError
 from reptrain.files import write_atomically
 from reptrain.study.arm_progress import read_progress

@@ -13,7 +13,7 @@ from pathlib import Path
 from reptrain import checkpoint
 from reptrain.config import RunConfig
 from reptrain.config.base import PathText
-from reptrain.config.schema import BranchConfig
+from reptrain.config.sections import BranchConfig
 from reptrain.errors import ReptrainError, ResumeError
 from reptrain.files import write_atomically
 from reptrain.plan.marks import evaluation_steps

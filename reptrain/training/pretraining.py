@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reptrain.config import RunConfig
-from reptrain.config.schema import CheckpointConfig, EvaluateConfig
+from reptrain.config.sections import CheckpointConfig, EvaluateConfig
 from reptrain.hub.saved_model import SavedModel
 from reptrain.plan.marks import evaluation_steps, marks
 from reptrain.runs.folder import RunFolder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reptrain.config.scheduled import RunPosition, Scheduled
-from reptrain.config.schema import RegularizeConfig
+from reptrain.config.sections import RegularizeConfig
 from reptrain.errors import ConfigError
 from reptrain.model import DropoutContext
 from reptrain.model.dropout import Site, site_keys

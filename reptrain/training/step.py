@@ -24,7 +24,7 @@ from reptrain.checkpoint.state import update_count
 from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.optimizers import OptimizerConfig, ScheduleConfig
-from reptrain.config.schema import RegularizeConfig
+from reptrain.config.sections import RegularizeConfig
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.host_memory import release_freed_memory
 from reptrain.distributed.world import World
@@ -116,36 +116,10 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         if number > 1:
             engine.step()  # Ends the previous micro-batch; the weights change after the last one only.
-        rows = micro_batch.to(world.device)
-        example = trainer.make_example(rows)
-        dropout = DropoutContext(seed=trainer.seed, step=batch.step, row_B=rows.row_B)
-        inputs = trainer.input_noise(example.inputs, settings.input_noise, dropout)
-        example = replace(example, inputs=inputs)
-        index_B = batch.first_index + rows.row_B
-        if settings.masked_inputs > 0:
-            example = trainer.masked_inputs(example, settings.masked_inputs, dropout)
-            dropout, index_B = doubled(dropout), torch.cat([index_B, index_B])
-        imitated = None
-        if trainer.teacher is not None:
-            imitated = trainer.teacher.distribution(example.inputs, batch.position)
-        routing = Routing(example.loss_tokens_B)
-        witness = Witness(index_B)
-        output = engine(
-            **example.inputs,
-            dropout=dropout,
-            routing=routing,
-            targets=targets_of(example, settings),
-            loss_factor=loss_factor,
-            witness=witness,
-            imitated=imitated,
-        )
-        assert witness.digest is not None and witness.num_targets is not None
-        counts += torch.stack(
-            [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
-        )
-        # Without the masked copies, which follow the rows.
-        nats += example.weighted(output.nats)[: len(rows.row_B)].sum().double()
-        loss = output.loss / loss_scale
+        forward = _forward(trainer, batch, micro_batch.to(world.device), settings, loss_factor)
+        counts += forward.counts
+        nats += forward.nats
+        loss, routing = forward.loss / loss_scale, forward.routing
         if routing.loss_nats is not None:
             loss = loss + routing.loss_nats * scale
             stats_LS = routing.figure_LS if stats_LS is None else stats_LS + routing.figure_LS
@@ -164,8 +138,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
     updates = update_count(engine)
     if not world.is_main or updates is None:
         updates = torch.full((), -1 if world.is_main else 0)
-    counts = torch.cat([counts, hashes, updates.to(counts).reshape(1)])
-    counts = world.sum(counts)
+    counts = world.sum(torch.cat([counts, hashes, updates.to(counts).reshape(1)]))
     if stats_LS is not None:
         stats_LS = world.sum(stats_LS)
     if applied:
@@ -186,6 +159,52 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
         routing=routing_records(engine.module, read.stats_LS, batch.loss_tokens),
     )
+
+
+class _Forward(NamedTuple):
+    """The results of the forward pass of a micro-batch."""
+
+    loss: Tensor
+    """The loss that is differentiated, without those of routing, times the loss factor."""
+    nats: Tensor
+    """float64, the weighted sum of the reported losses."""
+    counts: Tensor
+    """int64 [4]: the digests of windows and inputs, the input tokens and the target tokens."""
+    routing: Routing
+
+
+def _forward(
+    trainer: Trainer, batch: Batch, rows: MicroBatch, settings: Settings, loss_factor: Tensor
+) -> _Forward:
+    example = trainer.make_example(rows)
+    dropout = DropoutContext(seed=trainer.seed, step=batch.step, row_B=rows.row_B)
+    inputs = trainer.input_noise(example.inputs, settings.input_noise, dropout)
+    example = replace(example, inputs=inputs)
+    index_B = batch.first_index + rows.row_B
+    if settings.masked_inputs > 0:
+        example = trainer.masked_inputs(example, settings.masked_inputs, dropout)
+        dropout, index_B = doubled(dropout), torch.cat([index_B, index_B])
+    imitated = None
+    if trainer.teacher is not None:
+        imitated = trainer.teacher.distribution(example.inputs, batch.position)
+    routing = Routing(example.loss_tokens_B)
+    witness = Witness(index_B)
+    output = trainer.engine(
+        **example.inputs,
+        dropout=dropout,
+        routing=routing,
+        targets=targets_of(example, settings),
+        loss_factor=loss_factor,
+        witness=witness,
+        imitated=imitated,
+    )
+    assert witness.digest is not None and witness.num_targets is not None
+    counts = torch.stack(
+        [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
+    )
+    # Without the masked copies, which follow the rows.
+    nats = example.weighted(output.nats)[: len(rows.row_B)].sum().double()
+    return _Forward(output.loss, nats, counts, routing)
 
 
 class _Read(NamedTuple):

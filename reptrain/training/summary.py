@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from reptrain.config import RunConfig
-from reptrain.config.schema import TrainConfig
+from reptrain.config.sections import TrainConfig
 from reptrain.distributed.precision import precision_text
 from reptrain.distributed.world import World
 from reptrain.plan.stream import unique_tokens_setting

@@ -8,7 +8,7 @@ import torch
 
 from reptrain.config.model import ModelConfig
 from reptrain.config.objectives import ExampleShape
-from reptrain.config.schema import TrainConfig
+from reptrain.config.sections import TrainConfig
 from reptrain.distributed.precision import product_precision
 from reptrain.sizes import peak_flops, train_flops_per_window
 

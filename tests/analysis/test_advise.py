@@ -87,9 +87,9 @@ def test_economical_run_is_cheaper_and_nearly_as_good() -> None:
     ],
 )
 def test_hints_follow_the_number_of_epochs(epochs: float, words: tuple[str, str]) -> None:
-    from reptrain.analysis.advise import _hints
+    from reptrain.analysis.hints import hints
 
-    sparsity, dropout, *_ = _hints(epochs)
+    sparsity, dropout, *_ = hints(epochs)
     assert sparsity.advice.startswith(words[0]) and dropout.advice.startswith(words[1])
 
 

@@ -47,11 +47,9 @@ def _reuse_demo_store() -> None:
         shutil.copytree(made, wanted)
 
 
-def is_repeated_launch(arguments: list[str]) -> bool:
-    """Whether an earlier page ran this very launch, whose ranks take most of the time of all pages."""
-    if arguments[0] != "launch":
-        return False
-    launched, command = Path("launched.txt"), " ".join(arguments)
-    earlier = launched.read_text().splitlines() if launched.exists() else []
-    launched.write_text("\n".join([*earlier, command]))
+def is_repeated(arguments: list[str]) -> bool:
+    """Whether an earlier page ran this very command, whose results are still in the folder."""
+    known, command = Path("commands.txt"), " ".join(arguments)
+    earlier = known.read_text().splitlines() if known.exists() else []
+    known.write_text("\n".join([*earlier, command]))
     return command in earlier

@@ -27,12 +27,12 @@ STOPPED = 3
 SHORT_REPTRAIN = """#!{python} -ES
 import os, sys
 sys.path[:0] = {path!r}
-from short_form import is_repeated_launch, shorten
+from short_form import is_repeated, shorten
 from forked_python import ONLY_CHILDREN, main
 if sys.argv[1:3] == ["study", "run"]:
     # Its runs end with their parent, which a fork does not have.
     os.environ[ONLY_CHILDREN] = "1"
-if not is_repeated_launch(sys.argv[1:]):
+if not is_repeated(sys.argv[1:]):
     sys.argv = [{forking!r}, "-m", "reptrain", *shorten(sys.argv[1:])]
     main({address!r}, {python!r})
 """

@@ -96,6 +96,53 @@ def test_rows_are_appended_and_known_afterwards(tmp_path: Path, monkeypatch: pyt
     assert rows.done_before("tiles") == {"a", "b"}
 
 
+class Late:
+    """Arguments of a part whose time is up after some cases."""
+
+    def __init__(self, cases: int) -> None:
+        self.left = cases
+
+    def is_late(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_cases_fail_alone_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    called = []
+
+    def case(name: str, outcome: object) -> tuple[str, Any]:
+        def measure() -> dict[str, Any]:
+            called.append(name)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return {"ok": outcome}
+
+        return name, measure
+
+    cases = [case("a", True), case("b", ValueError("too large")), case("c", False)]
+    fatal, last = case("d", RuntimeError("CUDA error: misaligned")), case("e", True)
+
+    def run(*cases: tuple[str, Any], time: int = 9) -> int:
+        return rows.run_cases("part", cases, Late(time), is_bad=lambda found: not found["ok"])
+
+    assert run(cases[0]) == 0 and run(*cases, time=1) == 1
+    assert called == ["a", "b"]
+    # What the time did not suffice for is measured by the next process, and an error that ends CUDA restarts.
+    assert run(*cases) == 1 and run(*cases, fatal, last) == rows.RESTART
+    assert run(*cases, fatal, last) == 0 and called == ["a", "b", "c", "d", "e"]
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    results = [(row["name"], row.get("ok"), row.get("said")) for row in written if row["part"] == "part"]
+    assert results == [
+        ("a", True, None),
+        ("b", False, "ValueError: too large"),
+        ("c", None, "not begun: out of time"),
+        ("c", False, None),
+        ("d", False, "RuntimeError: CUDA error: misaligned"),
+        ("e", True, None),
+    ]
+
+
 def test_first_difference_names_step_and_figure() -> None:
     one = [{"loss": 1.0, "digest": 5}, {"loss": 2.0, "digest": 6}]
     assert repeats.first_difference(one, [dict(step) for step in one]) == ""

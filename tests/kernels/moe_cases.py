@@ -33,12 +33,15 @@ GROUPED = {
     "geglu": Grouped(activation="geglu", counts=(0, 0, 40)),
     "relu": Grouped(activation="relu", rate=0.4, counts=(40,), width=32, hidden=64),
     "gelu": Grouped(activation="gelu", counts=(1, 16, 15), hidden=16, tiles=(16, 16, 16)),
-    "many_groups": Grouped(activation="relu", counts=(1, 0, 2) * 6, width=16, hidden=16),
-    "fp16": Grouped(torch.float16, rate=0.3),
-    "bf16": Grouped(torch.bfloat16, rate=0.3),
+    "many_groups": Grouped(activation="relu", counts=(1, 0, 2) * 3, width=16, hidden=16),
+    "fp16": Grouped(torch.float16, rate=0.3, counts=(5, 0, 17), hidden=24),
+    "bf16": Grouped(torch.bfloat16, rate=0.3, counts=(5, 0, 17), hidden=24),
 }
 # The tiles that a GPU would run, at sizes of several of them.
 SLOW_GROUPED = {
+    "more_groups": Grouped(activation="relu", counts=(1, 0, 2) * 6, width=16, hidden=16),
+    "fp16_uneven": Grouped(torch.float16, rate=0.3),
+    "bf16_uneven": Grouped(torch.bfloat16, rate=0.3),
     "wide": Grouped(counts=(3, 10), width=72, hidden=136, tiles=(16, 64, 32)),
     "tiles": Grouped(counts=(70, 0, 300, 130), width=144, hidden=264, rate=0.1, tiles=None),
     "fp16_tiles": Grouped(torch.float16, "geglu", (70, 0, 300, 130), 144, 264, 0.1, None),

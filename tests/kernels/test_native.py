@@ -70,6 +70,20 @@ def test_without_a_working_compiler_there_is_no_library(
     assert native.load(source) is None
 
 
+def test_a_changed_header_is_compiled_again(source: Path) -> None:
+    header, inner = source.with_name("number.h"), source.parent / "more" / "inner.h"
+    inner.parent.mkdir()
+    source.write_text('#include <stdint.h>\n #include "number.h"\nint answer(void) { return NUMBER; }\n')
+    header.write_text('#include "more/inner.h"\n#define NUMBER (1 + INNER)\n')
+    answers = []
+    for number in (1, 2, 1):
+        inner.write_text(f"#define INNER {number}\n")
+        library = native.load(source)
+        assert library is not None
+        answers.append(library.answer())
+    assert answers == [2, 3, 2] and len(libraries()) == 2
+
+
 def test_a_damaged_library_is_compiled_again_elsewhere(source: Path) -> None:
     assert native.load(source) is not None
     [built] = libraries()

@@ -171,9 +171,9 @@ MUTANTS = [
     # What the windows digest alone does not see.
     Mutant(
         "token 100 becomes 101 in front of the engine", "inputs", _STEP,
-        "        example = replace(example, inputs=inputs)\n",
-        "        inputs = {k: v + (v == 100) if k == 'tokens_BT' else v for k, v in inputs.items()}\n"
-        "        example = replace(example, inputs=inputs)\n",
+        "    example = replace(example, inputs=inputs)\n",
+        "    inputs = {k: v + (v == 100) if k == 'tokens_BT' else v for k, v in inputs.items()}\n"
+        "    example = replace(example, inputs=inputs)\n",
         (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(
@@ -500,7 +500,7 @@ MUTANTS = [
     ),
     Mutant(
         "the windows digest of a micro-batch counted twice", "ledger", _STEP,
-        "            [batch_digest(rows), witness.digest,", "            [batch_digest(rows) * 2, witness.digest,",
+        "        [batch_digest(rows), witness.digest,", "        [batch_digest(rows) * 2, witness.digest,",
         (AUDIT, AUDITOR),
     ),
     Mutant(

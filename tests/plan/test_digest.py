@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +90,19 @@ def test_token_of_hash_and_sum_of_window_digest_are_inverses(tokens, position):
     total = hashed.sum(keepdims=True)
     digest = window_digest_of_sum(total, start, length)
     assert sum_of_window_digest(digest, start, length) == total
+
+
+@pytest.mark.parametrize(
+    ("position", "base"),
+    # Positions at which the sum of base and token wraps: (p + 1) * G is 2**64 - 1 and 2**64 - 4.
+    [(1018231460777725122, 2**64 - 1), (4072925843110900491, 2**64 - 4)],
+)
+@pytest.mark.parametrize("token", [0, 3, 1000, 2**32 - 1])
+def test_token_of_hash_inverts_a_sum_that_wraps(position, base, token):
+    place = place_base(np.asarray([position]))
+    assert int(place[0]) == base == (position + 1) * 0x9E3779B97F4A7C15 % WRAP
+    hashed = token_hash(np.asarray([token]), place)
+    assert int(token_of_hash(hashed, place)[0]) == token
 
 
 def test_token_hash_of_places_far_apart_differs():

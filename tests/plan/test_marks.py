@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reptrain.config.schema import EvaluateConfig
+from reptrain.config.sections import EvaluateConfig
 from reptrain.plan.marks import evaluation_steps, marks
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from reptrain.config import RunConfig
-from reptrain.config.schema import BranchConfig
+from reptrain.config.sections import BranchConfig
 from reptrain.errors import ResumeError
 from reptrain.plan.shared_steps import RunSteps, shared_steps
 from reptrain.runs import RunFolder

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reptrain.batch.objectives import Example
-from reptrain.config.schema import RegularizeConfig
+from reptrain.config.sections import RegularizeConfig
 from reptrain.errors import ConfigError
 from reptrain.model import DropoutContext
 from reptrain.training.masked_inputs import MaskedInputs, doubled

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from reptrain.auditing.audit import audit
 from reptrain.cli import app
 from reptrain.config import RunConfig
-from reptrain.config.schema import RegularizeConfig
+from reptrain.config.sections import RegularizeConfig
 from reptrain.errors import ConfigError, RunError
 from reptrain.hub.export import export_model
 from reptrain.hub.saved_model import open_saved_model

@@ -18,7 +18,7 @@ from reptrain.checkpoint.step_folder import step_folders
 from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.config.quantities import Budget, TextAmount
-from reptrain.config.schema import CheckpointConfig
+from reptrain.config.sections import CheckpointConfig
 from reptrain.errors import ConfigError, RunError, StoreError
 from reptrain.hub.revisions import export_revisions, revision_steps
 from reptrain.plan.text_amounts import steps_of_text

@@ -1,4 +1,4 @@
-"""Compiles what an operation would launch, for GPUs that need not be here, and reads what the code takes.
+"""Compiles the kernels that an operation would launch, without a GPU, and reads registers and spills.
 
 An operation's own launching code runs on tensors of the device "meta" while each launch is written down and
 not made. So what is compiled is what would run: same tiles, same hints of alignment, same constants.
@@ -43,7 +43,7 @@ CHIPS = {
 
 
 class Launch(NamedTuple):
-    """A kernel and what it was to be called with."""
+    """A kernel and the arguments of a launch."""
 
     kernel: JITFunction
     grid: tuple[int, ...]
@@ -93,7 +93,7 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 def compile_launch(
     launch: Launch, *, capability: int, known: dict[str, Resources] | None = None
 ) -> Resources:
-    """Compile a launch's kernel and read what it takes.
+    """Compile the kernel of a launch, and read its registers, spills and shared memory.
 
     Args:
         launch: Of `launches`.

@@ -97,7 +97,7 @@ def quick_entries(chosen: Iterable[Entry]) -> list[Entry]:
 
 
 def compile_entries(chosen: Iterable[Entry]) -> Iterator[Row]:
-    """Their rows; what is the same to the compiler is compiled once."""
+    """The rows of some launches. Launches that are equal for the compiler are compiled once."""
     known: dict[str, Resources] = {}
     for entry in chosen:
         for capability in entry.capabilities:
@@ -125,9 +125,9 @@ def _row(entry: Entry, launch: Launch, capability: int, found: Resources) -> Row
 
 
 def read_table(path: Path | None = None) -> dict[tuple[str, str, str, int], Row]:
-    """The rows by what they are about; None reads the table of this Triton.
+    """The rows by operation, shape, kernel and compute capability; None reads the table of this Triton.
 
-    A kernel that an entry launches twice has the last one's.
+    Of a kernel that an entry launches twice, the last row counts.
     """
     path = path or table_of()
     if not path.exists():

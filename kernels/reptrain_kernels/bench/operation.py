@@ -28,7 +28,10 @@ class Rates(NamedTuple):
 
 
 def _rates(name: str, num_sms: int, clock: float, matrix: int, floats: int, memory_bytes: float) -> Rates:
-    """From what a multiprocessor does in a clock; integer, exp2 and shared-memory rates are both chips'."""
+    """The rates of a GPU, from the work of a multiprocessor per clock.
+
+    Both chips have the same rates of integers, exp2 and shared memory per clock.
+    """
     clocks = num_sms * clock
     return Rates(name, clocks * matrix, clocks * floats, clocks * 64, clocks * 16, clocks * 128, memory_bytes)
 
@@ -80,7 +83,7 @@ class Ways(NamedTuple):
     """Each computes the output or outputs from the leaves: "triton" ours, "torch" its definition, others by
     name (see `compiled_way` and `installed`). A way that is not installed is left out."""
     yardsticks: frozenset[str] = frozenset()
-    """Names of calls that compute less, or something else, and so show what time could be had."""
+    """Names of calls that compute less, or something else: a lower bound of the time."""
 
 
 class Operation(NamedTuple):
@@ -96,7 +99,7 @@ class Operation(NamedTuple):
     """Of a shape and a capability: the kernels of each pass, counted from their loads, stores and
     instructions at the tiles that would run."""
     ways: Callable[[Any, str], Ways]
-    """Of a shape on a device: what is timed. Tensors are random."""
+    """The calls to time for a shape on a device. Tensors are random."""
     shown: Iterable[str]
     """Names of the shapes in the tables of docs/kernel-tables.md."""
     matrix_kernels: frozenset[str] = frozenset()

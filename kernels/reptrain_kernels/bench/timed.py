@@ -198,7 +198,7 @@ def timed(
     all_shapes: bool = False,
     top: Ceilings | None = None,
 ) -> Iterator[Row]:
-    """Rows as they are found; no shape is begun after ``minutes``, and what was left out is said."""
+    """Yield rows one by one. No shape is begun after ``minutes``; a row names each shape that is left out."""
     end = time.monotonic() + 60 * minutes
     top = top or ceilings(timer, device)
     for operation in operations:
@@ -214,7 +214,7 @@ def timed(
 
 
 def append(rows: Iterable[Row], path: Path = TABLE) -> list[Row]:
-    """Add rows to the table as they come, so that a killed bench keeps what it has; returns them."""
+    """Append each row to the table at once, so that a killed benchmark keeps its rows; returns them."""
     written = []
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
@@ -232,7 +232,7 @@ def append(rows: Iterable[Row], path: Path = TABLE) -> list[Row]:
 
 
 def text(row: Row) -> str:
-    """A row as it is printed."""
+    """A row as text."""
     line = "{:22} {:28} {:16} {:8} {:>10} us {:>6} GB/s {:>7} TFLOP/s {:>6} {:>6} {}\n"
     figures = (row.median_us, row.gigabytes_per_second, row.teraflops, row.share_of_copy, row.share_of_matmul)
     return line.format(row.operation, row.shape, row.way, row.what, *figures, row.said)

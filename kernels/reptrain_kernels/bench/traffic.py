@@ -1,4 +1,4 @@
-"""What operations must do, what their kernels do, and how long that takes at the rates of A100 and H100.
+"""The necessary work of operations, the work of their kernels, and their times at the rates of A100 and H100.
 
     python -m reptrain_kernels.bench.traffic
 
@@ -65,7 +65,7 @@ def table(operations: Iterable[Operation] = OPERATIONS.values()) -> list[Modelle
 
 
 def text(rows: Iterable[Modelled]) -> str:
-    """The table as it is printed."""
+    """The table as text."""
     line = "{:22} {:28} {:10} {:9} {:>12} {:13} {:>9} {:13} {:>6}\n"
     head = ("operation", "shape", "chip", "pass", "roofline us", "by", "model us", "by", "ratio")
     return line.format(*head) + "".join(

@@ -1,36 +1,17 @@
 /* The spans of windows and the rows made of them, loaded by spans_native.py.
    The results equal those of spans.py bit for bit. */
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef FOR_EACH_PROCESSOR
-#define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EACH_PROCESSOR
-#endif
+#include "../../philox.h"
 
 #define IGNORE (-100)
 #define BUCKETS 256
 
-/* Draws 0 to count - 1 of a key, without their lowest bit: `random.uint64(key, place) >> 1`. The counter has
-   the place in words 0 and 1, and the key changes in each of the ten rounds of Philox4x32. */
+/* Draws 0 to count - 1 of a key, without their lowest bit: `random.uint64(key, place) >> 1`. */
 EACH_PROCESSOR static void draw(uint64_t key, uint64_t *restrict drawn, uint32_t count) {
-  for (uint32_t place = 0; place < count; place++) {
-    uint64_t c0 = place, c1 = 0, c2 = 0, c3 = 0;
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    for (int round = 0; round < 10; round++) {
-      uint64_t p0 = 0xD2511F53u * c0, p1 = 0xCD9E8D57u * c2;
-      c0 = (p1 >> 32) ^ c1 ^ k0;
-      c1 = p1 & 0xFFFFFFFFu;
-      c2 = (p0 >> 32) ^ c3 ^ k1;
-      c3 = p0 & 0xFFFFFFFFu;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    drawn[place] = (c0 | c1 << 32) >> 1;
-  }
+  for (uint32_t place = 0; place < count; place++) drawn[place] = philox4x32(key, place, 0, 0, 0) >> 1;
 }
 
 /* Marks the `least` smallest draws; of equal ones the first. Draws are uniform, so a bucket holds few. */

@@ -1,4 +1,4 @@
-"""Which keys a query attends to, and what is added to the scores.
+"""The attention mask: the keys that a query attends to, and the bias of the scores.
 
 Shapes: B rows, T queries, S keys, H heads, R = 2 E + 1 offsets from -E to E.
 """

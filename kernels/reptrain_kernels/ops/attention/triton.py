@@ -83,7 +83,7 @@ def _spans(
 
 
 def _new(like_BHTN: Tensor) -> Tensor:
-    """[B, H, T, N] laid out as [B, T, H, N]: what projections write and read."""
+    """A tensor [B, H, T, N] with the memory layout [B, T, H, N], which projections read and write."""
     B, H, T, N = like_BHTN.shape
     return like_BHTN.new_empty(B, T, H, N).transpose(1, 2)
 

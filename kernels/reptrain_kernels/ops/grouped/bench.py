@@ -38,7 +38,7 @@ class GroupedShape(NamedTuple):
 
     @property
     def gates(self) -> int:
-        """Matrices beside those up and down."""
+        """Number of matrices in addition to up and down."""
         return int(self.activation in GATED)
 
 
@@ -112,7 +112,7 @@ def _needed(shape: GroupedShape) -> list[Work]:
 
 
 class _Walk(NamedTuple):
-    """What a kernel's tiles read while they walk along what is summed over."""
+    """What the tiles of a kernel read in the loop over the summed dimension."""
 
     tiles: float
     steps: float

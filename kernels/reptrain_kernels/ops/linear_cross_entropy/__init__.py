@@ -1,4 +1,4 @@
-"""Logits of the vocabulary and what the targets lose by them, in one operation without the whole logits.
+"""Logits of the vocabulary and the loss of the targets in one operation, without storing all logits.
 
 Shapes: N targets, D units, V ids. With z = H x, for target t of weight w, of smoothing e and z-loss c:
 

@@ -22,7 +22,7 @@ GRADIENT = {"floats": 6, "integers": 5, "exps": 1}
 
 
 class LossShape(NamedTuple):
-    """The head of a model and what it is asked at once."""
+    """The head of a model and the number of its rows."""
 
     name: str
     D: int

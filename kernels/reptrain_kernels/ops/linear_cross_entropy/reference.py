@@ -18,8 +18,8 @@ class Targets(NamedTuple):
     target: Tensor
     """int64, any shape [...]; `IGNORE` where nothing is scored."""
     weight: Tensor | None = None
-    """fp32 [...]: what a target's loss is multiplied by; None: 1. In fp16 it should hold the loss scale, for
-    Triton computes gradients before it knows what the loss is multiplied by."""
+    """fp32 [...]: factor of each target's loss; None: 1. In fp16 it should include the loss scale, because
+    Triton computes gradients before the loss is scaled."""
     label_smoothing: Tensor | None = None
     """float64 [] on the host: e, which compiled code takes at run time; None: 0."""
     z_loss: Tensor | None = None

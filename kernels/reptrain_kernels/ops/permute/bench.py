@@ -53,7 +53,7 @@ def _launch(shape: PermuteShape) -> Callable[[], object]:
 
 
 def _moved(shape: PermuteShape, capability: int) -> list[list[Work]]:
-    """The gradient of what was sent is collected, without gates."""
+    """The gradient of `send`: a `collect` without gates."""
     tokens = shape.M * shape.D * element_bytes(shape.dtype)
     rows, places, gates = shape.K * tokens, 8 * shape.M * shape.K, 4 * shape.M * shape.K
     units, choices = shape.M * shape.K * shape.D, shape.M * shape.K * shape.E
