@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 _UNFINISHED = ".part"
+_FLUSHES = 16
 
 
 def absolute(place: str) -> str:
@@ -22,18 +23,19 @@ def absolute(place: str) -> str:
     return place if "://" in place else str(Path(place).absolute())
 
 
-def write_atomically(path: Path, data: str | bytes | Iterable[str]) -> None:
+def write_atomically(path: Path, data: str | bytes | Iterable[str], *, flush: bool = True) -> None:
     """Write under a temporary name in the same folder, flush to the disk, and rename.
 
     Args:
         path: The file to create or replace.
         data: Its content; an iterable of strings is concatenated.
+        flush: Whether it must survive a power loss.
 
     Raises:
         OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
     """
     pieces = [data] if isinstance(data, (str, bytes)) else data
-    with replacing(path) as file:
+    with replacing(path, flush=flush) as file:
         for piece in pieces:
             file.write(piece.encode() if isinstance(piece, str) else piece)
 
@@ -56,11 +58,12 @@ def read_small(path: Path, most_bytes: int = 2**26) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
     """A file under a temporary name in the same folder, renamed at the end if no exception was raised.
 
     Args:
         path: The file to create or replace.
+        flush: Whether it must survive a power loss.
 
     Raises:
         OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
@@ -74,7 +77,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException as error:
@@ -82,13 +86,39 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename in (None, temporary):
             error.filename = str(path)
         raise
-    flush_folder(path.parent)
+    if flush:
+        flush_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove temporary files of killed writers. No other process may write in the folder."""
     for path in folder.glob(f".*{_UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def flush_files(paths: Iterable[Path]) -> None:
+    """Flush files to the disk, many at the same time: together they take little longer than one.
+
+    Args:
+        paths: Files that were written and closed.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    # Few commands need it.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_FLUSHES) as pool:
+        for _ in pool.map(_flush, paths):
+            pass
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def flush_folder(path: Path) -> None:

@@ -71,6 +71,8 @@ def split_lines(text: str) -> list[str]:
 
 def is_unicode(text: str) -> bool:
     """Whether a text has no lone surrogate, such as JSON's ``\\ud800``."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

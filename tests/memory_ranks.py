@@ -63,7 +63,7 @@ def measure(
         peaks["load"] = status_bytes("VmHWM") - before
     else:
         reset_peak()
-        checkpoint.save(engine, folder, 0, world=world, records=[], keep_last=1)
+        checkpoint.save(engine, folder, 0, world=world, keep_last=1)
         peaks["save"] = status_bytes("VmHWM") - before
     engine.destroy()
     (out / f"{name}-rank{world.rank}.json").write_text(json.dumps(peaks | {"process": process}))

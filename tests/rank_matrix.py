@@ -107,7 +107,7 @@ def copy(config: RunConfig, source: Path, target: Path, world: World) -> None:
     assert found.path is not None and found.manifest is not None
     checkpoint.load(engine, found.path, found.manifest)
     folder = target / "checkpoints"
-    checkpoint.save(engine, folder, found.manifest.step, world=world, records=[], keep_last=1)
+    checkpoint.save(engine, folder, found.manifest.step, world=world, keep_last=1)
 
 
 def partition_everything() -> None:

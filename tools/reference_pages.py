@@ -21,6 +21,7 @@ from typer.cli import get_docs_for_click
 import reptrain
 from reptrain.cli import app
 from reptrain.config import RunConfig
+from reptrain.config.base import attribute_docs
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.study import StudyConfig
 from reptrain.tables import EVALUATION_COLUMNS, RUN_COLUMNS, Column
@@ -131,9 +132,10 @@ def section_text(model: type[BaseModel], keys: list[str]) -> str:
     keys = list(dict.fromkeys(keys))
     only = keys[0] if len(keys) == 1 else ""
     rows = ["| key | type | default | description |", "|---|---|---|---|"]
+    docs = attribute_docs(model)
     for name, field in model.model_fields.items():
         key = f"{only}.{name}".lstrip(".")
-        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        description = " ".join((field.description or docs.get(name, "")).split()).replace("|", "\\|")
         default = default_text(field)
         default = default if default in ("", "required") else f"`{default}`"
         rows.append(f"| `{key}` | {type_text(field.annotation)} | {default} | {description} |")

@@ -26,11 +26,23 @@ class Goal(NamedTuple):
 
 PEERS = "all others"
 YARDSTICKS = frozenset(
-    {"NumPy gather", "SentencePiece", "bare torch loop", "cold start", "a quarter of the tokens"}
+    {
+        "NumPy gather",
+        "SentencePiece",
+        "SentencePiece, file to file",
+        "bare torch loop",
+        "cold start",
+        "a quarter of the tokens",
+    }
 )
 """Lower bounds of the work, not alternatives."""
 
+TOKENIZED, NEAR = "JSON lines of 2 kB", ", near-duplicates removed"
+"""The cases of the tokenizing benchmark."""
+
 _READ = "shuffled reading"
+_TOKENIZED = "the text is parsed twice and hashed, and the second process starts"
+_TOKENIZED_NEAR = f"{_TOKENIZED}; signatures"
 _CPU = "reptrain train on a CPU, eager"
 _COMMAND = "time to completion"
 _STEP = "digests of inputs and weights, and DeepSpeed's own work, take a fixed time per step"
@@ -109,12 +121,9 @@ GOALS = (
     ),
     Goal("proof", "store verify, 32M tokens", "time per million tokens", 0.8, "a quarter of the tokens"),
     *(
-        Goal("tokenize", f"55 MB of text{case}", "tokenizing", bound, against, cause)
-        for case in ("", ", near-duplicates removed")
-        for bound, against, cause in (
-            (0.9, "SentencePiece", "the text is read twice, hashed and written"),
-            (1.4, PEERS, "the text is read twice, hashed and written"),
-        )
+        Goal("tokenize", case, "tokenizing", bound, against, cause)
+        for case, cause in ((TOKENIZED, _TOKENIZED), (f"{TOKENIZED}{NEAR}", _TOKENIZED_NEAR))
+        for bound, against in ((0.9, "SentencePiece"), (0.9, "SentencePiece, file to file"), (1.4, PEERS))
     ),
 )
 

@@ -54,7 +54,7 @@ def replace_training_text(path: Path, documents: Iterator[TokenArray], tokens: i
             size = 0
             while size < min(_SHARD_TOKENS, tokens - held):
                 ids = next(documents)
-                writer.add(Document(f"{len(shards)}:{size}", "", "text"), ids)
+                writer.add(Document(f"{len(shards)}:{size}", "", "text"), ids, text_bytes=4, words=1)
                 digest.update(document_digest(ids))
                 size += len(ids)
             shard = writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reptrain.bench.goals import NEAR, TOKENIZED
 from reptrain.bench.measure import Measurement, Metric, Missing, compared, cores, gate, installed
 from reptrain.bench.rows import OURS, Row
 from reptrain.store import open_store
@@ -18,6 +20,7 @@ from reptrain.tokenization import tokenize
 TOKENS = Metric("tokenizing", "tokens/s")
 _WORDS, _DOCUMENT_WORDS = 20_000, 340
 _DOCUMENTS, _QUICK_DOCUMENTS = 16_000, 2_000
+_BATCH_DOCUMENTS = 1_000
 
 
 def run(*, repetitions: int, quick: bool) -> list[Row]:
@@ -35,23 +38,38 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
         model = folder / "first" / "tokenizer.model"
         packages = {OURS: ("reptrain", "sentencepiece", "pyarrow"), "SentencePiece": ("sentencepiece",)}
         packages["HF Datasets"] = ("datasets", "sentencepiece")
+        packages["SentencePiece, file to file"] = ("sentencepiece",)
         ways: dict[str, Measurement | Missing] = {
             OURS: _ours(source, folder, model, processes, "none"),
             "SentencePiece": _bare(texts, model, processes),
+            "SentencePiece, file to file": _file_to_file(source, folder, model, processes),
             "HF Datasets": _hugging_face(source, folder, model, processes),
             "datatrove": Missing("reads tokenizer.json only, not a SentencePiece model"),
         }
         _check(source, folder, model, texts, processes)
-        case = f"{source.stat().st_size / 1e6:.0f} MB of text"
-        rows = compared("tokenize", case, TOKENS, ways, repetitions, packages=packages, threads=processes)
+        case = f"{TOKENIZED}, short form" if quick else TOKENIZED
+        notes = {
+            "SentencePiece": "text and ids in memory",
+            "SentencePiece, file to file": "a flat file of ids",
+        }
+        rows = compared(
+            "tokenize",
+            case,
+            TOKENS,
+            ways,
+            repetitions,
+            packages=packages,
+            threads=processes,
+            notes=notes,
+        )
         near: dict[str, Measurement | Missing] = {
             **ways,
             OURS: _ours(source, folder, model, processes, "minhash"),
         }
-        notes = {name: "no deduplication" for name in ways if name != OURS}
+        notes = {name: "no deduplication" for name in ways if name not in (OURS, "datatrove")}
         rows += compared(
             "tokenize",
-            f"{case}, near-duplicates removed",
+            f"{case}{NEAR}",
             TOKENS,
             near,
             repetitions,
@@ -100,6 +118,26 @@ def _bare(texts: list[str], model: Path, processes: int) -> Measurement:
         begin = time.perf_counter()
         ids = processor.encode(texts, num_threads=processes)
         return sum(map(len, ids)) / (time.perf_counter() - begin)
+
+    return measure
+
+
+def _file_to_file(source: Path, folder: Path, model: Path, processes: int) -> Measurement:
+    """Read JSON lines, encode them with the threads of SentencePiece, and write the ids to a flat file."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        tokens = 0
+        with source.open("rb") as lines, (folder / "ids.bin").open("wb") as out:
+            while batch := list(itertools.islice(lines, _BATCH_DOCUMENTS)):
+                texts = [json.loads(line)["text"] for line in batch]
+                ids = processor.encode(texts, return_type="numpy", num_threads=processes)
+                np.concatenate(ids).astype(np.uint16).tofile(out)
+                tokens += sum(map(len, ids))
+        return tokens / (time.perf_counter() - begin)
 
     return measure
 

@@ -1,6 +1,9 @@
 """Checkpoints that any number of ranks can read: save, find, load, and average the weights."""
 
 from reptrain.checkpoint.adopt import adopt, intact_manifest
+from reptrain.checkpoint.background import Background
+from reptrain.checkpoint.host_copy import HostCopy, state_bytes
+from reptrain.checkpoint.saving import save, save_in_parts
 from reptrain.checkpoint.step_folder import (
     CheckpointManifest,
     FoundCheckpoint,
@@ -9,13 +12,14 @@ from reptrain.checkpoint.step_folder import (
     find,
     load,
     restore_records,
-    save,
     topology,
 )
 
 __all__ = [
+    "Background",
     "CheckpointManifest",
     "FoundCheckpoint",
+    "HostCopy",
     "Topology",
     "adopt",
     "check_loaded",
@@ -24,5 +28,7 @@ __all__ = [
     "load",
     "restore_records",
     "save",
+    "save_in_parts",
+    "state_bytes",
     "topology",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,13 @@ from reptrain.errors import ResumeError
 _CHUNK_BYTES = 1 << 20
 
 
-def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
+def write_pieces(path: Path, held: Sequence[Piece], tick: Callable[[], None] = lambda: None) -> FileSum:
     """Write pieces to a file, one tensor at a time, and flush it to disk.
+
+    Args:
+        path: The file.
+        held: The pieces.
+        tick: Called now and then, as a sign of progress.
 
     Raises:
         OSError: If the disk is full.
@@ -38,6 +43,7 @@ def write_pieces(path: Path, held: Sequence[Piece]) -> FileSum:
             for p in held
             for kind, view in p.views.items()
         ],
+        tick=tick,
     )
 
 
@@ -45,21 +51,26 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def copy_file(source: Path, target: Path) -> FileSum:
-    """Copy a file and flush the copy to disk. A missing source counts as an empty file.
+def copy_file(source: Path, target: Path, size: int) -> FileSum:
+    """Copy the first bytes of a file and flush the copy to disk. A missing source counts as an empty file.
+
+    Args:
+        source: The file; it may grow meanwhile.
+        target: The copy.
+        size: Number of bytes.
 
     Raises:
         OSError: If the disk is full.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, copied = hashlib.sha256(), 0
     with (source if source.exists() else Path(os.devnull)).open("rb") as read, target.open("wb") as write:
-        while part := read.read(_CHUNK_BYTES):
+        while part := read.read(min(size - copied, _CHUNK_BYTES)):
             digest.update(part)
             write.write(part)
-            size += len(part)
+            copied += len(part)
         write.flush()
         os.fsync(write.fileno())
-    return FileSum(bytes=size, sha256=digest.hexdigest())
+    return FileSum(bytes=copied, sha256=digest.hexdigest())
 
 
 class _Written(NamedTuple):

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reptrain.checkpoint import state
 from reptrain.checkpoint.state import WEIGHT, Piece
 from reptrain.distributed.engine import Engine
-from reptrain.random import GAMMA
+from reptrain.random import GAMMA, mix
 from reptrain_kernels.counter import mix64_
 
 _GAMMA = GAMMA - 2**64
-# Elements hashed at a time. On a CPU the int64 temporaries fit in a core's cache: 0.6 GB/s on one core, four
-# times as fast as with 2**22 elements. On a device a chunk costs one wait.
+# Elements hashed at a time. On a CPU the temporaries fit in a core's cache: 1.5 GB/s on one core. On a device
+# a chunk costs one wait.
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 15, 1 << 24
 _SLICE_PARAMETERS, _SLICE_ELEMENTS = 8, 512
 
@@ -53,20 +55,43 @@ def values_hash(key: int, values: Tensor, first: int = 0) -> int:
         values: fp32, or int64 whose values are hashed instead of bits; any shape.
         first: Index of the first of them.
     """
-    flat, total = values.detach().reshape(-1), 0
-    chunk = _CPU_CHUNK if flat.device.type == "cpu" else _DEVICE_CHUNK
-    for start in range(0, flat.numel(), chunk):
-        part = flat[start : start + chunk]
+    flat = values.detach().reshape(-1)
+    signed = flat if flat.dtype == torch.int64 else flat.float().view(torch.int32)
+    if flat.device.type == "cpu":
+        return _sum_on_cpu(key, signed.numpy(), first)
+    total = 0
+    for start in range(0, flat.numel(), _DEVICE_CHUNK):
+        part = signed[start : start + _DEVICE_CHUNK]
         word = torch.arange(first + start + 1, first + start + 1 + part.numel(), device=part.device)
-        word = word.mul_(_GAMMA).add_(key).add_(part if part.dtype == torch.int64 else _bits(part))
-        total += int(mix64_(word).sum())
+        total += int(mix64_(word.mul_(_GAMMA).add_(key).add_(part.long())).sum())
     return total % 2**64
 
 
-def pieces_hash(held: Iterable[Piece]) -> int:
-    """This rank's part of a state hash: all kinds of its own pieces."""
-    views = ((piece, kind, view) for piece in held for kind, view in piece.views.items())
-    return sum(values_hash(name_key(f"{kind}:{p.name}"), view, p.start) for p, kind, view in views) % 2**64
+def _sum_on_cpu(key: int, signed_N: NDArray[np.signedinteger[Any]], first: int) -> int:
+    """`values_hash` of integers. NumPy shifts unsigned words, which takes fewer passes than torch."""
+    offset_N = np.arange(1, min(_CPU_CHUNK, signed_N.size) + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    total = 0
+    for start in range(0, signed_N.size, _CPU_CHUNK):
+        part_N = signed_N[start : start + _CPU_CHUNK]
+        word_N = offset_N[: part_N.size] + np.uint64((key + (first + start) * GAMMA) % 2**64)
+        word_N += part_N.astype(np.int64).view(np.uint64)
+        total += int(mix(word_N).sum())
+    return total % 2**64
+
+
+def pieces_hash(held: Iterable[Piece], tick: Callable[[], None] = lambda: None) -> int:
+    """This rank's part of a state hash: all kinds of its own pieces.
+
+    Args:
+        held: The pieces.
+        tick: Called after each tensor, as a sign of progress.
+    """
+    total = 0
+    for piece in held:
+        for kind, view in piece.views.items():
+            total += values_hash(name_key(f"{kind}:{piece.name}"), view, piece.start)
+            tick()
+    return total % 2**64
 
 
 def counters_hash(

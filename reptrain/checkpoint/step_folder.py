@@ -12,10 +12,8 @@ bit. docs/decisions/checkpoints.md explains why DeepSpeed's format is not used.
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,13 +22,13 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reptrain.checkpoint import state
-from reptrain.checkpoint.state_files import FileSum, copy_file, read_pieces, write_pieces
+from reptrain.checkpoint.state_files import FileSum, read_pieces
 from reptrain.checkpoint.state_hash import counters_hash, pieces_hash
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config.base import FileName, Int64
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
-from reptrain.errors import ResumeError, RunError
+from reptrain.errors import ResumeError
 from reptrain.files import flush_folder, replacing, write_atomically
 from reptrain.reading import parse_object
 from reptrain.runs.records import JsonLines
@@ -40,7 +38,6 @@ CHECKPOINT_FORMAT = 3
 _READ_FORMATS = (2, CHECKPOINT_FORMAT)
 _MANIFEST = "manifest.json"
 _LATEST = "latest"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Topology(BaseModel):
@@ -134,111 +131,6 @@ class FoundCheckpoint(NamedTuple):
     """Newer checkpoints that were skipped, each with the reason."""
 
 
-def save(
-    engine: Engine,
-    folder: Path,
-    step: int,
-    *,
-    world: World,
-    records: Sequence[Path],
-    keep_last: int,
-    keep: Collection[int] = (),
-    average: WeightAverage | None = None,
-    note_state: Callable[[str], None] | None = None,
-) -> None:
-    """Save a checkpoint, make it the latest, and remove checkpoints that are not kept.
-
-    Args:
-        engine: The engine around the model.
-        folder: Folder of the run's checkpoints.
-        step: Completed steps of the run.
-        world: The ranks; every rank calls this function.
-        records: Record files of the run; their current content is copied into the checkpoint.
-        keep_last: Number of newest checkpoints to keep.
-        keep: Steps whose checkpoints are always kept.
-        average: Average of the weights, if the run keeps one.
-        note_state: Called on the main rank with the state hash, before the records are copied.
-
-    Raises:
-        RunError: If the disk is full; earlier checkpoints are untouched.
-    """
-    temporary = folder / f"tmp-step-{step}"
-    world.on_main(lambda: _remove_temporary(folder))
-    name = f"state-{world.rank:05}-of-{world.world_size:05}.safetensors"
-    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
-    if average is not None:
-        held = average.pieces(held)
-    outcomes = world.gather(_attempt_write(temporary, name, held))
-
-    def complete() -> None:
-        files: dict[str, FileSum] = {}
-        parts: list[int] = []
-        for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise outcome
-            file_name, file_sum, part = outcome
-            files[file_name] = file_sum
-            parts.append(part)
-        state_hash = f"{(sum(parts) + _counters_hash(engine, step, average)) % 2**64:016x}"
-        if note_state is not None:
-            note_state(state_hash)
-        with _removed_where_full(temporary):
-            copies = {path.name: copy_file(path, temporary / path.name) for path in records}
-        manifest = CheckpointManifest(
-            step=step,
-            optimizer_steps=state.optimizer_steps(engine),
-            writers=topology(engine, world),
-            loss_scaling=state.loss_scaling(engine),
-            expert_bias=state.expert_bias(engine.module),
-            averaged_steps=average.steps if average else 0,
-            state=state_hash,
-            parameters=state.shapes(engine),
-            files=files,
-            records=copies,
-        )
-        with _removed_where_full(temporary):
-            make_latest(folder, temporary, manifest)
-        _remove_old(folder, step, keep_last, keep)
-
-    world.on_main(complete)
-
-
-def _remove_temporary(folder: Path) -> None:
-    for path in folder.glob("tmp-step-*"):
-        shutil.rmtree(path)
-
-
-def _attempt_write(
-    temporary: Path, name: str, held: list[state.Piece]
-) -> tuple[str, FileSum, int] | Exception:
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        return name, write_pieces(temporary / name, held), pieces_hash(held)
-    except OSError as error:
-        return _disk_error(temporary.parent, error)
-
-
-def _disk_error(folder: Path, error: OSError) -> Exception:
-    if error.errno not in _FULL:
-        return error
-    return RunError(
-        f"checkpoint in {folder}",
-        got=f"{shutil.disk_usage(folder).free:,} bytes free",
-        rule="must fit on the disk",
-        remedy="Free space and run the same command again: it resumes from the previous checkpoint.",
-    )
-
-
-@contextmanager
-def _removed_where_full(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _disk_error(temporary.parent, error) from error
-
-
 def make_latest(folder: Path, temporary: Path, manifest: CheckpointManifest) -> None:
     """Complete a checkpoint that was written under a temporary name, and make it the latest.
 
@@ -261,15 +153,6 @@ def step_folders(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, intact or not."""
     named = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
     return {int(number): path for number, path in named if number.isdecimal()}
-
-
-def _remove_old(folder: Path, newest: int, keep_last: int, keep: Collection[int]) -> None:
-    by_step = step_folders(folder)
-    kept = {*sorted(step for step in by_step if step <= newest)[-keep_last:], *keep}
-    for step, path in by_step.items():
-        # Checkpoints beyond the newest are left over from before an older one was resumed.
-        if step not in kept or step > newest:
-            shutil.rmtree(path)
 
 
 def find(folder: Path, *, world: World) -> FoundCheckpoint:
@@ -343,7 +226,7 @@ def restore_records(found: FoundCheckpoint, logs: Sequence[JsonLines[Any]]) -> l
 
     Args:
         found: The checkpoint; if there is none, the records are removed.
-        logs: The records whose files were passed to `save`.
+        logs: The records that the checkpoints contain.
 
     Returns:
         A note for each record file that had changed and was restored from the checkpoint's copy.
@@ -381,7 +264,8 @@ def load(
     state.spread_weights(engine)
 
 
-def _counters_hash(engine: Engine, step: int, average: WeightAverage | None) -> int:
+def live_counters_hash(engine: Engine, step: int, average: WeightAverage | None) -> int:
+    """The part of an engine's counters in a state hash."""
     counters = {
         "step": step,
         "optimizer_steps": state.optimizer_steps(engine),
@@ -413,7 +297,7 @@ def check_loaded(
     held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
     if average is not None:
         held = average.pieces(held)
-    total = sum(world.gather(pieces_hash(held))) + _counters_hash(engine, manifest.step, average)
+    total = sum(world.gather(pieces_hash(held))) + live_counters_hash(engine, manifest.step, average)
     loaded = f"{total % 2**64:016x}"
     if manifest.state is not None and loaded != manifest.state:
         raise ResumeError(

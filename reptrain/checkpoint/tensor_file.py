@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES, _PART_BYTES = 1 << 20, 1 << 24
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -67,6 +67,7 @@ def write_tensors(
     tensors: Sequence[StoredTensor],
     dtype: torch.dtype = torch.float32,
     metadata: Mapping[str, str] | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> FileSum:
     """Write tensors to a file and flush it to disk.
 
@@ -78,6 +79,7 @@ def write_tensors(
         tensors: Its tensors, in order.
         dtype: dtype of all of them in the file.
         metadata: More values of the header.
+        tick: Called after each part that is written, as a sign of progress.
 
     Raises:
         OSError: If the disk is full.
@@ -101,8 +103,11 @@ def write_tensors(
         for tensor in tensors:
             values = tensor.values().detach().to("cpu", dtype).contiguous()
             content = values.reshape(-1).view(torch.uint8).numpy().data
-            digest.update(content)
-            file.write(content)
+            for first in range(0, len(content), _PART_BYTES):
+                part_of_it = content[first : first + _PART_BYTES]
+                digest.update(part_of_it)
+                file.write(part_of_it)
+                tick()
             del values, content
         file.flush()
         os.fsync(file.fileno())

@@ -57,15 +57,15 @@ def runs(
     The columns are those of runs.parquet (docs: Reference, Tables).
     """
     from reptrain.cli.scores import table
-    from reptrain.tables import runs_table
     from reptrain.tables.list_runs import list_runs
-    from reptrain.tables.write import csv_text, json_rows
+    from reptrain.tables.typed_rows import csv_text, json_rows, run_rows
 
     if as_csv and as_json:
         raise ConfigError(
             "--csv", got="--json as well", rule="must not be combined with it", remedy="Choose one."
         )
-    rows = json_rows(runs_table(list_runs(folders or ["runs"], where=where or [], sort=sort)))
+    readings = list_runs(folders or ["runs"], where=where or [], sort=sort)
+    rows = json_rows(run_rows(readings)[0])
     if as_csv:
         typer.echo(csv_text(rows), nl=False)
         return

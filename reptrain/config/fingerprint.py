@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from reptrain.config.json_digest import fingerprint
 from reptrain.config.model import DecoderConfig, ModelConfig, MoEConfig
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.config.schema import RunConfig
@@ -109,12 +108,6 @@ def _affecting_results(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not (key.startswith("seeds.") and value in (None, seed))
         and not any(fnmatchcase(key, other) or key.startswith(f"{other}.") for other in _NO_EFFECT_ON_RESULTS)
     }
-
-
-def fingerprint(data: Any) -> str:
-    """The first 128 bits of the SHA-256 of ``data`` as canonical JSON, in hexadecimal."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def config_fingerprint(config: RunConfig) -> str:

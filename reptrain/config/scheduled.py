@@ -134,7 +134,7 @@ class Scheduled(Frozen):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "number"}, handler(schema)]}
+        return {"anyOf": [{"type": "number"}, super().__get_pydantic_json_schema__(schema, handler)]}
 
     @property
     def is_constant(self) -> bool:

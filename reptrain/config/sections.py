@@ -187,6 +187,11 @@ class CheckpointConfig(Frozen):
     """Share of the run between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
     """Number of newest checkpoints to keep."""
+    background: bool | Literal["auto"] = "auto"
+    """Whether training continues while a checkpoint is written. It takes memory of the host for a copy of
+    each rank's state: 12 bytes for each parameter, or 16 with an average of the weights, divided by the
+    number of ranks. auto: where a rank's copy has at least 256 MiB, and the copies take at most half of the
+    memory that is available on each host at the start."""
     mirror: str | None = None
     """URL of a folder, such as s3://bucket/runs, that gets a copy of the run folder after each checkpoint;
     null: none."""

@@ -1,8 +1,10 @@
-"""Memory allocation of the C library, for training on a CPU."""
+"""Memory of the host: how much is available, and how the C library allocates it on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -39,3 +41,30 @@ def release_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+# Limit and use of a control group, versions 2 and 1, as they appear inside a container.
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_bytes() -> int:
+    """Memory of this host that processes can still allocate; less if a control group has a lower limit."""
+    available = [_available_on_host()]
+    for limit, used in _GROUPS:
+        try:
+            available.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            # No such group, or the limit is "max".
+            continue
+    return max(0, min(available))
+
+
+def _available_on_host() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -76,7 +76,7 @@ class World:
             try:
                 outcome = action(), None
             except Exception as error:  # The other ranks wait for the outcome, whatever the error is.
-                outcome = None, _portable(error)
+                outcome = None, portable(error)
                 self.from_main(outcome)
                 raise
         value, failure = self.from_main(outcome)
@@ -98,7 +98,7 @@ class World:
             dist.barrier()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error, or a RuntimeError with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.config import RunConfig, fingerprint, settings_affecting_results
+from reptrain.config import RunConfig, settings_affecting_results
+from reptrain.config.json_digest import fingerprint
 from reptrain.config.schedule import step_learning_rate, weight_decay_factor
 from reptrain.config.scheduled import Moment, RunPosition, Scheduled, Unit
 from reptrain.plan.mixture import MixturePlan, plan_mixture

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.config import RunConfig, fingerprint
+from reptrain.config import RunConfig
+from reptrain.config.json_digest import fingerprint
 from reptrain.plan.documents import DocumentStream, check_windows
 from reptrain.plan.epochs import EpochPlan
 from reptrain.plan.mixture import plan_mixture

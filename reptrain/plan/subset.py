@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reptrain.config import fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.errors import PlanError
 from reptrain.plan.document_order import DocumentOrder, derive_order, open_order
 from reptrain.plan.documents import DocumentStream, Int64s, Pieces, split_at_documents

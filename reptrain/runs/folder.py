@@ -13,8 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
-
 from reptrain.config import RunConfig, config_fingerprint, differing_keys
 from reptrain.config.load import dump_yaml, read_yaml, validate
 from reptrain.config.numerics import NUMERICS_VERSION
@@ -235,6 +233,8 @@ class RunFolder:
         Raises:
             RunError: If another process holds the lock.
         """
+        import filelock
+
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()

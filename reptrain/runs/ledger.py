@@ -120,6 +120,33 @@ class Ledger(JsonLines[LedgerRecord]):
         super().__init__(path, TypeAdapter(LedgerRecord))
         self._events = TypeAdapter(LedgerEvent)
         self._head: str | None = None
+        self._held: list[LedgerRecord | LedgerEvent] | None = None
+
+    def hold(self) -> None:
+        """Keep the lines that are appended from now on in memory, until `release`.
+
+        The line of a checkpoint stands before those of later steps, and its state hash is known only after
+        some of them.
+        """
+        self._held = []
+
+    def release(self, first: LedgerEvent | None = None) -> int:
+        """Append an event and the lines kept in memory, and flush the event to the disk.
+
+        Args:
+            first: The event, which comes before them.
+
+        Returns:
+            Size of the file up to the event.
+        """
+        held, self._held = self._held or [], None
+        if first is not None:
+            self.append(first)
+            self.sync()
+        size = self.size()
+        for record in held:
+            self.append(record)
+        return size
 
     def append(self, record: LedgerRecord | LedgerEvent) -> None:
         """Append one line, with the hash of the line before it.
@@ -129,6 +156,9 @@ class Ledger(JsonLines[LedgerRecord]):
         Raises:
             RunError: If the file ends with an incomplete line.
         """
+        if self._held is not None:
+            self._held.append(record)
+            return
         previous = self.head()
         if previous == NO_LINE and isinstance(record, LedgerEvent) and record.parent is not None:
             previous = record.parent.head

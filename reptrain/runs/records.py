@@ -90,6 +90,10 @@ class JsonLines(Generic[Record]):
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
+    def size(self) -> int:
+        """Size of the file in bytes; 0 if there is none."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def records(self) -> Iterator[Record]:
         """All records, in the order of the file; none if there is no file.
 

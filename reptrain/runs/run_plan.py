@@ -10,10 +10,10 @@ from pydantic import Field
 from reptrain.config import RunConfig, config_fingerprint
 from reptrain.config.base import Int64, PathText, Seed
 from reptrain.config.numerics import NUMERICS_VERSION
-from reptrain.plan import EpochPlan, MixturePlan, StepPlan, Stream, plan_mixture
 from reptrain.runs.records import FrozenRecord
 
 if TYPE_CHECKING:
+    from reptrain.plan import MixturePlan, StepPlan, Stream
     from reptrain.store import Store
 
 
@@ -90,6 +90,8 @@ class RunPlan(FrozenRecord):
         Raises:
             PlanError: If a window is longer than a subset.
         """
+        from reptrain.plan import plan_mixture
+
         subsets = dict(zip(config.sources, stream.subsets, strict=True))
         mixture = plan_mixture(config, {name: subset.unique_tokens for name, subset in subsets.items()})
         sources = [
@@ -141,6 +143,8 @@ class RunPlan(FrozenRecord):
         Raises:
             PlanError: If a window is longer than a subset.
         """
+        from reptrain.plan import EpochPlan, MixturePlan
+
         return MixturePlan(
             tuple(
                 EpochPlan(
@@ -157,6 +161,8 @@ class RunPlan(FrozenRecord):
 
     def step_plan(self) -> StepPlan:
         """The steps of the run."""
+        from reptrain.plan import StepPlan
+
         return StepPlan(self.batch_windows, self.total_windows)
 
     def facts(self) -> dict[str, Any]:

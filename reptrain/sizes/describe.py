@@ -13,7 +13,13 @@ from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
 from reptrain.sizes.memory import activation_bytes
 from reptrain.sizes.parameters import ParameterCount
-from reptrain.sizes.rank_memory import check_ranks, rank_buffer_bytes, rank_retained_bytes, rank_state_bytes
+from reptrain.sizes.rank_memory import (
+    check_ranks,
+    rank_buffer_bytes,
+    rank_copy_bytes,
+    rank_retained_bytes,
+    rank_state_bytes,
+)
 from reptrain.sizes.subject import Subject
 
 _PARAMETERS = {
@@ -101,6 +107,8 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["cpu_retained_bytes"] = {
         f"stage_{stage}": rank_retained_bytes(count, stage=stage, groups=groups) for stage in range(4)
     }
+    average = subject.run is not None and subject.run.average is not None
+    memory["background_save_bytes"] = rank_copy_bytes(count, world_size=world_size, average=average)
     if subject.run is None:
         return memory
     windows = subject.run.micro_batch_windows(world_size)
@@ -153,6 +161,10 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         lines.append("  " + "  ".join(f"{text:>16}" for text in shown) + f"  {stage[-1]}")
     lines.append("  state: weights, gradients, AdamW; buffers: buckets and copies of gradients, at most")
     lines.append("  extra on a CPU: freed memory that the process keeps without reusing it, at most")
+    lines.append(
+        f"  checkpoints in the background: {_gib(memory['background_save_bytes'])} of the host's memory for"
+        " each rank, at most"
+    )
     if "micro_batch_windows" in memory:
         lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")

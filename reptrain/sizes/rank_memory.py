@@ -23,6 +23,8 @@ class RankMemory(NamedTuple):
     """What the forward pass keeps for the backward pass."""
     retained: int
     """On a CPU: freed memory that the process keeps, at most."""
+    saving: int
+    """On a CPU: the copy of the state with `checkpoint.background: true`."""
 
 
 def check_ranks(world_size: int, groups: int) -> None:
@@ -75,6 +77,19 @@ def rank_retained_bytes(count: ParameterCount, *, stage: int, groups: int) -> in
     return retained_bytes(count.total - count.experts + count.experts // groups, stage=stage)
 
 
+def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) -> int:
+    """Host memory for the copy of a rank's state with which checkpoints are written in the background.
+
+    It has weights and AdamW's moments in fp32. Other optimizers have less.
+
+    Args:
+        count: Parameters of the model.
+        world_size: Ranks.
+        average: Whether the run averages its weights.
+    """
+    return -(-(16 if average else 12) * count.total // world_size)
+
+
 def rank_memory(
     subject: Subject,
     *,
@@ -106,6 +121,9 @@ def rank_memory(
         model, subject.vocab_size, subject.shape, windows=windows, precision=precision, recompute=recompute
     )
     on_cpu = device == "cpu"
+    # Where it is "auto", there is no copy if it does not fit.
+    is_copied = on_cpu and run.checkpoint.background is True
+    copy = rank_copy_bytes(count, world_size=world_size, average=run.average is not None)
     return RankMemory(
         state,
         rank_buffer_bytes(
@@ -113,4 +131,5 @@ def rank_memory(
         ),
         activations.plain if on_cpu else activations.fused,
         rank_retained_bytes(count, stage=stage, groups=groups) if on_cpu else 0,
+        copy if is_copied else 0,
     )

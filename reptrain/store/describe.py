@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reptrain.store.manifest import StoreManifest
-from reptrain.store.reader import Store
+
+if TYPE_CHECKING:
+    from reptrain.store.reader import Store
 
 _FEW_DOCUMENTS = 20
 _FEW_TOKENS = 4096

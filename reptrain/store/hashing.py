@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -86,5 +87,5 @@ def damaged_orders(store: Path) -> list[str]:
 
 def document_digest(tokens: TokenArray) -> bytes:
     """128-bit hash of a document's tokens as little-endian integers of the store's dtype."""
-    little_endian = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False)
-    return hashlib.blake2b(little_endian.tobytes(), digest_size=16, person=b"reptrain.tokens").digest()
+    little_endian = np.ascontiguousarray(tokens if sys.byteorder == "little" else tokens.byteswap())
+    return hashlib.blake2b(little_endian.data, digest_size=16, person=b"reptrain.tokens").digest()

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from reptrain.config.base import FileName, Frozen, Number
-from reptrain.config.fingerprint import fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.errors import StoreError
 from reptrain.files import read_small, write_atomically
 from reptrain.reading import parse_json

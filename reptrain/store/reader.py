@@ -17,8 +17,8 @@ from reptrain.store.manifest import Shard, SplitInfo, SplitName, StoreManifest, 
 from reptrain.store.mapped_shards import MappedShards
 from reptrain.store.remote import RemoteStore, local_folder, open_remote
 from reptrain.store.shards import ShardReader
-from reptrain.text import Tokenizer, load_tokenizer
-from reptrain.text.tokenizer import TokenArray
+from reptrain.text.load import load_tokenizer
+from reptrain.text.tokenizer import TokenArray, Tokenizer
 
 
 class _Files:

@@ -16,16 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NoReturn
-
-import filelock
-import platformdirs
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from reptrain.errors import ConfigError, StoreError, TextError
 from reptrain.files import read_small, write_atomically
-from reptrain.store.hashing import file_sha256
 from reptrain.store.manifest import MANIFEST, Shard, read_manifest
 from reptrain.text.remote import explained, open_file_system, without_credentials
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "REPTRAIN_STORE_CACHE", "REPTRAIN_STORE_CACHE_GB"
 _DEFAULT_LIMIT_GB = 100.0
@@ -65,7 +64,15 @@ def local_folder(store: str | Path) -> Path:
     return _cache() / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
+def _locked(path: Path) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(path)
+
+
 def _cache() -> Path:
+    import platformdirs
+
     given = os.environ.get(FOLDER_VARIABLE)
     return Path(given) if given else Path(platformdirs.user_cache_dir("reptrain")) / "stores"
 
@@ -121,7 +128,7 @@ class RemoteStore:
     def fetch_contents(self) -> None:
         """Fetch the manifest and the tokenizer. A store that was replaced loses its cached shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.folder / ".lock"):
+        with _locked(self.folder / ".lock"):
             self._manifest = self._read(MANIFEST)
             cached = self.folder / MANIFEST
             if not cached.exists() or cached.read_bytes() != self._manifest:
@@ -153,7 +160,7 @@ class RemoteStore:
                 with _closed_on_error(held):
                     self._refuse_replaced()
                 return held
-            with filelock.FileLock(self.folder / f".{shard.file}.lock"):
+            with _locked(self.folder / f".{shard.file}.lock"):
                 if not path.exists():
                     self._fetch(shard, path)
 
@@ -161,6 +168,9 @@ class RemoteStore:
         partial = path.with_name(f".{path.name}.part")
         _make_room(max(0, shard.bytes - _size(partial)), shard.file)
         self._download(shard.file, partial, shard.bytes)
+        # A local store is opened without NumPy.
+        from reptrain.store.hashing import file_sha256
+
         if file_sha256(partial) != shard.sha256:
             partial.unlink()
             raise StoreError(
@@ -169,7 +179,7 @@ class RemoteStore:
                 rule="must be unchanged since it was sealed",
                 remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
             )
-        with filelock.FileLock(self.folder / ".lock"):
+        with _locked(self.folder / ".lock"):
             self._refuse_replaced()
             partial.replace(path)
 
@@ -287,7 +297,7 @@ def _make_room(size: int, name: str) -> None:
         StoreError: If the shards that are in use leave too little room.
     """
     limit, cache = _limit_bytes(), _cache()
-    with filelock.FileLock(cache / ".lock"):
+    with _locked(cache / ".lock"):
         shards = sorted(cache.glob("*/*.arrow"), key=_last_use)
         used = sum(map(_size, (*shards, *cache.glob("*/.*.part"))))
         for path in shards:

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from reptrain.errors import ReptrainError, StoreError
 from reptrain.stages import StageProgress
-from reptrain.store.hashing import damaged_orders, document_digest, file_sha256
 from reptrain.store.manifest import (
     Shard,
     SplitInfo,
@@ -21,10 +20,9 @@ from reptrain.store.manifest import (
     content_fingerprint,
     read_manifest,
 )
-from reptrain.store.overlap import NGRAM, Overlap, measure_overlap
-from reptrain.store.remote import local_folder, open_remote
-from reptrain.store.shards import ShardReader
-from reptrain.text import load_tokenizer
+
+if TYPE_CHECKING:
+    from reptrain.store.overlap import Overlap
 
 # Measured overlaps: Python's docs 11 to 16 %, technical pages 7 to 8 %, articles and books below 1 %.
 MAX_OVERLAP = 0.25
@@ -89,6 +87,10 @@ def verify(
         raise StoreError(
             "max_overlap", got=max_overlap, rule="must be between 0 and 1", remedy=f"{MAX_OVERLAP} is usual."
         )
+    from reptrain.store.hashing import damaged_orders
+    from reptrain.store.overlap import measure_overlap
+    from reptrain.store.remote import local_folder
+
     # Holds the shards of a remote store in the cache.
     fetched = _fetched(path, progress)
     path = local_folder(path)
@@ -126,6 +128,8 @@ def verify(
 
 
 def _fetched(path: str | Path, progress: StageProgress | None) -> list[IO[bytes]]:
+    from reptrain.store.remote import open_remote
+
     remote = open_remote(path)
     if remote is None:
         return []
@@ -141,6 +145,8 @@ def _fetched(path: str | Path, progress: StageProgress | None) -> list[IO[bytes]
 
 
 def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
+    from reptrain.store.overlap import NGRAM
+
     return [
         f"split {overlap.split}: {overlap.distinct_share:.2%} of its distinct {NGRAM}-grams"
         " also occur in train,"
@@ -153,6 +159,8 @@ def _overlap_problems(overlaps: list[Overlap], limit: float) -> list[str]:
 
 
 def _tokenizer_problems(path: Path, manifest: StoreManifest) -> list[str]:
+    from reptrain.text import load_tokenizer
+
     try:
         tokenizer = load_tokenizer(path / manifest.tokenizer_file, manifest.end)
     except ReptrainError as error:
@@ -170,6 +178,9 @@ def _shard_problems(
     path: Path, shard: Shard, manifest: StoreManifest, add_digest: Callable[[bytes], None]
 ) -> list[str]:
     """The problems of one shard. Passes the digests of its documents to ``add_digest``."""
+    from reptrain.store.hashing import document_digest, file_sha256
+    from reptrain.store.shards import ShardReader
+
     try:
         sha256 = file_sha256(path)
     except OSError as error:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from reptrain.config import RunConfig, fingerprint
+from reptrain.config import RunConfig
+from reptrain.config.json_digest import fingerprint
 from reptrain.config.quantities import parse_count
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.shared_steps import RunSteps

@@ -8,7 +8,8 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal
 
-from reptrain.config import RunConfig, config_fingerprint, fingerprint
+from reptrain.config import RunConfig, config_fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.config.numerics import NUMERICS_VERSION
 from reptrain.errors import StudyError
 from reptrain.store.manifest import MANIFEST, read_manifest

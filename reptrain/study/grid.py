@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reptrain.config import fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.errors import StudyError
 from reptrain.study.arm import Arm
 from reptrain.study.chains import with_parents, with_seeds_of_parents

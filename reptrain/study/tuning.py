@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reptrain.config import RunConfig, fingerprint
+from reptrain.config import RunConfig
+from reptrain.config.json_digest import fingerprint
 from reptrain.runs.folder import RunFolder
 from reptrain.study.arm import Arm
 from reptrain.study.chains import INIT_FROM, Training, training_fingerprints

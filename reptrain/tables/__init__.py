@@ -1,8 +1,13 @@
 """Tables of runs: one row for each run, one for each evaluation, with one schema."""
 
+from typing import TYPE_CHECKING
+
+from reptrain.lazy import on_first_use
 from reptrain.tables.columns import EVALUATION_COLUMNS, RUN_COLUMNS, Column
 from reptrain.tables.read_run import RunReading, read_run
-from reptrain.tables.write import evaluations_table, runs_table, write_parquet
+
+if TYPE_CHECKING:
+    from reptrain.tables.write import evaluations_table, runs_table, write_parquet
 
 __all__ = [
     "EVALUATION_COLUMNS",
@@ -14,3 +19,7 @@ __all__ = [
     "runs_table",
     "write_parquet",
 ]
+
+__getattr__ = on_first_use(
+    __name__, {"evaluations_table": "write", "runs_table": "write", "write_parquet": "write"}
+)

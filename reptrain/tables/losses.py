@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from reptrain.config import RunConfig, fingerprint
+from reptrain.config import RunConfig
+from reptrain.config.json_digest import fingerprint
 from reptrain.runs.metrics import ValidRecord
 
 

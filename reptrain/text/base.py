@@ -122,14 +122,14 @@ def make_document(
     if not isinstance(text, str):
         raise _no_text(place(), fields.text, record, text)
     given = look_up(record, fields.id)
-    if isinstance(given, (bool, bytes, list, Mapping)):
+    if given is not None and isinstance(given, (bool, bytes, list, Mapping)):
         raise TextError(
             f"source {place()}",
             got=f"{type(given).__name__} under {fields.id!r}",
             rule="must have a text or a number as its id",
             remedy="Choose another field with --id-field.",
         )
-    if not (is_unicode(text) and is_unicode(str(given))):
+    if not (is_unicode(text) and (given is None or is_unicode(str(given)))):
         raise TextError(
             f"source {place()}",
             got="half of a surrogate pair",
@@ -137,6 +137,8 @@ def make_document(
             remedy="Write the file again as UTF-8.",
         )
     name = f"{part.name}:{line()}" if given is None or given != given else str(given)
+    if not (fields.metadata or fields.tags):
+        return Document(name, part.source, text)
     kept = {key: value for key in fields.metadata if (value := look_up(record, key)) is not None}
     return Document(name, part.source, text, dump_metadata(kept | fields.tags_of(part.source), place))
 

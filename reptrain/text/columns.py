@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reptrain.errors import TextError
 from reptrain.text.base import (
@@ -103,6 +102,8 @@ def _records(batch: pa.RecordBatch, part: Slice, row: int) -> list[dict[str, Any
 
 def _describe(path: Path) -> tuple[pa.Schema, list[Block] | None]:
     if suffix_of(path) == ".parquet":
+        import pyarrow.parquet as pq
+
         with arrow_path(path) as place, pq.ParquetFile(place) as file:
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             return file.schema_arrow, [Block(group.num_rows, group.total_byte_size) for group in groups]
@@ -188,6 +189,8 @@ def _batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet_batches(part: Slice, fields: Fields) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
     # Buffered reads load a page at a time; pre-buffering would load whole row groups.
     with (
         arrow_path(part.path) as path,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reptrain.config.load import read_yaml
 from reptrain.errors import ReptrainError, TokenizerError
 from reptrain.reading import ReadError, decode, parse_json
 
@@ -35,7 +34,7 @@ def find_end(folder: Path) -> NamedEnd | None:
         if not (folder / name).is_file():
             continue
         try:
-            data = read_yaml(folder / name) if name == "model.yaml" else _read_json(folder / name)
+            data = _read_yaml(folder / name) if name == "model.yaml" else _read_json(folder / name)
         except (OSError, ReadError, ReptrainError) as error:
             raise TokenizerError(
                 f"{folder / name} beside the tokenizer",
@@ -53,6 +52,13 @@ def find_end(folder: Path) -> NamedEnd | None:
         if isinstance(end, int) and not isinstance(end, bool):
             return NamedEnd(end, None, name)
     return None
+
+
+def _read_yaml(path: Path) -> Any:
+    # Most folders have no model.yaml, and the configuration takes a third of a second to import.
+    from reptrain.config.load import read_yaml
+
+    return read_yaml(path)
 
 
 def _read_json(path: Path) -> Any:

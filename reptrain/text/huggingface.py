@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from reptrain.errors import TokenizerError
 from reptrain.reading import parse_json
 from reptrain.text.ends import NamedEnd
-from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
+from reptrain.text.tokenizer import EOS_NAMES, Ids, Tokenizer
 
 _PAD = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>")
 _BYTES = frozenset(ByteLevel.alphabet())
@@ -90,10 +90,12 @@ class HuggingFaceTokenizer(Tokenizer):
             return 1
         return len(piece.removeprefix("##").replace("▁", " ").encode())
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
         # One text at a time: a batch would start a thread per core in every worker process.
         return [
-            self._tokenizer.encode(text.replace(_MARK, "\ufffd"), add_special_tokens=False).ids
+            np.array(
+                self._tokenizer.encode(text.replace(_MARK, "\ufffd"), add_special_tokens=False).ids, np.int32
+            )
             for text in texts
         ]
 

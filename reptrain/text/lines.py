@@ -90,7 +90,7 @@ def _lines(part: Slice) -> Iterator[bytes]:
         with arrow_path(part.path) as path, pa.input_stream(path, compression="zstd") as stream:
             yield from io.BufferedReader(stream, _CHUNK_BYTES)
     else:
-        with part.path.open("rb") as file:
+        with part.path.open("rb", _CHUNK_BYTES) as file:
             file.seek(part.start)
             yield from _until(file, part.stop - part.start)
 
@@ -109,10 +109,10 @@ def _parse_line(part: Slice, index: int, line: bytes, fields: Fields) -> Documen
 
     try:
         # Concatenated files have byte order marks in the middle.
-        text = decode(line)
-        if not text.strip():
+        text = decode(line.rstrip(b"\r\n"))
+        if not text or text.isspace():
             return None
-        record = parse_object(text.rstrip("\r\n"))
+        record = parse_object(text)
     except ReadError as error:
         raise invalid(place(), error) from error
     return make_document(part, fields, place, lambda: _name(part, index), record)

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +135,8 @@ def fetch(wanted: Sequence[Wanted], progress: Callable[[int, int], None]) -> Non
     Raises:
         TextError: If a file cannot be fetched, naming its URL. Complete copies are kept.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     total = sum(item.remote.size or 0 for item in wanted)
     left = [item for item in wanted if not item.path.exists()]
     count = _Count(total - sum(item.remote.size or 0 for item in left), total, progress)

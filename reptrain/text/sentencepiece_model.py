@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 from reptrain.errors import TokenizerError
 from reptrain.text.ends import NamedEnd
-from reptrain.text.tokenizer import EOS_NAMES, Tokenizer
+from reptrain.text.tokenizer import EOS_NAMES, Ids, Tokenizer
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -67,8 +67,8 @@ class SentencePieceTokenizer(Tokenizer):
             return 1
         return len(self.piece(index).replace("▁", " ").encode())
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._processor.encode(list(texts), out_type=int, num_threads=1)
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        ids: list[Ids] = self._processor.encode(list(texts), return_type="numpy", num_threads=1)
         return ids
 
     def _own_eos(self) -> int:

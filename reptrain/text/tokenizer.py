@@ -16,6 +16,7 @@ EOS_NAMES = ("</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "[SEP]", "[EOS
 
 TokenDtype = np.dtype[np.unsignedinteger[Any]]
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+Ids = npt.NDArray[np.int32]
 
 # The libraries use up to a hundred bytes of memory per character while they encode a text.
 _MOST_CHARACTERS = 1 << 20
@@ -28,6 +29,13 @@ def token_dtype(vocab_size: int) -> TokenDtype:
     if vocab_size <= 1 << 16:
         return np.dtype(np.uint16)
     return np.dtype(np.uint32)
+
+
+class Encoding(NamedTuple):
+    """Token ids of texts, one after the other, and the number of ids of each text."""
+
+    ids: TokenArray
+    lengths: npt.NDArray[np.int64]
 
 
 class OtherPiece(NamedTuple):
@@ -100,11 +108,17 @@ class Tokenizer(ABC):
         Uses one thread, as callers run in several processes. A text of more than 2^20 characters is encoded
         in parts, cut where this does not change the ids.
         """
+        together = self.encode_together(texts)
+        return np.split(together.ids, np.cumsum(together.lengths)[:-1]) if texts else []
+
+    def encode_together(self, texts: Sequence[str]) -> Encoding:
+        """The same as `encode`, in one array: faster if the texts are short."""
         encoded = iter(self._encode([text for text in texts if len(text) <= _MOST_CHARACTERS]))
-        return [
-            np.array(next(encoded), self.dtype) if len(text) <= _MOST_CHARACTERS else self._encode_long(text)
-            for text in texts
+        parts = [
+            next(encoded) if len(text) <= _MOST_CHARACTERS else self._encode_long(text) for text in texts
         ]
+        ids = np.concatenate([np.zeros(0, np.int32), *parts])
+        return Encoding(ids.astype(self.dtype), np.array([len(part) for part in parts], np.int64))
 
     @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -131,17 +145,17 @@ class Tokenizer(ABC):
         """UTF-8 bytes that a piece represents; 0 if decoding skips it."""
 
     @abstractmethod
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, on one thread. The texts have at most 2^20 characters."""
 
-    def _encode_long(self, text: str) -> TokenArray:
-        parts: list[TokenArray] = []
+    def _encode_long(self, text: str) -> Ids:
+        parts: list[Ids] = []
         seam = Seam(0, 0, 0)
         while seam.start < len(text):
             left, end = seam, seam.start + _MOST_CHARACTERS
             seam = self._find_seam(text, end) if end < len(text) else Seam(len(text), len(text), 0)
             (ids,) = self._encode([text[left.start : seam.stop]])
-            parts.append(np.array(ids[left.drop :], self.dtype))
+            parts.append(ids[left.drop :])
         return np.concatenate(parts)
 
     def _find_seam(self, text: str, end: int) -> Seam:
@@ -152,7 +166,7 @@ class Tokenizer(ABC):
             starts = (stop, stop + 1, stop - 1) if text[stop] == " " else (stop, stop - 1)
             for start in starts:
                 guard, right = self._encode([text[start:stop], text[start:last]])
-                if left + right[len(guard) :] == whole:
+                if np.array_equal(np.concatenate([left, right[len(guard) :]]), whole):
                     return Seam(stop, start, len(guard))
         # Every cut changes the ids; they still decode to the text.
         return Seam(end, end, 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from reptrain.config.fingerprint import fingerprint
+from reptrain.config.json_digest import fingerprint
 from reptrain.errors import StoreError
+from reptrain.files import flush_files, flush_folder
 from reptrain.reading import escape_name, is_unicode
 from reptrain.stages import StageProgress
 from reptrain.store.manifest import (
@@ -33,7 +35,7 @@ from reptrain.tokenization.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.tokenization.seal import assemble
 from reptrain.tokenization.store_tokenizer import copy_tokenizer, train_or_load
 from reptrain.tokenization.strata import find_strata
-from reptrain.tokenization.work import Work, finish, hold_inputs, open_work
+from reptrain.tokenization.work import Work, finish, hold_inputs, is_done, open_work
 from reptrain.tokenization.workers import Workers
 from reptrain.tokenize_options import StoreOptions
 
@@ -167,22 +169,33 @@ def _build(plan: Plan, out: Path) -> StoreManifest:
     work = open_work(out, plan.fingerprint)
     files = fetch_sources(plan.files, work.fetched, lambda done, total: plan.progress("fetch", done, total))
     plan = plan._replace(files=files, jobs=plan_jobs(files, plan.fields))
+    if len(plan.jobs) > 1:
+        plan.workers.start()
     inputs = hash_inputs(files, plan.workers, plan.progress)
     hold_inputs(work, [item.sha256 for item in inputs])
     scans = _scan(plan, work)
     options = plan.options
     decided = _decide(plan, work, scans)
+    if plan.workers.remote:
+        flush_files(work.statuses(job.index) for job in plan.jobs)
     check_splits(decided.counts[KEPT:], options.held_out_fraction)
     jobs = number_lines(plan.jobs, [scan.newlines for scan in scans])
     tokenizer = _make_tokenizer(plan, jobs, work, text_bytes=sum(scan.text_bytes for scan in scans))
     stored = StoredTokenizer(
         tokenizer.file_name, tokenizer.fingerprint, NamedEnd(tokenizer.eos_id, None, MANIFEST)
     )
-    tasks = [EncodeTask(job, plan.fields, work, stored, options.passages) for job in jobs]
+    tasks = [
+        EncodeTask(job, plan.fields, work, stored, options.passages, flush=plan.workers.remote)
+        for job in jobs
+    ]
     encoded = _run_stage(plan, "tokenize", tasks, encode_job, work.encoded, Encoded.read)
     check_unchanged(files, inputs, work, plan.workers, plan.progress)
     manifest = assemble(options, plan.fields, tokenizer, inputs, decided, encoded, work)
     check_splits([info.documents for info in manifest.splits.values()], options.held_out_fraction)
+    # The files that the manifest seals must survive a power loss before it does.
+    shards = [shard.file for info in manifest.splits.values() for shard in info.shards]
+    flush_files(out / name for name in [tokenizer.file_name, *shards])
+    flush_folder(out)
     write_manifest(out, manifest)
     return manifest
 
@@ -233,7 +246,12 @@ def _run_stage(
 ) -> list[Record]:
     """Run the tasks of a stage that have no record yet; returns the records of all of them in order."""
     total = sum(task.job.size for task in tasks)
-    results = {task.job.index: read(path) for task in tasks if (path := record(task.job.index)).exists()}
+    paths = [record(task.job.index) for task in tasks]
+    with ThreadPoolExecutor() as threads:
+        is_kept = threads.map(is_done, paths)
+    results = {
+        task.job.index: read(path) for task, path, kept in zip(tasks, paths, is_kept, strict=True) if kept
+    }
     left = [task for task in tasks if task.job.index not in results]
     done = total - sum(task.job.size for task in left)
     plan.progress(stage, done, total)

@@ -97,9 +97,11 @@ def find_clusters(
     root = np.arange(len(distinct))
     num_buckets = 1 + len(distinct) // _BUCKET_DOCUMENTS
     edges = [2**64 * bucket // num_buckets for bucket in range(num_buckets + 1)]
+    bands = [open_bands(work.bands(job), settings) for job in range(len(scans))]
     for band in range(settings.bands):
+        tables = [np.asarray(table[band]) for table in bands]
         for low, high in itertools.pairwise(edges):
-            for left, right in _candidates(_members(work, first, settings, band, (low, high), distinct)):
+            for left, right in _candidates(_members(tables, first, (low, high), distinct)):
                 apart = find(root, left) != find(root, right)
                 left, right = left[apart], right[apart]
                 alike = _alike(work, first, settings, left, right)
@@ -129,18 +131,16 @@ def unite(root: Int64s, left: Int64s, right: Int64s) -> None:
 
 
 def _members(
-    work: Work,
+    tables: Sequence[npt.NDArray[np.uint64]],
     first: Int64s,
-    settings: NearSettings,
-    band: int,
     edges: tuple[int, int],
     distinct: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.uint64], Int64s]:
-    """The documents that share a band's hash within a range, sorted by hash."""
+    """The documents that share a band's hash within a range, sorted by hash. ``tables`` are of the band."""
     hashes, members = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for job in range(len(first) - 1):
-        part = between(open_bands(work.bands(job), settings)[band], *edges)
-        hashes.append(np.array(part[0]))
+    for job, table in enumerate(tables):
+        part = between(table, *edges)
+        hashes.append(part[0])
         members.append(part[1].astype(np.int64) + first[job])
     hash_, member = np.concatenate(hashes), np.concatenate(members)
     hash_, member = hash_[distinct[member]], member[distinct[member]]
@@ -212,5 +212,3 @@ def _assign_splits(
             mine = np.flatnonzero(job == number)
             mine = mine[statuses[number][index[mine]] != DUPLICATE]
             statuses[number][index[mine]] = decided[mine]
-    for status in statuses:
-        status.flush()

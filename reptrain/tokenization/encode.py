@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from reptrain.errors import StoreError
-from reptrain.files import write_atomically
-from reptrain.store.hashing import document_digest
+from reptrain.files import flush_files, write_atomically
+from reptrain.store.hashing import document_digest, file_sha256
 from reptrain.store.manifest import SPLITS, Shard, SplitName
 from reptrain.store.shards import ShardWriter
 from reptrain.text import Document, Tokenizer, load_tokenizer
 from reptrain.text.documents import Fields, read_slice
 from reptrain.text.ends import NamedEnd
-from reptrain.text.tokenizer import TokenArray
+from reptrain.text.tokenizer import Encoding, TokenArray
+from reptrain.text.words import count_words
 from reptrain.tokenization.jobs import Job
-from reptrain.tokenization.scan import KEPT, DocumentDigest, Scan
-from reptrain.tokenization.work import Work
+from reptrain.tokenization.scan import KEPT, DocumentDigest, Scan, text_hash
+from reptrain.tokenization.work import Work, read_record, write_record
 
 _ENCODE_CHARACTERS = 1 << 20
 
@@ -45,6 +45,8 @@ class EncodeTask(NamedTuple):
     work: Work
     tokenizer: StoredTokenizer
     passages: int | None = None
+    flush: bool = False
+    """Whether the job flushes its shards to the disk; else the caller does, for all jobs together."""
 
 
 class Encoded(NamedTuple):
@@ -58,20 +60,34 @@ class Encoded(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> Encoded:
         """Read a finished job's record."""
-        shards, *counts = json.loads(path.read_text())
+        shards, *counts = read_record(path)
         return cls({split: Shard.model_validate(shard) for split, shard in shards.items()}, *counts)
 
-    def write(self, path: Path) -> None:
+    def write(self, work: Work, index: int) -> None:
         """Write the record that marks the job as done."""
+        files = {work.out / shard.file: shard.sha256 for shard in self.shards.values()}
+        files |= {path: file_sha256(path) for path in (work.digests(split, index) for split in self.shards)}
         shards = {split: shard.model_dump() for split, shard in self.shards.items()}
-        write_atomically(path, json.dumps([shards, *self[1:]]))
+        write_record(work.encoded(index), [shards, *self[1:]], files)
 
 
 class KeptDocument(NamedTuple):
-    """A document and its split."""
+    """A document, its split, and the UTF-8 bytes of its text."""
 
     split: SplitName
     document: Document
+    text_bytes: int
+
+
+class Passage(NamedTuple):
+    """A document with its tokens, or a part of one; only the first part counts bytes and words."""
+
+    split: SplitName
+    document: Document
+    tokens: TokenArray
+    """With EOS."""
+    text_bytes: int
+    words: int
 
 
 def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocument]:
@@ -87,9 +103,10 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
     for document, status in itertools.zip_longest(documents, statuses):
         if document is None or status is None:
             raise changed(_job_name(job), "another number of documents")
-        read.add(document, document.text.encode())
+        content = document.text.encode()
+        read.add(document, text_hash(content))
         if status >= KEPT:
-            yield KeptDocument(SPLITS[status - KEPT], document)
+            yield KeptDocument(SPLITS[status - KEPT], document, len(content))
     if read.hexdigest() != Scan.read(work.scan(job.index)).digest:
         raise changed(_job_name(job), "other documents than before")
 
@@ -113,7 +130,6 @@ def encode_job(task: EncodeTask) -> Encoded:
     """Tokenize the kept documents of a job into one shard for each split that has any."""
     index = task.job.index
     tokenizer = _load_stored(task.work.out, task.tokenizer)
-    eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
     empty = 0
     documents: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
@@ -125,46 +141,54 @@ def encode_job(task: EncodeTask) -> Encoded:
             )
             for split in SPLITS
         }
-        for (split, document), ids in _encode(kept_documents(task.job, task.fields, task.work), tokenizer):
-            if len(ids) == 0:
-                empty += 1
-                continue
-            documents[document.source] += 1
-            for part, part_ids in _passages(document, ids, task.passages):
-                ended = np.concatenate([part_ids, eos])
-                writers[split].add(part, ended)
-                digests[split] += document_digest(ended)
-                tokens[document.source] += len(ended)
+        for group in _groups(kept_documents(task.job, task.fields, task.work)):
+            encoding = tokenizer.encode_together([kept.document.text for kept in group])
+            empty += int(np.count_nonzero(encoding.lengths == 0))
+            lengths = encoding.lengths.tolist()
+            documents.update(kept.document.source for kept, size in zip(group, lengths, strict=True) if size)
+            for passage in _passages(group, encoding, task.passages, tokenizer.eos_id):
+                split, document, ids, text_bytes, words = passage
+                writers[split].add(document, ids, text_bytes=text_bytes, words=words)
+                digests[split] += document_digest(ids)
+                tokens[document.source] += len(ids)
         shards = {split: shard for split in SPLITS if (shard := writers[split].close()) is not None}
     for split in shards:
-        write_atomically(task.work.digests(split, index), bytes(digests[split]))
+        write_atomically(task.work.digests(split, index), bytes(digests[split]), flush=False)
+    if task.flush:
+        flush_files(task.work.out / shard.file for shard in shards.values())
     encoded = Encoded(shards, empty, dict(documents), dict(tokens))
-    encoded.write(task.work.encoded(index))
+    encoded.write(task.work, index)
     return encoded
 
 
 def _passages(
-    document: Document, ids: TokenArray, most_tokens: int | None
-) -> Iterator[tuple[Document, TokenArray]]:
-    """The document, or its passages: as few as possible, with lengths that differ by at most one token.
+    group: Sequence[KeptDocument], encoding: Encoding, most_tokens: int | None, eos_id: int
+) -> Iterator[Passage]:
+    """The documents that have tokens, or their passages.
 
-    most_tokens 4, one of them for EOS:  d = a b c d e f g  ->  d#0 = a b c, d#1 = d e, d#2 = f g
+    A document has as few passages as possible, with lengths that differ by at most one token. With 4 as
+    ``most_tokens``, one of them for EOS:
+
+        d = a b c d e f g  ->  d#0 = a b c EOS, d#1 = d e EOS, d#2 = f g EOS
     """
-    if most_tokens is None:
-        yield document, ids
-        return
-    count = -(-len(ids) // (most_tokens - 1))
-    for number, part in enumerate(np.array_split(ids, count)):
-        # The first passage keeps the text, so that its bytes count once.
-        text = document.text if number == 0 else ""
-        yield document._replace(id=f"{document.id}#{number}", text=text), part
-
-
-def _encode(
-    documents: Iterable[KeptDocument], tokenizer: Tokenizer
-) -> Iterator[tuple[KeptDocument, TokenArray]]:
-    for group in _groups(documents):
-        yield from zip(group, tokenizer.encode([kept.document.text for kept in group]), strict=True)
+    lengths = encoding.lengths
+    counts = np.minimum(lengths, 1) if most_tokens is None else -(-lengths // (most_tokens - 1))
+    owner = np.repeat(np.arange(len(group)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # The first passages of a document are the longer ones.
+    sizes = lengths[owner] // counts[owner] + (number < lengths[owner] % counts[owner])
+    ended = np.insert(encoding.ids, np.cumsum(sizes), eos_id)
+    stops = np.cumsum(sizes + 1).tolist()
+    words = count_words([kept.document.text for kept in group])
+    start = 0
+    for index, part, stop in zip(owner.tolist(), number.tolist(), stops, strict=True):
+        split, document, text_bytes = group[index]
+        if most_tokens is not None:
+            document = document._replace(id=f"{document.id}#{part}")
+        # The bytes and words of a text count once.
+        text_bytes, num_words = (text_bytes, words[index]) if part == 0 else (0, 0)
+        yield Passage(split, document, ended[start:stop], text_bytes, num_words)
+        start = stop
 
 
 def _groups(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:

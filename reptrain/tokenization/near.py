@@ -9,7 +9,6 @@ shingle_words 2: "The cat -- the CAT!"  ->  the cat | cat the | the cat
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -163,7 +162,7 @@ class SignatureWriter:
     def close(self) -> None:
         """Finish both files."""
         self._flush()
-        _close(self._file)
+        self._file.close()
         settings = self._settings
         index = np.flatnonzero(np.concatenate(self._has_words))
         signatures = open_signatures(self._paths[0], settings)
@@ -173,7 +172,6 @@ class SignatureWriter:
                 hashes = fold(rows.T.astype(np.uint64))
                 order = np.lexsort((index, hashes))
                 file.write(np.stack([hashes[order], index[order].astype(np.uint64)]).tobytes())
-            _close(file)
 
     def _flush(self) -> None:
         if self._texts:
@@ -181,13 +179,6 @@ class SignatureWriter:
             self._file.write(signed.signatures.tobytes())
             self._has_words.append(signed.has_words)
         self._texts, self._characters = [], 0
-
-
-def _close(file: IO[bytes]) -> None:
-    """Flush to the disk and close: the file of a finished job must survive a power loss."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
 
 
 def open_signatures(path: Path, settings: NearSettings) -> Signatures:
@@ -242,11 +233,17 @@ def _words(pieces: Sequence[str]) -> tuple[Uint64s, npt.NDArray[np.int64]]:
     """Hashes of the words of the pieces, and the piece of each."""
     letter, stands_alone = _characters()
     # Pieces are separated by a line break, which is part of no word.
-    points = np.frombuffer("\n".join(pieces).encode("utf-32-le"), np.uint32)
-    letters, alone = letter[points], stands_alone[points]
+    text = "\n".join(pieces)
+    is_ascii = text.isascii()
+    points = np.frombuffer(text.encode("ascii" if is_ascii else "utf-32-le"), np.uint8 if is_ascii else "<u4")
+    letters = letter[points]
     is_word = letters > 0
     begins = is_word.copy()
-    begins[1:] &= ~is_word[:-1] | alone[1:] | alone[:-1]
+    if is_ascii:
+        begins[1:] &= ~is_word[:-1]
+    else:
+        alone = stands_alone[points]
+        begins[1:] &= ~is_word[:-1] | alone[1:] | alone[:-1]
     first = np.flatnonzero(begins)
     if len(first) == 0:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)

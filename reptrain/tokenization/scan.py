@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from reptrain.files import write_atomically
 from reptrain.store.manifest import SPLITS
 from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
 from reptrain.tokenization.jobs import Job
 from reptrain.tokenization.near import SignatureWriter
 from reptrain.tokenization.strata import Strata, Thresholds, find_thresholds
-from reptrain.tokenization.work import Work, write_array
+from reptrain.tokenization.work import Work, read_record, write_array, write_record
 from reptrain.tokenize_options import Dedup, NearSettings
 
 # Document status. A kept document has KEPT plus the index of its split.
@@ -55,8 +54,13 @@ class Scan(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> Scan:
         """Read a finished job's record."""
-        documents, text_bytes, newlines, slice_documents, digest = json.loads(path.read_text())
+        documents, text_bytes, newlines, slice_documents, digest = read_record(path)
         return cls(documents, text_bytes, tuple(newlines), tuple(slice_documents), digest)
+
+
+def text_hash(content: bytes) -> bytes:
+    """The 128-bit hash of a text in UTF-8, by which equal texts are found and splits are drawn."""
+    return hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
 
 
 class DocumentDigest:
@@ -67,17 +71,20 @@ class DocumentDigest:
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16, person=b"reptrain.docs")
+        self._header: tuple[str, str | None] | None = None
 
-    def add(self, document: Document, content: bytes) -> None:
+    def add(self, document: Document, content_hash: bytes) -> None:
         """Add a document.
 
         Args:
             document: The document.
-            content: Its text as UTF-8.
+            content_hash: The `text_hash` of its text.
         """
-        header = json.dumps([len(content), document.source, document.metadata])
-        self._digest.update(header.encode())
-        self._digest.update(content)
+        header = document.source, document.metadata
+        if header != self._header:
+            self._header = header
+            self._digest.update(json.dumps(header).encode())
+        self._digest.update(content_hash)
 
     def hexdigest(self) -> str:
         """The digest of the documents so far."""
@@ -100,9 +107,10 @@ def scan_job(task: ScanTask) -> Scan:
         for part in task.job.slices:
             for document in read_slice(part, task.fields):
                 content = document.text.encode()
-                read.add(document, content)
-                if document.text.strip():
-                    digests += hashlib.blake2b(content, digest_size=16, person=b"reptrain.text").digest()
+                content_hash = text_hash(content)
+                read.add(document, content_hash)
+                if content and not document.text.isspace():
+                    digests += content_hash
                     indices.append(documents)
                     text_bytes += len(content)
                 if signer:
@@ -111,10 +119,12 @@ def scan_job(task: ScanTask) -> Scan:
             ends.append(documents)
         if signer:
             signer.close()
-    write_array(task.work.hashes(task.job.index), _sorted_table(bytes(digests), indices))
+    index, work = task.job.index, task.work
+    write_array(work.hashes(index), _sorted_table(bytes(digests), indices))
     newlines = tuple(_newlines(part.path, part.start, part.stop) for part in task.job.slices)
     scan = Scan(documents, text_bytes, newlines, tuple(np.diff(ends).tolist()), read.hexdigest())
-    write_atomically(task.work.scan(task.job.index), json.dumps(scan))
+    written = [work.hashes(index), *((work.signatures(index), work.bands(index)) if task.near else ())]
+    write_record(work.scan(index), scan, written)
     return scan
 
 
@@ -160,7 +170,6 @@ def decide(
     counts = np.zeros(KEPT + len(SPLITS), np.int64)
     for status in statuses:
         counts += np.bincount(status, minlength=len(counts))
-        status.flush()
     return counts
 
 

@@ -85,6 +85,8 @@ class SlurmWorkers(Workers):
         StoreError: If Slurm's commands or submitit are missing.
     """
 
+    remote = True
+
     def __init__(self, out: Path, jobs: SlurmJobs) -> None:
         super().__init__(1)
         needed = ("sbatch", "srun", "squeue", "scancel", "scontrol")

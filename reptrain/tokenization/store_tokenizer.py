@@ -31,14 +31,14 @@ class TrainingTexts:
     def __iter__(self) -> Iterator[str]:
         limit = int(self.fraction * 2**64)
         for job in self.jobs:
-            for split, document in kept_documents(job, self.fields, self.work):
+            for split, document, _ in kept_documents(job, self.fields, self.work):
                 if split == "train" and (self.fraction == 1.0 or _draw(document.text) < limit):
                     yield document.text
 
 
 def copy_tokenizer(tokenizer: Tokenizer, work: Work) -> Tokenizer:
-    """Write a given tokenizer into the store."""
-    write_atomically(work.out / tokenizer.file_name, tokenizer.model_bytes)
+    """Write a given tokenizer into the store, without a flush."""
+    write_atomically(work.out / tokenizer.file_name, tokenizer.model_bytes, flush=False)
     return tokenizer
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.files import write_atomically
+from reptrain.store.hashing import file_sha256
 from reptrain.store.manifest import MANIFEST, SplitName
 
 WORK = ".work"
 LOCK = "lock"
+_RECORDS = 2
+"""Version of the records; work in progress of another version starts over."""
 
 
 class Work(NamedTuple):
-    """File names of work in progress. A job's record is written last: it marks the job as done."""
+    """File names of work in progress. A job's record is written last: it marks the job as done.
+
+    Jobs do not flush their files to the disk, which would take longer than a small job. A record has the
+    SHA-256 of each file instead, so that a call that resumes detects what a power loss has damaged.
+    """
 
     out: Path
 
@@ -72,10 +80,10 @@ def open_work(out: Path, fingerprint: str) -> Work:
     """
     work = Work(out)
     plan = work.folder / "plan.json"
-    content = json.dumps({"fingerprint": fingerprint})
-    if not plan.exists() or plan.read_text() != content:
+    content = json.dumps({"fingerprint": fingerprint, "records": _RECORDS})
+    if not plan.exists() or plan.read_bytes() != content.encode():
         _clear(out)
-        write_atomically(plan, content)
+        write_atomically(plan, content, flush=False)
     unfinished = [name for kind in ("*.arrow", "tokenizer", MANIFEST) for name in out.glob(f".{kind}.*")]
     for temporary in [*unfinished, *work.folder.glob(".*.*.*")]:
         temporary.unlink(missing_ok=True)
@@ -98,17 +106,17 @@ def hold_inputs(work: Work, hashes: Sequence[str]) -> None:
     """
     path = work.folder / "inputs.json"
     content = json.dumps(hashes)
-    if path.exists() and path.read_text() != content:
+    if path.exists() and path.read_bytes() != content.encode():
         discard(work)
     if not path.exists():
-        write_atomically(path, content)
+        write_atomically(path, content, flush=False)
 
 
 def discard(work: Work) -> None:
     """Remove what was made of sources that have changed. Fetched copies are kept."""
     plan = (work.folder / "plan.json").read_text()
     _clear(work.out)
-    write_atomically(work.folder / "plan.json", plan)
+    write_atomically(work.folder / "plan.json", plan, flush=False)
 
 
 def finish(out: Path) -> None:
@@ -117,7 +125,34 @@ def finish(out: Path) -> None:
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write a .npy file atomically."""
+    """Write a .npy file atomically, without a flush."""
     buffer = io.BytesIO()
     np.save(buffer, array)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), flush=False)
+
+
+def write_record(path: Path, result: Any, files: Mapping[Path, str] | Iterable[Path]) -> None:
+    """Mark a job as done.
+
+    Args:
+        path: The record.
+        result: What the job returns, for JSON.
+        files: The files that the job wrote, with their SHA-256 where it is known.
+    """
+    known = files if isinstance(files, Mapping) else {file: file_sha256(file) for file in files}
+    relative = {os.path.relpath(file, path.parent): digest for file, digest in known.items()}
+    write_atomically(path, json.dumps({"result": result, "files": relative}), flush=False)
+
+
+def read_record(path: Path) -> Any:
+    """The result in a job's record."""
+    return json.loads(path.read_bytes())["result"]
+
+
+def is_done(path: Path) -> bool:
+    """Whether a job has a record, and its files are as the record says."""
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        return all(file_sha256(path.parent / file) == digest for file, digest in files.items())
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from reptrain.errors import StoreError
 
@@ -28,8 +31,11 @@ class Workers:
     A context manager: leaving it ends the processes.
 
     Args:
-        processes: Number of processes; with 1, jobs run in this process.
+        processes: Number of processes. This process is one of them: it runs jobs while the others start.
     """
+
+    remote: ClassVar[bool] = False
+    """Whether the jobs run on other machines, which read only what is flushed, and flush what they write."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
@@ -57,10 +63,21 @@ class Workers:
         if min(self._processes, len(arguments)) <= 1:
             yield from ((argument, function(argument)) for argument in arguments)
             return
+        left, running = deque(arguments), dict[Future[Result], Argument]()
+        pool = self._start()
         try:
-            futures = {self._start().submit(function, argument): argument for argument in arguments}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
+            while left or running:
+                # One job runs in each process, and one waits, so that no process waits for this one.
+                while left and len(running) < 2 * (self._processes - 1):
+                    argument = left.popleft()
+                    running[pool.submit(function, argument)] = argument
+                if left:
+                    argument = left.popleft()
+                    yield argument, function(argument)
+                else:
+                    wait_for_futures(running, return_when=FIRST_COMPLETED)
+                for future in [future for future in running if future.done()]:
+                    yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise StoreError(
                 "processes",
@@ -69,10 +86,15 @@ class Workers:
                 remedy="Check for a lack of memory; the same command resumes.",
             ) from error
 
+    def start(self) -> None:
+        """Start the processes, so that they are ready when they are needed."""
+        if self._processes > 1:
+            self._start().submit(os.getpid)
+
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Spawned, not forked: the caller may hold threads and locks.
-            self._pool = ProcessPoolExecutor(self._processes, _Context(), initializer=_start_worker)
+            self._pool = ProcessPoolExecutor(self._processes - 1, _Context(), initializer=_start_worker)
         return self._pool
 
 
@@ -105,6 +127,8 @@ def _start_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+    # What all jobs need, imported before the first of them comes.
+    import_module("reptrain.tokenization.encode")
 
 
 def _end_after(sentinel: int) -> None:

@@ -34,7 +34,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.runs.mirror import Mirror, refuse_other_copy
 from reptrain.training.batches import Batch, Batches
 from reptrain.training.branch import begin_branch
-from reptrain.training.checkpoints import Checkpoints
+from reptrain.training.checkpoints import Checkpoints, reserve_copy
 from reptrain.training.failures import failures_recorded
 from reptrain.training.init_from import open_parent, record_parent, weights_at
 from reptrain.training.optimizers import set_learning_rate
@@ -122,21 +122,25 @@ def run_steps(
                 break
             began = time.perf_counter()
         if not _is_finite(result):
+            # If the training ends here, its last checkpoint should be complete.
+            checkpoints.finish()
             _stop_or_skip(trainer, batch, result, recorder)
         elif trainer.average is not None:
             trainer.average.update(batch.position)
         if rank_times is not None:
             rank_times.step()
         done = batch.step + 1
+        checkpoints.continue_save()
         reason = stop.reason(trainer.world)
         if done in evaluator.steps:
             evaluator.evaluate(done)
         ends = bool(reason or evaluator.stop_early)
         if ends or done in checkpoints.steps or done in evaluator.keep:
-            checkpoints.save(done, keep=evaluator.keep)
+            checkpoints.save(done, keep=evaluator.keep, wait=ends)
         if ends:
             break
         began = time.perf_counter()
+    checkpoints.finish()
     return LoopEnd(done, reason)
 
 
@@ -344,8 +348,11 @@ def _run(
         check=partial(_check_stores, data, world),
         saved=mirror.commit if mirror else lambda step: None,
         ledger=folder.ledger,
+        copy=reserve_copy(config.checkpoint.background, trainer, marks.save, done=done),
+        pulse=pulse,
     )
     with ExitStack() as resources:
+        resources.enter_context(checkpoints)
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None
         evaluator = SetEvaluator(training, folder, recorder, marks.evaluate, config.evaluate.patience)
         store = meeting_store()

@@ -15,7 +15,7 @@ from interrupts import crash, interrupt_at
 from ledgers import steps_of
 
 from reptrain.auditing.audit import audit
-from reptrain.checkpoint import step_folder
+from reptrain.checkpoint import saving
 from reptrain.checkpoint.state import Piece
 from reptrain.checkpoint.state_files import FileSum, write_pieces
 from reptrain.config import RunConfig
@@ -249,14 +249,14 @@ def test_checkpoints_at_every_fraction_are_kept(tiny: MakeConfig, tmp_path: Path
 def test_repeated_signals_during_a_save_leave_an_intact_checkpoint(
     tiny: MakeConfig, unbroken: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def storm(path: Path, held: Sequence[Piece]) -> FileSum:
+    def storm(path: Path, held: Sequence[Piece], tick: Callable[[], None]) -> FileSum:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
-        return write_pieces(path, held)
+        return write_pieces(path, held, tick)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(step_folder, "write_pieces", storm)
+        patch.setattr(saving, "write_pieces", storm)
         interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         result = train(tiny(), out)
     assert (result.state, result.steps, result.reason) == ("preempted", 8, "SIGTERM")

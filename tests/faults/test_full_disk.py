@@ -85,7 +85,7 @@ def test_disk_full_at_random_steps_and_in_saves(
     ]
     saves = [FillAtCall(disk / "filler", SAVE, call) for call in (0, 1, 5, 15)]
     parts = [
-        FillAtCall(disk / "filler", ("reptrain.checkpoint.step_folder", name), 3)
+        FillAtCall(disk / "filler", ("reptrain.checkpoint.saving", name), 3)
         for name in ("copy_file", "make_latest", "_remove_old")
     ]
     # The third status is the last: done.

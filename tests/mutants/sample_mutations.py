@@ -37,17 +37,24 @@ SHARE = 0.9
 
 # Files and tests of each room. Tests that start processes are left out: these are not in the coverage.
 ROOMS: dict[str, tuple[list[str], list[str]]] = {
-    "plan": (["reptrain/plan/*.py"], ["tests/plan", "tests/study/test_prefixes.py"]),
+    "plan": (
+        ["reptrain/plan/*.py"],
+        ["tests/plan", "tests/study/test_prefixes.py", "tests/training/test_text_amounts.py"],
+    ),
     "batch": (
         ["reptrain/batch/*.py", "reptrain/batch/objectives/*.py"],
         ["tests/batch", "tests/format/test_vectors.py"],
     ),
-    "auditing": (["reptrain/auditing/*.py"], ["tests/auditing", "tests/training/test_input_proof.py"]),
+    "auditing": (
+        ["reptrain/auditing/*.py"],
+        ["tests/auditing", "tests/training/test_input_proof.py", "tests/training/test_text_amounts.py"],
+    ),
     "training": (
         ["reptrain/training/*.py"],
         [
             "tests/format/test_independent_trainer.py", "tests/checkpoint/test_checkpoints.py",
             "tests/training/test_branch.py", "tests/training/test_console.py",
+            "tests/training/test_distill.py", "tests/training/test_load_balance.py",
             "tests/training/test_init_from.py", "tests/training/test_input_proof.py",
             "tests/training/test_masked_inputs.py", "tests/training/test_optimizers.py",
             "tests/training/test_parameter_table.py", "tests/training/test_regularize.py",

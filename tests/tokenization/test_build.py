@@ -229,10 +229,10 @@ def test_tokenize_refuses_a_tokenizer_without_eos(corpus: Path, texts: list[str]
 def test_tokenize_counts_documents_without_tokens(
     corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
-    encode = SentencePieceTokenizer.encode
+    encode = SentencePieceTokenizer._encode
     monkeypatch.setattr(
         SentencePieceTokenizer,
-        "encode",
+        "_encode",
         lambda self, group: [
             ids[:0] if text == texts[0] else ids for text, ids in zip(group, encode(self, group), strict=True)
         ],

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from reptrain.errors import StoreError
 from reptrain.store import Store, describe_text, open_store, verify
 from reptrain.text import Document
+from reptrain.text.tokenizer import Encoding
 from reptrain.tokenization import tokenize
-from reptrain.tokenization.encode import _passages
+from reptrain.tokenization.encode import KeptDocument, _passages
 
 WORDS = ["epoch", "token", "window", "shard", "store", "plan", "run", "audit", "exact", "ledger"]
 Pieces = dict[str, list[tuple[str, list[int]]]]
@@ -51,16 +52,25 @@ def pieces(store: Store) -> Pieces:
 
 
 @settings(max_examples=100, deadline=None)
-@given(length=st.integers(1, 200), most=st.integers(2, 50))
-def test_passages_are_few_and_of_equal_length(length: int, most: int) -> None:
-    ids = np.arange(length, dtype=np.uint16)
-    parts = list(_passages(Document("d", "web", "text"), ids, most))
-    sizes = [len(part) for _, part in parts]
-    assert np.array_equal(np.concatenate([part for _, part in parts]), ids)
-    assert max(sizes) + 1 <= most and max(sizes) - min(sizes) <= 1
-    assert len(parts) == 1 or (len(parts) - 1) * (most - 1) < length
-    assert [document.id for document, _ in parts] == [f"d#{number}" for number in range(len(parts))]
-    assert "".join(document.text for document, _ in parts) == "text"
+@given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4), most=st.integers(2, 50))
+def test_passages_are_few_and_of_equal_length(lengths: list[int], most: int) -> None:
+    ids = np.arange(sum(lengths), dtype=np.uint16)
+    group = [KeptDocument("train", Document(f"d{n}", "web", "two words"), 9) for n in range(len(lengths))]
+    encoding = Encoding(ids, np.array(lengths))
+    passages = list(_passages(group, encoding, most, 999))
+    assert np.array_equal(np.concatenate([ids[:0], *(part.tokens[:-1] for part in passages)]), ids)
+    for index, length in enumerate(lengths):
+        parts = [part for part in passages if part.document.id.startswith(f"d{index}#")]
+        sizes = [len(part.tokens) - 1 for part in parts]
+        assert sum(sizes) == length
+        if length:
+            assert max(sizes) + 1 <= most and max(sizes) - min(sizes) <= 1
+            assert len(parts) == 1 or (len(parts) - 1) * (most - 1) < length
+            assert sum(part.text_bytes for part in parts) == 9 and sum(part.words for part in parts) == 2
+        assert [part.document.id for part in parts] == [f"d{index}#{n}" for n in range(len(parts))]
+        assert all(part.tokens[-1] == 999 for part in parts)
+    whole = list(_passages(group, encoding, None, 999))
+    assert [len(part.tokens) - 1 for part in whole] == [length for length in lengths if length]
 
 
 @pytest.mark.parametrize("most", [2, 9, 64, 10**9])

@@ -114,15 +114,21 @@ def test_tokenize_survives_a_full_disk_at_every_write(
     options: dict[str, Any] = {"tokenizer": model, "held_out_fraction": 0.2}
     tokenize([few], tmp_path / "whole", **options)
     expected = files_of(tmp_path / "whole")
+    replace = os.replace
     for failing in itertools.count():
         writes = itertools.count()
 
-        def fsync(handle: int, writes: Iterator[int] = writes, failing: int = failing) -> None:
+        def write(writes: Iterator[int] = writes, failing: int = failing) -> None:
             if next(writes) == failing:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+        def rename(old: Any, new: Any, write: Callable[[], None] = write) -> None:
+            write()
+            replace(old, new)
+
         out = tmp_path / f"full-{failing}"
-        monkeypatch.setattr("os.fsync", fsync)
+        monkeypatch.setattr("os.fsync", lambda handle, write=write: write())
+        monkeypatch.setattr("os.replace", rename)
         try:
             tokenize([few], out, **options)
         except StoreError as error:
@@ -132,12 +138,35 @@ def test_tokenize_survives_a_full_disk_at_every_write(
         assert not [*out.glob(".*.arrow.*"), *out.glob(".work/.*")]
         sealed = (out / "manifest.json").exists()
         monkeypatch.setattr("os.fsync", lambda handle: None)
+        monkeypatch.setattr("os.replace", replace)
         tokenize([few], out, **options)
         assert files_of(out) == expected
         # Only the very last flush, of the folder's entry, comes after the seal.
         assert not sealed or failing > 15
         shutil.rmtree(out)
     assert failing > 15
+
+
+def test_tokenize_repeats_the_jobs_whose_files_a_power_loss_has_damaged(
+    corpus: Path, model: Path, tmp_path: Path, files_of: FilesOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "tokenize" and done == total:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("reptrain.tokenization.jobs._SMALLEST_JOB_BYTES", 10_000)
+    options: dict[str, Any] = {"tokenizer": model, "dedup": "minhash"}
+    tokenize([corpus], tmp_path / "whole", **options)
+    kinds = ("train-*.arrow", ".work/digests-*", ".work/encoded-*", ".work/scan-*", ".work/plan.json")
+    kinds += (".work/hashes-*", ".work/signatures-*", ".work/bands-*", ".work/inputs.json", "tokenizer.model")
+    for number, kind in enumerate(kinds):
+        out = tmp_path / f"{number}"
+        with pytest.raises(KeyboardInterrupt):
+            tokenize([corpus], out, progress=stop, **options)
+        damaged = sorted(out.glob(kind))[-1]
+        damaged.write_bytes(bytes(damaged.stat().st_size // 2))
+        tokenize([corpus], out, **options)
+        assert files_of(out) == files_of(tmp_path / "whole"), kind
 
 
 @pytest.mark.parametrize("size_kib", [24, 48, 96])
