@@ -91,6 +91,16 @@ def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) ->
     return -(-(16 if average else 12) * count.total // world_size)
 
 
+def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, groups: int) -> int:
+    """What `train.offload_optimizer: cpu` moves from a GPU to its host: fp32 weights and AdamW's moments.
+
+    The other arguments are those of `rank_state_bytes`. Nothing is moved at stage 0.
+    """
+    rest, experts = count.total - count.experts, count.experts // groups
+    partition = -(-rest // world_size) - (-experts // (world_size // groups))
+    return 12 * partition if stage > 0 else 0
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """What the memory of a rank depends on, beside the model."""
@@ -131,6 +141,8 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
         recompute=settings.recompute,
     )
     on_cpu = settings.device == "cpu"
+    if not on_cpu and run.train.offload_optimizer == "cpu":
+        state -= rank_offloaded_bytes(count, stage=stage, world_size=world_size, groups=groups)
     # Where it is "auto", there is no copy if it does not fit.
     is_copied = on_cpu and run.checkpoint.background is True
     copy = rank_copy_bytes(count, world_size=world_size, average=run.average is not None)

@@ -78,6 +78,20 @@ def test_suggestion_respects_what_the_other_settings_need(large: Callable[..., S
     assert stages <= {1, 2}
 
 
+def test_offloaded_states_do_not_count_on_a_gpu(large: Callable[..., Subject]) -> None:
+    kept, offloaded = large("train.zero_stage=1"), large("train.zero_stage=1", "train.offload_optimizer=cpu")
+    for ranks, stage in ((1, 1), (8, 2), (8, 3)):
+        settings = RankSettings(ranks, stage, 1, "none", "bf16", "cuda")
+        more, less = (rank_memory(subject, settings) for subject in (kept, offloaded))
+        assert more is not None and less is not None
+        # The fp32 weights and two moments.
+        assert more.state - less.state == -(-12 * kept.parameters.total // ranks)
+        on_cpu = replace(settings, device="cpu")
+        assert rank_memory(offloaded, on_cpu) == rank_memory(kept, on_cpu)
+    found = suggest(offloaded, world_size=8, device="cuda", device_bytes=80 * GIB)
+    assert found.chosen is not None and found.chosen.stage >= 1
+
+
 def test_suggestion_names_a_number_of_ranks_that_is_enough(large: Callable[..., Subject]) -> None:
     subject, gpu = large(), {"device": "cuda", "device_bytes": 8 * GIB}
     found = suggest(subject, world_size=2, **gpu)
