@@ -12,56 +12,64 @@ from reptrain.cli.common import show, study_app
 from reptrain.cli.options import AsJson
 from reptrain.errors import ConfigError
 
+ProxyRuns = Annotated[
+    Path, typer.Argument(metavar="PROXY", help="Runs of the proxy: a Parquet or CSV file, or a study.")
+]
+TargetRuns = Annotated[
+    Path | None, typer.Argument(metavar="TARGET", help="Runs of the target.", show_default="the study's")
+]
+Setting = Annotated[str, typer.Option("--over", metavar="COLUMN", help="The setting that is tuned.")]
+LossColumn = Annotated[str, typer.Option("--metric", metavar="COLUMN", help="The loss.")]
+ProxyGroups = Annotated[
+    str, typer.Option("--proxy-groups", metavar="COLUMN,...", help="Columns that name a proxy.")
+]
+TargetGroups = Annotated[
+    str,
+    typer.Option(
+        "--target-groups",
+        metavar="COLUMN,...",
+        help="Columns that name a target. Targets that agree in the first count as one independent unit.",
+    ),
+]
+ProxySize = Annotated[
+    str, typer.Option("--proxy-size", metavar="SQL", help="Parameters of a proxy that cost FLOPs.")
+]
+TargetSize = Annotated[str, typer.Option("--target-size", metavar="SQL", help="Parameters of a target.")]
+RunTokens = Annotated[str, typer.Option("--tokens", metavar="SQL", help="Tokens of a run.")]
+TokensWithin = Annotated[
+    float, typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a pair.")
+]
+Nearest = Annotated[
+    bool,
+    typer.Option("--nearest/--all", help="Compare with the proxy nearest in size only, or with all proxies."),
+]
+MostRegret = Annotated[
+    float,
+    typer.Option("--most-regret", min=0.0, help="Claim: the regret is less than this many nats."),
+]
+MostShift = Annotated[
+    float,
+    typer.Option(
+        "--most-shift", min=0.0, help="Claim: the best values differ by at most this many doublings."
+    ),
+]
+
 
 @study_app.command("proxy")
 def study_proxy(
-    proxy: Annotated[
-        Path, typer.Argument(metavar="PROXY", help="Runs of the proxy: a Parquet or CSV file, or a study.")
-    ],
-    target: Annotated[
-        Path | None, typer.Argument(metavar="TARGET", help="Runs of the target.", show_default="the study's")
-    ] = None,
-    over: Annotated[str, typer.Option("--over", metavar="COLUMN", help="The setting that is tuned.")] = "lr",
-    metric: Annotated[str, typer.Option("--metric", metavar="COLUMN", help="The loss.")] = "loss",
-    proxy_groups: Annotated[
-        str, typer.Option("--proxy-groups", metavar="COLUMN,...", help="Columns that name a proxy.")
-    ] = "",
-    target_groups: Annotated[
-        str,
-        typer.Option(
-            "--target-groups",
-            metavar="COLUMN,...",
-            help="Columns that name a target. Targets that agree in the first count as one independent unit.",
-        ),
-    ] = "",
-    proxy_size: Annotated[
-        str, typer.Option("--proxy-size", metavar="SQL", help="Parameters of a proxy that cost FLOPs.")
-    ] = "parameters_active",
-    target_size: Annotated[
-        str, typer.Option("--target-size", metavar="SQL", help="Parameters of a target.")
-    ] = "parameters_active",
-    tokens: Annotated[
-        str, typer.Option("--tokens", metavar="SQL", help="Tokens of a run.")
-    ] = "consumed_tokens",
-    tokens_within: Annotated[
-        float, typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a pair.")
-    ] = 1.5,
-    nearest: Annotated[
-        bool,
-        typer.Option(
-            "--nearest/--all", help="Compare with the proxy nearest in size only, or with all proxies."
-        ),
-    ] = False,
-    most_regret: Annotated[
-        float,
-        typer.Option("--most-regret", min=0.0, help="Claim: the regret is less than this many nats."),
-    ] = 0.01,
-    most_shift: Annotated[
-        float,
-        typer.Option(
-            "--most-shift", min=0.0, help="Claim: the best values differ by at most this many doublings."
-        ),
-    ] = 0.5,
+    proxy: ProxyRuns,
+    target: TargetRuns = None,
+    over: Setting = "lr",
+    metric: LossColumn = "loss",
+    proxy_groups: ProxyGroups = "",
+    target_groups: TargetGroups = "",
+    proxy_size: ProxySize = "parameters_active",
+    target_size: TargetSize = "parameters_active",
+    tokens: RunTokens = "consumed_tokens",
+    tokens_within: TokensWithin = 1.5,
+    nearest: Nearest = False,
+    most_regret: MostRegret = 0.01,
+    most_shift: MostShift = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Judge whether a setting that is tuned on a proxy can be used for the target.

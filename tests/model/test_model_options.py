@@ -255,6 +255,9 @@ def test_torch_attention_under_a_sliding_window_is_reported(capsys: pytest.Captu
 def test_init_from_accepts_explicit_defaults() -> None:
     spelled = decoder(head_dim=8, attention_bias="none", mlp_bias=False, num_stored_layers=2)
     assert model_settings(spelled) == model_settings(decoder())
+    sparse = {"num_experts": 4, "capacity_factor": 1.5}
+    spelled = decoder(moe=sparse | {"eval_capacity_factor": 1.5})
+    assert model_settings(spelled) == model_settings(decoder(moe=sparse))
 
 
 @pytest.mark.parametrize(
