@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from reptrain.bench.goals import GOALS, Goal, Verdict, verdicts
@@ -45,14 +44,21 @@ def _replace(page: str, first: str, last: str, body: str) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """One Markdown table for each case and metric, with the conditions below it."""
     parts = []
-    for (case, metric), group in groupby(rows, key=lambda row: (row.case, row.metric)):
-        members = list(group)
+    for (case, metric), members in _tables(rows).items():
         lines = [
             (row.what, _figure(row, row.median, row.low, row.high), _ratio(row), row.note) for row in members
         ]
         head = ("", f"{metric} ({members[0].unit})", "ratio", "")
         parts.append(f"**{case}**\n\n{_markdown_table(head, lines)}\n\n{_conditions(members)}")
     return "\n\n".join(parts)
+
+
+def _tables(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each case and metric, in the order of the first row of each."""
+    tables: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        tables.setdefault((row.case, row.metric), []).append(row)
+    return tables
 
 
 def _conditions(rows: Sequence[Row]) -> str:
@@ -88,8 +94,7 @@ def _bound(goal: Goal) -> str:
 def text(rows: Sequence[Row]) -> str:
     """The rows in the format of the console."""
     lines = []
-    for (case, metric), group in groupby(rows, key=lambda row: (row.case, row.metric)):
-        members = list(group)
+    for (case, metric), members in _tables(rows).items():
         lines.append(f"{case}: {metric} ({members[0].unit})")
         for row in members:
             figure = _figure(row, row.median, row.low, row.high)

@@ -178,15 +178,6 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _offload_needs_zero(self) -> Self:
-        if self.train.offload_optimizer != "none" and self.train.zero_stage == 0:
-            raise ValueError(
-                f"train.offload_optimizer {self.train.offload_optimizer} needs train.zero_stage 1, 2 or 3;"
-                " set train.zero_stage=1"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _experts_can_be_spread(self) -> Self:
         size, moe, stage = self.train.expert_parallel_size, self.model.moe, self.train.zero_stage
         if size == 1:

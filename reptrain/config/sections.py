@@ -118,6 +118,15 @@ class TrainConfig(Frozen):
     rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds without a sign of life from a rank until the other ranks stop with an error that names it."""
 
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError(
+                f"offload_optimizer {self.offload_optimizer} needs zero_stage 1, 2 or 3; stage 0 keeps all"
+                " states on the device; set train.zero_stage=1"
+            )
+        return self
+
     def with_precision(self, device_type: str, optimizer: OptimizerConfig) -> Self:
         """These settings with `auto` replaced by the precision of a device.
 

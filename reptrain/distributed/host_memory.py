@@ -43,20 +43,28 @@ def release_freed_memory() -> None:
         trim(0)
 
 
-# Limit and use of a control group, versions 2 and 1, as they appear inside a container.
+# Folder of the control group as it appears inside a container, and its files: versions 2 and 1.
 _GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
 )
 
 
 def available_bytes() -> int:
     """Memory of this host that processes can still allocate; less if a control group has a lower limit."""
     available = [_available_on_host()]
-    for limit, used in _GROUPS:
+    for folder, limit, used, cached in _GROUPS:
         try:
-            available.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
+            # Cached files are counted as used, and given up for other memory.
+            reclaimable = _field(Path(folder, "memory.stat"), cached)
+            in_use = int(Path(folder, used).read_text()) - reclaimable
+            available.append(int(Path(folder, limit).read_text()) - in_use)
+        except (OSError, ValueError, StopIteration):
             # No such group, or the limit is "max".
             continue
     return max(0, min(available))
@@ -64,7 +72,12 @@ def available_bytes() -> int:
 
 def _available_on_host() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * _field(Path("/proc/meminfo"), "MemAvailable:")
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _field(path: Path, name: str) -> int:
+    """The number in the line of a file that begins with a word."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next(int(words[1]) for words in lines if words and words[0] == name)

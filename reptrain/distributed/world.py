@@ -92,6 +92,10 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def ranks_on_host(self) -> int:
+        """Number of ranks on the host of this one. Every rank calls it."""
+        return self.gather(socket.gethostname()).count(socket.gethostname())
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:

@@ -97,23 +97,25 @@ def whole_shape(parameter: Tensor) -> torch.Size:
     return shape
 
 
-def check_memory(config: ModelConfig, vocab_size: int, *, num_ranks: int = 1) -> None:
+def check_memory(config: ModelConfig, vocab_size: int, *, num_ranks: int = 1, on_host: int = 1) -> None:
     """Refuse a model whose weights in fp32 need more memory than this machine has.
 
     Args:
         config: The model.
         vocab_size: Number of ids of the tokenizer.
         num_ranks: Ranks that the weights are partitioned over.
+        on_host: Ranks that share the memory of this machine.
 
     Raises:
-        ConfigError: If the weights of one rank do not fit.
+        ConfigError: If the weights of these ranks do not fit.
     """
-    num_bytes = 4 * count_parameters(config, vocab_size).total / num_ranks
+    num_bytes = on_host * 4 * count_parameters(config, vocab_size).total / num_ranks
     machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if num_bytes > machine_bytes:
+        whose = f" for the {on_host} ranks on this machine" if on_host > 1 else " on each rank"
         raise ConfigError(
             "model",
-            got=f"{num_bytes / 1e9:,.0f} GB of weights in fp32" + (" on each rank" if num_ranks > 1 else ""),
+            got=f"{num_bytes / 1e9:,.0f} GB of weights in fp32" + whose * (max(num_ranks, on_host) > 1),
             rule=f"must fit into the {machine_bytes / 1e9:,.0f} GB of memory of this machine",
             remedy="Make the model smaller. `reptrain sizes` shows its size without building it.",
         )

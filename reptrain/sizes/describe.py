@@ -17,6 +17,7 @@ from reptrain.sizes.rank_memory import (
     check_ranks,
     rank_buffer_bytes,
     rank_copy_bytes,
+    rank_offloaded_bytes,
     rank_retained_bytes,
     rank_state_bytes,
 )
@@ -107,6 +108,10 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["cpu_retained_bytes"] = {
         f"stage_{stage}": rank_retained_bytes(count, stage=stage, groups=groups) for stage in range(4)
     }
+    memory["offloaded_bytes"] = {
+        f"stage_{stage}": rank_offloaded_bytes(count, stage=stage, world_size=world_size, groups=groups)
+        for stage in range(4)
+    }
     average = subject.run is not None and subject.run.average is not None
     memory["background_save_bytes"] = rank_copy_bytes(count, world_size=world_size, average=average)
     if subject.run is None:
@@ -152,14 +157,15 @@ def sizes_text(data: dict[str, Any]) -> str:
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
     gpus = "1 GPU" if memory["world_size"] == 1 else f"{memory['world_size']} GPUs"
     lines = [f"memory per GPU, {gpus}, {memory['precision']}"]
-    columns = ("state", "buffers on CUDA", "buffers on a CPU", "extra on a CPU")
+    columns = ("state", "of it offloaded", "buffers on CUDA", "buffers on a CPU", "extra on a CPU")
     lines.append("  " + "  ".join(f"{column:>16}" for column in columns) + "  by train.zero_stage")
     for stage, size in memory["state_bytes"].items():
         shown = [_gib(memory["buffer_bytes"][device][stage]) for device in ("cuda", "cpu")]
-        shown.append(_gib(memory["cpu_retained_bytes"][stage]))
-        shown = ["not supported", "", "", ""] if size is None else [_gib(size), *shown]
+        shown = [_gib(memory["offloaded_bytes"][stage]), *shown, _gib(memory["cpu_retained_bytes"][stage])]
+        shown = ["not supported", "", "", "", ""] if size is None else [_gib(size), *shown]
         lines.append("  " + "  ".join(f"{text:>16}" for text in shown) + f"  {stage[-1]}")
     lines.append("  state: weights, gradients, AdamW; buffers: buckets and copies of gradients, at most")
+    lines.append("  of it offloaded: in the memory of the host with train.offload_optimizer=cpu")
     lines.append("  extra on a CPU: freed memory that the process keeps without reusing it, at most")
     lines.append(
         f"  checkpoints in the background: {_gib(memory['background_save_bytes'])} of the host's memory for"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from reptrain.config.model import Recompute
@@ -90,27 +91,41 @@ def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) ->
     return -(-(16 if average else 12) * count.total // world_size)
 
 
-def rank_memory(
-    subject: Subject,
-    *,
-    world_size: int,
-    stage: int,
-    windows: int,
-    recompute: Recompute,
-    precision: Precision,
-    device: str,
-) -> RankMemory | None:
+def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, groups: int) -> int:
+    """What `train.offload_optimizer: cpu` moves from a GPU to its host: fp32 weights and AdamW's moments.
+
+    The other arguments are those of `rank_state_bytes`. Nothing is moved at stage 0.
+    """
+    rest, experts = count.total - count.experts, count.experts // groups
+    partition = -(-rest // world_size) - (-experts // (world_size // groups))
+    return 12 * partition if stage > 0 else 0
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """What the memory of a rank depends on, beside the model."""
+
+    world_size: int
+    """Ranks."""
+    stage: int
+    """ZeRO stage."""
+    windows: int
+    """Windows of a micro-batch."""
+    recompute: Recompute
+    """`train.activation_checkpointing`."""
+    precision: Precision
+    device: str
+    """cuda or cpu."""
+
+
+def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
     """Memory of one rank; None where DeepSpeed does not support the stage.
 
     Args:
         subject: The run.
-        world_size: Ranks.
-        stage: ZeRO stage.
-        windows: Windows of a micro-batch.
-        recompute: `train.activation_checkpointing`.
-        precision: Of the run.
-        device: "cuda" or "cpu".
+        settings: Its ranks and how they train it.
     """
+    world_size, stage, precision = settings.world_size, settings.stage, settings.precision
     run, model = trainable(subject, "the file")
     count, groups = subject.parameters, run.train.expert_parallel_size
     check_ranks(world_size, groups)
@@ -118,16 +133,28 @@ def rank_memory(
     if state is None:
         return None
     activations = activation_bytes(
-        model, subject.vocab_size, subject.shape, windows=windows, precision=precision, recompute=recompute
+        model,
+        subject.vocab_size,
+        subject.shape,
+        windows=settings.windows,
+        precision=precision,
+        recompute=settings.recompute,
     )
-    on_cpu = device == "cpu"
+    on_cpu = settings.device == "cpu"
+    if not on_cpu and run.train.offload_optimizer == "cpu":
+        state -= rank_offloaded_bytes(count, stage=stage, world_size=world_size, groups=groups)
     # Where it is "auto", there is no copy if it does not fit.
     is_copied = on_cpu and run.checkpoint.background is True
     copy = rank_copy_bytes(count, world_size=world_size, average=run.average is not None)
     return RankMemory(
         state,
         rank_buffer_bytes(
-            count, stage=stage, world_size=world_size, groups=groups, precision=precision, device=device
+            count,
+            stage=stage,
+            world_size=world_size,
+            groups=groups,
+            precision=precision,
+            device=settings.device,
         ),
         activations.plain if on_cpu else activations.fused,
         rank_retained_bytes(count, stage=stage, groups=groups) if on_cpu else 0,

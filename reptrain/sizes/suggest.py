@@ -11,7 +11,7 @@ from reptrain.config.model import Recompute
 from reptrain.config.schema import RunConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
-from reptrain.sizes.rank_memory import RankMemory, check_ranks, rank_memory
+from reptrain.sizes.rank_memory import RankMemory, RankSettings, check_ranks, rank_memory
 from reptrain.sizes.subject import Subject, trainable
 
 # Of a GPU's memory: the rest is for CUDA, NCCL and gaps between tensors.
@@ -134,6 +134,7 @@ class Suggestion:
         memory = setting.memory
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
         kept = f", kept by the process {_gib(memory.retained)}" if memory.retained else ""
+        kept += f", copy for saving {_gib(memory.saving)}" if memory.saving else ""
         return "\n".join(
             [
                 *([" ".join(setting.overrides)] if self.chosen else []),
@@ -196,7 +197,11 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
         tried = []
         for stage, recompute in _allowed(subject, world_size):
             settings = [
-                _setting(subject, world_size, stage, windows, recompute, precision, device, usable)
+                _setting(
+                    subject,
+                    RankSettings(world_size, stage, windows, recompute, precision, device),
+                    usable,
+                )
                 for windows in rows
                 if windows >= least
             ]
@@ -213,27 +218,10 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
     return Suggestion(chosen, smallest, tried, world_size, share, precision, device, more)
 
 
-def _setting(
-    subject: Subject,
-    world_size: int,
-    stage: int,
-    windows: int,
-    recompute: Recompute,
-    precision: Precision,
-    device: str,
-    usable: int,
-) -> Setting:
-    memory = rank_memory(
-        subject,
-        world_size=world_size,
-        stage=stage,
-        windows=windows,
-        recompute=recompute,
-        precision=precision,
-        device=device,
-    )
+def _setting(subject: Subject, settings: RankSettings, usable: int) -> Setting:
+    memory = rank_memory(subject, settings)
     assert memory is not None
-    return Setting(stage, windows, recompute, memory, usable)
+    return Setting(settings.stage, settings.windows, settings.recompute, memory, usable)
 
 
 def _micro_batches(run: RunConfig, world_size: int) -> list[int]:
@@ -272,7 +260,8 @@ def _ranks_needed(
         assert subject.run is not None
         windows = _micro_batches(subject.run, ranks)[-1]
         for stage, recompute in _allowed(subject, ranks):
-            if _setting(subject, ranks, stage, windows, recompute, precision, device, usable).fits:
+            settings = RankSettings(ranks, stage, windows, recompute, precision, device)
+            if _setting(subject, settings, usable).fits:
                 return ranks
         ranks *= 2
     return None

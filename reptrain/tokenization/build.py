@@ -89,7 +89,7 @@ def tokenize(
         out: The store's folder, new or of an earlier call.
         tokenizer: A SentencePiece model or a tokenizer.json, recognized by its content; None trains a unigram
             model on the training text.
-        processes: Worker processes.
+        processes: Processes, the calling one among them.
         slurm: Options of sbatch, each KEY=VALUE; the jobs then run in Slurm arrays.
         progress: Called after each job with the stage, the bytes done and all bytes.
         **options: Fields of `reptrain.tokenize_options.TokenizeOptions`, such as vocab_size, dedup and

@@ -86,7 +86,7 @@ class Checkpoints:
             for log in self.logs:
                 log.sync()
         copy = None if wait or step == max(self.steps) else self.copy
-        self._background = Background(self.trainer.world, threaded=copy is not None, pulse=self.pulse)
+        self._background = Background(self.trainer.world, threaded=True, pulse=self.pulse)
         self._unfinished = self._save(step, self.keep | keep, self._background, copy)
         self.continue_save()
 
@@ -124,18 +124,18 @@ class Checkpoints:
         sizes = {log.path: log.size() for log in self.logs} if is_main else {}
         if self.ledger is not None and is_main:
             self.ledger.hold()
-        yield from checkpoint.save_in_parts(
-            self.trainer.engine,
-            self.folder,
-            step,
-            world=self.trainer.world,
-            keep_last=self.keep_last,
-            keep=keep,
-            average=self.trainer.average,
-            complete_records=partial(self._complete_records, step, sizes),
-            background=background,
-            copy=copy,
-        )
+        arguments: dict[str, Any] = {
+            "world": self.trainer.world,
+            "keep_last": self.keep_last,
+            "keep": keep,
+            "average": self.trainer.average,
+            "complete_records": partial(self._complete_records, step, sizes),
+        }
+        if copy is None:
+            checkpoint.save(self.trainer.engine, self.folder, step, **arguments)
+        else:
+            arguments |= {"background": background, "copy": copy}
+            yield from checkpoint.save_in_parts(self.trainer.engine, self.folder, step, **arguments)
         if is_main:
             if copy is not None:
                 seconds = time.perf_counter() - began

@@ -24,13 +24,20 @@ class InitialWeights:
     parent: SavedModel | None = None
     """The model whose weights they are; None draws them."""
 
-    def meta_model(self, num_ranks: int) -> Decoder | EncoderDecoder:
-        """The model on the meta device, if its weights fit into the memory of as many ranks.
+    def check_memory(self, *, num_ranks: int, on_host: int) -> None:
+        """Refuse weights that do not fit into the memory of this machine.
+
+        Args:
+            num_ranks: Ranks that they are partitioned over.
+            on_host: Ranks that share its memory.
 
         Raises:
-            ConfigError: If they do not.
+            ConfigError: If they do not fit.
         """
-        check_memory(self.config, self.vocab_size, num_ranks=num_ranks)
+        check_memory(self.config, self.vocab_size, num_ranks=num_ranks, on_host=on_host)
+
+    def meta_model(self) -> Decoder | EncoderDecoder:
+        """The model on the meta device."""
         return meta_model(self.config, vocab_size=self.vocab_size)
 
     def build(self) -> Decoder | EncoderDecoder:

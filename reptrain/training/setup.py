@@ -179,7 +179,11 @@ def build_engine(
 
     train = config.train
     allow_tf32(train, world.device)
-    model = weights.meta_model(world.world_size) if train.zero_stage == 3 else weights.build()
+    weights.check_memory(
+        num_ranks=world.world_size if train.zero_stage == 3 else 1,
+        on_host=world.ranks_on_host() if world.device.type == "cpu" else 1,
+    )
+    model = weights.meta_model() if train.zero_stage == 3 else weights.build()
     if train.expert_parallel_size > 1:
         from reptrain.distributed.expert_parallel import spread_experts
 

@@ -100,6 +100,12 @@ def test_verdicts_take_the_fastest_alternative() -> None:
     ]
 
 
+def test_a_row_that_is_added_later_joins_the_table_of_its_case() -> None:
+    later = [measured()[0]._replace(case="another"), measured()[1]._replace(what="later")]
+    text = page.markdown([*measured(), *later])
+    assert text.count("| reptrain |") == 2 and text.index("| later |") < text.index("**another**")
+
+
 def test_the_page_equals_the_rows() -> None:
     text = page.PAGE.read_text()
     assert page.rebuilt(text) == text, "run `reptrain bench page`"

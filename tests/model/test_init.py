@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 import torch
 
 from reptrain.config.model import DecoderConfig, T5Config
+from reptrain.errors import ConfigError
 from reptrain.model import Decoder, EncoderDecoder, build_model, parameter_groups
+from reptrain.model.init import check_memory
+from reptrain.sizes import count_parameters
 
 WIDE = DecoderConfig(d_model=128, num_layers=3, num_heads=4, d_ff=256, init_std=0.05)
 T5 = T5Config(
@@ -110,3 +114,16 @@ def test_parameter_groups_of_t5_leave_norms_and_position_biases_undecayed() -> N
     assert len(kept["params"]) == 2 + 2 * 3 + 2 + 2
     assert any(p is model.encoder.relative_bias.table.weight for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_memory_of_a_machine_is_shared_by_its_ranks() -> None:
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    wide = DecoderConfig(d_model=4096, num_layers=1, num_heads=32, d_ff=16384)
+    layers = int(0.7 * machine_bytes / (4 * count_parameters(wide, 100).total))
+    config = wide.model_copy(update={"num_layers": layers})
+    check_memory(config, 100)
+    check_memory(config, 100, num_ranks=2, on_host=2)
+    with pytest.raises(ConfigError, match="for the 2 ranks on this machine"):
+        check_memory(config, 100, on_host=2)
+    with pytest.raises(ConfigError, match="for the 4 ranks on this machine"):
+        check_memory(config, 100, num_ranks=2, on_host=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from reptrain.cli import app
 from reptrain.errors import ReptrainError
 from reptrain.sizes import Subject, load_subject, suggest
-from reptrain.sizes.rank_memory import rank_memory
+from reptrain.sizes.rank_memory import RankSettings, rank_memory
 
 LARGE = """
 model: {d_model: 1024, num_layers: 24, num_heads: 16, d_ff: 4096, vocab_size: 32000}
@@ -46,13 +47,7 @@ def test_suggestion_is_the_largest_micro_batch_that_fits(
     larger = [size for size in range(chosen.windows + 1, share + 1) if share % size == 0]
     for windows in larger[:1]:
         memory = rank_memory(
-            subject,
-            world_size=ranks,
-            stage=chosen.stage,
-            windows=windows,
-            recompute=chosen.recompute,
-            precision="bf16",
-            device="cuda",
+            subject, RankSettings(ranks, chosen.stage, windows, chosen.recompute, "bf16", "cuda")
         )
         assert memory is not None and sum(memory) > 0.9 * gib * GIB
     assert all(not setting.fits for setting in found.tried)
@@ -81,6 +76,20 @@ def test_suggestion_respects_what_the_other_settings_need(large: Callable[..., S
     spread = suggest(large(*experts), world_size=8, device="cuda", device_bytes=20 * GIB)
     stages = {setting.stage for setting in (*spread.tried, spread.smallest)}
     assert stages <= {1, 2}
+
+
+def test_offloaded_states_do_not_count_on_a_gpu(large: Callable[..., Subject]) -> None:
+    kept, offloaded = large("train.zero_stage=1"), large("train.zero_stage=1", "train.offload_optimizer=cpu")
+    for ranks, stage in ((1, 1), (8, 2), (8, 3)):
+        settings = RankSettings(ranks, stage, 1, "none", "bf16", "cuda")
+        more, less = (rank_memory(subject, settings) for subject in (kept, offloaded))
+        assert more is not None and less is not None
+        # The fp32 weights and two moments.
+        assert more.state - less.state == -(-12 * kept.parameters.total // ranks)
+        on_cpu = replace(settings, device="cpu")
+        assert rank_memory(offloaded, on_cpu) == rank_memory(kept, on_cpu)
+    found = suggest(offloaded, world_size=8, device="cuda", device_bytes=80 * GIB)
+    assert found.chosen is not None and found.chosen.stage >= 1
 
 
 def test_suggestion_names_a_number_of_ranks_that_is_enough(large: Callable[..., Subject]) -> None:
@@ -154,3 +163,14 @@ def test_wrong_options_of_a_suggestion_are_refused(tmp_path: Path, arguments: li
     words = [str(hosts) if word == "HOSTS" else word for word in arguments]
     result = CliRunner().invoke(app, ["launch", str(path), *words])
     assert isinstance(result.exception, ReptrainError) and rule in str(result.exception)
+
+
+def test_copy_for_saving_in_the_background_is_counted_on_a_cpu(large: Callable[..., Subject]) -> None:
+    settings = RankSettings(2, 1, 1, "none", "fp32", "cpu")
+    plain = rank_memory(large(), settings)
+    copied = rank_memory(large("checkpoint.background=true"), settings)
+    on_device = rank_memory(large("checkpoint.background=true"), replace(settings, device="cuda"))
+    assert plain is not None and copied is not None and on_device is not None
+    assert plain.saving == on_device.saving == 0
+    assert copied.saving == 6 * large().parameters.total
+    assert sum(copied) == sum(plain) + copied.saving
