@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,18 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SshHost, SshHost]]:
+def on_disk() -> Iterator[Path]:
+    """A folder outside of /dev/shm: each host has a /dev/shm of its own."""
+    with tempfile.TemporaryDirectory(prefix="hosts-", dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def hosts(on_disk: Path) -> Iterator[tuple[SshHost, SshHost]]:
     if missing := missing_parts():
         pytest.skip(f"two hosts on this machine need {', '.join(missing)}")
     try:
-        with ssh_hosts(tmp_path_factory.mktemp("hosts") / "h") as pair:
+        with ssh_hosts(on_disk / "h") as pair:
             yield pair
     except RuntimeError as reason:
         pytest.skip(str(reason))
@@ -87,9 +95,9 @@ def pair(
     hosts: tuple[SshHost, SshHost],
     tiny: Callable[..., RunConfig],
     store_path: Path,
-    tmp_path: Path,
+    on_disk: Path,
 ) -> Iterator[Pair]:
-    folder = tmp_path / "shared" / "work"
+    folder = Path(tempfile.mkdtemp(dir=on_disk)) / "shared" / "work"
     (folder / "runs").mkdir(parents=True)
     shutil.copytree(store_path, folder / "store")
     config = tiny(f"data.store={folder / 'store'}").model_dump(mode="json")
