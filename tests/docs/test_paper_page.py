@@ -28,6 +28,14 @@ def test_page_is_rebuilt_from_the_tables(tool: ModuleType) -> None:
         assert path.read_text(encoding="utf-8") == text, "run `make paper-page`"
 
 
+def test_readme_gets_the_sentence_and_the_figure_between_its_marks(tool: ModuleType) -> None:
+    text, written = tool.README.read_text(encoding="utf-8"), tool.readme()
+    before, after = text.split("<!-- paper:")[0], text.split("<!-- end of paper -->")[1]
+    assert written.startswith(before) and written.endswith(after)
+    part = " ".join(written[len(before) : -len(after)].replace("\n> ", " ").split())
+    assert "(docs/paper-loss.png)" in part and "of 22 findings" in part
+
+
 def test_every_claim_of_the_studies_belongs_to_one_finding(tool: ModuleType) -> None:
     findings = yaml.safe_load(
         (ROOT / "docs" / "data" / "paper" / "findings.yaml").read_text(encoding="utf-8")
