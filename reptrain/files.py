@@ -14,6 +14,11 @@ _UNFINISHED = ".part"
 _FLUSHES = 16
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error means that the disk or the quota is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
 def absolute(place: str) -> str:
     """The absolute path of a file or folder; the address of a remote one as it is.
 

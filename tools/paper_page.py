@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens
 [Recent methods for repeated data](guides/newest.md) describes the methods."""
 
 
+@cache
 def results() -> dict[str, ClaimResult]:
     """All claims of the studies with their verdicts, judged together, by STUDY/CLAIM."""
     files = [path for path in sorted(STUDIES.glob("*.yaml")) if path.name != "base.yaml"]

@@ -7,7 +7,6 @@ steps.
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
 from functools import partial
@@ -26,12 +25,12 @@ from reptrain.checkpoint.step_folder import (
     step_folders,
     topology,
 )
-from reptrain.checkpoint.weight_average import WeightAverage
+from reptrain.checkpoint.weight_average import WeightAverage, saved_pieces
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
 from reptrain.errors import RunError
+from reptrain.files import is_full
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 CompleteRecords = Callable[[str], Mapping[Path, int]]
 """Takes the state hash; returns the record files of the run, each with the size that the checkpoint gets."""
 
@@ -108,9 +107,7 @@ def save_in_parts(
     """
     temporary = folder / f"tmp-step-{step}"
     world.on_main(lambda: _remove_temporary(folder))
-    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
-    if average is not None:
-        held = average.pieces(held)
+    held = saved_pieces(engine, average, world)
     manifest = CheckpointManifest(
         step=step,
         optimizer_steps=state.optimizer_steps(engine),
@@ -123,8 +120,9 @@ def save_in_parts(
         records={},
     )
     counters = live_counters_hash(engine, step, average)
-    # A device hashes its state in a moment. A CPU does it while training continues.
-    part = None if world.device.type == "cpu" else pieces_hash(held)
+    # A GPU hashes its state in a moment. What is on the host is hashed while training continues.
+    on_host = all(view.device.type == "cpu" for piece in held for view in piece.views.values())
+    part = None if on_host else pieces_hash(held)
     held = held if copy is None else copy.take(held)
     name = f"state-{world.rank:05}-of-{world.world_size:05}.safetensors"
     try:
@@ -188,7 +186,7 @@ def _complete(
 
 
 def _disk_error(folder: Path, error: OSError) -> Exception:
-    if error.errno not in _FULL:
+    if not is_full(error):
         return error
     return RunError(
         f"checkpoint in {folder}",

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reptrain.checkpoint import state
 from reptrain.checkpoint.state_files import FileSum, read_pieces
 from reptrain.checkpoint.state_hash import counters_hash, pieces_hash
-from reptrain.checkpoint.weight_average import WeightAverage
+from reptrain.checkpoint.weight_average import WeightAverage, saved_pieces
 from reptrain.config.base import FileName, Int64
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.world import World
@@ -294,9 +294,7 @@ def check_loaded(
     Raises:
         ResumeError: If they differ.
     """
-    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
-    if average is not None:
-        held = average.pieces(held)
+    held = saved_pieces(engine, average, world)
     total = sum(world.gather(pieces_hash(held))) + live_counters_hash(engine, manifest.step, average)
     loaded = f"{total % 2**64:016x}"
     if manifest.state is not None and loaded != manifest.state:

@@ -13,8 +13,15 @@ from reptrain.checkpoint.state import WEIGHT, Piece
 from reptrain.config.scheduled import RunPosition
 from reptrain.config.sections import AverageConfig
 from reptrain.distributed.engine import Engine
+from reptrain.distributed.world import World
 
 AVERAGE = "average"
+
+
+def saved_pieces(engine: Engine, average: WeightAverage | None, world: World) -> list[Piece]:
+    """The pieces that a rank writes to a checkpoint, with those of the average if there is one."""
+    held = state.own_pieces(engine, rank=world.rank, world_size=world.world_size)
+    return held if average is None else average.pieces(held)
 
 
 class WeightAverage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typer.main import get_command
 
 from reptrain import __version__
 from reptrain.errors import CannotSayError, ConfigError, ReptrainError, shorten
+from reptrain.files import is_full
 from reptrain_launcher.rank_environment import shown_rank
 
 # Subcommands inherit both settings; click shortens the width to the terminal's.
@@ -76,7 +76,7 @@ def main() -> None:
     except ReptrainError as error:
         _refuse(error)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             _refuse(
                 f"{error.filename or 'disk'}: {error.strerror}. Free space and run the same command again."
             )

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from reptrain.config import RunConfig
     from reptrain_launcher.doctor import DoctorReport
 
-_BYTES_PER_PARAMETER = 12
-"""Bytes per parameter of a checkpoint: the weights and two moments of AdamW, in fp32."""
-
 
 @app.command()
 def doctor(
@@ -133,11 +130,12 @@ def _stores(config: RunConfig) -> list[str]:
 def _checkpoint_bytes(config: Path, overrides: Sequence[str]) -> int | None:
     """Size of a checkpoint; None if the size of the vocabulary is unknown."""
     from reptrain.sizes import load_subject
+    from reptrain.sizes.memory import UPDATED_BYTES
 
     # The store may be missing on this machine; the report shows this as a fault.
     with suppress(ReptrainError):
         subject = load_subject(config, list(overrides))
-        return _BYTES_PER_PARAMETER * subject.parameters.total
+        return UPDATED_BYTES * subject.parameters.total
     return None
 
 

@@ -13,6 +13,8 @@ _FULL = 4
 _DOUBLE = 8
 _BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16": 2}
 _MOMENTS = 8
+UPDATED_BYTES = _FULL + _MOMENTS
+"""The fp32 weight and AdamW's two moments of a parameter."""
 # 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
 _SMALL_BUCKET = 1 << 22
 # DeepSpeed's defaults: reduce_bucket_size, and stage3_max_live_parameters.
@@ -43,7 +45,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     gradients = _FULL if precision == "bf16" else weights
     if stage == 0:
         return num_parameters * (weights + gradients + _MOMENTS) if weights == _FULL else None
-    parts = [weights, gradients, _FULL + _MOMENTS]
+    parts = [weights, gradients, UPDATED_BYTES]
     whole = sum(parts[: 3 - stage])
     return num_parameters * whole + -(-num_parameters * (sum(parts) - whole) // world_size)
 

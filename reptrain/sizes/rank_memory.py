@@ -8,7 +8,7 @@ from typing import NamedTuple
 from reptrain.config.model import Recompute
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
-from reptrain.sizes.memory import activation_bytes, buffer_bytes, retained_bytes, state_bytes
+from reptrain.sizes.memory import UPDATED_BYTES, activation_bytes, buffer_bytes, retained_bytes, state_bytes
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject, trainable
 
@@ -68,9 +68,15 @@ def rank_buffer_bytes(
     count: ParameterCount, *, stage: int, world_size: int, groups: int, precision: Precision, device: str
 ) -> int:
     """Buffers of a rank on the device "cuda" or "cpu"; for the others see `rank_state_bytes`."""
+    held = count.total - count.experts + count.experts // groups
+    partition = _partition(count, world_size, groups)
+    return buffer_bytes(held, stage=stage, partition=partition, precision=precision, device=device)
+
+
+def _partition(count: ParameterCount, world_size: int, groups: int) -> int:
+    """Parameters that a rank updates, from stage 1 on."""
     rest, experts = count.total - count.experts, count.experts // groups
-    partition = -(-rest // world_size) - (-experts // (world_size // groups))
-    return buffer_bytes(rest + experts, stage=stage, partition=partition, precision=precision, device=device)
+    return -(-rest // world_size) - (-experts // (world_size // groups))
 
 
 def rank_retained_bytes(count: ParameterCount, *, stage: int, groups: int) -> int:
@@ -88,7 +94,8 @@ def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) ->
         world_size: Ranks.
         average: Whether the run averages its weights.
     """
-    return -(-(16 if average else 12) * count.total // world_size)
+    of_parameter = UPDATED_BYTES + (4 if average else 0)
+    return -(-of_parameter * count.total // world_size)
 
 
 def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, groups: int) -> int:
@@ -96,9 +103,7 @@ def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, 
 
     The other arguments are those of `rank_state_bytes`. Nothing is moved at stage 0.
     """
-    rest, experts = count.total - count.experts, count.experts // groups
-    partition = -(-rest // world_size) - (-experts // (world_size // groups))
-    return 12 * partition if stage > 0 else 0
+    return UPDATED_BYTES * _partition(count, world_size, groups) if stage > 0 else 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reptrain.errors import ReptrainError, TextError
+from reptrain.files import is_full
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PACKAGES = {"s3": "reptrain[s3]", "s3a": "reptrain[s3]", "gs": "reptrain[gs]", "gcs": "reptrain[gs]"}
@@ -248,7 +248,7 @@ def explained(
             remedy=f"pip install '{_PACKAGES[scheme]}'." if scheme in _PACKAGES else f"{error}.",
         ) from error
     except Exception as error:
-        if isinstance(error, ReptrainError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, ReptrainError) or is_full(error):
             raise
         raise TextError(f"{what} {url}", got=_reason(error, address), rule=rule, remedy=remedy) from error
 

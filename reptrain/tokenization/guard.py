@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from reptrain.errors import StoreError
+from reptrain.files import is_full
 from reptrain.store.manifest import MANIFEST, SPLITS, StoreManifest
 from reptrain.text.sources import SourceFile
 from reptrain.tokenization.work import LOCK, WORK
@@ -58,7 +58,7 @@ def as_store_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         raise StoreError(
             f"store {out}",
             got=error.strerror or error,

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from reptrain import checkpoint
 from reptrain.checkpoint import Background, HostCopy
-from reptrain.checkpoint import state as engine_state
+from reptrain.checkpoint.weight_average import saved_pieces
 from reptrain.distributed.host_memory import available_bytes
 from reptrain.errors import ConfigError
 from reptrain.runs.ledger import Ledger, LedgerEvent
@@ -91,7 +91,7 @@ class Checkpoints:
         self.continue_save()
 
     def continue_save(self) -> None:
-        """Go on with a save in the background, if there is one. Every rank calls it after each step.
+        """Continue a save in the background, if there is one. Every rank calls it after each step.
 
         Raises:
             ReptrainError: If the disk is full; earlier checkpoints are untouched.
@@ -167,9 +167,7 @@ def reserve_copy(
     world = trainer.world
     if not wanted or not any(done < step < max(steps) for step in steps):
         return None
-    held = engine_state.own_pieces(trainer.engine, rank=world.rank, world_size=world.world_size)
-    if trainer.average is not None:
-        held = trainer.average.pieces(held)
+    held = saved_pieces(trainer.engine, trainer.average, world)
     own = checkpoint.state_bytes(held)
     of_ranks = world.gather((socket.gethostname(), own, available_bytes()))
     largest = max(size for _, size, _ in of_ranks)

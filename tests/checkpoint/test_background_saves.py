@@ -26,6 +26,7 @@ from reptrain.errors import ConfigError, RunError
 from reptrain.runs import RunFolder
 from reptrain.training import checkpoints
 from reptrain.training.loop import train
+from reptrain.training.recorder import print_line
 
 MakeConfig = Callable[..., RunConfig]
 Tick = Callable[[], None]
@@ -116,17 +117,25 @@ def test_second_save_waits_for_the_first_and_says_so_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     writing, most = 0, 0
+    waits = threading.Event()
+
+    def noticed(text: str) -> None:
+        print_line(text)
+        if "training waits" in text:
+            waits.set()
 
     def slow(path: Path, held: Sequence[Piece], tick: Tick) -> FileSum:
         nonlocal writing, most
         writing += 1
         most = max(most, writing)
-        time.sleep(0.4)
+        # The first one lasts until training waits for it.
+        assert waits.wait(60)
         written = write_pieces(path, held, tick)
         writing -= 1
         return written
 
     monkeypatch.setattr(saving, "write_pieces", slow)
+    monkeypatch.setattr(checkpoints, "print_line", noticed)
     out = tmp_path / "run"
     train(tiny(ALL_KEPT, BACKGROUND, "checkpoint.every_fraction=0.07"), out)
     assert most == 1

@@ -176,10 +176,10 @@ class Room:
             return Result(self.name, False, *place)
         found = self.server.fails(path, mutation.line, changed)
         if found is None:
-            found = self._fails_anew(path, mutation.line, changed, sound)
+            found = self._fails_in_new_process(path, mutation.line, changed, sound)
         return Result(self.name, found, *place)
 
-    def _fails_anew(self, path: Path, line: int, changed: str, sound: str) -> bool:
+    def _fails_in_new_process(self, path: Path, line: int, changed: str, sound: str) -> bool:
         """Whether a test fails in a separate process."""
         path.write_text(changed)
         # Python takes a file of the same size and second for the one that it has compiled.

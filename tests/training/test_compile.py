@@ -1,4 +1,4 @@
-"""Runs of compiled models: the losses of plain ones, and nothing compiled anew as regularizers change."""
+"""Runs of compiled models: the losses of plain ones, and nothing compiled again as regularizers change."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_resume_accepts_another_path_of_the_same_parent(
     assert train(config(parent.name), run).state == "already done"
 
 
-def test_begun_anew_with_other_weights_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
+def test_a_second_start_with_other_weights_is_refused(tiny: MakeConfig, parent: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(parent, tmp_path / "parent"))
     config = tiny(*SHORT, f"init_from={source}")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
