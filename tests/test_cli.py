@@ -62,7 +62,9 @@ def test_config_schema_is_a_runs_unless_it_is_said_and_a_finetuning_shows_no_ref
     assert run("config", "schema").stdout == run("config", "schema", "run").stdout
     train = json.loads(run("config", "schema", "finetune").stdout)["$defs"]["FinetuneTrainConfig"]
     assert "zero_stage" in train["properties"]
-    assert not {"total_tokens", "on_nonfinite", "expert_parallel_size"} & set(train["properties"])
+    assert not {"total_tokens", "on_nonfinite", "expert_parallel_size", "sequence_parallel_size"} & set(
+        train["properties"]
+    )
     shown = run("finetune", "-h").stdout
     assert "epochs=2" in shown and "total_tokens" not in shown
 

@@ -9,6 +9,9 @@ Layout. A 64-bit key is folded word by word, each fold being the first output of
     line key        = fold(call key, position)
     word of a unit  = mix32((unit ^ low half of the line key) (high half of the line key | 1))
 
+A line key depends on ``call key ^ position`` only. So this word is the call key of a tensor with that one
+position (`position_keys`). A rank with some of a row's positions thus has its part of the row's mask.
+
 All arithmetic is unsigned and wraps; seed, step, row, site, head and position have 64 bits, a unit
 has 32. A unit is kept where its word, read as a signed 32-bit number, is at least
 ``threshold - 2**31`` with ``threshold = round(rate * 2**32)``. Kept values are multiplied by
@@ -106,6 +109,24 @@ def row_keys(seed: int, step: int, row: Tensor) -> Tensor:
     return fold(torch.full_like(row, step_key), row)
 
 
+def position_keys(key: Tensor, position_P: Tensor) -> Tensor:
+    """Call keys of single positions, for tensors that have some of the positions of a row.
+
+    >>> x, key = torch.ones(1, 6, 4), torch.tensor([7])
+    >>> late = dropout(x[:, 4:], position_keys(key, torch.tensor([4, 5])), 0.5)
+    >>> torch.equal(late, dropout(x, key, 0.5)[:, 4:])
+    True
+
+    Args:
+        key: int64, shape [...]: call keys.
+        position_P: int64, the position of each line in its row.
+
+    Returns:
+        int64, shape [..., P].
+    """
+    return key[..., None] ^ position_P
+
+
 def random_words(key: Tensor, num_positions: int, num_units: int) -> Tensor:
     """Uniform 32-bit words, one for each unit of each position of each key.
 
@@ -149,12 +170,18 @@ def check_key(name: str, key: Tensor, x: Tensor) -> None:
         )
 
 
+def has_position_keys(key: Tensor | None, x: Tensor) -> bool:
+    """Whether ``key`` contains a call key for each position of ``x`` (see `position_keys`)."""
+    return key is not None and key.shape == x.shape[:-1]
+
+
 def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None = None) -> Tensor:
     """Drop units of ``x`` at ``rate`` and scale the others up; the backward pass recomputes the mask.
 
     Args:
         x: Floating point, shape [..., P, U]: positions and units.
-        key: int64, shape [...]: one call key for each leading index (see the module's layout).
+        key: int64, shape [...]: one call key for each leading index (see the module's layout); or [..., P]:
+            one for each position (see `position_keys`).
         rate: Dropout probability in [0, 1), a number or the result of `packed`. A packed rate may change from
             call to call without a new compilation.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give the same
@@ -166,6 +193,8 @@ def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None =
     Raises:
         ValueError: If the shapes, the key's dtype or the rate do not fit.
     """
+    if has_position_keys(key, x):
+        return dropout(x.unsqueeze(-2), key, rate, impl=impl).squeeze(-2)
     check_key("key", key, x)
     rate_2 = packed(rate)
     if choose_implementation(x.device, impl) == "triton":

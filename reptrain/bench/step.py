@@ -176,12 +176,12 @@ def _rate(steps: Iterator[float], tokens: int, number: int = 3) -> Callable[[], 
 
 def trainer_steps(config: RunConfig, device: str = "cpu") -> Iterator[float]:
     """Train like `reptrain train`, but without a run folder: the loss of each step, in nats per token."""
-    from reptrain.distributed.world import choose_device, join
+    from reptrain.distributed.world import choose_device, in_groups, join
     from reptrain.training.loop import apply_schedules
     from reptrain.training.setup import open_data, prepare
     from reptrain.training.step import train_step
 
-    world = join(choose_device(device))
+    world = in_groups(join(choose_device(device)), config.train)
     training = prepare(config, open_data(config), world)
     for batch in training.batches.iterate(0):
         _, settings = apply_schedules(training.trainer, batch)

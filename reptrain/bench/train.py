@@ -24,7 +24,7 @@ from reptrain.bench.step_parts import Clock, StepParts
 from reptrain.config import RunConfig
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.distributed.precision import product_precision
-from reptrain.distributed.world import World, choose_device, join
+from reptrain.distributed.world import World, choose_device, in_groups, join
 from reptrain.errors import ConfigError
 from reptrain.model import build_model
 from reptrain.plan.mixture import plan_mixture
@@ -120,7 +120,7 @@ def run(
         config = bench_config(file, overrides, warm_up + steps, store)
         device = choose_device(config.train.device)
         config = config.on_device(device.type)
-        world = join(device)
+        world = in_groups(join(device), config.train)
         found = measured_steps(config, world, warm_up)
         device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         rows = rows_of(config, found, world, device_name)
@@ -177,8 +177,9 @@ def _check_losses(config: RunConfig, data: Data, training: Training, world: Worl
     if config.train.zero_stage == 3:
         # Every rank would need the whole model for the comparison.
         return
-    windows = min(_GATE_WINDOWS, config.micro_batch_windows(world.world_size))
-    loader = Loader(data.stream, data.plan, data.steps, data.objective, world.rank, world.world_size, windows)
+    windows = min(_GATE_WINDOWS, config.micro_batch_windows(world.data_ranks))
+    place = world.data_rank, world.data_ranks
+    loader = Loader(data.stream, data.plan, data.steps, data.objective, *place, windows)
     batch = loader.batch(0).micro_batches[0].to(world.device)
     example = data.objective.example(batch)
     seed, targets = config.seed_of("weights"), Targets(example.targets_BT)
@@ -190,7 +191,8 @@ def _check_losses(config: RunConfig, data: Data, training: Training, world: Worl
         with assume(impl="torch"):
             expected = plain.eval()(**example.inputs, targets=targets).nats
     engine.train()
-    squares = (ours - expected)[example.is_scored_BT].double().square()
+    own = engine.module.sequence.of(ours.shape[1])
+    squares = own.part(ours - expected)[own.part(example.is_scored_BT)].double().square()
     # All ranks come to the same verdict, so none waits for one that has stopped.
     total, number = world.sum(torch.stack([squares.sum(), squares.new_tensor(squares.numel())])).tolist()
     difference = math.sqrt(total / number)

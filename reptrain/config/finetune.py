@@ -47,6 +47,7 @@ class FinetuneTrainConfig(TrainConfig):
     # Settings of runs that fine-tuning does not have. Old folders contain them; the schema hides them.
     total_tokens: SkipJsonSchema[Budget | None] = None
     expert_parallel_size: SkipJsonSchema[Positive] = 1
+    sequence_parallel_size: SkipJsonSchema[Positive] = 1
     on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
     batch_windows: BatchRows = 32
     """Examples per optimizer step, over all ranks and micro-batches."""
@@ -115,6 +116,10 @@ class FinetuneConfig(Frozen):
             raise ValueError("train.on_nonfinite must be stop in fine-tuning")
         if train.zero_stage == 3 or train.expert_parallel_size > 1:
             raise ValueError("fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
+        if train.sequence_parallel_size > 1:
+            raise ValueError(
+                f"fine-tuning needs train.sequence_parallel_size 1; {train.sequence_parallel_size} was given"
+            )
         if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
             raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
         if optimizer.needs_whole_matrices and train.zero_stage > 0:

@@ -22,6 +22,7 @@ _NO_EFFECT_ON_RESULTS = (
     "train.zero_stage",
     "train.offload_optimizer",
     "train.expert_parallel_size",
+    "train.sequence_parallel_size",
     "train.device",
     "train.compile",
     "train.activation_checkpointing",

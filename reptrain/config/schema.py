@@ -138,13 +138,16 @@ class RunConfig(Frozen):
         """Positions of encoder and decoder for a full window."""
         return self.objective.shape(self.window_tokens, self.model.family)
 
-    def micro_batch_windows(self, world_size: int) -> int:
+    def micro_batch_windows(self, data_ranks: int) -> int:
         """Rows per forward pass: the configured number, or a rank's whole share of a batch.
 
         Always a multiple of the routing group.
+
+        Args:
+            data_ranks: Number of ranks, or of groups of them, that have different rows.
         """
         group = self.model.moe.group_windows if self.model.moe else 1
-        share = -(-self.train.batch_windows // (world_size * group)) * group
+        share = -(-self.train.batch_windows // (data_ranks * group)) * group
         return min(self.train.micro_batch_windows or share, share)
 
     def on_device(self, device_type: str) -> Self:
@@ -197,6 +200,28 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.expert_parallel_size {size} needs train.zero_stage 1 or 2, for DeepSpeed's stage"
                 f" {stage} {why}; set train.zero_stage={1 if stage == 0 else 2}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_can_be_split(self) -> Self:
+        size, model = self.train.sequence_parallel_size, self.model
+        if size == 1:
+            return self
+        if model.moe is not None:
+            raise ValueError(
+                f"train.sequence_parallel_size {size} needs a dense model, for routers balance the tokens"
+                " of whole windows; set train.sequence_parallel_size=1, or model.moe=null"
+            )
+        if model.num_heads % size:
+            raise ValueError(
+                f"train.sequence_parallel_size must divide model.num_heads {model.num_heads}; {size} does not"
+            )
+        kv_heads = model.kv_heads if isinstance(model, DecoderConfig) else model.num_heads
+        if kv_heads % size and size % kv_heads:
+            raise ValueError(
+                f"train.sequence_parallel_size must be a divisor or a multiple of model.num_kv_heads"
+                f" {kv_heads}; {size} is neither"
             )
         return self
 

@@ -105,6 +105,10 @@ class TrainConfig(Frozen):
     expert_parallel_size: Positive = 1
     """Number of consecutive ranks that the experts are distributed over. It divides the number of experts and
     of ranks, and needs zero_stage 1 or 2. Does not change the results."""
+    sequence_parallel_size: Positive = 1
+    """Number of consecutive ranks that share the positions of each window, for long windows
+    (DeepSpeed-Ulysses). It divides the number of attention heads and of ranks, and needs a dense model. Does
+    not change the results."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     compile: Annotated[Literal["none", "block", "model"], BeforeValidator(_switch("model"))] = "none"

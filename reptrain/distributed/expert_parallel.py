@@ -19,6 +19,7 @@ from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
+from reptrain.distributed.exchange import all_to_all, exchange
 from reptrain.distributed.world import World
 from reptrain.model.experts import Experts
 from reptrain.model.sparse import SparseMLP
@@ -94,14 +95,14 @@ class HeldExperts(MoE, Experts):
         received_PH = torch.empty_like(sent_PH)
         dist.all_to_all_single(received_PH, sent_PH, group=self._group)
         num_sent, num_received = torch.stack([sent_PH.sum(1), received_PH.sum(1)]).tolist()
-        x_MD = _all_to_all(x_ND, num_sent, num_received, self._group)
-        key_M = None if key_N is None else _exchange(key_N, num_sent, num_received, self._group)
+        x_MD = all_to_all(x_ND, num_sent, num_received, self._group)
+        key_M = None if key_N is None else exchange(key_N, num_sent, num_received, self._group)
         order_M = _order_by_expert(received_PH, len(x_MD))
         y_MD = self._transform(x_MD[order_M], received_PH.sum(0), None if key_M is None else key_M[order_M])
         place_M = torch.empty_like(order_M).scatter_(
             0, order_M, torch.arange(len(order_M), device=order_M.device)
         )
-        return _all_to_all(y_MD[place_M], num_received, num_sent, self._group)
+        return all_to_all(y_MD[place_M], num_received, num_sent, self._group)
 
     def _transform(self, x_MD: Tensor, count_H: Tensor, key_M: Tensor | None) -> Tensor:
         if len(x_MD) > 0:
@@ -124,30 +125,3 @@ def _order_by_expert(received_PH: Tensor, total: int) -> Tensor:
     senders, held = received_PH.shape
     expert_PH = torch.arange(held, device=received_PH.device).repeat(senders)
     return expert_PH.repeat_interleave(received_PH.flatten(), output_size=total).argsort(stable=True)
-
-
-class _Exchange(torch.autograd.Function):
-    """All-to-all of rows; the backward pass returns the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
-        ctx.backward_arguments = num_received, num_sent, group
-        return _exchange(x_ND, num_sent, num_received, group)
-
-    @staticmethod
-    def backward(ctx: Any, dy_MD: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(dy_MD, *ctx.backward_arguments), None, None, None
-
-
-def _all_to_all(x_ND: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
-    # torch gives `apply` no types.
-    apply: Any = _Exchange.apply
-    x_MD: Tensor = apply(x_ND, num_sent, num_received, group)
-    return x_MD
-
-
-def _exchange(rows: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
-    """Send ``num_sent[p]`` rows to each rank p, in order, and receive ``num_received[p]``."""
-    received = rows.new_empty(sum(num_received), *rows.shape[1:])
-    dist.all_to_all_single(received, rows.contiguous(), num_received, num_sent, group=group)
-    return received

@@ -9,7 +9,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,12 +36,34 @@ Shared = TypeVar("Shared")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the data-parallel ranks."""
+    """This process's place among the ranks."""
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    sequence_ranks: int = 1
+    """Consecutive ranks that share the positions of the same rows (see `train.sequence_parallel_size`)."""
+
+    @property
+    def data_ranks(self) -> int:
+        """Number of groups of ranks with different rows."""
+        return self.world_size // self.sequence_ranks
+
+    @property
+    def data_rank(self) -> int:
+        """Index of this rank's group among those with different rows."""
+        return self.rank // self.sequence_ranks
+
+    @property
+    def sequence_rank(self) -> int:
+        """Index of this rank among those with the same rows."""
+        return self.rank % self.sequence_ranks
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether this rank counts its rows, and no other rank counts the same."""
+        return self.sequence_rank == 0
 
     @property
     def is_main(self) -> bool:
@@ -161,19 +183,26 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def check_expert_parallel(size: int, world: World) -> None:
-    """Refuse a number of ranks that is not a multiple of the expert-parallel size.
+def in_groups(world: World, train: TrainConfig) -> World:
+    """The ranks in the groups of a run's parallelism.
+
+    Args:
+        world: The ranks.
+        train: The run's training settings.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If the number of ranks is not a multiple of the size of a group.
     """
-    if world.world_size % size:
-        raise ConfigError(
-            "train.expert_parallel_size",
-            got=size,
-            rule=f"must divide the number of ranks, {world.world_size}",
-            remedy=f"Set a divisor of {world.world_size}, or start a multiple of {size} ranks.",
-        )
+    for setting in ("expert_parallel_size", "sequence_parallel_size"):
+        size = getattr(train, setting)
+        if world.world_size % size:
+            raise ConfigError(
+                f"train.{setting}",
+                got=size,
+                rule=f"must divide the number of ranks, {world.world_size}",
+                remedy=f"Set a divisor of {world.world_size}, or start a multiple of {size} ranks.",
+            )
+    return replace(world, sequence_ranks=train.sequence_parallel_size)
 
 
 def _free_port() -> int:

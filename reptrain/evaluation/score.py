@@ -78,16 +78,15 @@ def score(
             count_LE = more_LE if count_LE is None else count_LE + more_LE
         is_scored_BT, is_raw_BT = example.is_scored_BT, example.is_raw_BT
         nats = example.weighted(loss.nats).double().sum()
-        text_bytes = example.text_bytes(batch, byte_length_V)
-        counted = (
-            example.loss_tokens_B,
-            *(loss.is_correct, is_scored_BT, loss.is_correct & is_raw_BT, is_raw_BT),
-        )
-        sums += torch.stack([nats, text_bytes, *(count.sum().double() for count in counted)])
-    nats, text_bytes, loss_tokens, *counts = world.sum(sums).tolist()
+        figures = [nats, loss.is_correct.sum(), (loss.is_correct & is_raw_BT).sum()]
+        if world.counts_rows:
+            text_bytes = example.text_bytes(batch, byte_length_V)
+            figures += [text_bytes, example.loss_tokens_B.sum(), is_scored_BT.sum(), is_raw_BT.sum()]
+        sums[: len(figures)] += torch.stack([figure.double() for figure in figures])
+    nats, correct, raw_correct, text_bytes, *counts = world.sum(sums).tolist()
     experts = [] if count_LE is None else world.sum(count_LE).long().tolist()
-    correct, tokens, raw_correct, raw_tokens = map(int, counts)
-    return Score(nats, int(loss_tokens), text_bytes, correct, tokens, raw_correct, raw_tokens, experts)
+    loss_tokens, tokens, raw_tokens = map(int, counts)
+    return Score(nats, loss_tokens, text_bytes, int(correct), tokens, int(raw_correct), raw_tokens, experts)
 
 
 def _is_sparse(engine: Engine | nn.Module) -> bool:

@@ -147,7 +147,10 @@ def _rank_share(
     count = chosen.size
     chosen = (chosen + np.arange(samples)[:, None] * plan.windows_per_epoch).ravel()
     rows_MB = rank_rows(
-        chosen.size, rank=world.rank, world_size=world.world_size, micro_batch_windows=micro_batch_windows
+        chosen.size,
+        rank=world.data_rank,
+        world_size=world.data_ranks,
+        micro_batch_windows=micro_batch_windows,
     )
     index_MB = np.where(rows_MB < chosen.size, chosen[np.minimum(rows_MB, chosen.size - 1)], -1)
     return [

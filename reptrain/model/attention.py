@@ -12,6 +12,7 @@ from reptrain.config.model import DecoderConfig
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, LayerKeys, Site
 from reptrain.model.rope import Rotation
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain_kernels.ops.attention import AttentionMask, attention
 from reptrain_kernels.ops.rope import rotate
 
@@ -44,6 +45,7 @@ class CausalAttention(nn.Module):
         mask: AttentionMask,
         keys: LayerKeys | None,
         cache: LayerCache | None = None,
+        sequence: WholeSequence = WHOLE_SEQUENCE,
     ) -> Tensor:
         """Mix positions, y_BTD.
 
@@ -53,12 +55,13 @@ class CausalAttention(nn.Module):
             mask: Which positions each position attends to.
             keys: Dropout keys of the layer; None drops nothing.
             cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
+            sequence: Which positions ``x_BTD`` has; ``mask`` is over all of them.
         """
         q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
         if rotation is not None:
             q_BTHN, k_BSKN = rotate(q_BTHN, k_BSKN, rotation.cos_TM, rotation.sin_TM)
-        q_BHTN, k_BKSN = q_BTHN.transpose(1, 2), k_BSKN.transpose(1, 2)
-        v_BKSN = self._split_heads(self.value(x_BTD)).transpose(1, 2)
+        heads = sequence.to_heads(q_BTHN, k_BSKN, self._split_heads(self.value(x_BTD)))
+        q_BHTN, k_BKSN, v_BKSN = (x.transpose(1, 2) for x in heads)
         if cache is not None:
             k_BKSN, v_BKSN = cache.extend(lambda: (k_BKSN, v_BKSN))
         y_BHTN = attention(
@@ -70,7 +73,7 @@ class CausalAttention(nn.Module):
             key_BH=self.dropout.head_keys(keys),
             rate=self.dropout.rate_2,
         )
-        return self.output(y_BHTN.transpose(1, 2).flatten(2))
+        return self.output(sequence.to_positions(y_BHTN.transpose(1, 2)).flatten(2))
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (-1, self.head_dim))

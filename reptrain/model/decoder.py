@@ -20,6 +20,7 @@ from reptrain.model.norm import build_norm
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import positions_in_segment
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.sizes import embedding_rows
 from reptrain_kernels.ops.attention import AttentionMask
@@ -53,11 +54,12 @@ class Block(nn.Module):
         routed: RoutedTokens,
         rotation: Rotation | None,
         mask: AttentionMask,
+        sequence: WholeSequence = WHOLE_SEQUENCE,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD = self.attention(normed_BTD, rotation, mask, keys, cache)
+        mixed_BTD = self.attention(normed_BTD, rotation, mask, keys, cache, sequence)
         if self.mlp_norm is None:
             x_BTD = self.attention_dropout(x_BTD, mixed_BTD, keys)
         else:
@@ -85,6 +87,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute: Recompute = "none"
+        self.sequence = WHOLE_SEQUENCE
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
         self.position_embedding = None
@@ -143,7 +146,8 @@ class Decoder(nn.Module):
 
         Returns:
             logits_BTV, in the dtype of the weights or of autocast; with a cache, logits_B1V of each row's
-            last token; with targets, their loss.
+            last token; with targets, their loss. Under sequence parallelism, the logits and the loss are
+            those of this rank's positions.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
@@ -154,8 +158,11 @@ class Decoder(nn.Module):
             cache.advance(is_token_BT)
             position_BT, num_positions = cache.position_BT, cache.num_columns
         mask = decoder_mask(tokens_BT, segments_BT, prefix_B, self.config.sliding_window, cache)
-        x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions)
+        sequence = self.sequence.of(tokens_BT.shape[1])
+        tokens_BT, targets = sequence.part(tokens_BT), sequence.targets(targets)
+        x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions, sequence)
         keys = layer_keys(key_B, 0, self.config.stack.num_layers, self.config.num_heads)
+        keys = sequence.keys(keys, tokens_BT.device)
         # Dropout outside of the layers uses the keys of the first one.
         x_BTD = self.embedding_dropout(x_BTD, keys[0])
         x_BTD, layers = run_layers(
@@ -163,6 +170,7 @@ class Decoder(nn.Module):
             x_BTD,
             rotary,
             mask,
+            sequence,
             keys=keys,
             routed=RoutedTokens(is_token_BT, None if routing is None else routing.num_targets_B),
             shape=self.config.stack,
@@ -178,33 +186,40 @@ class Decoder(nn.Module):
             digest_B = row_digests(
                 witness.index_B,
                 tokens_BT,
-                is_token_BT=is_token_BT,
+                position_T=sequence.positions(tokens_BT.device),
+                is_token_BT=sequence.part(is_token_BT),
                 causal=mask.causal,
-                segments_BT=mask.segments_BT,
+                segments_BT=sequence.part(mask.segments_BT),
                 prefix_B=None if mask.prefix_BT is None else mask.prefix_BT[:, 0],
                 targets=targets,
             )
             witness.fill(digest_B, targets=targets.target)
-        return self.head(states_BTD, targets, loss_factor, imitated)
+        return sequence.of_all_positions(
+            self.head(states_BTD, targets, loss_factor, sequence.imitated(imitated))
+        )
 
     def _place(
-        self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int
+        self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int, sequence: WholeSequence
     ) -> tuple[Tensor, Rotation | None]:
         """Token embeddings, with those of learned positions, and the rotary angles of each position.
 
         Args:
-            tokens_BT: int64, inputs.
-            position_BT: int64, position of each token; None: 0 ... num_positions - 1.
+            tokens_BT: int64, inputs: those of this rank.
+            position_BT: int64, position of each token of the sequence; None: 0 ... num_positions - 1.
             num_positions: One more than the largest position.
+            sequence: Which positions are those of this rank.
         """
         x_BTD = self.embedding(tokens_BT)
+        position_BT = sequence.part(position_BT)
         if self.position_embedding is not None:
             position_PD = self.position_embedding.weight[:num_positions]
-            return x_BTD + (position_PD if position_BT is None else position_PD[position_BT]), None
+            if position_BT is None:
+                return x_BTD + sequence.part(position_PD, 0), None
+            return x_BTD + position_PD[position_BT], None
         config = self.config
         angles = rotation(
             num_positions, config.head_width, config.rope_theta, tokens_BT.device, config.rope_scaling
         )
         if position_BT is None:
-            return x_BTD, angles
+            return x_BTD, Rotation(*(sequence.part(angle_TM, 0) for angle_TM in angles))
         return x_BTD, Rotation(angles.cos_TM[position_BT], angles.sin_TM[position_BT])

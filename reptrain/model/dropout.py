@@ -73,6 +73,8 @@ class LayerKeys(NamedTuple):
     """int64: the key of each site and row."""
     head_ABH: Tensor
     """int64: the keys of each row's heads, for the weights of self-attention and of cross-attention."""
+    position_P: Tensor | None = None
+    """int64: the positions of the layer's input, where it is a part of a sequence; None: all positions."""
 
 
 _WEIGHTS_SITES = (Site.ATTENTION_WEIGHTS, Site.CROSS_WEIGHTS)
@@ -150,18 +152,28 @@ class Dropout(nn.Module):
             x_BTD: Input.
             keys: Dropout keys of the layer; None returns ``x_BTD``.
         """
-        key_B, rate_2 = self.key_and_rate(keys)
-        return x_BTD if key_B is None else counter.dropout(x_BTD, key_B, rate_2)
+        key, rate_2 = self.key_and_rate(keys)
+        return x_BTD if key is None else counter.dropout(x_BTD, key, rate_2)
 
     def mask_rows(self, x_BTD: Tensor, keys: LayerKeys | None) -> Tensor:
         """Drop whole vectors, with one draw (unit 0) for each position."""
-        key_B, rate_2 = self.key_and_rate(keys)
-        if key_B is None:
+        key, rate_2 = self.key_and_rate(keys)
+        if key is None:
             return x_BTD
-        return x_BTD * counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key_B, rate_2)
+        return x_BTD * counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key, rate_2)
 
     def key_and_rate(self, keys: LayerKeys | None) -> tuple[Tensor | None, Tensor]:
-        """Arguments of fused operations: key_B, None without dropout, and the packed rate."""
+        """Arguments of fused operations: the key, None without dropout, and the packed rate.
+
+        The key is key_B, or of each position for a part of a sequence (see `counter.position_keys`).
+        """
+        key_B, rate_2 = self.row_key_and_rate(keys)
+        if key_B is None or keys is None or keys.position_P is None:
+            return key_B, rate_2
+        return counter.position_keys(key_B, keys.position_P), rate_2
+
+    def row_key_and_rate(self, keys: LayerKeys | None) -> tuple[Tensor | None, Tensor]:
+        """The same for dropout of whole rows: key_B, None without dropout, and the packed rate."""
         return keys.site_PB[self.site] if keys is not None and self.is_on else None, self.rate_2
 
     def head_keys(self, keys: LayerKeys | None) -> Tensor | None:
@@ -213,7 +225,7 @@ class BranchDropout(nn.Module):
 
     def drops(self, keys: LayerKeys | None) -> Drops:
         """Keys and rates of the branch's dropout, for a fused residual add and norm."""
-        return Drops(*self.units.key_and_rate(keys), *self.path.key_and_rate(keys))
+        return Drops(*self.units.key_and_rate(keys), *self.path.row_key_and_rate(keys))
 
 
 def set_rates(model: nn.Module, progress: RunPosition) -> None:

@@ -20,6 +20,7 @@ from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import RMSNorm
 from reptrain.model.relative_bias import RelativeBias
 from reptrain.model.router import RoutedTokens
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain.model.sparse import LayerRouting, Routing, SparseMLP, build_mlp, transform
 from reptrain.model.t5_attention import T5Attention
 from reptrain.sizes import embedding_rows
@@ -33,6 +34,8 @@ class Source(NamedTuple):
 
     states_BSD: Tensor
     mask: AttentionMask
+    sequence: WholeSequence = WHOLE_SEQUENCE
+    """Which of the encoder's positions the states are."""
 
 
 class T5Block(nn.Module):
@@ -63,14 +66,15 @@ class T5Block(nn.Module):
         self,
         x_BTD: Tensor,
         mask: AttentionMask,
+        sequence: WholeSequence,
         keys: LayerKeys | None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """The branch of the layer's self-attention; a layer with its own bias adds it to the mask."""
         if self.relative_bias is not None:
-            mask = self.relative_bias(mask)
+            mask = self.relative_bias(mask, sequence)
         normed_BTD = self.attention_norm(x_BTD)
-        return self.attention(normed_BTD, normed_BTD, mask, keys, cache)
+        return self.attention(normed_BTD, normed_BTD, mask, keys, cache, sequence, sequence)
 
     def transform(
         self, x_BTD: Tensor, branch_BTD: Tensor, drops: Drops, keys: LayerKeys | None, routed: RoutedTokens
@@ -85,10 +89,15 @@ class EncoderBlock(T5Block):
     """A layer of the encoder: self-attention, then the MLP, each with a residual add."""
 
     def forward(
-        self, x_BTD: Tensor, keys: LayerKeys | None, routed: RoutedTokens, mask: AttentionMask
+        self,
+        x_BTD: Tensor,
+        keys: LayerKeys | None,
+        routed: RoutedTokens,
+        mask: AttentionMask,
+        sequence: WholeSequence,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, mask, keys)
+        mixed_BTD = self.mix(x_BTD, mask, sequence, keys)
         return self.transform(x_BTD, mixed_BTD, self.attention_dropout.drops(keys), keys, routed)
 
 
@@ -109,11 +118,12 @@ class DecoderBlock(T5Block):
         keys: LayerKeys | None,
         routed: RoutedTokens,
         mask: AttentionMask,
+        sequence: WholeSequence,
         source: Source,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`)."""
-        mixed_BTD = self.mix(x_BTD, mask, keys, cache)
+        mixed_BTD = self.mix(x_BTD, mask, sequence, keys, cache)
         x_BTD, normed_BTD = self.cross_norm(x_BTD, mixed_BTD, self.attention_dropout.drops(keys))
         read_BTD = self.cross_attention(
             normed_BTD,
@@ -121,6 +131,8 @@ class DecoderBlock(T5Block):
             source.mask,
             keys,
             None if cache is None else cache.cross,
+            sequence,
+            source.sequence,
         )
         return self.transform(x_BTD, read_BTD, self.cross_dropout.drops(keys), keys, routed)
 
@@ -165,6 +177,7 @@ class Stack(nn.Module):
         x_BTD: Tensor,
         segments_BT: Tensor,
         *source: Source,
+        sequence: WholeSequence = WHOLE_SEQUENCE,
         key_B: Tensor | None = None,
         num_targets_B: Tensor | None = None,
         recompute: Recompute = "none",
@@ -173,9 +186,10 @@ class Stack(nn.Module):
         """Apply all layers (see `run_layers`).
 
         Args:
-            x_BTD: Embeddings.
+            x_BTD: Embeddings, of this rank's positions.
             segments_BT: int64, segment of each position, 0 for padding; attention stays within a segment.
             source: Inputs of cross-attention, for the decoder only.
+            sequence: Which positions are those of this rank.
             key_B: int64, dropout key of each row; None: no dropout.
             num_targets_B: int64, number of targets in each row; None: no router losses.
             recompute: Which activations the backward pass recomputes.
@@ -188,13 +202,15 @@ class Stack(nn.Module):
             cache.advance(segments_BT > 0)
         mask = self_mask(segments_BT, causal=self.causal, cache=cache)
         if self.relative_bias is not None:
-            mask = self.relative_bias(mask)
+            mask = self.relative_bias(mask, sequence)
         # Dropout outside of the layers uses the keys of the first one.
         keys = layer_keys(key_B, self.first_layer, self.shape.num_layers, self.num_heads)
+        keys = sequence.keys(keys, x_BTD.device)
         x_BTD, layers = run_layers(
             self.blocks,
             self.embedding_dropout(x_BTD, keys[0]),
             mask,
+            sequence,
             *source,
             keys=keys,
             routed=RoutedTokens(segments_BT > 0, num_targets_B),
@@ -224,6 +240,7 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute: Recompute = "none"
+        self.sequence = WHOLE_SEQUENCE
         rows = embedding_rows(config, vocab_size)
         self.embedding = nn.Embedding(rows, config.d_model)
         self.encoder = Stack(config, config.encoder, EncoderBlock, first_layer=0, causal=False)
@@ -276,7 +293,8 @@ class EncoderDecoder(nn.Module):
             imitated: A distribution that the loss imitates too; needs ``targets``.
 
         Returns:
-            logits_BTV, in the dtype of the weights or of autocast; with targets, their loss.
+            logits_BTV, in the dtype of the weights or of autocast; with targets, their loss. Under sequence
+            parallelism, the logits and the loss are those of this rank's positions.
         """
         key_B = dropout.key_B if dropout is not None and self.training else None
         options: dict[str, Any] = {
@@ -284,29 +302,39 @@ class EncoderDecoder(nn.Module):
             "num_targets_B": None if routing is None else routing.num_targets_B,
             "recompute": self.recompute if self.training else "none",
         }
-        states_BSD, layers = self.encoder(self.embedding(source_BS), source_segments_BS, **options)
-        source = Source(states_BSD, cross_mask(segments_BT, source_segments_BS))
-        x_BTD, more_layers = self.decoder(self.embedding(inputs_BT), segments_BT, source, **options)
+        source_sequence, sequence = self.sequence.of(source_BS.shape[1]), self.sequence.of(inputs_BT.shape[1])
+        source_BS, inputs_BT = source_sequence.part(source_BS), sequence.part(inputs_BT)
+        targets = sequence.targets(targets)
+        states_BSD, layers = self.encoder(
+            self.embedding(source_BS), source_segments_BS, sequence=source_sequence, **options
+        )
+        source = Source(states_BSD, cross_mask(segments_BT, source_segments_BS), source_sequence)
+        x_BTD, more_layers = self.decoder(
+            self.embedding(inputs_BT), segments_BT, source, sequence=sequence, **options
+        )
         if routing is not None:
             routing.fill(layers + more_layers)
         if witness is not None and targets is not None:
             source_B = row_digests(
                 witness.index_B,
                 source_BS,
-                is_token_BT=source_segments_BS > 0,
+                position_T=source_sequence.positions(source_BS.device),
+                is_token_BT=source_sequence.part(source_segments_BS) > 0,
                 causal=self.encoder.causal,
-                segments_BT=source_segments_BS,
+                segments_BT=source_sequence.part(source_segments_BS),
             )
             digest_B = row_digests(
                 witness.index_B,
                 inputs_BT,
-                is_token_BT=segments_BT > 0,
+                position_T=sequence.positions(inputs_BT.device),
+                is_token_BT=sequence.part(segments_BT) > 0,
                 causal=self.decoder.causal,
-                segments_BT=segments_BT,
+                segments_BT=sequence.part(segments_BT),
                 targets=targets,
             )
             witness.fill(source_B, digest_B, targets=targets.target)
-        return self._score(x_BTD, targets, loss_factor, imitated)
+        scored = self._score(x_BTD, targets, loss_factor, sequence.imitated(imitated))
+        return sequence.of_all_positions(scored)
 
     def encode(self, source_BS: Tensor, source_segments_BS: Tensor) -> Tensor:
         """The encoder's states, states_BSD, without dropout.

@@ -44,17 +44,19 @@ def row_digests(
     *,
     is_token_BT: Tensor,
     causal: bool,
+    position_T: Tensor | None = None,
     segments_BT: Tensor | None = None,
     prefix_B: Tensor | None = None,
     targets: Targets | None = None,
 ) -> Tensor:
-    """The part of each row in the input digest.
+    """The part of each row in the input digest. It adds up over parts of the row's positions.
 
     Args:
         index_B: int64, global index of each row's window.
         id_BT: int64, ids that enter the embedding.
         is_token_BT: bool, False for padding.
         causal: Whether the stream's self-attention is causal; False for an encoder.
+        position_T: int64, the positions of the ids in the row; None: all of the row's.
         segments_BT: int64, the segments of the attention mask; None if it has none.
         prefix_B: int64, the prefix lengths of the attention mask; None if it has none.
         targets: The targets of the stream, with the objective's weights; None for an encoder.
@@ -66,7 +68,9 @@ def row_digests(
     row_B = _mix_word(_mix_word(index_B + 1) + (code if prefix_B is None else code + _PREFIX * prefix_B))
     # The position meets the key before any product: on a bare index, compiled code may assume that nothing
     # wraps.
-    word_BT = (row_B[:, None] ^ torch.arange(id_BT.shape[1], device=id_BT.device)).mul_(_GAMMA).add_(id_BT)
+    if position_T is None:
+        position_T = torch.arange(id_BT.shape[1], device=id_BT.device)
+    word_BT = (row_B[:, None] ^ position_T).mul_(_GAMMA).add_(id_BT)
     note_BT = is_token_BT.long() if segments_BT is None else 2 * segments_BT + is_token_BT
     counts_BT = is_token_BT
     if targets is None:

@@ -56,6 +56,6 @@ class MLP(nn.Module):
             y_BTD, in the dtype of the weights or of autocast.
         """
         gate_BTF = None if self.gate is None else self.gate(x_BTD)
-        key_B, rate_2 = self.dropout.key_and_rate(keys)
-        y_BTD = self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key_B, rate=rate_2))
+        key, rate_2 = self.dropout.key_and_rate(keys)
+        y_BTD = self.down(activate(self.activation, self.up(x_BTD), gate_BTF, key=key, rate=rate_2))
         return y_BTD if self.output_mask is None else self.output_mask.mask_rows(y_BTD, keys)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reptrain.config.model import T5Config
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain_kernels.ops.attention import AttentionMask
 
 
@@ -78,13 +79,14 @@ class RelativeBias(nn.Module):
         )
         self.table = nn.Embedding(config.relative_buckets, config.num_heads)
 
-    def forward(self, mask: AttentionMask) -> AttentionMask:
+    def forward(self, mask: AttentionMask, sequence: WholeSequence = WHOLE_SEQUENCE) -> AttentionMask:
         """The mask with the bias of each head and offset.
 
         Args:
             mask: Prepared for the device (see `prepare_mask`).
+            sequence: Which heads the rank computes.
         """
         # A dense mask needs every offset. Triton takes the offsets up to the last bucket's first.
         reach = self.buckets.end if mask.dense is None else mask.dense.mask.shape[-1] - 1
         offset_R = torch.arange(-reach, reach + 1, device=self.table.weight.device)
-        return mask.with_bias(self.table(self.buckets(offset_R)).T)
+        return mask.with_bias(sequence.own_heads(self.table(self.buckets(offset_R)).T))

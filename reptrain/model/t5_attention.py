@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reptrain.config.model import T5Config
 from reptrain.model.cache import CrossCache, LayerCache
 from reptrain.model.dropout import Dropout, LayerKeys, Site
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain_kernels.ops.attention import AttentionMask, attention
 
 
@@ -42,6 +43,8 @@ class T5Attention(nn.Module):
         mask: AttentionMask,
         keys: LayerKeys | None,
         cache: LayerCache | CrossCache | None = None,
+        sequence: WholeSequence = WHOLE_SEQUENCE,
+        source_sequence: WholeSequence = WHOLE_SEQUENCE,
     ) -> Tensor:
         """Attend from ``x_BTD`` to ``source_BSD``, y_BTD.
 
@@ -51,12 +54,16 @@ class T5Attention(nn.Module):
             mask: Which positions of the source each position attends to, and the bias of the scores.
             keys: Dropout keys of the layer; None drops nothing.
             cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
+            sequence: Which positions ``x_BTD`` has; ``mask`` is over all of them.
+            source_sequence: Which positions ``source_BSD`` has.
         """
-        q_BHTN = self._heads(self.query(x_BTD))
-        if cache is None:
-            k_BHSN, v_BHSN = self._keys_values(source_BSD)
-        else:
-            k_BHSN, v_BHSN = cache.extend(lambda: self._keys_values(source_BSD))
+        (q_BHTN,) = self._heads(sequence, self.query(x_BTD))
+
+        def keys_values() -> tuple[Tensor, Tensor]:
+            k_BHSN, v_BHSN = self._heads(source_sequence, self.key(source_BSD), self.value(source_BSD))
+            return k_BHSN, v_BHSN
+
+        k_BHSN, v_BHSN = keys_values() if cache is None else cache.extend(keys_values)
         y_BHTN = attention(
             q_BHTN,
             k_BHSN,
@@ -66,10 +73,8 @@ class T5Attention(nn.Module):
             key_BH=self.dropout.head_keys(keys),
             rate=self.dropout.rate_2,
         )
-        return self.output(y_BHTN.transpose(1, 2).flatten(2))
+        return self.output(sequence.to_positions(y_BHTN.transpose(1, 2)).flatten(2))
 
-    def _keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        return self._heads(self.key(source_BSD)), self._heads(self.value(source_BSD))
-
-    def _heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def _heads(self, sequence: WholeSequence, *x_BTD: Tensor) -> list[Tensor]:
+        heads = sequence.to_heads(*(x.unflatten(-1, (-1, self.head_dim)) for x in x_BTD))
+        return [x_BTHN.transpose(1, 2) for x_BTHN in heads]

@@ -128,6 +128,7 @@ def activation_bytes(
     windows: int,
     precision: Precision,
     recompute: Recompute,
+    sequence_ranks: int = 1,
 ) -> ActivationBytes:
     """Activations by what the modules here keep, in units of e bytes (4 in fp32, else 2) a position:
 
@@ -138,6 +139,8 @@ def activation_bytes(
     logits, or an eighth of them, which do not count; the plain one keeps V logarithms in fp32. Kept attention
     weights add H (4 + e) a pair of positions.
     Recomputing keeps each layer's input, d e, and one whole layer; where products are kept, those too.
+    Sequence parallelism divides positions, outside of attention, and heads, within it, among the ranks. The
+    output of attention is then kept twice, before and after the exchange.
 
     Args:
         config: The model.
@@ -146,27 +149,36 @@ def activation_bytes(
         windows: Of the micro-batch.
         precision: Of the run.
         recompute: `train.activation_checkpointing`.
+        sequence_ranks: `train.sequence_parallel_size`.
 
     Source:
         The way of counting is that of Korthikanti et al., "Reducing activation recomputation in large
         transformer models", 2022, section 4; the terms are those of this code.
     """
     size, (source, target) = _BYTES[precision], shape
+    pairs = [target * target]
+    if not isinstance(config, DecoderConfig):
+        pairs = [source * source, target * (target + source)]
+    source, target = -(-source // sequence_ranks), -(-target // sequence_ranks)
     norm = config.d_model * (_FULL + 2 * size)
     fused = windows * target * norm
     if isinstance(config, DecoderConfig):
-        stacks = [(config.stack, target, target * target, 2, 0)]
+        stacks = [(config.stack, target, 2, 0)]
     else:
         fused += windows * source * norm
-        decoder_pairs = target * (target + source)
-        stacks = [
-            (config.encoder, source, source * source, 2, 0),
-            (config.decoder, target, decoder_pairs, 3, source),
-        ]
+        stacks = [(config.encoder, source, 2, 0), (config.decoder, target, 3, source)]
     plain = fused
-    for shape_of_stack, positions, pairs, norms, read in stacks:
-        layers = _layers(config, shape_of_stack, positions, norms=norms, read=read, size=size)
-        weights = windows * pairs * config.num_heads * (_FULL + size)
+    for (shape_of_stack, positions, norms, read), num_pairs in zip(stacks, pairs, strict=True):
+        layers = _layers(
+            config,
+            shape_of_stack,
+            positions,
+            norms=norms,
+            read=read,
+            size=size,
+            is_exchanged=sequence_ranks > 1,
+        )
+        weights = windows * num_pairs * (config.num_heads // sequence_ranks) * (_FULL + size)
         if recompute == "none":
             of_stack, times = sum(layer.whole for layer in layers), len(layers)
         else:
@@ -175,7 +187,7 @@ def activation_bytes(
         if recompute == "selective":
             of_stack += sum(layer.products for layer in layers)
         fused += windows * of_stack
-        if _spells_out(config, target):
+        if _spells_out(config, shape.target_tokens):
             fused += times * weights
         plain += windows * of_stack + times * weights
     rows = embedding_rows(config, vocab_size)
@@ -207,13 +219,24 @@ class _Layer(NamedTuple):
 
 
 def _layers(
-    config: ModelConfig, shape: StackShape, positions: int, *, norms: int, read: int, size: int
+    config: ModelConfig,
+    shape: StackShape,
+    positions: int,
+    *,
+    norms: int,
+    read: int,
+    size: int,
+    is_exchanged: bool = False,
 ) -> list[_Layer]:
-    """The layers of a stack; ``read`` positions of the encoder give keys and values too."""
+    """The layers of a stack; ``read`` positions of the encoder give keys and values too.
+
+    Where the output of attention is exchanged between ranks, both forms of it are kept.
+    """
     heads, width = config.num_heads, config.num_heads * config.head_width
     kv_width = config.kv_heads * config.head_width if isinstance(config, DecoderConfig) else width
     attentions = 2 if read else 1
-    attention = attentions * (2 * width * size + heads * _FULL) + 2 * kv_width * size
+    outputs = 2 if is_exchanged else 1
+    attention = attentions * ((1 + outputs) * width * size + heads * _FULL) + 2 * kv_width * size
     crossed = read * 2 * kv_width * size
     around = norms * config.d_model * (_FULL + 2 * size)
     projected = attentions * config.d_model * size

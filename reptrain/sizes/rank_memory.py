@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from reptrain.config.model import Recompute
+from reptrain.config.sections import TrainConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
 from reptrain.sizes.memory import UPDATED_BYTES, activation_bytes, buffer_bytes, retained_bytes, state_bytes
@@ -28,19 +29,21 @@ class RankMemory(NamedTuple):
     """On a CPU: the copy of the state with `checkpoint.background: true`."""
 
 
-def check_ranks(world_size: int, groups: int) -> None:
-    """Refuse a number of ranks that is not a multiple of the expert-parallel size.
+def check_ranks(world_size: int, train: TrainConfig) -> None:
+    """Refuse a number of ranks that is not a multiple of the size of a parallel group.
 
     Raises:
         ConfigError: If it is not.
     """
-    if world_size % groups:
-        raise ConfigError(
-            "--world-size",
-            got=world_size,
-            rule=f"must be a multiple of train.expert_parallel_size {groups}",
-            remedy="Change one of the two.",
-        )
+    for setting in ("expert_parallel_size", "sequence_parallel_size"):
+        size = getattr(train, setting)
+        if world_size % size:
+            raise ConfigError(
+                "--world-size",
+                got=world_size,
+                rule=f"must be a multiple of train.{setting} {size}",
+                remedy="Change one of the two.",
+            )
 
 
 def rank_state_bytes(
@@ -133,7 +136,7 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
     world_size, stage, precision = settings.world_size, settings.stage, settings.precision
     run, model = trainable(subject, "the file")
     count, groups = subject.parameters, run.train.expert_parallel_size
-    check_ranks(world_size, groups)
+    check_ranks(world_size, run.train)
     state = rank_state_bytes(count, stage=stage, world_size=world_size, groups=groups, precision=precision)
     if state is None:
         return None
@@ -144,6 +147,7 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
         windows=settings.windows,
         precision=precision,
         recompute=settings.recompute,
+        sequence_ranks=run.train.sequence_parallel_size,
     )
     on_cpu = settings.device == "cpu"
     if not on_cpu and run.train.offload_optimizer == "cpu":

@@ -101,7 +101,10 @@ class Suggestion:
         chosen = self.chosen
         if chosen is None:
             least = self.smallest
-            more = "No number of ranks is enough: one layer and one window are too large."
+            more = (
+                "No number of ranks is enough: one layer and one window are too large. With a larger"
+                " train.sequence_parallel_size, several ranks share a window of a dense model."
+            )
             if self.ranks_needed is not None:
                 more = f"{self.ranks_needed} ranks are enough."
             return [
@@ -183,12 +186,13 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
     run = run.on_device(device)
     subject = replace(subject, run=run)
     precision = cast(Precision, run.train.precision)
-    check_ranks(world_size, run.train.expert_parallel_size)
+    check_ranks(world_size, run.train)
     usable = int(device_bytes * _USABLE) if device == "cuda" else device_bytes - _PROCESS_BYTES
     rows = _micro_batches(run, world_size)
     share = rows[0]
+    tokens_of_rank = subject.window_tokens / run.train.sequence_parallel_size
     enough = next(
-        (windows for windows in reversed(rows) if windows * subject.window_tokens >= _ENOUGH_TOKENS), share
+        (windows for windows in reversed(rows) if windows * tokens_of_rank >= _ENOUGH_TOKENS), share
     )
     chosen: Setting | None = None
     smallest: Setting | None = None
@@ -227,7 +231,8 @@ def _setting(subject: Subject, settings: RankSettings, usable: int) -> Setting:
 def _micro_batches(run: RunConfig, world_size: int) -> list[int]:
     """Sizes of a micro-batch, from a rank's whole share down, with the fewest padding rows for each."""
     group = run.model.moe.group_windows if run.model.moe else 1
-    groups = -(-run.train.batch_windows // (world_size * group))
+    data_ranks = world_size // run.train.sequence_parallel_size
+    groups = -(-run.train.batch_windows // (data_ranks * group))
     sizes = dict.fromkeys(-(-groups // passes) * group for passes in range(1, groups + 1))
     return sorted(sizes, reverse=True)
 

@@ -18,9 +18,9 @@ from reptrain.distributed.rank_times import RankTimes
 from reptrain.distributed.stop import StopRequest, stop_requests
 from reptrain.distributed.world import (
     World,
-    check_expert_parallel,
     choose_device,
     describe,
+    in_groups,
     join,
     meeting_store,
 )
@@ -231,7 +231,7 @@ def train(
 
 def train_as_rank(config: RunConfig, out: Path, data: Data, world: World, stop: StopRequest) -> TrainResult:
     """`train` in a process that has joined the other ranks."""
-    check_expert_parallel(config.train.expert_parallel_size, world)
+    world = in_groups(world, config.train)
     config = config.on_device(world.device.type)
     with ExitStack() as held:
         parent = open_parent(config.init_from, config.model, out, data.tokenizer)

@@ -188,6 +188,10 @@ def build_engine(
         from reptrain.distributed.expert_parallel import spread_experts
 
         spread_experts(model, size=train.expert_parallel_size, world=world)
+    if world.sequence_ranks > 1:
+        from reptrain.distributed.sequence_parallel import split_sequences
+
+        split_sequences(model, world)
     model.recompute = train.activation_checkpointing
     if train.compile == "block":
         compile_blocks(model)
@@ -197,7 +201,7 @@ def build_engine(
         config,
         world_size=world.world_size,
         micro_batch_windows=micro_batch_windows,
-        micro_steps=micro_steps_of(train.batch_windows, world.world_size, micro_batch_windows),
+        micro_steps=micro_steps_of(train.batch_windows, world.data_ranks, micro_batch_windows),
         bucket_elements=bucket,
         on_gpu=world.device.type == "cuda",
     )
@@ -238,15 +242,15 @@ def prepare(
         parent: Initial weights; None draws them by the seed.
         checkpoints: Folder of the run's checkpoints, which may be its teachers.
     """
-    micro_batch_windows = config.micro_batch_windows(world.world_size)
+    micro_batch_windows = config.micro_batch_windows(world.data_ranks)
     weights = InitialWeights(config.model, data.tokenizer.vocab_size, config.seed_of("weights"), parent)
     loader = Loader(
         stream=data.stream,
         plan=data.plan,
         steps=data.steps,
         objective=data.objective,
-        rank=world.rank,
-        world_size=world.world_size,
+        rank=world.data_rank,
+        world_size=world.data_ranks,
         micro_batch_windows=micro_batch_windows,
         pin=world.device.type == "cuda",
     )

@@ -199,8 +199,15 @@ def _forward(
         imitated=imitated,
     )
     assert witness.digest is not None and witness.num_targets is not None
+    # Ranks with the same rows all have these; the witness of each has its own positions only.
+    once = int(trainer.world.counts_rows)
     counts = torch.stack(
-        [batch_digest(rows), witness.digest, example.num_inputs_B.sum(), witness.num_targets]
+        [
+            once * batch_digest(rows),
+            witness.digest,
+            once * example.num_inputs_B.sum(),
+            witness.num_targets,
+        ]
     )
     # Without the masked copies, which follow the rows.
     nats = example.weighted(output.nats)[: len(rows.row_B)].sum().double()

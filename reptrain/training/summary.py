@@ -54,7 +54,7 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
                 remedy = "It ends within its first epoch."
             share = f"{_share(read, available)} of the store's training tokens"
             warnings.append(f"WARNING: {prefix}the run reads {share}. {remedy}")
-    micro = config.micro_batch_windows(world.world_size)
+    micro = config.micro_batch_windows(world.data_ranks)
     facts += [
         ("model", _model(config, data.tokenizer.vocab_size)),
         ("objective", _objective(config)),
@@ -93,6 +93,7 @@ def machine_facts(train: TrainConfig, world: World) -> Facts:
         threads = torch.get_num_threads()
         device = f"CPU, {threads} thread{'s' * (threads > 1)}" + " a rank" * (world.world_size > 1)
     ranks = f"{world.world_size} x {device}" if world.world_size > 1 else device
+    ranks += f", {world.sequence_ranks} for each window" if world.sequence_ranks > 1 else ""
     compiled = "" if train.compile == "none" else f", torch.compile of each {train.compile}"
     precision = f"{precision_text(train, world.device)}, ZeRO {train.zero_stage}{compiled}"
     return [("device", ranks), ("precision", precision)]

@@ -114,6 +114,26 @@ def call(case: Case, inputs: Inputs, leaves: list[Tensor], impl: str) -> list[Te
     return list(join_and_norm(x, branch, weight, EPS, inputs.drops, impl=impl))
 
 
+def of_positions(impl: str) -> bool:
+    """Whether some of the positions are joined and normalized as in the whole stream, bit for bit."""
+    case = CASES["both_units_path"]
+    inputs, position_P = inputs_of(case), torch.tensor([1, 2])
+    key_B = inputs.drops.unit_key_B
+    assert key_B is not None and inputs.drops.path_key_B is not None
+    of_part = inputs.drops._replace(unit_key_B=counter.position_keys(key_B, position_P))
+    leaves = [inputs.x[:, position_P], inputs.branch[:, position_P], inputs.weight]
+    pairs = [
+        (part, whole[:, position_P])
+        for asked in (case, case._replace(what="join"))
+        for part, whole in zip(
+            call(asked, inputs._replace(drops=of_part), leaves, impl),
+            call(asked, inputs, leaves_of(inputs), impl),
+            strict=True,
+        )
+    ]
+    return len(pairs) == 3 and all(torch.equal(*pair) for pair in pairs)
+
+
 def results(case: Case, inputs: Inputs, impl: str, *, exact: bool = False) -> dict[str, Tensor]:
     """The outputs and every gradient, by name; ``exact`` in float64."""
     leaves = [(x.double() if exact else x).detach().requires_grad_() for x in leaves_of(inputs)]
@@ -160,4 +180,5 @@ def masks() -> dict[str, bool]:
         inputs = inputs_of(CASES[name])
         expected, actual = (results(CASES[name], inputs, impl)["branch"] for impl in ("torch", "triton"))
         found[f"{name} gradient"] = torch.equal(expected, actual)
+    found["some positions"] = of_positions("triton")
     return found

@@ -115,6 +115,19 @@ def test_dropout_passes_gradcheck_twice() -> None:
     assert torch.autograd.gradgradcheck(lambda x: counter.dropout(x, keys(2), 0.4), x)
 
 
+def test_a_part_of_the_positions_gets_its_part_of_the_mask() -> None:
+    x, grad = torch.randn(4, 9, 32, requires_grad=True), torch.randn(4, 9, 32)
+    position_P = torch.tensor([2, 7, 8])
+    whole, part = (
+        counter.dropout(x, keys(), 0.3),
+        counter.dropout(x[:, position_P], counter.position_keys(keys(), position_P), 0.3),
+    )
+    assert torch.equal(part, whole[:, position_P])
+    (expected,) = torch.autograd.grad(whole, x, grad)
+    (found,) = torch.autograd.grad(part, x, grad[:, position_P])
+    assert torch.equal(found[:, position_P], expected[:, position_P])
+
+
 @pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.slow), "aot_eager"])
 def test_dropout_compiled_once_equals_eager_at_any_rate(backend: str) -> None:
     def model(x: torch.Tensor, key: torch.Tensor, rate: rates.Rate) -> torch.Tensor:

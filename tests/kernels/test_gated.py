@@ -40,6 +40,15 @@ def test_activate_drops_units_by_the_counter() -> None:
     assert torch.equal(activate("swiglu", up, gate, key=key, rate=0.0), whole)
 
 
+def test_activate_drops_the_units_of_some_positions_as_in_the_whole() -> None:
+    key, position_P = counter.row_keys(3, 5, torch.arange(2)), torch.tensor([1, 4])
+    up, gate = torch.randn(2, 2, 5, 8).unbind(0)
+    whole = activate("swiglu", up, gate, key=key, rate=0.4)
+    of_part = counter.position_keys(key, position_P)
+    part = activate("swiglu", up[:, position_P], gate[:, position_P], key=of_part, rate=0.4)
+    assert torch.equal(part, whole[:, position_P])
+
+
 def test_activate_passes_gradcheck() -> None:
     key = counter.row_keys(3, 5, torch.arange(2))
     up, gate = (x.requires_grad_() for x in torch.randn(2, 2, 3, 4, dtype=torch.float64).unbind(0))

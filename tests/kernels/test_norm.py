@@ -46,6 +46,10 @@ def test_join_and_norm_follow_their_written_formula() -> None:
     assert torch.equal(rms_norm(stream, weight, 0.1), normed)
 
 
+def test_some_positions_are_joined_as_in_the_whole_stream() -> None:
+    assert cases.of_positions("torch")
+
+
 def test_join_without_rates_is_a_sum() -> None:
     x, branch = torch.randn(2, 3, 4, 6).unbind(0)
     for drops in (None, Drops(), drops_of(3, 0.0, 0.0)):

@@ -57,8 +57,9 @@ def defined(
     return total & MASK
 
 
-def digest(case: dict[str, Any]) -> int:
-    row = {name: torch.tensor([case[name]]) for name in ("ids", "targets", "segments") if name in case}
+def digest(case: dict[str, Any], part: slice = slice(None)) -> int:
+    named = ("ids", "targets", "segments")
+    row = {name: torch.tensor([case[name]])[:, part] for name in named if name in case}
     targets = row.get("targets")
     weighted = (
         None if targets is None else Targets(targets, torch.full(targets.shape, case.get("weight", 1.0)))
@@ -66,7 +67,8 @@ def digest(case: dict[str, Any]) -> int:
     found = row_digests(
         torch.tensor([case["g"]]),
         row["ids"],
-        is_token_BT=torch.tensor([case["token"]]).bool(),
+        is_token_BT=torch.tensor([case["token"]]).bool()[:, part],
+        position_T=torch.arange(len(case["ids"]))[part],
         causal=not case.get("encoder"),
         segments_BT=row.get("segments"),
         prefix_B=torch.tensor([case["prefix"]]) if "prefix" in case else None,
@@ -78,6 +80,12 @@ def digest(case: dict[str, Any]) -> int:
 @pytest.mark.parametrize(("case", "expected"), VECTORS, ids=["decoder", "diffusion", "encoder"])
 def test_digest_has_the_published_values(case: dict[str, Any], expected: str) -> None:
     assert f"{defined(**case):016x}" == f"{digest(case):016x}" == expected
+
+
+@pytest.mark.parametrize("case", [case for case, _ in VECTORS], ids=["decoder", "diffusion", "encoder"])
+def test_digests_of_parts_of_a_row_add_up(case: dict[str, Any]) -> None:
+    parts = [digest(case, slice(0, 1)), digest(case, slice(1, 3)), digest(case, slice(3, None))]
+    assert sum(parts) % 2**64 == digest(case)
 
 
 def test_digest_changes_with_every_value_that_counts() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reptrain.config.model import Activation, T5Config
+from reptrain.distributed.sequence_parallel import SplitSequence
 from reptrain.model import relative_bias
 from reptrain.model.dropout import Dropout, DropoutContext, Site, layer_keys, site_keys
 from reptrain.model.mlp import MLP
@@ -84,6 +85,22 @@ def test_relative_bias_looks_up_the_bucket_of_each_offset() -> None:
         for query, key in [(0, 0), (0, 24), (24, 0), (7, 5), (5, 7)]:
             bucket = bias.buckets(torch.tensor([key - query]))
             assert torch.equal(bias_HTS[:, query, key], bias.table.weight[bucket[0]])
+
+
+@pytest.mark.parametrize(("rank", "part"), [(0, slice(0, 3)), (1, slice(3, 7))])
+def test_a_rank_of_a_split_sequence_has_its_part_of_each_mask(rank: int, part: slice) -> None:
+    key_B = DropoutContext(seed=1, step=2, row_B=torch.arange(3)).key_B
+    layers = layer_keys(key_B, 0, 1, 4)
+    (own,) = SplitSequence(None, rank=rank, size=2).of(7).keys(layers, key_B.device)
+    x_BTD = torch.ones(3, 7, 8)
+    for site in (Site.EMBEDDING, Site.MLP_OUTPUT):
+        dropout = Dropout(0.5, site)
+        assert torch.equal(dropout(x_BTD[:, part], own), dropout(x_BTD, layers[0])[:, part])
+        assert torch.equal(
+            dropout.mask_rows(x_BTD[:, part], own), dropout.mask_rows(x_BTD, layers[0])[:, part]
+        )
+    heads_BH = Dropout(0.5, Site.CROSS_WEIGHTS).head_keys(layers[0])
+    assert torch.equal(Dropout(0.5, Site.CROSS_WEIGHTS).head_keys(own), heads_BH[:, 2 * rank : 2 * rank + 2])
 
 
 def test_dropout_of_heads_gives_each_head_and_row_its_own_mask() -> None:

@@ -35,7 +35,8 @@ def activate(
         activation: Which.
         up: Floating point, shape [..., P, F]: positions and hidden units; without ``key`` any shape.
         gate: What is gated by, the shape and dtype of ``up``; None where the activation is not gated.
-        key: int64, shape [...]: a call key for each leading index (see `counter`); None drops nothing.
+        key: int64, shape [...]: a call key for each leading index (see `counter`), or [..., P]: one for each
+            position (see `counter.position_keys`); None drops nothing.
         rate: Probability of being dropped, in [0, 1), a number or packed (see `counter.dropout`).
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Triton computes in fp32
             and rounds once; torch rounds at each step.
@@ -46,6 +47,9 @@ def activate(
     Raises:
         ValueError: If the arguments do not fit together.
     """
+    if counter.has_position_keys(key, up):
+        gate = None if gate is None else gate.unsqueeze(-2)
+        return activate(activation, up.unsqueeze(-2), gate, key=key, rate=rate, impl=impl).squeeze(-2)
     _check(activation, up, gate, key)
     key, rate_2 = counter.key_and_rate(key, rate)
     if choose_implementation(up.device, impl) == "torch":

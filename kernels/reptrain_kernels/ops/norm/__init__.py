@@ -63,6 +63,9 @@ def join(
     Raises:
         ValueError: As `rms_norm`, or if a key or a rate does not fit.
     """
+    if drops is not None and counter.has_position_keys(drops.unit_key_B, branch_BTD):
+        drops = drops.by_position()
+        return join(x_BTD.unsqueeze(2), branch_BTD.unsqueeze(2), drops, impl=impl).squeeze(2)
     packed = _checked(x_BTD, branch_BTD, drops)
     drops_nothing = packed.unit_key_B is None and packed.path_key_B is None
     if drops_nothing or choose_implementation(x_BTD.device, impl) == "torch":
@@ -98,6 +101,10 @@ def join_and_norm(
     Raises:
         ValueError: As `join` and `rms_norm`.
     """
+    if drops is not None and counter.has_position_keys(drops.unit_key_B, branch_BTD):
+        lines = x_BTD.unsqueeze(2), branch_BTD.unsqueeze(2)
+        stream_BT1D, normed_BT1D = join_and_norm(*lines, weight_D, eps, drops.by_position(), impl=impl)
+        return stream_BT1D.squeeze(2), normed_BT1D.squeeze(2)
     packed = _checked(x_BTD, branch_BTD, drops)
     _check_weight(x_BTD, weight_D)
     if choose_implementation(x_BTD.device, impl) == "torch":
