@@ -1,1 +1,2 @@
-"""Ranks and DeepSpeed: process groups, watchdog, stop requests, configuration, expert parallelism."""
+"""Ranks and DeepSpeed: process groups, watchdog, stop requests, configuration, expert and
+sequence parallelism."""

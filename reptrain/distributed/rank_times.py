@@ -1,9 +1,9 @@
 """Times of the forward passes on each rank, which identify ranks that slow down the others.
 
 A step takes equally long on every rank, since the ranks wait for each other. The forward passes of a rank
-include no waiting, except at ZeRO stage 3 and with expert parallelism. The ranks exchange their times through
-the rendezvous store every N steps, without a collective and without waiting: rank 0 reads the times that the
-others wrote last.
+include no waiting, except at ZeRO stage 3 and with expert or sequence parallelism. The ranks exchange their
+times through the rendezvous store every N steps, without a collective and without waiting: rank 0 reads the
+times that the others wrote last.
 """
 
 from __future__ import annotations

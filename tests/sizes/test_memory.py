@@ -16,7 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, Recompute, T5Config
 from reptrain.config.schema import ExampleShape
+from reptrain.distributed import sequence_parallel
+from reptrain.distributed.sequence_parallel import SplitSequence
 from reptrain.model import DropoutContext, Routing, build_model
+from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain.sizes import (
     activation_bytes,
     bucket_elements,
@@ -45,9 +48,16 @@ T5 = {
 }
 
 
-def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: Recompute = "none") -> int:
+def kept_bytes(
+    config: DecoderConfig | T5Config,
+    *,
+    bf16: bool = False,
+    recompute: Recompute = "none",
+    sequence: WholeSequence = WHOLE_SEQUENCE,
+) -> int:
     """Bytes that autograd keeps between the passes, without the weights."""
     model = build_model(config, vocab_size=VOCAB, seed=0)
+    model.sequence = sequence
     model.recompute = recompute
     if bf16:
         model = model.bfloat16()
@@ -74,21 +84,39 @@ def kept_bytes(config: DecoderConfig | T5Config, *, bf16: bool = False, recomput
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def estimate(config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: Recompute = "none") -> Any:
+def estimate(
+    config: DecoderConfig | T5Config,
+    *,
+    bf16: bool = False,
+    recompute: Recompute = "none",
+    sequence_ranks: int = 1,
+) -> Any:
     shape = ExampleShape(SOURCE if isinstance(config, T5Config) else 0, TARGET)
-    precision = "bf16" if bf16 else "fp32"
-    return activation_bytes(config, VOCAB, shape, windows=ROWS, precision=precision, recompute=recompute)
+    return activation_bytes(
+        config,
+        VOCAB,
+        shape,
+        windows=ROWS,
+        precision="bf16" if bf16 else "fp32",
+        recompute=recompute,
+        sequence_ranks=sequence_ranks,
+    )
 
 
 def with_logits(
-    config: DecoderConfig | T5Config, *, bf16: bool = False, recompute: Recompute = "none"
+    config: DecoderConfig | T5Config,
+    *,
+    bf16: bool = False,
+    recompute: Recompute = "none",
+    sequence_ranks: int = 1,
 ) -> int:
     """As estimated with fused attention and the whole logits: what a CPU keeps of a plain decoder."""
-    positions, size = ROWS * TARGET, 2 if bf16 else 4
+    positions, size = ROWS * TARGET // sequence_ranks, 2 if bf16 else 4
     fused, plain = (
         head_bytes(config.d_model, VOCAB, positions, size=size, fused=fused) for fused in (True, False)
     )
-    return estimate(config, bf16=bf16, recompute=recompute).fused - fused + plain
+    kept = estimate(config, bf16=bf16, recompute=recompute, sequence_ranks=sequence_ranks)
+    return kept.fused - fused + plain
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -107,6 +135,23 @@ def test_activation_bytes_of_a_decoder_equal_those_that_torch_keeps(
 def test_activation_bytes_with_kept_weights_are_what_torch_keeps_under_dropout_of_attention() -> None:
     config = DecoderConfig.model_validate(DECODER | {"dropout": ALL_SITES})
     assert estimate(config).plain == pytest.approx(kept_bytes(config), rel=0.06)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_activation_bytes_of_a_split_window_are_what_one_of_its_ranks_keeps(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(rows: Tensor, num_sent: list[int], num_received: list[int], group: Any) -> Tensor:
+        """An exchange of the right sizes, without the other ranks."""
+        return rows[:1].expand(sum(num_received), *rows.shape[1:]).clone()
+
+    monkeypatch.setattr(sequence_parallel, "all_to_all", alone)
+    config = DecoderConfig.model_validate(DECODER | {"num_kv_heads": 4})
+    found = kept_bytes(config, sequence=SplitSequence(None, rank=size - 1, size=size))
+    assert with_logits(config, sequence_ranks=size) == pytest.approx(found, rel=0.03)
+    dropping = DecoderConfig.model_validate(DECODER | {"num_kv_heads": 4, "dropout": ALL_SITES})
+    found = kept_bytes(dropping, sequence=SplitSequence(None, rank=0, size=size))
+    assert estimate(dropping, sequence_ranks=size).plain == pytest.approx(found, rel=0.08)
 
 
 @pytest.mark.parametrize(
