@@ -15,6 +15,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Self
 
@@ -30,16 +31,22 @@ from reptrain.model.sequence import MaybeTensor, WholeSequence
 from reptrain_kernels.ops.linear_cross_entropy import Loss
 
 
-def split_sequences(model: nn.Module, world: World) -> None:
+def split_sequences(model: nn.Module, world: World, *, timeout_s: float) -> None:
     """Let a model compute this rank's positions of each row only. Every rank calls it.
 
     Args:
         model: The model; it is changed in place.
         world: The ranks; the ranks of a group are consecutive.
+        timeout_s: `train.rank_timeout_seconds`.
     """
     assert isinstance(model, Decoder | EncoderDecoder)
     size = world.sequence_ranks
-    groups = [dist.new_group(range(first, first + size)) for first in range(0, world.world_size, size)]
+    # A longer timeout than the watchdog's, which should report first.
+    timeout = timedelta(seconds=2 * timeout_s)
+    groups = [
+        dist.new_group(range(first, first + size), timeout=timeout)
+        for first in range(0, world.world_size, size)
+    ]
     model.sequence = SplitSequence(groups[world.data_rank], rank=world.sequence_rank, size=size)
 
 

@@ -191,7 +191,7 @@ def build_engine(
     if world.sequence_ranks > 1:
         from reptrain.distributed.sequence_parallel import split_sequences
 
-        split_sequences(model, world)
+        split_sequences(model, world, timeout_s=train.rank_timeout_seconds)
     model.recompute = train.activation_checkpointing
     if train.compile == "block":
         compile_blocks(model)

@@ -67,7 +67,7 @@ def test_interpreted_activate_drops_the_units_of_the_counter(results: Any) -> No
 
 def test_interpreted_join_has_the_bits_of_the_reference(results: Any) -> None:
     masks = results["norm:masks"]
-    assert len(masks) == 7
+    assert len(masks) == 8
     assert all(masks.values()), masks
 
 
