@@ -9,7 +9,14 @@ from reptrain.config.model import Recompute
 from reptrain.config.sections import TrainConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
-from reptrain.sizes.memory import UPDATED_BYTES, activation_bytes, buffer_bytes, retained_bytes, state_bytes
+from reptrain.sizes.memory import (
+    UPDATED_BYTES,
+    activation_bytes,
+    buffer_bytes,
+    retained_bytes,
+    saved_bytes,
+    state_bytes,
+)
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.subject import Subject, trainable
 
@@ -90,15 +97,14 @@ def rank_retained_bytes(count: ParameterCount, *, stage: int, groups: int) -> in
 def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) -> int:
     """Host memory for the copy of a rank's state with which checkpoints are written in the background.
 
-    It has weights and AdamW's moments in fp32. Other optimizers have less.
+    It has the content of a checkpoint (see `saved_bytes`).
 
     Args:
         count: Parameters of the model.
         world_size: Ranks.
         average: Whether the run averages its weights.
     """
-    of_parameter = UPDATED_BYTES + (4 if average else 0)
-    return -(-of_parameter * count.total // world_size)
+    return -(-saved_bytes(count.total, average=average) // world_size)
 
 
 def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, groups: int) -> int:
