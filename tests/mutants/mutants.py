@@ -122,6 +122,7 @@ RUNS = {
     "expert parallel": TinyRun(
         "decoder-moe", [*MOE, "train.zero_stage=1", "train.expert_parallel_size=2"], ranks=2
     ),
+    "sequence parallel": TinyRun("t5", [*T5, "train.zero_stage=1", "train.sequence_parallel_size=2"], ranks=2),
     "resumed": TinyRun("decoder", DECODER, stops_after=7),
     "views": TinyRun("decoder", VIEWS),
     "masked": TinyRun("decoder-moe", MASKED),
@@ -427,8 +428,8 @@ MUTANTS = [
     ),
     Mutant(
         "output masks drawn for each unit", "noise", "reptrain/model/dropout.py",
-        "counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key_B, rate_2)",
-        "counter.dropout(x_BTD.new_ones(*x_BTD.shape), key_B, rate_2)", (REPLAY,), run="views",
+        "counter.dropout(x_BTD.new_ones(*x_BTD.shape[:2], 1), key, rate_2)",
+        "counter.dropout(x_BTD.new_ones(*x_BTD.shape), key, rate_2)", (REPLAY,), run="views",
     ),
     Mutant(
         "one cycle of the learning rate instead of two", "schedule", "reptrain/config/schedule.py",
@@ -492,6 +493,22 @@ MUTANTS = [
         "output_size=total).argsort(stable=True)", "output_size=total).argsort(stable=True).sort().values",
         (REPLAY,), run="expert parallel",
     ),
+    Mutant(
+        "masks of attention of the first rank's heads", "sequence parallel",
+        "reptrain/distributed/sequence_parallel.py",
+        "head_ABH=self.own_heads(keys.head_ABH, -1)", "head_ABH=keys.head_ABH.chunk(self._size, -1)[0]",
+        (REPLAY,), run="sequence parallel",
+    ),
+    Mutant(
+        "masks of the first rank's positions", "sequence parallel", "reptrain/distributed/sequence_parallel.py",
+        "        position_P = self.positions(device)\n",
+        "        position_P = self.positions(device) - self._first\n",
+        (REPLAY,), run="sequence parallel",
+    ),
+    Mutant(
+        "windows counted by each rank that shares them", "sequence parallel", _STEP,
+        "    once = int(trainer.world.counts_rows)\n", "    once = 1\n", (AUDIT, AUDITOR), run="sequence parallel",
+    ),
     # Ledger and checkpoints.
     Mutant(
         "step 3 missing in the ledger", "ledger", "reptrain/training/recorder.py",
@@ -500,7 +517,7 @@ MUTANTS = [
     ),
     Mutant(
         "the windows digest of a micro-batch counted twice", "ledger", _STEP,
-        "        [batch_digest(rows), witness.digest,", "        [batch_digest(rows) * 2, witness.digest,",
+        "            once * batch_digest(rows),", "            2 * batch_digest(rows),",
         (AUDIT, AUDITOR),
     ),
     Mutant(
@@ -522,7 +539,7 @@ MUTANTS = [
     # Evaluation, which no replay covers.
     Mutant(
         "bytes of the text counted one percent too high", "evaluation", "reptrain/evaluation/score.py",
-        "    return Score(nats, int(loss_tokens), text_bytes,", "    return Score(nats, int(loss_tokens), 1.01 * text_bytes,",
+        "    return Score(nats, loss_tokens, text_bytes,", "    return Score(nats, loss_tokens, 1.01 * text_bytes,",
         ("tests/training/test_objective_runs.py::test_bits_per_byte_are_of_the_bytes_of_the_scored_windows",),
     ),
     Mutant(
