@@ -65,7 +65,7 @@ class WholeSequence:
         return None if imitated is None else imitated._replace(logits_BTV=self.part(imitated.logits_BTV))
 
     def of_all_positions(self, loss: Tensor | Loss) -> Tensor | Loss:
-        """The loss of this rank's targets, with nats of 0 and no hits at the positions of the other ranks."""
+        """The loss of this rank's targets, with nats of 0 and no hits at other positions. Keeps logits."""
         return loss
 
 

@@ -176,7 +176,9 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         " each rank, at most"
     )
     if "micro_batch_windows" in memory:
-        lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows")
+        ranks = memory["sequence_parallel_size"]
+        shared = f", shared by {ranks} ranks" if ranks > 1 else ""
+        lines.append(f"activations of a micro-batch of {memory['micro_batch_windows']} windows{shared}")
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")
         for recompute, size in memory["activation_bytes"].items():
             lines.append(f"  {_gib(size['fused']):>16}  {_gib(size['plain']):>16}  {recompute}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,28 @@ def test_describe_sizes_shares_the_experts_among_their_ranks() -> None:
             world_size=6,
             precision=None,
         )
+
+
+def test_describe_sizes_shares_a_window_among_its_ranks() -> None:
+    settings = ["train.zero_stage=1", "train.precision=bf16", "train.micro_batch_windows=1"]
+
+    def memory(ranks: int) -> dict[str, Any]:
+        given = [*settings, f"train.sequence_parallel_size={ranks}"]
+        subject = load_subject(MODELS / "t5-1.1-base.yaml", given)
+        return describe_sizes(subject, world_size=8, precision=None)["memory"]
+
+    alone, shared = memory(1), memory(4)
+    assert alone["state_bytes"] == shared["state_bytes"]
+    for recompute, size in shared["activation_bytes"].items():
+        # The gradient of the head's weights is whole.
+        head = 2 * 768 * 32_128
+        before = alone["activation_bytes"][recompute]["fused"] - head
+        assert 1 / 4 < (size["fused"] - head) / before < 0.3, recompute
+    with pytest.raises(
+        ConfigError, match=r"--world-size: must be a multiple of train\.sequence_parallel_size 4"
+    ):
+        subject = load_subject(MODELS / "t5-1.1-base.yaml", [*settings, "train.sequence_parallel_size=4"])
+        describe_sizes(subject, world_size=6, precision=None)
 
 
 def test_sizes_text_shows_how_often_shared_layers_run() -> None:

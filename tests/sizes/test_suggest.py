@@ -78,6 +78,18 @@ def test_suggestion_respects_what_the_other_settings_need(large: Callable[..., S
     assert stages <= {1, 2}
 
 
+def test_a_window_that_is_too_long_for_a_rank_fits_on_several(large: Callable[..., Subject]) -> None:
+    long = ("data.window_tokens=2**18", "train.batch_windows=8")
+    gpus = {"world_size": 8, "device": "cuda", "device_bytes": 24 * GIB}
+    alone = suggest(large(*long), **gpus)
+    assert alone.chosen is None and alone.ranks_needed is None
+    assert "train.sequence_parallel_size" in alone.text()
+    shared = suggest(large(*long, "train.sequence_parallel_size=8"), **gpus)
+    assert shared.chosen is not None and shared.share == 8
+    with pytest.raises(ReptrainError, match=r"a multiple of train\.sequence_parallel_size 16"):
+        suggest(large(*long, "train.sequence_parallel_size=16"), **gpus)
+
+
 def test_offloaded_states_do_not_count_on_a_gpu(large: Callable[..., Subject]) -> None:
     kept, offloaded = large("train.zero_stage=1"), large("train.zero_stage=1", "train.offload_optimizer=cpu")
     for ranks, stage in ((1, 1), (8, 2), (8, 3)):
