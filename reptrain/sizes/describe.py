@@ -91,12 +91,10 @@ def _flops(subject: Subject) -> dict[str, dict[str, float]]:
 
 def _memory(subject: Subject, count: ParameterCount, world_size: int, precision: Precision) -> dict[str, Any]:
     groups = subject.run.train.expert_parallel_size if subject.run else 1
-    sequence_ranks = subject.run.train.sequence_parallel_size if subject.run else 1
     if subject.run is not None:
         check_ranks(world_size, subject.run.train)
     memory: dict[str, Any] = {"precision": precision, "world_size": world_size}
     memory["expert_parallel_size"] = groups
-    memory["sequence_parallel_size"] = sequence_ranks
     given: dict[str, Any] = {"world_size": world_size, "groups": groups, "precision": precision}
     memory["state_bytes"] = {
         f"stage_{stage}": rank_state_bytes(count, stage=stage, **given) for stage in range(4)
@@ -119,8 +117,9 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     memory["background_save_bytes"] = rank_copy_bytes(count, world_size=world_size, average=average)
     if subject.run is None:
         return memory
+    sequence_ranks = subject.run.train.sequence_parallel_size
     windows = subject.run.micro_batch_windows(world_size // sequence_ranks)
-    memory["micro_batch_windows"] = windows
+    memory["sequence_parallel_size"], memory["micro_batch_windows"] = sequence_ranks, windows
     memory["activation_bytes"] = {
         recompute: activation_bytes(
             subject.run.model,

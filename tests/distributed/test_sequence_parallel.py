@@ -52,7 +52,7 @@ GPT = [
     *DROPOUT,
 ]
 DIFFUSION = ["objective={name: masked_diffusion, masking: independent}", "evaluate.noise_samples=2", *DROPOUT]
-UMT5 = [*T5, "model.relative_bias_per_layer=true", "objective.name=ul2"]
+UMT5 = [*T5, "model.relative_bias_per_layer=true", "objective.name=ul2", "data.document_mask=false"]
 SLIDING = ["model.sliding_window=7", "model.num_heads=4", "model.num_kv_heads=2", *DROPOUT]
 FAMILIES = {
     "decoder": DECODER, "t5": T5, "gpt": GPT, "diffusion": DIFFUSION, "umt5": UMT5, "sliding": SLIDING,
