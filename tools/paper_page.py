@@ -74,9 +74,9 @@ def page() -> str:
     for one in findings:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         if not one["claims"]:
-            lines.append(f"Not run: {one['why']}")
-        lines += [_line(judged[name]) for name in one["claims"]]
-    named = {name for one in findings for name in one["claims"]}
+            lines += [f"Not run: {one['why']}", ""] if one.get("pilots") else [f"Not run: {one['why']}"]
+        lines += [_line(judged[name]) for name in [*one["claims"], *one.get("pilots", [])]]
+    named = {name for one in findings for name in [*one["claims"], *one.get("pilots", [])]}
     lines += ["", "## Recent methods", "", _RECENT, ""]
     lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"

@@ -117,6 +117,7 @@ def examine(
         time_limit_s=limit,
         signal_delay_s=delay,
         checkpoint_bytes=None if config is None else _checkpoint_bytes(config, overrides),
+        writes_at_stop=1 if loaded is None or loaded.checkpoint.background is False else 2,
     )
     return diagnose(gather(request))
 
@@ -130,12 +131,13 @@ def _stores(config: RunConfig) -> list[str]:
 def _checkpoint_bytes(config: Path, overrides: Sequence[str]) -> int | None:
     """Size of a checkpoint; None if the size of the vocabulary is unknown."""
     from reptrain.sizes import load_subject
-    from reptrain.sizes.memory import UPDATED_BYTES
+    from reptrain.sizes.memory import saved_bytes
 
     # The store may be missing on this machine; the report shows this as a fault.
     with suppress(ReptrainError):
         subject = load_subject(config, list(overrides))
-        return UPDATED_BYTES * subject.parameters.total
+        average = subject.run is not None and subject.run.average is not None
+        return saved_bytes(subject.parameters.total, average=average)
     return None
 
 

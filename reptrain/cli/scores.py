@@ -105,6 +105,16 @@ LearnWeights = Annotated[
 ]
 
 
+ContextGain = Annotated[
+    bool,
+    typer.Option(
+        "--context-gain",
+        help="Also score encoder-decoders with the encoder inputs of other windows:"
+        " how many nats lower the loss is with their own.",
+    ),
+]
+
+
 @app.command()
 def evaluate(
     runs: RunFolders,
@@ -117,6 +127,7 @@ def evaluate(
     ensemble: Ensemble = False,
     snapshots: Snapshots = False,
     learn_weights: LearnWeights = False,
+    context_gain: ContextGain = False,
     device: Device = "auto",
     as_json: AsJson = False,
     memorization: Annotated[str | None, _moved_option("--memorised", "--memorized", to=_MEMORIZATION)] = None,
@@ -152,7 +163,7 @@ def evaluate(
     for run in opened:
         scores = score_run(
             run, sets=sets or SETS, objectives=objectives or [], max_windows=max_windows,
-            noise_samples=noise_samples,
+            noise_samples=noise_samples, context_gain=context_gain,
         )  # fmt: skip
         more: dict[str, object] = {}
         if learned is not None:

@@ -13,6 +13,7 @@ from reptrain.config import RunConfig
 from reptrain.config.load import parse_yaml, set_dotted, validate
 from reptrain.distributed.world import World, choose_device
 from reptrain.errors import ConfigError, StoreError, check_choice
+from reptrain.evaluation.context_gain import OtherSource, check_context
 from reptrain.evaluation.sets import SETS as SETS
 from reptrain.evaluation.sets import evaluation_sets
 from reptrain.hub.saved_model import open_saved_model
@@ -40,6 +41,8 @@ class SetScore:
     """Every score by name, as in the run's records (see `reptrain.runs.scores`)."""
     gap_nats: float | None
     """Nats minus those of the same source's probe, under equal noise; None if there is no probe."""
+    context_gain_nats: float | None = None
+    """Nats with the encoder inputs of other windows, minus `nats`; None if it was not asked for."""
 
     @property
     def nats(self) -> float:
@@ -50,7 +53,8 @@ class SetScore:
         """The figures by name, in the order of a table."""
         place = {"run": self.run, "step": self.step, "objective": self.objective, "set": self.set}
         loss = {name: self.scores[name] for name in ("nats", "bits_per_byte")}
-        return place | loss | {"gap_nats": self.gap_nats} | dict(self.scores)
+        context = {} if self.context_gain_nats is None else {"context_gain_nats": self.context_gain_nats}
+        return place | loss | {"gap_nats": self.gap_nats} | context | dict(self.scores)
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def score_run(
     objectives: Sequence[str] = (),
     max_windows: int | None = None,
     noise_samples: int | None = None,
+    context_gain: bool = False,
 ) -> list[SetScore]:
     """Score a run.
 
@@ -181,17 +186,21 @@ def score_run(
         objectives: Objectives to score under (see `with_objective`); empty: the run's own.
         max_windows: As evaluate.max_windows; None: the run's value.
         noise_samples: As evaluate.noise_samples; None: the run's value.
+        context_gain: Whether to score an encoder-decoder with the encoder inputs of other windows too.
 
     Raises:
-        ConfigError: If a set or an objective is unknown, or the model does not support an objective.
+        ConfigError: If a set or an objective is unknown, or the model does not support an objective or
+            `context_gain`.
     """
     for name in sets:
         check_choice("set", name, SETS)
+    if context_gain:
+        check_context(run.model, run.config)
     configs = [with_objective(run.config, text) for text in objectives] or [run.config]
     rows = []
     for config in configs:
         changed = with_evaluation(config, max_windows=max_windows, noise_samples=noise_samples)
-        rows += _score(run, changed, sets)
+        rows += _score(run, changed, sets, context_gain=context_gain)
     return rows
 
 
@@ -222,7 +231,7 @@ def evaluate(
     )
 
 
-def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[SetScore]:
+def _score(run: ScoredRun, config: RunConfig, sets: Collection[str], *, context_gain: bool) -> list[SetScore]:
     evaluated = evaluation_sets(
         config,
         run.sources,
@@ -232,6 +241,12 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
         only={*sets, "probe"},
     )
     scores = {one.name: one.score(run.model, world=run.world) for one in evaluated}
+    other = OtherSource(run.model)
+    gains = {
+        one.name: one.score(other, world=run.world).nats_per_token - scores[one.name].nats_per_token
+        for one in evaluated
+        if context_gain
+    }
     rows = []
     for name, score in scores.items():
         kind, slash, source = name.partition("/")
@@ -247,6 +262,7 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str]) -> list[Set
                 set=name,
                 scores=compute_scores(score),
                 gap_nats=gap,
+                context_gain_nats=gains.get(name),
             )
         )
     return rows

@@ -15,6 +15,16 @@ _BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16":
 _MOMENTS = 8
 UPDATED_BYTES = _FULL + _MOMENTS
 """The fp32 weight and AdamW's two moments of a parameter."""
+
+
+def saved_bytes(num_parameters: int, *, average: bool) -> int:
+    """Size of a checkpoint: fp32 weights, AdamW's moments, and the averaged weights if there are any.
+
+    Other optimizers have less.
+    """
+    return num_parameters * (UPDATED_BYTES + (_FULL if average else 0))
+
+
 # 16 MiB of fp32, about the bucket of PyTorch's DistributedDataParallel.
 _SMALL_BUCKET = 1 << 22
 # DeepSpeed's defaults: reduce_bucket_size, and stage3_max_live_parameters.

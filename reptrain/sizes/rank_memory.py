@@ -17,6 +17,7 @@ from reptrain.sizes.memory import (
     buffer_bytes,
     head_bytes,
     retained_bytes,
+    saved_bytes,
     state_bytes,
 )
 from reptrain.sizes.parameters import ParameterCount, count_parameters
@@ -147,15 +148,14 @@ def rank_retained_bytes(count: ParameterCount, *, stage: int, groups: int) -> in
 def rank_copy_bytes(count: ParameterCount, *, world_size: int, average: bool) -> int:
     """Host memory for the copy of a rank's state with which checkpoints are written in the background.
 
-    It has weights and AdamW's moments in fp32. Other optimizers have less.
+    It has the content of a checkpoint (see `saved_bytes`).
 
     Args:
         count: Parameters of the model.
         world_size: Ranks.
         average: Whether the run averages its weights.
     """
-    of_parameter = UPDATED_BYTES + (4 if average else 0)
-    return -(-of_parameter * count.total // world_size)
+    return -(-saved_bytes(count.total, average=average) // world_size)
 
 
 def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, groups: int) -> int:

@@ -16,6 +16,7 @@ from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.shared_steps import RunSteps
 from reptrain.runs.folder import RunFolder
 from reptrain.sizes import RunFlops, count_parameters, peak_flops
+from reptrain.sizes.memory import saved_bytes
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.store.remote import local_folder
 from reptrain.study.done_table import load_done, to_run
@@ -25,9 +26,6 @@ from reptrain.study.looks import most_added
 from reptrain.study.node_state import is_done_by_records
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
-
-_BYTES_OF_STATE = 12
-_BYTES_OF_AVERAGE = 4
 
 
 @dataclass(frozen=True)
@@ -301,14 +299,14 @@ def _seconds(tokens: int, flops: float, cost: _Cost, speeds: _Speeds, named: flo
 
 
 def _checkpoints(config: RunConfig, parameters: int, study: StudyConfig) -> int:
-    """Bytes of a run's checkpoints at its end: fp32 weights, two moments, and the average if there is one."""
+    """Bytes of a run's checkpoints at its end."""
     saving = config.checkpoint
     number = 1
     if study.keep_checkpoints == "all":
         kept = round(1 / saving.keep_every_fraction) if saving.keep_every_fraction else 0
         cycles = config.schedule.cycles if saving.at_cycle_ends else 0
         number = saving.keep_last + kept + len(saving.at_steps) + len(saving.at_text) + cycles
-    return number * parameters * (_BYTES_OF_STATE + (_BYTES_OF_AVERAGE if config.average else 0))
+    return number * saved_bytes(parameters, average=config.average is not None)
 
 
 def _speed_text(speeds: _Speeds, hardware: Hardware, named: float | None) -> str:

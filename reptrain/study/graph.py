@@ -48,6 +48,7 @@ class Node:
         branch: The run that a training branches from.
         parent: The run, also among the inputs, whose last checkpoint holds a training's initial weights.
         cluster: Runs with one cluster share a prefix or a parent, and count as one unit in statistics.
+        entry: Name of its entry in `then`; empty for a training.
         settings: Options of the command; empty for a training.
         fingerprint: Identifies the node's results: its settings, those of its inputs, and the numerics
             version.
@@ -65,6 +66,7 @@ class Node:
     branch: Branch | None = None
     parent: str | None = None
     cluster: str = ""
+    entry: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     pending: bool = False

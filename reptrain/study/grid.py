@@ -16,7 +16,7 @@ from reptrain.errors import StudyError
 from reptrain.study.arm import Arm
 from reptrain.study.chains import with_parents, with_seeds_of_parents
 from reptrain.study.constraints import constrain
-from reptrain.study.point import Point, config_of, setting
+from reptrain.study.point import MEMBER, Point, config_of, setting
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import ArmEntry
 
@@ -94,7 +94,7 @@ def _check_number(study: StudyConfig) -> None:
     num_arms = 0
     for entry in _entries(study):
         points = math.prod(map(len, (study.axes | entry.axes).values()))
-        num_arms += points * max(1, len(entry.seeds or study.seeds))
+        num_arms += points * entry.members * max(1, len(entry.seeds or study.seeds))
     if num_arms > _MOST_ARMS:
         raise StudyError(
             f"study {study.name}",
@@ -108,12 +108,14 @@ def _entries(study: StudyConfig) -> Sequence[ArmEntry]:
     return study.arms or [_UNNAMED]
 
 
-_UNNAMED = ArmEntry.model_construct(name="", set={}, axes={}, seeds=[], tune={})
+_UNNAMED = ArmEntry.model_construct(name="", set={}, axes={}, seeds=[], members=1, tune={})
 
 
 def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
     """The settings of an entry's arms, before constraints and seeds."""
     axes = study.axes | entry.axes
+    if entry.members > 1:
+        axes |= {MEMBER: [*range(1, entry.members + 1)]}
     points = []
     for values in itertools.product(*axes.values()):
         axis = dict(zip(axes, values, strict=True))
@@ -121,7 +123,8 @@ def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
         where = ", ".join([*([entry.name] if entry.name else []), *(f"{k}={v}" for k, v in axis.items())])
         point = Point(study.name, entry, axis, data, where)
         for key, value in {**study.set, **entry.set, **axis}.items():
-            point.set(key, value)
+            if key != MEMBER:
+                point.set(key, value)
         points.append(point)
     return points
 
@@ -135,13 +138,15 @@ def _arms_of(
 ) -> list[Arm]:
     """The arms of a point, one for each seed."""
     own: list[int | None] = [*(point.entry.seeds or study.seeds)] or [None]
-    shown = {key: setting(point.config, key) for key in point.axes}
+    shown = {key: value if key == MEMBER else setting(point.config, key) for key, value in point.axes.items()}
     group = arm_name(shown, entry=point.entry.name)
     if tuned.get(group):
         point = replace(point, data=dict(point.data))
         for key, value in tuned[group].items():
             point.set(key, value)
-    entry = {"entry": point.entry.name} if point.entry.name else {}
+    entry: dict[str, Any] = {"entry": point.entry.name} if point.entry.name else {}
+    if any(one.members > 1 for one in study.arms):
+        entry[MEMBER] = point.member
     many = len(study.all_seeds) > 1
     found = []
     for seed in [*own, *(seed for seed in more_seeds.get(group, []) if seed not in own)]:

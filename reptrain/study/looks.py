@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
-from reptrain.analysis.questions import Claim, Interaction
+from reptrain.analysis.questions import Claim
 from reptrain.errors import AnalysisError
 from reptrain.files import read_small, write_atomically
 from reptrain.runs.records import FrozenRecord
 from reptrain.study.arm import Arm
 from reptrain.study.chains import with_seeds_of_parents
-from reptrain.study.questions import selected, sides
 from reptrain.study.schema import StudyConfig
+from reptrain.study.selections import claim_arms
 
 if TYPE_CHECKING:
     from reptrain.study.audits import StudyAudits
@@ -110,20 +110,6 @@ def most_added(study: StudyConfig, arms: Sequence[Arm], out: Path) -> int:
         for seeds_of in (more, added_seeds(out))
     )
     return sum(len({*seeds} - {*added.get(group, [])}) for group, seeds in needed.items())
-
-
-def claim_arms(claim: Claim, arms: Iterable[Arm]) -> list[Arm]:
-    """The arms that a claim may compare, selected by the keys that are known before the runs."""
-    names = ("treatment", "control", "proxy", "target")
-    found = [
-        arm
-        for arm in arms
-        if any(selected(arm, {**claim.where, **side}) for side in sides(claim, names).values())
-    ]
-    if isinstance(claim.contrast, Interaction):
-        levels = (claim.contrast.high, claim.contrast.low)
-        found = [arm for arm in found if any(selected(arm, level) for level in levels)]
-    return found
 
 
 def _common_seeds(arms: Iterable[Arm]) -> list[int]:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from reptrain.config import RunConfig
+from reptrain.config.json_digest import fingerprint
 from reptrain.config.load import set_dotted, validate
 from reptrain.errors import ConfigError, ReptrainError, StudyError
 from reptrain.plan.text_amounts import has_budget_of_text, with_token_budgets
 from reptrain.store import open_store
 from reptrain.study.sections import ArmEntry, Bound, Condition, SeedChanges
+
+MEMBER = "member"
+"""The axis of an arm with several members. It is not a setting, but changes the seeds of a run's parts."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Point:
     Attributes:
         study: Name of the study.
         entry: The entry; without a name if the study has only axes.
-        axes: The value of each axis as it is written.
+        axes: The value of each axis as it is written, and the member if the entry has several.
         data: The run's settings, which `set` and constraints change.
         where: The point in words, for messages.
     """
@@ -42,6 +46,11 @@ class Point:
             set_dotted(self.data, key, value)
         except ConfigError as error:
             raise self.error(error) from error
+
+    @property
+    def member(self) -> int:
+        """Number of the member, from 1."""
+        return int(self.axes.get(MEMBER, 1))
 
     def error(self, error: ReptrainError) -> StudyError:
         """An error of the configuration as one of the study, which names the arm."""
@@ -90,6 +99,8 @@ class Point:
     def _value(self, key: str) -> Any:
         if key in ("arm", "entry"):
             return self.entry.name
+        if key == MEMBER:
+            return self.member
         config = self.config
         if key in ("epochs", "steps_per_epoch"):
             return _derived(config, key)
@@ -97,7 +108,7 @@ class Point:
             raise StudyError(
                 f"study {self.study}, condition",
                 got=repr(key),
-                rule="must name a setting of the runs, arm, epochs or steps_per_epoch",
+                rule="must name a setting of the runs, arm, member, epochs or steps_per_epoch",
                 remedy="`reptrain config schema` lists the settings.",
             )
         return setting(config, key)
@@ -179,18 +190,27 @@ def config_of(point: Point, seed: int | None, changes: SeedChanges) -> RunConfig
     Raises:
         StudyError: If it is wrong.
     """
-    if seed is None:
-        return point.config
     before = point.data.get("seed", 0)
-    data = point.data | {"seed": seed}
-    section = dict(data.get("data") or {})
-    if changes.subset:
-        section.setdefault("subset_seed", seed)
-    data["data"] = section
-    kept = {part: before for part in changes.PARTS if not getattr(changes, part)}
-    if kept:
-        data["seeds"] = kept | dict(data.get("seeds") or {})
+    data = dict(point.data)
+    own: dict[str, Any] = {}
+    if seed is not None:
+        data["seed"] = seed
+        section = dict(data.get("data") or {})
+        if changes.subset:
+            section.setdefault("subset_seed", seed)
+        data["data"] = section
+        own = {part: before for part in changes.PARTS if not getattr(changes, part)}
+    if point.member > 1:
+        drawn = _member_seed(data.get("seed", 0), point.member)
+        own |= {part: drawn for part in changes.PARTS if getattr(changes, part)}
+    if own:
+        data["seeds"] = own | dict(data.get("seeds") or {})
     return point.validated(data)
+
+
+def _member_seed(seed: Any, member: int) -> int:
+    """The seed of a member after the first: another one for each seed of the study."""
+    return int(fingerprint({"seed": seed, MEMBER: member})[:8], 16)
 
 
 def has_setting(config: RunConfig, key: str) -> bool:

@@ -11,7 +11,9 @@ from reptrain.analysis.questions import Claim, FitQuestion
 from reptrain.errors import ConfigError, StudyError
 from reptrain.study.answerable import check_claim, check_fit
 from reptrain.study.arm import Arm
+from reptrain.study.result_claims import check_results, entry_of
 from reptrain.study.schema import StudyConfig
+from reptrain.study.selections import selected, sides
 from reptrain.tables.columns import RUN_COLUMNS
 
 COLUMNS = frozenset(column.name for column in RUN_COLUMNS)
@@ -36,6 +38,7 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm], tuned: Mapping[str,
         for name, selection in sides(claim, _SELECTIONS).items():
             _check_arms(study, f"claim {claim.name}: {name}", {**claim.where, **selection}, arms)
         _check_seeds(study, claim, arms)
+        check_results(study, claim, arms)
         check_claim(study, claim, arms, tuned)
     for fit in study.fits:
         names = [fit.metric, *fit.where, *fit.columns.values()]
@@ -45,16 +48,9 @@ def check_questions(study: StudyConfig, arms: Sequence[Arm], tuned: Mapping[str,
         _check_fit(study, fit, arms)
 
 
-def sides(claim: Claim, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """The selections of a claim's contrast by name, without unset ones."""
-    found = {name: getattr(claim.contrast, name, None) for name in names}
-    return {name: selection for name, selection in found.items() if selection is not None}
-
-
 def _check_columns(study: StudyConfig, what: str, names: Sequence[str], columns: set[str]) -> None:
-    entries = tuple(f"{entry.name}." for entry in study.then)
     for name in names:
-        if name.removeprefix("set.") not in columns and not name.startswith(entries):
+        if name.removeprefix("set.") not in columns and entry_of(study, name) is None:
             near = difflib.get_close_matches(name, columns, n=2)
             varied = ", ".join(sorted(columns - COLUMNS)) or "none"
             raise StudyError(
@@ -75,19 +71,6 @@ def _check_arms(study: StudyConfig, what: str, selection: Mapping[str, Any], arm
             rule="must select an arm of the study",
             remedy=f"The arms are {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}.",
         )
-
-
-def selected(arm: Arm, selection: Mapping[str, Any]) -> bool:
-    """Whether an arm may be selected. Keys that only a finished run has count as true."""
-    own = {**arm.values, "arm": arm.group, "seed": arm.config.seed, "study": None}
-    for key, wanted in selection.items():
-        name = key.removeprefix("set.")
-        if name not in own or name == "study":
-            continue
-        choices = wanted if isinstance(wanted, list) else [wanted]
-        if own[name] not in choices:
-            return False
-    return True
 
 
 def _check_seeds(study: StudyConfig, claim: Claim, arms: Sequence[Arm]) -> None:

@@ -116,7 +116,16 @@ class StudyConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _members_differ(self) -> StudyConfig:
+        changes = self.seed_changes
+        if any(entry.members > 1 for entry in self.arms) and not (changes.order or changes.weights):
+            raise ValueError("members of an ensemble must differ; set seed_changes.order or .weights to true")
+        return self
+
+    @model_validator(mode="after")
     def _names_differ(self) -> StudyConfig:
+        if any(entry.name == "set" for entry in self.then):
+            raise ValueError("then must not have the name set: columns named set.KEY are the varied settings")
         for what in ("arms", "then", "claims", "fits"):
             names = [one.name for one in getattr(self, what)]
             for name in names:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reptrain.files import read_small
-from reptrain.reading import decode, parse_object
 from reptrain.runs.scores import SCORES
 from reptrain.study.graph import Graph, Node
-from reptrain.study.paths import result_path
+from reptrain.study.node_results import node_output
 from reptrain.tables.columns import SCORE_COLUMNS
 from reptrain.tables.read_run import Row
 
@@ -31,19 +29,15 @@ def node_evaluations(graph: Graph, out: Path, runs: Mapping[str, Row], *, study:
         _row(node, score, runs, study)
         for node in graph.nodes
         if node.kind in _SCORE
-        for score in _scores(node, out)
+        for score in _scores(node_output(node, out))
     ]
 
 
-def _scores(node: Node, out: Path) -> list[dict[str, Any]]:
+def _scores(output: Any) -> list[dict[str, Any]]:
     """The output of `reptrain evaluate --json`."""
-    try:
-        record = parse_object(decode(read_small(result_path(out, node.name))))
-    except (OSError, ValueError):
+    if not isinstance(output, list):
         return []
-    if record.get("fingerprint") != node.fingerprint or not isinstance(record.get("output"), list):
-        return []
-    return [score for score in record["output"] if isinstance(score, dict) and {"run", "set"} <= score.keys()]
+    return [score for score in output if isinstance(score, dict) and {"run", "set"} <= score.keys()]
 
 
 def _row(node: Node, score: Mapping[str, Any], runs: Mapping[str, Row], study: str) -> Row:

@@ -56,6 +56,9 @@ class ArmEntry(Frozen):
     """Further axes of this arm, in addition to those of the study. An axis of the same key replaces it."""
     seeds: list[Seed] = Field(default_factory=list)
     """Seeds of this arm; empty: those of the study."""
+    members: Annotated[int, Field(ge=1, le=100)] = 1
+    """Runs for each seed, the members of an ensemble. Their order, noise, weights and dropout masks differ,
+    their subset does not. The first member is the run of an arm without members."""
     tune: Axes = Field(default_factory=dict)
     """Keys to tune for this arm instead of those of the study; as many combinations of values."""
 
@@ -101,7 +104,7 @@ class Bound(Frozen):
 Condition = Annotated[dict[Key, Bound | Any], BeforeValidator(lambda value: _condition(value))]
 """Arms whose keys have these values. A value is one value, a list of values, or ``{over: X, under: Y}``.
 
-A key is a dotted key, ``arm`` (a name of the section arms), ``epochs`` or ``steps_per_epoch``.
+A key is a dotted key, ``arm`` (a name of the section arms), ``member``, ``epochs`` or ``steps_per_epoch``.
 """
 
 
@@ -222,8 +225,9 @@ class Then(Frozen):
     """Another entry whose models the command takes (of a finetune); null: the arms' runs."""
     where: Condition = Field(default_factory=dict)
     """The arms to take; empty: all."""
-    over: Literal["run", "seeds"] | None = None
-    """One command per run, or one over all seeds of an arm. Null: seeds for an ensemble, else run."""
+    over: Literal["run", "seeds", "members"] | None = None
+    """One command per run, one over all seeds of an arm, or one over all members with a seed. Null: seeds for
+    an ensemble, else run."""
     task: str | None = None
     """Task of finetune and score-task, a path relative to the study file."""
     options: dict[Key, Option] = Field(default_factory=dict)
@@ -241,6 +245,6 @@ class Then(Frozen):
         return self
 
     @property
-    def is_over_seeds(self) -> bool:
-        """Whether one command takes all seeds of an arm."""
-        return self.over == "seeds" or (self.over is None and self.do == "ensemble")
+    def unit(self) -> Literal["run", "seeds", "members"]:
+        """`over`, with its default."""
+        return self.over or ("seeds" if self.do == "ensemble" else "run")

@@ -13,7 +13,9 @@ from typing import Any
 from reptrain.errors import StudyError
 from reptrain.study.arm import Arm
 from reptrain.study.graph import Kind, Node, command_fingerprint
+from reptrain.study.grid import arm_name
 from reptrain.study.paths import product_path, run_path
+from reptrain.study.point import MEMBER
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import Then
 
@@ -69,7 +71,7 @@ class _Builder:
         groups: dict[str, list[Node]] = {}
         for model in models:
             if self._arms[model.name].point.satisfies(entry.where):
-                groups.setdefault(model.arm if entry.is_over_seeds else model.name, []).append(model)
+                groups.setdefault(self._group(entry, model), []).append(model)
         if not groups:
             raise StudyError(
                 f"study {self._study.name}, then {name}",
@@ -81,6 +83,16 @@ class _Builder:
         self._arms |= {node.name: self._arms[node.inputs[0]] for node in made}
         self._made[name] = made
         return made
+
+    def _group(self, entry: Then, model: Node) -> str:
+        """The name of the group of models that one command takes together."""
+        if entry.unit == "run":
+            return model.name
+        if entry.unit == "seeds":
+            return model.arm
+        arm = self._arms[model.name]
+        shared = {key: value for key, value in arm.shown.items() if key not in ("arm", MEMBER)}
+        return arm_name(shared, entry=arm.point.entry.name, seed=arm.config.seed)
 
 
 def _check_of(study: StudyConfig, entry: Then, entries: Mapping[str, Then]) -> None:
@@ -105,10 +117,11 @@ def _node(entry: Then, label: str, inputs: Sequence[Node]) -> Node:
         kind=entry.do,
         role="then",
         arm=first.arm,
-        seed=first.seed if len(inputs) == 1 else None,
+        seed=first.seed if all(one.seed == first.seed for one in inputs) else None,
         values=first.values,
         inputs=tuple(one.name for one in inputs),
         cluster=first.cluster,
+        entry=entry.name,
         settings=settings,
     )
     # Paths of files do not count, their content does.

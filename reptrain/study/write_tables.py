@@ -15,6 +15,7 @@ from reptrain.runs.folder import RunFolder
 from reptrain.study.build import build_graph
 from reptrain.study.done_table import load_copies
 from reptrain.study.graph import Graph, Node
+from reptrain.study.node_results import result_columns
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.scored_nodes import node_evaluations
@@ -53,7 +54,7 @@ def write_tables(
     folder = tables if tables is not None else out / "tables"
     graph = build_graph(study, out)
     by_name = {reading.row["run"]: reading.row for reading in readings}
-    runs = runs_table(readings, _varied(graph))
+    runs = _runs_table(readings, graph, out)
     evaluations = evaluations_table(readings, node_evaluations(graph, out, by_name, study=study.name))
     written = StudyTables(
         str(below(folder, "runs.parquet")),
@@ -68,11 +69,17 @@ def write_tables(
 
 def study_runs(study: StudyConfig, out: Path) -> pa.Table:
     """The table of runs, without writing it."""
-    return runs_table(study_readings(study, out), _varied(build_graph(study, out)))
+    return _runs_table(study_readings(study, out), build_graph(study, out), out)
 
 
-def _varied(graph: Graph) -> list[str]:
-    return [*dict.fromkeys(key for node in graph.trainings for key in node.values)]
+def _runs_table(readings: Sequence[RunReading], graph: Graph, out: Path) -> pa.Table:
+    """The runs with their varied settings and the results of the commands on them."""
+    varied = dict.fromkeys(key for node in graph.trainings for key in node.values)
+    results = result_columns(graph, out)
+    for reading in readings:
+        reading.row |= results[reading.row["run"]]
+    names = dict.fromkeys(name for columns in results.values() for name in columns)
+    return runs_table(readings, [*varied], [*names])
 
 
 def study_readings(study: StudyConfig, out: Path, *, usd_per_hour: float | None = None) -> list[RunReading]:

@@ -5,6 +5,7 @@ The tables, their Parquet metadata and the reference page are all made from it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -226,13 +227,15 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
 """The columns of evaluations.parquet, in order."""
 
 
-def runs_columns(settings: dict[str, ColumnType]) -> tuple[Column, ...]:
+def runs_columns(settings: dict[str, ColumnType], results: Sequence[str] = ()) -> tuple[Column, ...]:
     """The columns of a study's runs.parquet.
 
     Args:
         settings: Type of each varied setting, by dotted key.
+        results: Names of the scores of the commands on the runs, as ``ENTRY.SCORE``.
     """
     varied = tuple(
         Column(f"{SETTING_PREFIX}{key}", kind, f"The setting `{key}`.") for key, kind in settings.items()
     )
-    return (*_IDENTITY, *varied, *RUN_COLUMNS[len(_IDENTITY) :])
+    scores = tuple(Column(name, "float64", "Score of a command in `then`.") for name in results)
+    return (*_IDENTITY, *varied, *RUN_COLUMNS[len(_IDENTITY) :], *scores)

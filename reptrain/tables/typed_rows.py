@@ -12,7 +12,7 @@ from reptrain.tables.read_run import Row, RunReading
 
 
 def run_rows(
-    readings: Sequence[RunReading], settings: Sequence[str] = ()
+    readings: Sequence[RunReading], settings: Sequence[str] = (), results: Sequence[str] = ()
 ) -> tuple[list[Row], tuple[Column, ...]]:
     """A row for each run, and the columns.
 
@@ -20,6 +20,7 @@ def run_rows(
         readings: The runs.
         settings: Dotted keys of the varied settings. Their values are taken from the row's ``set.KEY`` if it
             has one, else from the run's configuration.
+        results: Columns of the rows with the scores of commands on the runs.
     """
     values = {key: [_setting(reading, key) for reading in readings] for key in settings}
     types = {key: _common_type(column) for key, column in values.items()}
@@ -27,7 +28,7 @@ def run_rows(
     for key, column in values.items():
         for row, value in zip(rows, column, strict=True):
             row[f"{SETTING_PREFIX}{key}"] = _as_text(value) if types[key] == "string" else value
-    columns = runs_columns(types)
+    columns = runs_columns(types, results)
     return typed_rows(rows, columns), columns
 
 

@@ -15,9 +15,11 @@ from reptrain.tables.typed_rows import run_rows, typed_rows
 _ARROW = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
 
-def runs_table(readings: Sequence[RunReading], settings: Sequence[str] = ()) -> pa.Table:
+def runs_table(
+    readings: Sequence[RunReading], settings: Sequence[str] = (), results: Sequence[str] = ()
+) -> pa.Table:
     """A row for each run; see `run_rows`."""
-    return _table(*run_rows(readings, settings))
+    return _table(*run_rows(readings, settings, results))
 
 
 def evaluations_table(readings: Iterable[RunReading], others: Iterable[Row] = ()) -> pa.Table:

@@ -243,7 +243,7 @@ FAULTS: dict[Callable[[Pair], None], tuple[str, str, bool]] = {
     little_memory: ("memory", "host1 has 0.3 GiB available", True),
     few_files: ("limits", "host1 allows 256 open files", True),
     wrong_clock: ("clock", "the clock of host1 differs by at least", True),
-    no_time_for_a_checkpoint: ("time-limit", "a checkpoint of", False),
+    no_time_for_a_checkpoint: ("time-limit", "saving at a stop takes about", False),
     too_many_slots: ("gpus", "host1 has 0 GPUs for 1 slots", True),
 }
 """Faults, with the check that finds each, part of its message, and whether host1 should be excluded."""

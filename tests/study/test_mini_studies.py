@@ -14,6 +14,7 @@ from reptrain.analysis.claims import judge
 from reptrain.sizes.parameters import count_parameters
 from reptrain.study.build import build_graph
 from reptrain.study.graph import Node
+from reptrain.study.result_claims import entry_of
 from reptrain.study.schema import StudyConfig, load_study
 from reptrain.tables import RunReading, runs_table
 
@@ -35,6 +36,7 @@ def no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
 def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
     """A table of finished runs with made-up losses: 1 plus noise of 0.01."""
     draw = np.random.default_rng(0)
+    results = [claim.metric for claim in study.claims if entry_of(study, claim.metric)]
     readings = []
     for node in nodes:
         row: dict[str, Any] = {
@@ -43,10 +45,11 @@ def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
             "measure": "one", "expert_load": 1.0,
             "parameters_nonembedding": count_parameters(node.run.model, VOCABULARY).non_embedding,
             **{f"set.{key}": value for key, value in node.values.items()},
-            **dict.fromkeys(LOSSES, 1 + draw.normal(0, 0.01)), "average_gain_nats": draw.normal(0, 0.01),
+            **dict.fromkeys([*LOSSES, *results], 1 + draw.normal(0, 0.01)),
+            "average_gain_nats": draw.normal(0, 0.01),
         }  # fmt: skip
         readings.append(RunReading(row))
-    return runs_table(readings, [*dict.fromkeys(key for node in nodes for key in node.values)])
+    return runs_table(readings, [*dict.fromkeys(key for node in nodes for key in node.values)], results)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])

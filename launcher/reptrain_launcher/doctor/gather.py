@@ -49,6 +49,8 @@ class Request:
         time_limit_s: Time limit of the run.
         signal_delay_s: Seconds before the limit at which the run is stopped.
         checkpoint_bytes: Size of a checkpoint.
+        writes_at_stop: Checkpoints that a stop may wait for: with saves in the background the one that is
+            being written, and the last.
     """
 
     run: str
@@ -65,6 +67,7 @@ class Request:
     time_limit_s: float | None = None
     signal_delay_s: float = 120.0
     checkpoint_bytes: int | None = None
+    writes_at_stop: int = 1
     nonce: str = field(default_factory=lambda: secrets.token_hex(6))
 
 
@@ -132,6 +135,7 @@ def _cluster(request: Request) -> tuple[Cluster, Means]:
         time_limit_s=limit,
         signal_delay_s=request.signal_delay_s,
         checkpoint_bytes=request.checkpoint_bytes,
+        writes_at_stop=request.writes_at_stop,
     )
     return cluster, means
 

@@ -149,12 +149,13 @@ def _time_limit(cluster: Cluster) -> Iterator[Finding]:
     speeds = [folder["bytes_per_s"] for _, folder in cluster.known("folder") if folder.get("bytes_per_s")]
     if not speeds:
         return
-    seconds = cluster.checkpoint_bytes / min(speeds)
+    seconds = cluster.writes_at_stop * cluster.checkpoint_bytes / min(speeds)
     allowed = min(cluster.signal_delay_s, cluster.time_limit_s / 2)
     if seconds > allowed:
         yield Finding(
-            f"a checkpoint of {cluster.checkpoint_bytes / _GIB:.1f} GiB takes about {seconds:.0f} s, but only"
-            f" {allowed:.0f} s are reserved for it before the time limit"
+            f"saving at a stop takes about {seconds:.0f} s ({cluster.writes_at_stop} x"
+            f" {cluster.checkpoint_bytes / _GIB:.1f} GiB), but only {allowed:.0f} s are reserved for it"
+            " before the time limit"
         )
 
 

@@ -66,6 +66,7 @@ class Cluster:
         time_limit_s: Time limit of the run; None: no limit.
         signal_delay_s: Seconds before the limit at which the run is stopped.
         checkpoint_bytes: Size of a checkpoint; None if unknown.
+        writes_at_stop: Checkpoints that a stop may wait for.
     """
 
     hosts: dict[str, int]
@@ -89,6 +90,7 @@ class Cluster:
     time_limit_s: float | None = None
     signal_delay_s: float = 120.0
     checkpoint_bytes: int | None = None
+    writes_at_stop: int = 1
 
     def known(self, fact: str) -> Iterator[tuple[str, Any]]:
         """A fact of each host that reported it."""
