@@ -36,7 +36,7 @@ class RouterLine:
 
 
 def read_routers(rows: Sequence[ArmRow], out: Path) -> dict[str, list[RouterRecord]]:
-    """The records of each run that has any, by the name of the run.
+    """The records of each run, by the name of the run, unless it has taken steps since.
 
     Args:
         rows: The table of the study.
@@ -47,7 +47,11 @@ def read_routers(rows: Sequence[ArmRow], out: Path) -> dict[str, list[RouterReco
     """
     folders = {row.arm: RunFolder(run_path(out, row.arm)) for row in rows if row.state not in _NOT_READ}
     found = {run: list(folder.routers.records()) for run, folder in folders.items()}
-    return {run: records for run, records in found.items() if records}
+    return {
+        run: records
+        for run, records in found.items()
+        if records and records[-1].final_step >= (folders[run].status().step or 0)
+    }
 
 
 def router_lines(rows: Sequence[ArmRow], routers: Mapping[str, Sequence[RouterRecord]]) -> list[RouterLine]:

@@ -230,4 +230,6 @@ def test_build_report_has_the_routers_that_were_recorded(out: Path) -> None:
         ["8192", "1"],
     ]
     (row,) = pq.read_table(out / "tables" / "runs.parquet", filters=[("run", "=", first.name)]).to_pylist()
+    folder.set_status("done", step=4)
+    assert 'id="routers"' not in build_report(STUDY, out).read_text()
     assert (row["knock_out_mean_nats"], row["knock_out_max_nats"]) == (0.13, 0.25)
