@@ -98,8 +98,10 @@ class RelativePositions(nn.Module):
             distances: Between the queries and the keys.
             mask: Dense (see `AttentionMask.made_dense`).
         """
+        # Under autocast the queries are in a lower precision than the vectors.
         content_H1N, position_H1N = (
-            bias.view(-1, 1, self.head_dim) for bias in (self.content_bias, self.position_bias)
+            bias.to(q_BHTN.dtype).view(-1, 1, self.head_dim)
+            for bias in (self.content_bias, self.position_bias)
         )
         encoding_RD = distances.encoding_RD.to(self.key.weight.dtype)
         key_RHN = self.key(encoding_RD).unflatten(-1, (-1, self.head_dim))

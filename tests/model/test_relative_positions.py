@@ -117,6 +117,21 @@ def test_one_position_is_the_definition_too() -> None:
         torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-9], ids=["fused", "spelled out"])
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_low_precision_is_close_to_full_precision(how: str, rate: float) -> None:
+    model = model_of(dropout={"attention": rate}).train()
+    context = DropoutContext(seed=1, step=2, row_B=torch.arange(2))
+    with torch.no_grad():
+        expected = model(tokens(), dropout=context)
+        if how == "weights":
+            model = model.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            found = model(tokens(), dropout=context)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).abs().max() < 0.1 * expected.std()
+
+
 def test_every_parameter_has_a_gradient_and_vectors_do_not_decay() -> None:
     model = model_of(num_kv_heads=1)
     model(tokens()).square().sum().backward()
