@@ -209,6 +209,8 @@ def shuffled(count: int, key: UInt64s, out: Int64s | None = None) -> Int64s:
         int64 [count].
     """
     table = np.empty(count, dtype=np.int64) if out is None else out[:count]
+    if count >= _CHUNK and random_native.shuffled(key, table):
+        return table
     words, low = table.view(np.uint64), np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
     begin, end = 0, count
     for first in range(0, count, _CHUNK):

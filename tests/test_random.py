@@ -210,3 +210,12 @@ def test_draws_in_c_equal_those_in_numpy(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(random_native, "_library", lambda: None)
     for ours, theirs in zip(in_c, drawn(), strict=True):
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [2**14, 2**14 + 1, 100_003, 2**20 + 1])
+def test_shuffled_in_c_is_that_of_numpy(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [random.key(seed, "repack", count) for seed in (0, 2**63)]
+    in_c = [random.shuffled(count, key) for key in keys]
+    monkeypatch.setattr(random_native, "_library", lambda: None)
+    for key, order in zip(keys, in_c, strict=True):
+        assert np.array_equal(order, random.shuffled(count, key))

@@ -187,21 +187,34 @@ def _window(store: StoreFacts) -> int:
     return int(min(_WINDOWS[1], 2 ** int(math.log2(most))))
 
 
-def _batch_and_rate(advice: Advice, window: int) -> tuple[int, float, str]:
-    """Windows of a step and peak learning rate.
+def published_batch_and_rate(compute_flops: float) -> tuple[float, float]:
+    """Tokens of a step and peak learning rate.
+
+    >>> tokens, rate = published_batch_and_rate(1e19)
+    >>> round(tokens), round(rate, 5)
+    (478942, 0.00131)
+
+    Args:
+        compute_flops: Training FLOPs. The publication leaves out those of the embedding and the head.
 
     Source:
-        DeepSeek-AI, "DeepSeek LLM", 2024, equation 1, fitted from 1e17 to 2e19 FLOPs.
+        DeepSeek-AI, "DeepSeek LLM: Scaling open-source language models with longtermism", 2024, arXiv
+        2401.02954, equation 1, fitted from 1e17 to 2e19 FLOPs.
     """
+    return 0.2920 * compute_flops**0.3271, 0.3118 * compute_flops**-0.1250
+
+
+def _batch_and_rate(advice: Advice, window: int) -> tuple[int, float, str]:
+    """Windows of a step, peak learning rate, and their source."""
     compute = advice.compute_flops
-    tokens = 0.2920 * compute**0.3271
+    tokens, rate = published_batch_and_rate(compute)
     most = advice.tokens / _MIN_STEPS
-    rate = min(_HIGHEST_RATE, 0.3118 * compute**-0.125)
+    rate = min(_HIGHEST_RATE, rate)
     batch = max(1, round(min(tokens, most) / window))
     low, high = _RATE_FITTED
     within = "within" if low <= compute <= high else "outside"
     source = (
-        f"DeepSeek LLM, 2024, equation 1, {within} its range of compute; our limits: at least {_MIN_STEPS}"
-        f" steps, rate at most {_HIGHEST_RATE:g}"
+        f"DeepSeek LLM, arXiv 2401.02954, equation 1, {within} its range of compute; our limits: at least"
+        f" {_MIN_STEPS} steps, rate at most {_HIGHEST_RATE:g}"
     )
     return batch, float(f"{rate:.2g}"), source

@@ -69,6 +69,11 @@ def _totals(bill: Bill) -> list[str]:
         lines.append(f"tuning: at most {bill.most_extensions} more runs, if best values lie at an edge")
     if bill.most_looks:
         lines.append(f"claims: at most {bill.most_looks} more runs, if first looks leave them undecided")
+    if bill.unknown_teachers:
+        lines.append(
+            f"runs with a teacher that is no run folder: {bill.unknown_teachers}; its forward passes are not"
+            " in the figures above"
+        )
     if bill.num_commands:
         lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
     lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
@@ -107,6 +112,7 @@ def bill_data(bill: Bill) -> dict[str, Any]:
         "usd_left": bill.usd,
         "most_tuning_extensions": bill.most_extensions,
         "most_runs_of_second_looks": bill.most_looks,
+        "runs_with_unknown_teachers": bill.unknown_teachers,
         "disk_bytes": bill.disk_bytes,
         "keep_checkpoints": bill.retention,
         "audit": bill.audit,

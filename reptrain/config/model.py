@@ -204,10 +204,12 @@ class DecoderConfig(Frozen):
     """Norm before attention, MLP and head."""
     parallel_block: bool = False
     """Whether attention and MLP read the output of one norm, and their outputs are added together (PaLM)."""
-    positions: Literal["rope", "learned"] = "rope"
-    """Position encoding: rotary, or a learned embedding that is added to the token's."""
+    positions: Literal["rope", "learned", "relative"] = "rope"
+    """Position encoding: rotary, a learned embedding that is added to the token's, or the relative positions
+    of Transformer-XL (Gopher, Chinchilla). With relative, attention runs in torch with a mask of all
+    pairs."""
     max_positions: Rows | None = None
-    """Number of learned positions, at least those of a window; null with rope."""
+    """Number of learned positions, at least those of a window; null with rope and relative."""
     bias: bool = False
     """Biases in attention, MLP and LayerNorm. The head has none."""
     attention_bias: AttentionBias | None = None
@@ -257,6 +259,12 @@ class DecoderConfig(Frozen):
             raise ValueError("mlp_bias must be false with moe: experts have none; set model.mlp_bias=false")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError(f"rope_scaling must be null where positions is {self.positions}")
+        if self.positions == "relative" and self.d_model % 2:
+            raise ValueError(f"d_model must be even where positions is relative; {self.d_model} is not")
+        if self.positions == "relative" and self.mup_base_width is not None:
+            raise ValueError(
+                "mup_base_width must be null where positions is relative: there is no muP rule for them"
+            )
         if self.mup_base_width is not None and self.moe is not None:
             raise ValueError("mup_base_width must be null with moe: there is no muP rule for routers")
         return self

@@ -1,4 +1,4 @@
-"""The routers of a sparse model at its checkpoints: agreement with the last one, dead experts, knock-outs.
+"""The routers of a sparse run at its checkpoints: agreement with the last one, dead experts, knock-outs.
 
 Shapes: B rows, T positions, K experts per token, N tokens of the probe, E experts, L sparse layers in
 execution order.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from reptrain.checkpoint.step_folder import step_folders
 from reptrain.errors import RunError
@@ -21,30 +22,10 @@ from reptrain.evaluation.evaluate import ScoredRun, open_run, with_evaluation
 from reptrain.evaluation.sets import EvaluationSet, evaluation_sets
 from reptrain.model.router import Router
 from reptrain.runs.folder import RunFolder
+from reptrain.runs.routers import RouterRecord
 
-
-@dataclass(frozen=True)
-class RouterHealth:
-    """The router of one sparse layer at one checkpoint, on windows of the training subset."""
-
-    run: str
-    step: int
-    layer: str
-    agreement: float
-    """Share of the tokens with the same first expert as at the last checkpoint."""
-    dead: int
-    """Experts that no token selects."""
-    knock_out_mean_nats: float | None = None
-    """Cost of removing the output of an expert, in nats per token: the mean over the experts of the layer.
-    Only at the last checkpoint."""
-    knock_out_max_nats: float | None = None
-    """The largest cost among them."""
-    worst_expert: int | None = None
-    """The expert with the largest cost."""
-
-    def row(self) -> dict[str, Any]:
-        """The figures by name."""
-        return asdict(self)
+_BOARD = ".routers"
+_CURVES = ("agreement", "dead", "knock_out_mean_nats", "knock_out_max_nats")
 
 
 def router_health(
@@ -54,7 +35,7 @@ def router_health(
     knock_out: bool = True,
     stores: Mapping[str, Path] | None = None,
     device: str = "auto",
-) -> list[RouterHealth]:
+) -> list[RouterRecord]:
     """The routers of a run at each checkpoint, oldest first.
 
     Args:
@@ -69,7 +50,8 @@ def router_health(
         RunError: If the model is dense, or its training subset cannot be read.
         ReptrainError: As `open_run` does.
     """
-    steps = sorted(step_folders(RunFolder.open(path).checkpoints))
+    folder = RunFolder.open(path)
+    steps = sorted(step_folders(folder.checkpoints))
     last = open_run(path, stores=stores, device=device)
     layers = last.model.sparse_layers()
     if not layers:
@@ -78,12 +60,49 @@ def router_health(
         )
     probes = _probes(last, max_windows)
     expected = _Routes.of(last, probes)
-    rows = []
-    for step in (step for step in steps if step < last.step):
-        found = _Routes.of(open_run(path, step=step, stores=stores, device=device), probes)
-        rows += found.compared(expected, path, step)
-    health = expected.compared(expected, path, last.step)
-    return rows + (_knocked_out(last, probes, health) if knock_out else health)
+    costs = _knock_out_nats(last, probes) if knock_out else [None] * len(layers)
+    consumed = {record.step + 1: (record.tokens, record.epoch) for record in folder.metrics.records("train")}
+    records = []
+    for step in [*(step for step in steps if step < last.step), last.step]:
+        is_last = step == last.step
+        run = None if is_last else open_run(path, step=step, stores=stores, device=device)
+        found = expected if run is None else _Routes.of(run, probes)
+        tokens, epoch = consumed.get(step, (0, 0.0))
+        records += [
+            RouterRecord(
+                step=step, tokens=tokens, epoch=epoch, final_step=last.step, knock_out_nats=cost, **figures
+            )
+            for figures, cost in zip(
+                found.compared(expected), costs if is_last else [None] * len(layers), strict=True
+            )
+        ]
+    return records
+
+
+def record_routers(folder: RunFolder, records: Sequence[RouterRecord]) -> None:
+    """Write the records to the run's `routers.jsonl` and its TensorBoard curves, replacing earlier ones.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    try:
+        folder.routers.replace(records)
+        for old in folder.tensorboard.glob(f"*{_BOARD}"):
+            old.unlink()
+        board = SummaryWriter(str(folder.tensorboard), filename_suffix=_BOARD)
+        for record in records:
+            for name in _CURVES:
+                value = getattr(record, name)
+                if value is not None:
+                    board.add_scalar(f"routers/{record.layer}/{name}", value, record.tokens)
+        board.close()
+    except OSError as error:
+        raise RunError(
+            f"run folder {folder.path}",
+            got=error.strerror or error,
+            rule="must be a folder that can be written",
+            remedy="Pass --no-record, or free space.",
+        ) from error
 
 
 def _probes(run: ScoredRun, max_windows: int | None) -> list[EvaluationSet]:
@@ -139,61 +158,53 @@ class _Routes:
             [torch.stack([count for _, count in parts]).sum(0) for parts in by_layer],
         )
 
-    def compared(self, last: _Routes, path: Path, step: int) -> list[RouterHealth]:
-        """One row for each layer."""
+    def compared(self, last: _Routes) -> list[dict[str, Any]]:
+        """Figures of each layer, by the name of their field in `RouterRecord`."""
         return [
-            RouterHealth(
-                str(path),
-                step,
-                name,
-                agreement=(first == final).double().mean().item(),
-                dead=int((count == 0).sum()),
-            )
+            {
+                "layer": name,
+                "probe_tokens": len(first),
+                "agreement": (first == final).double().mean().item(),
+                "dead": int((count == 0).sum()),
+            }
             for name, first, final, count in zip(
                 self.names, self.first_LN, last.first_LN, self.count_LE, strict=True
             )
         ]
 
 
-def _knocked_out(
-    run: ScoredRun, probes: Sequence[EvaluationSet], rows: Sequence[RouterHealth]
-) -> list[RouterHealth]:
-    """The rows with the cost of each expert. If a layer runs several times, the expert is removed in each."""
+def _knock_out_nats(run: ScoredRun, probes: Sequence[EvaluationSet]) -> list[list[float] | None]:
+    """The cost of each expert by layer; None if the layer has only one expert.
+
+    A layer that runs several times loses the expert in each of its executions.
+    """
     whole = _nats_per_token(run, probes)
-    costs: dict[Router, list[float]] = {}
+    costs: dict[Router, list[float] | None] = {}
     for _, layer in run.model.sparse_layers():
-        if layer.router not in costs:
-            costs[layer.router] = []
-            for expert in range(layer.config.num_experts):
-                with _without(layer.router, expert):
-                    costs[layer.router].append(_nats_per_token(run, probes) - whole)
-    found = []
-    for row, (_, layer) in zip(rows, run.model.sparse_layers(), strict=True):
-        cost_E = costs[layer.router]
-        largest = max(cost_E)
-        figures: dict[str, Any] = {
-            "knock_out_mean_nats": sum(cost_E) / len(cost_E),
-            "knock_out_max_nats": largest,
-            "worst_expert": cost_E.index(largest),
-        }
-        found.append(RouterHealth(**row.row() | figures))
-    return found
+        if layer.router in costs:
+            continue
+        experts = layer.config.num_experts
+        costs[layer.router] = None
+        if experts > 1:
+            costs[layer.router] = [
+                _without_nats(run, probes, layer.router, e) - whole for e in range(experts)
+            ]
+    return [costs[layer.router] for _, layer in run.model.sparse_layers()]
+
+
+def _without_nats(run: ScoredRun, probes: Sequence[EvaluationSet], router: Router, expert: int) -> float:
+    with without_expert(router, expert):
+        return _nats_per_token(run, probes)
 
 
 @contextmanager
-def _without(router: nn.Module, expert: int) -> Iterator[None]:
-    """Set an expert's gates to 0; its tokens are not routed to another one."""
-
-    def drop(router: nn.Module, given: tuple[Any, ...], result: Any) -> Any:
-        choice, losses = result
-        gate_BTK = choice.gate_BTK.masked_fill(choice.expert_BTK == expert, 0)
-        return choice._replace(gate_BTK=gate_BTK), losses
-
-    hook = router.register_forward_hook(drop)
+def without_expert(router: Router, expert: int) -> Iterator[None]:
+    """Set an expert's logit to -inf: its tokens go to the experts with the next largest scores."""
+    router.removed = expert
     try:
         yield
     finally:
-        hook.remove()
+        router.removed = None
 
 
 def _nats_per_token(run: ScoredRun, probes: Sequence[EvaluationSet]) -> float:

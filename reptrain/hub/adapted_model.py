@@ -1,8 +1,8 @@
 """A decoder's weights as the initial weights of an encoder-decoder.
 
 Encoder and decoder both start from the decoder's layers: the encoder's attention becomes bidirectional, and
-each cross-attention starts as the self-attention of its layer. Rotary and learned positions have no
-counterpart; the relative position biases start at 0.
+each cross-attention starts as the self-attention of its layer. Rotary, learned and relative positions of a
+decoder have no counterpart; the relative position biases start at 0.
 
 Source:
     Zhang et al., "Encoder-decoder Gemma", 2025, arXiv 2504.06225 (which keeps the rotary positions).

@@ -93,6 +93,7 @@ def _write_common(
     check_writable(
         {
             "parallel_block": (not config.parallel_block, True, f"must be false, as in {name}"),
+            "positions": (config.positions == "rope", config.positions, f"must be rope, as in {name}"),
             "norm": (config.norm == "rmsnorm", config.norm, f"must be rmsnorm, as in {name}"),
             "mlp": (
                 config.mlp in ("swiglu", "geglu"),

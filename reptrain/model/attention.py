@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reptrain.config.model import DecoderConfig
 from reptrain.model.cache import LayerCache
 from reptrain.model.dropout import Dropout, LayerKeys, Site
+from reptrain.model.relative_positions import Distances, RelativePositions
 from reptrain.model.rope import Rotation
 from reptrain.model.sequence import WHOLE_SEQUENCE, WholeSequence
 from reptrain_kernels.ops.attention import AttentionMask, attention
@@ -24,7 +25,8 @@ class CausalAttention(nn.Module):
         config: The model.
 
     Source:
-        Vaswani et al., "Attention is all you need", 2017; Ainslie et al., "GQA", 2023 (grouped queries).
+        Vaswani et al., "Attention is all you need", 2017; Ainslie et al., "GQA", 2023 (grouped queries);
+        `reptrain.model.relative_positions`.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -36,12 +38,13 @@ class CausalAttention(nn.Module):
         self.key = nn.Linear(config.d_model, kv_width, bias=biased != "none")
         self.value = nn.Linear(config.d_model, kv_width, bias=biased != "none")
         self.output = nn.Linear(width, config.d_model, bias=biased == "all")
+        self.relative = RelativePositions(config) if config.positions == "relative" else None
         self.dropout = Dropout(config.dropout.attention, Site.ATTENTION_WEIGHTS)
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotation: Rotation | None,
+        places: Rotation | Distances | None,
         mask: AttentionMask,
         keys: LayerKeys | None,
         cache: LayerCache | None = None,
@@ -51,19 +54,21 @@ class CausalAttention(nn.Module):
 
         Args:
             x_BTD: Normalized residual stream.
-            rotation: Of each position; None: no rotary embedding.
-            mask: Which positions each position attends to.
+            places: The rotation of each position, or the distances of relative positions; None: neither.
+            mask: Which positions each position attends to; dense with relative positions.
             keys: Dropout keys of the layer; None drops nothing.
             cache: Keys and values of earlier positions; ``mask`` is then over all cached positions.
             sequence: Which positions ``x_BTD`` has; ``mask`` is over all of them.
         """
         q_BTHN, k_BSKN = self._split_heads(self.query(x_BTD)), self._split_heads(self.key(x_BTD))
-        if rotation is not None:
-            q_BTHN, k_BSKN = rotate(q_BTHN, k_BSKN, rotation.cos_TM, rotation.sin_TM)
+        if isinstance(places, Rotation):
+            q_BTHN, k_BSKN = rotate(q_BTHN, k_BSKN, places.cos_TM, places.sin_TM)
         heads = sequence.to_heads(q_BTHN, k_BSKN, self._split_heads(self.value(x_BTD)))
         q_BHTN, k_BKSN, v_BKSN = (x.transpose(1, 2) for x in heads)
         if cache is not None:
             k_BKSN, v_BKSN = cache.extend(lambda: (k_BKSN, v_BKSN))
+        if self.relative is not None and isinstance(places, Distances):
+            q_BHTN, mask = self.relative(q_BHTN, places, mask, sequence)
         y_BHTN = attention(
             q_BHTN,
             k_BKSN,

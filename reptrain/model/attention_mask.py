@@ -15,13 +15,16 @@ from reptrain_kernels.ops.attention import AttentionMask, choose_attention, prep
 
 
 def attention_implementation(config: ModelConfig, device: torch.device, num_positions: int) -> Implementation:
-    """Which implementation of attention a model runs: the Triton kernels support no sliding window.
+    """Which implementation of attention a model runs: the Triton kernels support no sliding window and no
+    relative positions.
 
     Args:
         config: The model.
         device: Where it runs.
         num_positions: Positions of its longest window.
     """
+    if isinstance(config, DecoderConfig) and config.positions == "relative":
+        return "torch"
     window = config.sliding_window if isinstance(config, DecoderConfig) else None
     mask = AttentionMask(causal=True, sliding_window=window).without_idle_window(num_positions)
     return choose_attention(device, mask)

@@ -17,6 +17,7 @@ from reptrain.model.dropout import BranchDropout, Dropout, DropoutContext, Layer
 from reptrain.model.head import Distribution, Head
 from reptrain.model.input_digest import Witness, row_digests
 from reptrain.model.norm import build_norm
+from reptrain.model.relative_positions import Distances, distances
 from reptrain.model.rope import Rotation, rotation
 from reptrain.model.router import RoutedTokens
 from reptrain.model.segments import positions_in_segment
@@ -52,14 +53,14 @@ class Block(nn.Module):
         x_BTD: Tensor,
         keys: LayerKeys | None,
         routed: RoutedTokens,
-        rotation: Rotation | None,
+        places: Rotation | Distances | None,
         mask: AttentionMask,
         sequence: WholeSequence = WHOLE_SEQUENCE,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, LayerRouting | None]:
         """One layer (see `run_layers`); the last arguments are those of the attention."""
         normed_BTD = self.attention_norm(x_BTD)
-        mixed_BTD = self.attention(normed_BTD, rotation, mask, keys, cache, sequence)
+        mixed_BTD = self.attention(normed_BTD, places, mask, keys, cache, sequence)
         if self.mlp_norm is None:
             x_BTD = self.attention_dropout(x_BTD, mixed_BTD, keys)
         else:
@@ -80,7 +81,8 @@ class Decoder(nn.Module):
 
     Source:
         Touvron et al., "LLaMA: Open and efficient foundation language models", 2023; Radford et al.,
-        "Language models are unsupervised multitask learners", 2019 (learned positions, LayerNorm, GELU).
+        "Language models are unsupervised multitask learners", 2019 (learned positions, LayerNorm, GELU); Rae
+        et al., "Scaling language models", 2021 (Gopher: RMSNorm, relative positions).
     """
 
     def __init__(self, config: DecoderConfig, *, vocab_size: int) -> None:
@@ -158,9 +160,16 @@ class Decoder(nn.Module):
             cache.advance(is_token_BT)
             position_BT, num_positions = cache.position_BT, cache.num_columns
         mask = decoder_mask(tokens_BT, segments_BT, prefix_B, self.config.sliding_window, cache)
+        if self.config.positions == "relative":
+            mask = mask.made_dense(tokens_BT.shape[1], num_positions, tokens_BT.device)
         sequence = self.sequence.of(tokens_BT.shape[1])
         tokens_BT, targets = sequence.part(tokens_BT), sequence.targets(targets)
-        x_BTD, rotary = self._place(tokens_BT, position_BT, num_positions, sequence)
+        x_BTD, places = self._place(tokens_BT, position_BT, num_positions, sequence)
+        if self.config.positions == "relative":
+            has_later_keys = prefix_B is not None
+            places = distances(
+                self.config, num_positions, x_BTD.device, has_later_keys=has_later_keys, cache=cache
+            )
         keys = layer_keys(key_B, 0, self.config.stack.num_layers, self.config.num_heads)
         keys = sequence.keys(keys, tokens_BT.device)
         # Dropout outside of the layers uses the keys of the first one.
@@ -168,7 +177,7 @@ class Decoder(nn.Module):
         x_BTD, layers = run_layers(
             self.blocks,
             x_BTD,
-            rotary,
+            places,
             mask,
             sequence,
             keys=keys,
@@ -200,8 +209,9 @@ class Decoder(nn.Module):
 
     def _place(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int, sequence: WholeSequence
-    ) -> tuple[Tensor, Rotation | None]:
-        """Token embeddings, with those of learned positions, and the rotary angles of each position.
+    ) -> tuple[Tensor, Rotation | Distances | None]:
+        """Token embeddings, with those of learned positions, and the rotary angles of each position; None for
+        other positions.
 
         Args:
             tokens_BT: int64, inputs: those of this rank.
@@ -217,6 +227,8 @@ class Decoder(nn.Module):
                 return x_BTD + sequence.part(position_PD, 0), None
             return x_BTD + position_PD[position_BT], None
         config = self.config
+        if config.positions != "rope":
+            return x_BTD, None
         angles = rotation(
             num_positions, config.head_width, config.rope_theta, tokens_BT.device, config.rope_scaling
         )

@@ -98,6 +98,8 @@ class Router(nn.Module):
     def __init__(self, d_model: int, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
+        self.removed: int | None = None
+        """An expert that no token may select, for evaluation; None: all experts take part."""
         self.weight = nn.Parameter(torch.empty(config.num_experts, d_model))
         # int64, because casting the model to bf16 would round a floating point buffer.
         self.register_buffer("votes_E", torch.zeros(config.num_experts, dtype=torch.int64))
@@ -121,10 +123,14 @@ class Router(nn.Module):
             if keys is not None and self.config.jitter > 0:
                 x_BTD = x_BTD * self._jitter(x_BTD, keys.site_PB[Site.ROUTER])
             logit_BTE = x_BTD @ self.weight.float().T
+        bias_E = self.config.bias_rate * self.votes_E
+        if self.removed is not None:
+            logit_BTE[..., self.removed] = -torch.inf
+            bias_E[self.removed] = -torch.inf
         routed = route(
             logit_BTE,
             is_token_BT,
-            self.config.bias_rate * self.votes_E,
+            bias_E,
             top_k=self.config.top_k,
             score=self.config.score,
             normalize=self.config.normalizes,

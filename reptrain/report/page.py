@@ -28,6 +28,7 @@ from reptrain.report.drawings import (
 from reptrain.report.figures import arm_figure, exposures_figure, loss_limits
 from reptrain.report.findings import Findings, find
 from reptrain.report.machine import machines
+from reptrain.report.router_lines import read_routers, router_drawings, router_lines
 from reptrain.report.svg import NUM_COLORS
 from reptrain.report.table import ArmLine, arm_lines, setting_lines
 from reptrain.report.tuning_lines import tuning_drawings, tuning_lines
@@ -133,6 +134,7 @@ def _render(
         setting_lines=setting_lines(rows) if len(lines) > _MOST_LINES else [],
         fold_lines=len(lines) > _MOST_LINES,
         tuning=tuning_lines(findings.tuned),
+        routers=router_lines(rows, read_routers(rows, out)),
         several_seeds=len({row.seed for row in rows}) > 1,
         panels=_panels(rows, lines) if len(rows) <= _MOST_PANELS else [],
         drawings=drawings,
@@ -169,9 +171,11 @@ def _show_exposures(rows: Sequence[ArmRow]) -> bool:
 def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Drawing]:
     command = f"reptrain study report {shlex.quote(str(out))}"
     claims = claims_drawing(findings.claims, command)
+    names = arm_labels(rows, findings.runs)
     return [
         *([claims] if claims is not None else []),
-        *study_drawings(findings.runs, findings.evaluations, arm_labels(rows, findings.runs)),
+        *study_drawings(findings.runs, findings.evaluations, names),
+        *router_drawings(rows, read_routers(rows, out), findings.runs, names, command),
         *proxy_drawings(findings.claims, findings.runs, command),
         *fit_drawings(findings.fits, command),
         *tuning_drawings(findings.tuned, command),

@@ -54,6 +54,8 @@ LOSS = OverTokens("loss_nats", "lowest_nats", "highest_nats", "nats per token", 
 """Columns of `loss_against_tokens`."""
 EXPERT_LOAD = OverTokens("expert_load", "lowest", "highest", "load / uniform load", "times a uniform load")
 """Columns of `expert_load`."""
+AGREEMENT = OverTokens("agreement", "lowest", "highest", "agreement", "of the tokens")
+"""Columns of `router_drawings`."""
 
 
 def curves_over_tokens(
@@ -67,7 +69,7 @@ def curves_over_tokens(
     """A quantity of each arm against tokens, with a mark at the end of each epoch.
 
     Args:
-        table: Result of `loss_against_tokens`, or of `expert_load`.
+        table: Result of `loss_against_tokens` or `expert_load`, or the data of `router_drawings`.
         names: Label of each arm.
         paint: Colors.
         what: The quantity.

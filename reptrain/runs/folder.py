@@ -24,6 +24,7 @@ from reptrain.runs.ledger import Ledger
 from reptrain.runs.metrics import MetricsLog
 from reptrain.runs.parent import read_parent
 from reptrain.runs.records import FrozenRecord, read_record
+from reptrain.runs.routers import RouterLog
 from reptrain.runs.run_plan import RUN_FORMAT, RunPlan
 from reptrain.text.remote import hide_credentials
 
@@ -61,6 +62,7 @@ class RunFolder:
         self.ledger = Ledger(path / "ledger.jsonl")
         self.metrics = MetricsLog(path / "metrics.jsonl")
         self.events = Events(path / "events.jsonl")
+        self.routers = RouterLog(path / "routers.jsonl")
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
 

@@ -18,6 +18,7 @@ from reptrain.sizes.memory import (
     state_bytes,
 )
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
+from reptrain.sizes.step_flops import RunFlops, StepFlops, step_flops
 from reptrain.sizes.subject import Subject, load_subject
 from reptrain.sizes.suggest import Suggestion, suggest
 
@@ -25,6 +26,8 @@ __all__ = [
     "ForwardFlops",
     "Match",
     "ParameterCount",
+    "RunFlops",
+    "StepFlops",
     "Subject",
     "Suggestion",
     "activation_bytes",
@@ -43,6 +46,7 @@ __all__ = [
     "retained_bytes",
     "sizes_text",
     "state_bytes",
+    "step_flops",
     "suggest",
     "train_flops_per_window",
     "utilization_flops",

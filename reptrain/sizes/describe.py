@@ -11,7 +11,6 @@ from reptrain.errors import check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
 from reptrain.sizes.match import By, Match
-from reptrain.sizes.memory import activation_bytes
 from reptrain.sizes.parameters import ParameterCount
 from reptrain.sizes.rank_memory import (
     check_ranks,
@@ -20,7 +19,10 @@ from reptrain.sizes.rank_memory import (
     rank_offloaded_bytes,
     rank_retained_bytes,
     rank_state_bytes,
+    run_activation_bytes,
+    teacher_bytes,
 )
+from reptrain.sizes.step_flops import has_masked_inputs, step_flops
 from reptrain.sizes.subject import Subject
 
 _PARAMETERS = {
@@ -49,7 +51,7 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
         precision = _precision_on_gpu(subject)
     check_choice("precision", precision, get_args(Precision))
     count, shape = subject.parameters, subject.shape
-    return {
+    described = {
         "family": subject.model.family,
         "vocab_size": subject.vocab_size,
         "parameters": {key: getattr(count, key) for key in _PARAMETERS},
@@ -61,6 +63,7 @@ def describe_sizes(subject: Subject, *, world_size: int, precision: Precision | 
         "flops": _flops(subject),
         "memory": _memory(subject, count, world_size, precision),
     }
+    return described | _step(subject)
 
 
 def _precision_on_gpu(subject: Subject) -> Precision:
@@ -87,6 +90,16 @@ def _flops(subject: Subject) -> dict[str, dict[str, float]]:
         }
         for key, flops in of_window.items()
     }
+
+
+def _step(subject: Subject) -> dict[str, Any]:
+    """FLOPs of a step for one window, if it has masked copies or a teacher."""
+    run = subject.run
+    if run is None or not (has_masked_inputs(run) or run.distill is not None):
+        return {}
+    flops = step_flops(run, subject.vocab_size)
+    parts = {name: getattr(flops, name) for name in ("model", "masked_inputs", "teacher", "total")}
+    return {"step_flops_per_window": parts}
 
 
 def _memory(subject: Subject, count: ParameterCount, world_size: int, precision: Precision) -> dict[str, Any]:
@@ -121,17 +134,18 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     windows = subject.run.micro_batch_windows(world_size // sequence_ranks)
     memory["sequence_parallel_size"], memory["micro_batch_windows"] = sequence_ranks, windows
     memory["activation_bytes"] = {
-        recompute: activation_bytes(
-            subject.run.model,
+        recompute: run_activation_bytes(
+            subject.run,
             subject.vocab_size,
             subject.shape,
             windows=windows,
             precision=precision,
             recompute=recompute,
-            sequence_ranks=sequence_ranks,
         )._asdict()
         for recompute in get_args(Recompute)
     }
+    if subject.run.distill is not None:
+        memory["teacher_bytes"] = teacher_bytes(subject.run, subject.vocab_size)
     return memory
 
 
@@ -154,7 +168,20 @@ def sizes_text(data: dict[str, Any]) -> str:
     for key, flops in data["flops"].items():
         figures = (flops["forward_per_window"], flops["training_per_window"], flops["training_per_token"])
         lines.append("  " + " ".join(f"{figure:>10.4g}" for figure in figures) + f"  {_FLOPS[key]}")
+    if "step_flops_per_window" in data:
+        lines += _step_lines(data["step_flops_per_window"])
     return "\n".join([*lines, "", *_memory_lines(data["memory"])])
+
+
+def _step_lines(step: dict[str, int | None]) -> list[str]:
+    lines = [f"a step with all losses: {step['total']:.4g} per window", f"  {step['model']:>10.4g}  model"]
+    if step["masked_inputs"]:
+        lines.append(f"  {step['masked_inputs']:>10.4g}  masked copies (regularize.masked_inputs)")
+    if step["teacher"] is None:
+        lines.append("     unknown  teacher (distill.teacher): it is no run folder, and is not in the sum")
+    elif step["teacher"]:
+        lines.append(f"  {step['teacher']:>10.4g}  teacher (distill), forward passes")
+    return lines
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
@@ -181,6 +208,9 @@ def _memory_lines(memory: dict[str, Any]) -> list[str]:
         lines.append(f"  {'fused, on CUDA':>16}  {'plain, on a CPU':>16}  by train.activation_checkpointing")
         for recompute, size in memory["activation_bytes"].items():
             lines.append(f"  {_gib(size['fused']):>16}  {_gib(size['plain']):>16}  {recompute}")
+    if "teacher_bytes" in memory:
+        size = memory["teacher_bytes"]
+        lines.append(f"teacher: {'unknown' if size is None else _gib(size)} of weights on each rank")
     return lines
 
 

@@ -73,7 +73,9 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
             hidden = max(0, target - config.sliding_window)
             causal -= hidden * (hidden + 1) // 2
         pairs, visible = config.num_layers * full, config.num_layers * causal
-    of_pair = 4 * config.num_heads * config.head_width
+    # Relative positions have a second product of a query and a vector for each pair.
+    is_relative = isinstance(config, DecoderConfig) and config.positions == "relative"
+    of_pair = (6 if is_relative else 4) * config.num_heads * config.head_width
     return ForwardFlops(2 * products, of_pair * pairs, of_pair * visible, 2 * head)
 
 

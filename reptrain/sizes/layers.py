@@ -86,12 +86,16 @@ def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
     biases = {"none": 0, "qkv": config.head_width * (heads + 2 * kv_heads)}
     biases["all"] = biases["qkv"] + width
     num_norms, distances = 2, 0
+    of_heads = config.head_width * heads
     if isinstance(config, DecoderConfig) and config.parallel_block:
         num_norms = 1
+    if isinstance(config, DecoderConfig) and config.positions == "relative":
+        # Two vectors, and a projection of the distances, not of the tokens: parameters without products.
+        distances = (width + 2) * of_heads
     if isinstance(config, CountedConfig):
         num_norms = config.block_norms
-        # Multiplies the table of relative positions, not the tokens: parameters without products.
-        distances = width * config.head_width * heads if config.relative_positions else 0
+        # The published shapes do not show the two vectors.
+        distances = width * of_heads if config.relative_positions else 0
     parameters = products + biases[config.attention_biases] + num_norms * norm_parameters(config) + distances
     return LayerCount(parameters, 0, products)
 

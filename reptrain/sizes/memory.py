@@ -125,7 +125,7 @@ class ActivationBytes(NamedTuple):
 
     fused: int
     """On CUDA: attention's weights are computed again in the backward pass, and logits are not kept. Under
-    a sliding window with dropout of attention the weights are kept."""
+    a sliding window or relative positions with dropout of attention the weights are kept."""
     plain: int
     """At most on a CPU: logits are kept, and attention's weights where they have a bias or dropout."""
 
@@ -147,7 +147,9 @@ def activation_bytes(
     (2 F e with dropout); a sparse MLP that for each of a token's experts, and 2 d e for its way there and
     back. The fused head keeps d e and once V d e, its gradients, and while it makes these up to 512 MiB of
     logits, or an eighth of them, which do not count; the plain one keeps V logarithms in fp32. Kept attention
-    weights add H (4 + e) a pair of positions.
+    weights add H (4 + e) a pair of positions. Relative positions keep a second query and keys and values of
+    all heads, H N e; the scores of the distances, H e a pair; and once for all windows the projected
+    distances.
     Recomputing keeps each layer's input, d e, and one whole layer; where products are kept, those too.
     Sequence parallelism divides positions, outside of attention, and heads, within it, among the ranks. The
     output of attention is then kept twice, before and after the exchange.
@@ -188,7 +190,9 @@ def activation_bytes(
             size=size,
             is_exchanged=sequence_ranks > 1,
         )
-        weights = windows * num_pairs * (config.num_heads // sequence_ranks) * (_FULL + size)
+        projected = _projected_distances(config, shape.target_tokens, size)
+        pairs_of_heads = windows * num_pairs * (config.num_heads // sequence_ranks)
+        weights = pairs_of_heads * (_FULL + size)
         if recompute == "none":
             of_stack, times = sum(layer.whole for layer in layers), len(layers)
         else:
@@ -196,10 +200,13 @@ def activation_bytes(
             of_stack += len(layers) * positions * config.d_model * size
         if recompute == "selective":
             of_stack += sum(layer.products for layer in layers)
-        fused += windows * of_stack
+        shared = projected * (1 if recompute == "full" else len(layers))
+        fused += windows * of_stack + shared
         if _spells_out(config, shape.target_tokens):
             fused += times * weights
-        plain += windows * of_stack + times * weights
+        elif projected:
+            fused += times * pairs_of_heads * size
+        plain += windows * of_stack + shared + times * weights
     rows = embedding_rows(config, vocab_size)
     return ActivationBytes(
         fused + head_bytes(config.d_model, rows, windows * target, size=size, fused=True),
@@ -213,11 +220,25 @@ def head_bytes(width: int, rows: int, positions: int, *, size: int, fused: bool)
 
 
 def _spells_out(config: ModelConfig, positions: int) -> bool:
-    """Whether attention's weights are kept on CUDA too: the fused kernel has no sliding window, and torch's
-    attention no dropout by counter."""
-    if not isinstance(config, DecoderConfig) or config.sliding_window is None:
+    """Whether attention's weights are kept on CUDA too: the fused kernel has no sliding window and no
+    relative positions, and torch's attention no dropout by counter."""
+    if not isinstance(config, DecoderConfig):
         return False
-    return config.sliding_window < positions and config.dropout.attention.largest > 0
+    is_windowed = config.sliding_window is not None and config.sliding_window < positions
+    return (is_windowed or _is_relative(config)) and config.dropout.attention.largest > 0
+
+
+def _is_relative(config: ModelConfig) -> bool:
+    return isinstance(config, DecoderConfig) and config.positions == "relative"
+
+
+def _projected_distances(config: ModelConfig, positions: int, size: int) -> int:
+    """Bytes of the projected distances of a layer, and of the encodings in low precision; 0 without relative
+    positions."""
+    if not _is_relative(config):
+        return 0
+    cast = config.d_model if size < _FULL else 0
+    return (positions + 1) * (config.num_heads * config.head_width + cast) * size
 
 
 class _Layer(NamedTuple):
@@ -247,6 +268,8 @@ def _layers(
     attentions = 2 if read else 1
     outputs = 2 if is_exchanged else 1
     attention = attentions * ((1 + outputs) * width * size + heads * _FULL) + 2 * kv_width * size
+    if _is_relative(config):
+        attention += (width + 2 * (width - kv_width)) * size
     crossed = read * 2 * kv_width * size
     around = norms * config.d_model * (_FULL + 2 * size)
     projected = attentions * config.d_model * size

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from reptrain.config import RunConfig
 from reptrain.config.model import Recompute
+from reptrain.config.objectives import ExampleShape
 from reptrain.config.sections import TrainConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import Precision
 from reptrain.sizes.memory import (
     UPDATED_BYTES,
+    ActivationBytes,
     activation_bytes,
     buffer_bytes,
+    head_bytes,
     retained_bytes,
     saved_bytes,
     state_bytes,
 )
-from reptrain.sizes.parameters import ParameterCount
+from reptrain.sizes.parameters import ParameterCount, count_parameters
+from reptrain.sizes.step_flops import has_masked_inputs, teacher_models
 from reptrain.sizes.subject import Subject, trainable
 
 
@@ -25,7 +30,7 @@ class RankMemory(NamedTuple):
     """Bytes that a rank needs."""
 
     state: int
-    """Weights, gradients and AdamW's moments."""
+    """Weights, gradients and AdamW's moments, and the weights of teachers."""
     buffers: int
     """DeepSpeed's buckets and copies of gradients, at most."""
     activations: int
@@ -34,6 +39,63 @@ class RankMemory(NamedTuple):
     """On a CPU: freed memory that the process keeps, at most."""
     saving: int
     """On a CPU: the copy of the state with `checkpoint.background: true`."""
+
+
+_FULL = 4
+# A distilled run keeps the logarithms of its probabilities and the teacher's probabilities in fp32. It also
+# holds the teacher's logits.
+_DISTILLED = 2 * _FULL
+
+
+def run_activation_bytes(
+    run: RunConfig,
+    vocab_size: int,
+    shape: ExampleShape,
+    *,
+    windows: int,
+    precision: Precision,
+    recompute: Recompute,
+) -> ActivationBytes:
+    """Activations of a run, with masked copies and the logits of a teacher (see `activation_bytes`).
+
+    Args:
+        run: The run.
+        vocab_size: Ids of the tokenizer.
+        shape: Positions of encoder and decoder for a window.
+        windows: Windows of the micro-batch, without masked copies.
+        precision: Of the run.
+        recompute: `train.activation_checkpointing`.
+    """
+    rows = windows * (2 if has_masked_inputs(run) else 1)
+    ranks = run.train.sequence_parallel_size
+    kept = activation_bytes(
+        run.model,
+        vocab_size,
+        shape,
+        windows=rows,
+        precision=precision,
+        recompute=recompute,
+        sequence_ranks=ranks,
+    )
+    if run.distill is None:
+        return kept
+    positions, size = rows * -(-shape.target_tokens // ranks), 2 if precision in ("bf16", "fp16") else _FULL
+    fused, plain = (
+        head_bytes(run.model.d_model, vocab_size, positions, size=size, fused=is_fused)
+        for is_fused in (True, False)
+    )
+    # The teacher computes whole windows on each rank.
+    logits = (positions * _DISTILLED + rows * shape.target_tokens * _FULL) * vocab_size
+    # The head makes all logits, on CUDA too.
+    return ActivationBytes(kept.fused - fused + plain + logits, kept.plain + logits)
+
+
+def teacher_bytes(run: RunConfig, vocab_size: int) -> int | None:
+    """Weights of a run's teachers on each rank, in fp32; 0 without distillation, None if the settings of one
+    cannot be read."""
+    models = teacher_models(run)
+    sizes = [None if model is None else count_parameters(model, vocab_size).total for model in models]
+    return None if None in sizes else _FULL * sum(size for size in sizes if size is not None)
 
 
 def check_ranks(world_size: int, train: TrainConfig) -> None:
@@ -140,22 +202,22 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
         settings: Its ranks and how they train it.
     """
     world_size, stage, precision = settings.world_size, settings.stage, settings.precision
-    run, model = trainable(subject, "the file")
+    run, _ = trainable(subject, "the file")
     count, groups = subject.parameters, run.train.expert_parallel_size
     check_ranks(world_size, run.train)
     state = rank_state_bytes(count, stage=stage, world_size=world_size, groups=groups, precision=precision)
     if state is None:
         return None
-    activations = activation_bytes(
-        model,
+    activations = run_activation_bytes(
+        run,
         subject.vocab_size,
         subject.shape,
         windows=settings.windows,
         precision=precision,
         recompute=settings.recompute,
-        sequence_ranks=run.train.sequence_parallel_size,
     )
     on_cpu = settings.device == "cpu"
+    state += teacher_bytes(run, subject.vocab_size) or 0
     if not on_cpu and run.train.offload_optimizer == "cpu":
         state -= rank_offloaded_bytes(count, stage=stage, world_size=world_size, groups=groups)
     # Where it is "auto", there is no copy if it does not fit.

@@ -15,7 +15,7 @@ from reptrain.config.quantities import parse_count
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.shared_steps import RunSteps
 from reptrain.runs.folder import RunFolder
-from reptrain.sizes import count_parameters, peak_flops, train_flops_per_window
+from reptrain.sizes import RunFlops, count_parameters, peak_flops
 from reptrain.sizes.memory import saved_bytes
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.store.remote import local_folder
@@ -55,7 +55,7 @@ class BillRow:
         node: Its node.
         tokens: Tokens that it trains itself, without the prefix that it shares.
         shared_tokens: Tokens of that prefix.
-        flops: Training FLOPs of `tokens`.
+        flops: Training FLOPs of `tokens`, with masked copies and the forward passes of teachers.
         seconds: Estimated time of the training steps on its devices; None without any speed.
         checkpoint_bytes: Its checkpoints at its end.
         is_done: Whether it need not run.
@@ -81,6 +81,7 @@ class Bill:
         speed: Where the speeds are from, in words.
         most_extensions: Further tuning runs, at most, if the best values lie at an edge.
         most_looks: Largest number of further runs, if first looks leave claims undecided.
+        unknown_teachers: Remaining runs whose teacher's settings cannot be read; its FLOPs are not counted.
     """
 
     rows: tuple[BillRow, ...]
@@ -89,6 +90,7 @@ class Bill:
     speed: str
     most_extensions: int = 0
     most_looks: int = 0
+    unknown_teachers: int = 0
     retention: Literal["all", "last", "none"] = "all"
     audit: Literal["windows", "inputs", "none"] = "windows"
 
@@ -160,6 +162,7 @@ def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> 
         speed=_speed_text(speeds, hardware, named),
         most_extensions=extensions,
         most_looks=most_added(study, arms(study), out),
+        unknown_teachers=sum(not costs[name].flops.is_complete for name in left if name in costs),
         retention=study.keep_checkpoints,
         audit=study.audit,
     )
@@ -183,8 +186,8 @@ class _Cost:
             for name, source in config.sources.items()
         }
         self.steps = RunSteps(config, unique)
-        per_window = train_flops_per_window(config.model, vocab_size, config.example_shape)
-        self.flops_per_token = per_window / config.window_tokens
+        self.flops = RunFlops(config, vocab_size, self.steps)
+        self.flops_per_token = self.flops.total / self.steps.plan.total_tokens
         self.parameters = count_parameters(config.model, vocab_size).total
         # Runs of one shape train at one speed, whatever their data and rates.
         self.shape = fingerprint(
@@ -193,6 +196,9 @@ class _Cost:
                 config.objective.model_dump(mode="json"),
                 config.window_tokens,
                 config.train.batch_windows,
+                # Masked copies and a teacher take time.
+                str(config.regularize.masked_inputs),
+                str(config.distill),
             ]
         )
 
@@ -268,26 +274,28 @@ def _named_flops(hardware: Hardware) -> float:
 def _row(
     node: Node, cost: _Cost, speeds: _Speeds, named: float | None, study: StudyConfig, *, is_done: bool
 ) -> BillRow:
-    shared = cost.tokens_before(node.branch.step) if node.branch else 0
+    first = node.branch.step if node.branch else 0
+    shared = cost.tokens_before(first)
     tokens = cost.steps.plan.total_tokens - shared
+    flops = cost.flops.between(first, cost.steps.steps.num_steps)
     return BillRow(
         node=node,
         tokens=tokens,
         shared_tokens=shared,
-        flops=tokens * cost.flops_per_token,
-        seconds=_seconds(tokens, cost, speeds, named),
+        flops=flops,
+        seconds=_seconds(tokens, flops, cost, speeds, named),
         checkpoint_bytes=_checkpoints(node.run, cost.parameters, study),
         is_done=is_done,
     )
 
 
-def _seconds(tokens: int, cost: _Cost, speeds: _Speeds, named: float | None) -> float | None:
+def _seconds(tokens: int, flops: float, cost: _Cost, speeds: _Speeds, named: float | None) -> float | None:
     """By runs of the same shape, the named device, or the FLOP/s of other runs, in this order."""
     if named is not None:
-        return tokens * cost.flops_per_token / named
+        return flops / named
     if cost.shape in speeds.by_shape:
         return tokens / speeds.by_shape[cost.shape]
-    return None if speeds.flops is None else tokens * cost.flops_per_token / speeds.flops
+    return None if speeds.flops is None else flops / speeds.flops
 
 
 def _checkpoints(config: RunConfig, parameters: int, study: StudyConfig) -> int:

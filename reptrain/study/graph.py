@@ -15,7 +15,9 @@ from reptrain.errors import StudyError
 from reptrain.store.manifest import MANIFEST, read_manifest
 from reptrain.store.remote import local_folder
 
-Kind = Literal["train", "finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]
+Kind = Literal[
+    "train", "finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export", "routers"
+]
 Role = Literal["arm", "tune", "then"]
 
 

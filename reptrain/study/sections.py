@@ -208,7 +208,9 @@ def check_points(axes: Mapping[str, list[Any]]) -> int:
     return points
 
 
-ThenKind = Literal["finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export"]
+ThenKind = Literal[
+    "finetune", "evaluate", "memorization", "score-task", "lm-eval", "ensemble", "export", "routers"
+]
 Option = bool | int | float | str | list[int | float | str]
 
 

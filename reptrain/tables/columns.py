@@ -146,6 +146,12 @@ _ROUTING = (
         "In the worst layer, the fewest experts without a token in any of these steps: above 0, some expert"
         " is probably dead.",
     ),
+    Column(
+        "knock_out_mean_nats", "float64",
+        "Rise of the loss on training windows, in nats per token, if no token may select an expert: the mean"
+        " over the experts of all layers. Null unless `reptrain routers` was run after the last step.",
+    ),
+    Column("knock_out_max_nats", "float64", "The largest rise among these experts."),
 )  # fmt: skip
 
 _COST = (

@@ -97,6 +97,7 @@ def _parts(
     records = [*folder.metrics.records()]
     steps = [r for r in records if isinstance(r, TrainRecord)]
     yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
+    yield _knock_outs(folder, steps[-1].step + 1 if steps else 0)
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
     own = {"node": "train", "objective": config.objective.name}
     routing = _routing_between(steps, sorted({record.step for record in evaluations}))
@@ -185,6 +186,15 @@ def _routing(steps: Sequence[TrainRecord]) -> Row:
         "expert_load": max(statistics.fmean(load for load, _ in seen) for seen in layers.values()),
         "experts_unused": max(min(unused for _, unused in seen) for seen in layers.values()),
     }
+
+
+def _knock_outs(folder: RunFolder, steps: int) -> Row:
+    """The cost of the experts at the end of the run, if `reptrain routers` has measured it since."""
+    records = [record for record in folder.routers.records() if record.step == steps]
+    costs = [cost for record in records for cost in record.knock_out_nats or ()]
+    if not costs:
+        return {}
+    return {"knock_out_mean_nats": statistics.fmean(costs), "knock_out_max_nats": max(costs)}
 
 
 def _routing_between(steps: Sequence[TrainRecord], evaluated: Sequence[int]) -> dict[int, Row]:

@@ -49,12 +49,13 @@ def stated_attention(model: ModelConfig, device: torch.device, num_positions: in
     attention = attention_implementation(model, device, num_positions)
     others = choose_implementation(device)
     if attention != others and isinstance(model, DecoderConfig):
-        print_line(
-            f"WARNING: model.sliding_window {model.sliding_window} is shorter than the window's"
-            f" {num_positions} positions, and the {others} attention kernel has no sliding window."
-            " Attention runs in torch with a mask, which is slower.",
-            aside=True,
+        reason = (
+            f"the {others} attention kernel has no relative positions."
+            if model.positions == "relative"
+            else f"model.sliding_window {model.sliding_window} is shorter than the window's {num_positions}"
+            f" positions, and the {others} attention kernel has no sliding window."
         )
+        print_line(f"WARNING: {reason} Attention runs in torch with a mask, which is slower.", aside=True)
     return attention
 
 

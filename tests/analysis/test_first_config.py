@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reptrain.analysis.advise import Advice, advise
-from reptrain.analysis.first_config import StoreFacts, closest_shape, first_config
+from reptrain.analysis.first_config import StoreFacts, closest_shape, first_config, published_batch_and_rate
 from reptrain.cli import app
 from reptrain.config import RunConfig, load_run_config
 from reptrain.config.load import validate
@@ -118,3 +118,16 @@ def test_a_remote_store_keeps_its_address(
     words = ["advise", "--store", f"file://{store_path}", "--compute", "1e12", "--out", str(out)]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert load_run_config(out, []).data.store == f"file://{store_path}"
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "windows", "rate"), [(30, 4096, 2304, 4.2e-4), (95, 8192, 4608, 3.2e-4)]
+)
+def test_published_batch_and_rate_are_near_those_of_the_published_models(
+    layers: int, width: int, windows: int, rate: float
+) -> None:
+    """DeepSeek LLM 7B and 67B, arXiv 2401.02954, table 2: 2T tokens in windows of 4,096."""
+    flops_per_token = 72 * layers * width**2 + 12 * layers * width * 4096
+    tokens, found = published_batch_and_rate(2e12 * flops_per_token)
+    assert tokens / 4096 == pytest.approx(windows, rel=0.1)
+    assert found == pytest.approx(rate, rel=0.03)

@@ -54,8 +54,10 @@ GPT = [
 DIFFUSION = ["objective={name: masked_diffusion, masking: independent}", "evaluate.noise_samples=2", *DROPOUT]
 UMT5 = [*T5, "model.relative_bias_per_layer=true", "objective.name=ul2", "data.document_mask=false"]
 SLIDING = ["model.sliding_window=7", "model.num_heads=4", "model.num_kv_heads=2", *DROPOUT]
+RELATIVE = ["model.positions=relative", "data.window_tokens=31", "data.document_mask=true", *DROPOUT]
 FAMILIES = {
     "decoder": DECODER, "t5": T5, "gpt": GPT, "diffusion": DIFFUSION, "umt5": UMT5, "sliding": SLIDING,
+    "relative": RELATIVE,
 }  # fmt: skip
 
 
@@ -77,6 +79,7 @@ LATER_ON_TWO: Cases = {
     "gpt-zero2": place("gpt", 2, 2),
     "diffusion-zero0": place("diffusion", 2, 0),
     "umt5-zero1": place("umt5", 2, 1),
+    "relative-zero2": place("relative", 2, 2),
     "sliding-zero3": place("sliding", 2, 3, settings=["train.activation_checkpointing=true"]),
     "decoder-bf16": place("decoder", 2, 1, settings=["train.precision=bf16"]),
 }

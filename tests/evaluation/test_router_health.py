@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,10 +14,14 @@ from typer.testing import CliRunner
 
 from reptrain.cli import app
 from reptrain.config import RunConfig
+from reptrain.config.model import MoEConfig
 from reptrain.errors import RunError
 from reptrain.evaluation.evaluate import evaluate, open_run
-from reptrain.evaluation.router_health import _probes, _Routes, _without, router_health
+from reptrain.evaluation.router_health import _probes, _Routes, record_routers, router_health, without_expert
+from reptrain.model import Decoder
+from reptrain.model.router import Router
 from reptrain.runs import RunFolder
+from reptrain.tables import read_run
 from reptrain.training.loop import train
 
 SPARSE = (
@@ -78,10 +83,9 @@ def test_agreement_and_dead_experts_are_counted_by_layer() -> None:
     last = _Routes(
         ["0", "2"], [torch.tensor([0, 1, 2, 0]), torch.tensor([1, 0, 0, 0])], [torch.ones(4), torch.ones(4)]
     )
-    rows = early.compared(last, Path("run"), 7)
-    assert [(row.step, row.layer, row.agreement, row.dead) for row in rows] == [
-        (7, "0", 0.75, 0),
-        (7, "2", 0.25, 3),
+    assert early.compared(last) == [
+        {"layer": "0", "probe_tokens": 4, "agreement": 0.75, "dead": 0},
+        {"layer": "2", "probe_tokens": 4, "agreement": 0.25, "dead": 3},
     ]
 
 
@@ -103,40 +107,82 @@ def test_routes_are_those_of_the_model(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_dead_expert_is_counted_and_costs_nothing(run: Path) -> None:
+@pytest.mark.parametrize("expert", [0, 3])
+def test_a_removed_expert_costs_what_a_model_without_its_weights_loses(run: Path, expert: int) -> None:
     opened = open_run(run, device="cpu")
-    _, layer = opened.model.sparse_layers()[0]
-    with torch.no_grad():
-        tokens_BT = torch.randint(2, 400, (2, 16), generator=torch.Generator().manual_seed(0))
-        whole = opened.model(tokens_BT)
-        with _without(layer.router, 3):
-            assert not torch.equal(opened.model(tokens_BT), whole)
-        # No token selects an expert whose bias is far below all scores.
-        object.__setattr__(layer.router.config, "bias_rate", 1.0)
-        layer.router.votes_E[3] = -1000
-        without = opened.model(tokens_BT)
-        with _without(layer.router, 3):
-            assert torch.equal(opened.model(tokens_BT), without)
+    moe = opened.config.model.moe
+    assert moe is not None
+    smaller = opened.config.model.model_copy(update={"moe": moe.model_copy(update={"num_experts": 3})})
+    rest = Decoder(smaller, vocab_size=opened.model.embedding.num_embeddings).eval()
+    kept = [e for e in range(4) if e != expert]
+    state = opened.model.state_dict()
+    rest.load_state_dict(
+        {
+            key: value[kept] if ".experts." in key or ".router." in key else value
+            for key, value in state.items()
+        }
+    )
+    (probe,) = _probes(opened, 2)
+    whole = probe.score(opened.model, world=opened.world)
+    without = probe.score(rest, world=opened.world)
+    *_, record = router_health(run, max_windows=2, device="cpu")
+    assert record.knock_out_nats is not None
+    expected = without.nats_per_token - whole.nats_per_token
+    assert max(record.knock_out_nats) > 1e-3
+    assert record.knock_out_nats[expert] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_command_routers_prints_a_table_or_json(run: Path) -> None:
-    arguments = ["routers", str(run), "--max-windows", "2", "--no-knock-out", "--device", "cpu"]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    rows = json.loads(result.stdout)
+@pytest.mark.parametrize(("top_k", "score"), [(4, "softmax"), (4, "sigmoid"), (1, "softmax")])
+def test_no_token_uses_a_removed_expert(top_k: int, score: Literal["softmax", "sigmoid"]) -> None:
+    config = MoEConfig(num_experts=4, top_k=top_k, score=score, bias_rate=1.0)
+    router = Router(8, config).eval()
+    torch.nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(0))
+    # The expert bias favors the expert that is removed.
+    router.votes_E[2] = 100
+    x_BTD = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    is_token_BT = torch.ones(2, 5, dtype=torch.bool)
+    with torch.no_grad(), without_expert(router, 2):
+        choice, losses = router(x_BTD, is_token_BT, None)
+    assert (choice.gate_BTK[choice.expert_BTK == 2] == 0).all()
+    assert choice.gate_BTK.sum(-1).isfinite().all() and (choice.gate_BTK.sum(-1) > 0).all()
+    assert losses.balance_G.isfinite().all()
+    assert router.removed is None and router.votes_E.tolist() == [0, 0, 100, 0]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_command_routers_prints_and_records(run: Path) -> None:
+    arguments = ["routers", str(run), "--max-windows", "2", "--device", "cpu"]
+    printed = CliRunner().invoke(app, [*arguments, "--no-knock-out", "--no-record", "--json"]).stdout
+    rows = json.loads(printed)
     assert rows[-1]["agreement"] == 1 and rows[-1]["knock_out_mean_nats"] is None
-    text = CliRunner().invoke(app, arguments).stdout
+    folder = RunFolder.open(run)
+    assert not list(folder.routers.records())
+    # The second call replaces what the first one wrote.
+    for _ in range(2):
+        text = CliRunner().invoke(app, arguments).stdout
     assert text.splitlines()[0].split()[:4] == ["step", "layer", "agreement", "dead"]
+    records = list(folder.routers.records())
+    assert len(records) == len(rows) and {record.probe_tokens for record in records} == {2 * 32}
+    assert [record.tokens for record in records] == sorted(record.tokens for record in records)
+    assert records[-1].epoch == 2
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("routers/1/agreement")]
+    assert curve == [(r.tokens, pytest.approx(r.agreement)) for r in records if r.layer == "1"]
+    (largest,) = events.Scalars("routers/1/knock_out_max_nats")
+    assert largest.value == pytest.approx(records[-1].knock_out_max_nats)
+    reading = read_run(run)
+    costs = [cost for record in records[-2:] for cost in record.knock_out_nats or ()]
+    assert reading.row["knock_out_max_nats"] == max(costs)
+    assert reading.row["knock_out_mean_nats"] == pytest.approx(sum(costs) / 8)
+    folder.routers.remove()
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_router_health_leaves_the_scores_as_they_are(run: Path) -> None:
-    opened = open_run(run, device="cpu")
-    _, layer = opened.model.sparse_layers()[0]
-    with _without(layer.router, 0):
-        pass
-    assert not layer.router._forward_hooks
-    assert evaluate(run, sets=("probe",), device="cpu")[0].nats > 0
+def test_record_routers_reports_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    with pytest.raises(RunError, match=r"must be a folder that can be written.*--no-record"):
+        record_routers(RunFolder(tmp_path), [])
 
 
 def test_router_health_refuses_a_dense_run(trained: Callable[[str], Path]) -> None:

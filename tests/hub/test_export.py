@@ -185,6 +185,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
          "model.bias=true", "model.sliding_window=5"), "model.sliding_window",
     ),
     "sparse biases": (("model.moe={num_experts: 4}", "model.attention_bias=qkv"), "model.attention_bias"),
+    "relative positions": (("model.positions=relative",), "model.positions"),
     "layernorm": (("model.norm=layernorm",), "model.norm"),
     "mup": (("model.mup_base_width=16",), "model.mup_base_width"),
 }  # fmt: skip

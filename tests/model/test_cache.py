@@ -21,6 +21,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "shared": {"num_layers": 4, "num_stored_layers": 2, "tie_embeddings": True},
     "window": {"sliding_window": 6, "head_dim": 12, "attention_bias": "qkv"},
     "scaled": {"rope_scaling": {"name": "linear", "factor": 3.0}},
+    "relative positions": {"positions": "relative", "mlp": "gelu", "num_kv_heads": 1},
     "gpt": {"norm": "layernorm", "positions": "learned", "max_positions": 64, "mlp": "gelu", "bias": True},
 }
 T5: dict[str, Any] = {

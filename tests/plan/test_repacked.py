@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -14,7 +16,7 @@ from memory_store import MemorySplit
 from reptrain import random
 from reptrain.errors import PlanError
 from reptrain.plan import EpochPlan, Stream, Subset
-from reptrain.plan.document_order import derive_order
+from reptrain.plan.document_order import DocumentOrder, derive_order
 from reptrain.plan.repacked import Repacked
 
 seeds = st.integers(0, 2**63 - 1)
@@ -159,3 +161,37 @@ def test_a_source_of_a_mixture_is_repacked_beside_one_that_is_not():
 def test_a_window_longer_than_the_subset_is_refused():
     with pytest.raises(PlanError, match="11 tokens for a subset of 10"):
         opened(([10], 10, 11), 0)
+
+
+class Documents:
+    """A subset that ends within its last document; its tokens are not read."""
+
+    def __init__(self, count: int) -> None:
+        lengths = np.random.default_rng(0).integers(1, 2_000, count)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.split, self.unique_tokens = MemorySplit([1]), int(starts[-1]) - 1
+        self.order = DocumentOrder(starts, np.arange(count))
+
+
+def test_start_takes_memory_by_the_document_and_calls_by_the_chunk():
+    """No Python code runs for each document, and there are two tables of them, whatever the epochs."""
+    count = 2**18
+    subset, calls = Documents(count), 0
+
+    def counted(frame, event, argument):
+        nonlocal calls
+        calls += 1
+
+    tracemalloc.start()
+    repacked = Repacked(subset, seed=1, epochs=10**6)
+    assert tracemalloc.get_traced_memory()[1] < 10**5
+    sys.setprofile(counted)
+    repacked._pieces(np.asarray([0]), np.asarray([100]))
+    sys.setprofile(None)
+    kept, most = tracemalloc.get_traced_memory()
+    assert kept < 16.2 * count and most < 30 * count
+    assert calls < 500 + 20 * count // random._CHUNK
+    for epoch in (7, 10**6 - 1):
+        repacked._pieces(np.asarray([epoch * subset.unique_tokens]), np.asarray([100]))
+    assert tracemalloc.get_traced_memory()[0] < 32.2 * count
+    tracemalloc.stop()

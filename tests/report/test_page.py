@@ -6,12 +6,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from run_folders import write_run
 
 from reptrain.report import build_report
 from reptrain.report.machine import environment_facts
 from reptrain.report.table import arm_lines
+from reptrain.runs.folder import RunFolder
+from reptrain.runs.routers import RouterRecord
 from reptrain.study import StudyConfig, arms, collect, verdict
 from reptrain.study.paths import run_path
 
@@ -197,3 +200,36 @@ def test_arm_lines_mark_every_seed_of_the_best_setting(tmp_path: Path) -> None:
         losses = {name: [8.0, nats] for name in ("probe", "select", "report")}
         write_run(arm.config, run_path(tmp_path, arm.name), losses=losses)
     assert [line.is_best for line in arm_lines(collect(study, tmp_path))] == [True, True, False, False]
+
+
+def test_build_report_has_the_routers_that_were_recorded(out: Path) -> None:
+    first, _ = arms(STUDY)
+    assert 'id="routers"' not in build_report(STUDY, out).read_text()
+    folder = RunFolder.open(run_path(out, first.name))
+    folder.routers.replace(
+        [
+            RouterRecord(
+                step=step, tokens=tokens, epoch=tokens / 4096, final_step=3, probe_tokens=100, layer=layer,
+                agreement=agreement, dead=1, knock_out_nats=[0.01, 0.25] if step == 3 else None,
+            )
+            for step, tokens, agreement in ((1, 2730, 0.5), (2, 5461, 0.875), (3, 8192, 1.0))
+            for layer in ("1", "3")
+        ]
+    )  # fmt: skip
+    page = build_report(STUDY, out, figure_files=True).read_text()
+    Checker(page)
+    section = page[page.index('id="routers"') : page.index('id="figures"')]
+    assert section.count('<th scope="row">2 epochs of 4,096 tokens') == 2
+    for cell in ("87.5%", "0.1300", "0.2500", ">1<"):
+        assert section.count(cell) >= 2
+    assert 'id="figure-router-agreement"' in page
+    lines = (out / "figures" / "router-agreement.csv").read_text().splitlines()
+    assert [line.split(",")[1::2][:2] for line in lines[1:]] == [
+        ["2730", "0.5"],
+        ["5461", "0.875"],
+        ["8192", "1"],
+    ]
+    (row,) = pq.read_table(out / "tables" / "runs.parquet", filters=[("run", "=", first.name)]).to_pylist()
+    folder.set_status("done", step=4)
+    assert 'id="routers"' not in build_report(STUDY, out).read_text()
+    assert (row["knock_out_mean_nats"], row["knock_out_max_nats"]) == (0.13, 0.25)

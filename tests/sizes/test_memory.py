@@ -154,6 +154,21 @@ def test_activation_bytes_of_a_split_window_are_what_one_of_its_ranks_keeps(
     assert estimate(dropping, sequence_ranks=size).plain == pytest.approx(found, rel=0.08)
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [{}, {"attention": 0.1}], ids=["fused", "dropout"])
+def test_activation_bytes_of_relative_positions_are_what_torch_keeps(
+    dropout: dict[str, float], bf16: bool
+) -> None:
+    config = DecoderConfig.model_validate(DECODER | {"positions": "relative", "dropout": dropout})
+    kept, estimated = kept_bytes(config, bf16=bf16), estimate(config, bf16=bf16)
+    # In fp32 without dropout, torch keeps the weights once.
+    assert 0.9 * estimated.plain < kept < 1.02 * estimated.plain
+    rope = estimate(DecoderConfig.model_validate(DECODER | {"dropout": dropout}), bf16=bf16)
+    pair, width = 2 * 4 * ROWS * TARGET * TARGET, 2 if bf16 else 4
+    added = estimated.fused - rope.fused
+    assert added > pair * (4 + width if dropout else width)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

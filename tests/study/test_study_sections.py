@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import typer
 
+from reptrain.cli import app
 from reptrain.config import RunConfig
 from reptrain.errors import ConfigError, StudyError
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.study import StudyConfig, arms
 from reptrain.study.build import build_graph
 from reptrain.study.schema import load_study
+from reptrain.study.sections import ThenKind
 from reptrain.study.tuning import beyond, tuned_by
 
 BASE: dict[str, Any] = {
@@ -255,6 +258,11 @@ def test_then_makes_nodes_over_runs_seeds_and_other_nodes(tmp_path: Path) -> Non
         build_graph(study, tmp_path).by_name["tuned.a.seed-0"].fingerprint
         != nodes["tuned.a.seed-0"].fingerprint
     )
+
+
+def test_every_kind_of_then_is_a_command() -> None:
+    kinds = {*get_args(ThenKind)} - {"ensemble"}
+    assert kinds <= typer.main.get_command(app).commands.keys()
 
 
 def test_a_task_is_relative_to_the_study_file(tmp_path: Path) -> None:

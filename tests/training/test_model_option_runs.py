@@ -25,6 +25,10 @@ OPTIONS = {
         "model.rope_scaling={name: llama3, factor: 8, original_max_positions: 16}",
         "data.document_mask=true", "model.dropout.attention=0.1",
     ),
+    "relative positions": (
+        "model.positions=relative", "model.mlp=gelu", "model.num_kv_heads=1", "model.dropout.attention=0.1",
+        "objective.name=prefix_lm", "train.activation_checkpointing=true",
+    ),
     "t5": ("objective.name=span_corruption", T5, "train.activation_checkpointing=true"),
 }  # fmt: skip
 

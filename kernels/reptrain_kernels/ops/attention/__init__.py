@@ -45,7 +45,8 @@ def choose_attention(
         return chosen
     if asked is not None:
         raise ValueError(
-            "mask: Triton supports no sliding_window and no position_BT; leave them out, or set impl to None"
+            "mask: Triton supports no sliding_window, position_BT and score_BHTS; leave them out, or set"
+            " impl to None"
         )
     return "torch"
 

@@ -39,6 +39,9 @@ class AttentionMask(NamedTuple):
     bias_HR: Tensor | None = None
     """Added to the score of each offset, key position minus query position, from -E to E. Offsets beyond E
     use the end values."""
+    score_BHTS: Tensor | None = None
+    """Added to the score of each query and key, -inf where a query does not attend (see `with_scores`). Not
+    in Triton."""
     dense: DenseMask | None = None
     """All of the above as a tensor, which layers share (see `prepare_mask`); None: built in each call."""
 
@@ -55,7 +58,7 @@ class AttentionMask(NamedTuple):
     @property
     def has_kernel(self) -> bool:
         """Whether the Triton kernels support these rules."""
-        return self.sliding_window is None and self.position_BT is None
+        return self.sliding_window is None and self.position_BT is None and self.score_BHTS is None
 
     def without_idle_window(self, num_positions: int) -> AttentionMask:
         """The same mask, without a sliding window that covers all of ``num_positions``."""
@@ -106,6 +109,22 @@ class AttentionMask(NamedTuple):
         if self.dense is None:
             return self._replace(bias_HR=bias_HR)
         return self._replace(dense=self._add_bias(self.dense, bias_HR))
+
+    def made_dense(self, num_queries: int, num_keys: int, device: torch.device) -> AttentionMask:
+        """The same mask as a tensor, whichever implementation runs."""
+        if self.dense is not None:
+            return self
+        return self._replace(dense=self.build_dense(num_queries, num_keys, device))
+
+    def with_scores(self, score_BHTS: Tensor) -> AttentionMask:
+        """The same mask with a term of the score for each row, head, query and key.
+
+        Args:
+            score_BHTS: The term, finite. The mask must be dense, without a bias.
+        """
+        assert self.dense is not None and self.dense.mask.dtype == torch.bool
+        score_BHTS = torch.where(self.dense.mask, score_BHTS, -torch.inf)
+        return self._replace(score_BHTS=score_BHTS, dense=self.dense._replace(mask=score_BHTS))
 
     def _add_bias(self, dense: DenseMask, bias_HR: Tensor) -> DenseMask:
         bias_BHTS = spread_bias(bias_HR, *dense.mask.shape[-2:], self.position_BT)
