@@ -54,6 +54,9 @@ class JsonLines(Generic[Record]):
     process may leave.
     """
 
+    remedy = "Fix the line, or copy the file from the newest checkpoint."
+    """What to do about an invalid line."""
+
     def __init__(self, path: Path, adapter: TypeAdapter[Record]) -> None:
         self.path = path
         self._adapter = adapter
@@ -144,7 +147,7 @@ class JsonLines(Generic[Record]):
                 f"{self.path}, line {number}",
                 got=line[:80].decode("utf-8", "replace").strip() or "an empty line",
                 rule=f"must be a record ({where + ': ' if where else ''}{first['msg']})",
-                remedy="Fix the line, or copy the file from the newest checkpoint.",
+                remedy=self.remedy,
             ) from error
 
     def _check_end(self) -> None:

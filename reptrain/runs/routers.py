@@ -56,6 +56,8 @@ class RouterRecord(FrozenRecord):
 class RouterLog(JsonLines[RouterRecord]):
     """`routers.jsonl`. Every comparison replaces it, because the last checkpoint may be another one."""
 
+    remedy = "Remove the file; `reptrain routers` writes it again."
+
     def __init__(self, path: Path) -> None:
         super().__init__(path, TypeAdapter(RouterRecord))
 

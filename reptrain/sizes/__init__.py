@@ -18,7 +18,7 @@ from reptrain.sizes.memory import (
     state_bytes,
 )
 from reptrain.sizes.parameters import ParameterCount, count_parameters, embedding_rows
-from reptrain.sizes.step_flops import RunFlops, StepFlops, step_flops
+from reptrain.sizes.step_flops import StepFlops, step_flops
 from reptrain.sizes.subject import Subject, load_subject
 from reptrain.sizes.suggest import Suggestion, suggest
 
@@ -26,7 +26,6 @@ __all__ = [
     "ForwardFlops",
     "Match",
     "ParameterCount",
-    "RunFlops",
     "StepFlops",
     "Subject",
     "Suggestion",

@@ -15,8 +15,9 @@ from reptrain.config.quantities import parse_count
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.shared_steps import RunSteps
 from reptrain.runs.folder import RunFolder
-from reptrain.sizes import RunFlops, count_parameters, peak_flops
+from reptrain.sizes import count_parameters, peak_flops
 from reptrain.sizes.memory import saved_bytes
+from reptrain.sizes.run_flops import RunFlops
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.store.remote import local_folder
 from reptrain.study.done_table import load_done, to_run

@@ -97,7 +97,6 @@ def _parts(
     records = [*folder.metrics.records()]
     steps = [r for r in records if isinstance(r, TrainRecord)]
     yield _progress(steps, unique, flops_per_token) | _routing(steps[-max(1, len(steps) // 5) :])
-    yield _knock_outs(folder, steps[-1].step + 1 if steps else 0)
     evaluations = [record for record in records if isinstance(record, ValidRecord)]
     own = {"node": "train", "objective": config.objective.name}
     routing = _routing_between(steps, sorted({record.step for record in evaluations}))
@@ -117,6 +116,7 @@ def _parts(
         "cost_usd": None if seconds is None or usd_per_hour is None else seconds / 3600 * usd_per_hour,
     }
     yield read_audit(folder.path / "audit.json", status)
+    yield _knock_outs(folder, steps[-1].step + 1 if steps else 0)
 
 
 def _state(status: RunStatus) -> Row:

@@ -176,6 +176,10 @@ def test_command_routers_prints_and_records(run: Path) -> None:
     costs = [cost for record in records[-2:] for cost in record.knock_out_nats or ()]
     assert reading.row["knock_out_max_nats"] == max(costs)
     assert reading.row["knock_out_mean_nats"] == pytest.approx(sum(costs) / 8)
+    folder.routers.path.write_text("{}\n")
+    reading = read_run(run)
+    assert reading.row["status"] == "damaged" and "reptrain routers" in reading.row["reason"]
+    assert reading.row["loss_report_final_nats"] > 0
     folder.routers.remove()
 
 

@@ -17,10 +17,11 @@ from reptrain.model.head import Distribution
 from reptrain.plan.cycles import cycle_ends
 from reptrain.plan.position import position_at
 from reptrain.plan.shared_steps import RunSteps
-from reptrain.sizes import RunFlops, describe_sizes, load_subject, step_flops, train_flops_per_window
+from reptrain.sizes import describe_sizes, load_subject, step_flops, train_flops_per_window
 from reptrain.sizes.describe import sizes_text
 from reptrain.sizes.memory import activation_bytes
 from reptrain.sizes.rank_memory import run_activation_bytes, teacher_bytes
+from reptrain.sizes.run_flops import RunFlops
 from reptrain.study import StudyConfig
 from reptrain.study.bill import Hardware, bill_of
 from reptrain.study.build import build_graph
