@@ -102,10 +102,11 @@ class RelativePositions(nn.Module):
             q_BHTN: Queries.
             distances: Between the queries and the keys.
             mask: Dense (see `AttentionMask.made_dense`).
+            sequence: Which heads the queries have.
         """
         # Under autocast the queries are in a lower precision than the vectors.
         content_H1N, position_H1N = (
-            bias.to(q_BHTN.dtype).view(-1, 1, self.head_dim)
+            sequence.own_heads(bias.to(q_BHTN.dtype).view(-1, 1, self.head_dim))
             for bias in (self.content_bias, self.position_bias)
         )
         encoding_RD = distances.encoding_RD.to(self.key.weight.dtype)
