@@ -119,3 +119,5 @@ _SCORES: Mapping[Kind, Callable[[list[Row]], Named]] = {
     "lm-eval": _by_lm_eval,
     "memorization": _memorized,
 }
+SCORED: frozenset[Kind] = frozenset(_SCORES)
+"""The commands that have scores."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from reptrain.analysis.questions import Claim
 from reptrain.errors import StudyError
 from reptrain.study.arm import Arm
+from reptrain.study.node_results import SCORED
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import Then
 from reptrain.study.selections import claim_arms
@@ -31,9 +32,13 @@ def check_results(study: StudyConfig, claim: Claim, arms: Sequence[Arm]) -> None
 
 
 def _check_result(what: str, claim: Claim, column: str, entry: Then) -> None:
-    if entry.do == "export":
+    if entry.do not in SCORED:
         raise StudyError(
-            what, got=column, rule="must name a command with scores", remedy="An export has none."
+            what,
+            got=column,
+            rule="must name a command with scores",
+            remedy=f"{entry.do} has none; the figures of routers are knock_out_mean_nats and"
+            " knock_out_max_nats.",
         )
     if entry.unit == "seeds":
         raise StudyError(

@@ -150,7 +150,7 @@ def test_results_of_each_command_become_columns(tmp_path: Path) -> None:
         ({**TOGETHER, "over": "seeds"}, {}, "one result for all seeds"),
         (TOGETHER, {"max_seeds": 8}, "must have one look"),
         ({**TOGETHER, "where": {"arm": "small"}}, {}, "large, which has no together.report.loss_nats"),
-        ({"name": "together", "do": "export"}, {}, "An export has none"),
+        ({"name": "together", "do": "export"}, {}, "export has none"),
         (TOGETHER, {"metric": "apart.report.loss_nats"}, "apart.report.loss_nats"),
     ],
 )
