@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
 
-from reptrain.analysis.claims import ClaimResult, judge_studies
+from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
 from reptrain.report.claim_lines import claim_sentence
 from reptrain.study.ask import read_study
@@ -118,7 +118,12 @@ def _core_runs() -> pa.Table:
 
 
 def _line(result: ClaimResult) -> str:
-    return f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`"
+    line = f"- {result.claim.statement}<br>`{claim_sentence(result, with_study=True)}`"
+    other = result.other_checkpoint
+    if other is None or other.effect is None:
+        return line
+    same = result.model_copy(update={"judged": other})
+    return f"{line}<br>By `{other.metric}`: `{claim_sentence(same, with_study=True).partition(': ')[2]}`"
 
 
 def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
@@ -133,12 +138,12 @@ def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) ->
         for name, what in (
             (
                 "repetition-degrades",
-                "64 epochs cost {} over one epoch of as many tokens, with 0.38 million parameters",
+                "With 0.38 million parameters, 64 epochs cost {} over one epoch of as many tokens",
             ),
-            ("larger-models-degrade-more", "this cost changes by {} with each fourfold size"),
+            ("larger-models-degrade-more", "with each fourfold size, this cost changes by {}"),
         )
     ]
-    measured = "; ".join(cost for cost in costs if cost)
+    measured = "; ".join(cost.rstrip(",") for cost in costs if cost)
     return " ".join(
         [
             "Decoders of 0.09 to 1.5 million non-embedding parameters, 2^18 to 2^22 tokens:"
@@ -150,12 +155,17 @@ def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) ->
 
 
 def _effect(result: ClaimResult, text: str) -> str:
-    judged = result.judged
-    if judged.effect is None or judged.low is None or judged.high is None:
+    final, best = (_interval(judged) for judged in (result.judged, result.other_checkpoint))
+    if not final:
         return ""
-    return text.format(
-        f"{judged.effect:.2f} [{judged.low:.2f}, {judged.high:.2f}] nats (n = {judged.seeds_used})"
-    )
+    at_best = f", or {best} at the best checkpoint" if best else ""
+    return text.format(f"{final} nats{at_best} (n = {result.judged.seeds_used}),")
+
+
+def _interval(judged: Judgment | None) -> str:
+    if judged is None or judged.effect is None or judged.low is None or judged.high is None:
+        return ""
+    return f"{judged.effect:.2f} [{judged.low:.2f}, {judged.high:.2f}]"
 
 
 def _runs() -> str:
