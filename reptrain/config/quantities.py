@@ -34,7 +34,10 @@ def parse_fraction(text: str) -> Fraction:
         ValueError: If the text is not a number, or has too many digits.
     """
     exponent = re.search("[eE][+-]?([0-9]*)", text)
-    if len(text) > _MAX_CHARACTERS or (exponent and int(exponent[1] or 0) > _MAX_EXPONENT):
+    # A decimal number of 64 characters can be a ratio of longer numbers, as which a budget is saved.
+    parts = text.split("/")
+    most = _MAX_CHARACTERS if len(parts) == 1 else _MAX_CHARACTERS + _MAX_EXPONENT
+    if max(map(len, parts)) > most or (exponent and int(exponent[1] or 0) > _MAX_EXPONENT):
         raise ValueError("must be a number of at most 30 digits")
     return Fraction(text)
 

@@ -1,7 +1,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reptrain.config import Budget
@@ -112,7 +112,8 @@ def test_budget_refuses(text: object) -> None:
         Budget.parse(text)
 
 
-@given(st.fractions(min_value=Fraction(1, 10**6), max_value=10**6))
+@given(st.fractions(min_value=Fraction(1, 10**6), max_value=10**6, max_denominator=10**80))
+@example(Budget.parse("0." + "3" * 54 + "1e-30epochs").epochs)
 def test_budget_text_parses_to_the_same_budget(epochs: Fraction) -> None:
     for budget in (Budget(epochs=epochs), Budget(inputs=min(epochs.numerator, 2**62 - 1)), Budget(targets=7)):
         assert Budget.parse(str(budget)) == budget
