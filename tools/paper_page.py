@@ -73,6 +73,7 @@ def page() -> str:
     lines += [f"| {one['number']} | {one['finding']} | {_verdict(one, judged)} |" for one in findings]
     for one in findings:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
+        lines += [f"Comment: {one['comment']}", ""] if "comment" in one else []
         if not one["claims"]:
             lines += [f"Not run: {one['why']}", ""] if one.get("pilots") else [f"Not run: {one['why']}"]
         lines += [_line(judged[name]) for name in [*one["claims"], *one.get("pilots", [])]]
