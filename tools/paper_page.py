@@ -75,9 +75,9 @@ def page() -> str:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         lines += [f"Comment: {one['comment']}", ""] if "comment" in one else []
         if not one["claims"]:
-            lines += [f"Not run: {one['why']}", ""] if one.get("pilots") else [f"Not run: {one['why']}"]
-        lines += [_line(judged[name]) for name in [*one["claims"], *one.get("pilots", [])]]
-    named = {name for one in findings for name in [*one["claims"], *one.get("pilots", [])]}
+            lines += [f"Not run: {one['why']}", *([""] if _claims(one) else [])]
+        lines += [_line(judged[name]) for name in _claims(one)]
+    named = {name for one in findings for name in _claims(one)}
     lines += ["", "## Recent methods", "", _RECENT, ""]
     lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
@@ -105,6 +105,11 @@ def readme() -> str:
 def _findings() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = yaml.safe_load((DATA / "findings.yaml").read_text(encoding="utf-8"))
     return found
+
+
+def _claims(finding: dict[str, Any]) -> list[str]:
+    """The claims about a finding, those of pilots included."""
+    return [*finding["claims"], *finding.get("pilots", [])]
 
 
 def _has_central_result(judged: dict[str, ClaimResult]) -> bool:
@@ -139,12 +144,12 @@ def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) ->
         for name, what in (
             (
                 "repetition-degrades",
-                "With 0.38 million parameters, 64 epochs cost {} over one epoch of as many tokens",
+                "With 0.38 million parameters, 64 epochs cost {}, over one epoch of as many tokens",
             ),
             ("larger-models-degrade-more", "with each fourfold size, this cost changes by {}"),
         )
     ]
-    measured = "; ".join(cost.rstrip(",") for cost in costs if cost)
+    measured = "; ".join(cost for cost in costs if cost)
     return " ".join(
         [
             "Decoders of 0.09 to 1.5 million non-embedding parameters, 2^18 to 2^22 tokens:"
@@ -160,7 +165,7 @@ def _effect(result: ClaimResult, text: str) -> str:
     if not final:
         return ""
     at_best = f", or {best} at the best checkpoint" if best else ""
-    return text.format(f"{final} nats{at_best} (n = {result.judged.seeds_used}),")
+    return text.format(f"{final} nats{at_best} (n = {result.judged.seeds_used})")
 
 
 def _interval(judged: Judgment | None) -> str:

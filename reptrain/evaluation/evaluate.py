@@ -222,12 +222,18 @@ def evaluate(
     stores: Mapping[str, Path] | None = None,
     max_windows: int | None = None,
     noise_samples: int | None = None,
+    context_gain: bool = False,
     device: str = "auto",
 ) -> list[SetScore]:
     """Open a run and score it. Arguments and errors are those of `open_run` and `score_run`."""
     run = open_run(path, step=step, stores=stores, device=device)
     return score_run(
-        run, sets=sets, objectives=objectives, max_windows=max_windows, noise_samples=noise_samples
+        run,
+        sets=sets,
+        objectives=objectives,
+        max_windows=max_windows,
+        noise_samples=noise_samples,
+        context_gain=context_gain,
     )
 
 
@@ -241,12 +247,14 @@ def _score(run: ScoredRun, config: RunConfig, sets: Collection[str], *, context_
         only={*sets, "probe"},
     )
     scores = {one.name: one.score(run.model, world=run.world) for one in evaluated}
-    other = OtherSource(run.model)
-    gains = {
-        one.name: one.score(other, world=run.world).nats_per_token - scores[one.name].nats_per_token
-        for one in evaluated
-        if context_gain
-    }
+    gains: dict[str, float] = {}
+    if context_gain:
+        other = OtherSource(run.model)
+        gains = {
+            one.name: one.score(other, world=run.world).nats_per_token - scores[one.name].nats_per_token
+            for one in evaluated
+            if one.name.partition("/")[0] in sets
+        }
     rows = []
     for name, score in scores.items():
         kind, slash, source = name.partition("/")

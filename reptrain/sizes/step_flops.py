@@ -71,8 +71,10 @@ def step_flops(config: RunConfig, vocab_size: int) -> StepFlops:
 
 def teacher_flops(config: RunConfig, vocab_size: int) -> int | None:
     """FLOPs of the forward passes of all teachers for one window; None if one is unknown."""
-    models = [model for model in teacher_models(config) if model is not None]
-    if len(models) < len(teacher_models(config)):
-        return None
-    # Training is three forward passes.
-    return sum(train_flops_per_window(model, vocab_size, config.example_shape) // 3 for model in models)
+    total = 0
+    for model in teacher_models(config):
+        if model is None:
+            return None
+        # Training is three forward passes.
+        total += train_flops_per_window(model, vocab_size, config.example_shape) // 3
+    return total

@@ -39,11 +39,9 @@ def result_columns(graph: Graph, out: Path) -> dict[str, Row]:
     for node in graph.nodes:
         if node.kind not in _SCORES:
             continue
-        output = node_output(node, out)
-        for name in node.inputs:
-            training = _training(graph, name)
-            columns = _columns(node, output, Path(name).name)
-            found[training].update(columns)
+        parts = _by_model(node, node_output(node, out))
+        for name, rows in zip(node.inputs, parts, strict=True):
+            found[_training(graph, name)] |= _columns(node, rows)
     return found
 
 
@@ -53,14 +51,22 @@ def _training(graph: Graph, name: str) -> str:
     return name if node.config is not None else _training(graph, node.inputs[0])
 
 
-def _columns(node: Node, output: Any, model: str) -> Row:
-    rows = output if isinstance(output, list) else [output]
-    rows = [row for row in rows if isinstance(row, dict)]
-    if node.kind != "ensemble" and len(node.inputs) > 1:
-        rows = [row for row in rows if Path(str(row.get("run"))).name == model]
+def _by_model(node: Node, output: Any) -> list[list[Row]]:
+    """The rows of each input of a node, in their order; those of an ensemble are of all its members."""
+    rows = [row for row in (output if isinstance(output, list) else [output]) if isinstance(row, dict)]
+    number = len(node.inputs)
+    if number == 1 or node.kind == "ensemble":
+        return [rows] * number
+    models = [*dict.fromkeys(str(row.get("run")) for row in rows)]
+    if len(models) != number:
+        return [[]] * number
+    return [[row for row in rows if str(row.get("run")) == model] for model in models]
+
+
+def _columns(node: Node, rows: list[Row]) -> Row:
     try:
         named = dict(_SCORES[node.kind](rows))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return {}
     return {f"{node.entry}.{name}": value for name, value in named.items() if _is_number(value)}
 

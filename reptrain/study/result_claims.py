@@ -37,8 +37,9 @@ def _check_result(what: str, claim: Claim, column: str, entry: Then) -> None:
             what,
             got=column,
             rule="must name a command with scores",
-            remedy=f"{entry.do} has none; the figures of routers are knock_out_mean_nats and"
-            " knock_out_max_nats.",
+            remedy="Name another entry."
+            if entry.do == "export"
+            else "The figures of routers are the columns knock_out_mean_nats and knock_out_max_nats.",
         )
     if entry.unit == "seeds":
         raise StudyError(

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mutants import AUDIT, AUDITOR, REPLAY, Mutant, TinyRun
+from mutants import AUDIT, AUDITOR, REPLAY, Mutant
+from tiny_runs import TinyRun
 
 ROOT = Path(__file__).parents[2]
 _FAILED = "failed"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from mutant_runs import ROOT, patched
-from mutants import JUDGES, MUTANTS, NOTHING, RUNS
+from mutants import JUDGES, MUTANTS, NOTHING
+from tiny_runs import RUNS
 
 HERE = Path(__file__).parent
 

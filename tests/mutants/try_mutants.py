@@ -19,8 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from mutant_runs import judge, make_store, make_tree, passes, preload, train
-from mutants import JUDGES, MUTANTS, NOTHING, RUNS, STOPS, Mutant
+from mutants import JUDGES, MUTANTS, NOTHING, STOPS, Mutant
 from page import replace_part
+from tiny_runs import RUNS
 
 BEGIN, END = "<!-- mutants: made by `make test-mutants` -->", "<!-- end of mutants -->"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -38,6 +38,7 @@ CLAIM: dict[str, Any] = {
     "direction": "less",
 }
 SEEDS = [0, 1, 2, 3, 4]
+PARTS: tuple[Literal["order", "noise", "weights", "dropout"], ...] = ("order", "noise", "weights", "dropout")
 
 
 def study_of(**fields: Any) -> StudyConfig:
@@ -50,14 +51,20 @@ def write_result(out: Path, node: Node, output: Any) -> None:
     path.write_text(json.dumps({"fingerprint": node.fingerprint, "output": output}))
 
 
+def write_task(folder: Path) -> Path:
+    path = folder / "task.yaml"
+    path.write_text("name: t\n")
+    return path
+
+
 def test_members_share_the_subset_and_the_first_is_the_arm_without_members() -> None:
     found = {arm.name: arm for arm in arms(study_of())}
     plain = {arm.name: arm for arm in arms(study_of(arms=[{"name": "small"}]))}
     first, second, other = (found[f"small.member-{m}.seed-{s}"] for m, s in ((1, 0), (2, 0), (2, 1)))
     assert first.config.model_copy(update={"name": "small.seed-0"}) == plain["small.seed-0"].config
     assert first.config.data == second.config.data
-    for part in ("order", "noise", "weights", "dropout"):
-        assert len({arm.config.seed_of(part) for arm in (first, second, other)}) == 3  # type: ignore[arg-type]
+    for part in PARTS:
+        assert len({arm.config.seed_of(part) for arm in (first, second, other)}) == 3
     assert second.values["member"] == 2 and found["large.seed-0"].values["member"] == 1
     assert second.group == "small.member-2"
 
@@ -100,8 +107,7 @@ def test_a_claim_compares_the_results_of_commands(tmp_path: Path) -> None:
 
 
 def test_results_of_each_command_become_columns(tmp_path: Path) -> None:
-    (tmp_path / "task.yaml").write_text("name: t\n")
-    task = str(tmp_path / "task.yaml")
+    task = str(write_task(tmp_path))
     study = study_of(
         arms=[{"name": "a"}], seeds=[0],
         then=[
@@ -144,13 +150,34 @@ def test_results_of_each_command_become_columns(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_rows_over_several_models_belong_to_the_models_in_their_order(tmp_path: Path) -> None:
+    task = str(write_task(tmp_path))
+    study = study_of(
+        arms=[{"name": "a"}],
+        seeds=[0, 1],
+        then=[
+            {"name": "tuned", "do": "finetune", "task": task},
+            {"name": "answers", "do": "score-task", "of": "tuned", "over": "seeds", "task": task},
+        ],
+    )
+    graph = build_graph(study, tmp_path)
+    (node,) = (node for node in graph.nodes if node.entry == "answers")
+    # The folders of fine-tuned models all end alike.
+    rows = [{"run": f"products/{name}/seed-0", "f1": 10.0 * at} for at, name in enumerate(node.inputs)]
+    write_result(tmp_path, node, rows)
+    found = result_columns(graph, tmp_path)
+    assert [found[f"a.seed-{seed}"] for seed in (0, 1)] == [{"answers.f1": 0.0}, {"answers.f1": 10.0}]
+    write_result(tmp_path, node, rows[:1])
+    assert result_columns(graph, tmp_path) == {"a.seed-0": {}, "a.seed-1": {}}
+
+
 @pytest.mark.parametrize(
     ("then", "claim", "error"),
     [
         ({**TOGETHER, "over": "seeds"}, {}, "one result for all seeds"),
         (TOGETHER, {"max_seeds": 8}, "must have one look"),
         ({**TOGETHER, "where": {"arm": "small"}}, {}, "large, which has no together.report.loss_nats"),
-        ({"name": "together", "do": "export"}, {}, "export has none"),
+        ({"name": "together", "do": "export"}, {}, "must name a command with scores"),
         (TOGETHER, {"metric": "apart.report.loss_nats"}, "apart.report.loss_nats"),
     ],
 )
