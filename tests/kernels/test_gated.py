@@ -46,7 +46,9 @@ def test_activate_drops_the_units_of_some_positions_as_in_the_whole() -> None:
     whole = activate("swiglu", up, gate, key=key, rate=0.4)
     of_part = counter.position_keys(key, position_P)
     part = activate("swiglu", up[:, position_P], gate[:, position_P], key=of_part, rate=0.4)
-    assert torch.equal(part, whole[:, position_P])
+    # The exponential's last bit depends on where in a vector a number lies; the mask must not.
+    assert torch.equal(part == 0, whole[:, position_P] == 0)
+    torch.testing.assert_close(part, whole[:, position_P])
 
 
 def test_activate_passes_gradcheck() -> None:
