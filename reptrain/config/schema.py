@@ -226,15 +226,6 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _selective_needs_whole_weights(self) -> Self:
-        if self.train.activation_checkpointing == "selective" and self.train.zero_stage == 3:
-            raise ValueError(
-                "train.activation_checkpointing selective needs train.zero_stage 0, 1 or 2: stage 3 gathers"
-                " weights within a layer, which torch counts as recomputed; set it to full"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _optimizer_is_whole(self) -> Self:
         stage = self.train.zero_stage
         if self.optimizer.needs_whole_matrices and stage > 0:
