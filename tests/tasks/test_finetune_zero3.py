@@ -63,8 +63,9 @@ def tuned(tiny: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         alone = finetune(Path(case["run"]), load_finetune(tasks[task], SMALL), out / f"{name}-alone")
         assert alone.results is not None
     cases["stopped"] = cases["t5"] | {"stop_after": 1}
-    cases["stopped "] = cases["t5"]
-    (out / "stopped ").symlink_to(out / "stopped")
+    # Two cases in one folder.
+    cases["resumed"] = cases["t5"]
+    (out / "resumed").symlink_to(out / "stopped")
     start_ranks(2, out, cases, script="finetune_ranks.py")
     return out
 
@@ -99,5 +100,5 @@ def test_no_rank_holds_the_model_that_it_scores(tuned: Path, name: str) -> None:
 
 
 def test_stopped_partitioned_fine_tuning_resumes_with_the_same_steps(tuned: Path) -> None:
-    assert _losses(tuned / "stopped") == _losses(tuned / "t5")
-    assert read_results(tuned / "stopped").seeds == read_results(tuned / "t5").seeds
+    assert _losses(tuned / "resumed") == _losses(tuned / "t5")
+    assert read_results(tuned / "resumed").seeds == read_results(tuned / "t5").seeds
