@@ -46,6 +46,7 @@ class FinetuneTrainConfig(TrainConfig):
 
     # Settings of runs that fine-tuning does not have. Old folders contain them; the schema hides them.
     total_tokens: SkipJsonSchema[Budget | None] = None
+    batch_tokens: SkipJsonSchema[Positive | None] = None
     expert_parallel_size: SkipJsonSchema[Positive] = 1
     sequence_parallel_size: SkipJsonSchema[Positive] = 1
     on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
@@ -112,6 +113,8 @@ class FinetuneConfig(Frozen):
         train, optimizer = self.train, self.optimizer
         if train.total_tokens is not None:
             raise ValueError("train.total_tokens is for runs; set epochs instead")
+        if train.batch_tokens is not None:
+            raise ValueError("train.batch_tokens is for runs; set train.batch_windows, in examples, instead")
         if train.on_nonfinite != "stop":
             raise ValueError("train.on_nonfinite must be stop in fine-tuning")
         if train.expert_parallel_size > 1:

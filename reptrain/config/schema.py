@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from reptrain.config.base import FileName, Frozen, Seed
+from reptrain.config.base import LARGEST_BATCH, FileName, Frozen, Seed
 from reptrain.config.distill import DistillConfig
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
@@ -154,6 +154,28 @@ class RunConfig(Frozen):
         """The run with `train.precision: auto` replaced by the precision of a device, "cuda" or "cpu"."""
         train = self.train.with_precision(device_type, self.optimizer)
         return self.model_copy(update={"train": train})
+
+    @model_validator(mode="after")
+    def _batch_is_in_windows(self) -> Self:
+        tokens, window = self.train.batch_tokens, self.window_tokens
+        if tokens is None:
+            return self
+        if "batch_windows" in self.train.model_fields_set:
+            raise ValueError(
+                f"train.batch_tokens {tokens} and train.batch_windows {self.train.batch_windows} both set the"
+                " batch; leave one of the two out"
+            )
+        windows, rest = divmod(tokens, window)
+        if rest or windows > LARGEST_BATCH:
+            raise ValueError(
+                f"train.batch_tokens must be a multiple of data.window_tokens {window}, and at most"
+                f" {LARGEST_BATCH} times as much; {tokens} is not; the next multiple is"
+                f" {min(windows + 1, LARGEST_BATCH) * window}"
+            )
+        changed = self.train.model_copy(update={"batch_windows": windows, "batch_tokens": None})
+        # The model is frozen for its users.
+        object.__setattr__(self, "train", changed)
+        return self
 
     @model_validator(mode="after")
     def _cycles_need_a_cyclic_rate(self) -> Self:

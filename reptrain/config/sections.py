@@ -88,6 +88,9 @@ class TrainConfig(Frozen):
     the store's mean per token. Null: one epoch. In a mixture, each source has its own."""
     batch_windows: BatchRows = 16
     """Windows per optimizer step, over all ranks and micro-batches."""
+    batch_tokens: Positive | None = None
+    """Raw tokens per optimizer step, instead of batch_windows, which the run records: a multiple of
+    data.window_tokens."""
     micro_batch_windows: BatchRows | None = None
     """Windows per forward pass on one rank; null: the rank's whole share of the step. Does not change the
     results."""

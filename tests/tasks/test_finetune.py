@@ -290,6 +290,7 @@ def test_other_settings_and_other_folders_are_refused(
         tune(run, task, task)
     for override, words in (
         ("train.total_tokens=3epochs", "set epochs instead"),
+        ("train.batch_tokens=512", "set train.batch_windows"),
         ("train.expert_parallel_size=2", "needs train.expert_parallel_size 1; 2 was given"),
         ("train.precision=bf16", "needs train.zero_stage 1, 2 or 3"),
         ("model.dropout.residul=0", r"Did you mean model\.dropout\.residual"),
