@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
 from paper_fits import fitted_lines
+from paper_methods import methods_table
 
 from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
@@ -84,6 +85,8 @@ def page(*, renew: bool = False) -> str:
         lines += [_line(judged[name]) for name in _claims(one)]
     named = {name for one in findings for name in _claims(one)}
     lines += ["", "## Recent methods", "", _RECENT, ""]
+    newest = DATA / "newest.parquet"
+    lines += [*methods_table(read_table(newest)), ""] if newest.exists() else []
     lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
 
