@@ -153,6 +153,7 @@ KEYS = [
         "train",
         "train.total_tokens",
         "train.batch_windows",
+        "train.batch_tokens",
         "train.rank_timeout_seconds",
     ),
     *("model", "model.family", "model.num_layers", "model.d_model", "model.num_heads", "model.vocab_size"),
