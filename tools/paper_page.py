@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
 from paper_fits import fitted_lines
-from paper_methods import methods_table
+from paper_tables import losses_table, methods_table
 
 from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
@@ -48,6 +48,10 @@ the verdicts of the studies in `configs/studies/mini` and of `configs/studies/ne
 verdicts. `make paper-page` rebuilds this page from the tables.
 """
 
+_LOSSES = (
+    "Loss after R epochs, in parentheses that of the best checkpoint (nats per token, means over seeds):"
+)
+
 _RECENT = """\
 The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens.
 [Recent methods for repeated data](guides/newest.md) describes the methods."""
@@ -70,7 +74,9 @@ def page(*, renew: bool = False) -> str:
     """The text of the page. ``renew``: fit laws again if the tables have changed."""
     judged, findings = results(), _findings()
     fits = {one["number"]: fitted_lines(one, DATA, renew=renew) for one in findings}
-    figure = [f"![{_CAPTION}](paper-loss.png)", ""] if _has_central_result(judged) else []
+    figure = []
+    if _has_central_result(judged):
+        figure = [f"![{_CAPTION}](paper-loss.png)", "", _LOSSES, "", *losses_table(_core_runs()), ""]
     lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
     lines += ["| | finding | verdict |", "|---:|---|---|"]
     lines += [
@@ -153,23 +159,22 @@ def _shown_verdict(
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
     parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
-    costs = [
+    measured = [
         _effect(judged[f"mini-core/{name}"], what)
         for name, what in (
             (
                 "repetition-degrades",
-                "With 0.38 million parameters, 64 epochs cost {}, over one epoch of as many tokens",
+                "With 0.38 million parameters, 64 epochs end {} above one epoch of as many tokens",
             ),
-            ("larger-models-degrade-more", "with each fourfold size, this cost changes by {}"),
+            ("larger-models-degrade-more", "With four times the parameters, this difference grows by {}"),
         )
     ]
-    measured = "; ".join(cost for cost in costs if cost)
     return " ".join(
         [
-            "Decoders of 0.09 to 1.5 million non-embedding parameters, 2^18 to 2^22 tokens:"
-            f" of {len(findings)} findings, {parts}.",
-            *([f"{measured}."] if measured else []),
-            "This says nothing about the scale of the paper, 0.2 to 2.8 billion parameters.",
+            "Results for decoders with 0.09 to 1.5 million non-embedding parameters and 2^18 to 2^22 tokens."
+            f" Verdicts of {len(findings)} findings: {parts}.",
+            *filter(None, measured),
+            "Models at the scale of the paper, 0.2 to 2.8 billion parameters, may behave differently.",
         ]
     )
 
@@ -178,8 +183,8 @@ def _effect(result: ClaimResult, text: str) -> str:
     final, best = (_interval(judged) for judged in (result.judged, result.other_checkpoint))
     if not final:
         return ""
-    at_best = f", or {best} at the best checkpoint" if best else ""
-    return text.format(f"{final} nats{at_best} (n = {result.judged.seeds_used})")
+    at_best = f"; at the best checkpoint {best}" if best else ""
+    return f"{text.format(f'{final} nats')}{at_best} (n = {result.judged.seeds_used})."
 
 
 def _interval(judged: Judgment | None) -> str:

@@ -139,7 +139,7 @@ def _intact(path: Path, named_by: str) -> Store:
         raise StoreError(
             f"store {path}",
             got=report.problems[0],
-            rule="must be unchanged since it was sealed",
+            rule="must be unchanged since the store was completed",
             remedy="Restore its files, or rebuild it with `reptrain tokenize`.",
         )
     return store

@@ -252,7 +252,7 @@ def test_changed_store_is_refused_at_the_start(tiny: MakeConfig, own_store: Path
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match="must be unchanged since it was sealed"):
+    with pytest.raises(StoreError, match="must be unchanged since the store was completed"):
         train(tiny(f"data.store={own_store}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
