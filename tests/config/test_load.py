@@ -247,6 +247,9 @@ NOT_DERIVED = {
     "T5Config.moe",
     "Scheduled.over",
     "TrainConfig.micro_batch_windows",
+    # Replaced by batch_windows.
+    "TrainConfig.batch_tokens",
+    "TrainConfig.bucket_elements",
     "EvaluateConfig.patience",
     "CheckpointConfig.keep_every_fraction",
     "CheckpointConfig.mirror",
