@@ -58,7 +58,8 @@ class Writer:
     num_ids: int
     reading: Reading = "causal"
     world: World | None = None
-    """The ranks of a partitioned model: all make as many forward passes as the one with the longest text."""
+    """The ranks of a partitioned model: all make as many forward passes as the rank with the longest text.
+    None: each rank generates independently."""
 
     @torch.no_grad()
     def write(

@@ -54,7 +54,7 @@ class _Batch(NamedTuple):
     number_B: np.ndarray
     """Indices of the pairs."""
     counts: bool
-    """False for a rank that has no pairs left while another one has, for ZeRO 3 gathers weights together."""
+    """Whether the results are used. A rank without pairs computes too, for ZeRO 3 gathers all weights."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Scorer:
         return total_N
 
     def _batches(self, pairs: Sequence[Pair]) -> Iterator[_Batch]:
-        """This rank's pairs in batches of similar length. A partitioned model has as many on every rank."""
+        """This rank's pairs in batches of similar length; with a partitioned model, as many on every rank."""
         order = np.argsort([len(pair.source) + len(pair.target) for pair in pairs], kind="stable")
         own = order[self.world.rank :: self.world.world_size]
         most = -(-len(order) // self.world.world_size) if self.is_partitioned else len(own)
