@@ -246,9 +246,8 @@ NOT_DERIVED = {
     "T5Config.vocab_size",
     "T5Config.moe",
     "Scheduled.over",
-    "TrainConfig.micro_batch_windows",
-    # Replaced by batch_windows.
     "TrainConfig.batch_tokens",
+    "TrainConfig.micro_batch_windows",
     "TrainConfig.bucket_elements",
     "EvaluateConfig.patience",
     "CheckpointConfig.keep_every_fraction",
