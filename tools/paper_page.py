@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
 from paper_fits import fitted_lines
-from paper_methods import methods_table
+from paper_tables import losses_table, methods_table
 
 from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
@@ -48,6 +48,10 @@ the verdicts of the studies in `configs/studies/mini` and of `configs/studies/ne
 verdicts. `make paper-page` rebuilds this page from the tables.
 """
 
+_LOSSES = (
+    "Loss after R epochs, in parentheses that of the best checkpoint (nats per token, means over seeds):"
+)
+
 _RECENT = """\
 The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens.
 [Recent methods for repeated data](guides/newest.md) describes the methods."""
@@ -70,7 +74,9 @@ def page(*, renew: bool = False) -> str:
     """The text of the page. ``renew``: fit laws again if the tables have changed."""
     judged, findings = results(), _findings()
     fits = {one["number"]: fitted_lines(one, DATA, renew=renew) for one in findings}
-    figure = [f"![{_CAPTION}](paper-loss.png)", ""] if _has_central_result(judged) else []
+    figure = []
+    if _has_central_result(judged):
+        figure = [f"![{_CAPTION}](paper-loss.png)", "", _LOSSES, "", *losses_table(_core_runs()), ""]
     lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
     lines += ["| | finding | verdict |", "|---:|---|---|"]
     lines += [

@@ -1,4 +1,4 @@
-"""The table of recent methods on docs/paper.md: each arm of a study against its plain arm."""
+"""The tables of docs/paper.md: losses by size and epochs, and each recent method against the plain arm."""
 
 from __future__ import annotations
 
@@ -26,6 +26,34 @@ the selection split. Weighted snapshots are compared with the final and the best
 
 _Losses = Mapping[int, float]
 """A loss by seed."""
+
+
+def losses_table(runs: pa.Table) -> list[str]:
+    """Lines of Markdown: the final loss, and the best one in parentheses, for each size and number of epochs.
+
+    Args:
+        runs: The finished main runs of a study whose arms are sizes of the model.
+    """
+    cells: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for row in runs.to_pylist():
+        place = row["parameters_nonembedding"], row["epochs"]
+        cells.setdefault(place, []).append((row[_FINAL], row[_BEST]))
+    sizes, epochs = (sorted({place[i] for place in cells}) for i in (0, 1))
+    lines = [
+        f"| non-embedding parameters |{''.join(f' R = {number:g} |' for number in epochs)}",
+        f"|---:|{'---:|' * len(epochs)}",
+    ]
+    for size in sizes:
+        shown = [_mean_losses(cells.get((size, number), [])) for number in epochs]
+        lines.append(f"| {size:,} | {' | '.join(shown)} |")
+    return lines
+
+
+def _mean_losses(pairs: Sequence[tuple[float, float]]) -> str:
+    if not pairs:
+        return ""
+    final, best = np.mean(pairs, axis=0)
+    return f"{final:.2f} ({best:.2f})"
 
 
 def methods_table(runs: pa.Table) -> list[str]:
