@@ -22,13 +22,12 @@ SHORT = ("train.total_tokens=0.5epochs", "evaluate.every_fraction=1")
 
 
 def methods() -> dict[str, tuple[str, ...]]:
-    """The settings of each row of the page's table, by the name of the method."""
-    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    """The settings of each row of the page's table of settings, by the name of the method."""
     found = {}
-    # A start from another model is tested in test_adapted.py.
-    for row in (row for row in rows[1:] if "init_from" not in row[3]):
-        settings = tuple(shlex.split(re.sub(r"^`|`$", "", row[3].strip())))
-        found[row[0].strip("| ")] = (*(SPARSE if "expert" in row[3] else ()), *settings)
+    for method, shown in re.findall(r"^\| (.+?) \| [^|]+ \| `([^`]+)` \|$", PAGE.read_text(), re.MULTILINE):
+        # A start from another model is tested in test_adapted.py.
+        if "init_from" not in shown:
+            found[method] = (*(SPARSE if "expert" in shown else ()), *shlex.split(shown))
     return found
 
 
