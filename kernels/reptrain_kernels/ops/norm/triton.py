@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.layout import contiguous
 from reptrain_kernels.rates import unpacked
 
 MAX_WIDTH = 8192
@@ -150,10 +151,6 @@ def gradient_blocks(num_lines: int) -> tuple[int, int]:
     return triton.cdiv(num_lines, block_lines), block_lines
 
 
-def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
-    return [x if x is None else x.contiguous() for x in optional]
-
-
 def launch_norm(
     x: Tensor,
     branch: Tensor | None,
@@ -170,7 +167,7 @@ def launch_norm(
         The stream, empty without a branch, since it would be x; the normed lines; and each line's inverse
         root mean square in fp32.
     """
-    x, branch, weight_D, unit_key_B, path_key_B = _contiguous(x, branch, weight_D, unit_key_B, path_key_B)
+    x, branch, weight_D, unit_key_B, path_key_B = contiguous(x, branch, weight_D, unit_key_B, path_key_B)
     results = _new_results(x, branch, weight_D)
     if x.numel():
         num_lines, *sizes = _sizes(x)
@@ -218,8 +215,8 @@ def launch_norm_gradient(
         branch_dtype: None where there is no branch, or where its gradient is that of x: the second result is
             then empty.
     """
-    grad_stream, grad_normed, stream, weight_D = _contiguous(grad_stream, grad_normed, stream, weight_D)
-    unit_key_B, path_key_B = _contiguous(unit_key_B, path_key_B)
+    grad_stream, grad_normed, stream, weight_D = contiguous(grad_stream, grad_normed, stream, weight_D)
+    unit_key_B, path_key_B = contiguous(unit_key_B, path_key_B)
     grad_x, grad_branch = _new_gradients(stream, branch_dtype)
     if stream.numel() == 0:
         return grad_x, grad_branch, weight_D.new_zeros(weight_D.shape, dtype=torch.float32)
@@ -301,7 +298,7 @@ def launch_join(
     dtype: torch.dtype,
 ) -> Tensor:
     """x and the dropped branch, or that alone, in ``dtype``."""
-    x, branch, unit_key_B, path_key_B = _contiguous(x, branch, unit_key_B, path_key_B)
+    x, branch, unit_key_B, path_key_B = contiguous(x, branch, unit_key_B, path_key_B)
     stream = branch.new_empty(branch.shape, dtype=dtype)
     if stream.numel():
         num_lines, *sizes = _sizes(branch)
