@@ -115,8 +115,9 @@ test-all: $(VENV)/.test
 
 # Instruction sets of torch, oneDNN and MKL, and threads: each combination rounds differently.
 MACHINES := default:SSE41:COMPATIBLE:1 avx2:AVX2:AVX2:2 avx512:AVX512_CORE:AVX512:1
-# The rooms whose tests train or compute with models.
-TRAINING := tests/training tests/checkpoint tests/distributed tests/evaluation tests/model tests/tasks tests/generation tests/hub tests/test_demo.py
+# The tests that train or compute with models, and those of the kernels in plain torch.
+TRAINING := tests/training tests/checkpoint tests/distributed tests/evaluation tests/model tests/tasks tests/generation tests/hub tests/test_demo.py \
+	tests/kernels/test_attention.py tests/kernels/test_gated.py tests/kernels/test_linear_cross_entropy.py tests/kernels/test_norm.py
 
 test-machines: $(VENV)/.test
 	@for machine in $(MACHINES); do \

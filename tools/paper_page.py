@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
+from paper_fits import fitted_lines
+from paper_tables import losses_table, methods_table
 
 from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
 from reptrain.analysis.tables import main_runs, read_table
@@ -46,6 +48,10 @@ the verdicts of the studies in `configs/studies/mini` and of `configs/studies/ne
 verdicts. `make paper-page` rebuilds this page from the tables.
 """
 
+_LOSSES = (
+    "Loss after R epochs, in parentheses that of the best checkpoint (nats per token, means over seeds):"
+)
+
 _RECENT = """\
 The other claims of `configs/studies/newest.yaml`, at 64 epochs of 16,384 tokens.
 [Recent methods for repeated data](guides/newest.md) describes the methods."""
@@ -64,21 +70,29 @@ def results() -> dict[str, ClaimResult]:
     return {f"{result.study}/{result.claim.name}": result for result in judged}
 
 
-def page() -> str:
-    """The text of the page."""
+def page(*, renew: bool = False) -> str:
+    """The text of the page. ``renew``: fit laws again if the tables have changed."""
     judged, findings = results(), _findings()
-    figure = [f"![{_CAPTION}](paper-loss.png)", ""] if _has_central_result(judged) else []
+    fits = {one["number"]: fitted_lines(one, DATA, renew=renew) for one in findings}
+    figure = []
+    if _has_central_result(judged):
+        figure = [f"![{_CAPTION}](paper-loss.png)", "", _LOSSES, "", *losses_table(_core_runs()), ""]
     lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
     lines += ["| | finding | verdict |", "|---:|---|---|"]
-    lines += [f"| {one['number']} | {one['finding']} | {_verdict(one, judged)} |" for one in findings]
+    lines += [
+        f"| {one['number']} | {one['finding']} | {_shown_verdict(one, judged, fits)} |" for one in findings
+    ]
     for one in findings:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         lines += [f"Comment: {one['comment']}", ""] if "comment" in one else []
-        if not one["claims"]:
+        lines += [*fits[one["number"]], ""] if fits[one["number"]] else []
+        if not one["claims"] and not fits[one["number"]]:
             lines += [f"Not run: {one['why']}", *([""] if _claims(one) else [])]
         lines += [_line(judged[name]) for name in _claims(one)]
     named = {name for one in findings for name in _claims(one)}
     lines += ["", "## Recent methods", "", _RECENT, ""]
+    newest = DATA / "newest.parquet"
+    lines += [*methods_table(read_table(newest)), ""] if newest.exists() else []
     lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
 
@@ -136,6 +150,12 @@ def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
     return judged[finding["claims"][0]].verdict if finding["claims"] else "not run"
 
 
+def _shown_verdict(
+    finding: dict[str, Any], judged: dict[str, ClaimResult], fits: dict[int, list[str]]
+) -> str:
+    return "fitted, no claim" if fits[finding["number"]] else _verdict(finding, judged)
+
+
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
     parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
@@ -187,16 +207,16 @@ def _runs() -> str:
     return f"Finished main runs: {len(done)}, with {tokens:,} tokens. Audits: {audits or 'none'}."
 
 
-def files() -> dict[Path, str]:
+def files(*, renew: bool = False) -> dict[Path, str]:
     """The page and, once the study `core` has its central result, README.md."""
-    return {PAGE: page(), **({README: readme()} if _has_central_result(results()) else {})}
+    return {PAGE: page(renew=renew), **({README: readme()} if _has_central_result(results()) else {})}
 
 
 def main() -> None:
     """Write the files and the figure, or compare the files."""
     if "--check" in sys.argv[1:]:
         sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in files().items()))
-    for path, text in files().items():
+    for path, text in files(renew=True).items():
         path.write_text(text, encoding="utf-8")
     if _has_central_result(results()):
         FIGURE.write_bytes(loss_against_epochs(_core_runs()))
