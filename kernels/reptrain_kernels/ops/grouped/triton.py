@@ -1,6 +1,6 @@
-"""`grouped_mm` and `grouped_mlp` in Triton, registered as torch operators: torch.compile takes them whole.
+"""`grouped_mm` and `grouped_mlp` in Triton, torch operators at which torch.compile does not break the graph.
 
-Shapes as in `grouped`; end_E holds the row after each group's last, int32.
+Shapes as in `grouped`; end_E is int32, the end of each group's rows.
 """
 
 from __future__ import annotations
