@@ -153,7 +153,7 @@ def test_tokenize_show_and_verify(tmp_path: Path) -> None:
     made = run("tokenize", source, "--out", store, "--vocab-size", 120, "--processes", 1, "--json")
     assert json.loads(made.stdout)["documents"]["kept"] == 300
     assert "train" in run("store", "show", store).stdout
-    assert "as sealed" in run("store", "verify", store).stdout
+    assert "matches its manifest" in run("store", "verify", store).stdout
     refused = json.loads(run("store", "verify", store, "--max-overlap", 0, "--json", code=1).stdout)
     assert not refused["ok"] and refused["max_overlap"] == 0
     assert "above the limit 0.00%" in refused["overlap_problems"][0] and not refused["problems"]

@@ -159,23 +159,22 @@ def _shown_verdict(
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
     parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
-    costs = [
+    measured = [
         _effect(judged[f"mini-core/{name}"], what)
         for name, what in (
             (
                 "repetition-degrades",
-                "With 0.38 million parameters, 64 epochs cost {}, over one epoch of as many tokens",
+                "With 0.38 million parameters, 64 epochs end {} above one epoch of as many tokens",
             ),
-            ("larger-models-degrade-more", "with each fourfold size, this cost changes by {}"),
+            ("larger-models-degrade-more", "With four times the parameters, this difference grows by {}"),
         )
     ]
-    measured = "; ".join(cost for cost in costs if cost)
     return " ".join(
         [
-            "Decoders of 0.09 to 1.5 million non-embedding parameters, 2^18 to 2^22 tokens:"
-            f" of {len(findings)} findings, {parts}.",
-            *([f"{measured}."] if measured else []),
-            "This says nothing about the scale of the paper, 0.2 to 2.8 billion parameters.",
+            "Results for decoders with 0.09 to 1.5 million non-embedding parameters and 2^18 to 2^22 tokens."
+            f" Verdicts of {len(findings)} findings: {parts}.",
+            *filter(None, measured),
+            "Models at the scale of the paper, 0.2 to 2.8 billion parameters, may behave differently.",
         ]
     )
 
@@ -184,8 +183,8 @@ def _effect(result: ClaimResult, text: str) -> str:
     final, best = (_interval(judged) for judged in (result.judged, result.other_checkpoint))
     if not final:
         return ""
-    at_best = f", or {best} at the best checkpoint" if best else ""
-    return text.format(f"{final} nats{at_best} (n = {result.judged.seeds_used})")
+    at_best = f"; at the best checkpoint {best}" if best else ""
+    return f"{text.format(f'{final} nats')}{at_best} (n = {result.judged.seeds_used})."
 
 
 def _interval(judged: Judgment | None) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from reptrain.auditing.report import AuditReport
 
 AuditedRun = Annotated[
-    Path, typer.Argument(help="Folder of a run, or of a fine-tuning run (audited at level inputs).")
+    Path,
+    typer.Argument(metavar="RUN", help="Folder of a run, or of a fine-tuning run (audited at level inputs)."),
 ]
 Exposures = Annotated[
     Path | None,
@@ -93,7 +94,9 @@ def audit(
     certificate: Certificate = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recount how often each token reached the model, from ledger and store.
+    """Recount how often each token reached the model.
+
+    The counts come from the ledger of the run and from the token store.
 
     The report is written to audit.json in the run folder, which `reptrain runs` and the tables read.
     A report of level `windows` does not replace one of level `inputs` on the same ledger.

@@ -37,7 +37,10 @@ def kernels(
         ),
     ] = None,
 ) -> None:
-    """Verify each kernel against its reference on this GPU, then time it next to other implementations."""
+    """Check each kernel against its reference, then time it.
+
+    Runs on this GPU. Other implementations are timed beside it.
+    """
     from reptrain_kernels.bench.operations import OPERATIONS
 
     if only is not None and only not in OPERATIONS:

@@ -27,7 +27,10 @@ Out = Annotated[
 def data(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Compare reading shuffled windows and drawing span corruption with other data loaders."""
+    """Compare data loading with other loaders.
+
+    Times shuffled reads of windows, and the examples of span corruption and UL2.
+    """
     from reptrain.bench import data as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "data", out, as_json)
@@ -37,7 +40,10 @@ def data(
 def tokenize(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Compare tokenizing text with SentencePiece alone, Hugging Face Datasets and datatrove."""
+    """Compare tokenization with other tools.
+
+    The others are SentencePiece alone, Hugging Face Datasets and datatrove.
+    """
     from reptrain.bench import tokenize as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "tokenize", out, as_json)
@@ -47,7 +53,10 @@ def tokenize(
 def start(
     repetitions: Repetitions = 5, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Measure the time to the first batch, to the first training step, to resume, and of commands."""
+    """Measure startup times.
+
+    Times the first batch, the first training step, a resume, and short commands.
+    """
     from reptrain.bench import start as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "start", out, as_json)
@@ -75,7 +84,9 @@ def train(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training steps of a configuration on random tokens: tokens/s, MFU, memory, parts of a step.
+    """Measure training steps of a configuration.
+
+    Measures tokens/s, MFU, memory and the parts of a step, on random tokens.
 
     The tokens are made for the measurement, so data.store is not needed. configs/bench has models of
     published sizes. Start it with `deepspeed` or `torchrun` to measure several ranks.
@@ -91,7 +102,10 @@ def train(
 def proof(
     repetitions: Repetitions = 3, quick: Quick = False, out: Out = None, as_json: AsJson = False
 ) -> None:
-    """Time and memory of audit, store verify, study report and fit, as their input grows."""
+    """Measure audits, verification, reports and fits.
+
+    Measures time and memory as the input grows.
+    """
     from reptrain.bench import proof as bench
 
     _finish(bench.run(repetitions=repetitions, quick=quick), "proof", out, as_json)
@@ -99,7 +113,10 @@ def proof(
 
 @bench_app.command()
 def page() -> None:
-    """Rebuild the tables of docs/performance.md from benchmarks/*.csv."""
+    """Rebuild the tables of docs/performance.md.
+
+    The results are read from benchmarks/*.csv.
+    """
     from reptrain.bench import page as pages
 
     typer.echo(pages.write())
@@ -107,7 +124,10 @@ def page() -> None:
 
 @bench_app.command()
 def check(repetitions: Repetitions = 5, quick: Quick = False) -> None:
-    """Measure again, and exit with 1 if a ratio is below the range in benchmarks/*.csv."""
+    """Measure again, and fail if a ratio got worse.
+
+    Exit code 1: a ratio is below its range in benchmarks/*.csv.
+    """
     from reptrain.bench.check import regressions
 
     found = list(regressions(repetitions=repetitions, quick=quick))

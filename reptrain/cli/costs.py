@@ -1,4 +1,4 @@
-"""What a run costs, and advice on which run to make."""
+"""Commands for the cost of a run, and for the best run within a budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Price = Annotated[
 Prices = Annotated[
     Path | None,
     typer.Option(
-        "--prices", metavar="CSV", help="Table of devices with your prices.", show_default="built in"
+        "--prices", metavar="CSV", help="Your own table of devices and prices.", show_default="built in"
     ),
 ]
 Pue = Annotated[
@@ -47,11 +47,15 @@ Pue = Annotated[
 
 
 UniqueTokens = Annotated[
-    int | None, count_option("--unique-tokens", help="Available unique tokens; or --store.")
+    int | None, count_option("--unique-tokens", help="Available unique tokens; alternative to --store.")
 ]
 AdvisedStore = Annotated[
     Path | None,
-    typer.Option("--store", metavar="DIR", help="Token store: also advise on every setting of a run."),
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="Token store to read the number of tokens from; also print a first configuration.",
+    ),
 ]
 NewConfig = Annotated[
     Path | None,
@@ -59,7 +63,9 @@ NewConfig = Annotated[
 ]
 ComputeBudget = Annotated[
     float | None,
-    typer.Option("--compute", metavar="FLOPS", help="Budget in training FLOPs; or --gpus and --hours."),
+    typer.Option(
+        "--compute", metavar="FLOPS", help="Budget in training FLOPs; alternative to --gpus and --hours."
+    ),
 ]
 Hours = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")]
 HoldTokens = Annotated[
@@ -75,10 +81,15 @@ HoldRatio = Annotated[
     ),
 ]
 FittedRuns = Annotated[
-    Path | None, typer.Option("--fit", metavar="STUDY|TABLE", help="Your runs to fit the law to.")
+    Path | None,
+    typer.Option(
+        "--fit", metavar="STUDY|TABLE", help="Runs to which the law is fitted: a study's folder or a table."
+    ),
 ]
-FittedLaw = Annotated[str, typer.Option("--law", help="Law to fit to them.")]
-FittedMetric = Annotated[str, typer.Option("--metric", metavar="COLUMN", help="Column of their loss.")]
+FittedLaw = Annotated[str, typer.Option("--law", help="Law to fit to these runs.")]
+FittedMetric = Annotated[
+    str, typer.Option("--metric", metavar="COLUMN", help="Column of the loss of these runs.")
+]
 FittedColumns = Annotated[
     list[str] | None,
     typer.Option(
@@ -109,7 +120,10 @@ def advise(
     num_bootstraps: NumBootstraps = 200,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend size, epochs and regularization for a number of unique tokens and a budget."""
+    """Recommend size, epochs and regularization for a budget.
+
+    The budget is a number of unique tokens, and training FLOPs or GPU-hours.
+    """
     from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
     from reptrain.analysis.advise import advise as advice_for
     from reptrain.analysis.answer import FitOptions
@@ -207,7 +221,8 @@ def _budget(
 @app.command()
 def cost(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file of a run or of a model, for FLOPs per token.")
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="YAML file of a run or of a model, for FLOPs per token."),
     ] = None,
     tokens: Annotated[int | None, count_option("--tokens", help="Tokens to consume.")] = None,
     unique_tokens: Annotated[
@@ -219,7 +234,8 @@ def cost(
     gpus: NumGpus = 1,
     device: DeviceName = None,
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option("--precision", help="Precision of the peak.")
+        Literal["fp32", "tf32", "bf16", "fp16"],
+        typer.Option("--precision", help="Precision for which the peak of the device is taken."),
     ] = "bf16",
     rate: Annotated[
         float | None,
@@ -236,7 +252,10 @@ def cost(
     vocab_size: VocabSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute days, GPU-hours, money and energy of a run from a measured rate or MFU."""
+    """Compute days, GPU-hours, money and energy of a run.
+
+    The time follows from a measured rate, or from an MFU and the peak of the device.
+    """
     from reptrain.analysis.cost import cost as compute
     from reptrain.analysis.cost import cost_text
 

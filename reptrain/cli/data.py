@@ -64,7 +64,7 @@ def tokenize(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help=".txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .arrow files; folders, quoted globs and "
             "URLs of them.",
         ),
@@ -124,7 +124,7 @@ def tokenize(
 
 @store_app.command("show")
 def store_show(store: StoreFolder, as_json: AsJson = False) -> None:
-    """Print the contents of a store: documents, tokens, splits and tokenizer."""
+    """Print documents, tokens, splits and tokenizer of a store."""
     from reptrain.store import describe, describe_text, open_store
 
     opened = open_store(store)
@@ -147,7 +147,9 @@ def store_verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the hash and counts of every shard, and the overlap of held-out and training text.
+    """Verify a store against its manifest.
+
+    Checks the hash and counts of every shard, and the overlap of held-out and training text.
 
     Exit code 4: a file differs from the manifest. 1: the overlap exceeds --max-overlap.
     """

@@ -18,8 +18,6 @@ from reptrain.cli.options import (
     Hostfile,
     MasterAddr,
     MasterPort,
-    MaxMinutes,
-    Out,
     Overrides,
     SshPort,
     exclude_list,
@@ -34,29 +32,48 @@ if TYPE_CHECKING:
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file of a run. Its stores and its run folder are checked too.")
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file of a run. Its stores and its run folder are checked too."
+        ),
     ] = None,
     overrides: Overrides = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Run folder to check.",
+            show_default="runs/NAME, with the configuration's name",
+        ),
+    ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Ranks on each host.")] = None,
     hostfile: Hostfile = None,
     exclude: Exclude = None,
     master_addr: MasterAddr = None,
     master_port: MasterPort = None,
     ssh_port: SshPort = None,
-    max_minutes: MaxMinutes = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            min=0.0,
+            help="Time limit of the run; the check compares it with the time that a checkpoint takes.",
+        ),
+    ] = None,
     link_seconds: Annotated[
         float, typer.Option("--link-seconds", min=0, help="Seconds of all-reduces for each pair of hosts.")
     ] = 10.0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Skip the launch of a test program, and the all-reduces.")
+        bool, typer.Option("--quick", help="Skip the test program and the all-reduces.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, the hosts of a hostfile, or the nodes of a Slurm job, before a run.
+    """Check the machine or the hosts before a run.
 
-    Prints a line for each check, and a remedy for each fault. Faulty hosts are listed for --exclude, and
-    HOSTFILE.clean is written without them.
+    Checks this machine, the hosts of a hostfile, or the nodes of a Slurm job. Prints a line for each check,
+    and a remedy for each fault. Faulty hosts are listed for --exclude, and HOSTFILE.clean is written without
+    them.
 
     Exit code 0: ready. 1: a fault was found. 2: wrong input.
     """

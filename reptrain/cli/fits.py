@@ -20,7 +20,9 @@ _ALL = "all"
 
 Table = Annotated[
     str | None,
-    typer.Argument(help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."),
+    typer.Argument(
+        metavar="TABLE", help="A Parquet or CSV table with a row per run, also at a URL, or a study's folder."
+    ),
 ]
 LawNames = Annotated[
     list[str] | None,
@@ -61,9 +63,13 @@ Fixed = Annotated[
 ]
 OwnStarts = Annotated[
     list[str] | None,
-    typer.Option("--start", metavar="NAME=VALUE,...", help="Additional start of the optimizer; repeatable."),
+    typer.Option(
+        "--start", metavar="NAME=VALUE,...", help="Additional starting point of the optimizer; repeatable."
+    ),
 ]
-NumStarts = Annotated[int, count_option("--starts", help="Number of starts by variable projection.")]
+NumStarts = Annotated[
+    int, count_option("--starts", help="Number of starting points, computed by variable projection.")
+]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -96,7 +102,7 @@ Statements = Annotated[
         help="State an item of the checklist: tuned, warm-up, checkpoints, parameters, flops, optimizer.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of starts and bootstrap.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the starting points and the bootstrap.")]
 
 
 @app.command()
@@ -119,7 +125,9 @@ def fit(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit laws to the losses of runs: local optima, intervals, hold-out, and a checklist.
+    """Fit scaling laws to the losses of runs.
+
+    Prints the parameters with intervals, local optima, the hold-out error, and a checklist of the fit.
 
     For the folder of a study, --law is not needed: the `fits` of its study file are computed.
     """

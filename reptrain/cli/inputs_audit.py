@@ -51,8 +51,8 @@ def finetuning_audit(folder: Path, options: Mapping[str, Any]) -> FinetuneAudit:
         if value:
             raise ConfigError(
                 name,
-                got=f"the fine-tuning {folder}",
-                rule="must be used with a run on a store: a fine-tuning has no store and no ledger",
+                got=f"the fine-tuning run {folder}",
+                rule="must be used with a run on a store: a fine-tuning run has no store and no ledger",
                 remedy="Leave it out.",
             )
     try:

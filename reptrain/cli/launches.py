@@ -76,7 +76,7 @@ Suggest = Annotated[
     bool,
     typer.Option(
         "--suggest",
-        help="Start nothing: print the ZeRO stage, micro-batch and activation checkpointing that fit into"
+        help="Start nothing: print the ZeRO stage, micro-batch and activation checkpointing that fit in"
         " the memory of the GPUs, and the reasons. Exit code 1: nothing fits.",
     ),
 ]
@@ -116,7 +116,7 @@ def launch(
     vocab_size: VocabSize = None,
     as_json: SuggestedAsJson = False,
 ) -> None:
-    """Train on several ranks: on this machine, on the hosts of a hostfile, or in a Slurm job.
+    """Train on several ranks: one machine, several hosts, or Slurm.
 
     The exact command or script is written next to the run folder, as NAME.launch.sh. To resume the run,
     repeat the same `reptrain launch`.
@@ -181,7 +181,7 @@ def _refuse_without_suggest(given: dict[str, object]) -> None:
                 name,
                 got=value,
                 rule="needs --suggest",
-                remedy="Add --suggest, or leave it out; --gpus is the number of ranks.",
+                remedy="Add --suggest, or omit the option. --gpus is the number of ranks.",
             )
 
 

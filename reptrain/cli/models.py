@@ -13,13 +13,15 @@ from reptrain.errors import ConfigError
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as model.num_layers=8."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as model.num_layers=8."),
 ]
 
 
 @app.command()
 def sizes(
-    config: Annotated[Path, typer.Argument(help="A YAML file of a run, or of a model alone.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file of a run, or of a model alone.")
+    ],
     overrides: Settings = None,
     world_size: Annotated[
         int, typer.Option("--world-size", min=1, help="Number of GPUs that ZeRO partitions over.")
@@ -31,7 +33,10 @@ def sizes(
     vocab_size: VocabSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count a model's parameters, FLOPs and memory without building it."""
+    """Count a model's parameters, FLOPs and memory.
+
+    The model is not built.
+    """
     from reptrain.sizes import describe_sizes, load_subject, sizes_text
 
     subject = load_subject(config, overrides or [], vocab_size=vocab_size)
@@ -41,7 +46,9 @@ def sizes(
 
 @app.command()
 def match(
-    config: Annotated[Path, typer.Argument(help="YAML file to change: of a run, or of a model alone.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="YAML file to change: of a run, or of a model alone.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="YAML file to match.")],
     overrides: Settings = None,
     by: Annotated[
@@ -61,7 +68,7 @@ def match(
     vocab_size: VocabSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a model so that its parameters or FLOPs match another's, and write the new file."""
+    """Change a model to match another's parameters or FLOPs."""
     from reptrain.sizes import describe_match, load_subject, match_text, write_match
     from reptrain.sizes import match as solve
 

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(help="A run's YAML file.")]
-RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
-Models = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Runs, or fine-tuned or imported models.")
-]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a run.")]
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")]
+Models = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs, or fine-tuned or imported models.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.total_tokens=64epochs."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.total_tokens=64epochs."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Out = Annotated[
@@ -26,20 +24,18 @@ Out = Annotated[
         show_default="runs/NAME, with the configuration's name",
     ),
 ]
-StoreFolder = Annotated[Path, typer.Argument(help="Folder of the token store.")]
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder or URL of the token store.")]
 MovedStores = Annotated[
     list[str] | None,
-    typer.Option(
-        "--store", metavar="PATH", help="The store's folder, if it has moved; in a mixture NAME=PATH."
-    ),
+    typer.Option("--store", metavar="PATH", help="New location of a moved store; in a mixture NAME=PATH."),
 ]
 Step = Annotated[
     int | None, typer.Option("--step", help="Step of the checkpoint to use.", show_default="the newest")
 ]
 TokenizerFile = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Tokenizer file, if the run's store is gone.")
+    Path | None, typer.Option("--tokenizer", help="Tokenizer file, if the run's store no longer exists.")
 ]
-Average = Annotated[bool, typer.Option("--average", help="Use the weight average, if the run keeps one.")]
+Average = Annotated[bool, typer.Option("--average", help="Use the weight average of the run (`average`).")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Device to score on.")]
 MaxExamples = Annotated[
     int | None,
@@ -66,12 +62,13 @@ MasterAddr = Annotated[
     typer.Option(
         "--master-addr",
         metavar="ADDRESS",
-        help="Address of the first host, where the ranks meet.",
+        help="Rendezvous address of the ranks: that of the first host.",
         show_default="the first that `hostname -I` prints there",
     ),
 ]
 MasterPort = Annotated[
-    int | None, typer.Option("--master-port", min=1, max=65535, help="Port where the ranks meet.")
+    int | None,
+    typer.Option("--master-port", min=1, max=65535, help="Rendezvous port of the ranks, on the first host."),
 ]
 SshPort = Annotated[
     int | None, typer.Option("--ssh-port", min=1, max=65535, help="Port of sshd on the hosts.")
@@ -97,7 +94,7 @@ def count_option(*names: str, least: int = 1, **settings: Any) -> Any:
 
 VocabSize = Annotated[
     int | None,
-    count_option("--vocab-size", help="Vocabulary size, if neither the model nor a store gives it."),
+    count_option("--vocab-size", help="Vocabulary size, if neither model.vocab_size nor a store is set."),
 ]
 NumBootstraps = Annotated[
     int, count_option("--bootstraps", least=0, help="Number of bootstrap samples for the intervals.")

@@ -40,11 +40,12 @@ def routers(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Compare the routers of sparse runs over their checkpoints, by layer, on windows of the training subset.
+    """Compare the routers of sparse runs over their checkpoints.
 
-    agreement: share of tokens with the same first expert as at the last checkpoint. dead: experts that no
-    token selects. knock-out: rise of the loss, in nats per token, if no token may select an expert. Its
-    tokens then go to the experts with the next largest scores.
+    Each layer is compared on the same windows of the training subset. agreement: share of tokens with the
+    same first expert as at the last checkpoint. dead: experts that no token selects. knock-out: rise of the
+    loss, in nats per token, if no token may select an expert. Its tokens then go to the experts with the next
+    largest scores.
     """
     from reptrain.evaluation.router_health import record_routers, router_health
     from reptrain.runs.folder import RunFolder

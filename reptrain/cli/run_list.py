@@ -26,7 +26,7 @@ def runs(
     folders: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FOLDER]...",
+            metavar="FOLDER",
             help="Folders or URLs (s3://bucket/runs) with runs at any depth.",
             show_default="runs",
         ),
@@ -52,9 +52,9 @@ def runs(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List runs with status, epochs, losses and audit; losses in nats per token.
+    """List runs with status, epochs, losses and audit.
 
-    The columns are those of runs.parquet (docs: Reference, Tables).
+    Losses are in nats per token. The columns are those of runs.parquet (docs: Reference, Tables).
     """
     from reptrain.tables.list_runs import list_runs
     from reptrain.tables.typed_rows import csv_text, json_rows, run_rows

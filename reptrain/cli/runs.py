@@ -59,10 +59,13 @@ def _show_parameters(config: Path, overrides: list[str], *, as_json: bool) -> No
 @config_app.command("schema")
 def config_schema(
     kind: Annotated[
-        Literal["run", "finetune", "task", "study"], typer.Argument(help="Kind of configuration.")
+        Literal["run", "finetune", "task", "study"],
+        typer.Argument(
+            metavar="KIND", help="Kind of configuration: of a run, a fine-tuning run, a task or a study."
+        ),
     ] = "run",
 ) -> None:
-    """Print the JSON Schema of a configuration: of a run, a fine-tuning run, a task or a study."""
+    """Print the JSON Schema of a configuration."""
     from pydantic import BaseModel
 
     from reptrain.config import RunConfig
@@ -89,10 +92,11 @@ def train(
         bool, typer.Option(help="Resume the run, or refuse a folder that has a checkpoint.")
     ] = True,
 ) -> None:
-    """Train in one process, or join the ranks that deepspeed, torchrun, srun or mpirun started.
+    """Train a model in one process, or resume its run.
 
-    The same command resumes from the newest checkpoint, on any number of ranks and at any ZeRO stage.
-    A stop signal or --max-minutes saves a checkpoint and exits with code 3.
+    Started by deepspeed, torchrun, srun or mpirun, the command joins their ranks. Repeated, it resumes from
+    the newest checkpoint, on any number of ranks and at any ZeRO stage. A stop signal or --max-minutes saves
+    a checkpoint and exits with code 3.
     """
     # Torch reads it at import. Spinning threads slow a CPU run down threefold if another process uses the
     # same cores, and gain nothing if none does.

@@ -72,8 +72,7 @@ ScoredStores = Annotated[
     typer.Option(
         "--store",
         metavar="PATH",
-        help="The store's folder, if it has moved, or another store of the same tokenizer;"
-        " in a mixture NAME=PATH.",
+        help="New location of a moved store, or another store of the same tokenizer; in a mixture NAME=PATH.",
     ),
 ]
 MaxWindows = Annotated[
@@ -109,8 +108,8 @@ ContextGain = Annotated[
     bool,
     typer.Option(
         "--context-gain",
-        help="Also score encoder-decoders with the encoder inputs of other windows:"
-        " how many nats lower the loss is with their own.",
+        help="Also score encoder-decoders with the encoder inputs of other windows, and print the difference"
+        " of the losses.",
     ),
 ]
 
@@ -138,9 +137,10 @@ def evaluate(
     include: Annotated[str | None, _moved_option("--include", to=_LM_EVAL)] = None,
     max_examples: Annotated[str | None, _moved_option("--max-examples", to=_SCORE_TASK)] = None,
 ) -> None:
-    """Score runs in fp32: nats per token, bits per byte, accuracy, and the gap to the training probe.
+    """Score runs on their evaluation sets, in fp32.
 
-    Windows and noise are the same as in the run's own evaluations, and the same for all runs on a store.
+    The scores are nats per token, bits per byte, accuracy, and the gap to the training probe. Windows and
+    noise are the same as in the run's own evaluations, and the same for all runs on a store.
     """
     from reptrain.auditing.audit import store_places
     from reptrain.evaluation.evaluate import SETS, open_run, score_run
@@ -211,10 +211,12 @@ def _check_ensemble(*, ensemble: bool, snapshots: bool, learn_weights: bool, ste
 def memorization(
     runs: RunFolders,
     prefix_tokens: Annotated[
-        int, typer.Option("--prefix-tokens", min=1, help="Length of the prompt: the window's first tokens.")
+        int,
+        typer.Option("--prefix-tokens", min=1, help="Length of the prompt, the first tokens of the window."),
     ] = 32,
     continuation_tokens: Annotated[
-        int, typer.Option("--continuation-tokens", min=1, help="Length of the continuation after it.")
+        int,
+        typer.Option("--continuation-tokens", min=1, help="Length of the continuation, after the prompt."),
     ] = 32,
     store: MovedStores = None,
     step: Step = None,
@@ -224,7 +226,11 @@ def memorization(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Count the windows whose continuation the model reproduces exactly, by their number of exposures."""
+    """Count the windows that a model reproduces exactly.
+
+    The model gets the first tokens of a window and continues them greedily. The counts are grouped by the
+    number of exposures of the windows.
+    """
     from reptrain.auditing.audit import store_places
     from reptrain.evaluation.evaluate import open_run
     from reptrain.evaluation.memorization import memorized
@@ -246,7 +252,8 @@ def memorization(
 def score_task(
     models: Models,
     task: Annotated[
-        Path, typer.Option("--task", metavar="TASK", help="A folder with a task.yaml, or such a file.")
+        Path,
+        typer.Option("--task", metavar="TASK", help="A folder with a task.yaml, or the path of such a file."),
     ],
     settings: Annotated[
         list[str] | None,
@@ -261,7 +268,7 @@ def score_task(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score models on a task as they are, without fine-tuning."""
+    """Score models on a task, without fine-tuning them."""
     from reptrain.tasks.evaluate import score_on_task
     from reptrain.tasks.finetune import load_finetune
 
@@ -301,7 +308,10 @@ def lm_eval(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score models with lm-eval, through an export to Hugging Face format."""
+    """Score models on tasks of lm-eval.
+
+    The models are exported to Hugging Face folders first.
+    """
     from reptrain.distributed.world import choose_device
     from reptrain.evaluation.lm_eval import score_by_lm_eval
 

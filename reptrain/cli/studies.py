@@ -33,7 +33,11 @@ def demo(
     ] = False,
     store_only: Annotated[bool, typer.Option("--store-only", help="Build the token store and stop.")] = False,
 ) -> None:
-    """Train one model for 4, 16 and 64 epochs on the same budget, audit the runs, and write a report."""
+    """Compare 4, 16 and 64 epochs with equal training tokens.
+
+    The runs are audited, and the report is OUT/report.html. The text is by default the documentation of the
+    Python installation.
+    """
     from reptrain.cli.study_run import RunMeans, run_and_report
     from reptrain.demo import make_demo_store, make_demo_study
     from reptrain.store import open_store, split_warnings
@@ -61,12 +65,12 @@ StudyFile = Annotated[
 ]
 Scale = Annotated[
     str | None,
-    typer.Option("--scale", metavar="NAME", help="Run this entry of the study's `scales`."),
+    typer.Option("--scale", metavar="NAME", help="Use this entry of the study's `scales`."),
 ]
 StudyOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Overrides of the study (seeds=[0,1]) or of every run (train.total_tokens=64epochs).",
     ),
 ]
@@ -84,8 +88,8 @@ Jobs = Annotated[
     typer.Option(
         "--jobs",
         min=1,
-        help="Runs at once, with the cores divided among them.",
-        show_default="one per core, or per GPU; under Slurm 256 of a level",
+        help="Number of runs at a time; they share the cores.",
+        show_default="one per core, or per GPU; under Slurm 256 per job array",
     ),
 ]
 Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs of each run.")]
@@ -119,7 +123,9 @@ def study_plan(
     budget: BudgetCap = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the estimated cost of a study: runs, tokens, FLOPs, hours, money and disk. No run is started.
+    """Print the estimated cost of a study.
+
+    The cost is the number of runs, their tokens, FLOPs, hours, money and disk space. No run is started.
 
     Runs that are done, and shared prefixes, count once. Exit code 1: the remaining cost exceeds --budget.
     """
@@ -179,10 +185,11 @@ def study_run(
     mfu: Mfu = 0.35,
     usd_per_hour: Price = None,
 ) -> None:
-    """Run all unfinished nodes, audit the runs, write the report and print the answer.
+    """Run a study, audit its runs, and write the report.
 
-    Several studies run one after another, and then the second looks of their claims. Repeat the command to
-    resume after an interruption. A stop signal saves checkpoints and exits with code 3.
+    The nodes of a study are its runs and the commands on them; finished nodes are kept. Several studies run
+    one after another, and then the second looks of their claims. Repeat the command to resume after an
+    interruption. A stop signal saves checkpoints and exits with code 3.
     """
     from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means
     from reptrain.study.bill import Hardware
@@ -220,7 +227,10 @@ def one_or_all(data: Mapping[str, Any]) -> Any:
 
 @study_app.command("status")
 def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
-    """Print the state of every node, from any machine with access to the folder."""
+    """Print the state of every run and command of a study.
+
+    Works on any machine that can read the folder.
+    """
     from reptrain.study import study_status as status
     from reptrain.study.places import studies_that_ran
     from reptrain.study.status import status_text
@@ -253,7 +263,10 @@ def study_collect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the tables of a study in any state: runs.parquet and evaluations.parquet."""
+    """Write the tables of a study.
+
+    The tables are runs.parquet and evaluations.parquet. The study may still be running.
+    """
     from reptrain.study.places import studies_that_ran
     from reptrain.study.write_tables import write_tables
 
@@ -273,7 +286,7 @@ def study_report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FOLDER...",
+            metavar="FOLDER",
             help="Folders that `study run` wrote, folders of such folders, or the argument of `study run`.",
         ),
     ],
@@ -290,9 +303,10 @@ def study_report(
         bool, typer.Option("--paths", help="Show absolute paths in report.html, not last names only.")
     ] = False,
 ) -> None:
-    """Audit the runs again, rebuild report.html from the run folders, and print the answer.
+    """Audit the runs again, and rebuild the report.
 
-    With several studies, one more page judges all their claims together. The claims of a study that has not
+    Writes report.html from the run folders and prints the answer. With several studies, one more page tests
+    all their claims together. The claims of a study that has not
     run count too.
     """
     from reptrain.cli.study_run import audit_and_report, report_together

@@ -16,7 +16,7 @@ def study_claims(
     studies: Annotated[
         list[Path],
         typer.Argument(
-            metavar="STUDY...",
+            metavar="STUDY",
             help="Folders that `study run` wrote, or YAML files of studies that have not run yet.",
         ),
     ],
@@ -31,7 +31,9 @@ def study_claims(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test the claims of studies on their tables of runs, and print each verdict with its interval.
+    """Test the claims of studies.
+
+    Prints each verdict with its interval, from the tables of runs.
 
     Name all studies whose claims share a family: Holm's correction covers the claims of all studies named.
     Claims of a study without runs count as well.

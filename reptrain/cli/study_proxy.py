@@ -1,4 +1,4 @@
-"""Judge a cheap model as a stand-in for an expensive one."""
+"""The command that judges a proxy: a cheap model on which a setting is tuned for an expensive one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ ProxyRuns = Annotated[
 TargetRuns = Annotated[
     Path | None, typer.Argument(metavar="TARGET", help="Runs of the target.", show_default="the study's")
 ]
-Setting = Annotated[str, typer.Option("--over", metavar="COLUMN", help="The setting that is tuned.")]
-LossColumn = Annotated[str, typer.Option("--metric", metavar="COLUMN", help="The loss.")]
+Setting = Annotated[
+    str, typer.Option("--over", metavar="COLUMN", help="Column of the setting that is tuned.")
+]
+LossColumn = Annotated[str, typer.Option("--metric", metavar="COLUMN", help="Column of the loss.")]
 ProxyGroups = Annotated[
     str, typer.Option("--proxy-groups", metavar="COLUMN,...", help="Columns that name a proxy.")
 ]
@@ -32,12 +34,23 @@ TargetGroups = Annotated[
     ),
 ]
 ProxySize = Annotated[
-    str, typer.Option("--proxy-size", metavar="SQL", help="Parameters of a proxy that cost FLOPs.")
+    str,
+    typer.Option(
+        "--proxy-size", metavar="SQL", help="Active parameters of a proxy: a column or an expression."
+    ),
 ]
-TargetSize = Annotated[str, typer.Option("--target-size", metavar="SQL", help="Parameters of a target.")]
-RunTokens = Annotated[str, typer.Option("--tokens", metavar="SQL", help="Tokens of a run.")]
+TargetSize = Annotated[
+    str,
+    typer.Option(
+        "--target-size", metavar="SQL", help="Active parameters of a target: a column or an expression."
+    ),
+]
+RunTokens = Annotated[
+    str, typer.Option("--tokens", metavar="SQL", help="Tokens of a run: a column or an expression.")
+]
 TokensWithin = Annotated[
-    float, typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a pair.")
+    float,
+    typer.Option("--tokens-within", min=1.0, help="Largest ratio of the tokens of a proxy and a target."),
 ]
 Nearest = Annotated[
     bool,
@@ -72,7 +85,7 @@ def study_proxy(
     most_shift: MostShift = 0.5,
     as_json: AsJson = False,
 ) -> None:
-    """Judge whether a setting that is tuned on a proxy can be used for the target.
+    """Test whether a proxy predicts the best setting of a target.
 
     With two tables, every target is compared with the proxies of about as many tokens. With a study alone,
     each of its claims of the kind `regret` is shown. Losses are the lowest over all other settings.

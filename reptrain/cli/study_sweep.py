@@ -23,12 +23,17 @@ def study_sweep(
     study: Annotated[
         Path,
         typer.Argument(
-            help="A study's YAML file without axes: one model to tune, or arms for proxy and target."
+            metavar="STUDY",
+            help="A study's YAML file without axes: one model to tune, or arms for proxy and target.",
         ),
     ],
     over: Annotated[
         list[str],
-        typer.Option("--over", metavar="KEY=LOW..HIGH|KEY=A,B,...", help="A setting to tune; repeatable."),
+        typer.Option(
+            "--over",
+            metavar="KEY=LOW..HIGH|KEY=A,B,...",
+            help="A setting with its range or its values; repeatable.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder of the sweep; several machines can share it.")
@@ -36,7 +41,9 @@ def study_sweep(
     trials: Annotated[int, typer.Option("--trials", min=1, help="Total number of trials.")] = 16,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Runs at once.", show_default="one per core, or per GPU"),
+        typer.Option(
+            "--jobs", min=1, help="Number of runs at a time.", show_default="one per core, or per GPU"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampler.")] = 0,
     proxy: Annotated[
@@ -44,14 +51,16 @@ def study_sweep(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="ARM", help="The arm to train at the best value of the proxy."),
+        typer.Option("--target", metavar="ARM", help="Arm to train at the best value of the proxy."),
     ] = None,
     judge: Annotated[
         bool, typer.Option("--judge", help="Train the target at all values, to evaluate the proxy.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tune settings on the selection split with Optuna: each trial runs all seeds of the study.
+    """Tune settings on the selection split with Optuna.
+
+    Each trial runs all seeds of the study.
 
     Lists of values are searched as a grid, ranges by Optuna's sampler, in the logarithm if they are positive.
     With --proxy and --target, one setting is tuned on the proxy. Then the target is trained in the study

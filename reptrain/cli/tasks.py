@@ -24,12 +24,16 @@ Validation = Annotated[
 def tasks_prepare(
     form: Annotated[
         Literal["squad", "rows"],
-        typer.Argument(help="squad: SQuAD files. rows: a folder saved by `datasets`, with any columns."),
+        typer.Argument(
+            metavar="FORM",
+            help="squad: SQuAD files. rows: a folder saved by `datasets`, with any columns.",
+        ),
     ],
     source: Annotated[
         Path,
         typer.Argument(
-            help="A file such as train-v1.1.json, or a folder with both splits: JSON, or saved by `datasets`."
+            metavar="SOURCE",
+            help="A file such as train-v1.1.json, or a folder with both splits: JSON, or made by `datasets`.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Task folder to write.")],
@@ -83,13 +87,17 @@ def tasks_prepare(
 
 @app.command()
 def finetune(
-    run: Annotated[Path, typer.Argument(help="A run, an imported model, or a Hugging Face folder.")],
-    task: Annotated[Path, typer.Argument(help="A folder with a task.yaml, or such a file.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, an imported model, or a Hugging Face folder.")
+    ],
+    task: Annotated[
+        Path, typer.Argument(metavar="TASK", help="A folder with a task.yaml, or the path of such a file.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Overrides, such as epochs=2 or task.data=FOLDER; `config schema finetune` lists all keys.",
         ),
     ] = None,
@@ -104,10 +112,11 @@ def finetune(
     tokenizer: TokenizerFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on a task, and score the best and the last checkpoint, with intervals over seeds.
+    """Fine-tune a model on a task, and score it over seeds.
 
-    The best checkpoint is chosen on the selection split and scored on the report split. The same command
-    resumes. A stop signal saves a checkpoint and exits with code 3.
+    The best and the last checkpoint are scored, with intervals over the seeds. The best checkpoint is chosen
+    on the selection split and scored on the report split. The same command resumes. A stop signal saves a
+    checkpoint and exits with code 3.
     """
     # See `train`.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -34,7 +34,7 @@ def track(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send the metrics of runs to wandb or MLflow, or show their TensorBoard curves side by side.
+    """Send metrics to wandb or MLflow, or link TensorBoard curves.
 
     Sends figures and settings. Paths, text, the machine, the user and the console output are not sent.
     """

@@ -15,7 +15,10 @@ from reptrain.errors import ConfigError
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, one of its checkpoints, or an imported model.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run folder, one of its checkpoints, or an imported model."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder to write.")],
     step: Step = None,
     dtype: Annotated[
@@ -36,9 +39,10 @@ def export_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a Hugging Face folder: T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2.
+    """Write a model as a Hugging Face folder.
 
-    Shared layers become copies. A model without a class in transformers is refused.
+    The architecture is T5, umT5, Switch, Llama, Mistral, Qwen2, Mixtral or GPT-2. Shared layers become
+    copies. A model without a class in transformers is refused.
     """
     from reptrain.hub.export import export_model
     from reptrain.hub.revisions import export_revisions
@@ -70,7 +74,10 @@ def import_command(
     out: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Import a Hugging Face folder, to generate, export, fine-tune or start a run from it (init_from)."""
+    """Import a Hugging Face folder.
+
+    The result can be used by `generate`, `export` and `finetune`, and as `init_from` of a run.
+    """
     from reptrain.hub.export import import_model
 
     done = import_model(source, out)
@@ -108,7 +115,11 @@ def generate(
     average: Average = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts with a decoder, or fill in hidden spans (<extra_id_0>) with an encoder-decoder."""
+    """Continue prompts, or fill in hidden spans.
+
+    A decoder continues its prompts. An encoder-decoder fills in the spans that a prompt marks with
+    `<extra_id_0>` and further sentinels.
+    """
     from reptrain.errors import ConfigError
     from reptrain.files import write_atomically
     from reptrain.generation import Sampling, read_prompts

@@ -20,8 +20,9 @@ NonNegative = Annotated[Count, Field(ge=0, lt=2**62)]
 Layers = Annotated[Count, Field(gt=0, le=4096)]
 Width = Annotated[Count, Field(gt=0, le=2**24)]
 Rows = Annotated[Count, Field(gt=0, lt=2**31)]
+LARGEST_BATCH = 2**24
 # What a rank holds of one batch in memory.
-BatchRows = Annotated[Count, Field(gt=0, le=2**24)]
+BatchRows = Annotated[Count, Field(gt=0, le=LARGEST_BATCH)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """An integer of a file that enters arrays."""
 Number = Annotated[Int64, Field(ge=0)]

@@ -46,6 +46,7 @@ class FinetuneTrainConfig(TrainConfig):
 
     # Settings of runs that fine-tuning does not have. Old folders contain them; the schema hides them.
     total_tokens: SkipJsonSchema[Budget | None] = None
+    batch_tokens: SkipJsonSchema[Positive | None] = None
     expert_parallel_size: SkipJsonSchema[Positive] = 1
     sequence_parallel_size: SkipJsonSchema[Positive] = 1
     on_nonfinite: SkipJsonSchema[Literal["stop", "skip"]] = "stop"
@@ -112,16 +113,20 @@ class FinetuneConfig(Frozen):
         train, optimizer = self.train, self.optimizer
         if train.total_tokens is not None:
             raise ValueError("train.total_tokens is for runs; set epochs instead")
+        if train.batch_tokens is not None:
+            raise ValueError("train.batch_tokens is for runs; set train.batch_windows, in examples, instead")
         if train.on_nonfinite != "stop":
             raise ValueError("train.on_nonfinite must be stop in fine-tuning")
-        if train.zero_stage == 3 or train.expert_parallel_size > 1:
-            raise ValueError("fine-tuning needs train.zero_stage 0 to 2 and train.expert_parallel_size 1")
+        if train.expert_parallel_size > 1:
+            raise ValueError(
+                f"fine-tuning needs train.expert_parallel_size 1; {train.expert_parallel_size} was given"
+            )
         if train.sequence_parallel_size > 1:
             raise ValueError(
                 f"fine-tuning needs train.sequence_parallel_size 1; {train.sequence_parallel_size} was given"
             )
         if train.precision in LOW_PRECISIONS and train.zero_stage == 0:
-            raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1 or 2")
+            raise ValueError(f"train.precision {train.precision} needs train.zero_stage 1, 2 or 3")
         if optimizer.needs_whole_matrices and train.zero_stage > 0:
             raise ValueError(f"optimizer.name {optimizer.name} needs train.zero_stage 0")
         return self

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from reptrain.config.base import FileName, Frozen, Seed
+from reptrain.config.base import LARGEST_BATCH, FileName, Frozen, Seed
 from reptrain.config.distill import DistillConfig
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import CausalConfig, ExampleShape, ObjectiveConfig
@@ -156,6 +156,28 @@ class RunConfig(Frozen):
         return self.model_copy(update={"train": train})
 
     @model_validator(mode="after")
+    def _batch_is_in_windows(self) -> Self:
+        tokens, window = self.train.batch_tokens, self.window_tokens
+        if tokens is None:
+            return self
+        if "batch_windows" in self.train.model_fields_set:
+            raise ValueError(
+                f"train.batch_tokens {tokens} and train.batch_windows {self.train.batch_windows} both set the"
+                " batch; leave one of the two out"
+            )
+        windows, rest = divmod(tokens, window)
+        if rest or windows > LARGEST_BATCH:
+            raise ValueError(
+                f"train.batch_tokens must be a multiple of data.window_tokens {window}, and at most"
+                f" {LARGEST_BATCH} times as much; {tokens} is not; the next multiple is"
+                f" {min(windows + 1, LARGEST_BATCH) * window}"
+            )
+        changed = self.train.model_copy(update={"batch_windows": windows, "batch_tokens": None})
+        # The model is frozen for its users.
+        object.__setattr__(self, "train", changed)
+        return self
+
+    @model_validator(mode="after")
     def _cycles_need_a_cyclic_rate(self) -> Self:
         if self.keeps_cycle_ends and self.schedule.name != "cyclic":
             what = (
@@ -222,15 +244,6 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"train.sequence_parallel_size must be a divisor or a multiple of model.num_kv_heads"
                 f" {kv_heads}; {size} is neither"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _selective_needs_whole_weights(self) -> Self:
-        if self.train.activation_checkpointing == "selective" and self.train.zero_stage == 3:
-            raise ValueError(
-                "train.activation_checkpointing selective needs train.zero_stage 0, 1 or 2: stage 3 gathers"
-                " weights within a layer, which torch counts as recomputed; set it to full"
             )
         return self
 

@@ -88,6 +88,9 @@ class TrainConfig(Frozen):
     the store's mean per token. Null: one epoch. In a mixture, each source has its own."""
     batch_windows: BatchRows = 16
     """Windows per optimizer step, over all ranks and micro-batches."""
+    batch_tokens: Positive | None = None
+    """Raw tokens per optimizer step, instead of batch_windows, which the run records: a multiple of
+    data.window_tokens."""
     micro_batch_windows: BatchRows | None = None
     """Windows per forward pass on one rank; null: the rank's whole share of the step. Does not change the
     results."""
@@ -102,6 +105,15 @@ class TrainConfig(Frozen):
     offload_optimizer: Literal["none", "cpu"] = "none"
     """cpu: the optimizer's states and the fp32 weights are in the memory of the host, which computes the
     update. It needs zero_stage 1 or more."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """cpu: each rank's partition of the weights is in the memory of the host, and is copied to the GPU when a
+    layer needs it. It needs zero_stage 3. Does not change the results."""
+    overlap_communication: bool = False
+    """Whether gradients are reduced while the backward pass continues, at the cost of one more bucket. It
+    needs zero_stage 2; zero_stage 3 always does so. Does not change the results."""
+    bucket_elements: Positive | None = None
+    """Number of gradients that are reduced together. Larger buckets need fewer messages; smaller ones need
+    less memory and are sent earlier. Null: up to 5e8 on a GPU with zero_stage 1 or more, else 2^22."""
     expert_parallel_size: Positive = 1
     """Number of consecutive ranks that the experts are distributed over. It divides the number of experts and
     of ranks, and needs zero_stage 1 or 2. Does not change the results."""
@@ -119,6 +131,10 @@ class TrainConfig(Frozen):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is not finite: stop the run as diverged, or skip the step, and the audit reports
     not exact. fp16 first repeats the step with a smaller loss scale."""
+    poll_stop_steps: Positive = 1
+    """Steps between the messages in which the ranks agree on a request to stop: a signal, or the end of
+    --max-minutes. Each takes an all-reduce of one number, and on a GPU a synchronization. Does not change the
+    results."""
     rank_timeout_seconds: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds without a sign of life from a rank until the other ranks stop with an error that names it."""
 
@@ -128,6 +144,34 @@ class TrainConfig(Frozen):
             raise ValueError(
                 f"offload_optimizer {self.offload_optimizer} needs zero_stage 1, 2 or 3; stage 0 keeps all"
                 " states on the device; set train.zero_stage=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_are_partitioned(self) -> Self:
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_parameters {self.offload_parameters} needs zero_stage 3, and {self.zero_stage} was"
+                " given: below 3 each rank computes with all weights; set train.zero_stage=3, or"
+                " train.offload_optimizer=cpu instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_are_reduced_early(self) -> Self:
+        if self.overlap_communication and self.zero_stage < 2:
+            raise ValueError(
+                f"overlap_communication needs zero_stage 2 or 3, and {self.zero_stage} was given: below 2"
+                " DeepSpeed reduces bf16 gradients after the backward pass; set train.zero_stage=2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selective_needs_whole_weights(self) -> Self:
+        if self.activation_checkpointing == "selective" and self.zero_stage == 3:
+            raise ValueError(
+                "activation_checkpointing selective needs zero_stage 0, 1 or 2: stage 3 gathers weights"
+                " within a layer, which torch counts as recomputed; set train.activation_checkpointing=full"
             )
         return self
 

@@ -42,10 +42,16 @@ def deepspeed_config(
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    # Pinned memory needs a GPU.
+    host = {"device": "cpu", "pin_memory": on_gpu}
     if train.offload_optimizer == "cpu":
-        # Pinned memory needs a GPU. The update is the optimizer's own, not DeepSpeed's for CPUs.
-        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        # The update is the optimizer's own, not DeepSpeed's for CPUs.
+        settings["zero_optimization"]["offload_optimizer"] = host
         settings["zero_force_ds_cpu_optimizer"] = False
+    if train.offload_parameters == "cpu":
+        settings["zero_optimization"]["offload_param"] = host
+    if train.overlap_communication:
+        settings["zero_optimization"]["overlap_comm"] = True
     if train.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -54,3 +60,18 @@ def deepspeed_config(
         settings["fp16"] = {"enabled": True, "loss_scale": 0}
         settings["communication_data_type"] = "fp32"
     return settings
+
+
+def evaluation_settings(world_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a partitioned model that is not trained.
+
+    Args:
+        world_size: Number of ranks.
+    """
+    return {
+        # Not used, but DeepSpeed requires them.
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "steps_per_print": 2**31,
+    }

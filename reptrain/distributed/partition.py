@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reptrain.distributed.deepspeed_config import evaluation_settings
+from reptrain.distributed.world import World
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.model.init import allocate_in_turn
 
@@ -48,3 +51,35 @@ def partition_weights(
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def partitioned(
+    model: Decoder | EncoderDecoder, fill: Callable[[str, Tensor], None], world: World
+) -> Iterator[Decoder | EncoderDecoder]:
+    """A model in fp32 and evaluation mode. Each layer gathers its weights from all ranks when it computes.
+
+    All ranks make the same number of forward passes.
+
+    Args:
+        model: The model, on the meta device.
+        fill: Fills a parameter by name, in fp32 on the CPU.
+        world: The ranks.
+    """
+    import deepspeed
+
+    settings = evaluation_settings(world.world_size)
+    partition_weights(model, fill, settings, world.device)
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    try:
+        yield model.eval()
+    finally:
+        engine.destroy()
+        release_partitions(model)
+
+
+def release_partitions(model: nn.Module) -> None:
+    """Free the weights of a partitioned model after its last use. DeepSpeed keeps a reference to it."""
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            parameter.ds_tensor.data = parameter.ds_tensor.data.new_empty(0)

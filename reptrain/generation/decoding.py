@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.config.objectives import Reading
-from reptrain.distributed.world import choose_device
+from reptrain.distributed.world import World, choose_device
 from reptrain.errors import ConfigError
 from reptrain.generation.prompts import decode_text, encode_prompt
 from reptrain.generation.sampling import Sampling
@@ -57,6 +57,8 @@ class Writer:
     special: SpecialIds
     num_ids: int
     reading: Reading = "causal"
+    world: World | None = None
+    """The ranks of a partitioned model: all make as many forward passes as the one with the longest text."""
 
     @torch.no_grad()
     def write(
@@ -87,7 +89,7 @@ class Writer:
             chosen.append(token_B)
             kept.append(running_B)
             running_B = running_B & ~torch.isin(token_B, end_E)
-            if position + 1 == max_new_tokens or not running_B.any():
+            if position + 1 == max_new_tokens or not self._any_runs(running_B):
                 break
             logits_BV = step(token_B[:, None], running_B[:, None])
         token_BT, kept_BT = torch.stack(chosen, dim=1).tolist(), torch.stack(kept, dim=1).tolist()
@@ -95,6 +97,11 @@ class Writer:
             [token for token, is_kept in zip(tokens, are_kept, strict=True) if is_kept]
             for tokens, are_kept in zip(token_BT, kept_BT, strict=True)
         ]
+
+    def _any_runs(self, running_B: Tensor) -> bool:
+        """Whether a text of this batch, or of one of another rank, has not ended."""
+        runs = bool(running_B.any())
+        return runs if self.world is None else bool(self.world.max(int(runs)))
 
     def _begin_decoder(self, batch: _Batch, max_new_tokens: int) -> tuple[Tensor, _Step]:
         model = self.model

@@ -36,7 +36,7 @@ from reptrain.hub.imported_model import MODEL_FILE, ImportedModel
 from reptrain.hub.parts import Part
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
-from reptrain.model.init import empty_model, parameter_shapes
+from reptrain.model.init import empty_model, meta_model, parameter_shapes
 from reptrain.runs.folder import RunFolder
 from reptrain.store import local_folder, open_store
 from reptrain.text import Tokenizer, load_tokenizer
@@ -154,6 +154,15 @@ class SavedModel(ABC):
         model = empty_model(_without_megablocks(config or self.config), vocab_size=self.rows)
         self.fill(model)
         return model.eval()
+
+    def on_meta(self, config: ModelConfig | None = None) -> Decoder | EncoderDecoder:
+        """The model of `load` on the meta device, to be filled by `read` one parameter at a time.
+
+        Args:
+            config: See `load`.
+        """
+        self.check()
+        return meta_model(_without_megablocks(config or self.config), vocab_size=self.rows)
 
     def tokenizer(self, path: Path | None = None) -> Tokenizer:
         """The model's tokenizer.

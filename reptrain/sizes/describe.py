@@ -104,8 +104,9 @@ def _step(subject: Subject) -> dict[str, Any]:
 
 def _memory(subject: Subject, count: ParameterCount, world_size: int, precision: Precision) -> dict[str, Any]:
     groups = subject.run.train.expert_parallel_size if subject.run else 1
-    if subject.run is not None:
-        check_ranks(world_size, subject.run.train)
+    train = subject.run.train if subject.run else None
+    if train is not None:
+        check_ranks(world_size, train)
     memory: dict[str, Any] = {"precision": precision, "world_size": world_size}
     memory["expert_parallel_size"] = groups
     given: dict[str, Any] = {"world_size": world_size, "groups": groups, "precision": precision}
@@ -114,7 +115,7 @@ def _memory(subject: Subject, count: ParameterCount, world_size: int, precision:
     }
     memory["buffer_bytes"] = {
         device: {
-            f"stage_{stage}": rank_buffer_bytes(count, stage=stage, device=device, **given)
+            f"stage_{stage}": rank_buffer_bytes(count, stage=stage, device=device, train=train, **given)
             for stage in range(4)
         }
         for device in ("cuda", "cpu")

@@ -13,6 +13,13 @@ _FULL = 4
 _DOUBLE = 8
 _BYTES: dict[Precision, int] = {"fp32": _FULL, "tf32": _FULL, "bf16": 2, "fp16": 2}
 _MOMENTS = 8
+
+
+def weight_bytes(precision: Precision) -> int:
+    """Bytes of a weight that the model computes with."""
+    return _BYTES[precision]
+
+
 UPDATED_BYTES = _FULL + _MOMENTS
 """The fp32 weight and AdamW's two moments of a parameter."""
 
@@ -60,7 +67,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     return num_parameters * whole + -(-num_parameters * (sum(parts) - whole) // world_size)
 
 
-def bucket_elements(num_parameters: int, *, stage: int, device: str) -> int:
+def bucket_elements(num_parameters: int, *, stage: int, device: str, given: int | None = None) -> int:
     """Gradients that are reduced together.
 
     DeepSpeed allocates the bucket in full, whatever the size of the model, and copies it to reduce it. On a
@@ -71,13 +78,21 @@ def bucket_elements(num_parameters: int, *, stage: int, device: str) -> int:
         num_parameters: Parameters that the rank holds.
         stage: ZeRO stage.
         device: "cuda" or "cpu".
+        given: `train.bucket_elements`.
     """
     largest = _LARGEST_BUCKET if device == "cuda" and stage > 0 else _SMALL_BUCKET
-    return max(1, min(num_parameters, largest))
+    return max(1, min(num_parameters, given or largest))
 
 
 def buffer_bytes(
-    num_parameters: int, *, stage: int, partition: int, precision: Precision, device: str
+    num_parameters: int,
+    *,
+    stage: int,
+    partition: int,
+    precision: Precision,
+    device: str,
+    bucket: int | None = None,
+    overlaps: bool = False,
 ) -> int:
     """The most that DeepSpeed holds for a time beside `state_bytes`.
 
@@ -92,15 +107,17 @@ def buffer_bytes(
         partition: Parameters that the rank updates, from stage 1 on.
         precision: Of the run.
         device: "cuda" or "cpu".
+        bucket: `train.bucket_elements`.
+        overlaps: `train.overlap_communication`, which adds a bucket at stage 2.
     """
-    bucket = _FULL * bucket_elements(num_parameters, stage=stage, device=device)
+    size = _FULL * bucket_elements(num_parameters, stage=stage, device=device, given=bucket)
     several = partition < num_parameters
     if stage == 0:
-        return bucket
+        return size
     if stage < 3:
-        return _FULL * partition + (2 * bucket if several else bucket)
+        return _FULL * partition + size * (1 + several + (overlaps and stage == 2))
     gathered = _BYTES[precision] * min(num_parameters, _MOST_GATHERED) if several else 0
-    return bucket + max(_FULL * partition, gathered + bucket)
+    return size + max(_FULL * partition, gathered + size)
 
 
 def retained_bytes(num_parameters: int, *, stage: int) -> int:

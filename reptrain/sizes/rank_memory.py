@@ -20,6 +20,7 @@ from reptrain.sizes.memory import (
     retained_bytes,
     saved_bytes,
     state_bytes,
+    weight_bytes,
 )
 from reptrain.sizes.parameters import ParameterCount, count_parameters
 from reptrain.sizes.step_flops import has_masked_inputs, teacher_models
@@ -137,12 +138,28 @@ def rank_state_bytes(
 
 
 def rank_buffer_bytes(
-    count: ParameterCount, *, stage: int, world_size: int, groups: int, precision: Precision, device: str
+    count: ParameterCount,
+    *,
+    stage: int,
+    world_size: int,
+    groups: int,
+    precision: Precision,
+    device: str,
+    train: TrainConfig | None = None,
 ) -> int:
-    """Buffers of a rank on the device "cuda" or "cpu"; for the others see `rank_state_bytes`."""
-    held = count.total - count.experts + count.experts // groups
-    partition = _partition(count, world_size, groups)
-    return buffer_bytes(held, stage=stage, partition=partition, precision=precision, device=device)
+    """Buffers of a rank on the device "cuda" or "cpu"; for the others see `rank_state_bytes`.
+
+    ``train`` has the size of the buckets; None: the default size.
+    """
+    return buffer_bytes(
+        count.total - count.experts + count.experts // groups,
+        stage=stage,
+        partition=_partition(count, world_size, groups),
+        precision=precision,
+        device=device,
+        bucket=None if train is None else train.bucket_elements,
+        overlaps=train is not None and train.overlap_communication,
+    )
 
 
 def _partition(count: ParameterCount, world_size: int, groups: int) -> int:
@@ -175,6 +192,16 @@ def rank_offloaded_bytes(count: ParameterCount, *, stage: int, world_size: int, 
     The other arguments are those of `rank_state_bytes`. Nothing is moved at stage 0.
     """
     return UPDATED_BYTES * _partition(count, world_size, groups) if stage > 0 else 0
+
+
+def rank_offloaded_weights(
+    count: ParameterCount, *, stage: int, world_size: int, groups: int, precision: Precision
+) -> int:
+    """What `train.offload_parameters: cpu` moves from a GPU to its host: the weights of the partition.
+
+    The arguments are those of `rank_state_bytes`. Nothing is moved below stage 3.
+    """
+    return weight_bytes(precision) * _partition(count, world_size, groups) if stage == 3 else 0
 
 
 @dataclass(frozen=True)
@@ -220,6 +247,10 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
     state += teacher_bytes(run, subject.vocab_size) or 0
     if not on_cpu and run.train.offload_optimizer == "cpu":
         state -= rank_offloaded_bytes(count, stage=stage, world_size=world_size, groups=groups)
+    if not on_cpu and run.train.offload_parameters == "cpu":
+        state -= rank_offloaded_weights(
+            count, stage=stage, world_size=world_size, groups=groups, precision=precision
+        )
     # Where it is "auto", there is no copy if it does not fit.
     is_copied = on_cpu and run.checkpoint.background is True
     copy = rank_copy_bytes(count, world_size=world_size, average=run.average is not None)
@@ -232,6 +263,7 @@ def rank_memory(subject: Subject, settings: RankSettings) -> RankMemory | None:
             groups=groups,
             precision=precision,
             device=settings.device,
+            train=run.train,
         ),
         activations.plain if on_cpu else activations.fused,
         rank_retained_bytes(count, stage=stage, groups=groups) if on_cpu else 0,

@@ -325,6 +325,6 @@ def _damaged(path: Path, got: str) -> StoreError:
     return StoreError(
         f"store file {path}",
         got=got,
-        rule="must be unchanged since it was sealed",
+        rule="must be unchanged since the store was completed",
         remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
     )

@@ -176,7 +176,7 @@ class RemoteStore:
             raise StoreError(
                 f"store file {self.url}/{shard.file}",
                 got="content that differs from the manifest",
-                rule="must be unchanged since it was sealed",
+                rule="must be unchanged since the store was completed",
                 remedy="Copy the store again, or rebuild it with `reptrain tokenize`.",
             )
         with _locked(self.folder / ".lock"):

@@ -41,7 +41,7 @@ class VerifyReport:
     """Overlap of `select` and of `report` with `train`, if requested and the contents are unchanged."""
 
     overlap_problems: list[str] = field(default_factory=list)
-    """Overlaps above the limit: the contents are as sealed, but the held-out text is not new."""
+    """Overlaps above the limit: the contents match the manifest, but the held-out text is not new."""
 
     @property
     def ok(self) -> bool:
@@ -53,7 +53,7 @@ class VerifyReport:
         if self.problems:
             return "\n".join([f"{path}: damaged", *self.problems])
         lines = [*(overlap.text() for overlap in self.overlap), *self.overlap_problems]
-        return "\n".join([*lines, f"{path}: as sealed"])
+        return "\n".join([*lines, f"{path}: matches its manifest"])
 
 
 def verify(

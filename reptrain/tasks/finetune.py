@@ -40,8 +40,10 @@ from reptrain.training.summary import facts_text, machine_facts
 DATA_FILE = "data.json"
 # Settings that do not change the results.
 _MAY_DIFFER = (
-    "task.data", "train.device", "train.micro_batch_windows", "train.zero_stage", "train.compile",
-    "train.activation_checkpointing", "train.rank_timeout_seconds", "evaluate.batch_examples",
+    "task.data", "train.device", "train.micro_batch_windows", "train.zero_stage", "train.offload_optimizer",
+    "train.offload_parameters", "train.overlap_communication", "train.bucket_elements", "train.compile",
+    "train.activation_checkpointing", "train.poll_stop_steps", "train.rank_timeout_seconds",
+    "evaluate.batch_examples",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,13 @@ class TaskScore(BaseModel):
         } | self.metrics
 
 
+class _Batch(NamedTuple):
+    number_B: np.ndarray
+    """Indices of the pairs."""
+    counts: bool
+    """False for a rank that has no pairs left while another one has, for ZeRO 3 gathers weights together."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """Scores a model on a task.
@@ -59,12 +66,14 @@ class Scorer:
         encoder: Turns its texts into token ids.
         world: The ranks; each scores a share.
         batch_examples: Examples of a forward pass; does not change the results.
+        is_partitioned: Whether the model is partitioned over the ranks (ZeRO 3).
     """
 
     task: TaskConfig
     encoder: Encoder
     world: World
     batch_examples: int
+    is_partitioned: bool = False
 
     @property
     def objective(self) -> SourceTarget:
@@ -101,7 +110,7 @@ class Scorer:
             pairs: Sources and targets.
         """
         nats_N = torch.zeros(len(pairs), dtype=torch.float64)
-        for number_B in self._batches(pairs):
+        for number_B, counts in self._batches(pairs):
             chosen = [pairs[number] for number in number_B]
             in_one_row = self.encoder.in_one_row
             widths = widths_of(chosen, in_one_row=in_one_row)
@@ -109,16 +118,19 @@ class Scorer:
             example = self.objective.example(batch.to(self.world.device))
             targets = Targets(example.targets_BT, wants_correct=False)
             nats_BT = model(**example.inputs, targets=targets).nats
-            nats_N[torch.from_numpy(number_B)] = nats_BT.sum(1).double().cpu()
+            if counts:
+                nats_N[torch.from_numpy(number_B)] = nats_BT.sum(1).double().cpu()
         total_N: np.ndarray = np.sum(self.world.gather(nats_N.numpy()), axis=0)
         return total_N
 
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
-        """This rank's pairs in batches of similar length."""
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[_Batch]:
+        """This rank's pairs in batches of similar length. A partitioned model has as many on every rank."""
         order = np.argsort([len(pair.source) + len(pair.target) for pair in pairs], kind="stable")
         own = order[self.world.rank :: self.world.world_size]
-        for first in range(0, len(own), self.batch_examples):
-            yield own[first : first + self.batch_examples]
+        most = -(-len(order) // self.world.world_size) if self.is_partitioned else len(own)
+        for first in range(0, most, self.batch_examples):
+            number_B = own[first : first + self.batch_examples]
+            yield _Batch(number_B, True) if len(number_B) else _Batch(order[:1], False)
 
     def _texts(
         self, model: Decoder | EncoderDecoder, rows: Sequence[Row], pairs: Sequence[Pair]
@@ -126,9 +138,10 @@ class Scorer:
         if self.task.labels is not None and self.task.by == "likelihood":
             return self._likeliest(model, rows, self.task.labels)
         encoder = self.encoder
-        writer = Writer(model, encoder.special, encoder.tokenizer.vocab_size, encoder.reading)
+        together = self.world if self.is_partitioned else None
+        writer = Writer(model, encoder.special, encoder.tokenizer.vocab_size, encoder.reading, together)
         written: dict[int, str] = {}
-        for number_B in self._batches(pairs):
+        for number_B, counts in self._batches(pairs):
             prompts = [encoder.prompt(pairs[number]) for number in number_B]
             tokens = writer.write(
                 prompts,
@@ -136,8 +149,9 @@ class Scorer:
                 sampling=Sampling(),
                 batch_rows=len(prompts),
             )
-            texts = (decode_text(encoder.tokenizer, ids).strip() for ids in tokens)
-            written |= dict(zip(number_B.tolist(), texts, strict=True))
+            texts = [decode_text(encoder.tokenizer, ids).strip() for ids in tokens]
+            if counts:
+                written |= dict(zip(number_B.tolist(), texts, strict=True))
         whole = {number: text for part in self.world.gather(written) for number, text in part.items()}
         return [whole[number] for number in range(len(pairs))]
 

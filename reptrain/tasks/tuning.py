@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Set
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 
 from reptrain.config.finetune import FinetuneConfig
 from reptrain.config.model import ModelConfig
+from reptrain.distributed.partition import partitioned, release_partitions
 from reptrain.distributed.stop import StopRequest
 from reptrain.distributed.world import World
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.imported_model import ImportedModel
 from reptrain.hub.saved_model import SavedModel, open_saved_model
+from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
 from reptrain.runs.parent import Parent
@@ -31,7 +33,7 @@ from reptrain.tasks.records import Chosen, SeedResult, SelectRecord, StepRecord,
 from reptrain.tasks.scoring import Scorer
 from reptrain.terminal import StepDisplay
 from reptrain.text import Tokenizer
-from reptrain.training.checkpoints import Checkpoints
+from reptrain.training.checkpoints import Checkpoints, reserve_copy
 from reptrain.training.failures import failures_recorded
 from reptrain.training.initial_weights import InitialWeights
 from reptrain.training.loop import LoopEnd, run_steps
@@ -77,7 +79,13 @@ class Task:
     @cached_property
     def scorer(self) -> Scorer:
         """Scores a model on the task's examples."""
-        return Scorer(self.config.task, self.encoder, self.world, self.config.evaluate.batch_examples)
+        batch_examples, partitioned = self.config.evaluate.batch_examples, self.is_partitioned
+        return Scorer(self.config.task, self.encoder, self.world, batch_examples, partitioned)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether no rank holds the whole model."""
+        return self.config.train.zero_stage == 3
 
     @property
     def steps(self) -> StepPlan:
@@ -158,7 +166,19 @@ def _train(
         events=Events(folder / "events.jsonl"),
         say=lambda text: print_line(text, aside=True),
     ).step
+    evaluator, say = TaskEvaluator(task, trainer, metrics), partial(print_line, aside=True)
     with ExitStack() as resources:
+        checkpoints = Checkpoints(
+            trainer,
+            folder / "checkpoints",
+            [metrics],
+            steps={task.steps.num_steps},
+            keep_last=1,
+            copy=reserve_copy("auto", trainer, evaluator.steps, done=first_step, say=say),
+            pulse=pulse,
+            say=say,
+        )
+        resources.enter_context(checkpoints)
         recorder = None
         if task.world.is_main:
             recorder = _open_recorder(task, folder, seed, first_step, resources)
@@ -168,14 +188,14 @@ def _train(
             trainer,
             task.batches(seed),
             recorder=recorder,
-            evaluator=TaskEvaluator(task, trainer, metrics),
-            checkpoints=Checkpoints(
-                trainer, folder / "checkpoints", [metrics], steps={task.steps.num_steps}, keep_last=1
-            ),
+            evaluator=evaluator,
+            checkpoints=checkpoints,
             first_step=first_step,
             stop=stop,
+            poll_stop_steps=task.config.train.poll_stop_steps,
         )
     trainer.engine.destroy()
+    release_partitions(trainer.engine.module)
     return end
 
 
@@ -266,12 +286,25 @@ def _report(task: Task, folder: Path, seed: int) -> SeedResult:
     looks = {look.step: look for look in metrics.records() if isinstance(look, SelectRecord)}
     chosen: dict[int, Chosen] = {}
     for step in dict.fromkeys((best, steps)):
-        model = open_saved_model(folder, step).load(without_capacity(task.model)).to(world.device)
-        score, texts = task.scorer.score(model, task.rows.report)
+        with _saved(task, folder, step) as model:
+            score, texts = task.scorer.score(model, task.rows.report)
         chosen[step] = Chosen(step=step, select_nats_per_token=looks[step].nats_per_token, report=score)
         if step == best:
             world.on_main(partial(_write_texts, task, folder, texts))
     return SeedResult(seed=seed, steps=steps, best=chosen[best], last=chosen[steps])
+
+
+@contextmanager
+def _saved(task: Task, folder: Path, step: int) -> Iterator[Decoder | EncoderDecoder]:
+    """The model of a checkpoint, in evaluation mode on the device."""
+    saved, config = open_saved_model(folder, step), without_capacity(task.model)
+    if not task.is_partitioned:
+        yield saved.load(config).to(task.world.device)
+        return
+    model = saved.on_meta(config)
+    with partitioned(model, lambda name, parameter: saved.read({name: parameter}), task.world) as model:
+        saved.fill_buffers(model)
+        yield model
 
 
 def _write_texts(task: Task, folder: Path, texts: list[str]) -> None:

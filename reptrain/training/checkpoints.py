@@ -49,6 +49,8 @@ class Checkpoints:
     """Where the state is copied, so that training continues while it is written; None: training waits."""
     pulse: Callable[[], None] = lambda: None
     """Called on progress while training waits for a save in the background."""
+    say: Callable[[str], None] = lambda text: print_line(text)
+    """Prints a line on the main rank."""
     _unfinished: Generator[None, None, None] | None = field(default=None, init=False)
     _background: Background | None = field(default=None, init=False)
     _has_waited: bool = field(default=False, init=False)
@@ -114,7 +116,7 @@ class Checkpoints:
         self.continue_save()
         if self._unfinished is not None and self.trainer.world.is_main and not self._has_waited:
             self._has_waited = True
-            print_line(f"step {step}: training waits until the checkpoint before this one is written")
+            self.say(f"step {step}: training waits until the checkpoint before this one is written")
         self.finish()
 
     def _save(
@@ -139,7 +141,7 @@ class Checkpoints:
         if is_main:
             if copy is not None:
                 seconds = time.perf_counter() - began
-                print_line(f"checkpoint of step {step} written in the background in {seconds:.1f} s")
+                self.say(f"checkpoint of step {step} written in the background in {seconds:.1f} s")
             self.saved(step)
 
     def _complete_records(self, step: int, sizes: Mapping[Path, int], state: str) -> Mapping[Path, int]:
@@ -151,7 +153,12 @@ class Checkpoints:
 
 
 def reserve_copy(
-    wanted: bool | Literal["auto"], trainer: Trainer, steps: Set[int], *, done: int
+    wanted: bool | Literal["auto"],
+    trainer: Trainer,
+    steps: Set[int],
+    *,
+    done: int,
+    say: Callable[[str], None] = lambda text: print_line(text),
 ) -> HostCopy | None:
     """Memory for saving in the background, on every rank or on none; the main rank prints how much.
 
@@ -160,6 +167,7 @@ def reserve_copy(
         trainer: The model under DeepSpeed.
         steps: Numbers of completed steps at which checkpoints are saved.
         done: Completed steps.
+        say: Prints a line on the main rank.
 
     Raises:
         ConfigError: If it is wanted and a host has too little memory.
@@ -186,7 +194,7 @@ def reserve_copy(
             remedy="Set checkpoint.background=false, or use more hosts.",
         )
     if world.is_main:
-        print_line(
+        say(
             f"checkpoints are written in the background: {largest / 1e9:.3g} GB of memory on each rank for a"
             " copy of its state"
         )

@@ -95,6 +95,7 @@ def run_steps(
     first_step: int,
     stop: StopRequest,
     rank_times: RankTimes | None = None,
+    poll_stop_steps: int = 1,
 ) -> LoopEnd:
     """Train from ``first_step`` until the batches end, a request to stop, or early stopping.
 
@@ -105,8 +106,9 @@ def run_steps(
         evaluator: Evaluates the model, and decides on early stopping.
         checkpoints: Saves the checkpoints.
         first_step: Steps completed before.
-        stop: Requests of signals and time limits; the ranks agree on them after every step.
+        stop: Requests of signals and time limits.
         rank_times: Compares the times of the ranks; None: no comparison.
+        poll_stop_steps: Steps after which the ranks agree on a request to stop.
 
     Raises:
         RunError: If the loss or the gradient of a step is not finite and such steps are not skipped.
@@ -132,7 +134,8 @@ def run_steps(
             rank_times.step()
         done = batch.step + 1
         checkpoints.continue_save()
-        reason = stop.reason(trainer.world)
+        if done % poll_stop_steps == 0:
+            reason = stop.reason(trainer.world)
         if done in evaluator.steps:
             evaluator.evaluate(done)
         ends = bool(reason or evaluator.stop_early)
@@ -354,6 +357,7 @@ def _run(
         resources.enter_context(checkpoints)
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None
         evaluator = SetEvaluator(training, folder, recorder, marks.evaluate, config.evaluate.patience)
+        rank_times = _compare_ranks(world, trainer.engine, recorder)
         reason = stop.reason(world)
         if done == 0 and not reason:
             evaluator.evaluate(0)
@@ -366,7 +370,8 @@ def _run(
                 checkpoints=checkpoints,
                 first_step=done,
                 stop=stop,
-                rank_times=_compare_ranks(world, trainer.engine, recorder),
+                rank_times=rank_times,
+                poll_stop_steps=config.train.poll_stop_steps,
             )
         if done == first_step and (done == num_steps or evaluator.stop_early):
             # It was complete before: the ledger of a finished run ends with its last checkpoint.
@@ -386,7 +391,7 @@ def _marks(config: RunConfig, data: Data) -> Marks:
 
 
 def _compare_ranks(world: World, engine: Engine, recorder: Recorder | None) -> RankTimes | None:
-    """Compares the times of the ranks; None in a single process without a store."""
+    """Start the comparison of the ranks' times; None in a single process, which has no store."""
     store = meeting_store()
     if store is None:
         return None

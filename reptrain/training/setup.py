@@ -139,7 +139,7 @@ def _intact(path: Path, named_by: str) -> Store:
         raise StoreError(
             f"store {path}",
             got=report.problems[0],
-            rule="must be unchanged since it was sealed",
+            rule="must be unchanged since the store was completed",
             remedy="Restore its files, or rebuild it with `reptrain tokenize`.",
         )
     return store
@@ -196,7 +196,9 @@ def build_engine(
     if train.compile == "block":
         compile_blocks(model)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    bucket = bucket_elements(num_parameters, stage=train.zero_stage, device=world.device.type)
+    bucket = bucket_elements(
+        num_parameters, stage=train.zero_stage, device=world.device.type, given=train.bucket_elements
+    )
     settings = deepspeed_config(
         config,
         world_size=world.world_size,
@@ -215,10 +217,10 @@ def build_engine(
     optimizer = build_optimizer(model, config.optimizer)
     engine: Engine
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    if train.zero_stage == 0:
-        # DeepSpeed's configuration has no bucket of stage 0.
+    if train.zero_stage == 0 or (train.zero_stage == 1 and train.bucket_elements is not None):
+        # DeepSpeed's configuration has no bucket of stage 0, nor of its optimizer for bf16 at stage 1.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=bucket)
-    elif world.device.type == "cpu":
+    if train.zero_stage > 0 and world.device.type == "cpu":
         # ZeRO has copied the weights.
         release_freed_memory()
     if train.compile == "model":

@@ -49,11 +49,11 @@ def run_header(config: RunConfig, out: Path, data: Data, world: World) -> str:
         facts += _source_facts(source, prefix, available)
         read = source.unique_tokens * min(Fraction(1), Fraction(source.epochs))
         if read < _SMALL_SHARE * available:
-            remedy = f"{unique_tokens_setting(config, name)}=null takes all of them."
+            remedy = f"{unique_tokens_setting(config, name)}=null uses all of them."
             if source.unique_tokens == available or Fraction(source.epochs) < 1:
                 remedy = "It ends within its first epoch."
             share = f"{_share(read, available)} of the store's training tokens"
-            warnings.append(f"WARNING: {prefix}the run reads {share}. {remedy}")
+            warnings.append(f"WARNING: {prefix}the run uses {share}. {remedy}")
     micro = config.micro_batch_windows(world.data_ranks)
     facts += [
         ("model", _model(config, data.tokenizer.vocab_size)),

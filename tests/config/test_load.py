@@ -21,6 +21,22 @@ def resolve(*overrides: str) -> RunConfig:
     return validate(RunConfig, apply_overrides(MINIMAL, overrides))
 
 
+def test_a_batch_in_tokens_is_the_same_run_as_in_windows() -> None:
+    given = resolve("train.batch_tokens=2**14", "data.window_tokens=512")
+    expected = resolve("train.batch_windows=32", "data.window_tokens=512")
+    assert given.model_dump() == expected.model_dump()
+    assert config_fingerprint(given) == config_fingerprint(expected)
+    assert given.micro_batch_windows(4) == 8
+    again = validate(RunConfig, given.model_dump(mode="json"))
+    assert again.model_dump() == expected.model_dump()
+    for overrides, words in (
+        (["train.batch_tokens=1000"], "multiple of data.window_tokens 256.*next multiple is 1024"),
+        (["train.batch_tokens=512", "train.batch_windows=2"], "leave one of the two out"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resolve(*overrides)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
 def test_every_yaml_under_configs_is_valid(path: Path) -> None:
     # A base that studies share is a run.
@@ -230,7 +246,9 @@ NOT_DERIVED = {
     "T5Config.vocab_size",
     "T5Config.moe",
     "Scheduled.over",
+    "TrainConfig.batch_tokens",
     "TrainConfig.micro_batch_windows",
+    "TrainConfig.bucket_elements",
     "EvaluateConfig.patience",
     "CheckpointConfig.keep_every_fraction",
     "CheckpointConfig.mirror",

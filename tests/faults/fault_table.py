@@ -1,4 +1,4 @@
-"""The table of faults tried, as the tests fill it and docs/reliability.md shows it."""
+"""The table of faults, as the tests fill it and docs/reliability.md shows it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Literal
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: made by `make test-faults` -->", "<!-- end of faults -->"
 
-Outcome = Literal["went on exactly", "clear error, nothing lost; once mended went on exactly"]
-WENT_ON: Outcome = "went on exactly"
-STOPPED: Outcome = "clear error, nothing lost; once mended went on exactly"
+Outcome = Literal["resumed exactly", "clear error, nothing lost; after repair resumed exactly"]
+WENT_ON: Outcome = "resumed exactly"
+STOPPED: Outcome = "clear error, nothing lost; after repair resumed exactly"
 
 
 class FaultTable:
-    """Counts what was tried, where it struck, and how it ended. Only what ended well is counted."""
+    """Counts the trials of each fault, their places and their outcomes. Only good outcomes are counted."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[Counter[str], Counter[Outcome]]] = {}
 
     def add(self, fault: str, where: str, outcome: Outcome) -> None:
-        """Count one try."""
+        """Count one trial."""
         places, outcomes = self._rows.setdefault(fault, (Counter(), Counter()))
         places[where] += 1
         outcomes[outcome] += 1
@@ -31,7 +31,7 @@ class FaultTable:
 
     def text(self) -> str:
         """The table in Markdown."""
-        lines = ["| fault | tried | where it struck | how it ended |", "|---|---|---|---|"]
+        lines = ["| fault | trials | where | outcome |", "|---|---|---|---|"]
         for fault, (places, outcomes) in self._rows.items():
             lines.append(f"| {fault} | {outcomes.total()} | {_told(places)} | {_told(outcomes)} |")
         return "\n".join(lines)

@@ -47,7 +47,7 @@ def test_storm_of_signals(
         assert code == 3, f"{code}: {started.said()}"
         steps.append(struck.run.ledger.end())
         assert struck.run.status().state == "preempted" and steps[-1] > steps[-2]
-        table.add("storm of SIGTERM and SIGUSR1", "in a run", WENT_ON)
+        table.add("repeated SIGTERM and SIGUSR1", "in a run", WENT_ON)
     print(f"seed {seed}: stopped after {steps} steps")
     struck.finish()
 
@@ -62,7 +62,7 @@ def test_second_run_in_a_folder_is_refused(trial: MakeTrial, table: FaultTable) 
     first.stop(signal.SIGCONT)
     assert first.wait().code == 0
     struck.check()
-    table.add("a second run in the same folder", "while the first one lives", STOPPED)
+    table.add("a second run in the same folder", "while the first one runs", STOPPED)
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_clock_set_back(trial: MakeTrial, table: FaultTable, tmp_path: Path) -> 
     struck.check()
     times = [event.time for event in struck.run.events.records()]
     assert times[-1] < times[0], times
-    table.add("clock set back (libfaketime)", "in a run and before it goes on", WENT_ON)
+    table.add("clock set back (libfaketime)", "in a run and before it resumes", WENT_ON)
 
 
 @pytest.mark.slow
@@ -126,4 +126,4 @@ def test_clock_that_goes_back_at_every_reading(trial: MakeTrial, table: FaultTab
     started.wait()
     assert struck.carry_out(hook=ClockBack()).code == 0
     struck.check()
-    table.add("clock that goes back at every reading (time.time replaced)", "in a run", WENT_ON)
+    table.add("clock that goes back at every call (time.time replaced)", "in a run", WENT_ON)

@@ -59,14 +59,14 @@ _LOADED_UNCHECKED = (
 MUTANTS = [
     # What the windows digest alone does not see.
     Mutant(
-        "token 100 becomes 101 in front of the engine", "inputs", _STEP,
+        "token 100 becomes 101 before the engine", "inputs", _STEP,
         "    example = replace(example, inputs=inputs)\n",
         "    inputs = {k: v + (v == 100) if k == 'tokens_BT' else v for k, v in inputs.items()}\n"
         "    example = replace(example, inputs=inputs)\n",
         (AUDIT, AUDITOR, REPLAY),
     ),
     Mutant(
-        "token 100 becomes 101 behind the windows digest, in the objective", "inputs",
+        "token 100 becomes 101 after the windows digest, in the objective", "inputs",
         "reptrain/batch/objectives/causal.py",
         "        targets_BL = batch.tokens_BL.masked_fill(~is_token_BL, IGNORE)\n",
         "        tokens_BL = batch.tokens_BL + (batch.tokens_BL == 100)\n"
@@ -74,7 +74,7 @@ MUTANTS = [
         (AUDITOR, REPLAY),
     ),
     Mutant(
-        "an input column overwritten in the model, behind the input digest's tensors", "inputs",
+        "an input column overwritten in the model, after the input digest", "inputs",
         "reptrain/model/decoder.py",
         "        x_BTD = self.embedding(tokens_BT)\n",
         "        x_BTD = self.embedding(torch.cat([tokens_BT[:, :1], tokens_BT[:, :1], tokens_BT[:, 2:]], 1))\n",
@@ -118,7 +118,7 @@ MUTANTS = [
         (AUDIT, AUDITOR),
     ),
     Mutant(
-        "documents in the order of the store", "data", "reptrain/plan/document_order.py",
+        "documents in the order of the store, not shuffled", "data", "reptrain/plan/document_order.py",
         "        place = random.permute(index, count, order_key)\n", "        place = index\n", (AUDIT, AUDITOR),
     ),
     Mutant(
@@ -142,7 +142,7 @@ MUTANTS = [
         (AUDIT, AUDITOR, REPLAY), run="repacked",
     ),
     Mutant(
-        "sources take turns at other places", "order", "reptrain/plan/interleaving.py",
+        "sources interleaved in another order", "order", "reptrain/plan/interleaving.py",
         "    at = ((2 * local + 1) << 30)", "    at = ((2 * local) << 30)", (AUDIT, AUDITOR), run="mixture",
     ),
     # Ranks.
@@ -205,7 +205,7 @@ MUTANTS = [
         "\"gradient_clipping\": config.optimizer.clip_grad_norm,", "\"gradient_clipping\": 0.0,", (REPLAY,),
     ),
     Mutant(
-        "learning rate of a step's start", "schedule", "reptrain/config/schedule.py",
+        "learning rate taken at the start of a step", "schedule", "reptrain/config/schedule.py",
         "    return learning_rate((before + after) / (2 * total), optimizer, schedule)\n",
         "    return learning_rate(before / total, optimizer, schedule)\n", (REPLAY,),
     ),
@@ -219,7 +219,7 @@ MUTANTS = [
         "        betas=(config.beta2, config.beta1),\n        eps=config.eps,\n        fused=True,\n", (REPLAY,),
     ),
     Mutant(
-        "weight decay of norms", "optimizer", "reptrain/model/init.py",
+        "weight decay applied to norms", "optimizer", "reptrain/model/init.py",
         "        {\"params\": not_decayed, \"decays\": False, \"weight_decay\": 0.0},\n",
         "        {\"params\": not_decayed, \"decays\": True, \"weight_decay\": 0.0},\n", (REPLAY,),
     ),
@@ -241,38 +241,38 @@ MUTANTS = [
         (STOPS,), run="resumed",
     ),
     Mutant(
-        "moments not loaded, nor what was loaded checked", "resume", _FOLDER,
+        "moments not loaded, and the state hash not compared", "resume", _FOLDER,
         "    read_pieces([path / name for name in manifest.files], wanted)\n",
         "    wanted = [p._replace(views={'weight': p.views['weight']}) for p in wanted]\n"
         "    read_pieces([path / name for name in manifest.files], wanted)\n",
         (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
     ),
     Mutant(
-        "weights not loaded, nor what was loaded checked", "resume", _FOLDER,
+        "weights not loaded, and the state hash not compared", "resume", _FOLDER,
         "    read_pieces([path / name for name in manifest.files], wanted)\n",
         "    wanted = [p._replace(views={k: v for k, v in p.views.items() if k != 'weight'}) for p in wanted]\n"
         "    read_pieces([path / name for name in manifest.files], wanted)\n",
         (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
     ),
     Mutant(
-        "Adam's counter starts again, nor what was loaded checked", "resume", _FOLDER,
+        "Adam's step count reset, and the state hash not compared", "resume", _FOLDER,
         "    state.set_optimizer_steps(engine, manifest.optimizer_steps)\n", "    state.set_optimizer_steps(engine, 0)\n",
         (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
     ),
     Mutant(
-        "a step skipped at the resumption", "resume", "reptrain/training/resume.py",
+        "a step skipped on resume", "resume", "reptrain/training/resume.py",
         "    return Resumed(newest.manifest.step if newest.manifest else 0, newest.damaged",
         "    return Resumed(newest.manifest.step + 1 if newest.manifest else 0, newest.damaged",
         (AUDIT, AUDITOR, REPLAY), run="resumed",
     ),
     # Branches.
     Mutant(
-        "a branch takes the ledger of the whole parent", "branch", "reptrain/training/branch.py",
+        "a branch copies the whole ledger of its parent", "branch", "reptrain/training/branch.py",
         "    ledger = (path / folder.ledger.path.name).read_bytes()\n",
         "    ledger = (source / folder.ledger.path.name).read_bytes()\n", (AUDIT, AUDITOR), run="branch",
     ),
     Mutant(
-        "a branch takes the checkpoint of another step", "branch", "reptrain/training/branch.py",
+        "a branch copies the checkpoint of another step", "branch", "reptrain/training/branch.py",
         "    checkpoint.adopt(path, manifest, folder.checkpoints, records)\n",
         "    path = max(path.parent.glob('step-*'), key=lambda p: int(p.name[5:]))\n"
         "    manifest = checkpoint.intact_manifest(path).model_copy(update={'step': branch.step})\n"
@@ -285,11 +285,11 @@ MUTANTS = [
     ),
     # Averages.
     Mutant(
-        "the average keeps the share that it should lose", "EMA", "reptrain/checkpoint/weight_average.py",
+        "the decay of the average is one minus the configured decay", "EMA", "reptrain/checkpoint/weight_average.py",
         "else 1 - self._config.decay", "else self._config.decay", (REPLAY,),
     ),
     Mutant(
-        "the average is not loaded, nor what was loaded checked", "EMA", _FOLDER,
+        "the average not loaded, and the state hash not compared", "EMA", _FOLDER,
         "        wanted, average.steps = average.pieces(wanted), manifest.averaged_steps\n",
         "        average.steps = manifest.averaged_steps\n", (AUDIT, AUDITOR, REPLAY), run="resumed", also=_LOADED_UNCHECKED,
     ),
@@ -300,17 +300,17 @@ MUTANTS = [
     ),
     # Views, output masks, cyclic rates.
     Mutant(
-        "targets of a view one token later", "targets", _VIEWS,
+        "targets of a view shifted by one token", "targets", _VIEWS,
         "        target_place_BL = column_L + skipped_B[:, None]\n",
         "        target_place_BL = column_L + skipped_B[:, None] + 1\n", (AUDIT, AUDITOR, REPLAY), run="views",
     ),
     Mutant(
-        "reversed windows in their own order", "inputs", _VIEWS,
+        "reversed windows not reversed", "inputs", _VIEWS,
         "is_token_BL & is_reversed_B[:, None]", "is_token_BL & (view_B < 0)[:, None]",
         (AUDIT, AUDITOR, REPLAY), run="views",
     ),
     Mutant(
-        "views have the start token of the first", "inputs", _VIEWS,
+        "all views have the start token of the first view", "inputs", _VIEWS,
         "device=view_B.device)[view_B][:, None]", "device=view_B.device)[0 * view_B][:, None]",
         (AUDIT, AUDITOR, REPLAY), run="views",
     ),
@@ -330,12 +330,12 @@ MUTANTS = [
     ),
     # Masked inputs.
     Mutant(
-        "masked copies weigh as much as their rows", "targets", _MASKED,
+        "masked copies have the loss weight of their rows", "targets", _MASKED,
         "torch.cat([weight_BT, weight * weight_BT])", "torch.cat([weight_BT, weight_BT])",
         (AUDIT, AUDITOR, REPLAY), run="masked",
     ),
     Mutant(
-        "masks keyed as the input noise", "noise", _MASKED,
+        "masks drawn with the key of the input noise", "noise", _MASKED,
         "site_keys(context.key_B, 2 + number, 1)", "site_keys(context.key_B, number, 1)",
         (AUDIT, AUDITOR, REPLAY), run="masked",
     ),
@@ -350,13 +350,13 @@ MUTANTS = [
     ),
     # Fine-tuning, whose audit shares the code of its examples.
     Mutant(
-        "the source of an example is predicted too", "fine-tuning", "reptrain/tasks/pairs.py",
+        "the input of an example is predicted too", "fine-tuning", "reptrain/tasks/pairs.py",
         "(next_T >= split_B[:, None]) & (next_T < length_B[:, None])",
         "(next_T >= 0 * split_B[:, None]) & (next_T < length_B[:, None])",
         ("tests/tasks/test_finetune.py::test_targets_stand_where_texts_are_written",),
     ),
     Mutant(
-        "every epoch of a fine-tuning in the order of the first", "fine-tuning", "reptrain/tasks/examples.py",
+        "every epoch of a fine-tuning run in the order of the first", "fine-tuning", "reptrain/tasks/examples.py",
         "order=\"reshuffle\",", "order=\"same\",",
         ("tests/tasks/test_finetune.py::test_each_example_is_seen_in_each_epoch",),
     ),
@@ -371,7 +371,7 @@ MUTANTS = [
         "            normalize=self.config.normalizes,\n", "            normalize=False,\n", (REPLAY,), run="prefix, sparse",
     ),
     Mutant(
-        "the experts of the other rank", "expert parallel", "reptrain/distributed/expert_parallel.py",
+        "each rank holds the experts of the other", "expert parallel", "reptrain/distributed/expert_parallel.py",
         "all_E.detach()[place * held : (place + 1) * held]",
         "all_E.detach().flip(0)[place * held : (place + 1) * held]",
         (REPLAY,), run="expert parallel",
@@ -382,19 +382,19 @@ MUTANTS = [
         (REPLAY,), run="expert parallel",
     ),
     Mutant(
-        "masks of attention of the first rank's heads", "sequence parallel",
+        "attention dropout keyed by the heads of the first rank", "sequence parallel",
         "reptrain/distributed/sequence_parallel.py",
         "head_ABH=self.own_heads(keys.head_ABH, -1)", "head_ABH=keys.head_ABH.chunk(self._size, -1)[0]",
         (REPLAY,), run="sequence parallel",
     ),
     Mutant(
-        "masks of the first rank's positions", "sequence parallel", "reptrain/distributed/sequence_parallel.py",
+        "dropout keyed by the positions of the first rank", "sequence parallel", "reptrain/distributed/sequence_parallel.py",
         "        position_P = self.positions(device)\n",
         "        position_P = self.positions(device) - self._first\n",
         (REPLAY,), run="sequence parallel",
     ),
     Mutant(
-        "windows counted by each rank that shares them", "sequence parallel", _STEP,
+        "shared windows counted by each rank", "sequence parallel", _STEP,
         "    once = int(trainer.world.counts_rows)\n", "    once = 1\n", (AUDIT, AUDITOR), run="sequence parallel",
     ),
     # Ledger and checkpoints.
@@ -450,6 +450,6 @@ MUTANTS = [
     Mutant(
         "throughput twice as high", "measurement", "reptrain/training/recorder.py",
         "            tokens_per_s=rate,\n", "            tokens_per_s=2 * rate,\n", (NOTHING,),
-        why="the judges look at no times, which no replay reproduces.",
+        why="the judges do not compare times, which a replay cannot reproduce.",
     ),
 ]  # fmt: skip

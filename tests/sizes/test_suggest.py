@@ -104,6 +104,27 @@ def test_offloaded_states_do_not_count_on_a_gpu(large: Callable[..., Subject]) -
     assert found.chosen is not None and found.chosen.stage >= 1
 
 
+def test_offloaded_weights_and_smaller_buckets_take_less_of_a_gpu(large: Callable[..., Subject]) -> None:
+    settings = RankSettings(8, 3, 1, "none", "bf16", "cuda")
+    kept, offloaded, small = (
+        large("train.zero_stage=3", *more)
+        for more in ((), ("train.offload_parameters=cpu",), ("train.bucket_elements=2**20",))
+    )
+    plain, without_weights, with_small = (rank_memory(each, settings) for each in (kept, offloaded, small))
+    assert plain and without_weights and with_small
+    # bf16 weights.
+    assert plain.state - without_weights.state == -(-2 * kept.parameters.total // 8)
+    assert with_small.state == plain.state and with_small.buffers < plain.buffers
+    overlapped = large(
+        "train.zero_stage=2", "train.overlap_communication=true", "train.bucket_elements=2**20"
+    )
+    one, two = (
+        rank_memory(each, replace(settings, stage=2))
+        for each in (large("train.bucket_elements=2**20"), overlapped)
+    )
+    assert one and two and two.buffers - one.buffers == 4 * 2**20
+
+
 def test_suggestion_names_a_number_of_ranks_that_is_enough(large: Callable[..., Subject]) -> None:
     subject, gpu = large(), {"device": "cuda", "device_bytes": 8 * GIB}
     found = suggest(subject, world_size=2, **gpu)

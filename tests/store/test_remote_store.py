@@ -176,7 +176,9 @@ def test_damaged_and_replaced_remote_stores_are_noticed(
     content = bytearray((store_path / shard.file).read_bytes())
     content[len(content) // 2] ^= 1
     files.pipe(f"stores/docs/{shard.file}", bytes(content))
-    with pytest.raises(StoreError, match=rf"{URL}/{shard.file}: must be unchanged since it was sealed"):
+    with pytest.raises(
+        StoreError, match=rf"{URL}/{shard.file}: must be unchanged since the store was completed"
+    ):
         found.fetch()
     files.pipe(f"stores/docs/{shard.file}", (store_path / shard.file).read_bytes())
     found.fetch()

@@ -198,10 +198,10 @@ def test_verify_names_every_damage(copy: Path, damage: Callable[[Path], None], p
         (
             "train-00000.arrow",
             None,
-            "train-00000.arrow: must be unchanged since it was sealed, but got No such file",
+            "train-00000.arrow: must be unchanged since the store was completed, but got No such file",
         ),
         ("train-00000.arrow", b"short", "but got 5 bytes, where the manifest has"),
-        ("tokenizer.model", None, "tokenizer.model: must be unchanged since it was sealed"),
+        ("tokenizer.model", None, "tokenizer.model: must be unchanged since the store was completed"),
     ],
 )
 def test_open_store_refuses_an_incomplete_store(

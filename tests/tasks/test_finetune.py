@@ -27,7 +27,7 @@ from reptrain.runs.parent import read_parent
 from reptrain.tasks.finetune import Outcome, finetune, load_finetune
 from reptrain.tasks.pairs import Encoder, SourceTarget, pack, widths_of
 from reptrain.tasks.records import Results, StepRecord, read_results, task_metrics
-from reptrain.training import loop
+from reptrain.training import checkpoints, loop
 from reptrain.training.batches import Batch
 from reptrain.training.regularize import Settings
 from reptrain.training.step import Trainer
@@ -210,6 +210,27 @@ def test_interrupted_goes_on_bit_for_bit(
     assert again.seeds == unbroken.seeds[:1] and again.mean["best"]["f1"].low is None
 
 
+def test_checkpoints_are_written_while_the_training_goes_on(
+    trained: Trained,
+    make_task: MakeTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, task = trained("t5"), make_task()
+    waits = tune(run, task, tmp_path / "waits")
+    assert "in the background" not in capsys.readouterr().err
+    monkeypatch.setattr(checkpoints, "_SMALL_BYTES", 0)
+    found = tune(run, task, tmp_path / "background")
+    assert found.seeds == waits.seeds and found.mean == waits.mean
+    folders = [tmp_path / name / "seed-0" for name in ("waits", "background")]
+    assert same(*map(weights, folders))
+    kept = [{path.name for path in (folder / "checkpoints").iterdir()} for folder in folders]
+    assert kept[0] == kept[1]
+    printed = capsys.readouterr()
+    assert "written in the background in" in printed.err and "background" not in printed.out
+
+
 def test_folder_holds_what_was_done(trained: Trained, make_task: MakeTask, tmp_path: Path) -> None:
     run, task, out = trained("t5"), make_task(), tmp_path / "out"
     results = tune(run, task, out, *FORGETS, seeds=2)
@@ -269,8 +290,9 @@ def test_other_settings_and_other_folders_are_refused(
         tune(run, task, task)
     for override, words in (
         ("train.total_tokens=3epochs", "set epochs instead"),
-        ("train.zero_stage=3", "zero_stage 0 to 2"),
-        ("train.precision=bf16", "needs train.zero_stage 1 or 2"),
+        ("train.batch_tokens=512", "set train.batch_windows"),
+        ("train.expert_parallel_size=2", "needs train.expert_parallel_size 1; 2 was given"),
+        ("train.precision=bf16", "needs train.zero_stage 1, 2 or 3"),
         ("model.dropout.residul=0", r"Did you mean model\.dropout\.residual"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -300,7 +300,7 @@ def test_tokenize_takes_a_tokenizer_json(
     assert f"{described:.3f}" in describe_text(store)
     assert verify(tmp_path / "s").ok
     (tmp_path / "s" / "tokenizer.json").unlink()
-    with pytest.raises(StoreError, match=r"tokenizer\.json: must be unchanged since it was sealed"):
+    with pytest.raises(StoreError, match=r"tokenizer\.json: must be unchanged since the store was completed"):
         open_store(tmp_path / "s")
 
 

@@ -78,7 +78,7 @@ def test_a_run_shows_what_it_trains_and_what_comes_next(
         r"output +runs/a b\n",
     ):
         assert re.search(fact, header), (fact, header)
-    assert "WARNING: the run reads" in header and "data.unique_tokens=null takes all of them." in header
+    assert "WARNING: the run uses" in header and "data.unique_tokens=null uses all of them." in header
     assert re.search(r"step (\d+)/\1  epoch 2.00  loss \d\.\d+ nats  [\d,]+ tokens/s  lr", shown)
     closing = shown[shown.index("done: ") :]
     assert re.search(r"trained +2,000 tokens, 2 epochs, \d+ s of steps, [\d,]+ tokens/s\n", closing)
@@ -117,7 +117,7 @@ def test_the_warning_of_a_short_run_does_not_advise_a_larger_subset(
     config = tiny("data.unique_tokens=1000", "train.total_tokens=500", "evaluate.max_windows=1")
     train(config, tmp_path / "run")
     printed = capsys.readouterr().out
-    assert re.search(r"WARNING: the run reads .* It ends within its first epoch\.\n", printed)
+    assert re.search(r"WARNING: the run uses .* It ends within its first epoch\.\n", printed)
     assert "data.unique_tokens=null" not in printed
 
 

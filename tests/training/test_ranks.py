@@ -89,10 +89,29 @@ CASES = {
     for family, (settings, names) in FAMILIES.items()
     for name in names
 }
-# The optimizer's states in the memory of the host, beside the case that it must equal.
-OFFLOADED = {"offloaded-zero2": "zero2-micro4", "offloaded-zero3": "zero3-micro1"}
-CASES |= {name: [*CASES[same], "train.offload_optimizer=cpu"] for name, same in OFFLOADED.items()}
+# State in the memory of the host, and other ways to reduce gradients, beside the case that each must equal.
+# The whole model has 30 thousand parameters.
+ELSEWHERE = {
+    "offloaded-zero2": ("zero2-micro4", ["train.offload_optimizer=cpu"]),
+    "offloaded-zero3": ("zero3-micro1", ["train.offload_optimizer=cpu"]),
+    "weights_offloaded-zero3": ("zero3-micro1", ["train.offload_parameters=cpu"]),
+    "all_offloaded-zero3": (
+        "zero3-micro1",
+        ["train.offload_parameters=cpu", "train.offload_optimizer=cpu"],
+    ),
+    "overlapped-zero2": (
+        "zero2-micro4",
+        ["train.overlap_communication=true", "train.bucket_elements=5000"],
+    ),
+}
+CASES |= {name: [*CASES[same], *settings] for name, (same, settings) in ELSEWHERE.items()}
 BF16 = {f"bf16-zero{stage}": [f"train.zero_stage={stage}", "train.precision=bf16"] for stage in (1, 3)}
+BF16_ELSEWHERE = {
+    "bf16-buckets-zero1": ("bf16-zero1", ["train.bucket_elements=5000"]),
+    "bf16-weights_offloaded-zero3": ("bf16-zero3", ["train.offload_parameters=cpu"]),
+}
+BF16 |= {name: [*BF16[same], *settings] for name, (same, settings) in BF16_ELSEWHERE.items()}
+ELSEWHERE |= BF16_ELSEWHERE
 # Two sources of one store; STORE stands for its path.
 MIXTURE = {
     "mixture": [
@@ -243,9 +262,9 @@ def test_data_is_identical_on_any_ranks_micro_batch_and_stage(matrix: Matrix, na
     assert audit(matrix[name, ranks].path).exact
 
 
-@pytest.mark.parametrize(("name", "same"), OFFLOADED.items())
-def test_the_optimizer_computes_the_same_bits_on_the_host(matrix: Matrix, name: str, same: str) -> None:
-    both = [matrix[one, 2].checkpoints / "step-3" for one in (name, same)]
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_offloading_and_overlapping_compute_the_same_bits(matrix: Matrix, name: str) -> None:
+    both = [matrix[one, 2].checkpoints / "step-3" for one in (name, ELSEWHERE[name][0])]
     found, expected = (CheckpointManifest.read(folder).state for folder in both)
     assert found is not None and found == expected
 

@@ -160,6 +160,20 @@ def test_signal_leads_to_a_checkpoint_and_an_exact_continuation(
     assert_same(RunFolder.open(out), finished)
 
 
+def test_request_to_stop_is_seen_at_the_next_poll(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rarely = finished.config.train.model_copy(update={"poll_stop_steps": 6})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        result = train(finished.config.model_copy(update={"train": rarely}), tmp_path / "run")
+    # The signal arrives in step 10, after the poll at 6 completed steps.
+    assert (result.state, result.steps) == ("preempted", 12)
+    # The setting may differ on resume.
+    assert train(finished.config, tmp_path / "run").state == "done"
+    assert audit(tmp_path / "run").exact
+
+
 def test_train_scores_masked_tokens_with_and_without_sentinels(finished_t5: RunFolder) -> None:
     for record in finished_t5.metrics.records("valid"):
         # Full windows of 32 tokens hide 5 in 2 spans: 2 sentinels and an EOS come on top.
@@ -238,7 +252,7 @@ def test_changed_store_is_refused_at_the_start(tiny: MakeConfig, own_store: Path
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match="must be unchanged since it was sealed"):
+    with pytest.raises(StoreError, match="must be unchanged since the store was completed"):
         train(tiny(f"data.store={own_store}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
