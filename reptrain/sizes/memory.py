@@ -43,7 +43,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     """Weights, gradients and AdamW's state on one GPU, without `buffer_bytes`.
 
     Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
-    keeps an fp32 copy of the weights beside the moments, in an fp32 run too.
+    keeps an fp32 copy of the weights in addition to the moments, in an fp32 run too.
 
     Args:
         num_parameters: All of the model's, idle ones too.
@@ -94,7 +94,7 @@ def buffer_bytes(
     bucket: int | None = None,
     overlaps: bool = False,
 ) -> int:
-    """The most that DeepSpeed holds for a time beside `state_bytes`.
+    """Upper bound on DeepSpeed's temporary memory, in addition to `state_bytes`.
 
     At stage 0 the copy of a bucket. At stages 1 and 2 the gradients of the rank's partition once more, flat
     for the update, and a bucket, on several ranks with its copy. At stage 3 the bucket stays. Beside it are

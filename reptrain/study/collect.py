@@ -54,7 +54,7 @@ class ArmRow(FrozenRecord):
 
     Attributes:
         arm: Its name.
-        values: What tells the arm from others: the value of each axis by dotted key, and ``arm``, the name of
+        values: What distinguishes the arm: the value of each axis by dotted key, and ``arm``, the name of
             its entry.
         seed: Seed of the run.
         state: State of the run. ``other config``: its folder holds another configuration; ``other
