@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from reptrain.analysis.answer import FitOptions, fit_question
 from reptrain.analysis.answers import Fit
-from reptrain.analysis.decision import Choice, Held, best_for_budget
+from reptrain.analysis.decision import Allocation, Held, best_for_budget
 from reptrain.analysis.fit import fit_law
 from reptrain.analysis.hints import Hint, hints
 from reptrain.analysis.laws import Law, find_law
@@ -247,7 +247,7 @@ def fit_evidence(evidence: Evidence, unique_tokens: float, compute: float, optio
 
 
 def _interval(
-    choice: Choice, fit: Fit | None, samples: int, held: Held | None
+    choice: Allocation, fit: Fit | None, samples: int, held: Held | None
 ) -> tuple[dict[str, float], dict[str, float], str]:
     # The bootstrap decisions hold only compute fixed.
     if (
@@ -281,14 +281,14 @@ def _second_opinion(compute: float, unique_tokens: float, held: Held | None) -> 
     return best_for_budget(law, law.published["muennighoff2023"], compute, unique_tokens, held)._asdict()
 
 
-def _extrapolation(basis: Basis, choice: Choice, unique_tokens: float) -> dict[str, float]:
+def _extrapolation(basis: Basis, choice: Allocation, unique_tokens: float) -> dict[str, float]:
     at = {"N": choice.parameters, "D": choice.tokens, "U": unique_tokens, "epochs": choice.epochs}
     return {name: max(1.0, at[name] / high, low / at[name]) for name, (low, high) in basis.ranges.items()}
 
 
 def _economical(
-    law: Law, constants: Mapping[str, float], best: Choice, unique_tokens: float, held: Held | None
-) -> Choice:
+    law: Law, constants: Mapping[str, float], best: Allocation, unique_tokens: float, held: Held | None
+) -> Allocation:
     """The smallest budget that comes within 1% of a loss."""
     for budget in np.geomspace(best.compute_flops / 1e3, best.compute_flops, _BUDGETS):
         choice = best_for_budget(law, constants, float(budget), unique_tokens, held)
@@ -301,7 +301,7 @@ def _outlook(
     law: Law,
     constants: Mapping[str, float],
     budget: tuple[float, float],
-    now: Choice,
+    now: Allocation,
     held: Held | None,
 ) -> list[Outlook]:
     compute, unique_tokens = budget

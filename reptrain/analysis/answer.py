@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from reptrain.analysis.answers import Comparison, Curve, Fit, FitAnswer
+from reptrain.analysis.answers import Comparison, Fit, FitAnswer, FitCurve
 from reptrain.analysis.checklist import checklist
 from reptrain.analysis.compare import CV_STARTS, compare
 from reptrain.analysis.fit import NUM_STARTS, fit_law
@@ -201,7 +201,7 @@ def compare_laws(
     return compare(laws, points, num_starts=min(CV_STARTS, chosen.num_starts))
 
 
-def curves(fit: Fit) -> list[Curve]:
+def curves(fit: Fit) -> list[FitCurve]:
     """Lines of the law through its runs: against the variable with most values, one for each setting of the
     others. Tokens come first."""
     law = find_law(fit.law)
@@ -219,7 +219,7 @@ def _few(groups: Floats | list[tuple[()]]) -> list[Floats | tuple[()]]:
     return [groups[place] for place in places]
 
 
-def _curve(fit: Fit, law: Law, table: Mapping[str, Floats], axis: str, held: Mapping[str, float]) -> Curve:
+def _curve(fit: Fit, law: Law, table: Mapping[str, Floats], axis: str, held: Mapping[str, float]) -> FitCurve:
     chosen = np.ones(len(table[axis]), bool)
     for name, value in held.items():
         chosen &= table[name] == value
@@ -228,4 +228,4 @@ def _curve(fit: Fit, law: Law, table: Mapping[str, Floats], axis: str, held: Map
     loss = law.loss(fit.values, {axis: x, **held})
     varying = {name: value for name, value in held.items() if len({*table[name].tolist()}) > 1}
     label = ", ".join(f"{name} = {short_count(value)}" for name, value in varying.items()) or law.name
-    return Curve(label=label, variable=axis, x=x.tolist(), loss=loss.tolist())
+    return FitCurve(label=label, variable=axis, x=x.tolist(), loss=loss.tolist())

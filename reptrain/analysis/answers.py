@@ -19,7 +19,7 @@ class FittedParameter(Frozen):
     """The value is a bound of the search: the runs give only a direction."""
 
 
-class Optimum(Frozen):
+class LocalMinimum(Frozen):
     """A local minimum of the objective."""
 
     objective: float
@@ -28,7 +28,7 @@ class Optimum(Frozen):
     values: dict[str, float]
 
 
-class Score(Frozen):
+class FitScore(Frozen):
     """How well a law describes runs."""
 
     objective: float
@@ -62,13 +62,13 @@ class HoldoutScore(Frozen):
 
     num_points: int
     runs: list[str]
-    score: Score
+    score: FitScore
     extrapolation: dict[str, float]
     """Largest value of each variable in the hold-out over the largest fitted one."""
     residuals: list[Residual]
 
 
-class Decision(Frozen):
+class BudgetAllocation(Frozen):
     """The best size and number of epochs within a budget of 6 N D FLOPs."""
 
     budget_flops: float
@@ -102,11 +102,11 @@ class Fit(Frozen):
     delta: float
     num_starts: int
     num_bootstraps: int
-    optima: list[Optimum]
-    score: Score
+    optima: list[LocalMinimum]
+    score: FitScore
     residuals: list[Residual]
     holdout: HoldoutScore | None
-    decision: Decision | None
+    decision: BudgetAllocation | None
     seed_deviation_nats: float | None
     """Pooled standard deviation of runs with equal settings."""
     warnings: list[str]
@@ -117,7 +117,7 @@ class Fit(Frozen):
         return {parameter.name: parameter.value for parameter in self.parameters}
 
 
-class Curve(Frozen):
+class FitCurve(Frozen):
     """A line of the law to draw through its points."""
 
     label: str
@@ -136,7 +136,7 @@ class FitAnswer(Frozen):
     """None if the fit was refused."""
     refusal: str | None
     """Why there is no fit."""
-    curves: list[Curve]
+    curves: list[FitCurve]
     checklist: list[tuple[str, str]]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reptrain.analysis.descent import Problem, descend
+from reptrain.analysis.descent import FitProblem, descend
 from reptrain.analysis.laws.base import Floats
 
 FEWEST_CLUSTERS = 5
@@ -31,7 +31,7 @@ class Bootstrap(NamedTuple):
 
 
 def bootstrap(
-    problem: Problem,
+    problem: FitProblem,
     clusters: NDArray[np.int64],
     settings: NDArray[np.int64],
     optima: Sequence[Floats],
@@ -71,7 +71,7 @@ def bootstrap(
 
 
 def _draw(
-    problem: Problem, clusters: NDArray[np.int64], settings: NDArray[np.int64], num_samples: int, seed: int
+    problem: FitProblem, clusters: NDArray[np.int64], settings: NDArray[np.int64], num_samples: int, seed: int
 ) -> Floats:
     """Weights of the points in samples that determine the law, at most `num_samples` of them."""
     num_clusters = int(clusters.max()) + 1

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from reptrain.analysis.decisions import ALPHA, Decision, Evidence, Look, Verdict, decide, looks
+from reptrain.analysis.decisions import ALPHA, Decision, Look, LookEvidence, Verdict, decide, looks
 from reptrain.analysis.effects import Effects, effects
 from reptrain.analysis.intervals import DRAWS, Method
 from reptrain.analysis.questions import EXPLORATORY, FEWEST_SEEDS, Claim, sibling_metric
@@ -244,7 +244,7 @@ def _explored(claim: Claim, metric: str, found: Effects, alpha: float, num_draws
             **shared, verdict=EXPLORATORY, effect=effect, seeds_used=1, reason="one seed has no interval"
         )
     look = Look(num_units, 1.0)
-    seen = Evidence.of(claim, look, np.array(found.values)[:, None], num_draws, fewest=2)
+    seen = LookEvidence.of(claim, look, np.array(found.values)[:, None], num_draws, fewest=2)
     return Judgment(
         **shared,
         **_interval(claim, seen, alpha),
@@ -286,7 +286,7 @@ def _judgment(claim: Claim, metric: str, found: Effects, decision: Decision) -> 
     )
 
 
-def _interval(claim: Claim, seen: Evidence, level: float) -> Mapping[str, float | None]:
+def _interval(claim: Claim, seen: LookEvidence, level: float) -> Mapping[str, float | None]:
     """The effect and the interval that the verdict is read from, in the metric's own sign."""
     # A test of equivalence at a level is read from the interval with twice that level outside.
     outside = level * seen.look.share * (2.0 if claim.direction == "equal" else 1.0)

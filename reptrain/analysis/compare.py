@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reptrain.analysis.answers import Comparison, LawScore
-from reptrain.analysis.descent import Problem, descend, starts
+from reptrain.analysis.descent import FitProblem, descend, starts
 from reptrain.analysis.laws import Law
 from reptrain.analysis.one_thread import one_thread
 from reptrain.analysis.points import Points
@@ -49,7 +49,7 @@ def cross_validate(
     Raises:
         AnalysisError: If there is no fold, or a fold leaves too few settings.
     """
-    problem = Problem(law, points.logs, np.log(points.loss), dict(fixed or {}))
+    problem = FitProblem(law, points.logs, np.log(points.loss), dict(fixed or {}))
     all_folds = folds(points)
     num_free = int(problem.free.sum())
     left = min((points.at(~held).num_settings for held in all_folds), default=0)

@@ -16,7 +16,7 @@ _SIZES, _BUDGETS, _ZOOMS = 161, 33, 4
 _SIZE_SPAN, _BUDGET_SPAN = np.log(1e4), np.log(1e4)
 
 
-class Choice(NamedTuple):
+class Allocation(NamedTuple):
     """A size and a number of tokens.
 
     Args:
@@ -63,7 +63,7 @@ def best_for_budget(
     compute: float,
     unique_tokens: float,
     held: Held | None = None,
-) -> Choice:
+) -> Allocation:
     """The size and tokens with the lowest loss within a budget, 6 N D <= compute.
 
     By default only compute is held fixed: a larger model sees fewer tokens. Where excess repeats or
@@ -101,12 +101,12 @@ def best_for_budget(
         sizes, budgets = _zoom(sizes, int(row)), _zoom(budgets, int(place))
     parameters, spent = float(np.exp(found[0])), float(np.exp(found[1]))
     tokens = spent / (6.0 * parameters)
-    return Choice(parameters, tokens, max(1.0, tokens / unique_tokens), float(found[2]), spent)
+    return Allocation(parameters, tokens, max(1.0, tokens / unique_tokens), float(found[2]), spent)
 
 
 def _best_held(
     law: Law, values: Mapping[str, float], compute: float, unique_tokens: float, held: Held
-) -> Choice:
+) -> Allocation:
     check_positive(**{held.what.replace(" ", "_"): held.value})
     largest = np.log(held.largest(compute))
     sizes = np.linspace(largest - 2.0 * _SIZE_SPAN, largest, 2 * _SIZES)
@@ -118,7 +118,7 @@ def _best_held(
         chosen, lowest = parameters[place : place + 1], float(loss[place])
         sizes = _zoom(sizes, place)
     size, consumed = float(chosen[0]), float(held.tokens(chosen)[0])
-    return Choice(size, consumed, max(1.0, consumed / unique_tokens), lowest, 6.0 * size * consumed)
+    return Allocation(size, consumed, max(1.0, consumed / unique_tokens), lowest, 6.0 * size * consumed)
 
 
 def _loss(law: Law, values: Mapping[str, float], size: Floats, budget: Floats, unique: float) -> Floats:

@@ -43,7 +43,7 @@ def looks(claim: Claim) -> list[Look]:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LookEvidence:
     """What one look says about a claim, in each study.
 
     The direction is always upward: with ``less`` the signs are flipped.
@@ -67,7 +67,7 @@ class Evidence:
     @classmethod
     def of(
         cls, claim: Claim, look: Look, values: Floats, num_draws: int, fewest: int = FEWEST_SEEDS
-    ) -> Evidence:
+    ) -> LookEvidence:
         """Test the first units of a claim.
 
         Args:
@@ -127,7 +127,7 @@ class Decision:
     """
 
     verdict: NDArray[np.str_]
-    evidence: list[Evidence]
+    evidence: list[LookEvidence]
     used: NDArray[np.int64]
     p: Floats
     p_adjusted: Floats
@@ -135,7 +135,7 @@ class Decision:
 
     def method(self, study: int = 0) -> Method:
         """How the interval of a study was computed."""
-        seen: Evidence = self.evidence[int(self.used[study])]
+        seen: LookEvidence = self.evidence[int(self.used[study])]
         return seen.means.method(study)
 
 
@@ -163,7 +163,11 @@ def decide(
     """
     num_studies = next((values.shape[1] for values in effects if values is not None), 1)
     evidence = [
-        [Evidence.of(claim, look, values, num_draws) for look in looks(claim) if len(values) >= look.seeds]
+        [
+            LookEvidence.of(claim, look, values, num_draws)
+            for look in looks(claim)
+            if len(values) >= look.seeds
+        ]
         if values is not None
         else []
         for claim, values in zip(claims, effects, strict=True)
@@ -199,7 +203,7 @@ def holm(p: Floats, alpha: float) -> tuple[Floats, Floats]:
     return adjusted, alpha / (len(p) - np.minimum(rank, num_rejected))
 
 
-def _decision(evidence: list[Evidence], level: Floats, alpha: float, *, missing: bool) -> Decision:
+def _decision(evidence: list[LookEvidence], level: Floats, alpha: float, *, missing: bool) -> Decision:
     verdict = np.full(level.shape, "not run" if missing else "undecided", dtype="<U12")
     used = np.full(level.shape, len(evidence) - 1)
     p = np.ones_like(level)

@@ -27,7 +27,7 @@ _WALL = 1e3
 
 
 @dataclass(frozen=True)
-class Problem:
+class FitProblem:
     """A law, the points it is fitted to, and the parameters that keep a given value.
 
     Args:
@@ -55,10 +55,10 @@ class Problem:
         high = np.array([p.coordinate(p.upper) for p in parameters])
         return low, high
 
-    def at(self, keep: NDArray[np.bool_]) -> Problem:
+    def at(self, keep: NDArray[np.bool_]) -> FitProblem:
         """The same problem on a part of the points."""
         logs = {name: values[keep] for name, values in self.logs.items()}
-        return Problem(self.law, logs, self.log_loss[keep], self.fixed)
+        return FitProblem(self.law, logs, self.log_loss[keep], self.fixed)
 
     def residuals(self, theta: Floats) -> tuple[Floats, Floats]:
         """Predicted minus measured log loss, shape (points,), and its derivatives by the free coordinates."""
@@ -77,7 +77,7 @@ def huber(residuals: Floats, delta: float = DELTA) -> Floats:
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
 
 
-def starts(problem: Problem, count: int, seed: int) -> list[Floats]:
+def starts(problem: FitProblem, count: int, seed: int) -> list[Floats]:
     """Coordinates to start from.
 
     Exponents and scales come from a Sobol sequence; then the scale of each term is solved for by non-negative
@@ -99,7 +99,7 @@ def starts(problem: Problem, count: int, seed: int) -> list[Floats]:
     return [candidates[place] for place in order[:count]]
 
 
-def _project(problem: Problem, theta: Floats) -> Floats:
+def _project(problem: FitProblem, theta: Floats) -> Floats:
     """Replace the scales of the terms by their best values, all else equal."""
     terms, _ = problem.law.log_terms(theta, problem.logs)
     relative = terms - problem.log_loss
@@ -111,7 +111,9 @@ def _project(problem: Problem, theta: Floats) -> Floats:
     return np.where(problem.free, np.clip(moved, low, high), theta)
 
 
-def descend(problem: Problem, theta: Floats, weights: Floats | float = 1.0, rounds: int = _ROUNDS) -> Floats:
+def descend(
+    problem: FitProblem, theta: Floats, weights: Floats | float = 1.0, rounds: int = _ROUNDS
+) -> Floats:
     """The local minimum below a start.
 
     L-BFGS runs in coordinates that are scaled by the curvature at the start of each round: the raw ones are
@@ -138,7 +140,7 @@ def descend(problem: Problem, theta: Floats, weights: Floats | float = 1.0, roun
     return best
 
 
-def _round(problem: Problem, theta: Floats, weights: Floats | float) -> Floats:
+def _round(problem: FitProblem, theta: Floats, weights: Floats | float) -> Floats:
     residuals, gradient = problem.residuals(theta)
     curvature = weights * np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), 1e-300))
     sizes, axes = np.linalg.eigh((gradient * curvature) @ gradient.T)

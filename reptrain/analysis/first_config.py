@@ -32,7 +32,7 @@ class StoreFacts(NamedTuple):
     vocab_size: int
 
 
-class Setting(NamedTuple):
+class FirstSetting(NamedTuple):
     """One setting of the first configuration."""
 
     key: str
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 class FirstConfig(NamedTuple):
     """The settings, the number of parameters of the model, and what the settings do not say."""
 
-    settings: list[Setting]
+    settings: list[FirstSetting]
     parameters: int
     hints: list[Hint]
 
@@ -104,18 +104,20 @@ def first_config(advice: Advice, store: StoreFacts) -> FirstConfig:
     found = count_parameters(DecoderConfig(**shape), store.vocab_size).total
     close = f"the shape closest to {advice.parameters:.3g} parameters ({law}); it has {found:,}"
     settings = [
-        Setting("data.store", store.path, f"{store.unique_tokens:,} training tokens"),
-        Setting("data.window_tokens", window, f"our rule: at least {_MIN_WINDOWS} windows an epoch"),
+        FirstSetting("data.store", store.path, f"{store.unique_tokens:,} training tokens"),
+        FirstSetting("data.window_tokens", window, f"our rule: at least {_MIN_WINDOWS} windows an epoch"),
         *(
-            Setting(f"model.{key}", value, close if key == "d_model" else width)
+            FirstSetting(f"model.{key}", value, close if key == "d_model" else width)
             for key, value in shape.items()
         ),
-        Setting("model.dropout.residual", first_dropout(advice.epochs), _said(hints["dropout"])),
-        Setting("train.total_tokens", budget, law),
-        Setting("train.batch_windows", batch, rate_source),
-        Setting("optimizer.lr", rate, rate_source),
-        Setting("optimizer.weight_decay", first_decay(advice.epochs), _said(hints["weight decay"])),
-        Setting("schedule.name", "cosine", "Loshchilov & Hutter, 2017; decay to a tenth, as in Chinchilla"),
+        FirstSetting("model.dropout.residual", first_dropout(advice.epochs), _said(hints["dropout"])),
+        FirstSetting("train.total_tokens", budget, law),
+        FirstSetting("train.batch_windows", batch, rate_source),
+        FirstSetting("optimizer.lr", rate, rate_source),
+        FirstSetting("optimizer.weight_decay", first_decay(advice.epochs), _said(hints["weight decay"])),
+        FirstSetting(
+            "schedule.name", "cosine", "Loshchilov & Hutter, 2017; decay to a tenth, as in Chinchilla"
+        ),
     ]
     config = FirstConfig(settings, found, [_vocabulary(shape, store, found)])
     config.check()

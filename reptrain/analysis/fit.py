@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reptrain.analysis.answers import (
-    Decision,
+    BudgetAllocation,
     Fit,
+    FitScore,
     FittedParameter,
     HoldoutScore,
-    Optimum,
+    LocalMinimum,
     Residual,
-    Score,
 )
 from reptrain.analysis.bootstrap import bootstrap, interval
-from reptrain.analysis.decision import Choice, best_for_budget
-from reptrain.analysis.descent import DELTA, Problem, descend, starts
+from reptrain.analysis.decision import Allocation, best_for_budget
+from reptrain.analysis.descent import DELTA, FitProblem, descend, starts
 from reptrain.analysis.laws import Law
 from reptrain.analysis.laws.base import Floats
 from reptrain.analysis.one_thread import one_thread
@@ -66,7 +66,7 @@ def fit_law(
     Raises:
         AnalysisError: If the points are too few, or do not determine the law.
     """
-    problem = Problem(law, points.logs, np.log(points.loss), dict(fixed or {}))
+    problem = FitProblem(law, points.logs, np.log(points.loss), dict(fixed or {}))
     _check_request(problem, own_starts, {"starts": num_starts, "bootstraps": num_bootstraps}, budget)
     _check_count(problem, points)
     found = _local_optima(problem, own_starts, num_starts, seed)
@@ -89,7 +89,7 @@ def fit_law(
         delta=DELTA,
         num_starts=num_starts + len(own_starts) if problem.free.any() else 0,
         num_bootstraps=0 if samples is None else len(samples),
-        optima=[Optimum(objective=o, reached_from=n, values=law.values(t)) for o, t, n in found],
+        optima=[LocalMinimum(objective=o, reached_from=n, values=law.values(t)) for o, t, n in found],
         score=score(law, best, points, free=int(problem.free.sum()) - len(bound)),
         residuals=_residuals(law, best, points),
         holdout=None if holdout is None else _holdout_score(law, best, holdout, points),
@@ -99,14 +99,8 @@ def fit_law(
     )
 
 
-def predict(fit_or_values: Fit | Mapping[str, float], law: Law, variables: Mapping[str, Floats]) -> Floats:
-    """The loss in nats that a fit predicts."""
-    values = fit_or_values.values if isinstance(fit_or_values, Fit) else fit_or_values
-    return law.loss(values, variables)
-
-
 def _check_request(
-    problem: Problem,
+    problem: FitProblem,
     own_starts: Sequence[Mapping[str, float]],
     counts: Mapping[str, int],
     budget: tuple[float, float] | None,
@@ -147,7 +141,7 @@ def _middle(law: Law) -> Floats:
     return np.array([np.mean([p.coordinate(value) for value in p.starts]) for p in law.parameters])
 
 
-def _check_count(problem: Problem, points: Points) -> None:
+def _check_count(problem: FitProblem, points: Points) -> None:
     num_free = int(problem.free.sum())
     if num_free and points.num_settings <= num_free:
         raise AnalysisError(
@@ -159,7 +153,7 @@ def _check_count(problem: Problem, points: Points) -> None:
 
 
 def _local_optima(
-    problem: Problem, own: Sequence[Mapping[str, float]], num_starts: int, seed: int
+    problem: FitProblem, own: Sequence[Mapping[str, float]], num_starts: int, seed: int
 ) -> list[tuple[float, Floats, int]]:
     """(objective, coordinates, number of starts that lead there) near the best, the best first."""
     if not problem.free.any():
@@ -194,13 +188,13 @@ def _local_optima(
     return groups
 
 
-def _at_bound(problem: Problem, theta: Floats) -> list[str]:
+def _at_bound(problem: FitProblem, theta: Floats) -> list[str]:
     low, high = problem.bounds
     near = (theta - low < _AT_BOUND * (high - low)) | (high - theta < _AT_BOUND * (high - low))
     return [name for name, is_near in zip(problem.law.names, near & problem.free, strict=True) if is_near]
 
 
-def _check_identified(problem: Problem, theta: Floats, bound: Sequence[str]) -> None:
+def _check_identified(problem: FitProblem, theta: Floats, bound: Sequence[str]) -> None:
     """Refuse parameters that the points do not determine, by the singular values of the gradient."""
     names = [name for name, free in zip(problem.law.names, problem.free, strict=True) if free]
     inside = [place for place, name in enumerate(names) if name not in bound]
@@ -224,7 +218,7 @@ def _check_identified(problem: Problem, theta: Floats, bound: Sequence[str]) -> 
 
 
 def _parameters(
-    problem: Problem, best: Floats, bound: Sequence[str], samples: Floats | None
+    problem: FitProblem, best: Floats, bound: Sequence[str], samples: Floats | None
 ) -> list[FittedParameter]:
     result = []
     for place, parameter in enumerate(problem.law.parameters):
@@ -246,7 +240,7 @@ def _parameters(
     return result
 
 
-def score(law: Law, theta: Floats, points: Points, *, free: int | None = None) -> Score:
+def score(law: Law, theta: Floats, points: Points, *, free: int | None = None) -> FitScore:
     """How well a law with these coordinates describes points.
 
     Args:
@@ -261,7 +255,7 @@ def score(law: Law, theta: Floats, points: Points, *, free: int | None = None) -
     num, squares = len(points), float(errors @ errors)
     size = np.abs(errors)
     objective = np.where(size <= DELTA, 0.5 * size**2, DELTA * (size - 0.5 * DELTA)).sum()
-    return Score(
+    return FitScore(
         objective=float(objective),
         r2_loss=_r2(points.loss, in_nats),
         r2_log_loss=_r2(log_loss, errors),
@@ -323,16 +317,16 @@ def _holdout_score(law: Law, theta: Floats, holdout: Points, points: Points) -> 
 
 def _decision(
     law: Law, best: Floats, budget: tuple[float, float], points: Points, samples: Floats | None
-) -> Decision:
+) -> BudgetAllocation:
     compute, unique = budget
     chosen = best_for_budget(law, law.values(best), compute, unique)
     low = high = None
     if samples is not None:
         drawn = np.array([best_for_budget(law, law.values(theta), compute, unique) for theta in samples])
         edges = np.percentile(drawn, [2.5, 97.5], axis=0)
-        low, high = (dict(zip(Choice._fields, edge.tolist(), strict=True)) for edge in edges)
+        low, high = (dict(zip(Allocation._fields, edge.tolist(), strict=True)) for edge in edges)
     largest = float((6.0 * points.variables["N"] * points.variables["D"]).max())
-    return Decision(
+    return BudgetAllocation(
         budget_flops=compute,
         unique_tokens=unique,
         **chosen._asdict(),
@@ -343,7 +337,7 @@ def _decision(
 
 
 def _warnings(
-    problem: Problem,
+    problem: FitProblem,
     points: Points,
     bound: Sequence[str],
     found: Sequence[tuple[float, Floats, int]],

@@ -68,7 +68,7 @@ class Points:
     def arms(self) -> NDArray[np.int64]:
         """Number of the arm of each run: runs that differ in their seed alone share one.
 
-        The arm is the column `arm`, or else all settings that the table has beside a column `seed`. Two runs
+        The arm is the column `arm`, or else, if there is a column `seed`, all settings of the table. Two runs
         may have equal variables of a law and still be different arms.
         """
         names = self.table.column_names

@@ -171,7 +171,7 @@ class Void(Frozen):
     above: float | None = None
     below: float | None = None
     reason: str = ""
-    """Shown beside the names of the runs that are left out."""
+    """Shown with the names of the runs that are left out."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> Void:

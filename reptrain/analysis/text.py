@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reptrain.analysis.answers import Comparison, Decision, Fit, FitAnswer, Score
+from reptrain.analysis.answers import BudgetAllocation, Comparison, Fit, FitAnswer, FitScore
 
 
 def laws_text(answers: Sequence[FitAnswer], comparison: Comparison | None) -> str:
@@ -60,7 +60,7 @@ def _parameters(fit: Fit) -> list[str]:
     return lines
 
 
-def _score(label: str, num: int, score: Score) -> list[str]:
+def _score(label: str, num: int, score: FitScore) -> list[str]:
     r2 = "undefined" if score.r2_loss is None else f"{score.r2_loss:.5f}"
     r2_log = "undefined" if score.r2_log_loss is None else f"{score.r2_log_loss:.5f}"
     aicc = "" if score.aicc is None else f", AICc {score.aicc:.1f}"
@@ -102,7 +102,7 @@ def _worst(fit: Fit) -> list[str]:
     return lines
 
 
-def _decision(decision: Decision) -> list[str]:
+def _decision(decision: BudgetAllocation) -> list[str]:
     def shown(name: str, style: str) -> str:
         text = format(getattr(decision, name), style)
         if decision.low is None or decision.high is None:

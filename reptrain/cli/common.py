@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, NoReturn
 
@@ -135,3 +135,21 @@ def join_launched_ranks() -> None:
 def show(data: Any, text: str, *, as_json: bool) -> None:
     """Print the result of a command, as JSON or as text."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as aligned text, with a heading; a row may lack keys that others have."""
+    if not rows:
+        return "no results"
+    keys = [*dict.fromkeys(key for row in rows for key in row)]
+    lines = [[key.replace("_", " ") for key in keys]]
+    lines += [[_cell(row.get(key)) for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(aligned)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value}"

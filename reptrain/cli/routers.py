@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reptrain.cli.common import app, show
+from reptrain.cli.common import app, show, table
 from reptrain.cli.options import AsJson, Device, RunFolders
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def routers(
     loss, in nats per token, if no token may select an expert. Its tokens then go to the experts with the next
     largest scores.
     """
-    from reptrain.cli.scores import table
     from reptrain.evaluation.router_health import record_routers, router_health
     from reptrain.runs.folder import RunFolder
 

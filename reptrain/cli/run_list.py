@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reptrain.cli.common import app, show
+from reptrain.cli.common import app, show, table
 from reptrain.cli.options import AsJson
 from reptrain.errors import ConfigError
 
@@ -56,7 +56,6 @@ def runs(
 
     Losses are in nats per token. The columns are those of runs.parquet (docs: Reference, Tables).
     """
-    from reptrain.cli.scores import table
     from reptrain.tables.list_runs import list_runs
     from reptrain.tables.typed_rows import csv_text, json_rows, run_rows
 

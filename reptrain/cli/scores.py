@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reptrain.cli.common import app, show
+from reptrain.cli.common import app, show, table
 from reptrain.cli.options import (
     AsJson,
     Device,
@@ -330,21 +330,3 @@ def lm_eval(
         )
     ]
     show(rows, table(rows), as_json=as_json)
-
-
-def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows as aligned text, with a heading; a row may lack keys that others have."""
-    if not rows:
-        return "no results"
-    keys = [*dict.fromkeys(key for row in rows for key in row)]
-    lines = [[key.replace("_", " ") for key in keys]]
-    lines += [[_cell(row.get(key)) for key in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join(aligned)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reptrain.study import StudyConfig
     from reptrain.study.local_pool import LocalPool
     from reptrain.study.stand_in import StandIn
-    from reptrain.study.sweep import Space, Sweep
+    from reptrain.study.sweep import Space, SweepTrials
 
 
 @study_app.command("sweep")
@@ -92,7 +92,7 @@ def study_sweep(
     show(shown, _text(result), as_json=as_json)
 
 
-def _text(result: Sweep) -> str:
+def _text(result: SweepTrials) -> str:
     lines = [
         f"{loss:.4f} nats: " + ", ".join(f"{key}={value:.4g}" for key, value in values.items())
         for values, loss in result.trials

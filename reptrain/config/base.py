@@ -23,7 +23,6 @@ Rows = Annotated[Count, Field(gt=0, lt=2**31)]
 LARGEST_BATCH = 2**24
 # What a rank holds of one batch in memory.
 BatchRows = Annotated[Count, Field(gt=0, le=LARGEST_BATCH)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """An integer of a file that enters arrays."""
 Number = Annotated[Int64, Field(ge=0)]

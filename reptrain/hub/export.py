@@ -17,12 +17,12 @@ from torch import Tensor
 from reptrain.checkpoint import CheckpointManifest, Topology
 from reptrain.checkpoint.state import WEIGHT
 from reptrain.checkpoint.tensor_file import StoredTensor, write_tensors
-from reptrain.config.load import dump_yaml
 from reptrain.config.model import DecoderConfig, ModelConfig, T5Config
 from reptrain.errors import RunError, check_choice
 from reptrain.files import write_atomically
 from reptrain.hub import ModelFolder, model_settings, save_model
-from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
+from reptrain.hub.imported_model import ImportedModel
+from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.hub.tokenizer_files import SpecialIds, write_tokenizer
 from reptrain.runs.parent import Parent
 from reptrain.sizes import count_parameters
@@ -200,8 +200,7 @@ def write_model(
         write_atomically(folder / tokenizer.file_name, tokenizer.model_bytes)
     _write_checkpoint(folder / "checkpoints", shapes, parameter)
     # Last: a folder with this file is complete.
-    text = dump_yaml(described.model_dump(mode="json"))
-    write_atomically(folder / MODEL_FILE, f"# Imported by reptrain.\n{text}")
+    described.write(folder, made_by="Imported")
 
 
 def _write_checkpoint(

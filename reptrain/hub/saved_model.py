@@ -20,21 +20,19 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from reptrain.checkpoint import CheckpointManifest
 from reptrain.checkpoint.state import WEIGHT, Piece, set_expert_bias
 from reptrain.checkpoint.state_files import StateFiles
 from reptrain.checkpoint.weight_average import AVERAGE
-from reptrain.config.base import Frozen
-from reptrain.config.load import read_yaml, validate
 from reptrain.config.model import DecoderConfig, ModelConfig
 from reptrain.config.objectives import Reading
 from reptrain.errors import ReptrainError, TokenizerError
 from reptrain.hub import ModelFolder
 from reptrain.hub.checkpoint_folder import intact_checkpoint, no_average, wrong_model
 from reptrain.hub.folder import CONFIG
+from reptrain.hub.imported_model import MODEL_FILE, ImportedModel
 from reptrain.hub.parts import Part
 from reptrain.hub.tokenizer_files import SpecialIds, read_tokenizer, special_ids
 from reptrain.model import Decoder, EncoderDecoder
@@ -43,23 +41,6 @@ from reptrain.runs.folder import RunFolder
 from reptrain.store import local_folder, open_store
 from reptrain.text import Tokenizer, load_tokenizer
 from reptrain.text.ends import NamedEnd, find_end
-
-MODEL_FILE = "model.yaml"
-
-
-class ImportedModel(Frozen):
-    """`model.yaml`."""
-
-    model: ModelConfig
-    """The model; `vocab_size` is set."""
-    start_id: int | None
-    """Token before the first one of a decoder's text; null: none."""
-    end_ids: list[int] = Field(default_factory=list)
-    """Tokens that end a text."""
-    window_tokens: int | None = None
-    """Maximum number of positions, if known."""
-    reading: Reading | None = None
-    """How it treats a prompt; null: by its family."""
 
 
 class SavedModel(ABC):
@@ -398,8 +379,7 @@ def open_saved_model(path: Path, step: int | None = None, *, average: bool = Fal
             raise wrong_model(path, f"step {step} of a Hugging Face folder", "must be opened without a step")
         return _FolderModel(path)
     if (path / MODEL_FILE).exists():
-        imported = validate(ImportedModel, read_yaml(path / MODEL_FILE))
-        return _Imported(path, imported, *intact_checkpoint(path, step))
+        return _Imported(path, ImportedModel.read(path), *intact_checkpoint(path, step))
     if (path / "plan.json").exists():
         return _RunModel(path, RunFolder.open(path), *intact_checkpoint(path, step), average=average)
     raise wrong_model(path, f"no plan.json, {MODEL_FILE} or {CONFIG}", "must be the folder of a model")

@@ -151,7 +151,6 @@ class Decoder(nn.Module):
             last token; with targets, their loss. Under sequence parallelism, the logits and the loss are
             those of this rank's positions.
         """
-        key_B = dropout.key_B if dropout is not None and self.training else None
         if is_token_BT is None:
             is_token_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
         position_BT = None if segments_BT is None else positions_in_segment(segments_BT)
@@ -164,19 +163,19 @@ class Decoder(nn.Module):
             mask = mask.made_dense(tokens_BT.shape[1], num_positions, tokens_BT.device)
         sequence = self.sequence.of(tokens_BT.shape[1])
         tokens_BT, targets = sequence.part(tokens_BT), sequence.targets(targets)
-        x_BTD, places = self._place(tokens_BT, position_BT, num_positions, sequence)
+        x_BTD, places = self._embed(tokens_BT, position_BT, num_positions, sequence)
         if self.config.positions == "relative":
             has_later_keys = prefix_B is not None
             places = distances(
                 self.config, num_positions, x_BTD.device, has_later_keys=has_later_keys, cache=cache
             )
+        key_B = dropout.key_B if dropout is not None and self.training else None
         keys = layer_keys(key_B, 0, self.config.stack.num_layers, self.config.num_heads)
         keys = sequence.keys(keys, tokens_BT.device)
-        # Dropout outside of the layers uses the keys of the first one.
-        x_BTD = self.embedding_dropout(x_BTD, keys[0])
         x_BTD, layers = run_layers(
             self.blocks,
-            x_BTD,
+            # Dropout outside of the layers uses the keys of the first one.
+            self.embedding_dropout(x_BTD, keys[0]),
             places,
             mask,
             sequence,
@@ -188,30 +187,19 @@ class Decoder(nn.Module):
         )
         if routing is not None:
             routing.fill(layers)
+        if witness is not None and targets is not None:
+            _fill(witness, tokens_BT, is_token_BT, mask, targets, sequence)
         states_BTD = self.norm(x_BTD if cache is None else cache.last(x_BTD))
         if self.config.mup_base_width is not None:
             states_BTD = states_BTD / self.config.mup_ratio
-        if witness is not None and targets is not None:
-            digest_B = row_digests(
-                witness.index_B,
-                tokens_BT,
-                position_T=sequence.positions(tokens_BT.device),
-                is_token_BT=sequence.part(is_token_BT),
-                causal=mask.causal,
-                segments_BT=sequence.part(mask.segments_BT),
-                prefix_B=None if mask.prefix_BT is None else mask.prefix_BT[:, 0],
-                targets=targets,
-            )
-            witness.fill(digest_B, targets=targets.target)
         return sequence.of_all_positions(
             self.head(states_BTD, targets, loss_factor, sequence.imitated(imitated))
         )
 
-    def _place(
+    def _embed(
         self, tokens_BT: Tensor, position_BT: Tensor | None, num_positions: int, sequence: WholeSequence
     ) -> tuple[Tensor, Rotation | Distances | None]:
-        """Token embeddings, with those of learned positions, and the rotary angles of each position; None for
-        other positions.
+        """Embed tokens and learned positions; the second result is the rotary angles, None without RoPE.
 
         Args:
             tokens_BT: int64, inputs: those of this rank.
@@ -235,3 +223,25 @@ class Decoder(nn.Module):
         if position_BT is None:
             return x_BTD, Rotation(*(sequence.part(angle_TM, 0) for angle_TM in angles))
         return x_BTD, Rotation(angles.cos_TM[position_BT], angles.sin_TM[position_BT])
+
+
+def _fill(
+    witness: Witness,
+    tokens_BT: Tensor,
+    is_token_BT: Tensor,
+    mask: AttentionMask,
+    targets: Targets,
+    sequence: WholeSequence,
+) -> None:
+    """Fill the witness. The tokens and targets are those of this rank, the rest is of the whole sequence."""
+    digest_B = row_digests(
+        witness.index_B,
+        tokens_BT,
+        position_T=sequence.positions(tokens_BT.device),
+        is_token_BT=sequence.part(is_token_BT),
+        causal=mask.causal,
+        segments_BT=sequence.part(mask.segments_BT),
+        prefix_B=None if mask.prefix_BT is None else mask.prefix_BT[:, 0],
+        targets=targets,
+    )
+    witness.fill(digest_B, targets=targets.target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.ops.permute import collect, send, sort
+from reptrain_kernels.ops import permute
 
 
 class Dispatch:
@@ -25,16 +25,16 @@ class Dispatch:
 
     def __init__(self, expert_BTK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> None:
         self.impl = impl
-        self.places, self.count_E = sort(expert_BTK.flatten(0, 1), num_experts, impl=impl)
+        self.places, self.count_E = permute.sort(expert_BTK.flatten(0, 1), num_experts, impl=impl)
         """count_E: int64, number of assignments of each expert."""
         self.order_N = self.places.order_N
         """int64: index of the assignment at each sorted place."""
 
     def dispatch(self, x_BTD: Tensor) -> Tensor:
         """Copy each token to its K assignments, x_ND, sorted by expert."""
-        return send(x_BTD.flatten(0, 1), self.places, impl=self.impl)
+        return permute.dispatch(x_BTD.flatten(0, 1), self.places, impl=self.impl)
 
     def combine(self, y_ND: Tensor, gate_BTK: Tensor) -> Tensor:
         """Sum the outputs of each token's experts, weighted by the gates: y_BTD."""
-        y_MD = collect(y_ND, gate_BTK.flatten(0, 1), self.places, impl=self.impl)
+        y_MD = permute.combine(y_ND, gate_BTK.flatten(0, 1), self.places, impl=self.impl)
         return y_MD.view(*gate_BTK.shape[:2], -1)

@@ -315,22 +315,11 @@ class EncoderDecoder(nn.Module):
         if routing is not None:
             routing.fill(layers + more_layers)
         if witness is not None and targets is not None:
-            source_B = row_digests(
-                witness.index_B,
-                source_BS,
-                position_T=source_sequence.positions(source_BS.device),
-                is_token_BT=source_sequence.part(source_segments_BS) > 0,
-                causal=self.encoder.causal,
-                segments_BT=source_sequence.part(source_segments_BS),
+            source_B = _digests(
+                witness, source_BS, source_segments_BS, source_sequence, causal=self.encoder.causal
             )
-            digest_B = row_digests(
-                witness.index_B,
-                inputs_BT,
-                position_T=sequence.positions(inputs_BT.device),
-                is_token_BT=sequence.part(segments_BT) > 0,
-                causal=self.decoder.causal,
-                segments_BT=sequence.part(segments_BT),
-                targets=targets,
+            digest_B = _digests(
+                witness, inputs_BT, segments_BT, sequence, causal=self.decoder.causal, targets=targets
             )
             witness.fill(source_B, digest_B, targets=targets.target)
         scored = self._score(x_BTD, targets, loss_factor, sequence.imitated(imitated))
@@ -378,3 +367,25 @@ class EncoderDecoder(nn.Module):
         # A tied head has the embedding's unit variance.
         scale = self.config.d_model**-0.5 if self.config.tie_embeddings else 1.0
         return self.head(x_BTD * scale, targets, loss_factor, imitated)
+
+
+def _digests(
+    witness: Witness,
+    id_BT: Tensor,
+    segments_BT: Tensor,
+    sequence: WholeSequence,
+    *,
+    causal: bool,
+    targets: Targets | None = None,
+) -> Tensor:
+    """`row_digests` of a stack's inputs: this rank's ids, and the segments of all positions."""
+    segments_BT = sequence.part(segments_BT)
+    return row_digests(
+        witness.index_B,
+        id_BT,
+        position_T=sequence.positions(id_BT.device),
+        is_token_BT=segments_BT > 0,
+        causal=causal,
+        segments_BT=segments_BT,
+        targets=targets,
+    )

@@ -67,7 +67,7 @@ class RelativeBias(nn.Module):
 
     Args:
         config: The model.
-        bidirectional: Whether keys after the query are told apart by their distance.
+        bidirectional: Whether keys after the query are distinguished by their distance.
     """
 
     def __init__(self, config: T5Config, *, bidirectional: bool) -> None:

@@ -2,7 +2,7 @@
 
 Computed by one pass over the documents' lengths; later openings only hash the file. It is one int64
 array [2, N + 1]: row 0 holds the start of each document in the stream (and the end of the stream), row 1 the
-index of that document (and -1). Its SHA-256 is beside it: a file that differs from it is computed again.
+index of that document (and -1). Its SHA-256 is next to it: a file that differs from it is computed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Int64s = npt.NDArray[np.int64]
 
-# Documents per chunk when an order is computed: bounds the memory beside the mapped file.
+# Documents per chunk when an order is computed: bounds the memory in addition to the mapped file.
 _CHUNK = 1 << 18
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from reptrain.analysis.text import short_count
 from reptrain.report.svg import INK, MUTED, axes, color, to_svg
-from reptrain.study.collect import ArmRow, Curve
+from reptrain.study.collect import ArmRow, LossCurve
 from reptrain.study.words import label
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
@@ -20,7 +20,7 @@ _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
 _MOST_EPOCH_TICKS = 128
 
 
-def held_out_curve(row: ArmRow) -> Curve:
+def held_out_curve(row: ArmRow) -> LossCurve:
     """The curve on the report split, or on the selection split if the report split was not scored."""
     return row.report if row.report.nats else row.select
 
@@ -95,13 +95,13 @@ def _loss_axes(plot: Axes, limits: tuple[float, float]) -> None:
     plot.xaxis.set_major_formatter(FuncFormatter(short_count))
 
 
-def _mark_best(plot: Axes, row: ArmRow, held_out: Curve, index: int) -> None:
+def _mark_best(plot: Axes, row: ArmRow, held_out: LossCurve, index: int) -> None:
     if row.best_tokens in held_out.tokens:
         nats = held_out.nats[held_out.tokens.index(row.best_tokens)]
         plot.plot(row.best_tokens, nats, "o", color=color(index), markersize=7, fillstyle="none")
 
 
-def _label_ends(plot: Axes, curves: Sequence[tuple[str, Curve]]) -> None:
+def _label_ends(plot: Axes, curves: Sequence[tuple[str, LossCurve]]) -> None:
     """Names and last values at the right ends of the curves, without overlap."""
     ends = [(name, curve.tokens[-1], curve.nats[-1]) for name, curve in curves if curve.nats]
     heights = spread([nats for _, _, nats in ends], gap=0.085 * float(np.ptp(plot.get_ylim())))

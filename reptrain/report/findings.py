@@ -37,7 +37,7 @@ class Findings:
         tuned: The tuning of each group of arms.
         claims: The claims with their verdicts.
         fits: The answers to the fits.
-        advice: The best run for ten times the largest run's FLOPs, by the first law that can tell.
+        advice: The best run for ten times the largest run's FLOPs, by the first law that predicts it.
         questions_hash: Hash of claims and fits; empty if there are none.
         cautions: What a reader must know before believing an answer.
     """

@@ -9,7 +9,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from reptrain.analysis.answers import Curve, Fit
+from reptrain.analysis.answers import Fit, FitCurve
 from reptrain.analysis.claims import ClaimResult
 from reptrain.analysis.text import short_count
 from reptrain.report.claim_lines import full_name
@@ -276,7 +276,7 @@ def tuning_curves(table: pa.Table, paint: Paint) -> Figure:
         return figure
 
 
-def fit_curves(fit: Fit, curves: Sequence[Curve], paint: Paint) -> Figure:
+def fit_curves(fit: Fit, curves: Sequence[FitCurve], paint: Paint) -> Figure:
     """The law's curves through the runs."""
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         for index, curve in enumerate(curves[:MOST_NAMED]):

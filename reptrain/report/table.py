@@ -10,7 +10,7 @@ from reptrain.report.figures import held_out_curve
 from reptrain.report.svg import NUM_COLORS
 from reptrain.runs.scores import SCORES, ScoreType
 from reptrain.study.collect import ArmRow
-from reptrain.study.verdict import Setting, held_out, settings, winner
+from reptrain.study.verdict import SettingRuns, held_out, settings, winner
 from reptrain.study.words import label, plain
 
 _UNKNOWN = "–"
@@ -80,7 +80,7 @@ def setting_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
     ]
 
 
-def _mean_cells(setting: Setting) -> tuple[tuple[str, str], ...]:
+def _mean_cells(setting: SettingRuns) -> tuple[tuple[str, str], ...]:
     exact = sum(bool(row.audit_exact) for row in setting.rows)
     return (
         ("seeds", f"{len(setting.rows)}"),

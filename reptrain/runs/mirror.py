@@ -90,12 +90,12 @@ class Mirror:
     Args:
         folder: The run folder.
         address: URL of the folder that gets the copy, under the name of the run folder.
-        tell: Called with the reason if a copy fails. The training continues, and the next checkpoint is
+        report: Called with the reason if a copy fails. The training continues, and the next checkpoint is
             copied with what is missing.
     """
 
-    def __init__(self, folder: Path, address: str, tell: Callable[[str], None]) -> None:
-        self._folder, self._tell = folder, tell
+    def __init__(self, folder: Path, address: str, report: Callable[[str], None]) -> None:
+        self._folder, self._report = folder, report
         self._address = _place(folder, address)
         self._is_own = False
         self._waiting: int | None = None
@@ -147,7 +147,7 @@ class Mirror:
                 return
             except (ReptrainError, OSError) as error:
                 if attempt == _ATTEMPTS or isinstance(error, RunError):
-                    self._tell(f"{error}" if isinstance(error, ReptrainError) else f"mirror {url}: {error}")
+                    self._report(f"{error}" if isinstance(error, ReptrainError) else f"mirror {url}: {error}")
                 else:
                     time.sleep(_PAUSE_S * 2 ** (attempt - 1))
 

@@ -33,7 +33,7 @@ _POLL_S = 5.0
 _MLFLOW_BATCH = 900
 
 
-class Point(NamedTuple):
+class TrackedPoint(NamedTuple):
     """Figures of one record."""
 
     step: int
@@ -41,7 +41,7 @@ class Point(NamedTuple):
     values: dict[str, float]
 
 
-def points(records: Iterator[TrainRecord | ValidRecord]) -> Iterator[Point]:
+def points(records: Iterator[TrainRecord | ValidRecord]) -> Iterator[TrackedPoint]:
     """The figures of metrics records, under the names of the run's TensorBoard curves."""
     for record in records:
         if isinstance(record, TrainRecord):
@@ -49,11 +49,11 @@ def points(records: Iterator[TrainRecord | ValidRecord]) -> Iterator[Point]:
             for layer in record.routing or ():
                 for name in ("balance", "z", "dropped", "load", "unused"):
                     values[f"routing/{layer.layer}/{name}"] = float(getattr(layer, name))
-            yield Point(record.step + 1, values)
+            yield TrackedPoint(record.step + 1, values)
         else:
             name = record.set if record.weights == "own" else f"{record.set} ({record.weights})"
             scores = {key: value for key, value in record.scores.items() if SCORES[key].better is not None}
-            yield Point(record.step, {f"{name}/{key}": float(value) for key, value in scores.items()})
+            yield TrackedPoint(record.step, {f"{name}/{key}": float(value) for key, value in scores.items()})
 
 
 def tracked_settings(folder: RunFolder, *, paths: bool = False) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Tracker(ABC):
     """Sends the figures of one run."""
 
     @abstractmethod
-    def log(self, point: Point) -> None:
+    def log(self, point: TrackedPoint) -> None:
         """Send figures."""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class _Wandb(Tracker):
             settings=quiet,
         )
 
-    def log(self, point: Point) -> None:
+    def log(self, point: TrackedPoint) -> None:
         self._run.log(point.values, step=point.step)
 
     def finish(self) -> None:
@@ -133,7 +133,7 @@ class _Mlflow(Tracker):
                 self._client.log_batch(self._run, params=params[first : first + 100])
         self._waiting: list[Any] = []
 
-    def log(self, point: Point) -> None:
+    def log(self, point: TrackedPoint) -> None:
         if point.step <= self._sent:
             return
         # A second call resumes after the last step that was sent, so a step is sent whole.

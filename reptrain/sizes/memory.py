@@ -43,7 +43,7 @@ def state_bytes(num_parameters: int, *, stage: int, world_size: int, precision: 
     """Weights, gradients and AdamW's state on one GPU, without `buffer_bytes`.
 
     Weights and gradients are in the run's precision, bf16's gradients in fp32. From stage 1 on DeepSpeed
-    keeps an fp32 copy of the weights beside the moments, in an fp32 run too.
+    keeps an fp32 copy of the weights in addition to the moments, in an fp32 run too.
 
     Args:
         num_parameters: All of the model's, idle ones too.
@@ -94,7 +94,7 @@ def buffer_bytes(
     bucket: int | None = None,
     overlaps: bool = False,
 ) -> int:
-    """The most that DeepSpeed holds for a time beside `state_bytes`.
+    """Upper bound on DeepSpeed's temporary memory, in addition to `state_bytes`.
 
     At stage 0 the copy of a bucket. At stages 1 and 2 the gradients of the rank's partition once more, flat
     for the update, and a bucket, on several ranks with its copy. At stage 3 the bucket stays. Beside it are
@@ -138,13 +138,13 @@ def retained_bytes(num_parameters: int, *, stage: int) -> int:
 
 
 class ActivationBytes(NamedTuple):
-    """What the forward pass keeps for the backward pass, for the windows of one micro-batch."""
+    """Bytes that the forward pass of one micro-batch keeps for the backward pass."""
 
     fused: int
-    """On CUDA: attention's weights are computed again in the backward pass, and logits are not kept. Under
-    a sliding window or relative positions with dropout of attention the weights are kept."""
+    """On CUDA: logits are not kept; attention weights only if attention dropout meets a sliding window or
+    relative positions."""
     plain: int
-    """At most on a CPU: logits are kept, and attention's weights where they have a bias or dropout."""
+    """Upper bound on a CPU: logits are kept, and attention weights with a bias or dropout."""
 
 
 def activation_bytes(
@@ -157,19 +157,23 @@ def activation_bytes(
     recompute: Recompute,
     sequence_ranks: int = 1,
 ) -> ActivationBytes:
-    """Activations by what the modules here keep, in units of e bytes (4 in fp32, else 2) a position:
+    """Bytes of the activations of a micro-batch.
 
-    each norm its input in fp32, the normalized and the scaled state, d (4 + 2 e); attention queries, output,
-    keys and values, 2 (H + K) N e, and H sums in fp32; a gated MLP 4 F e, one with GELU 2 F e, with ReLU F e
-    (2 F e with dropout); a sparse MLP that for each of a token's experts, and 2 d e for its way there and
-    back. The fused head keeps d e and once V d e, its gradients, and while it makes these up to 512 MiB of
-    logits, or an eighth of them, which do not count; the plain one keeps V logarithms in fp32. Kept attention
-    weights add H (4 + e) a pair of positions. Relative positions keep a second query and keys and values of
-    all heads, H N e; the scores of the distances, H e a pair; and once for all windows the projected
-    distances.
-    Recomputing keeps each layer's input, d e, and one whole layer; where products are kept, those too.
-    Sequence parallelism divides positions, outside of attention, and heads, within it, among the ranks. The
-    output of attention is then kept twice, before and after the exchange.
+    Counted per position, with e bytes per element (4 in fp32, else 2); norms and sums are in fp32:
+
+    - a norm: its input in fp32, and the normalized and the scaled state: d (4 + 2 e)
+    - attention: queries, output, keys and values: 2 (H + K) N e, and the sum of the weights of each head: 4 H
+    - an MLP: gated 4 F e; GELU 2 F e; ReLU F e, with dropout 2 F e
+    - a sparse MLP: the same for each of the token's experts, and 2 d e for dispatch and combination
+    - the fused head: d e, and once V d e, for its gradients. Its logits, up to 512 MiB or an eighth of all,
+      are temporary and do not count. The plain head: V log-probabilities in fp32
+    - attention weights, where kept: H (4 + e) per pair of positions
+    - relative positions: a second query, and keys and values of all heads, H N e; the scores of the
+      distances, H e per pair; and once for all windows the projected distances
+
+    Recomputation keeps each layer's input, d e, and one whole layer; ``selective`` also the matrix products.
+    Sequence parallelism divides the positions among the ranks, and within attention the heads. The output of
+    attention is then kept twice, before and after the exchange.
 
     Args:
         config: The model.
@@ -181,64 +185,95 @@ def activation_bytes(
         sequence_ranks: `train.sequence_parallel_size`.
 
     Source:
-        The way of counting is that of Korthikanti et al., "Reducing activation recomputation in large
-        transformer models", 2022, section 4; the terms are those of this code.
+        The method of Korthikanti et al., "Reducing activation recomputation in large transformer models",
+        2022, section 4, with the tensors that this code keeps.
     """
-    size, (source, target) = _BYTES[precision], shape
-    pairs = [target * target]
-    if not isinstance(config, DecoderConfig):
-        pairs = [source * source, target * (target + source)]
-    source, target = -(-source // sequence_ranks), -(-target // sequence_ranks)
-    norm = config.d_model * (_FULL + 2 * size)
-    fused = windows * target * norm
-    if isinstance(config, DecoderConfig):
-        stacks = [(config.stack, target, 2, 0)]
-    else:
-        fused += windows * source * norm
-        stacks = [(config.encoder, source, 2, 0), (config.decoder, target, 3, source)]
-    plain = fused
-    for (shape_of_stack, positions, norms, read), num_pairs in zip(stacks, pairs, strict=True):
-        layers = _layers(
+    size, rows = _BYTES[precision], embedding_rows(config, vocab_size)
+    stacks = _stacks(config, shape, sequence_ranks)
+    kept = [
+        _stack_bytes(
             config,
-            shape_of_stack,
-            positions,
-            norms=norms,
-            read=read,
+            stack,
+            windows=windows,
             size=size,
-            is_exchanged=sequence_ranks > 1,
+            recompute=recompute,
+            max_positions=shape.target_tokens,
+            sequence_ranks=sequence_ranks,
         )
-        projected = _projected_distances(config, shape.target_tokens, size)
-        pairs_of_heads = windows * num_pairs * (config.num_heads // sequence_ranks)
-        weights = pairs_of_heads * (_FULL + size)
-        if recompute == "none":
-            of_stack, times = sum(layer.whole for layer in layers), len(layers)
-        else:
-            of_stack, times = max(layer.whole for layer in layers), 1
-            of_stack += len(layers) * positions * config.d_model * size
-        if recompute == "selective":
-            of_stack += sum(layer.products for layer in layers)
-        shared = projected * (1 if recompute == "full" else len(layers))
-        fused += windows * of_stack + shared
-        if _spells_out(config, shape.target_tokens):
-            fused += times * weights
-        elif projected:
-            fused += times * pairs_of_heads * size
-        plain += windows * of_stack + shared + times * weights
-    rows = embedding_rows(config, vocab_size)
+        for stack in stacks
+    ]
+    positions = windows * stacks[-1].positions
     return ActivationBytes(
-        fused + head_bytes(config.d_model, rows, windows * target, size=size, fused=True),
-        plain + head_bytes(config.d_model, rows, windows * target, size=size, fused=False),
+        sum(each.fused for each in kept) + head_bytes(config.d_model, rows, positions, size=size, fused=True),
+        sum(each.plain for each in kept)
+        + head_bytes(config.d_model, rows, positions, size=size, fused=False),
     )
 
 
+class _Stack(NamedTuple):
+    """An encoder or a decoder, with the sizes of one window."""
+
+    shape: StackShape
+    positions: int
+    """On one rank."""
+    pairs: int
+    """Pairs of a query and a key, over all ranks."""
+    norms: int
+    """Norms of a layer."""
+    source_positions: int
+    """Positions of the encoder that cross-attention attends to, on one rank; 0 without cross-attention."""
+
+
+def _stacks(config: ModelConfig, shape: ExampleShape, sequence_ranks: int) -> list[_Stack]:
+    source, target = shape
+    own_source, own_target = -(-source // sequence_ranks), -(-target // sequence_ranks)
+    if isinstance(config, DecoderConfig):
+        return [_Stack(config.stack, own_target, target * target, 2, 0)]
+    return [
+        _Stack(config.encoder, own_source, source * source, 2, 0),
+        _Stack(config.decoder, own_target, target * (target + source), 3, own_source),
+    ]
+
+
+def _stack_bytes(
+    config: ModelConfig,
+    stack: _Stack,
+    *,
+    windows: int,
+    size: int,
+    recompute: Recompute,
+    max_positions: int,
+    sequence_ranks: int,
+) -> ActivationBytes:
+    """Activations of a stack for a micro-batch, its final norm included."""
+    layers = _layers(config, stack, size=size, is_exchanged=sequence_ranks > 1)
+    if recompute == "none":
+        kept, num_kept = sum(layer.whole for layer in layers), len(layers)
+    else:
+        kept, num_kept = max(layer.whole for layer in layers), 1
+        kept += len(layers) * stack.positions * config.d_model * size
+    if recompute == "selective":
+        kept += sum(layer.products for layer in layers)
+    kept += stack.positions * config.d_model * (_FULL + 2 * size)
+    distances = _projected_distances(config, max_positions, size) * (
+        1 if recompute == "full" else len(layers)
+    )
+    without_scores = windows * kept + distances
+    scores = num_kept * windows * stack.pairs * (config.num_heads // sequence_ranks)
+    plain = fused = without_scores + scores * (_FULL + size)
+    if not _keeps_weights(config, max_positions):
+        fused = without_scores + (scores * size if distances else 0)
+    return ActivationBytes(fused, plain)
+
+
 def head_bytes(width: int, rows: int, positions: int, *, size: int, fused: bool) -> int:
-    """What the head and its loss keep of its ``rows`` ids and of all positions (see `activation_bytes`)."""
+    """Bytes that the head and the loss keep, for ``rows`` ids (see `activation_bytes`)."""
     return (positions + rows) * width * size if fused else positions * rows * _FULL
 
 
-def _spells_out(config: ModelConfig, positions: int) -> bool:
-    """Whether attention's weights are kept on CUDA too: the fused kernel has no sliding window and no
-    relative positions, and torch's attention no dropout by counter."""
+def _keeps_weights(config: ModelConfig, positions: int) -> bool:
+    """Whether attention weights are kept on CUDA too: the Triton kernel supports neither sliding windows nor
+    relative positions, and torch's fused attention does not support counter-based dropout."""
     if not isinstance(config, DecoderConfig):
         return False
     is_windowed = config.sliding_window is not None and config.sliding_window < positions
@@ -266,41 +301,29 @@ class _Layer(NamedTuple):
     """Of them the results of matrix products and of attention, which selective recomputation keeps."""
 
 
-def _layers(
-    config: ModelConfig,
-    shape: StackShape,
-    positions: int,
-    *,
-    norms: int,
-    read: int,
-    size: int,
-    is_exchanged: bool = False,
-) -> list[_Layer]:
-    """The layers of a stack; ``read`` positions of the encoder give keys and values too.
-
-    Where the output of attention is exchanged between ranks, both forms of it are kept.
-    """
+def _layers(config: ModelConfig, stack: _Stack, *, size: int, is_exchanged: bool = False) -> list[_Layer]:
+    """The layers of a stack. If ranks exchange the output of attention, both forms of it are kept."""
     heads, width = config.num_heads, config.num_heads * config.head_width
     kv_width = config.kv_heads * config.head_width if isinstance(config, DecoderConfig) else width
-    attentions = 2 if read else 1
+    attentions = 2 if stack.source_positions else 1
     outputs = 2 if is_exchanged else 1
     attention = attentions * ((1 + outputs) * width * size + heads * _FULL) + 2 * kv_width * size
     if _is_relative(config):
         attention += (width + 2 * (width - kv_width)) * size
-    crossed = read * 2 * kv_width * size
-    around = norms * config.d_model * (_FULL + 2 * size)
+    crossed = stack.source_positions * 2 * kv_width * size
+    around = stack.norms * config.d_model * (_FULL + 2 * size)
     projected = attentions * config.d_model * size
     return [
         _Layer(
-            positions * (around + attention + _mlp(config, sparse, size)) + crossed,
-            positions * (attention + projected + _mlp_products(config, sparse, size)) + crossed,
+            stack.positions * (around + attention + _mlp(config, sparse, size)) + crossed,
+            stack.positions * (attention + projected + _mlp_products(config, sparse, size)) + crossed,
         )
-        for sparse in (shape.sparse(layer) for layer in range(shape.num_layers))
+        for sparse in (stack.shape.sparse(layer) for layer in range(stack.shape.num_layers))
     ]
 
 
 def _mlp_products(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
-    """Results of the matrix products of an MLP, a position."""
+    """Bytes of the matrix products of an MLP, per position."""
     into = 2 if is_gated(config.mlp) else 1
     if sparse is None:
         return (into * config.d_ff + config.d_model) * size
@@ -310,7 +333,7 @@ def _mlp_products(config: ModelConfig, sparse: MoEConfig | None, size: int) -> i
 
 
 def _mlp(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
-    """All that an MLP keeps, a position."""
+    """Bytes that an MLP keeps, per position."""
     if sparse is None:
         return _hidden(config, config.dropout.mlp.largest) * config.d_ff * size
     expert = _hidden(config, config.dropout.expert.largest) * (sparse.d_ff or config.d_ff)
@@ -321,7 +344,7 @@ def _mlp(config: ModelConfig, sparse: MoEConfig | None, size: int) -> int:
 
 
 def _hidden(config: ModelConfig, dropout: float) -> int:
-    """How often a hidden unit is kept."""
+    """Tensors of hidden units that are kept."""
     if is_gated(config.mlp):
         return 4
     return 1 if config.mlp == "relu" and dropout == 0 else 2

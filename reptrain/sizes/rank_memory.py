@@ -206,7 +206,7 @@ def rank_offloaded_weights(
 
 @dataclass(frozen=True)
 class RankSettings:
-    """What the memory of a rank depends on, beside the model."""
+    """Settings that determine the memory of a rank, except for the model."""
 
     world_size: int
     """Ranks."""

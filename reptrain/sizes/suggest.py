@@ -33,7 +33,7 @@ _TIERS: tuple[tuple[tuple[int, ...], Recompute], ...] = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class MemorySetting:
     """One setting and what it needs."""
 
     stage: int
@@ -68,11 +68,11 @@ class Setting:
 class Suggestion:
     """A setting that fits, and why it was chosen."""
 
-    chosen: Setting | None
+    chosen: MemorySetting | None
     """None if none fits."""
-    smallest: Setting
+    smallest: MemorySetting
     """The setting that needs the least memory."""
-    tried: list[Setting]
+    tried: list[MemorySetting]
     """Cheaper settings that do not fit."""
     world_size: int
     share: int
@@ -122,7 +122,7 @@ class Suggestion:
         tried = [f"{' '.join(setting.overrides)} needs {_gib(setting.needed)}" for setting in self.tried]
         return lines + [f"does not fit: {text}" for text in tried]
 
-    def _why_stage(self, chosen: Setting) -> str:
+    def _why_stage(self, chosen: MemorySetting) -> str:
         if chosen.stage == 3:
             return "stages 0 to 2 do not fit, since each rank holds all weights"
         if chosen.stage == 0:
@@ -156,7 +156,7 @@ _WHY_RECOMPUTE: dict[Recompute, str] = {
 }
 
 
-def _data(setting: Setting) -> dict[str, Any]:
+def _data(setting: MemorySetting) -> dict[str, Any]:
     return {
         "overrides": setting.overrides,
         "zero_stage": setting.stage,
@@ -194,9 +194,9 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
     enough = next(
         (windows for windows in reversed(rows) if windows * tokens_of_rank >= _ENOUGH_TOKENS), share
     )
-    chosen: Setting | None = None
-    smallest: Setting | None = None
-    tried: list[Setting] = []
+    chosen: MemorySetting | None = None
+    smallest: MemorySetting | None = None
+    tried: list[MemorySetting] = []
     for least in dict.fromkeys((enough, rows[-1])):
         tried = []
         for stage, recompute in _allowed(subject, world_size):
@@ -222,10 +222,10 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
     return Suggestion(chosen, smallest, tried, world_size, share, precision, device, more)
 
 
-def _setting(subject: Subject, settings: RankSettings, usable: int) -> Setting:
+def _setting(subject: Subject, settings: RankSettings, usable: int) -> MemorySetting:
     memory = rank_memory(subject, settings)
     assert memory is not None
-    return Setting(settings.stage, settings.windows, settings.recompute, memory, usable)
+    return MemorySetting(settings.stage, settings.windows, settings.recompute, memory, usable)
 
 
 def _micro_batches(run: RunConfig, world_size: int) -> list[int]:

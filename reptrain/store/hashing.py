@@ -56,12 +56,12 @@ def file_sha256(path: Path) -> str:
 
 
 def write_checksum(path: Path) -> None:
-    """Write the SHA-256 of a file beside it, in a file that `sha256sum -c` reads."""
+    """Write the SHA-256 of a file next to it, in a file that `sha256sum -c` reads."""
     write_atomically(_checksum_file(path), f"{file_sha256(path)}  {path.name}\n")
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether a file has the SHA-256 that `write_checksum` wrote beside it.
+    """Whether a file has the SHA-256 that `write_checksum` wrote next to it.
 
     Raises:
         OSError: If the file or its checksum cannot be read.

@@ -132,10 +132,6 @@ class Split:
         """The id of a document: from the source, or ``file:line``."""
         return str(self._text("id", index))
 
-    def document_source(self, index: int) -> str:
-        """The name of a document's source."""
-        return str(self._text("source", index))
-
     def document_metadata(self, index: int) -> dict[str, Any]:
         """The metadata fields and tags of a document; may be empty."""
         metadata: dict[str, Any] = json.loads(self._text("metadata", index) or "{}")

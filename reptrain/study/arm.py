@@ -19,7 +19,7 @@ class Arm:
         config: Configuration of the run.
         values: The value of each varied key, by dotted key, with defaults filled in and numbers read, and
             ``entry``, the name of its entry, if it has one.
-        shown: What tells the arm from others in reports: its entry, and the value of each axis.
+        shown: What distinguishes the arm from others in reports: its entry, and the value of each axis.
         group: The name without the seed.
         point: The settings that it was made of.
         look: 2 if the second look of a claim added its seed, else 1.

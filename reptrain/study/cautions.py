@@ -10,7 +10,7 @@ from reptrain.store.manifest import MANIFEST, read_manifest
 from reptrain.study.collect import ArmRow
 from reptrain.study.grid import arms
 from reptrain.study.schema import StudyConfig
-from reptrain.study.verdict import Setting, comparable, settings
+from reptrain.study.verdict import SettingRuns, comparable, settings
 from reptrain.study.words import label, plain
 
 # Smaller differences of losses are ignored, in nats per token.
@@ -51,7 +51,7 @@ def _has_both(row: ArmRow) -> bool:
     return row.best_report_nats is not None and row.best_select_nats is not None
 
 
-def _select(setting: Setting) -> float:
+def _select(setting: SettingRuns) -> float:
     return sum(row.best_select_nats or 0.0 for row in setting.rows) / len(setting.rows)
 
 

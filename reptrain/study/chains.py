@@ -147,7 +147,7 @@ def with_seeds_of_parents(
     return {group: sorted(seeds) for group, seeds in found.items()}
 
 
-class Training(Protocol):
+class StudyTraining(Protocol):
     """A training that may start from another: an arm, or a tuning run."""
 
     @property
@@ -163,7 +163,7 @@ class Training(Protocol):
         """The run that it starts from."""
 
 
-def training_fingerprints(trainings: Iterable[Training], stores: Mapping[str, str]) -> dict[str, str]:
+def training_fingerprints(trainings: Iterable[StudyTraining], stores: Mapping[str, str]) -> dict[str, str]:
     """The fingerprints of trainings by name. That of a child contains its parent's and not its path.
 
     Args:

@@ -29,7 +29,7 @@ RowState = Literal[
 SetName = Literal["probe", "select", "report"]
 
 
-class Curve(FrozenRecord):
+class LossCurve(FrozenRecord):
     """The loss on one set over the run.
 
     Attributes:
@@ -54,7 +54,7 @@ class ArmRow(FrozenRecord):
 
     Attributes:
         arm: Its name.
-        values: What tells the arm from others: the value of each axis by dotted key, and ``arm``, the name of
+        values: What distinguishes the arm: the value of each axis by dotted key, and ``arm``, the name of
             its entry.
         seed: Seed of the run.
         state: State of the run. ``other config``: its folder holds another configuration; ``other
@@ -94,9 +94,9 @@ class ArmRow(FrozenRecord):
     epochs: float | None = None
     total_tokens: int | None = None
     tokens: int = 0
-    probe: Curve = Curve()
-    select: Curve = Curve()
-    report: Curve = Curve()
+    probe: LossCurve = LossCurve()
+    select: LossCurve = LossCurve()
+    report: LossCurve = LossCurve()
     start_nats: float | None = None
     best_select_nats: float | None = None
     best_tokens: int | None = None
@@ -142,7 +142,7 @@ def _copied(arm: Arm, copy: RunReading) -> ArmRow:
         if one["weights"] == "own" and one["source"] in (None, row["scored_source"])
     ]
     curves = {
-        name: Curve(
+        name: LossCurve(
             tokens=tuple(one["consumed_tokens"] for one in scored if one["split"] == name),
             nats=tuple(one["loss_nats"] for one in scored if one["split"] == name),
         )
@@ -235,8 +235,8 @@ def _measured(folder: RunFolder, shared: set[str]) -> dict[str, Any]:
     }
 
 
-def _curve(scores: Sequence[ValidRecord]) -> Curve:
-    return Curve(tokens=tuple(r.tokens for r in scores), nats=tuple(r.nats for r in scores))
+def _curve(scores: Sequence[ValidRecord]) -> LossCurve:
+    return LossCurve(tokens=tuple(r.tokens for r in scores), nats=tuple(r.nats for r in scores))
 
 
 def _best(select: Sequence[ValidRecord], report: Sequence[ValidRecord]) -> dict[str, Any]:

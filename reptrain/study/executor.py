@@ -34,7 +34,7 @@ class Job:
     checkpoint: Path | None = None
 
 
-class Judgment(NamedTuple):
+class JobOutcome(NamedTuple):
     """What became of a job whose process has ended."""
 
     state: Literal["done", "failed", "retry", "stopped"]
@@ -52,7 +52,7 @@ class JobEnd(NamedTuple):
     seconds: float = 0.0
 
 
-Judge = Callable[[Job, Ended, int], Judgment]
+Judge = Callable[[Job, Ended, int], JobOutcome]
 """Judges an ended job by its run folder; the number is that of its starts so far."""
 
 

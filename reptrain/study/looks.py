@@ -38,7 +38,7 @@ class Place(NamedTuple):
     out: Path
 
 
-class Look(FrozenRecord):
+class LookRecord(FrozenRecord):
     """The look that a claim is at.
 
     Attributes:
@@ -54,7 +54,7 @@ class Look(FrozenRecord):
     seeds: tuple[int, ...] = ()
 
 
-Looks = dict[str, Look]
+Looks = dict[str, LookRecord]
 """The looks by name of the claim."""
 _ADAPTER = TypeAdapter(Looks)
 
@@ -203,12 +203,12 @@ def _next_looks(place: Place, verdicts: Mapping[str, str], runs: Sequence[Any]) 
         verdict = verdicts.get(claim.name)
         if verdict is None:
             continue
-        looks[claim.name] = Look(look=1, verdict=verdict)
+        looks[claim.name] = LookRecord(look=1, verdict=verdict)
         if verdict != "undecided":
             continue
         names = contrasted_arms(runs, claim)
         first = set.intersection(*({run.seed for run in runs if run["arm"] == name} for name in names))
         own = first - {seed for name in names for seed in added_seeds(place.out).get(name, [])}
         if seeds := second_seeds(place.study, claim, own):
-            looks[claim.name] = Look(look=2, verdict=verdict, arms=tuple(names), seeds=seeds)
+            looks[claim.name] = LookRecord(look=2, verdict=verdict, arms=tuple(names), seeds=seeds)
     return looks

@@ -21,7 +21,7 @@ from reptrain.study.begun import refuse_changes, write_questions
 from reptrain.study.build import build_graph
 from reptrain.study.done_table import DoneTable, add_done, load_done, read_done, to_run
 from reptrain.study.events import ArmOutcome, OnEvent, StudyEvent, StudyResult
-from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, Judgment, Listener
+from reptrain.study.executor import MOST_TRIES, Executor, Job, JobEnd, JobOutcome, Listener
 from reptrain.study.graph import Graph, Node
 from reptrain.study.local_pool import LocalPool
 from reptrain.study.looks import Place, add_looks
@@ -275,19 +275,19 @@ class _Progress:
         event = self._event(node.name)
         self.on_event(replace(event, kind="skipped", tokens=event.total_tokens))
 
-    def judge(self, job: Job, ended: Ended, tries: int) -> Judgment:
+    def judge(self, job: Job, ended: Ended, tries: int) -> JobOutcome:
         """What became of a node, from its run folder and how its process ended."""
         if self.is_done(self.graph.by_name[job.name]):
-            return Judgment("done")
+            return JobOutcome("done")
         if ended.signal is not None or ended.returncode == EXIT_STOPPED:
-            return Judgment("stopped", _STOPPED)
+            return JobOutcome("stopped", _STOPPED)
         if ended.returncode == 0:
-            return Judgment("failed", f"the process ended, but its run is not done; see {job.log}")
+            return JobOutcome("failed", f"the process ended, but its run is not done; see {job.log}")
         message = f"exit code {ended.returncode}: {_last_line(job.log)}; see {job.log}"
         if ended.returncode == _EXIT_WRONG_INPUT or tries == MOST_TRIES:
             # Wrong input, a full disk and divergence are the same at the next try.
-            return Judgment("failed", message)
-        return Judgment("retry", message)
+            return JobOutcome("failed", message)
+        return JobOutcome("retry", message)
 
     def _event(self, name: str) -> StudyEvent:
         node = self.graph.by_name[name]

@@ -18,7 +18,7 @@ from reptrain.study.grid import arms
 from reptrain.study.paths import questions_path, run_path
 from reptrain.study.schema import StudyConfig, open_study
 from reptrain.study.sections import ArmEntry
-from reptrain.study.sweep import Space, Sweep, run_sweep, trial_folder
+from reptrain.study.sweep import Space, SweepTrials, run_sweep, trial_folder
 
 CLAIM = "pick-is-good"
 """Name of the claim that is judged unless the study has a claim of the kind `regret`."""
@@ -57,7 +57,7 @@ def stand_in(
     *,
     launch: Sequence[str] | None = None,
     executor: Executor | None = None,
-) -> tuple[Sweep, StudyConfig | None]:
+) -> tuple[SweepTrials, StudyConfig | None]:
     """Sweep a setting on the proxy, and prepare the study that trains the target.
 
     Args:
@@ -129,7 +129,7 @@ def _begun_values(folder: Path, target: str, key: str) -> list[Any]:
     return list(_entry(open_study(folder), target).axes.get(key, []))
 
 
-def _with_target(study: StudyConfig, means: StandIn, sweep: Sweep, begun: Sequence[Any]) -> StudyConfig:
+def _with_target(study: StudyConfig, means: StandIn, sweep: SweepTrials, begun: Sequence[Any]) -> StudyConfig:
     """The study of both arms: the proxy at all tried values, and the target."""
     (key,) = sweep.trials[0][0]
     tried = [values[key] for values, _ in sweep.trials]
@@ -166,7 +166,7 @@ def _claim(study: StudyConfig, means: StandIn, key: str) -> dict[str, Any]:
     }
 
 
-def _link_runs(study: StudyConfig, folder: Path, out: Path, sweep: Sweep) -> None:
+def _link_runs(study: StudyConfig, folder: Path, out: Path, sweep: SweepTrials) -> None:
     """Link the runs of the trials into the folder of the study, where they then count as done."""
     (key,) = sweep.trials[0][0]
     folders = {values[key]: trial_folder(out / _SWEEP, values) for values, _ in sweep.trials}

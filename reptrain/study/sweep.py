@@ -39,7 +39,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepTrials:
     """The trials so far.
 
     Attributes:
@@ -86,7 +86,7 @@ def run_sweep(
     seed: int = 0,
     launch: Sequence[str] | None = None,
     executor: Executor | None = None,
-) -> Sweep:
+) -> SweepTrials:
     """Run trials until so many have ended. Several processes may work on one folder, also a shared one.
 
     Settings that are all lists are searched as a grid, else by Optuna's default sampler.
@@ -134,7 +134,7 @@ def run_sweep(
             trials.tell(trial, loss)
     done = [trial for trial in _ended(optuna, trials) if trial.value is not None]
     ranked = sorted(((trial.params, float(trial.value)) for trial in done), key=lambda pair: pair[1])
-    return Sweep(tuple(ranked), len(_ended(optuna, trials)) - len(done), stopped)
+    return SweepTrials(tuple(ranked), len(_ended(optuna, trials)) - len(done), stopped)
 
 
 def trial_folder(out: Path, values: Mapping[str, Any]) -> Path:

@@ -18,7 +18,7 @@ from reptrain.config import RunConfig
 from reptrain.config.json_digest import fingerprint
 from reptrain.runs.folder import RunFolder
 from reptrain.study.arm import Arm
-from reptrain.study.chains import INIT_FROM, Training, training_fingerprints
+from reptrain.study.chains import INIT_FROM, StudyTraining, training_fingerprints
 from reptrain.study.done_table import DoneRow, load_done
 from reptrain.study.graph import store_fingerprints
 from reptrain.study.grid import arm_name, arms, varied_keys
@@ -105,7 +105,7 @@ def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGrou
 def _fingerprints(tuned: Sequence[Arm], groups: Sequence[TunedGroup]) -> dict[str, str]:
     """Fingerprints of the tuning runs, without those that start from a run that is still to be tuned."""
     trials = [trial for group in groups for trial in group.trials]
-    trainings: list[Training] = [*tuned, *trials]
+    trainings: list[StudyTraining] = [*tuned, *trials]
     stores = store_fingerprints(training.config for training in trainings)
     known = training_fingerprints(trainings, stores)
     untuned = untuned_arms(tuned, groups)

@@ -22,7 +22,7 @@ _FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingRuns:
     """The finished runs of one setting, one per seed."""
 
     rows: tuple[ArmRow, ...]
@@ -80,21 +80,21 @@ def _last(row: ArmRow) -> float:
     return math.nan if last is None else last
 
 
-def settings(rows: Sequence[ArmRow]) -> list[Setting]:
+def settings(rows: Sequence[ArmRow]) -> list[SettingRuns]:
     """Finished runs with a finite loss, grouped by setting, the best first."""
     groups: dict[str, list[ArmRow]] = {}
     for row in rows:
         if row.state == "done" and math.isfinite(held_out(row)):
             groups.setdefault(json.dumps(row.values, sort_keys=True), []).append(row)
-    return sorted((Setting(tuple(group)) for group in groups.values()), key=lambda setting: setting.loss)
+    return sorted((SettingRuns(tuple(group)) for group in groups.values()), key=lambda setting: setting.loss)
 
 
-def comparable(ranked: Sequence[Setting]) -> bool:
+def comparable(ranked: Sequence[SettingRuns]) -> bool:
     """Whether all losses have the same measure."""
     return len({row.measure for setting in ranked for row in setting.rows}) <= 1
 
 
-def winner(ranked: Sequence[Setting]) -> Setting | None:
+def winner(ranked: Sequence[SettingRuns]) -> SettingRuns | None:
     """The setting with the lowest loss; None if it is the only one, two are equal, or none improved."""
     if len(ranked) < 2 or not comparable(ranked) or not ranked[0].improved:
         return None
@@ -119,7 +119,7 @@ def verdict(rows: Sequence[ArmRow]) -> str:
     return " ".join(sentences)
 
 
-def _comparison(ranked: Sequence[Setting], missing: str) -> str:
+def _comparison(ranked: Sequence[SettingRuns], missing: str) -> str:
     if not comparable(ranked):
         return missing + _unranked(ranked)
     if not any(setting.improved for setting in ranked):
@@ -138,11 +138,11 @@ def _comparison(ranked: Sequence[Setting], missing: str) -> str:
     return _capital(sentence) + "."
 
 
-def _named(ranked: Sequence[Setting]) -> list[Setting]:
+def _named(ranked: Sequence[SettingRuns]) -> list[SettingRuns]:
     return [*ranked] if len(ranked) <= _MOST_NAMED else [ranked[0], ranked[1], ranked[-1]]
 
 
-def _none_improved(ranked: Sequence[Setting]) -> str:
+def _none_improved(ranked: Sequence[SettingRuns]) -> str:
     losses = "; ".join(
         f"{setting.label} {setting.start:.2f} before training, {setting.loss:.2f} after" for setting in ranked
     )
@@ -152,7 +152,7 @@ def _none_improved(ranked: Sequence[Setting]) -> str:
     )
 
 
-def _unranked(ranked: Sequence[Setting]) -> str:
+def _unranked(ranked: Sequence[SettingRuns]) -> str:
     losses = "; ".join(f"{setting.label} {setting.loss:.2f}{_over_seeds(setting)}" for setting in ranked)
     return (
         "The arms differ in held-out text, objective or window, so their losses are not comparable."
@@ -160,13 +160,13 @@ def _unranked(ranked: Sequence[Setting]) -> str:
     )
 
 
-def _over_seeds(setting: Setting) -> str:
+def _over_seeds(setting: SettingRuns) -> str:
     if setting.spread is None:
         return ""
     return f" (mean of {len(setting.rows)} seeds, standard deviation {setting.spread:.2f})"
 
 
-def _course(setting: Setting, best: Setting) -> str:
+def _course(setting: SettingRuns, best: SettingRuns) -> str:
     """How the selected evaluation differs from the end of training, or that it does not beat the start."""
     if not setting.improved:
         return f", no better than before training ({setting.start:.2f})"
@@ -183,7 +183,7 @@ def _course(setting: Setting, best: Setting) -> str:
     return f" at best, {at} and {setting.last - best.loss:.2f} more at the end"
 
 
-def _doubts(ranked: Sequence[Setting]) -> list[str]:
+def _doubts(ranked: Sequence[SettingRuns]) -> list[str]:
     """The differences that cannot be judged, and why."""
     fewest = min(len(setting.rows) for setting in ranked)
     if fewest == 1:

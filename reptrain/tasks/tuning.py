@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from reptrain.config.finetune import FinetuneConfig
-from reptrain.config.load import dump_yaml
 from reptrain.config.model import ModelConfig
 from reptrain.distributed.partition import partitioned, release_partitions
 from reptrain.distributed.stop import StopRequest
 from reptrain.distributed.world import World
 from reptrain.files import write_atomically
 from reptrain.generation.decoding import without_capacity
-from reptrain.hub.saved_model import MODEL_FILE, ImportedModel, SavedModel, open_saved_model
+from reptrain.hub.imported_model import ImportedModel
+from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model import Decoder, EncoderDecoder
 from reptrain.plan import StepPlan
 from reptrain.runs.events import Events
@@ -273,8 +273,7 @@ def _make_folder(task: Task, folder: Path, parent: Parent) -> None:
         window_tokens=task.trained.window_tokens,
         reading=task.encoder.reading,
     )
-    text = dump_yaml(described.model_dump(mode="json"))
-    write_atomically(folder / MODEL_FILE, f"# Fine-tuned by reptrain.\n{text}")
+    described.write(folder, made_by="Fine-tuned")
     write_atomically(folder / task.tokenizer.file_name, task.tokenizer.model_bytes)
     parent.write(folder)
 

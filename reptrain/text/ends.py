@@ -1,4 +1,4 @@
-"""The token that ends a text, as named by the files beside a tokenizer."""
+"""The token that ends a text, as named by the files next to a tokenizer."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def load_tokenizer(path: Path, eos: str | NamedEnd | None = None) -> Tokenizer:
     Args:
         path: The file.
         eos: The piece that ends a document, or the end that a file names. None takes the end that the files
-            beside it name (see `find_end`), else the model's own, else a piece with a usual name.
+            next to it name (see `find_end`), else the model's own, else a piece with a usual name.
 
     Raises:
         TokenizerError: If it cannot be read or is neither, or ``eos`` is not a special piece of it.

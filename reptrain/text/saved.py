@@ -17,7 +17,7 @@ _CACHE = re.compile(r"cache-\w+\.arrow|tmp\w{8}(\.arrow)?")
 
 
 def is_cache(name: str) -> bool:
-    """Whether a file is a cached result of map or filter, or a temporary file, beside a dataset."""
+    """Whether a file is a cached result of map or filter, or a temporary file, in the folder of a dataset."""
     return _CACHE.fullmatch(PurePosixPath(name).name) is not None
 
 

@@ -142,7 +142,7 @@ def select(source: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
         read: Returns a file's content.
 
     Raises:
-        TextError: If there are none, or other files beside them, or a saved dataset whose state changes its
+        TextError: If there are none, or other files among them, or a saved dataset whose state changes its
             rows.
     """
     shown = sorted(names)

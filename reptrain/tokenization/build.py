@@ -29,7 +29,7 @@ from reptrain.tokenization.encode import Encoded, EncodeTask, StoredTokenizer, e
 from reptrain.tokenization.fields import check_fields, parse_tags
 from reptrain.tokenization.guard import as_store_errors, check_same, check_splits, locked
 from reptrain.tokenization.inputs import check_same_content, check_unchanged, hash_inputs
-from reptrain.tokenization.jobs import Job, number_lines, plan_jobs
+from reptrain.tokenization.jobs import TokenizeJob, number_lines, plan_jobs
 from reptrain.tokenization.resolve_options import check_options, load_given_tokenizer, resolve_options
 from reptrain.tokenization.scan import KEPT, Scan, ScanTask, decide, scan_job
 from reptrain.tokenization.seal import assemble
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     """The sources and options of one call of `tokenize`, and the jobs that follow from them."""
 
     files: list[SourceFile]
-    jobs: list[Job]
+    jobs: list[TokenizeJob]
     options: StoreOptions
     tokenizer: Tokenizer | None
     workers: Workers
@@ -222,7 +222,7 @@ def _decide(plan: Plan, work: Work, scans: Sequence[Scan]) -> Decided:
     )
 
 
-def _make_tokenizer(plan: Plan, jobs: Sequence[Job], work: Work, *, text_bytes: int) -> Tokenizer:
+def _make_tokenizer(plan: Plan, jobs: Sequence[TokenizeJob], work: Work, *, text_bytes: int) -> Tokenizer:
     if plan.tokenizer is not None:
         return copy_tokenizer(plan.tokenizer, work)
     return train_or_load(

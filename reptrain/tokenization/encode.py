@@ -22,7 +22,7 @@ from reptrain.text.documents import Fields, read_slice
 from reptrain.text.ends import NamedEnd
 from reptrain.text.tokenizer import Encoding, TokenArray
 from reptrain.text.words import count_words
-from reptrain.tokenization.jobs import Job
+from reptrain.tokenization.jobs import TokenizeJob
 from reptrain.tokenization.scan import KEPT, DocumentDigest, Scan, text_hash
 from reptrain.tokenization.work import Work, read_record, write_record
 
@@ -40,7 +40,7 @@ class StoredTokenizer(NamedTuple):
 class EncodeTask(NamedTuple):
     """One job of pass 2."""
 
-    job: Job
+    job: TokenizeJob
     fields: Fields
     work: Work
     tokenizer: StoredTokenizer
@@ -90,7 +90,7 @@ class Passage(NamedTuple):
     words: int
 
 
-def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocument]:
+def kept_documents(job: TokenizeJob, fields: Fields, work: Work) -> Iterator[KeptDocument]:
     """The documents of a job that are kept, in order.
 
     Raises:
@@ -111,7 +111,7 @@ def kept_documents(job: Job, fields: Fields, work: Work) -> Iterator[KeptDocumen
         raise changed(_job_name(job), "other documents than before")
 
 
-def _job_name(job: Job) -> str:
+def _job_name(job: TokenizeJob) -> str:
     names = list(dict.fromkeys(part.origin for part in job.slices))
     return names[0] + (f" or one of {len(names) - 1} files after it" if len(names) > 1 else "")
 

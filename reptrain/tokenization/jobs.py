@@ -14,7 +14,7 @@ _MOST_JOBS = 256
 
 
 @dataclass(frozen=True)
-class Job:
+class TokenizeJob:
     """An independent part of the sources. Jobs have about equal sizes."""
 
     index: int
@@ -26,7 +26,7 @@ class Job:
         return sum(part.stop - part.start for part in self.slices)
 
 
-def plan_jobs(files: Sequence[SourceFile], fields: Fields) -> list[Job]:
+def plan_jobs(files: Sequence[SourceFile], fields: Fields) -> list[TokenizeJob]:
     """Cut the files into jobs of about equal size.
 
     Depends on the files alone, not on the number of processes, and so do the shards.
@@ -43,7 +43,7 @@ def plan_jobs(files: Sequence[SourceFile], fields: Fields) -> list[Job]:
             filled = 0
         groups[-1].append(part)
         filled += part.stop - part.start
-    return [Job(index, tuple(group)) for index, group in enumerate(groups) if group]
+    return [TokenizeJob(index, tuple(group)) for index, group in enumerate(groups) if group]
 
 
 def _slices(file: SourceFile, fields: Fields, slice_bytes: int) -> list[Slice]:
@@ -52,7 +52,7 @@ def _slices(file: SourceFile, fields: Fields, slice_bytes: int) -> list[Slice]:
     )
 
 
-def number_lines(jobs: Sequence[Job], newlines: Sequence[Sequence[int]]) -> list[Job]:
+def number_lines(jobs: Sequence[TokenizeJob], newlines: Sequence[Sequence[int]]) -> list[TokenizeJob]:
     """The jobs, with the number of the first line set in every slice.
 
     Args:
@@ -67,5 +67,5 @@ def number_lines(jobs: Sequence[Job], newlines: Sequence[Sequence[int]]) -> list
             line = line if part.first_line is None else part.first_line
             slices.append(part._replace(first_line=line))
             line += count
-        numbered.append(Job(job.index, tuple(slices)))
+        numbered.append(TokenizeJob(job.index, tuple(slices)))
     return numbered

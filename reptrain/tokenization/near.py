@@ -92,14 +92,14 @@ def check_near(settings: NearSettings) -> NearSettings:
     return settings
 
 
-class Signed(NamedTuple):
+class DocumentSignatures(NamedTuple):
     """Signatures of documents, uint32 [D, permutations], and which documents have a word, bool [D]."""
 
     signatures: Signatures
     has_words: npt.NDArray[np.bool_]
 
 
-def sign(texts: Sequence[str], settings: NearSettings) -> Signed:
+def sign(texts: Sequence[str], settings: NearSettings) -> DocumentSignatures:
     """The MinHash signatures of texts. They depend on the text alone, not on its batch or the machine.
 
     The fraction of equal entries of two signatures estimates the Jaccard similarity of the texts' shingles.
@@ -121,7 +121,7 @@ def sign(texts: Sequence[str], settings: NearSettings) -> Signed:
         np.concatenate(hashes), offsets, settings.permutations, settings.seed
     )
     rows = np.array(matrix.to_rows(), np.uint32).reshape(len(texts), settings.permutations)
-    return Signed(rows, counts > 0)
+    return DocumentSignatures(rows, counts > 0)
 
 
 class SignatureWriter:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from reptrain.store.manifest import SPLITS
 from reptrain.text import Document
 from reptrain.text.documents import Fields, count_newlines, read_slice
-from reptrain.tokenization.jobs import Job
+from reptrain.tokenization.jobs import TokenizeJob
 from reptrain.tokenization.near import SignatureWriter
 from reptrain.tokenization.strata import Strata, Thresholds, find_thresholds
 from reptrain.tokenization.work import Work, read_record, write_array, write_record
@@ -33,7 +33,7 @@ Bucket = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint
 class ScanTask(NamedTuple):
     """One job of pass 1."""
 
-    job: Job
+    job: TokenizeJob
     fields: Fields
     work: Work
     near: NearSettings | None = None

@@ -12,7 +12,7 @@ from reptrain.store.manifest import TRAINED
 from reptrain.text import Tokenizer, load_tokenizer, train_tokenizer
 from reptrain.text.documents import Fields
 from reptrain.tokenization.encode import kept_documents
-from reptrain.tokenization.jobs import Job
+from reptrain.tokenization.jobs import TokenizeJob
 from reptrain.tokenization.work import Work
 from reptrain.tokenize_options import StoreOptions
 
@@ -23,7 +23,7 @@ _TRAINING_BYTES = 1 << 26
 class TrainingTexts:
     """The training documents, or a sample of them by content hash; each iteration reads the files again."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[TokenizeJob]
     fields: Fields
     work: Work
     fraction: float
@@ -43,7 +43,7 @@ def copy_tokenizer(tokenizer: Tokenizer, work: Work) -> Tokenizer:
 
 
 def train_or_load(
-    jobs: Sequence[Job],
+    jobs: Sequence[TokenizeJob],
     fields: Fields,
     work: Work,
     options: StoreOptions,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reptrain.text.documents import Slice
-from reptrain.tokenization.jobs import Job
+from reptrain.tokenization.jobs import TokenizeJob
 
 SPLIT_VERSION = 2
 # With at least this many held-out documents, their number is within an eighth of its mean without a quota.
@@ -47,7 +47,7 @@ class Strata(NamedTuple):
         return strata
 
 
-def find_strata(jobs: Sequence[Job], documents: Sequence[Sequence[int]]) -> Strata:
+def find_strata(jobs: Sequence[TokenizeJob], documents: Sequence[Sequence[int]]) -> Strata:
     """The strata of the jobs' documents.
 
     Args:

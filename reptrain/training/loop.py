@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from reptrain.config import RunConfig
 from reptrain.config.schedule import step_learning_rate, weight_decay_factor
+from reptrain.distributed.engine import Engine
 from reptrain.distributed.precision import check_precision
 from reptrain.distributed.rank_times import RankTimes
 from reptrain.distributed.stop import StopRequest, stop_requests
@@ -39,7 +40,7 @@ from reptrain.training.failures import failures_recorded
 from reptrain.training.init_from import open_parent, record_parent, weights_at
 from reptrain.training.optimizers import set_learning_rate
 from reptrain.training.pretraining import Marks, SetEvaluator, open_recorder, resume_run
-from reptrain.training.recorder import print_line, stated_attention
+from reptrain.training.recorder import Recorder, print_line, stated_attention
 from reptrain.training.regularize import Settings, set_weight_decay
 from reptrain.training.setup import Data, open_data, prepare, resolve_budgets
 from reptrain.training.step import StepResult, Trainer, train_step
@@ -260,11 +261,11 @@ def _open_mirror(config: RunConfig, folder: RunFolder, world: World, held: ExitS
     if config.checkpoint.mirror is None or not world.is_main:
         return None
 
-    def tell(reason: str) -> None:
+    def report(reason: str) -> None:
         print_line(f"WARNING: {reason}")
         folder.note("mirror", reason, step=folder.ledger.end())
 
-    return held.enter_context(Mirror(folder.path, config.checkpoint.mirror, tell))
+    return held.enter_context(Mirror(folder.path, config.checkpoint.mirror, report))
 
 
 def _check_stores(data: Data, world: World) -> None:
@@ -338,9 +339,7 @@ def _run(
     trainer, num_steps = training.trainer, data.steps.num_steps
     trainer.engine.register_forward_pre_hook(lambda *_: pulse())
     done = first_step = resume_run(folder, trainer, parent)
-    ends = cycle_ends(config.schedule, data.plan, data.steps) if config.keeps_cycle_ends else []
-    texts = steps_of_text(config.checkpoint.at_text, [*data.stores.values()], data.plan, data.steps)
-    marks = Marks.of(config.evaluate, config.checkpoint, num_steps, [*ends, *texts.values()])
+    marks = _marks(config, data)
     checkpoints = Checkpoints(
         trainer,
         folder.checkpoints,
@@ -358,11 +357,7 @@ def _run(
         resources.enter_context(checkpoints)
         recorder = open_recorder(config, folder, training, done, resources) if world.is_main else None
         evaluator = SetEvaluator(training, folder, recorder, marks.evaluate, config.evaluate.patience)
-        store = meeting_store()
-        rank_times = None
-        if store is not None:
-            tell = recorder.rank_times if recorder is not None else None
-            rank_times = RankTimes(store, world, trainer.engine, tell)
+        rank_times = _compare_ranks(world, trainer.engine, recorder)
         reason = stop.reason(world)
         if done == 0 and not reason:
             evaluator.evaluate(0)
@@ -386,3 +381,18 @@ def _run(
     if evaluator.stop_early:
         return _Ending(done, "done", evaluator.stop_early)
     return _Ending(done, "preempted", reason)
+
+
+def _marks(config: RunConfig, data: Data) -> Marks:
+    """The steps at which the run evaluates and saves."""
+    ends = cycle_ends(config.schedule, data.plan, data.steps) if config.keeps_cycle_ends else []
+    texts = steps_of_text(config.checkpoint.at_text, [*data.stores.values()], data.plan, data.steps)
+    return Marks.of(config.evaluate, config.checkpoint, data.steps.num_steps, [*ends, *texts.values()])
+
+
+def _compare_ranks(world: World, engine: Engine, recorder: Recorder | None) -> RankTimes | None:
+    """Start the comparison of the ranks' times; None in a single process, which has no store."""
+    store = meeting_store()
+    if store is None:
+        return None
+    return RankTimes(store, world, engine, None if recorder is None else recorder.rank_times)

@@ -29,6 +29,7 @@ from reptrain.training.throughput import Throughput
 from reptrain_kernels.implementation import Implementation, choose_implementation
 
 _CURVES = ("loss_nats", "lr", "grad_norm", "tokens_per_s_per_device", "input_tokens", "target_tokens")
+_ROUTING_CURVES = ("balance", "z", "dropped", "load", "unused")
 
 
 def print_line(text: str, *, aside: bool = False) -> None:
@@ -111,30 +112,43 @@ class Recorder:
         """Record one attempt at a step: always in the ledger, in the metrics if it was applied."""
         step, tokens = batch.step, batch.tokens
         self._last_step = step
-        self._folder.ledger.append(
-            LedgerRecord(
-                step=step,
-                first_index=batch.first_index,
-                windows=batch.windows,
-                tokens=tokens,
-                applied=result.applied,
-                digest=f"{result.digest:016x}",
-                inputs=f"{result.input_digest:016x}",
-                targets=result.ledger_targets,
-                optimizer_step=result.optimizer_step,
-                grad_norm=result.grad_norm,
-                slice=result.slice_hashes and tuple(f"{value:016x}" for value in result.slice_hashes),
-                **self._shares(batch),
-            )
-        )
+        self._folder.ledger.append(self._ledger_record(batch, result))
         if not result.applied:
             return
         self.tokens += tokens
         self._input_tokens += result.input_tokens
         self._target_tokens += result.target_tokens
-        rate = tokens_per_s(tokens, seconds)
-        record = TrainRecord(
-            step=step,
+        record = self._train_record(batch, result, lr=lr, seconds=seconds)
+        self._rank_ms = None
+        self._folder.metrics.append(record)
+        epochs = self._epochs_of_sources(batch)
+        self._add_curves(record, epochs)
+        for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
+            self._say(f"WARNING: step {step}: {spike}")
+            self._folder.note("spike", spike, step=step)
+        self._show(record, epochs, self._pace.add(tokens, seconds))
+
+    def _ledger_record(self, batch: Batch, result: StepResult) -> LedgerRecord:
+        return LedgerRecord(
+            step=batch.step,
+            first_index=batch.first_index,
+            windows=batch.windows,
+            tokens=batch.tokens,
+            applied=result.applied,
+            digest=f"{result.digest:016x}",
+            inputs=f"{result.input_digest:016x}",
+            targets=result.ledger_targets,
+            optimizer_step=result.optimizer_step,
+            grad_norm=result.grad_norm,
+            slice=result.slice_hashes and tuple(f"{value:016x}" for value in result.slice_hashes),
+            **self._shares(batch),
+        )
+
+    def _train_record(self, batch: Batch, result: StepResult, *, lr: float, seconds: float) -> TrainRecord:
+        """The record of an applied step, after the token counters have been raised."""
+        rate = tokens_per_s(batch.tokens, seconds)
+        return TrainRecord(
+            step=batch.step,
             tokens=self.tokens,
             input_tokens=self._input_tokens,
             target_tokens=self._target_tokens,
@@ -148,20 +162,16 @@ class Recorder:
             rank_ms=self._rank_ms,
             routing=result.routing,
         )
-        self._rank_ms = None
-        self._folder.metrics.append(record)
+
+    def _add_curves(self, record: TrainRecord, epochs: dict[str, float]) -> None:
+        """Add a step to the curves in TensorBoard."""
         for name in _CURVES:
             self._board.add_scalar(f"train/{name}", getattr(record, name), self.tokens)
-        for layer in result.routing or ():
-            for name in ("balance", "z", "dropped", "load", "unused"):
+        for layer in record.routing or ():
+            for name in _ROUTING_CURVES:
                 self._board.add_scalar(f"routing/{layer.layer}/{name}", getattr(layer, name), self.tokens)
-        epochs = self._epochs_of_sources(batch)
         for name, epoch in epochs.items():
             self._board.add_scalar(f"epoch/{name}", epoch, self.tokens)
-        for spike in self._spikes.add(loss_nats=record.loss_nats, grad_norm=record.grad_norm):
-            self._say(f"WARNING: step {step}: {spike}")
-            self._folder.note("spike", spike, step=step)
-        self._show(record, epochs, self._pace.add(tokens, seconds))
 
     def rank_times(self, ms: list[float | None], stragglers: list[int]) -> None:
         """Add the times of the ranks to the next record, and report new stragglers.

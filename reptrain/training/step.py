@@ -103,8 +103,54 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
         The same result on every rank. If the loss or the gradient is not finite on any rank, no rank updates.
     """
     engine, world = trainer.engine, trainer.world
+    sums = _accumulate(trainer, batch, settings)
+    if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
+        # The update copies all gradients once more.
+        release_freed_memory()
+    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
+    grad_norm, applied = _update(engine)
+    hashes = torch.zeros_like(sums.counts[:2]) if slice_watch is None else slice_watch.hashes()
+    # Every rank counts the updates; the main one reports.
+    updates = update_count(engine)
+    if not world.is_main or updates is None:
+        updates = torch.full((), -1 if world.is_main else 0)
+    counts = world.sum(torch.cat([sums.counts, hashes, updates.to(sums.counts).reshape(1)]))
+    stats_LS = None if sums.stats_LS is None else world.sum(sums.stats_LS)
+    if applied:
+        update_expert_bias(engine.module, stats_LS)
+    read = _read(counts, sums.nats, grad_norm, stats_LS)
+    digest, input_digest, input_tokens, target_tokens, before, after, updated = read.counts
+    return StepResult(
+        loss_nats=read.nats / batch.loss_tokens,
+        input_tokens=input_tokens,
+        # A masked copy has as many targets as its row.
+        target_tokens=target_tokens // 2 if settings.masked_inputs > 0 else target_tokens,
+        ledger_targets=target_tokens,
+        digest=digest % 2**64,
+        input_digest=input_digest % 2**64,
+        grad_norm=read.grad_norm,
+        applied=applied,
+        optimizer_step=updated if updated >= 0 else None,
+        slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
+        routing=routing_records(engine.module, read.stats_LS, batch.loss_tokens),
+    )
+
+
+class _Sums(NamedTuple):
+    """The sums over the micro-batches of a step."""
+
+    nats: Tensor
+    """float64 scalar, the weighted sum of the reported losses over all ranks."""
+    counts: Tensor
+    """int64 [4], of this rank: the digests of windows and inputs, the input tokens and the target tokens."""
+    stats_LS: Tensor | None
+    """Statistics of the routers on this rank; None for a dense model."""
+
+
+def _accumulate(trainer: Trainer, batch: Batch, settings: Settings) -> _Sums:
+    """Accumulate the gradient: forward and backward for each micro-batch."""
+    engine, world = trainer.engine, trainer.world
     nats = torch.zeros((), dtype=torch.float64, device=world.device)
-    # The digests of windows and inputs, the input tokens and the target tokens.
     counts = torch.zeros(4, dtype=torch.int64, device=world.device)
     stats_LS: Tensor | None = None
     # The head computes its fp16 gradients together with the loss, so the loss scale must be applied by then.
@@ -128,37 +174,7 @@ def train_step(trainer: Trainer, batch: Batch, settings: Settings) -> StepResult
             # 1, or NaN if the loss is not finite on some rank: then no rank has a finite gradient.
             finite = finite + (0 * nats).float()
         engine.backward(loss * finite, scale_wrt_gas=False)
-    if world.device.type == "cpu" and engine.zero_optimization_stage() > 0:
-        # The update copies all gradients once more.
-        release_freed_memory()
-    slice_watch = trainer.slices.begin(batch.step) if trainer.slices else None
-    grad_norm, applied = _update(engine)
-    hashes = torch.zeros_like(counts[:2]) if slice_watch is None else slice_watch.hashes()
-    # Every rank counts the updates; the main one reports.
-    updates = update_count(engine)
-    if not world.is_main or updates is None:
-        updates = torch.full((), -1 if world.is_main else 0)
-    counts = world.sum(torch.cat([counts, hashes, updates.to(counts).reshape(1)]))
-    if stats_LS is not None:
-        stats_LS = world.sum(stats_LS)
-    if applied:
-        update_expert_bias(engine.module, stats_LS)
-    read = _read(counts, nats, grad_norm, stats_LS)
-    digest, input_digest, input_tokens, target_tokens, before, after, updated = read.counts
-    return StepResult(
-        loss_nats=read.nats / batch.loss_tokens,
-        input_tokens=input_tokens,
-        # A masked copy has as many targets as its row.
-        target_tokens=target_tokens // 2 if settings.masked_inputs > 0 else target_tokens,
-        ledger_targets=target_tokens,
-        digest=digest % 2**64,
-        input_digest=input_digest % 2**64,
-        grad_norm=read.grad_norm,
-        applied=applied,
-        optimizer_step=updated if updated >= 0 else None,
-        slice_hashes=None if slice_watch is None else (before % 2**64, after % 2**64),
-        routing=routing_records(engine.module, read.stats_LS, batch.loss_tokens),
-    )
+    return _Sums(nats, counts, stats_LS)
 
 
 class _Forward(NamedTuple):

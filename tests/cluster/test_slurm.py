@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 
-from reptrain.study.executor import Job, Judgment, Listener
+from reptrain.study.executor import Job, JobOutcome, Listener
 from reptrain.study.slurm import SlurmExecutor
 from reptrain.study.slurm_options import SlurmOptions
 from reptrain_launcher.process import Ended
@@ -40,13 +40,13 @@ def job(folder: Path, name: str, steps: int, *, code: int = 0, **before: tuple[s
     )
 
 
-def judge(one: Job, ended: Ended, tries: int) -> Judgment:
+def judge(one: Job, ended: Ended, tries: int) -> JobOutcome:
     """As the study does: believe the exit code, retry once."""
     if ended.returncode == 0:
-        return Judgment("done")
+        return JobOutcome("done")
     if ended.returncode == 3:
-        return Judgment("stopped")
-    return Judgment("retry" if tries < 2 else "failed", f"exit code {ended.returncode}")
+        return JobOutcome("stopped")
+    return JobOutcome("retry" if tries < 2 else "failed", f"exit code {ended.returncode}")
 
 
 def executor(folder: Path, *options: str) -> SlurmExecutor:

@@ -23,7 +23,8 @@ from reptrain.config import RunConfig
 from reptrain.errors import HubError, ReptrainError
 from reptrain.generation.decoding import without_capacity
 from reptrain.hub.export import export_model, import_model, write_model
-from reptrain.hub.saved_model import ImportedModel, SavedModel, open_saved_model
+from reptrain.hub.imported_model import ImportedModel
+from reptrain.hub.saved_model import SavedModel, open_saved_model
 from reptrain.model import build_model
 from reptrain.model.init import parameter_shapes
 from reptrain.store import open_store

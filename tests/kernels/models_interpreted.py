@@ -41,9 +41,9 @@ OPERATIONS = {
     "rotate": (rope_triton, "rotate_both"),
     "route": (router_triton, "route"),
     "sort": (permute_triton, "sort"),
-    "send": (permute_triton, "send"),
+    "dispatch": (permute_triton, "dispatch"),
     "experts": (grouped_triton, "grouped_mlp"),
-    "collect": (permute_triton, "collect"),
+    "combine": (permute_triton, "combine"),
     "launches": (grouped_triton, "launch_rows"),
     "loss": (linear_cross_entropy_triton, "linear_cross_entropy_forward"),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reptrain_kernels import counter
 from reptrain_kernels.ops.grouped import grouped_mlp, grouped_mm
-from reptrain_kernels.ops.permute import Places, collect, send, sort
+from reptrain_kernels.ops.permute import Places, combine, dispatch, sort
 from reptrain_kernels.ops.router import Routed, route
 
 UNEVEN = (5, 0, 33, 1)
@@ -106,7 +106,7 @@ def grouped_results(
     return found | {"product": product_NF.detach(), "product_x": dx, "product_up": dweight}
 
 
-KINDS = dict.fromkeys(("y", "product", "sent", "collected", "gates", "share", "square"), "output")
+KINDS = dict.fromkeys(("y", "product", "dispatched", "combined", "gates", "share", "square"), "output")
 KINDS |= dict.fromkeys(("gate", "up", "down", "product_up"), "summed")
 """Of results, where they are no gradients of rows."""
 
@@ -133,7 +133,7 @@ PERMUTED = {
 def permuted_results(
     case: Permuted, impl: str, *, exact: bool = False, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Tokens sent and collected, with every gradient; ``exact`` in float64."""
+    """Tokens dispatched and combined, with every gradient; ``exact`` in float64."""
     rows = case.tokens * case.top_k
     order_N = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     places = Places.of(order_N.to(device), case.top_k)
@@ -143,13 +143,13 @@ def permuted_results(
         normal(case.tokens, case.top_k, seed=3),
     ]
     x_MD, y_ND, gate_MK = ((x.double() if exact else x).detach().to(device).requires_grad_() for x in given)
-    sent_ND = send(x_MD, places, impl=impl)
-    collected_MD = collect(y_ND, gate_MK, places, impl=impl)
-    outputs = (sent_ND, collected_MD)
+    dispatched_ND = dispatch(x_MD, places, impl=impl)
+    combined_MD = combine(y_ND, gate_MK, places, impl=impl)
+    outputs = (dispatched_ND, combined_MD)
     grads = [normal(*x.shape, seed=seed, dtype=case.dtype).to(x) for seed, x in enumerate(outputs, start=4)]
     found = torch.autograd.grad(outputs, (x_MD, y_ND, gate_MK), grads)
-    names = ("sent", "collected", "x_back", "y_back", "gate_back")
-    return dict(zip(names, (sent_ND.detach(), collected_MD.detach(), *found), strict=True))
+    names = ("dispatched", "combined", "x_back", "y_back", "gate_back")
+    return dict(zip(names, (dispatched_ND.detach(), combined_MD.detach(), *found), strict=True))
 
 
 class Sorted(NamedTuple):

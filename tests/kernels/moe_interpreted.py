@@ -37,7 +37,7 @@ from reptrain_kernels import counter, rates  # noqa: E402
 from reptrain_kernels.ops.grouped import ends, grouped_mlp, grouped_mm  # noqa: E402
 from reptrain_kernels.ops.grouped import triton as grouped_triton  # noqa: E402
 from reptrain_kernels.ops.grouped.tiles import Tiles, grouped_tiles  # noqa: E402
-from reptrain_kernels.ops.permute import Places, collect, send  # noqa: E402
+from reptrain_kernels.ops.permute import Places, combine, dispatch  # noqa: E402
 from reptrain_kernels.ops.permute import triton as permute_triton  # noqa: E402
 from reptrain_kernels.ops.router import route  # noqa: E402
 from reptrain_kernels.ops.router import triton as router_triton  # noqa: E402
@@ -113,17 +113,17 @@ def operators() -> dict[str, dict[str, bool]]:
     torch.library.opcheck(grouped_triton.grouped_mm, (leaves[0], leaves[2], ends(count_E)), test_utils=quick)
     places = Places.of(torch.randperm(16), 1)
     torch.library.opcheck(permute_triton.sort, (torch.tensor([[1, 0], [0, 3]]), 4))
-    torch.library.opcheck(permute_triton.send, (leaves[0], places.place_MK), test_utils=quick)
+    torch.library.opcheck(permute_triton.dispatch, (leaves[0], places.place_MK), test_utils=quick)
     gates = torch.rand(16, 1, requires_grad=True)
-    torch.library.opcheck(permute_triton.collect, (leaves[0], gates, places.place_MK))
+    torch.library.opcheck(permute_triton.combine, (leaves[0], gates, places.place_MK))
     routing = list(routed_inputs(ROUTED["top_2"]._replace(tokens=9, experts=5)))
     routing[0].requires_grad_()
     torch.library.opcheck(router_triton.route, (*routing, 2, "softmax", True))
 
     def experts(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        sent = send(x * 2, places, impl="triton")
+        dispatched = dispatch(x * 2, places, impl="triton")
         how: dict[str, Any] = {"activation": "swiglu", "key_N": key_N, "rate": 0.3, "impl": "triton"}
-        y = collect(grouped_mlp(sent, gate, up, down, count_E, **how), gates, places, impl="triton")
+        y = combine(grouped_mlp(dispatched, gate, up, down, count_E, **how), gates, places, impl="triton")
         return grouped_mm(y, up, count_E, impl="triton")
 
     def router(logits: Tensor) -> Tensor:

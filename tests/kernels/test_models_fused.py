@@ -24,9 +24,9 @@ CALLS = {
 }
 CALLS["windowed_decoder"] = {"gated": 2, "norm": 2 * 2 + 1, "join": 3, "rotate": 3}
 CALLS["t5_with_biases_by_layer"] = {"attention": 2 * 3, "gated": 2 * 2, "norm": 2 * 5 + 2, "join": 2 * 3}
-# What was sent is collected once more for its gradient. The decoder's experts are gated, and there is a dense
-# MLP beside them; the T5's are neither.
-SPARSE = {"route": 2, "sort": 2, "send": 2, "experts": 2, "collect": 3}
+# Dispatched rows are combined once more for their gradient. The decoder's experts are gated, with a dense MLP
+# besides; the T5's are ungated, without one.
+SPARSE = {"route": 2, "sort": 2, "dispatch": 2, "experts": 2, "combine": 3}
 CALLS["sparse_decoder"] = {"attention": 2, "gated": 2, "norm": 5, "join": 3, "rotate": 3} | SPARSE
 CALLS["sparse_t5"] = {"attention": 2 * 3, "norm": 2 * 5 + 2, "join": 2 * 3}
 CALLS["sparse_t5"] |= {name: 2 * number for name, number in SPARSE.items()}

@@ -35,7 +35,7 @@ from reptrain_kernels.implementation import assume, choose_grouped
 from reptrain_kernels.ops.grouped import grouped_mlp, grouped_mm, one_by_one
 from reptrain_kernels.ops.grouped.bench import OPERATION as GROUPED_OPERATION
 from reptrain_kernels.ops.grouped.tiles import grouped_tiles
-from reptrain_kernels.ops.permute import Places, collect, send, sort
+from reptrain_kernels.ops.permute import Places, combine, dispatch, sort
 from reptrain_kernels.ops.router import route
 
 
@@ -73,7 +73,7 @@ def test_grouped_products_by_a_gpus_tiles_equal_float64_under_the_interpreter(na
 
 @pytest.mark.parametrize("name", PERMUTED)
 def test_send_and_collect_in_triton_equal_float64_under_the_interpreter(name: str, found: Any) -> None:
-    assert found["permuted"][name].keys() == {"sent", "collected", "x_back", "y_back", "gate_back"}
+    assert found["permuted"][name].keys() == {"dispatched", "combined", "x_back", "y_back", "gate_back"}
     assert_within(PERMUTED[name].dtype, found["permuted"][name])
 
 
@@ -84,7 +84,7 @@ def test_sort_in_triton_is_torchs_under_the_interpreter(name: str, found: Any) -
 
 def test_moe_kernels_write_each_place_once_and_stay_in_their_tensors(found: Any) -> None:
     kernels = {"hidden", "product", "hidden_gradient", "row_gradient", "weight_gradient"}
-    kernels |= {"count", "place", "send", "collect", "collect_gradient", "route", "route_gradient"}
+    kernels |= {"count", "place", "dispatch", "combine", "combine_gradient", "route", "route_gradient"}
     assert found["strays"] == {f"{kernel}_kernel": [0, 0] for kernel in kernels}
 
 
@@ -204,11 +204,11 @@ def test_send_and_collect_follow_their_written_formulas() -> None:
     places = Places.of(torch.tensor([2, 0, 3, 1, 5, 4]), 2)
     assert places.place_MK.tolist() == [[1, 3], [0, 2], [5, 4]]
     x_MD, y_ND, gate_MK = normal(3, 4, seed=0), normal(6, 4, seed=1), normal(3, 2, seed=2)
-    sent_ND, collected_MD = send(x_MD, places), collect(y_ND, gate_MK, places)
+    dispatched_ND, combined_MD = dispatch(x_MD, places), combine(y_ND, gate_MK, places)
     for token, row in enumerate(places.place_MK.tolist()):
-        assert all(torch.equal(sent_ND[place], x_MD[token]) for place in row)
+        assert all(torch.equal(dispatched_ND[place], x_MD[token]) for place in row)
         expected_D = sum(gate * y_ND[place] for gate, place in zip(gate_MK[token], row, strict=True))
-        torch.testing.assert_close(collected_MD[token], expected_D)
+        torch.testing.assert_close(combined_MD[token], expected_D)
 
 
 def test_sort_keeps_the_order_of_an_experts_tokens() -> None:
@@ -221,18 +221,18 @@ def test_sort_keeps_the_order_of_an_experts_tokens() -> None:
 def test_send_and_collect_pass_gradcheck() -> None:
     places = Places.of(torch.tensor([2, 0, 3, 1, 5, 4]), 2)
     leaves = [normal(*shape, seed=1).double().requires_grad_() for shape in ((3, 4), (6, 4), (3, 2))]
-    assert torch.autograd.gradcheck(lambda x: send(x, places), leaves[:1])
-    assert torch.autograd.gradcheck(lambda y, gate: collect(y, gate, places), leaves[1:])
+    assert torch.autograd.gradcheck(lambda x: dispatch(x, places), leaves[:1])
+    assert torch.autograd.gradcheck(lambda y, gate: combine(y, gate, places), leaves[1:])
 
 
 def test_send_and_collect_refuse_arguments_that_do_not_fit() -> None:
     places = Places.of(torch.arange(6), 2)
     with pytest.raises(ValueError, match=r"x_MD: must have shape \[3, D\]"):
-        send(torch.ones(4, 2), places)
+        dispatch(torch.ones(4, 2), places)
     with pytest.raises(ValueError, match=r"y_ND: must have shape \[6, D\]"):
-        collect(torch.ones(3, 2), torch.ones(3, 2), places)
+        combine(torch.ones(3, 2), torch.ones(3, 2), places)
     with pytest.raises(ValueError, match=r"gate_MK: must have shape \(3, 2\)"):
-        collect(torch.ones(6, 2), torch.ones(3, 3), places)
+        combine(torch.ones(6, 2), torch.ones(3, 3), places)
     with pytest.raises(ValueError, match="expert_MK: must be int64 of two axes"):
         sort(torch.ones(6).long(), 2)
 

@@ -46,7 +46,6 @@ class Mutant:
 
 
 _STEP = "reptrain/training/step.py"
-_LOOP = "reptrain/training/loop.py"
 _FOLDER = "reptrain/checkpoint/step_folder.py"
 _EPOCHS = "reptrain/plan/epochs.py"
 _SPANS = "reptrain/batch/objectives/spans.py"

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from reptrain.report.figures import arm_figure, exposures_figure, loss_limits, spread
 from reptrain.report.svg import NUM_COLORS, axes, color, to_svg
 from reptrain.study import ArmRow
-from reptrain.study.collect import Curve
+from reptrain.study.collect import LossCurve
 
 ROW = ArmRow(
     arm="a", values={}, seed=0, state="done", unique_tokens=250, epochs=4.0, total_tokens=1000,
-    probe=Curve(tokens=(0, 500, 1000), nats=(8.0, 4.0, 2.25)),
-    select=Curve(tokens=(0, 500, 1000), nats=(8.0, 5.0, 6.0)),
-    report=Curve(tokens=(0, 500, 1000), nats=(8.1, 5.1, 6.125)),
+    probe=LossCurve(tokens=(0, 500, 1000), nats=(8.0, 4.0, 2.25)),
+    select=LossCurve(tokens=(0, 500, 1000), nats=(8.0, 5.0, 6.0)),
+    report=LossCurve(tokens=(0, 500, 1000), nats=(8.1, 5.1, 6.125)),
     best_select_nats=5.0, best_tokens=500, best_report_nats=5.1, exposures={4: 250},
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_color_repeats_after_the_last() -> None:
 
 def test_arm_figure_labels_the_ends_and_falls_back_to_select() -> None:
     assert {"held-out 6.12", "training 2.25"} <= set(texts(arm_figure(ROW, 0, (0.0, 9.0))))
-    without = ROW.model_copy(update={"report": Curve()})
+    without = ROW.model_copy(update={"report": LossCurve()})
     assert "held-out 6.00" in texts(arm_figure(without, 0, (0.0, 9.0)))
 
 
@@ -79,7 +79,7 @@ def test_arm_figure_marks_the_end_of_every_epoch() -> None:
 
 
 def test_loss_limits_hold_every_finite_value() -> None:
-    broken = ROW.model_copy(update={"probe": Curve(tokens=(0, 1), nats=(float("nan"), float("inf")))})
+    broken = ROW.model_copy(update={"probe": LossCurve(tokens=(0, 1), nats=(float("nan"), float("inf")))})
     low, high = loss_limits([ROW, broken])
     assert 0.0 <= low < 2.25
     assert 8.1 < high < 9.0

@@ -10,7 +10,7 @@ from run_folders import FakeStore, write_run
 
 from reptrain.study import ArmRow, StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.cautions import cautions, divergence
-from reptrain.study.collect import Curve
+from reptrain.study.collect import LossCurve
 from reptrain.study.node_state import run_is_done
 from reptrain.study.paths import run_path
 from reptrain.study.verdict import settings, winner
@@ -28,7 +28,7 @@ def row_of(arm: str, best: float, *, last: float | None = None, seed: int = 0, u
     return ArmRow(
         arm=arm, values={"data.unique_tokens": unique}, seed=seed, state="done", unique_tokens=unique,
         epochs=8192 / unique, total_tokens=8192, best_select_nats=best, best_report_nats=best,
-        best_tokens=4096, report=Curve(tokens=(0, 8192), nats=(9.0, best if last is None else last)),
+        best_tokens=4096, report=LossCurve(tokens=(0, 8192), nats=(9.0, best if last is None else last)),
     )  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def test_verdict_names_the_arms_without_a_finite_loss(tmp_path: Path, nan: float
     assert "No finite held-out loss after training: 8 epochs of 1,024 tokens." in verdict(rows)
     assert "2 of 2" not in verdict(rows)
     assert verdict(rows[1:]) == "No arm has a finite held-out loss after training."
-    ended = rows[0].model_copy(update={"report": Curve(tokens=(0, 1), nats=(8.0, nan))})
+    ended = rows[0].model_copy(update={"report": LossCurve(tokens=(0, 1), nats=(8.0, nan))})
     assert "and diverged by the end" in verdict([ended])
 
 
@@ -293,7 +293,7 @@ def test_divergence_warns_where_selection_and_report_splits_disagree() -> None:
         and "lowest is 4.80, after 8 epochs" in choice
     )
     # Neither the untrained model nor a loss that is not finite counts as the lowest.
-    curve = Curve(tokens=(0, 4096, 8192), nats=(1.0, 5.0, float("nan")))
+    curve = LossCurve(tokens=(0, 4096, 8192), nats=(1.0, 5.0, float("nan")))
     assert divergence([row_of("a", 5.0).model_copy(update={"report": curve})]) == []
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from time_limits import START_S
 
-from reptrain.study.executor import MOST_TRIES, Job, Judge, Judgment, Listener
+from reptrain.study.executor import MOST_TRIES, Job, JobOutcome, Judge, Listener
 from reptrain.study.local_pool import LocalPool
 from reptrain_launcher.worker import WorkerJob
 
@@ -24,11 +24,11 @@ def job(folder: Path, name: str, code: str = "", **order: tuple[str, ...]) -> Jo
 
 
 def by_exit_code(retries: bool = False) -> Judge:
-    def judge(job: Job, ended: object, tries: int) -> Judgment:
+    def judge(job: Job, ended: object, tries: int) -> JobOutcome:
         code = ended.returncode  # type: ignore[attr-defined]
         if code == 0:
-            return Judgment("done")
-        return Judgment("retry" if retries and tries < MOST_TRIES else "failed", f"exit code {code}")
+            return JobOutcome("done")
+        return JobOutcome("retry" if retries and tries < MOST_TRIES else "failed", f"exit code {code}")
 
     return judge
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reptrain.errors import StudyError
-from reptrain.study.executor import Job, Judgment, Listener
+from reptrain.study.executor import Job, JobOutcome, Listener
 from reptrain.study.slurm import SlurmExecutor
 from reptrain.study.slurm_arrays import plan_arrays
 from reptrain.study.slurm_options import SlurmOptions
@@ -132,7 +132,7 @@ def test_a_slurm_that_refuses_is_one_clear_error(
     monkeypatch.setenv("PATH", clients(tmp_path / "bin", **programs))
     slurm = SlurmExecutor(tmp_path / "slurm", SlurmOptions.parse(["time=5"]), name="s", poll_s=0.05)
     with pytest.raises(StudyError, match=message):
-        slurm.execute([job("one")], lambda *_: Judgment("done"), Listener())
+        slurm.execute([job("one")], lambda *_: JobOutcome("done"), Listener())
 
 
 _CHILD = """

@@ -80,13 +80,13 @@ def attention(
     """Attention as this module's docstring defines it.
 
     Args:
-        q_BHTN: Queries, floating point. Any strides with a contiguous last axis are read as they are.
+        q_BHTN: Queries, floating point. Not copied if the last axis is contiguous.
         k_BKSN: Keys, of the same dtype.
         v_BKSN: Values, of the same dtype.
         scale: Multiplies the scores: 1 for T5, else commonly ``N**-0.5``.
         mask: Which keys each query attends to, and the bias. Causal attention needs T = S or positions.
         key_BH: int64, the call keys of each row and head (see `counter`); None drops nothing.
-        rate: Probability of a weight's being dropped, in [0, 1), a number or packed (see `counter.dropout`).
+        rate: Probability of dropping a weight, in [0, 1), a number or packed (see `counter.dropout`).
         impl: "torch" (the reference) or "triton"; None: Triton on CUDA where its kernels support the mask,
             torch's fused attention where nothing is dropped and either the mask is plain or Triton is not
             chosen, else the reference.
@@ -95,7 +95,7 @@ def attention(
         y_BHTN, the dtype of ``q_BHTN``.
 
     Raises:
-        ValueError: If shapes, dtypes or the rate do not fit.
+        ValueError: If shapes or dtypes do not match, or the rate is not valid.
     """
     _check(q_BHTN, k_BKSN, v_BKSN, mask, key_BH)
     key_BH, rate_2 = counter.key_and_rate(key_BH, rate)

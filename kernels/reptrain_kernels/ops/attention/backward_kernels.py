@@ -1,4 +1,4 @@
-"""The device code of `attention_triton`'s backward pass; names as in `attention_kernels`."""
+"""The device code of the backward pass of `ops.attention.triton`. Names as in `ops.attention.kernels`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from reptrain_kernels.ops.attention.kernels import (
     load_tile,
     near_tiles,
     scores,
-    seen,
     store_tile,
     tile_at,
     tile_range,
+    visited_range,
 )
 
 
 @triton.jit
 def _sum_diagonals(x, sum_ptr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Store the sums along a tile's diagonals: those that end in the top line, then the lower ones.
+    """Store the sums along the diagonals of a tile [BLOCK_T, BLOCK_S], in blocks of BLOCK_S diagonals.
 
-    Each line is turned left by its number, so that diagonals become columns. What has come round w times
-    belongs to diagonals that are w BLOCK_S lower.
+    Block w has the offsets column - line from -w BLOCK_S to (1 - w) BLOCK_S - 1. Line i is rotated left by i,
+    which turns diagonals into columns; an element that has wrapped around w times belongs to block w.
     """
     column = tl.arange(0, BLOCK_S)
-    turned = tl.arange(0, BLOCK_T)[:, None] + column[None, :]
-    diagonal = tl.gather(x, turned & (BLOCK_S - 1), axis=1)
+    rotated = tl.arange(0, BLOCK_T)[:, None] + column[None, :]
+    diagonal = tl.gather(x, rotated & (BLOCK_S - 1), axis=1)
     for w in tl.static_range(BLOCK_T // BLOCK_S + 1):
-        tl.store(sum_ptr + w * BLOCK_S + column, tl.sum(tl.where(turned // BLOCK_S == w, diagonal, 0.0), 0))
+        tl.store(sum_ptr + w * BLOCK_S + column, tl.sum(tl.where(rotated // BLOCK_S == w, diagonal, 0.0), 0))
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _query_gradient_tiles(
     threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The near or the far tiles of keys, into the gradients of a tile of queries and of the bias."""
+    """Add the near or the far tiles of keys to the gradients of a tile of queries and of the bias."""
     begin, end = tile_range(low, first, stop, high, NEAR)
     for count in range(begin, end, BLOCK_S):
         n0 = tile_at(count, first, stop, NEAR)
@@ -83,12 +83,13 @@ def query_gradient_kernel(
     BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
     SLOTS: tl.constexpr, FIRST_SLOT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries: its gradient, and what others need: delta, line keys, the bias's part.
+    """The gradient of a tile of queries; also delta and the line keys for `key_gradient_kernel`, and partial
+    sums of the bias gradient.
 
-    grad_q and y are [B, T, H, N], delta and line keys [B, H, T]; the bias's part is
-    [B, H, tiles, SLOTS * (BLOCK_T + BLOCK_S) + 2]: the sums of diagonals of each near tile, the one on the
-    main diagonal in slot FIRST_SLOT, then those of all the far tiles before and after. Slots of no tile are
-    left as they were.
+    grad_q and y are [B, T, H, N], delta and line keys [B, H, T]. The partial sums are
+    [B, H, tiles, SLOTS * (BLOCK_T + BLOCK_S) + 2]: the sums along the diagonals of each near tile, with the
+    tile on the main diagonal in slot FIRST_SLOT, then the sums of all far tiles before and after. Slots
+    without a tile are not written.
     """
     row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
@@ -124,7 +125,7 @@ def query_gradient_kernel(
 
     grad_q = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     sum_before, sum_after = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
-    low, high = seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
+    low, high = visited_range(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
     first, stop = low, low
     if bias is not None or CAUSAL:
         first, stop = near_tiles(m0, end, low, high, BLOCK_T, BLOCK_S)
@@ -154,7 +155,7 @@ def _key_gradient_tiles(
     threshold, kept_scale, NEAR: tl.constexpr, CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The near or the far tiles of queries, into a tile of keys' gradients. Tiles are keys by queries."""
+    """Add the near or the far tiles of queries to the gradients of a tile of keys (keys by queries)."""
     begin, end = tile_range(low, first, stop, high, NEAR)
     for count in range(begin, end, BLOCK_T):
         i = tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_T)
@@ -168,7 +169,7 @@ def _key_gradient_tiles(
         prefix_i = None
         if prefix_ptr is not None:
             prefix_i = load_numbers(prefix_ptr, i, num_queries, 0)
-        # Queries rise, so offsets fall: the keys come after the queries of the first tiles.
+        # Offsets j - i decrease over the tiles: the keys come after the queries of the first tiles.
         score = scores(
             tl.dot(k, q.T, input_precision=PRECISION), i, j, segment_i, segment_j, prefix_i, bias,
             tl.where(count < first, after, before), scale2, num_keys, True, NEAR, CAUSAL, EVEN_S,
@@ -196,7 +197,7 @@ def key_gradient_kernel(
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys and values of one row and key-value head. The results are [B, S, K, N], contiguous."""
+    """The gradients of a tile of keys and values of one row and key-value head: [B, S, K, N], contiguous."""
     row, kv_head = (tl.program_id(1) // num_kv_heads).to(tl.int64), tl.program_id(1) % num_kv_heads
     n0 = tl.program_id(0) * BLOCK_S
     j = n0 + tl.arange(0, BLOCK_S)
@@ -211,7 +212,7 @@ def key_gradient_kernel(
 
     grad_k = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
     grad_v = tl.zeros([BLOCK_S, BLOCK_N], tl.float32)
-    low, high = seen(span_ptr, row, n0, num_queries, True, CAUSAL, BLOCK_S, BLOCK_T)
+    low, high = visited_range(span_ptr, row, n0, num_queries, True, CAUSAL, BLOCK_S, BLOCK_T)
     first, stop = low, low
     if bias_ptr is not None or CAUSAL:
         first, stop = near_tiles(n0, end, low, high, BLOCK_S, BLOCK_T)
@@ -251,7 +252,7 @@ def bias_gradient_kernel(
     sum_ptr, grad_ptr, end, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, SLOTS: tl.constexpr,
     FIRST_SLOT: tl.constexpr, OFFSETS: tl.constexpr,
 ):  # fmt: skip
-    """One head: from its sums of diagonals by slot to the gradient of the bias by offset."""
+    """The gradient of one head's bias by offset, from its sums along diagonals by slot."""
     head = tl.program_id(0)
     WIDTH: tl.constexpr = BLOCK_T + BLOCK_S
     sum_ptr += head * (SLOTS * WIDTH + 2)

@@ -1,14 +1,14 @@
-"""The device code of `attention_triton`.
+"""The device code of `ops.attention.triton`.
 
-Names: i queries and j keys by position, m0 and n0 the first of a tile of BLOCK_T queries and of BLOCK_S keys,
-N width of a head. Scores are in units of log 2, so that exp2 serves: ``scale2`` and the bias come multiplied
-by log2(e). An argument that is None switches its feature off at compile time. The bias reaches from -reach to
-reach, beyond what a near tile can meet, so that no offset need be clamped.
+Names: i positions of queries, j positions of keys, m0 and n0 the first of a tile of BLOCK_T queries and of
+BLOCK_S keys, N width of a head. Scores are for exp2: ``scale2`` and the bias are multiplied by log2(e) before
+the launch. An argument that is None switches its feature off at compile time. The bias is
+padded to offsets from -reach to reach, which cover every near tile, so that no offset is clamped.
 
-With ``end`` = E, a far tile has no offset j - i inside (-E, E): its bias is one number, and by a causal mask
-it is visible or hidden whole. Near tiles are the others: ``first`` to ``stop`` in a row of tiles. Without a
-bias E is 1. Near and far tiles have a loop each: a branch inside one loop hides from the compiler that one
-product feeds the next, and it would then carry tiles from layout to layout through shared memory.
+With ``end`` = E, a tile is far if none of its offsets j - i is in (-E, E). Then its bias is one number, and
+a causal mask shows or hides it as a whole. The other tiles are near: those from ``first`` to ``stop``. E is 1
+without a bias. Near and far tiles have separate loops: with a branch in one loop, the compiler does not see
+that one product feeds the next, and changes the layout of tiles through shared memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import triton.language as tl
 
 from reptrain_kernels.counter_triton import is_kept, line_keys
 
-# No value of these starts a new compilation: rates and lengths change in the course of a run.
+# Not specialized: rates and lengths change during a run, and must not cause a new compilation.
 AT_RUN_TIME = ("num_queries", "num_keys", "num_heads", "num_kv_heads", "group", "end", "reach", "threshold")
 NO_SEGMENT = tl.constexpr(-(2**31))
-# The interpreter knows no inline assembly.
+# The interpreter does not support inline assembly.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -29,7 +29,7 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def load_tile(
     ptr, stride, position, num_positions, N: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr
 ):
-    """Positions by units, 0 outside."""
+    """A tile of positions by units of a head, 0 outside."""
     unit = tl.arange(0, BLOCK_N)
     at = ptr + position[:, None] * stride + unit[None, :]
     if N == BLOCK_N and EVEN:
@@ -42,6 +42,7 @@ def load_tile(
 
 @triton.jit
 def store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store a tile of positions by units of a head."""
     unit = tl.arange(0, BLOCK_N)
     inside = (position[:, None] < num_positions) & (unit[None, :] < N)
     tl.store(ptr + position[:, None] * stride + unit[None, :], x.to(ptr.dtype.element_ty), mask=inside)
@@ -49,13 +50,13 @@ def store_tile(ptr, stride, position, num_positions, x, N: tl.constexpr, BLOCK_N
 
 @triton.jit
 def load_numbers(ptr, position, num_positions, other: tl.constexpr):
-    """int32 by position."""
+    """One int32 per position, ``other`` after the last."""
     return tl.load(ptr + position, mask=position < num_positions, other=other).to(tl.int32)
 
 
 @triton.jit
 def near_tiles(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the tiles of BLOCK positions near to the tile at m0 begin and end, within low to high."""
+    """The range of the tiles of BLOCK positions that are near the tile at m0, within low to high."""
     before = m0 - end - BLOCK + 1
     first = tl.where(before < 0, 0, (before // BLOCK + 1) * BLOCK)
     stop = tl.cdiv(m0 + BLOCK_M - 1 + end, BLOCK) * BLOCK
@@ -66,12 +67,12 @@ def near_tiles(m0, end, low, high, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):
 def _look_up(ptr, index):
     """fp32 numbers by index, in the layout of the index.
 
-    `tl.load` would read them in a layout of its own and carry them over through shared memory.
+    `tl.load` would choose another layout and convert it through shared memory.
     """
     if _INTERPRETED:
         return tl.load(ptr + index)
     else:
-        # The address is made here, since 64 bits for each element would not fit the registers.
+        # The address is computed here, since 64 bits per element would not fit into registers.
         return tl.inline_asm_elementwise(
             "{ .reg .u64 at; mad.wide.s32 at, $2, 4, $1; ld.global.nc.f32 $0, [at]; }",
             "=f,l,r",
@@ -96,7 +97,7 @@ def scores(
     product, i, j, segment_i, segment_j, prefix_i, bias_ptr, far, scale2, num_keys,
     KEYS_FIRST: tl.constexpr, NEAR: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, -inf where a query may not see. The other arguments are vectors."""
+    """Scores of a tile, -inf where the mask hides a key. ``product`` is the tile of q k^T."""
     query, key = outer(i, j, KEYS_FIRST)
     score = product * scale2
     if bias_ptr is not None:
@@ -117,7 +118,7 @@ def scores(
 
 @triton.jit
 def tile_range(low, first, stop, high, NEAR: tl.constexpr):
-    """Where a loop over the near or the far tiles begins and ends, the far ones counted without the near."""
+    """The range of a loop over the near or the far tiles; the far ones are counted without the near ones."""
     if NEAR:
         return first, stop
     else:
@@ -126,77 +127,78 @@ def tile_range(low, first, stop, high, NEAR: tl.constexpr):
 
 @triton.jit
 def tile_at(count, first, stop, NEAR: tl.constexpr):
-    """The tile of a loop's count over `tile_range`."""
+    """First position of the tile for a counter in `tile_range`."""
     return count if NEAR else tl.where(count < first, count, count + (stop - first))
 
 
-@triton.jit(do_not_specialize=("num_asking", "num_asked"))
+@triton.jit(do_not_specialize=("num_positions", "num_others"))
 def span_kernel(
-    asking_ptr, asked_ptr, prefix_ptr, span_ptr, num_asking, num_asked,
-    KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    segment_ptr, other_segment_ptr, prefix_ptr, span_ptr, num_positions, num_others,
+    OF_KEYS: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Of each block of queries the first key that it may see and the one after the last; or so of keys.
+    """The range of keys visible to each block of queries; OF_KEYS: of queries, to each block of keys.
 
-    Segments are compared by each block's least and greatest, so a span may be too wide, never too narrow.
+    Only the smallest and the largest segment of a block are compared, so a range may be too wide, but not too
+    narrow.
     """
     row, start = tl.program_id(1), tl.program_id(0) * BLOCK
-    asking = start + tl.arange(0, BLOCK)
-    if asking_ptr is not None:
-        at = asking_ptr + row * num_asking + asking
-        least = tl.min(tl.load(at, mask=asking < num_asking, other=2**31 - 1).to(tl.int32), 0)
-        most = tl.max(tl.load(at, mask=asking < num_asking, other=NO_SEGMENT).to(tl.int32), 0)
+    position = start + tl.arange(0, BLOCK)
+    if segment_ptr is not None:
+        at = segment_ptr + row * num_positions + position
+        least = tl.min(tl.load(at, mask=position < num_positions, other=2**31 - 1).to(tl.int32), 0)
+        most = tl.max(tl.load(at, mask=position < num_positions, other=NO_SEGMENT).to(tl.int32), 0)
     reach = start + BLOCK
-    if prefix_ptr is not None and not KEYS_ASK:
-        at = prefix_ptr + row * num_asking + asking
-        reach = tl.maximum(reach, tl.max(tl.load(at, mask=asking < num_asking, other=0).to(tl.int32), 0))
-    first, stop = num_asked, 0
-    for chunk in range(0, num_asked, CHUNK):
-        asked = chunk + tl.arange(0, CHUNK)
-        inside = asked < num_asked
-        seen = inside
-        if asking_ptr is not None:
-            segment = tl.load(asked_ptr + row * num_asked + asked, mask=inside, other=0).to(tl.int32)
-            seen = seen & (segment >= least) & (segment <= most)
-        if CAUSAL and KEYS_ASK:
-            after = asked >= start
+    if prefix_ptr is not None and not OF_KEYS:
+        at = prefix_ptr + row * num_positions + position
+        reach = tl.maximum(reach, tl.max(tl.load(at, mask=position < num_positions, other=0).to(tl.int32), 0))
+    first, stop = num_others, 0
+    for chunk in range(0, num_others, CHUNK):
+        other = chunk + tl.arange(0, CHUNK)
+        inside = other < num_others
+        visible = inside
+        if segment_ptr is not None:
+            segment = tl.load(other_segment_ptr + row * num_others + other, mask=inside, other=0).to(tl.int32)
+            visible = visible & (segment >= least) & (segment <= most)
+        if CAUSAL and OF_KEYS:
+            after = other >= start
             if prefix_ptr is not None:
-                prefix = tl.load(prefix_ptr + row * num_asked + asked, mask=inside, other=0).to(tl.int32)
+                prefix = tl.load(prefix_ptr + row * num_others + other, mask=inside, other=0).to(tl.int32)
                 after = after | (prefix > start)
-            seen = seen & after
+            visible = visible & after
         elif CAUSAL:
-            seen = seen & (asked < reach)
-        first = tl.minimum(first, tl.min(tl.where(seen, asked, num_asked), 0))
-        stop = tl.maximum(stop, tl.max(tl.where(seen, asked + 1, 0), 0))
+            visible = visible & (other < reach)
+        first = tl.minimum(first, tl.min(tl.where(visible, other, num_others), 0))
+        stop = tl.maximum(stop, tl.max(tl.where(visible, other + 1, 0), 0))
     at = span_ptr + (row * tl.num_programs(0) + tl.program_id(0)) * 2
     tl.store(at, first)
     tl.store(at + 1, stop)
 
 
 @triton.jit
-def seen(
-    span_ptr, row, start, num_asked, KEYS_ASK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
+def visited_range(
+    span_ptr, row, start, num_others, OF_KEYS: tl.constexpr, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where the tiles that a block must visit begin and end."""
-    first, stop = 0, num_asked
+    """The range of positions whose tiles a block visits, by its span or else by the causal mask."""
+    first, stop = 0, num_others
     if span_ptr is not None:
         at = span_ptr + (row * tl.num_programs(0) + start // BLOCK_M) * 2
         first, stop = tl.load(at) // BLOCK * BLOCK, tl.load(at + 1)
-    elif CAUSAL and KEYS_ASK:
+    elif CAUSAL and OF_KEYS:
         first = start // BLOCK * BLOCK
     elif CAUSAL:
-        stop = tl.minimum(start + BLOCK_M, num_asked)
+        stop = tl.minimum(start + BLOCK_M, num_others)
     return first, stop
 
 
 @triton.jit
 def _forward_tiles(
-    y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+    y, row_max, row_sum, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
     segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, NEAR: tl.constexpr,
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
     EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The near or the far tiles of keys, into the running sums of a tile of queries."""
+    """Add the near or the far tiles of keys to the running results of a tile of queries (online softmax)."""
     begin, end = tile_range(low, first, stop, high, NEAR)
     for count in range(begin, end, BLOCK_S):
         j = tile_at(count, first, stop, NEAR) + tl.arange(0, BLOCK_S)
@@ -209,17 +211,17 @@ def _forward_tiles(
             tl.dot(q, k.T, input_precision=PRECISION), i, j, segment_i, segment_j, prefix_i, bias,
             tl.where(count < first, before, after), scale2, num_keys, False, NEAR, CAUSAL, EVEN_S,
         )  # fmt: skip
-        higher = tl.maximum(peak, tl.max(score, 1))
-        # Where a query has seen nothing yet its peak is -inf, and -inf less -inf would be NaN.
-        origin = tl.where(higher == float("-inf"), 0.0, higher)
+        new_max = tl.maximum(row_max, tl.max(score, 1))
+        # The maximum is -inf as long as no key is visible, and -inf - -inf would be NaN.
+        origin = tl.where(new_max == float("-inf"), 0.0, new_max)
         weight = tl.exp2(score - origin[:, None])
-        fade = tl.exp2(peak - origin)
-        total = total * fade + tl.sum(weight, 1)
+        rescale = tl.exp2(row_max - origin)
+        row_sum = row_sum * rescale + tl.sum(weight, 1)
         if line_key is not None:
             weight = tl.where(is_kept(line_key[:, None], j[None, :], threshold), weight, 0.0)
-        y = tl.dot(weight.to(v.dtype), v, y * fade[:, None], input_precision=PRECISION)
-        peak = higher
-    return y, peak, total
+        y = tl.dot(weight.to(v.dtype), v, y * rescale[:, None], input_precision=PRECISION)
+        row_max = new_max
+    return y, row_max, row_sum
 
 
 @triton.jit(do_not_specialize=AT_RUN_TIME)
@@ -230,9 +232,9 @@ def forward_kernel(
     CAUSAL: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr, EVEN_T: tl.constexpr, EVEN_S: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one row and head. y is [B, T, H, N] and lse [B, H, T], contiguous."""
+    """A tile of queries of one row and head. y is [B, T, H, N] and lse [B, H, T], contiguous."""
     row, head = (tl.program_id(1) // num_heads).to(tl.int64), tl.program_id(1) % num_heads
-    # Under a causal mask the last tiles have most to do: they start first.
+    # Under a causal mask the last tiles take longest, so they start first.
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_T if CAUSAL else tl.program_id(0) * BLOCK_T
     i = m0 + tl.arange(0, BLOCK_T)
     q = load_tile(q_ptr + row * q_row + head * q_head, q_stride, i, num_queries, N, BLOCK_N, EVEN_T)
@@ -254,26 +256,26 @@ def forward_kernel(
         before, after = tl.load(bias - end), tl.load(bias + end)
 
     y = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    peak = tl.full([BLOCK_T], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
-    low, high = seen(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
+    row_max = tl.full([BLOCK_T], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_T], tl.float32)
+    low, high = visited_range(span_ptr, row, m0, num_keys, False, CAUSAL, BLOCK_T, BLOCK_S)
     first, stop = low, low
     if bias is not None or CAUSAL:
         first, stop = near_tiles(m0, end, low, high, BLOCK_T, BLOCK_S)
-        y, peak, total = _forward_tiles(
-            y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+        y, row_max, row_sum = _forward_tiles(
+            y, row_max, row_sum, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
             segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, True,
             CAUSAL, N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
         )  # fmt: skip
-    y, peak, total = _forward_tiles(
-        y, peak, total, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
+    y, row_max, row_sum = _forward_tiles(
+        y, row_max, row_sum, q, low, first, stop, high, k_ptr, v_ptr, k_stride, v_stride, i, segment_i,
         segment_j_ptr, prefix_i, bias, before, after, line_key, scale2, num_keys, threshold, False, CAUSAL,
         N, BLOCK_N, BLOCK_S, EVEN_S, PRECISION,
     )  # fmt: skip
 
-    found = total > 0
-    y = y * (kept_scale / tl.where(found, total, 1.0))[:, None]
-    lse = tl.where(found, peak + tl.log2(tl.where(found, total, 1.0)), float("inf"))
+    sees_keys = row_sum > 0
+    y = y * (kept_scale / tl.where(sees_keys, row_sum, 1.0))[:, None]
+    lse = tl.where(sees_keys, row_max + tl.log2(tl.where(sees_keys, row_sum, 1.0)), float("inf"))
     y_ptr += (row * num_queries * num_heads + head) * N
     store_tile(y_ptr, num_heads * N, i, num_queries, y, N, BLOCK_N)
     tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * num_queries + i, lse, mask=i < num_queries)

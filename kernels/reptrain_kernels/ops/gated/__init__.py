@@ -29,15 +29,15 @@ def activate(
     rate: rates.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
-    """Hidden units of one projection, or of two where the activation is gated.
+    """Apply an activation to the hidden units of an MLP, with its gate and dropout.
 
     Args:
-        activation: Which.
+        activation: The activation function.
         up: Floating point, shape [..., P, F]: positions and hidden units; without ``key`` any shape.
-        gate: What is gated by, the shape and dtype of ``up``; None where the activation is not gated.
+        gate: The gate projection, of the shape and dtype of ``up``; None if the activation is not gated.
         key: int64, shape [...]: a call key for each leading index (see `counter`), or [..., P]: one for each
-            position (see `counter.position_keys`); None drops nothing.
-        rate: Probability of being dropped, in [0, 1), a number or packed (see `counter.dropout`).
+            position (see `counter.position_keys`); None: no dropout.
+        rate: Probability of dropping a unit, in [0, 1), a number or packed (see `counter.dropout`).
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Triton computes in fp32
             and rounds once; torch rounds at each step.
 
@@ -45,7 +45,7 @@ def activate(
         The shape and dtype of ``up``.
 
     Raises:
-        ValueError: If the arguments do not fit together.
+        ValueError: If shapes, dtypes or the activation do not match.
     """
     if counter.has_position_keys(key, up):
         gate = None if gate is None else gate.unsqueeze(-2)

@@ -1,6 +1,7 @@
-"""`gated.activate` in Triton, registered as torch operators so that torch.compile takes it whole.
+"""`gated.activate` in Triton, registered as torch operators so that torch.compile does not break the graph
+at it.
 
-Neither the mask nor the activated gate is stored: the backward pass makes both again from its inputs.
+Neither the dropout mask nor the activated gate is stored: the backward pass recomputes both.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reptrain_kernels.activation_triton import bend
+from reptrain_kernels.activation_triton import activation_and_slope
 from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.layout import contiguous
 from reptrain_kernels.rates import unpacked
 
-# Eight units to a thread, 16 bytes of bf16, and few registers: many threads hide the loads.
+# Eight units per thread (16 bytes of bf16) and few registers: many threads hide the latency of the loads.
 BLOCK_LINES = 4
 BLOCK_UNITS = 256
 
@@ -25,7 +27,7 @@ _AT_RUN_TIME = ("num_lines", "num_positions", "threshold", "scale")
 
 @triton.jit
 def _tile(num_lines, num_units, BLOCK_LINES: tl.constexpr, BLOCK_UNITS: tl.constexpr):
-    """The lines and units of a program, their places in memory, and which of them exist."""
+    """The lines and units of a program, their offsets in memory, and the mask of those that exist."""
     line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
     unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
     at = line[:, None].to(tl.int64) * num_units + unit[None, :]
@@ -52,10 +54,10 @@ def gated_kernel(
     line, unit, at, inside = _tile(num_lines, num_units, BLOCK_LINES, BLOCK_UNITS)
     up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if gate_ptr is None:
-        h = bend(up, ACTIVATION)[0]
+        h = activation_and_slope(up, ACTIVATION)[0]
     else:
         gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        h = bend(gate, ACTIVATION)[0] * up
+        h = activation_and_slope(gate, ACTIVATION)[0] * up
     h = _drop(h, key_ptr, line, unit, num_lines, num_positions, threshold, scale)
     tl.store(h_ptr + at, h.to(h_ptr.dtype.element_ty), mask=inside)
 
@@ -71,10 +73,10 @@ def gated_gradient_kernel(
     up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
     grad = _drop(grad, key_ptr, line, unit, num_lines, num_positions, threshold, scale)
     if gate_ptr is None:
-        grad_up = grad * bend(up, ACTIVATION)[1]
+        grad_up = grad * activation_and_slope(up, ACTIVATION)[1]
     else:
         gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        value, slope = bend(gate, ACTIVATION)
+        value, slope = activation_and_slope(gate, ACTIVATION)
         grad_gate = grad * up * slope
         tl.store(grad_gate_ptr + at, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=inside)
         grad_up = grad * value
@@ -90,15 +92,11 @@ def _grid_and_sizes(x: Tensor, key: Tensor | None) -> tuple[tuple[int, int], tup
     return grid, (num_lines, 1 if key is None else x.shape[-2], num_units)
 
 
-def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
-    return [x if x is None else x.contiguous() for x in optional]
-
-
 def launch_forward(
     up: Tensor, gate: Tensor | None, key: Tensor | None, rate_2: Tensor | None, activation: str
 ) -> Tensor:
     """See `gated.activate`; the rate is packed, and None without keys."""
-    up, gate, key = _contiguous(up, gate, key)
+    up, gate, key = contiguous(up, gate, key)
     h = torch.empty_like(up)
     if h.numel():
         grid, sizes = _grid_and_sizes(up, key)
@@ -126,7 +124,7 @@ def launch_backward(
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of up and of the gate; the last is empty without a gate."""
-    grad, up, gate, key = _contiguous(grad, up, gate, key)
+    grad, up, gate, key = contiguous(grad, up, gate, key)
     grad_up, grad_gate = torch.empty_like(up), up.new_empty(0 if gate is None else up.shape)
     if up.numel():
         grid, sizes = _grid_and_sizes(up, key)

@@ -1,4 +1,4 @@
-"""Products of many matrices with as many groups of rows, in one call; and MLPs made of them.
+"""Grouped matrix products, one matrix per group of rows, and MLPs made of them.
 
 Shapes: N rows, sorted by group, E groups, I columns of the rows, O columns of the result; D width of an MLP's
 rows, F its hidden units.
@@ -6,7 +6,7 @@ rows, F its hidden units.
     y[n] = W[e] x[n]                                            for the rows n of group e
     mlp(x)[n] = Wd[e] drop(act(Wg[e] x[n]) Wu[e] x[n])          or Wd[e] drop(act(Wu[e] x[n])) without a gate
 
-The numbers of rows are known on the device alone: nothing waits for the host.
+The numbers of rows are on the device only: no call synchronizes with the host.
 
 Source:
     Gale et al., "MegaBlocks: Efficient sparse training with mixture-of-experts", 2022.
@@ -32,20 +32,20 @@ __all__ = ["ends", "grouped_mlp", "grouped_mm", "one_by_one"]
 def grouped_mm(
     x_NI: Tensor, weight_EOI: Tensor, count_E: Tensor, *, impl: Implementation | None = None
 ) -> Tensor:
-    """Each group's rows times the transpose of its matrix.
+    """Multiply the rows of each group by the transpose of its matrix.
 
     Args:
-        x_NI: fp32, bf16 or fp16; in torch also float64, which is multiplied group by group. Otherwise torch
-            wants an I of whole 16 bytes.
-        weight_EOI: The same dtype. O as I.
-        count_E: int64, rows of each group; together N.
+        x_NI: fp32, bf16 or fp16; in torch also float64, which is multiplied group by group. For the other
+            dtypes, torch needs I elements to be a multiple of 16 bytes.
+        weight_EOI: The matrices, of the same dtype. The rule for I holds for O too.
+        count_E: int64, rows of each group; their sum is N.
         impl: "torch" or "triton"; None: the faster one (see `choose_grouped`).
 
     Returns:
         y_NO, of the same dtype.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit.
+        ValueError: If shapes or dtypes do not match.
     """
     _check("weight_EOI", x_NI, weight_EOI, count_E)
     if choose_grouped(x_NI.device, x_NI.dtype, impl) == "triton":
@@ -67,27 +67,26 @@ def grouped_mlp(
     rate: rates.Rate = 0.0,
     impl: Implementation | None = None,
 ) -> Tensor:
-    """Each group's rows through its MLP.
+    """Apply the MLP of each group to its rows.
 
     Args:
         x_ND: fp32, bf16 or fp16; in torch also float64.
-        gate_EFD: The gates' matrices, of the same dtype; None where the activation is not gated.
-        up_EFD: Of the same dtype, as are those on the way down.
-        down_EDF: See above.
-        count_E: int64, rows of each group; together N.
-        activation: Of the hidden units.
-        key_N: int64, a call key of each row, whose hidden units are those of its one position (see
-            `counter`); None drops nothing.
-        rate: Probability of a hidden unit's being dropped, in [0, 1), a number or packed (see
-            `counter.dropout`).
-        impl: "torch" or "triton"; None: the faster one (see `choose_grouped`). Triton makes the hidden units
-            where it has their two products in fp32; torch from what is stored of them.
+        gate_EFD: Gate matrices, of the same dtype; None if the activation is not gated.
+        up_EFD: Up matrices, of the same dtype.
+        down_EDF: Down matrices, of the same dtype.
+        count_E: int64, rows of each group; their sum is N.
+        activation: The activation function.
+        key_N: int64, call key of each row for dropout of its hidden units, at position 0 (see `counter`);
+            None: no dropout.
+        rate: Probability of dropping a hidden unit, in [0, 1), a number or packed (see `counter.dropout`).
+        impl: "torch" or "triton"; None: the faster one (see `choose_grouped`). Triton computes the hidden
+            units from products in fp32; torch from products rounded to the dtype.
 
     Returns:
         y_ND, of the same dtype.
 
     Raises:
-        ValueError: If shapes, dtypes or the rate do not fit.
+        ValueError: If shapes or dtypes do not match, or the rate is not valid.
     """
     for name, weight in (("gate_EFD", gate_EFD), ("up_EFD", up_EFD)):
         if weight is not None:

@@ -1,11 +1,11 @@
-"""The device code of `grouped_triton`.
+"""The device code of `ops.grouped.triton`.
 
-A *line* is a row of x, of a group's rows; a *column* is a unit of the result. Rows are cut into tiles group
-by group, so that no tile has rows of two; since the sizes are known on the device alone, there are as many
-programs as there could be tiles, and those that find no rows do nothing. An argument that is None switches
-its feature off at compile time.
+A *line* is a row of a tile, counted from the tile's first row; a *column* is a unit of the result. No tile
+has rows of two groups. The sizes of the groups are known on the device only, so the grid has the largest
+possible number of tiles, and programs without rows return. An argument that is None switches its feature off
+at compile time.
 
-Lines beyond a group's end are read as its last one, so that loads need no mask, and are not stored.
+Lines after the end of a group read its last row, so that loads need no mask, and are not stored.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from reptrain_kernels.activation_triton import bend
+from reptrain_kernels.activation_triton import activation_and_slope
 from reptrain_kernels.counter_triton import is_kept, line_keys
 
-# Tiles of lines that go by all columns together, so that a group's weights are read once for all of them.
+# Tiles of lines per block of programs: they share the weights of their columns in the L2 cache.
 _TOGETHER = tl.constexpr(8)
 
 
 @triton.jit
 def _order(program, num_line_tiles, num_column_tiles):
-    """Which tile a program makes: some tiles of lines by all of columns, then the next."""
+    """Tile of lines and of columns of a program: _TOGETHER tiles of lines by all columns, then the next."""
     block = _TOGETHER * num_column_tiles
     first = program // block * _TOGETHER
     lines = tl.minimum(num_line_tiles - first, _TOGETHER)
@@ -52,7 +52,7 @@ def _find_rows(end_ptr, tile, num_groups, BLOCK_E: tl.constexpr, BLOCK: tl.const
 def _load_lines(
     ptr, line, stride, unit, start, num_units, EVEN: tl.constexpr
 ):  # fmt: skip
-    """Lines by units from ``start`` on, 0 beyond the last."""
+    """A tile of lines by units from ``start``, 0 beyond the last unit."""
     at = ptr + start + line[:, None] * stride + unit[None, :]
     if EVEN:
         return tl.load(at)
@@ -65,7 +65,7 @@ def _load_weights(
     ptr, unit, start, num_units, column, num_columns, TRANSPOSED: tl.constexpr, EVEN: tl.constexpr,
     EVEN_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Units by columns of a matrix that is stored so, or [columns, units] if transposed; 0 outside."""
+    """A tile of units by columns, 0 outside the matrix. TRANSPOSED: stored as [columns, units]."""
     if TRANSPOSED:
         at = ptr + start + column[None, :] * num_units + unit[:, None]
     else:
@@ -81,7 +81,7 @@ def _load_weights(
 
 @triton.jit
 def _store(ptr, x, first, line, end, column, num_columns):
-    """Lines up to the group's end, and columns that are there."""
+    """Store a tile: the lines up to the end of the group, and the columns that exist."""
     at = ptr + first.to(tl.int64) * num_columns + (line[:, None] * num_columns + column[None, :])
     inside = (first + line[:, None] < end) & (column[None, :] < num_columns)
     tl.store(at, x.to(ptr.dtype.element_ty), mask=inside)
@@ -92,7 +92,7 @@ def _multiply(
     acc, x_ptr, weight_ptr, line, column, group, first, num_units, num_columns, TRANSPOSED: tl.constexpr,
     BLOCK_K: tl.constexpr, EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``acc`` and a tile of the lines' product with their group's matrix."""
+    """Add a tile of the product of lines and their group's matrix to ``acc``."""
     unit = tl.arange(0, BLOCK_K)
     x_ptr += first.to(tl.int64) * num_units
     weight_ptr += group.to(tl.int64) * num_units * num_columns
@@ -131,7 +131,7 @@ def row_gradient_kernel(
     num_units, num_columns, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx = dy W, and the same of the others added.
+    """dx = dy W + other_dy other_W.
 
     dy [rows, units], dx [rows, columns], W [groups, units, columns].
     """
@@ -156,7 +156,7 @@ def row_gradient_kernel(
 
 @triton.jit
 def _drop(x, key_ptr, first, line, column, threshold, kept_scale):
-    """`counter.dropout` of a tile: each row brings the key of its one position along."""
+    """`counter.dropout` of a tile; each row has its own key, and position 0."""
     if key_ptr is None:
         return x
     else:
@@ -166,27 +166,28 @@ def _drop(x, key_ptr, first, line, column, threshold, kept_scale):
 
 @triton.jit
 def _halves(x, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The left and the right half of a tile; both stay in the registers where they are."""
+    """The left and the right half of a tile, without data movement between threads."""
     return tl.split(tl.permute(tl.reshape(x, [BLOCK_M, 2, BLOCK_N // 2]), [0, 2, 1]))
 
 
 @triton.jit
-def _bend_on(
+def _store_hidden(
     gate, up, gate_ptr, up_ptr, h_ptr, key_ptr, first, end, line, start, num_columns, threshold, kept_scale,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Store a tile of gate, up and h whose first column is ``start``.
+    """Compute h from a tile of gate and up, and store all three. ``start`` is the first column.
 
-    In parts: each is carried through shared memory, and whole tiles would not fit the registers.
+    In slices of 32 columns: each changes its layout through shared memory, and a whole tile would not fit
+    into registers.
     """
     if BLOCK_N > 32:
         left, right = _halves(gate, BLOCK_M, BLOCK_N)
         up_left, up_right = _halves(up, BLOCK_M, BLOCK_N)
-        _bend_on(
+        _store_hidden(
             left, up_left, gate_ptr, up_ptr, h_ptr, key_ptr, first, end, line, start, num_columns, threshold,
             kept_scale, ACTIVATION, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
-        _bend_on(
+        _store_hidden(
             right, up_right, gate_ptr, up_ptr, h_ptr, key_ptr, first, end, line, start + BLOCK_N // 2,
             num_columns, threshold, kept_scale, ACTIVATION, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
@@ -195,9 +196,9 @@ def _bend_on(
         _store(up_ptr, up, first, line, end, column, num_columns)
         if gate_ptr is not None:
             _store(gate_ptr, gate, first, line, end, column, num_columns)
-            h = bend(gate, ACTIVATION)[0] * up
+            h = activation_and_slope(gate, ACTIVATION)[0] * up
         else:
-            h = bend(up, ACTIVATION)[0]
+            h = activation_and_slope(up, ACTIVATION)[0]
         h = _drop(h, key_ptr, first, tl.minimum(line, end - 1 - first), column, threshold, kept_scale)
         _store(h_ptr, h, first, line, end, column, num_columns)
 
@@ -235,28 +236,28 @@ def hidden_kernel(
                 EVEN_COLUMNS,
             )  # fmt: skip
             gate = tl.dot(x, weight, gate, input_precision=PRECISION)
-    _bend_on(
+    _store_hidden(
         gate, up, gate_ptr, up_ptr, h_ptr, key_ptr, first, end, line, column_tile * BLOCK_N, num_columns,
         threshold, kept_scale, ACTIVATION, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
 @triton.jit
-def _bend_back(
+def _store_hidden_gradients(
     dh, gate_ptr, up_ptr, key_ptr, dgate_ptr, dup_ptr, first, end, line, start, num_columns, threshold,
     kept_scale, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """From a tile of dh, not yet dropped, whose first column is ``start``, the gradients of gate and up.
+    """Compute and store the gradients of gate and up from a tile of dh before dropout.
 
-    In parts, as in `_bend_on`.
+    ``start`` is the first column. In slices, as in `_store_hidden`.
     """
     if BLOCK_N > 32:
         left, right = _halves(dh, BLOCK_M, BLOCK_N)
-        _bend_back(
+        _store_hidden_gradients(
             left, gate_ptr, up_ptr, key_ptr, dgate_ptr, dup_ptr, first, end, line, start, num_columns,
             threshold, kept_scale, ACTIVATION, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
-        _bend_back(
+        _store_hidden_gradients(
             right, gate_ptr, up_ptr, key_ptr, dgate_ptr, dup_ptr, first, end, line, start + BLOCK_N // 2,
             num_columns, threshold, kept_scale, ACTIVATION, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
@@ -269,10 +270,12 @@ def _bend_back(
         here = first.to(tl.int64) * num_columns
         up = tl.load(up_ptr + here + at, mask=inside, other=0.0).to(tl.float32)
         if gate_ptr is None:
-            _store(dup_ptr, dh * bend(up, ACTIVATION)[1], first, line, end, column, num_columns)
+            _store(
+                dup_ptr, dh * activation_and_slope(up, ACTIVATION)[1], first, line, end, column, num_columns
+            )
         else:
             gate = tl.load(gate_ptr + here + at, mask=inside, other=0.0).to(tl.float32)
-            value, slope = bend(gate, ACTIVATION)
+            value, slope = activation_and_slope(gate, ACTIVATION)
             _store(dup_ptr, dh * value, first, line, end, column, num_columns)
             _store(dgate_ptr, dh * up * slope, first, line, end, column, num_columns)
 
@@ -284,7 +287,7 @@ def hidden_gradient_kernel(
     BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dh = drop(dy Wd), and from it the gradients of gate and up, or of up alone.
+    """dh = drop(dy Wd), and from it the gradients of gate and up; without a gate, of up.
 
     dy [rows, units], Wd [groups, units, columns], the others [rows, columns].
     """
@@ -298,7 +301,7 @@ def hidden_gradient_kernel(
         dh, dy_ptr, down_weight_ptr, tl.minimum(line, end - 1 - first), column, group, first, num_units,
         num_columns, False, BLOCK_K, EVEN, EVEN_COLUMNS, PRECISION,
     )  # fmt: skip
-    _bend_back(
+    _store_hidden_gradients(
         dh, gate_ptr, up_ptr, key_ptr, dgate_ptr, dup_ptr, first, end, line, column_tile * BLOCK_N,
         num_columns, threshold, kept_scale, ACTIVATION, BLOCK_M, BLOCK_N,
     )  # fmt: skip
@@ -310,7 +313,7 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_LINES: tl.constexpr, EVEN_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of dW = dy^T x of one group, whose rows all go by.
+    """A tile of dW = dy^T x of one group; a loop over the rows of the group.
 
     dy [rows, lines], x [rows, columns], dW [groups, lines, columns].
     """
@@ -325,14 +328,14 @@ def weight_gradient_kernel(
     dy_ptr += first.to(tl.int64) * num_lines
     x_ptr += first.to(tl.int64) * num_columns
     for start in range(first, end, BLOCK_K):
-        # Read as its transpose: turned after the load, it would pass through registers.
+        # Loaded transposed: a transpose after the load would pass through registers.
         inside = start + row[None, :] < end
         at = dy_ptr + (row[None, :] * num_lines + line[:, None])
         if EVEN_LINES:
             dy = tl.load(at, mask=inside, other=0.0)
         else:
             dy = tl.load(at, mask=inside & (line[:, None] < num_lines), other=0.0)
-        # Beyond the group's end its last row once more: times zero, and without a mask.
+        # After the end of the group, its last row again, without a mask: dy is zero there.
         read = tl.minimum(row, end - 1 - start)
         at = x_ptr + (read[:, None] * num_columns + column[None, :])
         x = tl.load(at) if EVEN_COLUMNS else tl.load(at, mask=column[None, :] < num_columns, other=0.0)

@@ -1,6 +1,6 @@
-"""`grouped_mm` and `grouped_mlp` in Triton, registered as torch operators: torch.compile takes them whole.
+"""`grouped_mm` and `grouped_mlp` in Triton, torch operators at which torch.compile does not break the graph.
 
-Shapes as in `grouped`; end_E holds the row after each group's last, int32.
+Shapes as in `grouped`; end_E is int32, the end of each group's rows.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def launch_mlp(
     """See `grouped.grouped_mlp`; the rate is packed, and None without keys.
 
     Returns:
-        y_ND, h_NF, and what the backward pass bends again: up_NF, and gate_NF, which is empty without a gate.
+        y_ND, h_NF, and for the backward pass up_NF and gate_NF, which is empty without a gate.
     """
     x_ND, up_EFD, down_EDF = (x.contiguous() for x in (x_ND, up_EFD, down_EDF))
     h_NF = x_ND.new_empty(len(x_ND), up_EFD.shape[1])
@@ -223,7 +223,7 @@ def _keep_mlp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _mlp_backward(ctx: Any, dy_ND: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    # Once only: under recomputation each look at them would compute them again.
+    # Read once: under activation checkpointing each access to `saved_tensors` recomputes them.
     saved = ctx.saved_tensors
     dx, dgate, dup, ddown = grouped_mlp_backward(dy_ND, *saved, ctx.activation)
     return dx, None if saved[4] is None else dgate, dup, ddown, *(None,) * 4

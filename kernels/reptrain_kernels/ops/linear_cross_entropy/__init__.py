@@ -36,20 +36,19 @@ __all__ = ["IGNORE", "Loss", "Targets", "coefficient", "cross_entropy", "linear_
 def linear_cross_entropy(
     x: Tensor, head_VD: Tensor, targets: Targets, *, impl: Implementation | None = None
 ) -> Loss:
-    """What ``targets`` lose by the logits ``x @ head_VD.T``.
+    """Cross-entropy of ``targets`` under the logits ``x @ head_VD.T``.
 
     Args:
         x: fp32, bf16 or fp16, shape [..., D]; in torch also float64.
-        head_VD: The same dtype.
-        targets: One for each position of ``x``.
+        head_VD: The weight of the output head, of the same dtype.
+        targets: The target of each position of ``x``.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both round the logits to
-            the dtype of ``x`` and go on in fp32. Triton has of the logits so many rows at a time as fill
-            `linear_cross_entropy_triton.CHUNK_BYTES`, and in the forward pass computes the gradients with
-            the loss; they are multiplied in the backward pass by the loss's own, for which a graph can be
-            gone through once only.
+            the dtype of ``x`` and then compute in fp32. Triton keeps only `triton.CHUNK_BYTES` of logits in
+            memory. It computes the gradients in the forward pass, and the backward pass scales them in place
+            by the gradient of the loss, so it can run only once.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit.
+        ValueError: If shapes or dtypes do not match.
     """
     _check(x, head_VD, targets)
     if choose_implementation(x.device, impl) == "torch":

@@ -1,7 +1,7 @@
 """`linear_cross_entropy` with the row work in Triton, registered as torch operators.
 
-Products are torch's (cuBLAS), as no kernel of ours beats them. The logits of one chunk of rows are in memory
-at a time; one program reads a row of them, and writes the loss's gradient over it.
+Matrix products are torch's (cuBLAS), which is faster than a Triton kernel. The logits of one chunk of rows
+are in memory at a time. A program reads a row of logits, and overwrites it with the gradient of the loss.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _ROWS_OF_TILE = 128
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LEAST = tl.constexpr(-3.0e38)
-"""Of fp32, about: finite, so that differences are numbers."""
+"""About the lowest fp32 number: finite, so that a difference is never NaN."""
 
 
 @triton.jit
 def _part(row_ptr, at, num_ids, stride):
-    """Logits of a row in fp32 and units of log 2, so that exp2 serves; the least number where there is none,
-    which adds nothing to the row's sum."""
+    """A block of a row's logits in fp32, multiplied by log2(e) for exp2; LEAST after the last id, whose
+    exponential is 0."""
     z2 = tl.load(row_ptr + at, mask=at < stride, other=0.0).to(tl.float32) * LOG2_E
     return tl.where(at < num_ids, z2, LEAST)
 
 
 @triton.jit
 def _absorb(z2, top2, mass, total2, IS_SMOOTHED: tl.constexpr):
-    """Of each lane's logits so far: the largest, the sum of them as exponentials over that, their own sum."""
+    """Online softmax per lane: the maximum, the sum of exponentials relative to it, and the sum of logits."""
     new_top2 = tl.maximum(top2, z2)
     mass = mass * tl.exp2(top2 - new_top2) + tl.exp2(z2 - new_top2)
     if IS_SMOOTHED:
@@ -54,10 +54,9 @@ def cross_entropy_kernel(
     logit_ptr, target_ptr, weight_ptr, nats_ptr, loss_ptr, correct_ptr, num_ids, stride, label_smoothing,
     z_loss, IGNORED: tl.constexpr, HAS_GRADIENT: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """A row: its loss, and the gradient of that in the logits' place.
+    """The loss of a row, and its gradient in place of the logits.
 
-    logit: [programs, stride], of which num_ids columns hold logits and the others nothing; the rest:
-    [programs].
+    logit is [programs, stride], with logits in the first num_ids columns; the other tensors are [programs].
     """
     IS_SMOOTHED: tl.constexpr = label_smoothing is not None
     row = tl.program_id(0)
@@ -73,7 +72,7 @@ def cross_entropy_kernel(
             for start in range(0, stride, BLOCK_V):
                 tl.store(row_ptr + start + column, zero, mask=start + column < stride)
     else:
-        # A target that is no id loses NaN.
+        # The loss of a target that is not an id is NaN.
         is_id = (target >= 0) & (target < num_ids)
         of_target2 = tl.load(row_ptr + target, mask=is_id, other=float("nan")).to(tl.float32) * LOG2_E
         weight = 1.0
@@ -98,7 +97,7 @@ def cross_entropy_kernel(
             loss += label_smoothing * (of_target2 - tl.sum(total2, 0) / num_ids) / LOG2_E
         tl.store(nats_ptr + row, nats)
         tl.store(loss_ptr + row, weight * loss)
-        # The first of the largest; and where a logit is NaN, nats are.
+        # The first of equal maxima counts. If a logit is NaN, nats is NaN.
         tl.store(correct_ptr + row, (of_target2 >= largest2) & (of_target2 > before2) & (nats == nats))
         if HAS_GRADIENT:
             of_share = weight * (1.0 + 2.0 * z_loss * lse)
@@ -123,19 +122,19 @@ def scale_kernel(x_ptr, factor_ptr, y_ptr, size, IN_PLACE: tl.constexpr, BLOCK: 
 
 
 def row_block(num_ids: int) -> dict[str, int]:
-    """A part of a row: sixteen ids to a thread.
+    """Block of a row, and warps: sixteen ids per thread.
 
-    Rows of 32 thousand ids are begun three at once on a multiprocessor, and so are still in the L2 cache when
-    they are read again.
+    With rows of 32 thousand ids, a multiprocessor processes three rows at once, so that they are still in the
+    L2 cache at the second pass.
     """
     block = min(max(triton.next_power_of_2(num_ids), _ALIGNED_IDS), 4096)
     return {"BLOCK_V": block, "num_warps": max(block // 512, 1)}
 
 
 def chunk_rows(num_rows: int, num_ids: int, element_bytes: int) -> int:
-    """Rows whose logits are held at once."""
+    """Number of rows whose logits are in memory at a time."""
     rows = max(CHUNK_BYTES // (num_ids * element_bytes), triton.cdiv(num_rows, MAX_CHUNKS))
-    # Whole tiles of a product, but for the last.
+    # A multiple of the product's tile, except for the last chunk.
     return min(triton.cdiv(rows, _ROWS_OF_TILE) * _ROWS_OF_TILE, num_rows)
 
 
@@ -151,7 +150,8 @@ def launch_linear_cross_entropy(
     """See `linear_cross_entropy.Loss`, whose fields come first.
 
     Returns:
-        Besides these the loss's gradients by x and by the head, which are empty where not asked for.
+        The fields of `Loss`, then the gradients of the loss by x and by the head; empty without
+        ``has_gradient``.
     """
     num_ids, width = head_VD.shape
     x_ND, target_N = x.reshape(-1, width), target.reshape(-1).contiguous()
@@ -223,10 +223,10 @@ linear_cross_entropy_forward.register_autograd(_backward, setup_context=_keep)
 
 
 def _scaled(kept: Tensor, factor: Tensor) -> Tensor:
-    """What was kept for the backward pass, times a number on its device.
+    """A saved gradient times an fp32 number on its device.
 
-    In place, since the head's gradient may be larger than all else here; whoever retains the graph and goes
-    through it again is told so by autograd. A compiler knows of no such thing, and takes the operator.
+    Eager: in place, since the gradient of the head may be the largest tensor. The raised version makes
+    autograd refuse a second backward pass. Under torch.compile: the operator `scale`.
     """
     if type(kept) is not Tensor:
         return scale(kept, factor)
@@ -236,7 +236,7 @@ def _scaled(kept: Tensor, factor: Tensor) -> Tensor:
 
 
 def launch_scale(x: Tensor, factor: Tensor, y: Tensor) -> None:
-    """y = factor x, both contiguous; y may be x, and a factor of 1 then moves nothing."""
+    """y = factor x, both contiguous. y may be x; then a factor of 1 writes nothing."""
     if x.numel():
         grid = (triton.cdiv(x.numel(), 1024),)
         scale_kernel[grid](x, factor, y, x.numel(), IN_PLACE=x is y, BLOCK=1024)

@@ -1,7 +1,7 @@
-"""A branch joins the residual stream, and the stream is normalized: dropout, sum and RMSNorm in one pass.
+"""Residual add and RMSNorm in one pass: dropout of the branch, sum, normalization.
 
-Shapes: B rows, T positions, D units. The stream, the branch's units dropped by `counter.dropout` and, with
-one word for each row, the whole branch (DropPath):
+Shapes: B rows, T positions, D units. `counter.dropout` drops units of the branch and, with one random word
+per row, the whole branch (DropPath):
 
     s[b, t, d] = x[b, t, d] + path(b) dropped(branch)[b, t, d]
     y[b, t, d] = s[b, t, d] / sqrt(mean over d of s[b, t, d]**2 + eps) weight[d]
@@ -24,19 +24,19 @@ __all__ = ["Drops", "join", "join_and_norm", "rms_norm"]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | None = None) -> Tensor:
-    """``x`` divided by the root of its mean square over the last axis, which is computed in fp32.
+    """RMS norm over the last axis, with the mean square in fp32.
 
     Args:
         x: Floating point, shape [..., D].
-        weight_D: A gain for each unit.
+        weight_D: The gain of each unit.
         eps: Added to the mean square.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
 
     Returns:
-        The shape of ``x``; of the dtypes of ``x`` and ``weight_D`` the wider one.
+        The shape of ``x``, in the wider dtype of ``x`` and ``weight_D``.
 
     Raises:
-        ValueError: If the shapes do not fit, or for Triton if D is too large.
+        ValueError: If the shapes do not match, or if D is too large for Triton.
     """
     _check_weight(x, weight_D)
     if choose_implementation(x.device, impl) == "torch":
@@ -49,19 +49,19 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, impl: Implementation | 
 def join(
     x_BTD: Tensor, branch_BTD: Tensor, drops: Drops | None = None, *, impl: Implementation | None = None
 ) -> Tensor:
-    """The stream after a branch has joined it, s above.
+    """Residual add: ``x_BTD`` plus the branch after dropout, s in the formulas above.
 
     Args:
-        x_BTD: The stream. Where nothing is dropped it and the branch may have any shape.
-        branch_BTD: Of the same shape.
-        drops: Of the branch; None: nothing.
-        impl: As in `rms_norm`. Both give equal bits.
+        x_BTD: The residual stream. Without dropout, it and the branch may have any shape.
+        branch_BTD: The branch, of the same shape.
+        drops: Dropout of the branch; None: none.
+        impl: As in `rms_norm`. Both are equal bit for bit.
 
     Returns:
         s_BTD, of the wider dtype.
 
     Raises:
-        ValueError: As `rms_norm`, or if a key or a rate does not fit.
+        ValueError: As `rms_norm`, or if a key or a rate is not valid.
     """
     if drops is not None and counter.has_position_keys(drops.unit_key_B, branch_BTD):
         drops = drops.by_position()
@@ -85,7 +85,7 @@ def join_and_norm(
     *,
     impl: Implementation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`join` and `rms_norm` of its result, in one pass.
+    """`join`, and `rms_norm` of its result, in one pass.
 
     Args:
         x_BTD: As in `join`.

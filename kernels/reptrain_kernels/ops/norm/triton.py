@@ -1,7 +1,7 @@
-"""`norm` in Triton, registered as torch operators so that torch.compile takes them whole.
+"""`norm` in Triton, registered as torch operators: torch.compile does not break the graph at them.
 
-A *line* is a position of a row; one program has a whole line in its registers. Masks are not stored: the
-backward pass makes them again. Of a line it is given the stream and one number, the inverse of its root mean
+A *line* is a position of a row; a program holds a whole line in registers. Dropout masks are not stored: the
+backward pass recomputes them. It reads the residual stream, and one number per line, the inverse root mean
 square. An argument that is None switches its feature off at compile time.
 """
 
@@ -15,12 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from reptrain_kernels.counter_triton import is_kept, line_keys
+from reptrain_kernels.layout import contiguous
 from reptrain_kernels.rates import unpacked
 
 MAX_WIDTH = 8192
-"""Units of a line. Wider ones would not fit the registers."""
+"""Largest number of units of a line: more would not fit into registers."""
 
-# Four blocks for each multiprocessor of A100; fixed, so that sums are split alike on every device.
+# Four per multiprocessor of an A100. Fixed, so that every device splits the sums in the same way.
 _MAX_GRADIENT_BLOCKS = 432
 _MIN_LINES_OF_GRADIENT_BLOCK = 4
 
@@ -31,7 +32,7 @@ _AT_RUN_TIME = (
 
 @triton.jit
 def _is_path_kept(path_key_ptr, row, threshold):
-    """Whether a row keeps its branch: the mask of unit 0 at position 0."""
+    """Whether a row keeps its branch (DropPath): the mask of unit 0 at position 0."""
     zero = tl.full((), 0, tl.int32)
     return is_kept(line_keys(tl.load(path_key_ptr + row).to(tl.uint64), zero), zero, threshold)
 
@@ -41,7 +42,7 @@ def _dropped(
     x, unit_key_ptr, path_key_ptr, line, unit, num_positions, threshold, scale, path_threshold, path_scale,
     dtype: tl.constexpr,
 ):  # fmt: skip
-    """A line of fp32 with units and path dropped; each product is rounded as an operation in ``dtype`` is."""
+    """Dropout and DropPath of an fp32 line; each product is rounded to ``dtype``, as torch does."""
     row, position = line // num_positions, line % num_positions
     if unit_key_ptr is not None:
         line_key = line_keys(tl.load(unit_key_ptr + row).to(tl.uint64), position)
@@ -58,10 +59,10 @@ def join_norm_kernel(
     x_ptr, branch_ptr, weight_ptr, unit_key_ptr, path_key_ptr, stream_ptr, normed_ptr, rstd_ptr,
     num_positions, width, threshold, scale, path_threshold, path_scale, eps, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """stream = x + dropped branch, or either alone if the other is None; and normed, where there are weights.
+    """stream = x + dropout(branch), or one of them if the other is None; with weights also its RMS norm.
 
-    One line, or without weights a block of its units. All of lines are [num_lines, width], contiguous; rstd
-    is [num_lines].
+    A program handles a line; without weights, a block of its units. Tensors are [num_lines, width],
+    contiguous; rstd is [num_lines].
     """
     line, unit = tl.program_id(0), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     at, inside = line.to(tl.int64) * width + unit, unit < width
@@ -96,9 +97,9 @@ def norm_gradient_kernel(
     grad_x_ptr, grad_branch_ptr, partial_ptr, num_lines, block_lines, num_positions, width, threshold, scale,
     path_threshold, path_scale, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Some lines: the gradients of x and of the branch, and the lines' part of the weight's.
+    """The gradients of x and branch for a block of lines, and the block's partial sum of the weight gradient.
 
-    Of lines: [num_lines, width], contiguous; partial: [programs, width].
+    Tensors are [num_lines, width], contiguous; partial is [programs, width].
     """
     unit = tl.arange(0, BLOCK_D)
     inside = unit < width
@@ -128,7 +129,7 @@ def norm_gradient_kernel(
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Lines, positions of a row, and width."""
+    """Number of lines, positions of a row, and width."""
     width = x.shape[-1]
     if width > MAX_WIDTH:
         raise ValueError(f"x: must have at most {MAX_WIDTH} units for Triton, but got {width}")
@@ -139,19 +140,15 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 def norm_block(width: int, *, max_warps: int) -> dict[str, int]:
-    """A line's block: eight units to a thread, 16 bytes of bf16, or more where that takes too many warps."""
+    """Block and warps of a line: eight units per thread (16 bytes of bf16), more beyond ``max_warps``."""
     block = triton.next_power_of_2(width)
     return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), max_warps)}
 
 
 def gradient_blocks(num_lines: int) -> tuple[int, int]:
-    """How many blocks the gradient's lines are split into, and the lines of each but the last."""
+    """Number of blocks of lines in the backward pass, and the lines of each but the last."""
     block_lines = max(_MIN_LINES_OF_GRADIENT_BLOCK, triton.cdiv(num_lines, _MAX_GRADIENT_BLOCKS))
     return triton.cdiv(num_lines, block_lines), block_lines
-
-
-def _contiguous(*optional: Tensor | None) -> list[Tensor | None]:
-    return [x if x is None else x.contiguous() for x in optional]
 
 
 def launch_norm(
@@ -167,10 +164,10 @@ def launch_norm(
     """See `norm.join_and_norm`; rates are packed.
 
     Returns:
-        The stream, empty without a branch, since it would be x; the normed lines; and each line's inverse
-        root mean square in fp32.
+        The residual stream, empty without a branch (it would be x); the normalized lines; and the inverse
+        root mean square of each line, in fp32.
     """
-    x, branch, weight_D, unit_key_B, path_key_B = _contiguous(x, branch, weight_D, unit_key_B, path_key_B)
+    x, branch, weight_D, unit_key_B, path_key_B = contiguous(x, branch, weight_D, unit_key_B, path_key_B)
     results = _new_results(x, branch, weight_D)
     if x.numel():
         num_lines, *sizes = _sizes(x)
@@ -218,8 +215,8 @@ def launch_norm_gradient(
         branch_dtype: None where there is no branch, or where its gradient is that of x: the second result is
             then empty.
     """
-    grad_stream, grad_normed, stream, weight_D = _contiguous(grad_stream, grad_normed, stream, weight_D)
-    unit_key_B, path_key_B = _contiguous(unit_key_B, path_key_B)
+    grad_stream, grad_normed, stream, weight_D = contiguous(grad_stream, grad_normed, stream, weight_D)
+    unit_key_B, path_key_B = contiguous(unit_key_B, path_key_B)
     grad_x, grad_branch = _new_gradients(stream, branch_dtype)
     if stream.numel() == 0:
         return grad_x, grad_branch, weight_D.new_zeros(weight_D.shape, dtype=torch.float32)
@@ -301,7 +298,7 @@ def launch_join(
     dtype: torch.dtype,
 ) -> Tensor:
     """x and the dropped branch, or that alone, in ``dtype``."""
-    x, branch, unit_key_B, path_key_B = _contiguous(x, branch, unit_key_B, path_key_B)
+    x, branch, unit_key_B, path_key_B = contiguous(x, branch, unit_key_B, path_key_B)
     stream = branch.new_empty(branch.shape, dtype=dtype)
     if stream.numel():
         num_lines, *sizes = _sizes(branch)

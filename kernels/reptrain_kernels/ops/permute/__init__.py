@@ -1,13 +1,14 @@
-"""The way of tokens to the places where experts find them, and back.
+"""Dispatch tokens to their experts, and combine the experts' outputs.
 
-Shapes: M tokens, K places of a token, N = M K places in all, D width, E experts.
+Shapes: M tokens, K experts per token, N = M K assignments of a token to an expert, D width, E experts.
+The place of an assignment is its row in the input of the experts.
 
-    sort:     the places of assignments sorted by expert, those of one expert in the order of their tokens
-    send:     x_ND[place[m, k]] = x_MD[m]
-    collect:  y_MD[m]           = sum over k of gate[m, k] y_ND[place[m, k]]
+    sort:      the places of the assignments, sorted by expert, then by token
+    dispatch:  x_ND[place[m, k]] = x_MD[m]
+    combine:   y_MD[m]           = sum over k of gate[m, k] y_ND[place[m, k]]
 
-Each place is one token's, so that all is gathered or written once, forward and back: no sum depends on the
-order of threads.
+Each place belongs to one token, so every row is read or written once, forward and backward: no sum depends on
+the order of threads.
 """
 
 from __future__ import annotations
@@ -16,24 +17,29 @@ import torch
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation, choose_implementation
-from reptrain_kernels.ops.permute.reference import Places, collect_reference, send_reference, sort_reference
+from reptrain_kernels.ops.permute.reference import (
+    Places,
+    combine_reference,
+    dispatch_reference,
+    sort_reference,
+)
 
-__all__ = ["Places", "collect", "send", "sort"]
+__all__ = ["Places", "combine", "dispatch", "sort"]
 
 
 def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = None) -> tuple[Places, Tensor]:
-    """See the module's docstring.
+    """Sort the assignments by expert; the sort is stable.
 
     Args:
-        expert_MK: int64, from 0 to E - 1.
+        expert_MK: int64, experts of each token, from 0 to E - 1.
         num_experts: E.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Both give the same.
 
     Returns:
-        The places, and count_E, int64: how many assignments each expert has.
+        The places, and count_E, int64: the number of assignments of each expert.
 
     Raises:
-        ValueError: If the shape or the dtype does not fit.
+        ValueError: If the shape or the dtype is wrong.
     """
     if expert_MK.ndim != 2 or expert_MK.dtype != torch.int64:
         raise ValueError(
@@ -47,35 +53,35 @@ def sort(expert_MK: Tensor, num_experts: int, *, impl: Implementation | None = N
     return sort_reference(expert_MK, num_experts)
 
 
-def send(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
-    """Each token at all of its places.
+def dispatch(x_MD: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
+    """Copy each token to all of its places.
 
     Args:
-        x_MD: Floating point.
-        places: Of M x K assignments.
+        x_MD: Floating point, the tokens.
+        places: The places of the M x K assignments.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
 
     Returns:
         x_ND, the dtype of ``x_MD``. Its gradient is summed over k, by Triton in fp32.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
     """
     _check("x_MD", x_MD, len(places.place_MK))
     if choose_implementation(x_MD.device, impl) == "triton":
         from reptrain_kernels.ops.permute import triton as permute_triton
 
-        return permute_triton.send(x_MD, places.place_MK)
-    return send_reference(x_MD, places)
+        return permute_triton.dispatch(x_MD, places.place_MK)
+    return dispatch_reference(x_MD, places)
 
 
-def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
-    """Each token's places put together, weighted by the gates.
+def combine(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementation | None = None) -> Tensor:
+    """Sum the places of each token, weighted by the gates.
 
     Args:
-        y_ND: Floating point.
+        y_ND: Floating point, the outputs of the experts.
         gate_MK: fp32, or the dtype of ``y_ND``.
-        places: Of M x K assignments.
+        places: The places of the M x K assignments.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`). Triton computes in fp32
             and rounds once; torch rounds the gates and at each step.
 
@@ -83,7 +89,7 @@ def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementati
         y_MD, the dtype of ``y_ND``.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
     """
     _check("y_ND", y_ND, len(places.order_N))
     if gate_MK.shape != places.place_MK.shape:
@@ -93,8 +99,8 @@ def collect(y_ND: Tensor, gate_MK: Tensor, places: Places, *, impl: Implementati
     if choose_implementation(y_ND.device, impl) == "triton":
         from reptrain_kernels.ops.permute import triton as permute_triton
 
-        return permute_triton.collect(y_ND, gate_MK, places.place_MK)
-    return collect_reference(y_ND, gate_MK, places)
+        return permute_triton.combine(y_ND, gate_MK, places.place_MK)
+    return combine_reference(y_ND, gate_MK, places)
 
 
 def _check(name: str, x: Tensor, length: int) -> None:

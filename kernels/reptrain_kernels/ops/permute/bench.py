@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reptrain_kernels.bench.operation import Operation, Ways, Work, element_bytes, own_ways
 from reptrain_kernels.implementation import Implementation
-from reptrain_kernels.ops.permute import collect, send, sort
+from reptrain_kernels.ops.permute import combine, dispatch, sort
 
 
 class PermuteShape(NamedTuple):
@@ -34,9 +34,9 @@ SHAPES = [
 
 def _launch(shape: PermuteShape) -> Callable[[], object]:
     from reptrain_kernels.ops.permute.triton import (
-        launch_collect,
-        launch_collect_backward,
-        launch_send,
+        launch_combine,
+        launch_combine_backward,
+        launch_dispatch,
         launch_sort,
     )
 
@@ -46,14 +46,14 @@ def _launch(shape: PermuteShape) -> Callable[[], object]:
     place_MK = torch.empty_like(gate_MK, dtype=torch.int64)
     return lambda: (
         launch_sort(place_MK, shape.E),
-        launch_send(x_MD, place_MK),
-        launch_collect(y_ND, gate_MK, place_MK),
-        launch_collect_backward(x_MD, y_ND, gate_MK, place_MK),
+        launch_dispatch(x_MD, place_MK),
+        launch_combine(y_ND, gate_MK, place_MK),
+        launch_combine_backward(x_MD, y_ND, gate_MK, place_MK),
     )
 
 
 def _moved(shape: PermuteShape, capability: int) -> list[list[Work]]:
-    """The gradient of `send`: a `collect` without gates."""
+    """The gradient of `dispatch`: a `combine` without gates."""
     tokens = shape.M * shape.D * element_bytes(shape.dtype)
     rows, places, gates = shape.K * tokens, 8 * shape.M * shape.K, 4 * shape.M * shape.K
     units, choices = shape.M * shape.K * shape.D, shape.M * shape.K * shape.E
@@ -62,12 +62,12 @@ def _moved(shape: PermuteShape, capability: int) -> list[list[Work]]:
             # Compared and added by expert; a running sum besides.
             Work("count", integers=2 * choices, memory_bytes=places),
             Work("place", integers=6 * choices, memory_bytes=3 * places),
-            Work("send", memory_bytes=tokens + rows + places),
-            Work("collect", floats=2 * units, memory_bytes=rows + tokens + places + gates),
+            Work("dispatch", memory_bytes=tokens + rows + places),
+            Work("combine", floats=2 * units, memory_bytes=rows + tokens + places + gates),
         ],
         [
-            Work("collect", floats=units, memory_bytes=rows + tokens + places),
-            Work("collect_gradient", floats=2 * units, memory_bytes=tokens + 2 * rows + places + 2 * gates),
+            Work("combine", floats=units, memory_bytes=rows + tokens + places),
+            Work("combine_gradient", floats=2 * units, memory_bytes=tokens + 2 * rows + places + 2 * gates),
         ],
     ]
 
@@ -92,7 +92,7 @@ def _ways(shape: PermuteShape, device: str) -> Ways:
 
     def both(impl: Implementation) -> Tensor:
         places, _ = sort(expert_MK, shape.E, impl=impl)
-        return collect(send(x_MD, places, impl=impl), gate_MK, places, impl=impl)
+        return combine(dispatch(x_MD, places, impl=impl), gate_MK, places, impl=impl)
 
     calls = own_ways(both)
     return Ways([x_MD, gate_MK], calls)

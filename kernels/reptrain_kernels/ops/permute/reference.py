@@ -1,4 +1,4 @@
-"""The definitions of `sort`, `send` and `collect` in plain torch."""
+"""The definitions of `sort`, `dispatch` and `combine` in plain torch."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def sort_reference(expert_MK: Tensor, num_experts: int) -> tuple[Places, Tensor]
     return Places.of(expert_N.argsort(stable=True), expert_MK.shape[1]), count_E
 
 
-def send_reference(x_MD: Tensor, places: Places) -> Tensor:
-    """See `send`."""
+def dispatch_reference(x_MD: Tensor, places: Places) -> Tensor:
+    """See `dispatch`."""
     # Expanded before it is sorted, so that the gradient of a token is summed over k in a fixed order.
     x_MKD = x_MD[:, None].expand(-1, places.place_MK.shape[1], -1)
     return x_MKD.flatten(0, 1)[places.order_N]
 
 
-def collect_reference(y_ND: Tensor, gate_MK: Tensor, places: Places) -> Tensor:
-    """See `collect`."""
+def combine_reference(y_ND: Tensor, gate_MK: Tensor, places: Places) -> Tensor:
+    """See `combine`."""
     y_MKD = y_ND[places.place_MK.flatten()].view(*gate_MK.shape, -1)
     return (y_MKD * gate_MK[..., None].to(y_ND.dtype)).sum(1)

@@ -1,10 +1,11 @@
-"""`sort`, `send` and `collect` in Triton, registered as torch operators: torch.compile takes them whole.
+"""`sort`, `dispatch` and `combine` in Triton, registered as torch operators: torch.compile does not break the
+graph at them.
 
-Rows: a program holds one token, reads its row once and writes all of its places, or the other way round. So
-each row is moved once, and nothing is added in memory.
+Rows: a program handles one token. It reads the row once and writes all of its places, or reads the places and
+writes the row. Each row is moved once, and nothing is accumulated in memory.
 
-Places: programs count the experts of some assignments each; from the running sums over all counts, expert by
-expert, each knows where its first assignment of an expert goes.
+Places: each program counts a block of the assignments by expert. The cumulative sum of the counts, expert
+by expert, gives the place of each program's first assignment to an expert.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MOST_CHOICES = 4096
 
 @triton.jit
 def _chosen(expert_ptr, first, num_assignments, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Assignments by experts: 1 where they meet."""
+    """One-hot experts of a block of assignments, int32 [BLOCK_N, BLOCK_E]."""
     assignment = first + tl.arange(0, BLOCK_N)
     expert = tl.load(expert_ptr + assignment, mask=assignment < num_assignments, other=-1)
     return (expert[:, None] == tl.arange(0, BLOCK_E)[None, :]).to(tl.int32)
@@ -32,7 +33,7 @@ def _chosen(expert_ptr, first, num_assignments, BLOCK_N: tl.constexpr, BLOCK_E: 
 def count_kernel(
     expert_ptr, count_ptr, num_assignments, num_experts, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
 ):
-    """count[expert, program]: how many of a program's assignments are an expert's."""
+    """count[expert, program]: number of the program's assignments to the expert."""
     chosen = _chosen(expert_ptr, tl.program_id(0) * BLOCK_N, num_assignments, BLOCK_N, BLOCK_E)
     expert = tl.arange(0, BLOCK_E)
     at = count_ptr + expert * tl.num_programs(0) + tl.program_id(0)
@@ -44,13 +45,13 @@ def place_kernel(
     expert_ptr, sum_ptr, order_ptr, place_ptr, num_assignments, num_experts, BLOCK_N: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """place[n] and order[place[n]] = n. The sums are those of the counts up to each one's own."""
+    """place[n], and order[place[n]] = n, from the inclusive cumulative sums of the counts."""
     first = tl.program_id(0) * BLOCK_N
     chosen = _chosen(expert_ptr, first, num_assignments, BLOCK_N, BLOCK_E)
     expert, assignment = tl.arange(0, BLOCK_E), first + tl.arange(0, BLOCK_N)
     at = sum_ptr + expert * tl.num_programs(0) + tl.program_id(0)
     sums = tl.load(at, mask=expert < num_experts, other=0)
-    # The last one of this program's takes the last place before the sum.
+    # The program's last assignment to an expert gets the last place before the sum.
     place = (sums - tl.sum(chosen, 0))[None, :] + tl.cumsum(chosen, 0) - 1
     place = tl.sum(tl.where(chosen > 0, place, 0), 1)
     inside = assignment < num_assignments
@@ -59,8 +60,8 @@ def place_kernel(
 
 
 @triton.jit
-def send_kernel(x_ptr, place_ptr, y_ptr, num_units, TOP_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """x_ND[place[m, k]] = x_MD[m], a part of the row."""
+def dispatch_kernel(x_ptr, place_ptr, y_ptr, num_units, TOP_K: tl.constexpr, BLOCK_D: tl.constexpr):
+    """x_ND[place[m, k]] = x_MD[m], for BLOCK_D units of a row."""
     token, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = unit < num_units
     x = tl.load(x_ptr + token * num_units + unit, mask=inside, other=0.0)
@@ -70,10 +71,10 @@ def send_kernel(x_ptr, place_ptr, y_ptr, num_units, TOP_K: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def collect_kernel(
+def combine_kernel(
     y_ptr, gate_ptr, place_ptr, out_ptr, num_units, TOP_K: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """out[m] = sum over k of gate[m, k] y[place[m, k]], a part of the row; without gates they are 1."""
+    """out[m] = sum over k of gate[m, k] y[place[m, k]], for BLOCK_D units of a row; gates are 1 if absent."""
     token, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = unit < num_units
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -87,11 +88,11 @@ def collect_kernel(
 
 
 @triton.jit
-def collect_gradient_kernel(
+def combine_gradient_kernel(
     grad_ptr, y_ptr, gate_ptr, place_ptr, grad_y_ptr, grad_gate_ptr, num_units, TOP_K: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dy[place[m, k]] = gate[m, k] grad[m] and dgate[m, k] = grad[m] . y[place[m, k]], the whole row."""
+    """dy[place[m, k]] = gate[m, k] grad[m] and dgate[m, k] = grad[m] . y[place[m, k]], for a whole row."""
     token, slot = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
     grad_gate = tl.zeros([BLOCK_K], dtype=tl.float32)
     for start in range(0, num_units, BLOCK_D):
@@ -109,7 +110,7 @@ def collect_gradient_kernel(
 
 
 def _block(num_units: int) -> tuple[int, int]:
-    """Units at a time, and warps: eight units to a thread, 16 bytes of bf16."""
+    """Units per iteration, and warps: eight units per thread, which are 16 bytes of bf16."""
     block = min(max(triton.next_power_of_2(num_units), 32), _MOST_UNITS)
     return block, min(max(block // 256, 1), 8)
 
@@ -131,44 +132,44 @@ def launch_sort(expert_MK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Te
     return order_N, place_MK, count.sum(1)
 
 
-def launch_send(x_MD: Tensor, place_MK: Tensor) -> Tensor:
-    """See `permute.send`."""
+def launch_dispatch(x_MD: Tensor, place_MK: Tensor) -> Tensor:
+    """See `permute.dispatch`."""
     x_MD, place_MK = x_MD.contiguous(), place_MK.contiguous()
     (num_tokens, num_units), top_k = x_MD.shape, place_MK.shape[1]
     x_ND = x_MD.new_empty(num_tokens * top_k, num_units)
     if x_ND.numel() > 0:
         block, num_warps = _block(num_units)
-        send_kernel[(num_tokens, triton.cdiv(num_units, block))](
+        dispatch_kernel[(num_tokens, triton.cdiv(num_units, block))](
             x_MD, place_MK, x_ND, num_units, TOP_K=top_k, BLOCK_D=block, num_warps=num_warps
         )
     return x_ND
 
 
-def launch_collect(y_ND: Tensor, gate_MK: Tensor | None, place_MK: Tensor) -> Tensor:
-    """See `permute.collect`; without gates they are 1."""
+def launch_combine(y_ND: Tensor, gate_MK: Tensor | None, place_MK: Tensor) -> Tensor:
+    """See `permute.combine`; gates are 1 if absent."""
     y_ND, place_MK = y_ND.contiguous(), place_MK.contiguous()
     (num_tokens, top_k), num_units = place_MK.shape, y_ND.shape[1]
     y_MD = y_ND.new_empty(num_tokens, num_units)
     if y_MD.numel() > 0:
         block, num_warps = _block(num_units)
-        collect_kernel[(num_tokens, triton.cdiv(num_units, block))](
+        combine_kernel[(num_tokens, triton.cdiv(num_units, block))](
             y_ND, None if gate_MK is None else gate_MK.contiguous(), place_MK, y_MD, num_units, TOP_K=top_k,
             BLOCK_D=block, num_warps=num_warps,
         )  # fmt: skip
     return y_MD
 
 
-def launch_collect_backward(
+def launch_combine_backward(
     grad_MD: Tensor, y_ND: Tensor, gate_MK: Tensor, place_MK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the places' rows and of the gates."""
+    """The gradients of ``y_ND`` and ``gate_MK``."""
     grad_MD, y_ND, gate_MK, place_MK = (x.contiguous() for x in (grad_MD, y_ND, gate_MK, place_MK))
     (num_tokens, top_k), num_units = place_MK.shape, y_ND.shape[1]
     grad_y_ND, grad_gate_MK = torch.empty_like(y_ND), torch.empty_like(gate_MK)
     if y_ND.numel() == 0:
         return grad_y_ND, grad_gate_MK.zero_()
     block, num_warps = _block(num_units)
-    collect_gradient_kernel[(num_tokens,)](
+    combine_gradient_kernel[(num_tokens,)](
         grad_MD, y_ND, gate_MK, place_MK, grad_y_ND, grad_gate_MK, num_units, TOP_K=top_k,
         BLOCK_K=triton.next_power_of_2(top_k), BLOCK_D=block, num_warps=num_warps,
     )  # fmt: skip
@@ -176,10 +177,10 @@ def launch_collect_backward(
 
 
 sort = torch.library.custom_op("reptrain_kernels::sort", launch_sort, mutates_args=())
-send = torch.library.custom_op("reptrain_kernels::send", launch_send, mutates_args=())
-collect = torch.library.custom_op("reptrain_kernels::collect", launch_collect, mutates_args=())
-collect_backward = torch.library.custom_op(
-    "reptrain_kernels::collect_backward", launch_collect_backward, mutates_args=()
+dispatch = torch.library.custom_op("reptrain_kernels::dispatch", launch_dispatch, mutates_args=())
+combine = torch.library.custom_op("reptrain_kernels::combine", launch_combine, mutates_args=())
+combine_backward = torch.library.custom_op(
+    "reptrain_kernels::combine_backward", launch_combine_backward, mutates_args=()
 )
 
 
@@ -189,17 +190,17 @@ def _shapes_of_sorted(expert_MK: Tensor, num_experts: int) -> tuple[Tensor, Tens
     return order_N, torch.empty_like(expert_MK), expert_MK.new_empty(num_experts)
 
 
-@send.register_fake
-def _shape_of_sent(x_MD: Tensor, place_MK: Tensor) -> Tensor:
+@dispatch.register_fake
+def _shape_of_dispatched(x_MD: Tensor, place_MK: Tensor) -> Tensor:
     return x_MD.new_empty(place_MK.shape[0] * place_MK.shape[1], x_MD.shape[1])
 
 
-@collect.register_fake
-def _shape_of_collected(y_ND: Tensor, gate_MK: Tensor | None, place_MK: Tensor) -> Tensor:
+@combine.register_fake
+def _shape_of_combined(y_ND: Tensor, gate_MK: Tensor | None, place_MK: Tensor) -> Tensor:
     return y_ND.new_empty(place_MK.shape[0], y_ND.shape[1])
 
 
-@collect_backward.register_fake
+@combine_backward.register_fake
 def _shapes_of_gradients(
     grad_MD: Tensor, y_ND: Tensor, gate_MK: Tensor, place_MK: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -210,21 +211,21 @@ def _keep_places(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> Non
     ctx.save_for_backward(inputs[1])
 
 
-def _send_back(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+def _dispatch_backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
     (place_MK,) = ctx.saved_tensors
-    return collect(grad_ND, None, place_MK), None
+    return combine(grad_ND, None, place_MK), None
 
 
 def _keep_all(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _collect_back(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, Tensor | None, None]:
+def _combine_backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, Tensor | None, None]:
     y_ND, gate_MK, place_MK = ctx.saved_tensors
     if gate_MK is None:
-        return send(grad_MD, place_MK), None, None
-    return *collect_backward(grad_MD, y_ND, gate_MK, place_MK), None
+        return dispatch(grad_MD, place_MK), None, None
+    return *combine_backward(grad_MD, y_ND, gate_MK, place_MK), None
 
 
-send.register_autograd(_send_back, setup_context=_keep_places)
-collect.register_autograd(_collect_back, setup_context=_keep_all)
+dispatch.register_autograd(_dispatch_backward, setup_context=_keep_places)
+combine.register_autograd(_combine_backward, setup_context=_keep_all)

@@ -25,20 +25,20 @@ def rotate(
     *,
     impl: Implementation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Turn the pairs of units of each head by its position's angles, in fp32.
+    """Rotate the pairs of units of each head by the angles of its position, in fp32.
 
     Args:
         q_BTHN: Queries, floating point.
         k_BTKN: Keys, of the same dtype.
-        cos_TM: Of the angles, fp32; [B, T, M] where each row has positions of its own. No gradient flows.
-        sin_TM: Of the same shape.
+        cos_TM: Cosines of the angles, fp32, without gradient; [B, T, M] if the positions differ between rows.
+        sin_TM: Sines, of the same shape.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
 
     Returns:
-        The turned queries and keys, new tensors of the same shapes and dtype.
+        The rotated queries and keys, new tensors of the same shapes and dtype.
 
     Raises:
-        ValueError: If the shapes or dtypes do not fit.
+        ValueError: If the shapes or dtypes do not match.
 
     Example:
         One head of width 2 and an angle of 1: (1, 0) becomes (cos 1, sin 1).

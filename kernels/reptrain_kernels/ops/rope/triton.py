@@ -1,6 +1,6 @@
-"""`rope.rotate` in Triton, registered as a torch operator so that torch.compile takes it whole.
+"""`rope.rotate` in Triton, registered as a torch operator: torch.compile does not break the graph at it.
 
-Linear in queries and keys: their gradients are turned back by the same kernel.
+The backward pass is the same kernel with the opposite sign: it rotates the gradients back.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Eight pairs to a thread of four warps: 16 bytes of bf16 from each half of a head.
+# Eight pairs per thread of four warps: 16 bytes of bf16 from each half of a head.
 BLOCK_PAIRS = 1024
 
 
 @triton.jit
-def _turn(
+def _rotate(
     x_ptr, y_ptr, cos_ptr, sin_ptr, block, num_lines, num_positions, num_heads, row_stride, position_stride,
     head_stride, angle_stride, sign, M: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Some lines, each a head of a position. x has any strides but the last; y is contiguous."""
+    """Rotate a block of lines (heads of positions). x has a contiguous last axis; y is contiguous."""
     line, pair = block * BLOCK_LINES + tl.arange(0, BLOCK_LINES), tl.arange(0, BLOCK_M)
     place, head = line // num_heads, line % num_heads
     row, position = (place // num_positions).to(tl.int64), place % num_positions
@@ -41,20 +41,20 @@ def _turn(
 
 @triton.jit(do_not_specialize=["num_query_blocks", "num_rows", "num_positions", "num_heads", "num_key_heads"])
 def rotate_kernel(
-    q_ptr, k_ptr, cos_ptr, sin_ptr, turned_q_ptr, turned_k_ptr, num_query_blocks, num_rows, num_positions,
+    q_ptr, k_ptr, cos_ptr, sin_ptr, rotated_q_ptr, rotated_k_ptr, num_query_blocks, num_rows, num_positions,
     num_heads, num_key_heads, q_row, q_position, q_head, k_row, k_position, k_head, angle_stride, sign,
     M: tl.constexpr, BLOCK_LINES: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """The first programs have lines of the queries, the others of the keys."""
+    """The first programs rotate queries, the others keys."""
     block = tl.program_id(0)
     if block < num_query_blocks:
-        _turn(
-            q_ptr, turned_q_ptr, cos_ptr, sin_ptr, block, num_rows * num_positions * num_heads, num_positions,
-            num_heads, q_row, q_position, q_head, angle_stride, sign, M, BLOCK_LINES, BLOCK_M,
+        _rotate(
+            q_ptr, rotated_q_ptr, cos_ptr, sin_ptr, block, num_rows * num_positions * num_heads,
+            num_positions, num_heads, q_row, q_position, q_head, angle_stride, sign, M, BLOCK_LINES, BLOCK_M,
         )  # fmt: skip
     else:
-        _turn(
-            k_ptr, turned_k_ptr, cos_ptr, sin_ptr, block - num_query_blocks,
+        _rotate(
+            k_ptr, rotated_k_ptr, cos_ptr, sin_ptr, block - num_query_blocks,
             num_rows * num_positions * num_key_heads, num_positions, num_key_heads, k_row, k_position, k_head,
             angle_stride, sign, M, BLOCK_LINES, BLOCK_M,
         )  # fmt: skip
@@ -70,20 +70,20 @@ def _readable(x: Tensor) -> Tensor:
 def launch_rotate(
     q_BTHN: Tensor, k_BTKN: Tensor, cos_TM: Tensor, sin_TM: Tensor, sign: float
 ) -> tuple[Tensor, Tensor]:
-    """See `rope.rotate`; a sign of -1 turns back."""
-    turned = _new(q_BTHN), _new(k_BTKN)
+    """See `rope.rotate`; a sign of -1 rotates back."""
+    rotated = _new(q_BTHN), _new(k_BTKN)
     if q_BTHN.numel() + k_BTKN.numel() == 0:
-        return turned
+        return rotated
     q, k, cos, sin = _readable(q_BTHN), _readable(k_BTKN), cos_TM.contiguous(), sin_TM.contiguous()
     (B, T, H, N), K = q.shape, k.shape[2]
     block_m = triton.next_power_of_2(N // 2)
     block_lines = max(BLOCK_PAIRS // block_m, 1)
     num_blocks = [triton.cdiv(B * T * heads, block_lines) for heads in (H, K)]
     rotate_kernel[(sum(num_blocks),)](
-        q, k, cos, sin, *turned, num_blocks[0], B, T, H, K, *q.stride()[:3], *k.stride()[:3],
+        q, k, cos, sin, *rotated, num_blocks[0], B, T, H, K, *q.stride()[:3], *k.stride()[:3],
         cos.stride(0) if cos.ndim == 3 else 0, sign, M=N // 2, BLOCK_LINES=block_lines, BLOCK_M=block_m,
     )  # fmt: skip
-    return turned
+    return rotated
 
 
 def _new(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Routing: from the logits of a token for each expert to its experts, their weights, and the sums of losses.
+"""Routing: from logits to the experts of each token, their gates, and the sums for the router losses.
 
 Shapes: B rows, T positions, E experts, K experts of a token.
 
@@ -9,8 +9,8 @@ Shapes: B rows, T positions, E experts, K experts of a token.
     share[b, e] = sum over the tokens of row b of score[e] / sum over e of score
     square[b] = sum over the tokens of row b of logsumexp(logit)^2
 
-Of experts with the same score and bias Triton takes the lowest first; torch's choice is `torch.topk`'s, which
-on CPU and CUDA is none that it promises.
+Among experts with equal score plus bias, Triton takes the lowest index first. torch uses `torch.topk`, whose
+choice is unspecified.
 
 Source:
     Fedus et al., "Switch transformers", 2021 (balance loss); Zoph et al., "ST-MoE", 2022 (z-loss); Wang et
@@ -40,19 +40,19 @@ def route(
     normalize: bool,
     impl: Implementation | None = None,
 ) -> Routed:
-    """See the module's docstring. Padding is routed too, and not counted.
+    """Route tokens to experts, as the module's docstring defines it. Padding is routed, but not counted.
 
     Args:
         logit_BTE: fp32; in torch also float64.
-        is_token_BT: bool: the others pad the rows.
-        bias_E: fp32, added where experts are chosen, not where they are weighted. No gradient flows to it.
+        is_token_BT: bool, False for padding.
+        bias_E: fp32, added to the scores to choose the experts, not to weight them; without gradient.
         top_k: K.
-        score: Of the logits.
-        normalize: See above.
+        score: The function that turns logits into scores.
+        normalize: Whether the gates of a token are divided by their sum.
         impl: "torch" or "triton"; None: by the device (see `choose_implementation`).
 
     Raises:
-        ValueError: If shapes, dtypes or the number of experts do not fit.
+        ValueError: If shapes, dtypes or the number of experts are not valid.
     """
     B, T, E = logit_BTE.shape
     if is_token_BT.shape != (B, T) or is_token_BT.dtype != torch.bool or bias_E.shape != (E,):

@@ -1,7 +1,7 @@
-"""`route` in Triton, registered as torch operators so that torch.compile takes it whole.
+"""`route` in Triton, registered as torch operators: torch.compile does not break the graph at them.
 
-One program holds some tokens of a row by all experts. Its sums over tokens go to places of their own, which
-torch adds: no atomics. The backward pass makes the scores again from the logits.
+A program handles a block of a row's tokens, and all experts. It stores its sums over tokens separately, and
+torch adds them: no atomics. The backward pass recomputes the scores from the logits.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _ELEMENTS = 1024
 
 @triton.jit
 def _scores(logit_ptr, row, token, num_tokens, num_experts, BLOCK_E: tl.constexpr, SCORE: tl.constexpr):
-    """Scores, probabilities by softmax, and logsumexp. Experts that do not exist score 0.
+    """Scores, softmax probabilities and logsumexp of a block of tokens; 0 after the last expert.
 
-    Tokens beyond the row's last are read as it.
+    Tokens after the end of the row read its last token.
     """
     expert = tl.arange(0, BLOCK_E)[None, :]
     line = row * num_tokens + tl.minimum(token, num_tokens - 1)[:, None]
@@ -39,7 +39,7 @@ def route_kernel(
     num_experts, TOP_K: tl.constexpr, SCORE: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Tokens of one row. Sums are [rows, programs of a row, ...]."""
+    """Route a block of a row's tokens. The sums are [rows, programs of a row, ...]."""
     row, token = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     expert, slot = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     score, _, lse = _scores(logit_ptr, row, token, num_tokens, num_experts, BLOCK_E, SCORE)
@@ -48,7 +48,7 @@ def route_kernel(
 
     is_expert = expert < num_experts
     rank = score + tl.load(bias_ptr + expert, mask=is_expert, other=0.0)[None, :]
-    # What is no number comes first, as torch.topk has it: an expert is chosen whatever the logits are.
+    # NaN ranks first, as in torch.topk, so that K experts are chosen for any logits.
     rank = tl.where(rank != rank, float("inf"), rank)
     rank = tl.where(is_expert[None, :], rank, -float("inf"))
     chosen = tl.zeros([BLOCK_T, BLOCK_E], dtype=tl.int32)
@@ -84,7 +84,7 @@ def route_gradient_kernel(
     num_tokens, num_experts, TOP_K: tl.constexpr, SCORE: tl.constexpr, NORMALIZE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """The logits' gradient of the same tokens, from those of their gates and their sums."""
+    """The gradient of a block's logits, from the gradients of the gates and of the sums."""
     row, token = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     expert = tl.arange(0, BLOCK_E)
     score, probability, lse = _scores(logit_ptr, row, token, num_tokens, num_experts, BLOCK_E, SCORE)
@@ -120,7 +120,7 @@ def route_gradient_kernel(
 
 
 def _blocks(num_experts: int) -> tuple[int, int]:
-    """Tokens and experts of a program."""
+    """Number of tokens of a program, and of experts rounded up."""
     experts = triton.next_power_of_2(num_experts)
     return min(max(_ELEMENTS // experts, 1), 64), experts
 
