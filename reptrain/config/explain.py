@@ -121,7 +121,11 @@ def _suggest(model: type[BaseModel], path: list[str], parents: list[type[BaseMod
     if ".".join(path) in keys:
         # A key of another member of a union, such as another objective.
         kind = "family" if above == ["model"] else "name"
-        return f"It belongs to another {'.'.join(above)}.{kind}. Known keys: {', '.join(beside)}."
+        section = ".".join(above)
+        return (
+            f"It belongs to another {section}.{kind}. Known keys: {', '.join(beside)}."
+            f" To replace the section of a file, give it whole: {section}='{{{kind}: ...}}'."
+        )
     wanted = _NAMES_ELSEWHERE.get(leaf, leaf)
     found = [key for key in keys if key.rpartition(".")[2] == wanted][:_MOST_SUGGESTED]
     if not found:

@@ -109,7 +109,10 @@ def test_overrides_do_not_change_their_input() -> None:
         ("learning_rate=1", ["Did you mean optimizer.lr?"]),
         ("xyzzy=1", ["Known keys: average, branch, checkpoint"]),
         ("modle.d_model=1", ["modle", "Did you mean model?"]),
-        ("objective.noise=frozen", ["It belongs to another objective.name", "Known keys: "]),
+        (
+            "objective.noise=frozen",
+            ["It belongs to another objective.name", "Known keys: ", "objective='{name: ...}'"],
+        ),
         ("model.num_encoder_layers=2", ["It belongs to another model.family", "num_layers"]),
         ("model.dropout.mpl=0.1", ["model.dropout.mpl", "Did you mean model.dropout.mlp?"]),
         ("train.total_tokens=many", ["train.total_tokens", "2**20, 100M or 64epochs", "many"]),
