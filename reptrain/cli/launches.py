@@ -116,7 +116,7 @@ def launch(
     vocab_size: VocabSize = None,
     as_json: SuggestedAsJson = False,
 ) -> None:
-    """Train on several ranks: one machine, several hosts, or Slurm.
+    """Train on several ranks, on one machine, hosts or Slurm.
 
     The exact command or script is written next to the run folder, as NAME.launch.sh. To resume the run,
     repeat the same `reptrain launch`.
