@@ -69,6 +69,11 @@ class _Objective(Frozen):
         """The objective that held-out windows are scored with."""
         return self.with_fresh_noise()
 
+    @property
+    def scored_settings(self) -> dict[str, Any]:
+        """The settings that define the held-out loss. Losses are comparable if these are equal."""
+        return self.model_dump(exclude={"noise", "input_tokens"})
+
     def reading(self, family: Family) -> Reading:
         """How a model trained on it reads a prompt."""
         return "inputs" if family == "t5" else "causal"
@@ -145,6 +150,11 @@ class AugmentedCausalConfig(_Noisy):
     def for_continuation(self, prompt_tokens: int, continuation_tokens: int) -> Self:
         """The next token, from left to right."""
         return self.for_scoring()
+
+    @property
+    def scored_settings(self) -> dict[str, Any]:
+        """Those of `causal`: the targets of held-out windows are the same."""
+        return CausalConfig().scored_settings
 
     @property
     def num_views(self) -> int:

@@ -34,5 +34,5 @@ def loss_measure(config: RunConfig, store_fingerprint: str) -> str:
         config: The run.
         store_fingerprint: Of the store whose held-out text is scored.
     """
-    objective = config.objective.model_dump(exclude={"noise", "input_tokens"})
+    objective = config.objective.scored_settings
     return fingerprint([store_fingerprint, objective, config.window_tokens, config.data.document_mask])
