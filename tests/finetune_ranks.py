@@ -4,8 +4,8 @@ Usage: finetune_ranks.py OUT CASES.json, where the JSON maps the name of a folde
 
     {"run": the parent, "task": its folder, "overrides": [...], "stop_after": step or null}
 
-A case whose folder exists goes on in it. Writes OUT/NAME-rankR.json: elements of the weights that the rank
-holds when each checkpoint is scored, and the number of elements of the model.
+If the folder of a case exists, its fine-tuning resumes. Writes OUT/NAME-rankR.json: for each scored
+checkpoint, the elements of the weights that the rank holds, and the elements of the model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def note_what_is_held() -> None:
         HELD.append([own, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)])
         return score(self, model, rows)
 
-    Scorer.score = counted  # type: ignore[method-assign]
+    Scorer.score = counted
 
 
 def main(out: Path, cases: dict[str, dict[str, Any]]) -> None:

@@ -41,10 +41,10 @@ def fitted_lines(
     Raises:
         SystemExit: If fits.json is older than the tables, and ``renew`` is false.
     """
-    asked = finding.get("fits")
-    tables = [data / f"{name}.parquet" for name in asked["tables"]] if asked else []
-    if not tables or not all(path.exists() for path in tables):
+    tables = fitted_tables(finding, data)
+    if not tables:
         return []
+    asked = finding["fits"]
     file, number = data / "fits.json", str(finding["number"])
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     digest = _digest(asked, tables)
@@ -57,6 +57,12 @@ def fitted_lines(
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     lines: list[str] = known[number]["lines"]
     return lines
+
+
+def fitted_tables(finding: Mapping[str, Any], data: Path) -> list[Path]:
+    """The tables that the laws of a finding are fitted to; none while one of them is missing."""
+    tables = [data / f"{name}.parquet" for name in finding.get("fits", {}).get("tables", [])]
+    return tables if all(path.exists() for path in tables) else []
 
 
 def _digest(asked: Mapping[str, Any], tables: list[Path]) -> str:

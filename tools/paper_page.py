@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from paper_figures import loss_against_epochs
-from paper_fits import fitted_lines
+from paper_fits import fitted_lines, fitted_tables
 from paper_tables import losses_table, methods_table
 
 from reptrain.analysis.claims import ClaimResult, Judgment, judge_studies
@@ -36,6 +36,7 @@ FIGURE = ROOT / "docs" / "paper-loss.png"
 _BEGIN, _END = "<!-- paper: made by `make paper-page` -->", "<!-- end of paper -->"
 _CAPTION = "Held-out loss against epochs at 2^20 tokens, for three sizes of decoder"
 _VERDICTS = ("supported", "contradicted", "negligible", "undecided", "not run")
+_FITTED = "fitted without a claim"
 
 _HEAD = """\
 # The paper's findings at small scale
@@ -79,9 +80,7 @@ def page(*, renew: bool = False) -> str:
         figure = [f"![{_CAPTION}](paper-loss.png)", "", _LOSSES, "", *losses_table(_core_runs()), ""]
     lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
     lines += ["| | finding | verdict |", "|---:|---|---|"]
-    lines += [
-        f"| {one['number']} | {one['finding']} | {_shown_verdict(one, judged, fits)} |" for one in findings
-    ]
+    lines += [f"| {one['number']} | {one['finding']} | {_verdict(one, judged)} |" for one in findings]
     for one in findings:
         lines += ["", f"## {one['number']}. {one['finding']}", "", f"Published: {one['published']}", ""]
         lines += [f"Comment: {one['comment']}", ""] if "comment" in one else []
@@ -147,18 +146,15 @@ def _line(result: ClaimResult) -> str:
 
 
 def _verdict(finding: dict[str, Any], judged: dict[str, ClaimResult]) -> str:
-    return judged[finding["claims"][0]].verdict if finding["claims"] else "not run"
-
-
-def _shown_verdict(
-    finding: dict[str, Any], judged: dict[str, ClaimResult], fits: dict[int, list[str]]
-) -> str:
-    return "fitted, no claim" if fits[finding["number"]] else _verdict(finding, judged)
+    if finding["claims"]:
+        return judged[finding["claims"][0]].verdict
+    return _FITTED if fitted_tables(finding, DATA) else "not run"
 
 
 def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) -> str:
     counts = Counter(_verdict(one, judged) for one in findings)
-    parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in _VERDICTS)
+    shown = [*_VERDICTS, *([_FITTED] if _FITTED in counts else [])]
+    parts = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in shown)
     measured = [
         _effect(judged[f"mini-core/{name}"], what)
         for name, what in (

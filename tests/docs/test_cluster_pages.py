@@ -110,7 +110,7 @@ def _launches() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("page", "words"), _launches())
 def test_settings_of_each_command_are_valid(page: str, words: list[str]) -> None:
-    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[words[0]]
     given = command.make_context("reptrain", words[1:]).params
     config = given.get("config") or given["model"]
     # The index of a job in an array stands for itself.

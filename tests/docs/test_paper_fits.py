@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,6 @@ import pytest
 
 from reptrain.analysis.answer import FitOptions
 
-ROOT = Path(__file__).parents[2]
 FINDING: dict[str, Any] = {
     "number": 0,
     "fits": {
@@ -33,11 +32,8 @@ QUICK = FitOptions(num_starts=1, num_bootstraps=3)
 
 
 @pytest.fixture(scope="module")
-def fitted_lines() -> Iterator[Callable[..., list[str]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        tool = importlib.import_module("paper_fits").fitted_lines
-        yield partial(tool, options=QUICK)
+def fitted_lines(open_tool: Callable[[str], ModuleType]) -> Callable[..., list[str]]:
+    return partial(open_tool("paper_fits").fitted_lines, options=QUICK)
 
 
 def write_table(path: Path, budgets: list[int]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        yield importlib.import_module("paper_page")
+def tool(open_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return open_tool("paper_page")
 
 
 def test_page_is_rebuilt_from_the_tables(tool: ModuleType) -> None:

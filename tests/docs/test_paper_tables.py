@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def tool() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        yield importlib.import_module("paper_tables")
+def tool(open_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return open_tool("paper_tables")
 
 
 def run(entry: str, seed: int, final: float, best: float, **more: Any) -> dict[str, Any]:
