@@ -289,7 +289,6 @@ def _tokens(tokens: int | None, unique_tokens: int | None, epochs: float | None)
 
 def _load(config: Path | None, parameters: int | None, vocab_size: int | None) -> Load | None:
     from reptrain.analysis.cost import Load
-    from reptrain.config.counted import CountedConfig
     from reptrain.config.model import DecoderConfig
     from reptrain.sizes import load_subject, published_flops_per_token
 
@@ -300,11 +299,11 @@ def _load(config: Path | None, parameters: int | None, vocab_size: int | None) -
     if config is None:
         return None
     subject = load_subject(config, vocab_size=vocab_size)
-    if isinstance(subject.model, DecoderConfig | CountedConfig):
+    if isinstance(subject.model, DecoderConfig):
         flops = published_flops_per_token(subject.model, subject.vocab_size, subject.shape.target_tokens)
         by_parameters = 6.0 * subject.parameters.run
         return Load(by_parameters, flops - by_parameters)
-    # An encoder-decoder has other lengths in encoder and decoder, so 6 N is wrong: count the products.
+    # 6 N assumes that all parameters see the same positions: count the products instead.
     forward = subject.forward
     return Load(3.0 * forward.products / subject.window_tokens, 3.0 * forward.scores / subject.window_tokens)
 

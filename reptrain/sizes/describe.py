@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from reptrain.config.load import dump_yaml
-from reptrain.config.model import Recompute, T5Config
+from reptrain.config.model import DecoderConfig, Recompute
 from reptrain.errors import check_choice
 from reptrain.files import write_atomically
 from reptrain.sizes.flops import Precision, published_flops_per_token
@@ -78,7 +78,7 @@ def _flops(subject: Subject) -> dict[str, dict[str, float]]:
         "visible_pairs": forward.causal,
         "no_scores": forward.products,
     }
-    if not isinstance(subject.model, T5Config) and subject.vocab_size > 0:
+    if isinstance(subject.model, DecoderConfig):
         per_token = published_flops_per_token(subject.model, subject.vocab_size, tokens)
         of_window["six_n"] = per_token * tokens // 3
     return {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from reptrain.config.counted import CountedConfig
 from reptrain.config.model import DecoderConfig, ModelConfig, Recompute, T5Config
 from reptrain.config.objectives import ExampleShape
+from reptrain.config.vit import VitConfig
 from reptrain.sizes.layers import CountableConfig, stack_counts
 from reptrain.sizes.parameters import count_parameters, embedding_rows
 
@@ -60,8 +60,8 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
     products += head
     # The decoder's own square; a window of images has no order.
     full, causal = target**2, target * (target + 1) // 2
-    if isinstance(config, CountedConfig) and config.image is not None:
-        causal = full
+    if isinstance(config, VitConfig):
+        config, causal = config.blocks, full
     if isinstance(config, T5Config):
         products += source * stacks[0].run.products
         encoder = config.num_encoder_layers * source**2
@@ -81,7 +81,7 @@ def forward_flops(config: CountableConfig, vocab_size: int, shape: ExampleShape)
 
 def _head_and_patches(config: CountableConfig, vocab_size: int, num_tokens: int) -> int:
     """Products of the head and, with images, of the patch projection; the head reads one token."""
-    if isinstance(config, CountedConfig) and config.image is not None:
+    if isinstance(config, VitConfig):
         image = config.image
         patches = (num_tokens - 1) * image.patch_pixels**2 * image.num_channels
         return (patches + image.num_classes) * config.d_model
@@ -108,9 +108,7 @@ def train_flops_per_window(config: ModelConfig, vocab_size: int, shape: ExampleS
     return 3 * forward_flops(config, vocab_size, shape).total
 
 
-def published_flops_per_token(
-    config: DecoderConfig | CountedConfig, vocab_size: int, window_tokens: int
-) -> int:
+def published_flops_per_token(config: DecoderConfig, vocab_size: int, window_tokens: int) -> int:
     """Training FLOPs per token, 6 N + 12 L H Q T.
 
     N is the number of parameters used per token, the input embedding included, and shared layers each time

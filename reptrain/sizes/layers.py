@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from reptrain.config.counted import CountedConfig
-from reptrain.config.model import DecoderConfig, MoEConfig, StackShape, T5Config, is_gated, norm_vectors
+from reptrain.config.model import (
+    DecoderConfig,
+    ModelConfig,
+    MoEConfig,
+    StackShape,
+    T5Config,
+    is_gated,
+    norm_vectors,
+)
+from reptrain.config.vit import VitConfig
 
-CountableConfig = DecoderConfig | T5Config | CountedConfig
-"""Configurations whose sizes can be counted; a `CountedConfig` cannot be trained."""
+CountableConfig = DecoderConfig | T5Config | VitConfig
+"""Configurations whose sizes can be counted; a `VitConfig` cannot be trained."""
 
 
 class LayerCount(NamedTuple):
@@ -45,7 +53,9 @@ class StackCount(NamedTuple):
 
 def stack_counts(config: CountableConfig) -> list[StackCount]:
     """The stacks of a model, one or encoder and decoder, without embeddings and final norms."""
-    if not isinstance(config, T5Config):
+    if isinstance(config, VitConfig):
+        config = config.blocks
+    if isinstance(config, DecoderConfig):
         return [_stack(config, config.stack, _decoder_rest(config))]
     projection = config.d_model * config.num_heads * config.head_width
     # Position biases are looked up: parameters without products.
@@ -55,7 +65,7 @@ def stack_counts(config: CountableConfig) -> list[StackCount]:
     return [_stack(config, config.encoder, encoder), _stack(config, config.decoder, decoder)]
 
 
-def _stack(config: CountableConfig, shape: StackShape, rest: LayerCount) -> StackCount:
+def _stack(config: ModelConfig, shape: StackShape, rest: LayerCount) -> StackCount:
     """A stack whose layers consist of ``rest`` and an MLP."""
     dense = rest.plus(_mlp(config, None))
     sparse = rest.plus(_mlp(config, shape.moe))
@@ -66,7 +76,7 @@ def _stack(config: CountableConfig, shape: StackShape, rest: LayerCount) -> Stac
     return StackCount(total(shape.stored, shape.stored_sparse), total(shape.num_layers, shape.num_sparse))
 
 
-def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
+def _mlp(config: ModelConfig, sparse: MoEConfig | None) -> LayerCount:
     matrices, width = 3 if is_gated(config.mlp) else 2, config.d_model
     if sparse is None:
         products = matrices * width * config.d_ff
@@ -79,27 +89,19 @@ def _mlp(config: CountableConfig, sparse: MoEConfig | None) -> LayerCount:
     return LayerCount(parameters, idle, parameters - idle, experts=sparse.num_experts * expert)
 
 
-def _decoder_rest(config: DecoderConfig | CountedConfig) -> LayerCount:
+def _decoder_rest(config: DecoderConfig) -> LayerCount:
     """Counts of attention and norms of a decoder layer."""
     width, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
     products = 2 * width * config.head_width * (heads + kv_heads)
     biases = {"none": 0, "qkv": config.head_width * (heads + 2 * kv_heads)}
     biases["all"] = biases["qkv"] + width
-    num_norms, distances = 2, 0
-    of_heads = config.head_width * heads
-    if isinstance(config, DecoderConfig) and config.parallel_block:
-        num_norms = 1
-    if isinstance(config, DecoderConfig) and config.positions == "relative":
-        # Two vectors, and a projection of the distances, not of the tokens: parameters without products.
-        distances = (width + 2) * of_heads
-    if isinstance(config, CountedConfig):
-        num_norms = config.block_norms
-        # The published shapes do not show the two vectors.
-        distances = width * of_heads if config.relative_positions else 0
+    num_norms = 1 if config.parallel_block else 2
+    # Two vectors, and a projection of the distances, not of the tokens: parameters without products.
+    distances = (width + 2) * config.head_width * heads if config.positions == "relative" else 0
     parameters = products + biases[config.attention_biases] + num_norms * norm_parameters(config) + distances
     return LayerCount(parameters, 0, products)
 
 
-def norm_parameters(config: DecoderConfig | CountedConfig) -> int:
+def norm_parameters(config: DecoderConfig) -> int:
     """Parameters of one norm."""
     return config.d_model * norm_vectors(config.norm, has_bias=config.bias)

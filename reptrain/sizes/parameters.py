@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reptrain.config.counted import CountedConfig
-from reptrain.config.model import T5Config
+from reptrain.config.model import ModelConfig, T5Config
+from reptrain.config.vit import VitConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.layers import CountableConfig, norm_parameters, stack_counts
 
@@ -41,7 +41,7 @@ class ParameterCount:
         return self.active + self.repeated
 
 
-def embedding_rows(config: CountableConfig, vocab_size: int) -> int:
+def embedding_rows(config: ModelConfig, vocab_size: int) -> int:
     """Rows of the embedding: the configured number, or the tokenizer's vocabulary size.
 
     Args:
@@ -90,7 +90,7 @@ def count_parameters(config: CountableConfig, vocab_size: int) -> ParameterCount
 def _embedding(config: CountableConfig, vocab_size: int) -> int:
     """Embedding and head, or patch projection and classifier with images."""
     width = config.d_model
-    if isinstance(config, CountedConfig) and config.image is not None:
+    if isinstance(config, VitConfig):
         image = config.image
         patch = image.patch_pixels**2 * image.num_channels
         # Patches are projected with a bias; the class token is added.
@@ -101,9 +101,9 @@ def _embedding(config: CountableConfig, vocab_size: int) -> int:
 
 def _around_the_layers(config: CountableConfig) -> int:
     """Final norms and positions."""
+    if isinstance(config, VitConfig):
+        config = config.blocks
     if isinstance(config, T5Config):
         tables = 0 if config.relative_bias_per_layer else 2 * config.relative_buckets * config.num_heads
         return 2 * config.d_model + tables
-    counts_norms = not isinstance(config, CountedConfig) or config.block_norms > 0
-    last_norm = norm_parameters(config) if counts_norms else 0
-    return last_norm + (config.max_positions or 0) * config.d_model
+    return norm_parameters(config) + (config.max_positions or 0) * config.d_model

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reptrain.config.base import Frozen, Positive
-from reptrain.config.counted import CountedConfig
+from reptrain.config.base import Frozen
 from reptrain.config.load import apply_overrides, read_config, validate
 from reptrain.config.model import ModelConfig
 from reptrain.config.objectives import ExampleShape
 from reptrain.config.schema import RunConfig
+from reptrain.config.vit import VitConfig
 from reptrain.errors import ConfigError
 from reptrain.sizes.flops import ForwardFlops, forward_flops
 from reptrain.sizes.layers import CountableConfig
@@ -23,17 +23,11 @@ from reptrain.store.remote import local_folder
 _NO_STORE = "(none)"
 
 
-class _CountedData(Frozen):
-    window_tokens: Positive = 2048
-    """Tokens of a window."""
-
-
-class _CountedFile(Frozen):
-    """The file of a counted shape."""
+class _VitFile(Frozen):
+    """The file of a vision transformer."""
 
     name: str | None = None
-    model: CountedConfig
-    data: _CountedData = _CountedData()
+    model: VitConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Subject:
     """The file with its overrides."""
     model: CountableConfig
     run: RunConfig | None
-    """None for a shape that can only be counted."""
+    """None for a vision transformer, which cannot be trained."""
     vocab_size: int
     shape: ExampleShape
     window_tokens: int
@@ -79,8 +73,10 @@ def subject_of(data: Mapping[str, Any], vocab_size: int | None) -> Subject:
     """The subject of a file's mapping."""
     section = data.get("model")
     family = section.get("family") if isinstance(section, Mapping) else None
-    if family == "counted":
-        return _counted(data)
+    if family == "vit":
+        model = validate(_VitFile, data).model
+        tokens = model.image.num_tokens
+        return Subject(data, model, None, 0, ExampleShape(0, tokens), tokens)
     run = validate(RunConfig, _filled(data, family))
     ids = _store_vocab_size(run) or vocab_size or run.model.vocab_size
     if ids is None:
@@ -92,13 +88,6 @@ def subject_of(data: Mapping[str, Any], vocab_size: int | None) -> Subject:
         )
     rows = embedding_rows(run.model, ids)
     return Subject(data, run.model, run, rows, run.example_shape, run.window_tokens)
-
-
-def _counted(data: Mapping[str, Any]) -> Subject:
-    file = validate(_CountedFile, data)
-    image = file.model.image
-    tokens = image.num_tokens if image else file.data.window_tokens
-    return Subject(data, file.model, None, file.model.vocab_size or 0, ExampleShape(0, tokens), tokens)
 
 
 def _filled(data: Mapping[str, Any], family: object) -> dict[str, Any]:
@@ -123,13 +112,13 @@ def trainable(subject: Subject, name: str) -> tuple[RunConfig, ModelConfig]:
     """The run and its model.
 
     Raises:
-        ConfigError: If the shape can only be counted.
+        ConfigError: If the model can only be counted.
     """
     if subject.run is None:
         raise ConfigError(
             f"model.family of {name}",
-            got="counted",
+            got="vit",
             rule="must be decoder or t5",
-            remedy="A counted shape has no model class. `reptrain sizes` and `match --to` accept it.",
+            remedy="A vision transformer cannot be trained. `reptrain sizes` and `match --to` accept it.",
         )
     return subject.run, subject.run.model

@@ -180,7 +180,7 @@ def suggest(subject: Subject, *, world_size: int, device: str, device_bytes: int
         device_bytes: Memory of one rank's device.
 
     Raises:
-        ConfigError: If the shape can only be counted.
+        ConfigError: If the model can only be counted.
     """
     run, _ = trainable(subject, "the file")
     run = run.on_device(device)

@@ -150,7 +150,7 @@ def fingerprints() -> dict[str, str]:
         try:
             return config_fingerprint(reptrain.load_run_config(path, ["data.store=store"]))
         except ReptrainError:
-            # Models that are counted and not trained.
+            # Vision transformers are counted and not trained.
             return digest(json.loads(command("sizes", path, "--json")))
 
     paths = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -210,7 +210,7 @@ VALUES = [
         "x" * 3_000,
         "decoder",
         "t5",
-        "counted",
+        "vit",
         "ul2",
         "causal",
     ),

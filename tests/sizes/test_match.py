@@ -112,10 +112,10 @@ def test_match_scales_heads_that_do_not_fill_the_width() -> None:
     assert after / before == pytest.approx(width_after / width_before, rel=0.02)
 
 
-def test_match_to_a_counted_shape_is_possible_and_of_one_is_refused() -> None:
-    solved(published("llama-65b"), published("chinchilla"), "total-params", "depth")
-    with pytest.raises(ConfigError, match="must be decoder or t5, but got counted"):
-        match(published("gopher"), decoder(), by="flops", vary="width", tolerance=0.01)
+def test_match_to_a_vision_transformer_is_possible_and_of_one_is_refused() -> None:
+    solved(published("gpt3-350m"), published("vit-h-14"), "total-params", "d_ff")
+    with pytest.raises(ConfigError, match="must be decoder or t5, but got vit"):
+        match(published("vit-b-16"), decoder(), by="flops", vary="width", tolerance=0.01)
 
 
 def test_match_refuses_sizes_out_of_reach() -> None:
