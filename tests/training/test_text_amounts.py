@@ -79,6 +79,9 @@ def test_the_amounts_of_babylm() -> None:
     amounts = [amount.short for amount in CheckpointConfig(at_text="babylm").at_text]
     assert amounts[:3] == ["1M", "2M", "3M"] and amounts[8:11] == ["9M", "10M", "20M"]
     assert amounts[-2:] == ["900M", "1000M"]
+    assert CheckpointConfig(at_text="10Mwords").at_text == [TextAmount.parse("10Mwords")]
+    with pytest.raises(ValueError, match="10Mwords"):
+        CheckpointConfig(at_text="babylmm")
 
 
 def test_a_budget_of_words_becomes_tokens_by_the_mean_of_the_store(run: Path, store_path: Path) -> None:
