@@ -91,7 +91,9 @@ def page(*, renew: bool = False) -> str:
     named = {name for one in findings for name in _claims(one)}
     lines += ["", "## Recent methods", "", _RECENT, ""]
     newest = DATA / "newest.parquet"
-    lines += [*methods_table(read_table(newest)), ""] if newest.exists() else []
+    if newest.exists():
+        comment = yaml.safe_load((DATA / "recent.yaml").read_text(encoding="utf-8"))["comment"]
+        lines += [f"Comment: {comment}", "", *methods_table(read_table(newest)), ""]
     lines += [_line(result) for name, result in judged.items() if name not in named]
     return "\n".join(lines) + "\n"
 

@@ -106,6 +106,14 @@ HardwareName = Annotated[
 Mfu = Annotated[
     float, typer.Option("--mfu", min=1e-6, max=1.0, help="Model FLOPs utilization on that device.")
 ]
+DoneTable = Annotated[
+    str | None,
+    typer.Option(
+        "--done",
+        metavar="TABLE",
+        help="A runs.parquet of `study collect`, also at a URL; its runs that are exact count as done.",
+    ),
+]
 Price = Annotated[float | None, typer.Option("--usd-per-hour", min=0.0, help="Price of one device per hour.")]
 
 
@@ -119,6 +127,7 @@ def study_plan(
     mfu: Mfu = 0.35,
     jobs: Jobs = None,
     gpus: Gpus = 1,
+    done: DoneTable = None,
     usd_per_hour: Price = None,
     budget: BudgetCap = None,
     as_json: AsJson = False,
@@ -129,16 +138,15 @@ def study_plan(
 
     Runs that are done, and shared prefixes, count once. Exit code 1: the remaining cost exceeds --budget.
     """
-    from reptrain.cli.study_plan import bill_data, bill_text
-    from reptrain.study.bill import Hardware, bill_of, over_budget
-    from reptrain.study.build import build_graph
+    from reptrain.cli.study_plan import bill_data, bill_text, bills_of
+    from reptrain.study.bill import Hardware, over_budget
     from reptrain.study.local_pool import default_jobs
     from reptrain.study.places import studies_to_run
 
     places = studies_to_run(study, overrides or [], out=out, scale=scale)
     at_once = jobs or default_jobs(gpus_per_job=gpus, on_gpus=hardware is not None)
     chosen = Hardware(hardware, mfu, gpus, at_once, usd_per_hour)
-    bills = {one.name: bill_of(one, build_graph(one, folder), folder, chosen) for one, folder in places}
+    bills = bills_of(places, chosen, done=done)
     excess = over_budget([*bills.values()], budget) if budget is not None else None
     texts = {name: bill_text(bill) for name, bill in bills.items()}
     text = with_headings(texts) + (f"\nover budget: {excess}" if excess else "")
@@ -163,14 +171,7 @@ def study_run(
             show_default="1 if this machine has any; under Slurm none",
         ),
     ] = None,
-    done: Annotated[
-        str | None,
-        typer.Option(
-            "--done",
-            metavar="TABLE",
-            help="A runs.parquet of `study collect`, also at a URL; its runs that are exact count as done.",
-        ),
-    ] = None,
+    done: DoneTable = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(
@@ -191,6 +192,7 @@ def study_run(
     one after another, and then the second looks of their claims. Repeat the command to resume after an
     interruption. A stop signal saves checkpoints and exits with code 3.
     """
+    from reptrain.cli.study_plan import bills_of
     from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means
     from reptrain.study.bill import Hardware
     from reptrain.study.places import studies_to_run
@@ -200,7 +202,7 @@ def study_run(
     if budget is not None:
         first = means[0]
         chosen = Hardware(hardware, mfu, first.devices_per_run, first.runs_at_once, usd_per_hour)
-        refuse_over_budget(places, budget, chosen)
+        refuse_over_budget(bills_of(places, chosen, done=done), budget)
     raise typer.Exit(run_and_report(places, means, done=done))
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from reptrain.study.bill import Bill, BillRow, rows_by_arm
+from reptrain.study.bill import Bill, BillRow, Hardware, bill_of, rows_by_arm
+from reptrain.study.build import build_graph
+from reptrain.study.done_table import read_done
+from reptrain.study.looks import Place
 
 _AUDITS = {
     "windows": "; `audit: inputs` also compares everything that enters the model",
@@ -16,6 +21,16 @@ _AUDITS = {
     "none": "; the runs get no verdict",
 }
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def bills_of(
+    places: Sequence[Place], hardware: Hardware, *, done: str | Path | None = None
+) -> dict[str, Bill]:
+    """The cost of studies, by their names. ``done``: see `StudyRun`."""
+    elsewhere = read_done(done).rows if done is not None else None
+    return {
+        study.name: bill_of(study, build_graph(study, out), out, hardware, elsewhere) for study, out in places
+    }
 
 
 def bill_text(bill: Bill) -> str:

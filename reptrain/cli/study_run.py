@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, verdict
 from reptrain.study.ask import read_study
 from reptrain.study.audits import StudyAudits
-from reptrain.study.bill import Hardware, bill_of, over_budget
-from reptrain.study.build import build_graph
+from reptrain.study.bill import Bill, over_budget
 from reptrain.study.cautions import cautions
 from reptrain.study.executor import Executor
 from reptrain.study.local_pool import LocalPool
@@ -66,17 +65,16 @@ def run_means(
     return RunMeans(pool, several, gpus or 1, pool.jobs)
 
 
-def refuse_over_budget(places: Sequence[Place], budget: str, hardware: Hardware) -> None:
+def refuse_over_budget(bills: Mapping[str, Bill], budget: str) -> None:
     """Refuse studies whose unfinished runs together exceed a budget.
 
     Raises:
         StudyError: Naming both figures.
     """
-    bills = [bill_of(study, build_graph(study, out), out, hardware) for study, out in places]
-    excess = over_budget(bills, budget)
+    excess = over_budget([*bills.values()], budget)
     if excess is not None:
         raise StudyError(
-            f"{'study' if len(places) == 1 else 'studies'} {', '.join(study.name for study, _ in places)}",
+            f"{'study' if len(bills) == 1 else 'studies'} {', '.join(bills)}",
             got=excess,
             rule="must fit in the budget",
             remedy="Remove arms or seeds, or raise --budget. `reptrain study plan` shows each arm.",

@@ -16,6 +16,8 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -33,6 +36,8 @@ from reptrain.errors import RunError
 from reptrain_launcher.rank_environment import shown_rank
 
 _BEAT_S = 1.0
+# For large processes: py-spy reads the symbols of all loaded libraries.
+_DUMP_S = 20.0
 # After a collective failed, a rank without a heartbeat for this many beats is the cause.
 _BEATS_AFTER_FAILURE = 6
 _VERDICT = "verdict"
@@ -245,13 +250,26 @@ def _stack(frame: FrameType | None) -> list[tuple[str, int]]:
 def end_process(error: RunError) -> None:
     """End the process with the exit code of a user error. The main thread may hang and cannot do it.
 
-    Prints the stacks of all threads, which show what the main thread waits for.
+    Prints the stacks of all threads, which show what the main thread waits for. Where py-spy is installed,
+    their native frames follow, such as those of NCCL.
     """
     rank = shown_rank() or "0"
     with suppress(OSError):
         os.write(2, f"rank {rank}: error: {error}\nrank {rank}: stacks of its threads:\n".encode())
         faulthandler.dump_traceback(2, all_threads=True)
+        _dump_native_stacks(rank)
     os._exit(2)
+
+
+def _dump_native_stacks(rank: str) -> None:
+    beside = Path(sys.executable).with_name("py-spy")
+    py_spy = beside if beside.exists() else shutil.which("py-spy")
+    if py_spy is None:
+        return
+    os.write(2, f"rank {rank}: stacks with native frames, by py-spy:\n".encode())
+    with suppress(subprocess.TimeoutExpired):
+        command = [py_spy, "dump", "--native", "--pid", str(os.getpid())]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, stderr=2, timeout=_DUMP_S, check=False)
 
 
 @contextmanager

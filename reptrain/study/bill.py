@@ -20,7 +20,7 @@ from reptrain.sizes.memory import saved_bytes
 from reptrain.sizes.run_flops import RunFlops
 from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.store.remote import local_folder
-from reptrain.study.done_table import load_done, to_run
+from reptrain.study.done_table import DoneRows, load_done, to_run
 from reptrain.study.graph import Graph, Node
 from reptrain.study.grid import arms
 from reptrain.study.looks import most_added
@@ -129,21 +129,24 @@ class Bill:
         return sum(row.checkpoint_bytes for row in self.rows)
 
 
-def bill_of(study: StudyConfig, graph: Graph, out: Path, hardware: Hardware) -> Bill:
-    """The cost of a study, given what is done in its folder.
+def bill_of(
+    study: StudyConfig, graph: Graph, out: Path, hardware: Hardware, elsewhere: DoneRows | None = None
+) -> Bill:
+    """The cost of a study, given what is done in its folder and elsewhere.
 
     Args:
         study: The study.
         graph: Its nodes.
         out: Its folder, which need not exist.
         hardware: The hardware.
+        elsewhere: Runs of other studies that count as done (`read_done`).
 
     Raises:
         StudyError: If the hardware is unknown.
         ConfigError: If a vocabulary size is unknown.
     """
     here = [node.name for node in graph.nodes if not node.pending and is_done_by_records(node, out)]
-    left = {node.name for node in to_run(graph.nodes, here, load_done(out))}
+    left = {node.name for node in to_run(graph.nodes, here, load_done(out) | (elsewhere or {}))}
     stores = _manifests(graph)
     costs = {node.name: _Cost(node.run, stores) for node in graph.trainings}
     speeds = _speeds(graph, out, costs)

@@ -109,4 +109,5 @@ def test_rank_that_hangs_is_named(tiny: Callable[..., RunConfig], tmp_path: Path
     write_config(tmp_path, tiny(f"train.rank_timeout_seconds={TIMEOUT_S}"))
     said = start_ranks(2, tmp_path, {"run": {"overrides": [], "hang": [1, 4]}}, fails=True)
     assert "rank 1: must make progress" in said and f"no progress for {TIMEOUT_S} s" in said
+    assert "rank 1: stacks of its threads:" in said
     assert "rank 1: must make progress" in str(RunFolder.open(tmp_path / "run").status().reason)

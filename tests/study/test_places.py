@@ -119,6 +119,9 @@ def test_tables_go_to_a_url_and_are_read_from_there(command: Run, folder: Path) 
         name.rpartition("/")[2] for name in fsspec.filesystem("memory").ls("/here/tables", detail=False)
     }
     assert read_table("memory://here/tables/runs.parquet")["status"].to_pylist() == ["done"]
+    for done, left in (([], False), (["--done", "memory://here/tables/runs.parquet"], True)):
+        code, out, _ = command("study", "plan", str(folder / "b.yaml"), *done)
+        assert (code, "all runs are done" in out) == (0, left)
     code, _, _ = command(
         "study", "run", str(folder / "b.yaml"), "--done", "memory://here/tables/runs.parquet"
     )
