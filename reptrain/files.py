@@ -37,7 +37,8 @@ def write_atomically(path: Path, data: str | bytes | Iterable[str], *, flush: bo
         flush: Whether it must survive a power loss.
 
     Raises:
-        OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
+        OSError: If the disk is full, the folder is not writable, or ``path`` is a device or a folder;
+            ``path`` is then unchanged.
     """
     pieces = [data] if isinstance(data, (str, bytes)) else data
     with replacing(path, flush=flush) as file:
@@ -71,8 +72,12 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
         flush: Whether it must survive a power loss.
 
     Raises:
-        OSError: If the disk is full or the folder is not writable; ``path`` is then unchanged.
+        OSError: If the disk is full, the folder is not writable, or ``path`` is a device or a folder;
+            ``path`` is then unchanged.
     """
+    if path.exists() and not path.is_file():
+        # A rename would replace a device such as /dev/null by a file.
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     except OSError as error:

@@ -90,15 +90,19 @@ def first_config(advice: Advice, store: StoreFacts) -> FirstConfig:
         store: The store.
 
     Raises:
-        AnalysisError: If the store is too small for a window.
+        AnalysisError: If the store is too small for a window, or the advised run is shorter than a window or
+            too long to count.
     """
     shape = closest_shape(advice.parameters, store.vocab_size)
     window = _window(store)
+    _check_tokens(advice.tokens, window)
     batch, rate, rate_source = _batch_and_rate(advice, window)
     # The law's number of epochs is at least 1.
     whole = advice.tokens >= store.unique_tokens
     budget: str | int = f"{advice.epochs:.4g}epochs" if whole else round(advice.tokens)
-    law = "the law " + advice.basis.law + (": your runs" if advice.basis.from_runs else ": public runs")
+    law = f"the law {advice.basis.law}: {'your' if advice.basis.from_runs else 'public'} runs"
+    beyond = [f"{name} x{factor:.3g}" for name, factor in advice.extrapolation.items() if factor > 1]
+    law += f", extrapolated by {', '.join(beyond)}" if beyond else ""
     hints = {hint.topic: hint for hint in advice.hints}
     width = "head_dim 64, 32 or 16 in a narrow model; d_ff 8/3 d_model (Touvron et al., 2023)"
     found = count_parameters(DecoderConfig(**shape), store.vocab_size).total
@@ -187,6 +191,16 @@ def _window(store: StoreFacts) -> int:
             remedy="Add text.",
         )
     return int(min(_WINDOWS[1], 2 ** int(math.log2(most))))
+
+
+def _check_tokens(tokens: float, window: int) -> None:
+    if not window <= tokens < 2**62:
+        raise AnalysisError(
+            "the advised run",
+            got=f"{tokens:.3g} tokens",
+            rule=f"must have at least one window of {window} tokens, and fewer than 2**62 tokens",
+            remedy="Give another budget of FLOPs, or leave out the tokens to hold fixed.",
+        )
 
 
 def published_batch_and_rate(compute_flops: float) -> tuple[float, float]:

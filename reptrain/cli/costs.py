@@ -25,7 +25,7 @@ DeviceName = Annotated[
 ]
 Mfu = Annotated[
     float | None,
-    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization, if no rate is measured."),
+    typer.Option("--mfu", min=0.0, max=1.0, help="Model FLOPs utilization: achieved FLOPs over the peak."),
 ]
 PeakTflops = Annotated[
     float | None,
@@ -54,12 +54,12 @@ AdvisedStore = Annotated[
     typer.Option(
         "--store",
         metavar="DIR",
-        help="Token store to read the number of tokens from; also print a first configuration.",
+        help="Token store, to read the number of unique tokens from. Also prints a first configuration.",
     ),
 ]
 NewConfig = Annotated[
     Path | None,
-    typer.Option("--out", metavar="YAML", help="With --store: write the configuration to a new file."),
+    typer.Option("--out", metavar="YAML", help="With --store: write the first configuration to a new file."),
 ]
 ComputeBudget = Annotated[
     float | None,
@@ -67,7 +67,10 @@ ComputeBudget = Annotated[
         "--compute", metavar="FLOPS", help="Budget in training FLOPs; alternative to --gpus and --hours."
     ),
 ]
-Hours = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours on these GPUs.")]
+Hours = Annotated[
+    float | None,
+    typer.Option("--hours", min=0.0, help="Hours on these GPUs; needs --mfu, and --device or --peak-tflops."),
+]
 HoldTokens = Annotated[
     int | None,
     count_option("--hold-tokens", help="Hold the consumed tokens D fixed; only the size is chosen."),
@@ -122,7 +125,8 @@ def advise(
 ) -> None:
     """Recommend size, epochs and regularization for a budget.
 
-    The budget is a number of unique tokens, and training FLOPs or GPU-hours.
+    The budget is a number of unique tokens, and training FLOPs or GPU-hours. With --store, also print a
+    first configuration, and the source of each setting.
     """
     from reptrain.analysis.advise import Evidence, advice_text, fit_evidence
     from reptrain.analysis.advise import advise as advice_for
@@ -139,7 +143,7 @@ def advise(
     facts = None if store is None else _store_facts(store)
     available = float(facts.unique_tokens if facts is not None else unique_tokens or 0)
     peak = _peak(device, "bf16", peak_tflops)
-    budget = _budget(compute, gpus, hours, mfu, peak)
+    budget = _budget(compute, gpus, hours, mfu, peak, device)
     fit = None
     if runs is not None:
         evidence = Evidence(read_table(runs), metric, parse_columns(columns, ["N", "D", "U"]), law)
@@ -206,16 +210,27 @@ def _held(tokens: int | None, ratio: float | None) -> Held | None:
 
 
 def _budget(
-    compute: float | None, gpus: int, hours: float | None, mfu: float | None, peak: float | None
+    compute: float | None,
+    gpus: int,
+    hours: float | None,
+    mfu: float | None,
+    peak: float | None,
+    device: str | None,
 ) -> float:
     """Training FLOPs, as given or from GPUs and hours."""
     if (compute is None) == (hours is None):
         raise typer.BadParameter("give --compute, or --gpus and --hours", param_hint="--compute")
     if compute is not None:
         return compute
+    if device is not None and peak is None:
+        raise typer.BadParameter(f"{device!r} has no known peak; give --peak-tflops", param_hint="--device")
     if hours is None or mfu is None or peak is None:
         raise typer.BadParameter("needs --mfu, and --device or --peak-tflops", param_hint="--hours")
-    return hours * 3600.0 * gpus * peak * mfu
+    budget = hours * 3600.0 * gpus * peak * mfu
+    if not 0 < budget < float("inf"):
+        problem = f"hours, MFU and peak must be above zero and finite; they give {budget:g} FLOPs"
+        raise typer.BadParameter(problem, param_hint="--hours")
+    return budget
 
 
 @app.command()

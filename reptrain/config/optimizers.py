@@ -146,4 +146,15 @@ class ScheduleConfig(Frozen):
                 "weight_decay_ratio needs a name with a final_ratio: cosine, linear, wsd or cyclic;"
                 f" {self.name} was given"
             )
+        if self.weight_decay_ratio != 1 and self.final_ratio == 1:
+            raise ValueError(
+                "weight_decay_ratio needs a final_ratio below 1, because it follows the learning rate;"
+                " 1 was given"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cycles_are_cyclic(self) -> Self:
+        if self.cycles > 1 and self.name != "cyclic":
+            raise ValueError(f"cycles of more than 1 need the name cyclic; {self.name} was given")
         return self

@@ -152,9 +152,9 @@ class TextAmount:
 
 
 def named_amounts(value: Any) -> Any:
-    """The amounts of ``babylm``; any other value is returned unchanged for pydantic to validate."""
+    """The amounts of ``babylm``, or a list of one amount; pydantic validates the amounts."""
     if value != "babylm":
-        return value
+        return [value] if isinstance(value, str) else value
     millions = [*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100)]
     return [f"{number}Mwords" for number in millions]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,24 @@ def test_a_store_too_small_for_windows_is_refused() -> None:
         first_config(advise(4000, 1e12), facts(4000))
 
 
+@pytest.mark.parametrize("compute", [1e-3, 1e60])
+def test_a_run_without_a_window_or_an_end_is_refused(compute: float) -> None:
+    with pytest.raises(AnalysisError, match="at least one window of 128 tokens, and fewer than"):
+        first_config(advise(1e4, compute), facts(1e4))
+
+
+def test_settings_beyond_the_runs_of_the_law_are_marked() -> None:
+    found = {
+        unique: next(
+            one.source
+            for one in first_config(advise(unique, 1e20), facts(unique)).settings
+            if one.key == "train.total_tokens"
+        )
+        for unique in (1e9, 1e6)
+    }
+    assert "extrapolated" not in found[1e9] and re.search("extrapolated by .*U x100", found[1e6])
+
+
 def test_advise_writes_a_configuration_that_trains(
     store_path: Path, tmp_path: Path, tiny: Callable[..., RunConfig]
 ) -> None:
@@ -103,10 +122,14 @@ def test_advise_writes_a_configuration_that_trains(
 
 @pytest.mark.parametrize(
     "words",
-    [["--compute", "1e15"], ["--unique-tokens", "1M", "--store", "x", "--compute", "1e15"],
-     ["--unique-tokens", "1M", "--compute", "1e15", "--out", "x.yaml"]],
+    [
+        ["--compute", "1e15"], ["--unique-tokens", "1M", "--store", "x", "--compute", "1e15"],
+        ["--unique-tokens", "1M", "--compute", "1e15", "--out", "x.yaml"],
+        ["--unique-tokens", "1M", "--hours", "0", "--mfu", "0.4", "--device", "A100"],
+        ["--unique-tokens", "1M", "--hours", "1", "--mfu", "0.4", "--device", "TPU"],
+    ],
 )  # fmt: skip
-def test_advise_needs_one_of_tokens_and_store(words: list[str]) -> None:
+def test_advise_refuses_options_that_give_no_budget_or_store(words: list[str]) -> None:
     assert CliRunner().invoke(app, ["advise", *words]).exit_code == 2
 
 

@@ -67,7 +67,8 @@ def test_learning_rate_cyclic_restarts_at_its_peak() -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "cyclic"])
 def test_weight_decay_rises_as_the_rate_falls(name: str) -> None:
-    schedule = ScheduleConfig(name=name, cycles=3, warmup_fraction=0.1, weight_decay_ratio=5.0)
+    cycles = 3 if name == "cyclic" else 1
+    schedule = ScheduleConfig(name=name, cycles=cycles, warmup_fraction=0.1, weight_decay_ratio=5.0)
     assert weight_decay_factor(0, 10, 100, schedule) == 1
     for step in range(20, 100):
         rate = step_learning_rate(step, step + 1, 100, OPTIMIZER, schedule)
@@ -78,3 +79,10 @@ def test_weight_decay_rises_as_the_rate_falls(name: str) -> None:
 def test_weight_decay_needs_a_lowest_rate_to_rise() -> None:
     with pytest.raises(ValueError, match="constant was given"):
         ScheduleConfig(name="constant", weight_decay_ratio=2)
+    with pytest.raises(ValueError, match="final_ratio below 1"):
+        ScheduleConfig(final_ratio=1, weight_decay_ratio=2)
+
+
+def test_cycles_need_a_cyclic_rate() -> None:
+    with pytest.raises(ValueError, match="need the name cyclic; cosine was given"):
+        ScheduleConfig(cycles=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ def test_learned_weights_are_at_least_as_good_on_select(runs: Callable[[str], Pa
     members = [open_run(runs(name), device="cpu") for name in ("plain", "wider", "untrained")]
     weights = learned_weights(members)
     assert weights[2] < 0.05 and sum(weights) == pytest.approx(1)
+    # In micro-batches of other sizes too.
+    assert learned_weights([replace(one, rows=3) for one in members]) == pytest.approx(weights, abs=1e-3)
     nats = [
         score_run(run, sets=["select"])[0].nats
         for run in (*members, ensemble_of(members), ensemble_of(members, weights))

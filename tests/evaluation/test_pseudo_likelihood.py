@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,8 @@ def test_each_token_is_predicted_from_all_others(kind: str, runs: Callable[[str]
     expected = [log_probability(run, kind, ids, place) for place in range(len(ids))]
     scorer = PseudoLikelihood(run)
     assert -scorer.nats(ids) == pytest.approx(sum(expected), rel=1e-4)
+    # In forward passes of other sizes too.
+    assert PseudoLikelihood(replace(run, rows=3)).nats(ids) == pytest.approx(scorer.nats(ids), rel=1e-5)
     # The first tokens are context.
     assert -scorer.nats(ids, first=3) == pytest.approx(sum(expected[3:]), rel=1e-4)
 

@@ -62,7 +62,7 @@ RUNS: dict[str, list[str]] = {
     "views": [
         "objective={name: augmented_causal, max_offset: 3, right_to_left: 0.5}",
         *("model.dropout.mlp_output=0.2", "train.micro_batch_windows=4", "optimizer.weight_decay=0.5"),
-        "schedule={name: cyclic, cycles: 2, weight_decay_ratio: 5}",
+        *("schedule={name: cyclic, cycles: 2, weight_decay_ratio: 5}", "data.cut=repacked"),
     ],
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -240,10 +241,14 @@ def test_credentials_of_urls_are_not_written(tmp_path, monkeypatch):
     assert opened(tmp_path, config).path == folder.path
 
 
-@pytest.mark.parametrize("name", ["missing/file", "folder"])
+@pytest.mark.parametrize("name", ["missing/file", "folder", "folder/pipe"])
 def test_a_file_that_cannot_be_written_is_named_itself(tmp_path, name):
     (tmp_path / "folder").mkdir()
+    # It stands for every device: a rename would replace it.
+    os.mkfifo(tmp_path / "folder" / "pipe")
     with pytest.raises(OSError) as refused:
         write_atomically(tmp_path / name, "text")
     assert refused.value.filename == str(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["pipe"]
+    assert (tmp_path / "folder" / "pipe").is_fifo()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from interrupts import crash, interrupt_at
 
-from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
 from reptrain.errors import ConfigError
 from reptrain.hub.adapted_model import AdaptedModel
@@ -19,6 +18,7 @@ from reptrain.runs import RunFolder
 from reptrain.runs.parent import read_parent
 from reptrain.training.init_from import open_parent
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 
 Make = Callable[..., RunConfig]
 DECODER = (
@@ -113,7 +113,7 @@ def test_an_adapted_run_records_its_parent(decoder: Path, tiny: Make, tmp_path: 
     record = read_parent(tmp_path / "adapted")
     assert record is not None and record.changed == {"family": ("decoder", "t5")}
     assert record.weights == open_saved_model(decoder).fingerprint()
-    assert audit(tmp_path / "adapted").exact
+    assert audit_inputs(tmp_path / "adapted").exact
 
 
 def test_an_adapted_run_resumes_with_the_same_bits(

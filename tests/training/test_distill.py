@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from interrupts import crash, interrupt_at
 
-from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
 from reptrain.errors import ConfigError, ReptrainError, ResumeError, RunError
 from reptrain.evaluation.ensemble import snapshot_steps
@@ -20,6 +19,7 @@ from reptrain.hub.saved_model import open_saved_model
 from reptrain.model.head import Distribution, imitation_loss
 from reptrain.runs import RunFolder
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 from reptrain_kernels.ops.linear_cross_entropy import IGNORE, Targets, coefficient, cross_entropy
 
 Make = Callable[..., RunConfig]
@@ -98,7 +98,7 @@ def test_runs_resume_with_the_same_bits_and_teacher(
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["teacher"] == open_saved_model(teacher).fingerprint()
     assert "teacher" not in json.loads((tmp_path / "plain" / "plan.json").read_text())
-    assert audit(tmp_path / "run").exact
+    assert audit_inputs(tmp_path / "run").exact
 
 
 def test_other_weights_at_the_teachers_path_are_refused(
@@ -133,7 +133,7 @@ def test_a_run_distilled_from_itself_resumes_with_the_same_bits(
         train(tiny(*OWN), tmp_path / "run")
     assert train(tiny(*OWN), tmp_path / "run").state == "done"
     assert losses(tmp_path / "run") == losses(own)
-    assert audit(tmp_path / "run").exact
+    assert audit_inputs(tmp_path / "run").exact
 
 
 def test_a_missing_snapshot_is_named(

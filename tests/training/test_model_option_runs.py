@@ -27,7 +27,7 @@ OPTIONS = {
     ),
     "relative positions": (
         "model.positions=relative", "model.mlp=gelu", "model.num_kv_heads=1", "model.dropout.attention=0.1",
-        "objective.name=prefix_lm", "train.activation_checkpointing=true",
+        "objective.name=prefix_lm", "train.activation_checkpointing=true", "model.parallel_block=true",
     ),
     "t5": ("objective.name=span_corruption", T5, "train.activation_checkpointing=true"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every method of docs/guides/newest.md: off by default, and the same bits after a resume."""
+"""Every method of docs/guides/newest.md: off by default, resumed with the same bits, rebuilt by the audit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from interrupts import crash, interrupt_at
 
-from reptrain.auditing.audit import audit
 from reptrain.config import RunConfig
 from reptrain.runs import RunFolder
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 
 Make = Callable[..., RunConfig]
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "newest.md"
@@ -63,4 +63,5 @@ def test_methods_resume_with_the_same_bits(
         train(tiny(*settings), tmp_path / "run")
     assert train(tiny(*settings), tmp_path / "run").state == "done"
     assert losses(tmp_path / "run") == losses(tmp_path / "whole") != plain(SPARSE[0] in settings)
-    assert audit(tmp_path / "run").exact
+    report = audit_inputs(tmp_path / "run")
+    assert report.exact and report.inputs is not None, report.text()

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupts import crash, interrupt_at
+from ledgers import steps_of
 from typer.testing import CliRunner
 
 from reptrain.checkpoint.step_folder import step_folders
@@ -27,6 +29,7 @@ from reptrain.runs.parent import read_parent
 from reptrain.store import open_store
 from reptrain.store.manifest import SplitInfo
 from reptrain.training.loop import train
+from reptrain.training.rebuilt_inputs import audit_inputs
 from reptrain.training.setup import open_data, resolve_budgets
 
 Make = Callable[..., RunConfig]
@@ -76,6 +79,9 @@ def test_the_amounts_of_babylm() -> None:
     amounts = [amount.short for amount in CheckpointConfig(at_text="babylm").at_text]
     assert amounts[:3] == ["1M", "2M", "3M"] and amounts[8:11] == ["9M", "10M", "20M"]
     assert amounts[-2:] == ["900M", "1000M"]
+    assert CheckpointConfig(at_text="10Mwords").at_text == [TextAmount.parse("10Mwords")]
+    with pytest.raises(ValueError, match="10Mwords"):
+        CheckpointConfig(at_text="babylmm")
 
 
 def test_a_budget_of_words_becomes_tokens_by_the_mean_of_the_store(run: Path, store_path: Path) -> None:
@@ -105,6 +111,25 @@ def test_checkpoints_are_at_the_first_step_with_so_much_text(run: Path, store_pa
         )
         assert before < count <= after
     assert set(steps.values()) <= set(step_folders(folder.checkpoints))
+
+
+def test_a_run_in_words_resumes_with_the_same_checkpoints(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RunFolder.open(run)
+    # As written by the user, in words.
+    budget = whole.config.train.model_copy(update={"total_tokens": Budget.parse("2500words")})
+    config = whole.config.model_copy(update={"train": budget})
+    for step in (2, max(revision_steps(whole).values())):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_at(patch, step, crash)
+            train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run").state == "done"
+    resumed = RunFolder.open(tmp_path / "run")
+    assert steps_of(resumed.ledger) == steps_of(whole.ledger)
+    assert revision_steps(resumed) == revision_steps(whole)
+    assert set(revision_steps(whole).values()) <= set(step_folders(resumed.checkpoints))
+    assert audit_inputs(resumed.path).exact
 
 
 @pytest.mark.parametrize("cut", ["fixed", "shifted", "repacked"])
