@@ -34,6 +34,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # Processes that share the tests of `make test`, a file to each at a time.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
+# If no bytecode is written, each process of a test run compiles the project and its tests: 5 s for each that shares them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
 	test-cluster test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \

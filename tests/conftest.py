@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
 import file_seconds
+from forked import shared_servers
 from time_limits import extend
 
 if TYPE_CHECKING:
@@ -126,6 +128,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("record_seconds"):
         config.pluginmanager.register(file_seconds.Recorder(), "record-seconds")
+    if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        servers = shared_servers()
+        servers.__enter__()
+        config.add_cleanup(lambda: servers.__exit__(None, None, None))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -134,6 +140,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file_seconds.longest_first(items, json.loads(file_seconds.TABLE.read_text()))
     for item in items:
         extend(item, float(config.getoption("timeout") or config.getini("timeout") or 0))
+
+
+def pytest_collection_finish() -> None:
+    """Take modules and tests, which live until the end, out of every later garbage collection."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
