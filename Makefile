@@ -31,8 +31,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-# Processes that share the tests of `make test`, a file to each at a time.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+# Processes that share the tests of `make test`, a file to each at a time. On few cores one more than cores: some tests
+# wait for time limits and for the polls of launchers.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n + 1 : 4 )))
 
 # If no bytecode is written, each process of a test run compiles the project and its tests: 5 s for each that shares them.
 unexport PYTHONDONTWRITEBYTECODE
