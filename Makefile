@@ -31,8 +31,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-# Processes that share the tests of `make test`, a file to each at a time.
-JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+# Processes that share the tests of `make test`, a file to each at a time. On few cores one more than cores: some tests
+# wait for time limits and for the polls of launchers.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n + 1 : 4 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
@@ -87,6 +88,8 @@ check: $(VENV)/.test
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
+# Without bytecode each process compiles the modules of the project and of its tests that it imports.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest
 # The longest files first: tests/file_seconds.json.
 SHARED := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Temporary folders are in memory if 4 GB are free there and files may be executed: a short run calls fsync 46
@@ -96,13 +99,13 @@ SHM := $(shell grep -q ' /dev/shm tmpfs' /proc/mounts 2>/dev/null && ! grep ' /d
 REMOVED := -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
 
 test: $(VENV)/.test
-	$(SHM) $(BIN)/pytest -m 'not slow' $(SHARED) $(REMOVED)
+	$(SHM) $(PYTEST) -m 'not slow' $(SHARED) $(REMOVED)
 
 test-seconds: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(SHM) $(BIN)/pytest -m 'not slow' --record-seconds $(REMOVED)
+	OMP_NUM_THREADS=1 $(SHM) $(PYTEST) -m 'not slow' --record-seconds $(REMOVED)
 
 coverage: $(VENV)/.test
-	$(SHM) $(BIN)/pytest -m 'not slow' $(SHARED) $(REMOVED) --cov --cov-report=term:skip-covered
+	$(SHM) $(PYTEST) -m 'not slow' $(SHARED) $(REMOVED) --cov --cov-report=term:skip-covered
 
 # The rooms without torch or training, whose tests take seconds.
 FAST := tests/config tests/store tests/runs tests/study
@@ -111,7 +114,7 @@ coverage-fast: $(VENV)/.test
 	$(BIN)/pytest -m 'not slow' $(FAST) $(SHARED) --cov --cov-report=term
 
 test-all: $(VENV)/.test
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Instruction sets of torch, oneDNN and MKL, and threads: each combination rounds differently.
 MACHINES := default:SSE41:COMPATIBLE:1 avx2:AVX2:AVX2:2 avx512:AVX512_CORE:AVX512:1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, shared)))
 
 import file_seconds
+from forked import shared_servers
 from time_limits import extend
 
 if TYPE_CHECKING:
@@ -40,27 +43,53 @@ TINY: dict[str, Any] = {
 }
 
 MakeConfig = Callable[..., "RunConfig"]
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Has a path made by the first of the processes that share the tests; by name."""
+    from filelock import FileLock
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def make_once(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = folder / "shared" / name, folder / "shared" / f"{name}.done"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def text_file(made_once: MadeOnce) -> Path:
     """Some hundred pieces of Python's own documentation as .jsonl."""
     from reptrain.text import stdlib_documents
 
-    path = tmp_path_factory.mktemp("text") / "docs.jsonl"
-    documents = islice(stdlib_documents(), 400)
-    path.write_text("".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in documents))
-    return path
+    def write(path: Path) -> None:
+        documents = islice(stdlib_documents(), 400)
+        path.write_text("".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in documents))
+
+    return made_once("docs.jsonl", write)
 
 
 @pytest.fixture(scope="session")
-def store_path(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_path(text_file: Path, made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed store of `text_file` with 512 pieces."""
     from reptrain.tokenization import tokenize
 
-    out = tmp_path_factory.mktemp("store") / "store"
-    tokenize([text_file], out, vocab_size=512, held_out_fraction=0.2)
-    return out
+    def make(out: Path) -> None:
+        tokenize([text_file], out, vocab_size=512, held_out_fraction=0.2)
+
+    # Runs keep orders of documents in the store, and some tests copy it meanwhile: each process has its own.
+    own = tmp_path_factory.mktemp("store") / "store"
+    return Path(shutil.copytree(made_once("store", make), own))
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +155,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("record_seconds"):
         config.pluginmanager.register(file_seconds.Recorder(), "record-seconds")
+    if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        servers = shared_servers()
+        servers.__enter__()
+        config.add_cleanup(lambda: servers.__exit__(None, None, None))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -134,6 +167,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file_seconds.longest_first(items, json.loads(file_seconds.TABLE.read_text()))
     for item in items:
         extend(item, float(config.getoption("timeout") or config.getini("timeout") or 0))
+
+
+def pytest_collection_finish() -> None:
+    """Take modules and tests, which live until the end, out of every later garbage collection."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -39,8 +39,10 @@ class Server:
         self._connections: dict[int, socket.socket] = {}
         self._selector = DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(address)
+        # A client connects as soon as the address exists.
+        self._listener.bind(f"{address}.new")
         self._listener.listen(64)
+        Path(f"{address}.new").rename(address)
         self._selector.register(self._listener, EVENT_READ, self._accept)
         self._selector.register(sys.stdin, EVENT_READ, self._stop)
 
@@ -114,7 +116,7 @@ def _carry_out(request: dict[str, Any], streams: list[int]) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run Python's arguments, `-m MODULE ...` or `SCRIPT ...`; returns the exit code."""
+    """Run Python's arguments, `-m MODULE ...`, `-c PROGRAM ...` or `SCRIPT ...`; returns the exit code."""
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
@@ -122,6 +124,9 @@ def _run(arguments: list[str]) -> int:
                 # A module that was imported before runs with a warning.
                 sys.modules.pop(arguments[1], None)
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(arguments[1], {"__name__": "__main__"})
         else:
             sys.argv = arguments
             sys.path.insert(0, str(Path(arguments[0]).parent))

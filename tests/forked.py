@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -37,65 +38,126 @@ main({address!r}, {python!r})
 """
 
 
+_IMPORTS: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {
+    "training": (["training_imports"], {}),
+    "interpreter": (["triton", "torch._dynamo", "reptrain_kernels"], {"TRITON_INTERPRET": "1"}),
+    "login": (["login_imports"], {}),
+}
+"""The modules that a server imports, and variables of its environment, by the server's name."""
+_SHARED = "REPTRAIN_TESTS_FORK_SERVERS"
+"""Variable: folder of the servers that all processes of a test run share."""
+
+
 class Server:
-    """A server of forks, which ends with this process.
+    """The address of a server of forks.
 
     Args:
-        modules: What it imports.
-        environment: More variables of its environment.
+        name: One of `_IMPORTS`.
+        folder: Where its socket is.
     """
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="forks-")
-        self.address = str(Path(self._folder.name) / "socket")
-        self.python = Path(self._folder.name) / "python"
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.address = str(folder / name)
+        self.python = folder / f"{name}-python"
         """Starts Python as `sys.executable` does, but as a fork."""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it; it ends when its standard input is closed."""
+        modules, environment = _IMPORTS[self.name]
         self.python.write_text(_PYTHON.format(python=sys.executable, tests=str(_TESTS), address=self.address))
         self.python.chmod(0o755)
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, _TESTS / "fork_server.py", self.address, *modules],
             env={**os.environ, **_VARIABLES, **environment},
             stdin=subprocess.PIPE,
         )
-        atexit.register(self.end)
+
+    def wait(self, process: subprocess.Popen[bytes] | None = None) -> Server:
+        """Wait until it accepts requests, unless its process ends before."""
         limit = time.monotonic() + _START_S
         while not Path(self.address).exists():
-            assert self.process.poll() is None and time.monotonic() < limit, (
+            assert (process is None or process.poll() is None) and time.monotonic() < limit, (
                 "the server of forks did not start"
             )
             time.sleep(0.02)
+        return self
 
-    def end(self) -> None:
-        """End the server, and with it its forks."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
-        self._folder.cleanup()
+
+def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End servers, and with them their forks."""
+    for process in processes:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
 
 
 @cache
+def _server(name: str) -> Server:
+    """The server of this name, started if no process of the test run has done so."""
+    if shared := os.environ.get(_SHARED):
+        with Path(shared, "requests").open("w") as requests:
+            requests.write(f"{name}\n")
+        return Server(name, Path(shared)).wait()
+    folder = tempfile.TemporaryDirectory(prefix="forks-")
+    atexit.register(folder.cleanup)
+    server = Server(name, Path(folder.name))
+    process = server.start()
+    atexit.register(_end, [process])
+    return server.wait(process)
+
+
+@contextmanager
+def shared_servers() -> Iterator[None]:
+    """Let the processes that this one starts share servers, which this process starts on request."""
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+        path = Path(folder, "requests")
+        os.mkfifo(path)
+
+        def start() -> None:
+            # Opened for writing too, so that it has no end.
+            with os.fdopen(os.open(path, os.O_RDWR)) as requests:
+                while name := requests.readline().strip():
+                    if name not in processes:
+                        processes[name] = Server(name, Path(folder)).start()
+
+        starter = threading.Thread(target=start)
+        starter.start()
+        outer = os.environ.get(_SHARED)
+        os.environ[_SHARED] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_SHARED]
+            if outer is not None:
+                os.environ[_SHARED] = outer
+            with path.open("w") as requests:
+                requests.write("\n")
+            starter.join()
+            _end(processes.values())
+
+
 def training_server() -> Server:
     """Its forks train and carry out every command."""
-    return Server(["training_imports"], {})
+    return _server("training")
 
 
-@cache
 def interpreter_server() -> Server:
     """Its forks run Triton kernels in Triton's interpreter."""
-    return Server(["triton", "torch._dynamo", "reptrain_kernels"], {"TRITON_INTERPRET": "1"})
+    return _server("interpreter")
 
 
-@cache
 def login_server() -> Server:
     """Its forks carry out commands where torch, DeepSpeed and Triton cannot be imported."""
-    return Server(["login_imports"], {})
+    return _server("login")
 
 
 class Forked:
     """A forked Python process; the methods are those of `subprocess.Popen`.
 
     Args:
-        arguments: Python's: `-m MODULE ...` or `SCRIPT ...`.
+        arguments: Python's: `-m MODULE ...`, `-c PROGRAM ...` or `SCRIPT ...`.
         server: Has imported what the process needs.
         stdin, stdout, stderr: Standard streams, as files or file descriptors; None for no input or output.
         environment: Its environment, beside the variables that set the number of threads.

@@ -25,8 +25,10 @@ import pyarrow.compute  # noqa: E402
 import rich.progress  # noqa: E402
 import typer._adapters  # noqa: E402
 
+import reptrain.analysis.answer  # noqa: E402
 import reptrain.auditing.audit  # noqa: E402
 import reptrain.cli.common  # noqa: E402
+import reptrain.report  # noqa: E402
 import reptrain.sizes  # noqa: E402
 import reptrain.store  # noqa: E402
 import reptrain.study  # noqa: E402

@@ -34,7 +34,8 @@ def shorten(arguments: list[str]) -> list[str]:
     if command == "demo":
         _reuse_demo_store()
         out = [] if "--out" in arguments or "--quick" in arguments else ["--out", "runs/demo"]
-        return [*arguments, "--quick", "--store-only", *out]
+        text = [] if "--text" in arguments else ["--text", "my_text"]
+        return [*arguments, "--quick", "--store-only", *text, *out]
     if command == "generate":
         return [*arguments, "--max-new-tokens", "4"]
     return arguments

@@ -52,7 +52,7 @@ def workspace(folder: Path, *, documents: int | None) -> None:
         (folder / "my_text" / f"{part}.jsonl").write_text("\n".join(rows[part::2]) + "\n")
 
 
-def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
+def run_page(page: Path, folder: Path, first_on_path: Path, python: Path) -> None:
     """Run a page's commands in a folder, then its Python; all must succeed, or stop by --max-minutes."""
     path = f"{first_on_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -66,7 +66,8 @@ def run_page(page: Path, folder: Path, first_on_path: Path) -> None:
         assert ended.returncode in expected, f"{line}\n{ended.stdout}{ended.stderr}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr}"
     for program in python_blocks(page):
-        subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, check=True)
+        (folder / "printed.py").write_text(program)
+        subprocess.run([python, "printed.py"], cwd=folder, env=environment, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         )
     )
     program.chmod(0o755)
-    return lambda page: run_page(page, folder, program.parent)
+    return lambda page: run_page(page, folder, program.parent, server.python)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Runs a page as printed."""
     folder = tmp_path_factory.mktemp("full")
     workspace(folder, documents=None)
-    return lambda page: run_page(page, folder, folder)
+    return lambda page: run_page(page, folder, folder, Path(sys.executable))
 
 
 @pytest.mark.ranks

@@ -12,13 +12,6 @@ pytest.importorskip("transformers", reason="transformers is not installed: no pa
 
 from their_models import make, ours_from, save
 from torch import Tensor
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func as mixtral_balance
-from transformers.models.switch_transformers.modeling_switch_transformers import (
-    load_balancing_loss_func as switch_balance,
-)
-from transformers.models.switch_transformers.modeling_switch_transformers import (
-    router_z_loss_func as switch_z,
-)
 
 from reptrain.config.model import MoEConfig
 from reptrain.hub import ModelFolder, model_settings
@@ -45,6 +38,9 @@ def our_router_losses(model: Any, *given: Tensor, group_windows: int, **more: Te
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_mixtral_coefficient_gives_the_loss_of_transformers(layers: int, top_k: int, tmp_path: Path) -> None:
+    # The models' modules take a second to import: not when tests are collected.
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func as mixtral_balance
+
     more = {"num_hidden_layers": layers, "router_aux_loss_coef": 0.3}
     theirs = make("mixtral", **more)
     theirs.config.num_experts_per_tok = theirs.num_experts_per_tok = top_k
@@ -64,6 +60,8 @@ def test_mixtral_coefficient_gives_the_loss_of_transformers(layers: int, top_k: 
 
 @pytest.mark.parametrize("sparse", [1, 2])
 def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path: Path) -> None:
+    from transformers.models.switch_transformers import modeling_switch_transformers as switch
+
     more = {"num_layers": 2 * sparse, "num_decoder_layers": 2 * sparse, "num_sparse_encoder_layers": sparse,
             "num_sparse_decoder_layers": sparse}  # fmt: skip
     theirs = make("switch", **more, router_aux_loss_coef=0.3, router_z_loss_coef=0.02)
@@ -74,12 +72,12 @@ def test_switch_coefficients_give_the_loss_of_transformers(sparse: int, tmp_path
         expected = 0.0
         for name in ("encoder", "decoder"):
             logits = getattr(found, f"{name}_router_logits")
-            of_layers = [switch_balance(x.softmax(-1), x.argmax(-1)) for x in logits]
+            of_layers = [switch.load_balancing_loss_func(x.softmax(-1), x.argmax(-1)) for x in logits]
             balance = torch.stack(of_layers).mean()
             if sparse == 1:
                 assert float(balance) == pytest.approx(float(getattr(found, f"{name}_aux_loss")))
             z = getattr(found, f"{name}_z_loss")
-            assert float(z) == pytest.approx(float(switch_z(torch.cat(tuple(logits), 1))))
+            assert float(z) == pytest.approx(float(switch.router_z_loss_func(torch.cat(tuple(logits), 1))))
             expected += float(0.3 * balance + 0.02 * z)
         more = {"source_segments_BS": torch.ones_like(source), "segments_BT": torch.ones_like(inputs)}
         added = our_router_losses(ours, source, inputs, group_windows=1, **more)

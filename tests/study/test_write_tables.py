@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forked import login_server, run_forked
 from run_folders import write_run
 from typer.testing import CliRunner
 
@@ -141,11 +140,9 @@ def test_command_writes_where_it_says(out: Path, tmp_path: Path) -> None:
 
 def test_works_without_torch(out: Path) -> None:
     code = (
-        "import sys\n"
-        "for name in ('torch', 'deepspeed', 'triton'): sys.modules[name] = None\n"
         "from reptrain.cli import app\n"
         f"app(['study', 'collect', {str(out)!r}], standalone_mode=False)\n"
         f"app(['runs', {str(out)!r}], standalone_mode=False)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ended = run_forked(["-c", code], server=login_server())
     assert ended.returncode == 0, ended.stderr

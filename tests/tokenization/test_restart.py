@@ -8,14 +8,13 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from forked import login_server, run_forked
 
 from reptrain.errors import StoreError
 from reptrain.store import open_store, verify
@@ -70,8 +69,8 @@ def test_tokenize_resumes_after_a_kill_and_gives_the_same_bytes(
 ) -> None:
     out, script = tmp_path / "store", tmp_path / "killed.py"
     script.write_text(KILLED)
-    arguments = [sys.executable, str(script), str(corpus), str(out), str(processes), stage, str(count)]
-    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
+    arguments = [script, corpus, out, processes, stage, count]
+    assert run_forked(arguments, server=login_server()).returncode == -signal.SIGKILL
     with pytest.raises(StoreError, match="must be a folder with a manifest"):
         open_store(out)
     done = {path.name for path in out.glob("*.arrow")}
