@@ -35,7 +35,7 @@ def machines(rows: Sequence[ArmRow], out: Path) -> list[Machine]:
     """The different environments of the runs, usually one."""
     result: list[Machine] = []
     for row in rows:
-        if row.state in ("waiting", "other config", "other numerics"):
+        if row.is_elsewhere or row.state in ("waiting", "other config", "other numerics"):
             continue
         facts = environment_facts(RunFolder.open(run_path(out, row.arm)).environment)
         same = [machine for machine in result if machine.facts == facts]

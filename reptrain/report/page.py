@@ -207,9 +207,11 @@ def _commands(out: Path) -> list[str]:
 
 
 def _run_commands(rows: Sequence[ArmRow], out: Path) -> list[str]:
-    """The commands that repeat each run and its audit."""
+    """The commands that repeat each run and its audit; none for a run that is done in another study."""
     lines = []
     for row in rows:
+        if row.is_elsewhere:
+            continue
         run = run_path(out, row.arm)
         lines.append(_command("reptrain train", config_path(out, row.arm), "--out", run))
         lines.append(_command("reptrain audit", run))

@@ -59,6 +59,7 @@ class ArmRow(FrozenRecord):
         seed: Seed of the run.
         state: State of the run. ``other config``: its folder holds another configuration; ``other
             numerics``: a run of another `numerics_version`. Neither is read.
+        is_elsewhere: Whether it is done in another study, whose folder has the run (``--done``).
         reason: Why it failed or was preempted.
         unique_tokens: U.
         epochs: Planned passes over the subset.
@@ -89,6 +90,7 @@ class ArmRow(FrozenRecord):
     values: dict[str, Any]
     seed: int
     state: RowState
+    is_elsewhere: bool = False
     reason: str | None = None
     unique_tokens: int | None = None
     epochs: float | None = None
@@ -155,6 +157,7 @@ def _copied(arm: Arm, copy: RunReading) -> ArmRow:
         values=dict(arm.shown),
         seed=arm.config.seed,
         state="done",
+        is_elsewhere=True,
         unique_tokens=row["unique_tokens"],
         epochs=row["planned_epochs"],
         total_tokens=row["planned_tokens"],

@@ -21,6 +21,7 @@ from run_folders import FakeStore, write_run
 from time_limits import START_S
 
 from reptrain.errors import StudyError
+from reptrain.report import build_report
 from reptrain.runs.folder import RunFolder
 from reptrain.study import StudyConfig, collect, run_study, study_status
 from reptrain.study.build import build_graph
@@ -224,6 +225,8 @@ def test_tables_have_the_rows_of_runs_that_are_done_elsewhere(tmp_path: Path) ->
     assert b["origin"] == "other/b" and b["loss_report_final_nats"] == 7.4
     evaluations = pyarrow.parquet.read_table(written.evaluations).to_pylist()
     assert len(evaluations) == 18 and {one["run"] for one in evaluations} == {"mine", "b"}
+    page = build_report(study, tmp_path / "out").read_text()
+    assert "reptrain study run" in page and "reptrain audit" not in page
     # A copy of a copy keeps its origin, and reports show the run as done.
     third = study_of(name="third", base=base, arms=arms)
     run(third, tmp_path / "third", done=written.runs)
