@@ -139,13 +139,6 @@ def _check_widths(moe: MoEConfig | None, d_model: int, d_ff: int) -> None:
             raise ValueError(f"{name} {_NOT_GROUPED}; {width} is not")
 
 
-def _check_dropout(moe: MoEConfig | None, dropout: DropoutConfig) -> None:
-    """Check that there are experts where they have dropout."""
-    for name, rate in (("expert", dropout.expert), ("expert_output", dropout.expert_output)):
-        if moe is None and rate.largest > 0:
-            raise ValueError(f"dropout.{name} must be 0 without moe: a dense model has no experts")
-
-
 def _check_stack(name: str, num_layers: int, stored: int | None, moe: MoEConfig | None) -> None:
     """Check that stored layers divide the layers, and the pattern of sparse layers the stored ones."""
     if stored is not None and (stored > num_layers or num_layers % stored):
@@ -250,7 +243,6 @@ class DecoderConfig(Frozen):
     @model_validator(mode="after")
     def _layers_divide(self) -> Self:
         _check_widths(self.moe, self.d_model, self.d_ff)
-        _check_dropout(self.moe, self.dropout)
         _check_stack("num_stored_layers", self.num_layers, self.num_stored_layers, self.moe)
         return self
 
@@ -373,7 +365,6 @@ class T5Config(Frozen):
     @model_validator(mode="after")
     def _layers_divide(self) -> Self:
         _check_widths(self.moe, self.d_model, self.d_ff)
-        _check_dropout(self.moe, self.dropout)
         for part, shape in (("encoder", self.encoder), ("decoder", self.decoder)):
             stored = getattr(self, f"num_stored_{part}_layers")
             _check_stack(f"num_stored_{part}_layers", shape.num_layers, stored, self.moe)

@@ -389,10 +389,6 @@ def test_sources_come_in_the_order_of_their_names() -> None:
             },
             "at most model.max_positions 64 positions; it makes 65",
         ),
-        (
-            {"data": {"store": "a"}, "model": {"dropout": {"expert_output": {"value": 0.3, "start": "50%"}}}},
-            "dropout.expert_output must be 0 without moe",
-        ),
         ({"data": {"store": "a"}, "model": {"family": "t5"}}, "needs model.family decoder"),
         (
             {"data": {"store": "a"}, "model": {"family": "gpt"}},

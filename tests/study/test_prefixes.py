@@ -139,7 +139,6 @@ def test_shared_steps_end_where_any_resolved_function_differs(change: str, share
 
 
 DISTILLED = "distill={teacher: /teacher, weight: 0.5}"
-SPARSE = "model.moe={num_experts: 4}"
 
 
 def scheduled_keys(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Scheduled]]:
@@ -153,15 +152,15 @@ def scheduled_keys(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str,
 
 
 def test_every_scheduled_setting_ends_the_shared_steps_where_it_changes() -> None:
-    scheduled = dict(scheduled_keys(config(DISTILLED, SPARSE)))
+    scheduled = dict(scheduled_keys(config(DISTILLED)))
     assert {"distill.weight", "model.dropout.path", "optimizer.weight_decay"} <= scheduled.keys()
     for key, value in scheduled.items():
         late = f"{key}={{value: 0.25, before: {value.value}, start: 10steps}}"
-        assert shared_steps(steps(DISTILLED, SPARSE), steps(DISTILLED, SPARSE, late)) == 10, key
+        assert shared_steps(steps(DISTILLED), steps(DISTILLED, late)) == 10, key
         # A share of the run is another step under another budget.
         half = f"{key}={{value: 0.25, before: {value.value}, start: 50%}}"
         short = "train.total_tokens=8192"
-        assert shared_steps(steps(DISTILLED, SPARSE, half), steps(DISTILLED, SPARSE, half, short)) == 8, key
+        assert shared_steps(steps(DISTILLED, half), steps(DISTILLED, half, short)) == 8, key
 
 
 _SCHEDULES = st.fixed_dictionaries(
