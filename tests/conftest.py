@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,9 +157,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("record_seconds"):
         config.pluginmanager.register(file_seconds.Recorder(), "record-seconds")
     if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
-        servers = shared_servers()
-        servers.__enter__()
-        config.add_cleanup(lambda: servers.__exit__(None, None, None))
+        servers = ExitStack()
+        servers.enter_context(shared_servers())
+        config.add_cleanup(servers.close)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
