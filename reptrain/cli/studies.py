@@ -106,7 +106,7 @@ HardwareName = Annotated[
 Mfu = Annotated[
     float, typer.Option("--mfu", min=1e-6, max=1.0, help="Model FLOPs utilization on that device.")
 ]
-DoneTable = Annotated[
+DoneRuns = Annotated[
     str | None,
     typer.Option(
         "--done",
@@ -127,7 +127,7 @@ def study_plan(
     mfu: Mfu = 0.35,
     jobs: Jobs = None,
     gpus: Gpus = 1,
-    done: DoneTable = None,
+    done: DoneRuns = None,
     usd_per_hour: Price = None,
     budget: BudgetCap = None,
     as_json: AsJson = False,
@@ -171,7 +171,7 @@ def study_run(
             show_default="1 if this machine has any; under Slurm none",
         ),
     ] = None,
-    done: DoneTable = None,
+    done: DoneRuns = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(

@@ -60,7 +60,7 @@ class VitConfig(Frozen):
     @model_validator(mode="after")
     def _has_blocks(self) -> Self:
         # Raises where the widths do not agree.
-        self.blocks  # noqa: B018
+        _ = self.blocks
         return self
 
     @property

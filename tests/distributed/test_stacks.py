@@ -37,7 +37,8 @@ def test_a_rank_prints_native_frames_where_py_spy_may_trace_it() -> None:
     py_spy = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if py_spy is None:
         pytest.skip("py-spy is not installed")
-    traced = subprocess.run([py_spy, "dump", "--pid", str(os.getpid())], capture_output=True, text=True)
+    dump = [py_spy, "dump", "--pid", str(os.getpid())]
+    traced = subprocess.run(dump, capture_output=True, text=True, timeout=120)
     if traced.returncode:
         pytest.skip(f"py-spy may not trace processes here: {traced.stderr.strip()[-200:]}")
     python, native = ended(PROGRAM, os.environ["PATH"]).split("native frames, by py-spy:")
