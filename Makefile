@@ -135,6 +135,8 @@ BENCH_OPTIONS ?= --repetitions 3
 
 $(VENV)/.bench: $(BIN)/python setup.cfg constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@# LitGPT pins older packages than reptrain's; its model runs with these.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 lightning==2.6.6
 	@# litdata brings a torchvision that a CPU build of torch may not load. It works without, transformers too.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 		$(BIN)/python -m pip uninstall --quiet --yes torchvision

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 
 from reptrain.bench.made_store import made_store
 from reptrain.bench.measure import Measurement, Metric, Missing, compared, gate, torch_threads
+from reptrain.bench.peers.litgpt_loop import litgpt_loop
 from reptrain.bench.peers.plain_gpt import plain_gpt_loop
 from reptrain.bench.peers.trainers import transformers_loop, transformers_trainer
 from reptrain.bench.rows import OURS, Row
@@ -26,7 +27,7 @@ from reptrain.config.model import DecoderConfig
 
 TRAINING = Metric("training", "tokens/s")
 BARE, TWIN, UNDROPPED = "bare torch loop", "dense twin", "the same without dropout"
-TRAINER, PLAIN_GPT = "transformers Trainer", "nanoGPT-style loop"
+TRAINER, PLAIN_GPT, LITGPT = "transformers Trainer", "nanoGPT-style loop", "LitGPT model"
 _DROPOUT = {"embedding": 0.1, "attention": 0.1, "mlp": 0.1, "residual": 0.1}
 # In bf16, one rounds the weights and the other the operations.
 _LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
@@ -137,8 +138,11 @@ def steps_of(case: Case, store: Path, repetitions: int) -> list[Row]:
         if isinstance(config.model, DecoderConfig):
             peers[PLAIN_GPT] = plain_gpt_loop(config)
             notes[PLAIN_GPT] = "random windows of a flat file, no digests, no checks"
+            peers[LITGPT] = litgpt_loop(config)
+            notes[LITGPT] = "a plain loop over one batch, without Fabric"
     ways |= {name: peer if isinstance(peer, Missing) else _rate(peer, tokens) for name, peer in peers.items()}
-    packages = {OURS: ("reptrain", "torch", "deepspeed")} | dict.fromkeys(peers, ("transformers", "torch"))
+    packages: dict[str, Sequence[str]] = dict.fromkeys(peers, ("transformers", "torch"))
+    packages |= {OURS: ("reptrain", "torch", "deepspeed"), PLAIN_GPT: ("torch",), LITGPT: ("litgpt", "torch")}
     return compared("step", case.name, TRAINING, ways, repetitions, packages=packages, notes=notes)
 
 
