@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from reptrain.bench import data, proof, start, step, tokenize
 from reptrain.bench.rows import Row, latest, read, table
 
-RUNS: dict[str, Callable[..., list[Row]]] = {
+RUNS: dict[str, Callable[..., Iterable[Row]]] = {
     "data": data.run,
     "start": start.run,
     "tokenize": tokenize.run,
@@ -29,7 +29,7 @@ def regressions(*, repetitions: int, quick: bool) -> Iterator[str]:
             yield from worse(recorded, run(repetitions=repetitions, quick=quick))
 
 
-def worse(recorded: Iterable[Row], found: Sequence[Row]) -> Iterator[str]:
+def worse(recorded: Iterable[Row], found: Iterable[Row]) -> Iterator[str]:
     """Describe the ratios of new rows whose whole range is below the recorded range.
 
     The figures are not compared: they depend on the machine and its load.

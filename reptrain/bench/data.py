@@ -36,23 +36,21 @@ _STORE_TOKENS, _QUICK_TOKENS = 1 << 27, 1 << 23
 _READ_TOKENS = 1 << 23
 
 
-def run(*, repetitions: int, quick: bool) -> list[Row]:
+def run(*, repetitions: int, quick: bool) -> Iterator[Row]:
     """Measure reading at two window lengths, then span corruption and UL2.
 
     Args:
         repetitions: Number of values of each implementation.
         quick: Whether to measure one window length on a small store.
     """
-    rows = []
     with tempfile.TemporaryDirectory(prefix="reptrain-bench-") as name, torch_threads(1):
         folder = Path(name)
         store = made_store(folder, _QUICK_TOKENS if quick else _STORE_TOKENS)
         subset = Subset.open(store)
         flat = _flat_file(folder, subset)
         for window_tokens in (512,) if quick else (512, 2048):
-            rows += reading(folder, subset, flat, window_tokens, repetitions)
-        rows += corrupting(repetitions)
-    return rows
+            yield from reading(folder, subset, flat, window_tokens, repetitions)
+        yield from corrupting(repetitions)
 
 
 def reading(folder: Path, subset: Subset, flat: Path, window_tokens: int, repetitions: int) -> list[Row]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from reptrain.bench.made_store import made_store
@@ -45,7 +46,7 @@ print(time.perf_counter() - begin, private() - before)
 """
 
 
-def run(*, repetitions: int, quick: bool) -> list[Row]:
+def run(*, repetitions: int, quick: bool) -> Iterator[Row]:
     """Measure commands, the first batch, the first step and a resumed run.
 
     Args:
@@ -56,14 +57,13 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
         folder = Path(name)
         (folder / "small").mkdir()
         store = made_store(folder / "small", 10**6).path
-        rows = commands(store, folder, repetitions)
-        rows += located(repetitions)
+        yield from commands(store, folder, repetitions)
+        yield from located(repetitions)
         for tokens in (10**7,) if quick else (10**7, 10**8):
             (folder / f"{tokens}").mkdir()
-            rows += first_batch(made_store(folder / f"{tokens}", tokens).path, tokens, repetitions)
+            yield from first_batch(made_store(folder / f"{tokens}", tokens).path, tokens, repetitions)
         if not quick:
-            rows += training(store, folder, min(repetitions, 3))
-    return rows
+            yield from training(store, folder, min(repetitions, 3))
 
 
 def commands(store: Path, folder: Path, repetitions: int) -> list[Row]:

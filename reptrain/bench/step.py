@@ -85,32 +85,30 @@ _SIZES = {
 }
 
 
-def run(*, repetitions: int, quick: bool) -> list[Row]:
+def run(*, repetitions: int, quick: bool) -> Iterator[Row]:
     """Measure training steps on a CPU.
 
     Args:
         repetitions: Number of values of each implementation.
         quick: Whether to measure the smallest sizes in fp32 only.
     """
-    rows: list[Row] = []
     precisions = {"fp32": _FP32} if quick else {"fp32": _FP32, "bf16, compiled blocks": _COMPILED}
     with tempfile.TemporaryDirectory(prefix="reptrain-bench-") as name, torch_threads(1):
         store = made_store(Path(name), 1 << 20).path
         for precision, train in precisions.items():
             for size in list(_SIZES)[:2] if quick else _SIZES:
-                rows += steps_of(Case(f"{size}, {precision}", _SIZES[size], train), store, repetitions)
+                yield from steps_of(Case(f"{size}, {precision}", _SIZES[size], train), store, repetitions)
             for size in ("decoder 1.4M", "T5 1.6M"):
                 model = _SIZES[size] | {"dropout": _DROPOUT}
                 with_dropout = Case(f"{size}, {precision}, dropout at every site", model, train)
                 plain = Case(size, _SIZES[size], train)
-                rows += beside(with_dropout, UNDROPPED, plain, store, repetitions)
+                yield from beside(with_dropout, UNDROPPED, plain, store, repetitions)
         moe = {"num_experts": 8, "top_k": 1, "group_windows": 8}
         sparse = Case(
             "MoE of 8 experts, top 1, decoder 1.4M, fp32", _SIZES["decoder 1.4M"] | {"moe": moe}, _FP32
         )
-        rows += beside(sparse, TWIN, Case("", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
-        rows += at_once(Case("decoder 1.4M", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
-    return rows
+        yield from beside(sparse, TWIN, Case("", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
+        yield from at_once(Case("decoder 1.4M", _SIZES["decoder 1.4M"], _FP32), store, repetitions)
 
 
 def steps_of(case: Case, store: Path, repetitions: int) -> list[Row]:

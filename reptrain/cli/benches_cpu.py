@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,10 +137,14 @@ def check(repetitions: Repetitions = 5, quick: Quick = False) -> None:
         raise typer.Exit(NO)
 
 
-def _finish(rows: list[Row], bench: str, out: Path | None, as_json: bool) -> None:
+def _finish(rows: Iterable[Row], bench: str, out: Path | None, as_json: bool) -> None:
+    """Write each row when it is there, so that an interrupted benchmark keeps them, and print all."""
     from reptrain.bench.page import text
     from reptrain.bench.rows import append, table
 
-    if out is not None:
-        append(rows, table(bench, out))
-    show([row._asdict() for row in rows], text(rows), as_json=as_json)
+    found = []
+    for row in rows:
+        found.append(row)
+        if out is not None:
+            append([row], table(bench, out))
+    show([row._asdict() for row in found], text(found), as_json=as_json)

@@ -68,7 +68,8 @@ def _cells(rows: list[BillRow] | tuple[BillRow, ...]) -> list[str]:
 def _totals(bill: Bill) -> list[str]:
     left, hardware = bill.left, bill.hardware
     shared, own = sum(row.shared_tokens for row in bill.rows), sum(row.tokens for row in bill.rows)
-    lines = [f"speed: {bill.speed}; training steps only"]
+    lines = [_elsewhere(bill)] if bill.offered else []
+    lines.append(f"speed: {bill.speed}; training steps only")
     if bill.hours is not None:
         lines.append(
             f"left: {bill.device_hours:.3g} device-hours, {bill.hours:.3g} hours with"
@@ -96,6 +97,12 @@ def _totals(bill: Bill) -> list[str]:
     if not left:
         lines.append("all runs are done")
     return lines
+
+
+def _elsewhere(bill: Bill) -> str:
+    text = f"done elsewhere: {bill.taken} runs of this study, among {bill.offered} finished and exact ones"
+    rule = "a run counts if its settings, store and numerics version are equal"
+    return text if bill.taken else f"{text}; {rule}"
 
 
 def _bytes(number: float) -> str:
@@ -128,6 +135,8 @@ def bill_data(bill: Bill) -> dict[str, Any]:
         "most_tuning_extensions": bill.most_extensions,
         "most_runs_of_second_looks": bill.most_looks,
         "runs_with_unknown_teachers": bill.unknown_teachers,
+        "finished_runs_of_other_studies": bill.offered,
+        "of_them_in_this_study": bill.taken,
         "disk_bytes": bill.disk_bytes,
         "keep_checkpoints": bill.retention,
         "audit": bill.audit,

@@ -83,6 +83,8 @@ class Bill:
         most_extensions: Further tuning runs, at most, if the best values lie at an edge.
         most_looks: Largest number of further runs, if first looks leave claims undecided.
         unknown_teachers: Remaining runs whose teacher's settings cannot be read; its FLOPs are not counted.
+        offered: Runs of other studies that count as done if this study has the same ones.
+        taken: Those that it has.
     """
 
     rows: tuple[BillRow, ...]
@@ -92,6 +94,8 @@ class Bill:
     most_extensions: int = 0
     most_looks: int = 0
     unknown_teachers: int = 0
+    offered: int = 0
+    taken: int = 0
     retention: Literal["all", "last", "none"] = "all"
     audit: Literal["windows", "inputs", "none"] = "windows"
 
@@ -146,7 +150,8 @@ def bill_of(
         ConfigError: If a vocabulary size is unknown.
     """
     here = [node.name for node in graph.nodes if not node.pending and is_done_by_records(node, out)]
-    left = {node.name for node in to_run(graph.nodes, here, load_done(out) | (elsewhere or {}))}
+    done = load_done(out) | (elsewhere or {})
+    left = {node.name for node in to_run(graph.nodes, here, done)}
     stores = _manifests(graph)
     costs = {node.name: _Cost(node.run, stores) for node in graph.trainings}
     speeds = _speeds(graph, out, costs)
@@ -167,6 +172,8 @@ def bill_of(
         most_extensions=extensions,
         most_looks=most_added(study, arms(study), out),
         unknown_teachers=sum(not costs[name].flops.is_complete for name in left if name in costs),
+        offered=len(done),
+        taken=len({node.fingerprint for node in graph.trainings} & done.keys()),
         retention=study.keep_checkpoints,
         audit=study.audit,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from typer.main import get_command
 
 from reptrain.bench import page
 from reptrain.bench.check import worse
@@ -22,6 +25,7 @@ from reptrain.bench.measure import (
 )
 from reptrain.bench.peers.spans import corrupted
 from reptrain.bench.rows import OURS, Row, append, latest, read, table
+from reptrain.cli import app
 
 RATE = Metric("speed", "tokens/s")
 SECONDS = Metric("time", "s", larger_is_better=False)
@@ -67,6 +71,21 @@ def test_rows_survive_the_file_and_the_last_one_counts(tmp_path: Path) -> None:
     found = read(table("data", tmp_path))
     assert found[:3] == rows
     assert [row.median for row in latest(found)] == ["8", "7", ""]
+
+
+def test_an_interrupted_benchmark_keeps_the_rows_of_its_finished_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = measured()
+
+    def run(**_: object) -> Iterator[Row]:
+        yield from rows
+        gate(False, bench="proof", what="other", rule="must agree")
+
+    monkeypatch.setattr("reptrain.bench.proof.run", run)
+    result = CliRunner().invoke(get_command(app), ["bench", "proof", "--out", str(tmp_path)])
+    assert isinstance(result.exception, GateError)
+    assert read(table("proof", tmp_path)) == rows
 
 
 def test_a_red_gate_leaves_no_result() -> None:
