@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reptrain.bench.made_store import made_store
-from reptrain.bench.measure import Measurement, Metric, compared, cores, gate, interleaved, row_of
+from reptrain.bench.measure import Measurement, Metric, Missing, compared, cores, gate, interleaved, row_of
+from reptrain.bench.peers.megatron import megatron_first_batch
 from reptrain.bench.rows import OURS, ROOT, Row
 
 SECONDS = Metric("CPU time to completion", "s", larger_is_better=False)
@@ -20,6 +21,7 @@ FIRST_BATCH = Metric("time to the first batch", "s", larger_is_better=False)
 FIRST_BATCH_MEMORY = Metric("private memory added by the first batch", "MB", larger_is_better=False)
 LOCATED = Metric("time to locate a batch's windows", "s", larger_is_better=False)
 FIRST_STEP = Metric("time to the first step", "s", larger_is_better=False)
+MEGATRON = "Megatron-core GPTDataset"
 CONFIG = ROOT / "configs" / "tiny" / "decoder.yaml"
 _PATIENCE = 300.0
 
@@ -103,16 +105,28 @@ def located(repetitions: int) -> list[Row]:
 
 def first_batch(store: Path, tokens: int, repetitions: int) -> list[Row]:
     """Rows of the first batch of a run of 64 epochs, after the imports."""
-    found = []
+    megatron = megatron_first_batch(
+        store.parent, tokens, document_tokens=600, window_tokens=512, epochs=64, batch_windows=64
+    )
+    found, theirs = [], []
     for _ in range(repetitions + 1):
         done = subprocess.run(
             [sys.executable, "-c", _FIRST_BATCH, str(store)], capture_output=True, text=True, check=True
         )
         found.append([float(part) for part in done.stdout.split()])
+        if not isinstance(megatron, Missing):
+            theirs.append(megatron())
     seconds, megabytes = zip(*found[1:], strict=True)
+    note = megatron.reason if isinstance(megatron, Missing) else "writes an index of all epochs"
     case = f"{tokens:.0e} tokens, 64 epochs"
     return [
         row_of("start", case, OURS, FIRST_BATCH, seconds, packages=("torch", "numpy", "pyarrow")),
+        row_of(
+            *("start", case, MEGATRON, FIRST_BATCH, theirs[1:]),
+            ours=seconds,
+            note=note,
+            packages=("megatron-core", "torch", "numpy"),
+        ),
         row_of("start", case, OURS, FIRST_BATCH_MEMORY, megabytes, packages=("torch", "numpy", "pyarrow")),
     ]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from reptrain.bench.measure import Missing, installed
+from reptrain.bench.measure import Missing
+from reptrain.bench.peers.attempt import attempted
+from reptrain.bench.peers.megatron import megatron_dataset, megatron_file
 
 Batches = Iterator[torch.Tensor]
 
@@ -34,17 +34,13 @@ class Reader(NamedTuple):
             window_tokens: Tokens of a window.
             batch_windows: Windows of a batch.
         """
-        if installed(self.packages[0]) is None:
-            return Missing("not installed")
-        folder.mkdir(exist_ok=True)
-        try:
-            with _quiet():
-                batches = self.make(flat, folder, window_tokens, batch_windows)
-                first = next(batches)
-            return chain([first], batches)
-        # An error of one package must not stop the measurement of the others.
-        except (Exception, SystemExit) as error:
-            return Missing(f"does not run: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+
+        def start() -> Batches:
+            folder.mkdir(exist_ok=True)
+            batches = self.make(flat, folder, window_tokens, batch_windows)
+            return chain([next(batches)], batches)
+
+        return attempted(self.packages[0], start)
 
 
 def _windows(flat: Path, window_tokens: int) -> Any:
@@ -127,48 +123,14 @@ def _litdata(flat: Path, folder: Path, window_tokens: int, batch_windows: int) -
 
 
 def _megatron(flat: Path, folder: Path, window_tokens: int, batch_windows: int) -> Batches:
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-    from megatron.core.datasets.utils import Split
-
-    prefix = str(folder / "tokens")
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    # One document: Megatron shuffles documents before it cuts windows.
     stream = np.fromfile(flat, np.uint16)
-    builder.add_item(torch.from_numpy(stream.astype(np.int32)))
-    builder.end_document()
-    builder.finalize(f"{prefix}.idx")
-
-    class Tokenizer:
-        unique_identifiers: ClassVar[dict[str, str]] = {}
-        eod, pad, vocab_size = 0, 0, 65536
-
-    config = GPTDatasetConfig(
-        random_seed=0,
-        sequence_length=window_tokens,
-        blend=([prefix], None),
-        split="1,0,0",
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        tokenizer=Tokenizer(),
-        path_to_cache=str(folder / "cache"),
-    )
-    indexed = IndexedDataset(prefix, mmap=True)
-    samples = len(stream) // window_tokens
-    data = GPTDataset(indexed, prefix, np.arange(len(indexed), dtype=np.int32), samples, Split.train, config)
+    # One document: Megatron shuffles documents before it cuts windows.
+    megatron_file(folder / "tokens", stream, len(stream))
+    data = megatron_dataset(folder / "tokens", folder / "cache", window_tokens, len(stream) // window_tokens)
     loader = torch.utils.data.DataLoader(data, batch_size=batch_windows, drop_last=True)
     while True:
         for batch in loader:
             yield batch["tokens"].long()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Discard the output of other packages."""
-    with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
-        yield
 
 
 READERS = (
