@@ -78,7 +78,7 @@ def page(*, renew: bool = False) -> str:
     figure = []
     if _has_central_result(judged):
         figure = [f"![{_CAPTION}](paper-loss.png)", "", _LOSSES, "", *losses_table(_core_runs()), ""]
-    lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), ""]
+    lines = [_HEAD, _sentence(findings, judged), "", *figure, _runs(), "", *_measures()]
     lines += ["| | finding | verdict |", "|---:|---|---|"]
     lines += [f"| {one['number']} | {one['finding']} | {_verdict(one, judged)} |" for one in findings]
     for one in findings:
@@ -189,6 +189,20 @@ def _interval(judged: Judgment | None) -> str:
     if judged is None or judged.effect is None or judged.low is None or judged.high is None:
         return ""
     return f"{judged.effect:.2f} [{judged.low:.2f}, {judged.high:.2f}]"
+
+
+def _measures() -> list[str]:
+    """Which tables have comparable losses; nothing if all have."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(DATA.glob("*.parquet")):
+        runs = read_table(path)
+        found = {row for row in runs["measure"].to_pylist() if row is not None}
+        groups.setdefault((*sorted(found),), []).append(f"`{path.stem}`")
+    if len(groups) < 2:
+        return []
+    listed = "; ".join(", ".join(stems) for stems in groups.values())
+    rule = "Losses are comparable if store, objective and window are equal, as in the studies of each group"
+    return [f"{rule}: {listed}.", ""]
 
 
 def _runs() -> str:
