@@ -149,9 +149,12 @@ def bill_of(
         StudyError: If the hardware is unknown.
         ConfigError: If a vocabulary size is unknown.
     """
-    here = [node.name for node in graph.nodes if not node.pending and is_done_by_records(node, out)]
+    ready = [node for node in graph.nodes if not node.pending]
+    here = [node.name for node in ready if is_done_by_records(node, out)]
     done = load_done(out) | (elsewhere or {})
-    left = {node.name for node in to_run(graph.nodes, here, done)}
+    # Apart, as in a run of the study: tuning that is done elsewhere does not run again for arms that wait.
+    pending = [node for node in graph.nodes if node.pending]
+    left = {node.name for node in [*to_run(ready, here, done), *pending]}
     stores = _manifests(graph)
     costs = {node.name: _Cost(node.run, stores) for node in graph.trainings}
     speeds = _speeds(graph, out, costs)

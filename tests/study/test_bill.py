@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from done_tables import write_table
 from run_folders import write_run
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.study import StudyConfig
 from reptrain.study.bill import Bill, Hardware, bill_of, over_budget
 from reptrain.study.build import build_graph
+from reptrain.study.done_table import read_done
 from reptrain.study.paths import run_path
 
 BASE: dict[str, Any] = {
@@ -61,6 +63,16 @@ def test_bill_takes_the_speed_of_finished_runs_of_the_same_shape(tmp_path: Path)
     hours = (16.384 + 2 * 16.384 * larger) / 3600
     assert found.device_hours == pytest.approx(hours) and found.hours == pytest.approx(hours / 2)
     assert found.usd == pytest.approx(36 * hours)
+
+
+def test_tuning_that_is_partly_done_elsewhere_is_not_run_again(tmp_path: Path) -> None:
+    study = study_of(tune={"axes": {"optimizer.lr": [1e-3, 2e-3, 4e-3]}, "seeds": [90]})
+    graph = build_graph(study, tmp_path)
+    first, second, *_ = graph.trainings
+    elsewhere = read_done(write_table(tmp_path / "runs.parquet", [first, second])).rows
+    found = bill_of(study, graph, tmp_path, Hardware(), elsewhere)
+    assert [row.is_done for row in found.rows] == [True, True, False, False]
+    assert (found.offered, found.taken) == (2, 2)
 
 
 def test_bill_of_a_named_device(tmp_path: Path) -> None:
