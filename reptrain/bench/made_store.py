@@ -19,7 +19,7 @@ from reptrain.text.tokenizer import TokenArray
 from reptrain.tokenization import tokenize
 
 _SHARD_TOKENS = 1 << 24
-_DOCUMENT_TOKENS = 600
+DOCUMENT_TOKENS = 600
 
 
 def made_store(folder: Path, tokens: int) -> Store:
@@ -77,7 +77,7 @@ def _documents(
 ) -> Iterator[TokenArray]:
     draw = np.random.default_rng(0)
     while True:
-        lengths: npt.NDArray[np.int64] = 2 + draw.exponential(_DOCUMENT_TOKENS, 1024).astype(np.int64)
+        lengths: npt.NDArray[np.int64] = 2 + draw.exponential(DOCUMENT_TOKENS, 1024).astype(np.int64)
         ids = draw.integers(0, vocab_size - 100, int(lengths.sum()), dtype=dtype)
         ends = np.cumsum(lengths)
         ids[ends - 1] = eos_id

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from reptrain.bench.made_store import made_store
+from reptrain.bench.made_store import DOCUMENT_TOKENS, made_store
 from reptrain.bench.measure import Measurement, Metric, Missing, compared, cores, gate, interleaved, row_of
-from reptrain.bench.peers.megatron import megatron_first_batch
+from reptrain.bench.peers.megatron import MEGATRON, megatron_first_batch
 from reptrain.bench.rows import OURS, ROOT, Row
 
 SECONDS = Metric("CPU time to completion", "s", larger_is_better=False)
@@ -21,7 +21,6 @@ FIRST_BATCH = Metric("time to the first batch", "s", larger_is_better=False)
 FIRST_BATCH_MEMORY = Metric("private memory added by the first batch", "MB", larger_is_better=False)
 LOCATED = Metric("time to locate a batch's windows", "s", larger_is_better=False)
 FIRST_STEP = Metric("time to the first step", "s", larger_is_better=False)
-MEGATRON = "Megatron-core GPTDataset"
 CONFIG = ROOT / "configs" / "tiny" / "decoder.yaml"
 _PATIENCE = 300.0
 
@@ -106,7 +105,7 @@ def located(repetitions: int) -> list[Row]:
 def first_batch(store: Path, tokens: int, repetitions: int) -> list[Row]:
     """Rows of the first batch of a run of 64 epochs, after the imports."""
     megatron = megatron_first_batch(
-        store.parent, tokens, document_tokens=600, window_tokens=512, epochs=64, batch_windows=64
+        store.parent, tokens, document_tokens=DOCUMENT_TOKENS, window_tokens=512, epochs=64, batch_windows=64
     )
     found, theirs = [], []
     for _ in range(repetitions + 1):

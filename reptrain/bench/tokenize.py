@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ _DOCUMENTS, _QUICK_DOCUMENTS = 16_000, 2_000
 _BATCH_DOCUMENTS = 1_000
 
 
-def run(*, repetitions: int, quick: bool) -> list[Row]:
+def run(*, repetitions: int, quick: bool) -> Iterator[Row]:
     """Measure without deduplication, and with near-duplicates removed.
 
     Args:
@@ -52,7 +53,7 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
             "SentencePiece": "text and ids in memory",
             "SentencePiece, file to file": "a flat file of ids",
         }
-        rows = compared(
+        yield from compared(
             "tokenize",
             case,
             TOKENS,
@@ -67,7 +68,7 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
             OURS: _ours(source, folder, model, processes, "minhash"),
         }
         notes = {name: "no deduplication" for name in ways if name not in (OURS, "datatrove")}
-        rows += compared(
+        yield from compared(
             "tokenize",
             f"{case}{NEAR}",
             TOKENS,
@@ -77,7 +78,6 @@ def run(*, repetitions: int, quick: bool) -> list[Row]:
             threads=processes,
             notes=notes,
         )
-    return rows
 
 
 def _text(folder: Path, documents: int) -> tuple[Path, list[str]]:

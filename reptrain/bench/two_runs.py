@@ -13,7 +13,7 @@ from reptrain.bench.measure import Measurement, Missing
 from reptrain.bench.rows import OURS
 from reptrain.config import RunConfig
 
-ONE = "one run of two threads"
+ONE, ALONE = "one run of two threads", "one run of one thread"
 _SECONDS = 2.0
 
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 @contextmanager
 def two_runs(config: RunConfig, step_tokens: int) -> Iterator[dict[str, Measurement | Missing]]:
-    """Measurements in tokens per second: of two processes together, and of one with two threads.
+    """Measurements in tokens per second: of two processes together, and of one with two threads or one.
 
     Args:
         config: The run.
@@ -51,6 +51,7 @@ def two_runs(config: RunConfig, step_tokens: int) -> Iterator[dict[str, Measurem
         yield {
             OURS: lambda: _steps_per_second(processes[:2]) * step_tokens,
             ONE: lambda: _steps_per_second(processes[2:]) * step_tokens,
+            ALONE: lambda: _steps_per_second(processes[:1]) * step_tokens,
         }
     finally:
         for process in processes:

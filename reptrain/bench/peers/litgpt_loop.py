@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from reptrain.bench.measure import Missing, installed
+from reptrain.bench.peers.torch_loop import torch_loop
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig
 from reptrain.sizes import embedding_rows
@@ -32,17 +33,13 @@ def _steps(config: RunConfig, sizes: DecoderConfig) -> Iterator[float]:
     length = config.window_tokens
     vocab_size = sizes.vocab_size or embedding_rows(sizes, 256)
     model = _model(sizes, vocab_size, length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids_BT = torch.randint(2, vocab_size, (config.train.batch_windows, length + 1))
-    model.train()
-    while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
-            loss = chunked_cross_entropy(model(ids_BT[:, :-1]), ids_BT[:, 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield loss.item()
+
+    def loss_of_batch() -> torch.Tensor:
+        loss: torch.Tensor = chunked_cross_entropy(model(ids_BT[:, :-1]), ids_BT[:, 1:])
+        return loss
+
+    return torch_loop(model, loss_of_batch, precision=config.train.precision)
 
 
 def _model(sizes: DecoderConfig, vocab_size: int, positions: int) -> torch.nn.Module:

@@ -13,6 +13,8 @@ import torch
 from reptrain.bench.measure import Measurement, Missing
 from reptrain.bench.peers.attempt import attempted, quiet
 
+MEGATRON = "Megatron-core GPTDataset"
+
 
 def megatron_file(prefix: Path, stream: np.ndarray, document_tokens: int) -> None:
     """Write tokens, uint16, in documents of ``document_tokens`` as Megatron's PREFIX.bin and PREFIX.idx."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptrain.bench.measure import Missing
+from reptrain.bench.peers.torch_loop import torch_loop
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig
 from reptrain.sizes import embedding_rows
@@ -71,21 +72,18 @@ def _steps(config: RunConfig, sizes: DecoderConfig) -> Iterator[float]:
     rows, length = config.train.batch_windows, config.window_tokens
     vocab_size = sizes.vocab_size or embedding_rows(sizes, 256)
     model = _GPT(sizes, vocab_size, length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
         draw.integers(2, vocab_size, 1 << 20).astype(np.uint16).tofile(path)
-        while True:
+
+        def loss_of_batch() -> Tensor:
             stream = np.memmap(path, np.uint16, "r")
             starts = draw.integers(0, len(stream) - length - 1, rows)
             ids_BT = torch.from_numpy(
                 np.stack([stream[at : at + length + 1] for at in starts]).astype(np.int64)
             )
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
-                loss = model(ids_BT[:, :-1], ids_BT[:, 1:])
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            yield loss.item()
+            loss: Tensor = model(ids_BT[:, :-1], ids_BT[:, 1:])
+            return loss
+
+        yield from torch_loop(model, loss_of_batch, precision=config.train.precision)

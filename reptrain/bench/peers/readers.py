@@ -12,7 +12,7 @@ import torch
 
 from reptrain.bench.measure import Missing
 from reptrain.bench.peers.attempt import attempted
-from reptrain.bench.peers.megatron import megatron_dataset, megatron_file
+from reptrain.bench.peers.megatron import MEGATRON, megatron_dataset, megatron_file
 
 Batches = Iterator[torch.Tensor]
 
@@ -139,5 +139,5 @@ READERS = (
     Reader("torch DataLoader, 2 workers", ("torch", "numpy"), _data_loader(2)),
     Reader("HF Datasets", ("datasets", "torch", "pyarrow"), _hugging_face),
     Reader("litdata", ("litdata", "torch"), _litdata),
-    Reader("Megatron-core GPTDataset", ("megatron-core", "torch"), _megatron),
+    Reader(MEGATRON, ("megatron-core", "torch"), _megatron),
 )

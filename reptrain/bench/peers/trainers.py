@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from reptrain.bench.measure import Missing, installed
+from reptrain.bench.peers.torch_loop import torch_loop
 from reptrain.config import RunConfig
 from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.sizes import embedding_rows
@@ -138,16 +139,12 @@ def _steps(config: RunConfig, device: torch.device) -> Iterator[float]:
     model, inputs = _model_and_inputs(config)
     model = model.to(device)
     inputs = {name: ids.to(device) for name, ids in inputs.items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    model.train()
-    while True:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            loss = model(**inputs).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield loss.item()
+
+    def loss_of_batch() -> torch.Tensor:
+        loss: torch.Tensor = model(**inputs).loss
+        return loss
+
+    return torch_loop(model, loss_of_batch, precision=config.train.precision, device=device.type)
 
 
 def _model(config: DecoderConfig | T5Config, vocab_size: int, positions: int) -> torch.nn.Module:
