@@ -20,12 +20,16 @@ from reptrain.bench.measure import (
     Missing,
     compared,
     gate,
+    installed,
     interleaved,
     torch_threads,
 )
+from reptrain.bench.peers.megatron import megatron_first_batch
 from reptrain.bench.peers.spans import corrupted
 from reptrain.bench.rows import OURS, Row, append, latest, read, table
 from reptrain.cli import app
+from reptrain.config import RunConfig
+from reptrain.config.load import validate
 
 RATE = Metric("speed", "tokens/s")
 SECONDS = Metric("time", "s", larger_is_better=False)
@@ -141,6 +145,24 @@ def test_the_page_has_a_table_for_each_benchmark(tmp_path: Path) -> None:
     assert "| absent |  |  | not installed |" in text
     for bench in page.BENCHES:
         assert f"<!-- bench {bench} -->" in page.PAGE.read_text()
+
+
+def test_peers_of_the_bench_extra_train_and_read(tmp_path: Path) -> None:
+    if any(installed(package) is None for package in ("litgpt", "lightning", "megatron-core")):
+        pytest.skip("LitGPT and Megatron-core are installed by `make bench`")
+    from reptrain.bench.peers.litgpt_loop import litgpt_loop
+
+    model = {"vocab_size": 64, "d_model": 32, "num_layers": 1, "num_heads": 1, "d_ff": 64}
+    settings = {"data": {"store": "s", "unique_tokens": 64, "window_tokens": 16}, "model": model}
+    settings |= {"train": {"total_tokens": 64, "batch_windows": 2, "precision": "fp32"}}
+    steps = litgpt_loop(validate(RunConfig, settings))
+    assert not isinstance(steps, Missing)
+    first, *_, last = (next(steps) for _ in range(20))
+    assert last < first
+    measure = megatron_first_batch(
+        tmp_path, 4096, document_tokens=100, window_tokens=64, epochs=3, batch_windows=8
+    )
+    assert not isinstance(measure, Missing) and measure() > 0
 
 
 def test_usual_span_corruption_keeps_every_token() -> None:

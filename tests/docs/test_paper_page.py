@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -20,6 +22,17 @@ def tool(open_tool: Callable[[str], ModuleType]) -> ModuleType:
 def test_page_is_rebuilt_from_the_tables(tool: ModuleType) -> None:
     for path, text in tool.files().items():
         assert path.read_text(encoding="utf-8") == text, "run `make paper-page`"
+
+
+def test_page_says_which_tables_have_comparable_losses(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, measures in (("a", ["one", None]), ("b", ["one"]), ("c", ["other"])):
+        pyarrow.parquet.write_table(pa.table({"measure": measures}), tmp_path / f"{name}.parquet")
+    monkeypatch.setattr(tool, "DATA", tmp_path)
+    assert tool._measures()[0].endswith("of each group: `a`, `b`; `c`.")
+    (tmp_path / "c.parquet").unlink()
+    assert tool._measures() == []
 
 
 def test_readme_gets_the_sentence_and_the_figure_between_its_marks(tool: ModuleType) -> None:
