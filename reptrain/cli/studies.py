@@ -190,7 +190,7 @@ def study_run(
 
     The nodes of a study are its runs and the commands on them; finished nodes are kept. Several studies run
     one after another, and then the second looks of their claims. Repeat the command to resume after an
-    interruption. A stop signal saves checkpoints and exits with code 3.
+    interruption. A stop signal saves checkpoints and exits with code 3, without a report.
     """
     from reptrain.cli.study_plan import bills_of
     from reptrain.cli.study_run import refuse_over_budget, run_and_report, run_means

@@ -25,6 +25,7 @@ from reptrain.study.local_pool import LocalPool
 from reptrain.study.looks import Place
 from reptrain.study.runner import StudyRun, run_studies
 from reptrain.study.slurm_options import SlurmOptions
+from reptrain_launcher.worker import EXIT_STOPPED
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def run_and_report(
 ) -> int:
     """Run the unfinished nodes of studies, then audit all runs, write the reports and print the answers.
 
+    After a stop signal nothing is audited or reported: a scheduler soon kills a job that it has signaled.
+
     Args:
         places: The studies, which run one after another.
         means: Where the runs of each are executed.
@@ -102,15 +105,17 @@ def run_and_report(
         StudyRun(study, out, study_display, of.launch, of.executor, done)
         for (study, out), of in zip(places, means, strict=True)
     ]
-    codes = []
-    for place, result in zip(places, run_studies(runs, audits), strict=True):
+    results = run_studies(runs, audits)
+    for result in results:
         for outcome in result.outcomes:
             if outcome.reason:
                 typer.echo(f"{outcome.arm}: {outcome.state}: {outcome.reason}", err=True)
-        # A study that did not start because of a signal has nothing to report.
-        all_exact = not place.out.exists() or audit_and_report(place, audits, of_several=len(places) > 1)
-        codes.append(result.exit_code or int(not all_exact))
-    return max(codes)
+    code = max(result.exit_code for result in results)
+    if code == EXIT_STOPPED:
+        typer.echo("no report: `reptrain study report` writes one of the finished runs", err=True)
+        return code
+    exact = [audit_and_report(place, audits, of_several=len(places) > 1) for place in places]
+    return code or int(not all(exact))
 
 
 def _audits(places: Sequence[Place]) -> StudyAudits:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from fake_trainer import FAILS, LIES, WAITS
 from run_folders import FakeStore, write_run
 from time_limits import START_S
 
+from reptrain.cli.study_run import RunMeans, run_and_report
 from reptrain.errors import PlanError, StudyError
 from reptrain.runs.folder import RunFolder
 from reptrain.study import StudyConfig, StudyEvent, arms, run_study, study_status
 from reptrain.study.arm_progress import read_progress
 from reptrain.study.local_pool import LocalPool
+from reptrain.study.looks import Place
 from reptrain.study.node_state import run_is_done
 from reptrain.study.paths import config_path, log_path, run_path
 
@@ -89,6 +92,20 @@ def test_run_study_passes_a_signal_on_and_leaves_the_rest_for_later(tmp_path: Pa
     assert result.exit_code == 3
     assert RunFolder.open(run_path(tmp_path, "seed-17")).status().state == "preempted"
     assert [row.state for row in study_status(study, tmp_path)] == ["preempted", "waiting"]
+
+
+def test_run_and_report_writes_no_report_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(event: StudyEvent) -> None:
+        if event.arm == "seed-17" and event.tokens:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("reptrain.cli.study_run.study_display", lambda: nullcontext(stop))
+    means = RunMeans(LocalPool(1), TRAINER, 1, 1)
+    assert run_and_report([Place(study_of(0, WAITS), tmp_path)], [means]) == 3
+    assert RunFolder.open(run_path(tmp_path, "seed-0")).status().state == "done"
+    assert "no report" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
 def test_run_study_leaves_no_process_behind_when_its_listener_fails(tmp_path: Path) -> None:
