@@ -19,6 +19,7 @@
 # make test-mutations  a random sample of small changes to the source, by cosmic-ray; writes the table in docs/reliability.md
 # make format-vectors  the test vectors of docs/format.md
 # make test-mutants  faults planted in the source, and what finds each; writes the table in docs/reliability.md
+# make paper  a short form of the paper's main findings on text of Python's documentation (about half an hour on two cores)
 # make paper-page  docs/paper.md from the tables in docs/data/paper
 # make test-slurm  studies on a real two-node Slurm on this machine (root, and Debian's slurmctld slurmd slurm-client munge)
 # make test-cluster  launches and reptrain doctor on two hosts with sshd and on Slurm, on this machine (root, Debian)
@@ -38,7 +39,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n + 1 : 4 )))
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-quick megablocks test test-all test-seconds test-machines test-versions golden golden-check \
 	test-cluster test-faults test-mutants test-mutations format-vectors test-triton test-triton-quick coverage \
-	bench bench-check coverage-fast gpu-kit gpu-goldens paper-page check docs format clean
+	bench bench-check coverage-fast gpu-kit gpu-goldens paper paper-page check docs format clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -74,6 +75,18 @@ demo: $(VENV)/.run
 
 demo-quick: $(VENV)/.run
 	$(BIN)/reptrain demo --quick
+
+# The dense arms of the first study are also arms of the others.
+PAPER := core loops moe regularizers late tokens
+
+paper: $(VENV)/.run
+	$(BIN)/reptrain demo --store-only
+	@done=; for study in $(PAPER); do \
+		$(BIN)/reptrain study run configs/studies/mini/$$study.yaml --scale short data.store=runs/demo/store \
+			--out runs/paper/$$study $$done || exit $$?; \
+		done="--done runs/paper/core/tables/runs.parquet"; \
+	done
+	$(BIN)/reptrain study report runs/paper
 
 paper-page: $(VENV)/.run
 	$(BIN)/python tools/paper_page.py

@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("which", choices=["oldest", "newest"])
     parser.add_argument("--python", default=sys.executable, help="interpreter (default: %(default)s)")
     parser.add_argument("tests", nargs="*", default=SHORT_SET, help="instead of the short set")
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     constraints = floors() if chosen.which == "oldest" else []
     python = install(ROOT / ".versions" / chosen.which, chosen.python, constraints)
     print(f"== {chosen.which}: {versions(python)}", flush=True)

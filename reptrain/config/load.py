@@ -130,6 +130,19 @@ def read_config(path: Path) -> dict[str, Any]:
     return _read_over(path, ())
 
 
+def extended(data: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Settings merged over those of the YAML file in their key ``extends``, as in `read_config`.
+
+    Args:
+        data: The settings.
+        file: Where they come from; the path in ``extends`` is relative to it.
+
+    Raises:
+        ConfigError: If a file cannot be read, or they extend each other in a circle.
+    """
+    return _over_extended(dict(data), file, ())
+
+
 def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     place = path.resolve()
     if len(above) == _MOST_FILES:
@@ -146,18 +159,21 @@ def _read_over(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             rule="must not be circular",
             remedy="Remove extends from one of the files.",
         )
-    data = read_yaml(path)
+    return _over_extended(read_yaml(path), path, (*above, place))
+
+
+def _over_extended(data: dict[str, Any], file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     below = data.pop("extends", None)
     if below is None:
         return data
     if not isinstance(below, str):
         raise ConfigError(
-            f"extends of {path}",
+            f"extends of {file}",
             got=repr(below),
             rule="must be the path of a YAML file",
             remedy="The path is relative to the file that extends.",
         )
-    return _merge(_read_over(path.parent / below, (*above, place)), data)
+    return _merge(_read_over(file.parent / below, above), data)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from reptrain.config.base import FileName, Frozen, Seed
 from reptrain.config.load import apply_overrides, dump_yaml, read_config, read_yaml, set_dotted, validate
 from reptrain.errors import ConfigError, StudyError
 from reptrain.files import write_atomically
+from reptrain.study.scales import Scale, apply_scale, read_scales
 from reptrain.study.sections import (
     ArmEntry,
     Axes,
@@ -30,21 +31,6 @@ from reptrain.study.sections import (
 STUDY_FILE = "study.yaml"
 """The study file in the folder in which the study ran."""
 _STORE_KEY = re.compile(r"data\.(sources\.[^.]+\.)?store")
-
-
-class Scale(Frozen):
-    """The changes of a scale: ``reptrain study run STUDY --scale NAME``."""
-
-    set: Settings = Field(default_factory=dict)
-    """Values of dotted keys, added to those of the study's `set`."""
-    axes: Axes = Field(default_factory=dict)
-    """Axes that replace those of the same key, or are added."""
-    arms: dict[FileName, Settings] = Field(default_factory=dict)
-    """By name of an arm, values of dotted keys, added to those of the arm's `set`."""
-    seeds: list[Seed] = Field(default_factory=list)
-    """Seeds that replace those of the study; empty: no change."""
-    tune: Tune | None = None
-    """Tuning that replaces that of the study; null: no change."""
 
 
 class StudyConfig(Frozen):
@@ -186,63 +172,15 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, scale: str | None =
     for entry in data.get("then") or []:
         if isinstance(entry, dict) and isinstance(entry.get("task"), str):
             entry["task"] = str((path.parent / entry["task"]).absolute())
+    if isinstance(data.get("scales"), dict):
+        data["scales"] = read_scales(data["scales"], path)
     for section in ("set", "axes"):
         data[section] = flatten(data.get(section) or {})
     if scale is not None:
-        data = _scaled(data, scale)
+        data = apply_scale(data, scale)
     for text in overrides:
         _override(data, text)
     return validate(StudyConfig, data)
-
-
-def _scaled(data: dict[str, Any], name: str) -> dict[str, Any]:
-    """The sections of a study with those of a scale applied.
-
-    Raises:
-        ConfigError: If there is no such scale, a scale is wrong, or it names an arm that does not exist.
-    """
-    what, scales = f"study {data['name']}, --scale", data.pop("scales", None) or {}
-    if data.get("scale") is not None:
-        if data["scale"] == name:
-            return data
-        raise ConfigError(
-            what,
-            got=f"{name}, but the study has the scale {data['scale']}",
-            rule="must be the scale of the study that ran",
-            remedy="Leave it out, or run the original study file.",
-        )
-    if not isinstance(scales, dict) or name not in scales:
-        known = ", ".join(map(str, scales)) if isinstance(scales, dict) else ""
-        raise ConfigError(
-            what, got=name, rule="must be one of the study's scales", remedy=f"Scales: {known or 'none'}."
-        )
-    chosen = validate(Scale, scales[name])
-    arms = [dict(arm) if isinstance(arm, dict) else arm for arm in data.get("arms") or []]
-    by_name = {arm.get("name"): arm for arm in arms if isinstance(arm, dict)}
-    for arm, settings in chosen.arms.items():
-        if arm not in by_name:
-            raise ConfigError(
-                f"study {data['name']}, scales.{name}.arms",
-                got=arm,
-                rule="must name an arm of the study",
-                remedy=f"Arms: {', '.join(map(str, by_name)) or 'none'}.",
-            )
-        by_name[arm]["set"] = {**flatten(by_name[arm].get("set") or {}), **settings}
-    scaled: dict[str, Any] = {
-        "name": f"{data['name']}-{name}",
-        "set": {**data["set"], **chosen.set},
-        "axes": {**data["axes"], **chosen.axes},
-        "arms": arms,
-        "scale": name,
-    }
-    # The scale may vary a key that the study sets, and set a key that the study varies.
-    scaled["set"] = {key: value for key, value in scaled["set"].items() if key not in chosen.axes}
-    scaled["axes"] = {key: values for key, values in scaled["axes"].items() if key not in chosen.set}
-    if chosen.seeds:
-        scaled["seeds"] = chosen.seeds
-    if chosen.tune is not None:
-        scaled["tune"] = chosen.tune.model_dump(mode="json")
-    return data | scaled
 
 
 def _override(data: dict[str, Any], text: str) -> None:

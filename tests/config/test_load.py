@@ -48,6 +48,10 @@ def test_every_yaml_under_configs_is_valid(path: Path) -> None:
         from reptrain.sizes import load_subject
 
         assert load_subject(path).parameters.total > 10**7
+    elif "scales" in path.parts:
+        from reptrain.study.scales import Scale
+
+        assert validate(Scale, read_yaml(path)).multiply
     elif "tasks" in path.parts:
         assert validate(TaskConfig, read_yaml(path)).name == path.stem
     else:

@@ -137,6 +137,7 @@ def fingerprints() -> dict[str, str]:
     """Of every file below configs: of a run its config fingerprint, of others their resolved settings."""
     import reptrain
     from reptrain.config import config_fingerprint
+    from reptrain.config.load import read_yaml
     from reptrain.errors import ReptrainError
     from reptrain.tasks.finetune import load_finetune
 
@@ -144,6 +145,8 @@ def fingerprints() -> dict[str, str]:
         if "\nbase:" in path.read_text():
             settings = reptrain.load_study(path).model_dump_json(exclude_defaults=True)
             return digest(json.loads(settings.replace(str(ROOT), "")))
+        if path.parent.name == "scales":
+            return digest(read_yaml(path))
         if path.parent.name == "tasks":
             settings = load_finetune(path).model_dump_json(exclude_defaults=True)
             return digest(json.loads(settings.replace(str(ROOT), "")))

@@ -11,6 +11,8 @@ import pytest
 from run_folders import FakeStore
 
 from reptrain.analysis.claims import judge
+from reptrain.config.load import read_yaml
+from reptrain.sizes import train_flops_per_window
 from reptrain.sizes.parameters import count_parameters
 from reptrain.study.build import build_graph
 from reptrain.study.graph import Node
@@ -21,6 +23,8 @@ from reptrain.tables import RunReading, runs_table
 MINI = Path(__file__).parents[2] / "configs" / "studies" / "mini"
 STUDIES = sorted(path for path in MINI.glob("*.yaml") if path.name != "base.yaml")
 VOCABULARY = 2048
+H100_FLOPS = 989e12
+"""In bf16, without sparsity, a second."""
 LOSSES = [
     f"{loss}_{checkpoint}{unit}"
     for loss, unit in (("loss_report", "_nats"), ("loss_select", "_nats"), ("bits_per_byte_report", ""))
@@ -31,6 +35,16 @@ LOSSES = [
 @pytest.fixture(autouse=True)
 def no_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reptrain.study.preflight.open_store", lambda path, *, named_by: FakeStore())
+
+
+def training_flops(nodes: list[Node]) -> float:
+    flops = 0.0
+    for config in (node.run for node in nodes):
+        budget = config.train.total_tokens
+        assert budget is not None and budget.tokens is not None
+        windows = budget.tokens / config.data.window_tokens
+        flops += windows * train_flops_per_window(config.model, VOCABULARY, config.example_shape)
+    return flops
 
 
 def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
@@ -52,10 +66,17 @@ def made_table(study: StudyConfig, nodes: list[Node]) -> pa.Table:
     return runs_table(readings, [*dict.fromkeys(key for node in nodes for key in node.values)], results)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
-def test_the_runs_of_a_study_answer_its_claims(path: Path, tmp_path: Path) -> None:
-    study = load_study(path)
-    nodes = [node for node in build_graph(study, tmp_path).trainings if node.role != "tune"]
+@pytest.mark.parametrize(
+    ("path", "scale"),
+    [(path, scale) for path in STUDIES for scale in (None, *read_yaml(path)["scales"])],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_the_runs_of_a_study_answer_its_claims(path: Path, scale: str | None, tmp_path: Path) -> None:
+    study = load_study(path, scale=scale)
+    trainings = build_graph(study, tmp_path).trainings
+    if scale == "gpu":
+        assert training_flops(trainings) < 0.125 * H100_FLOPS * 1800, "more than half an hour at 12 % MFU"
+    nodes = [node for node in trainings if node.role != "tune"]
     assert nodes
     if not study.claims:
         return
