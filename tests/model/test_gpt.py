@@ -168,3 +168,14 @@ def test_layernorm_on_a_gpu_is_one_kernel_and_one_for_its_gradient(bias: bool) -
     with assume(impl="triton"):
         # One rounding to bf16 of 8 bits, instead of three.
         torch.testing.assert_close(norm(x.bfloat16()), rounded, rtol=3 * 2**-8, atol=3 * 2**-8)
+
+
+@pytest.mark.gpu
+def test_layernorm_on_a_gpu_equals_the_cpu() -> None:
+    torch.manual_seed(0)
+    norm, x = LayerNorm(768, eps=1e-5, bias=True), torch.randn(4, 33, 768)
+    torch.nn.init.normal_(norm.weight)
+    expected = norm(x)
+    torch.testing.assert_close(norm.cuda()(x.cuda()).cpu(), expected, rtol=1e-5, atol=1e-5)
+    rounded = norm.bfloat16()(x.bfloat16().cuda()).float().cpu()
+    torch.testing.assert_close(rounded, expected, rtol=2**-6, atol=2**-6)
