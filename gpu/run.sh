@@ -81,6 +81,7 @@ part "tests" 90 "$PYTHON" -m pytest tests/kernels tests/model -m gpu --continue-
 script "bench" 80 bench.py
 INTERPRET=""
 script "peers" 45 peer_steps.py
+script "choices" 20 choices.py
 [ -n "$REHEARSE" ] && INTERPRET="env TRITON_INTERPRET=1"
 script "tiles" 120 tile_sweep.py
 INTERPRET=""

@@ -204,6 +204,29 @@ def dropout(x: Tensor, key: Tensor, rate: Rate, *, impl: Implementation | None =
     return _TorchDropout.apply(x, key, rate_2)
 
 
+def jitter(x: Tensor, key: Tensor, amount: float, *, impl: Implementation | None = None) -> Tensor:
+    """Multiply each unit by 1 + ``amount`` u, with u uniform in [-1, 1).
+
+    Args:
+        x: fp32, shape [..., P, U]: positions and units.
+        key: int64, shape [...]: one call key for each leading index.
+        amount: At least 0.
+        impl: As in `dropout`. The results may differ in the last bit.
+
+    Returns:
+        The shape of ``x``, fp32.
+
+    Raises:
+        ValueError: If the shapes or the key's dtype do not fit.
+    """
+    check_key("key", key, x)
+    if choose_implementation(x.device, impl) == "triton":
+        from reptrain_kernels.counter_triton import counter_jitter
+
+        return counter_jitter(x, key, amount)
+    return x * (1 + amount * 2.0**-31 * random_words(key, x.shape[-2], x.shape[-1]).float())
+
+
 def dropout_in_torch(x: Tensor, key: Tensor, rate_2: Tensor) -> Tensor:
     """`dropout` in plain torch, without a gradient; the rate is packed."""
     threshold, scale = rate_2.unbind()

@@ -31,6 +31,8 @@ class Engine(Protocol):
     micro_steps: int
     """Micro-batches since the start; DeepSpeed derives the last micro-batch of a step from it."""
     allreduce_gradients: Callable[..., None]
+    enable_backward_allreduce: bool
+    """Whether `backward` reduces the gradients over the ranks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass of the model."""

@@ -121,7 +121,7 @@ class Router(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):
             x_BTD = x_BTD.float()
             if keys is not None and self.config.jitter > 0:
-                x_BTD = x_BTD * self._jitter(x_BTD, keys.site_PB[Site.ROUTER])
+                x_BTD = counter.jitter(x_BTD, keys.site_PB[Site.ROUTER], self.config.jitter)
             logit_BTE = x_BTD @ self.weight.float().T
         bias_E = self.config.bias_rate * self.votes_E
         if self.removed is not None:
@@ -144,10 +144,6 @@ class Router(nn.Module):
             taken_BTK = taken_BTK & self._within_capacity(expert_BTK, is_token_BT, factor)
         choice = Choice(expert_BTK, routed.gate_BTK * taken_BTK, taken_BTK, routed.count_BE)
         return choice, self._losses(routed, is_token_BT)
-
-    def _jitter(self, x_BTD: Tensor, key_B: Tensor) -> Tensor:
-        word_BTD = counter.random_words(key_B, x_BTD.shape[1], x_BTD.shape[2])
-        return 1 + self.config.jitter * 2.0**-31 * word_BTD.float()
 
     def _within_capacity(self, expert_BTK: Tensor, is_token_BT: Tensor, factor: float) -> Tensor:
         """Whether an assignment is within its expert's capacity, bool [B, T, K].

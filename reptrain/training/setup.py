@@ -13,6 +13,7 @@ from reptrain.checkpoint.state_hash import WeightSlices
 from reptrain.checkpoint.weight_average import WeightAverage
 from reptrain.config import RunConfig
 from reptrain.config.finetune import FinetuneConfig
+from reptrain.distributed.bf16_gradients import save_gradient_passes
 from reptrain.distributed.deepspeed_config import deepspeed_config
 from reptrain.distributed.engine import Engine
 from reptrain.distributed.host_memory import keep_freed_memory, release_freed_memory
@@ -220,6 +221,7 @@ def build_engine(
     if train.zero_stage == 0 or (train.zero_stage == 1 and train.bucket_elements is not None):
         # DeepSpeed's configuration has no bucket of stage 0, nor of its optimizer for bf16 at stage 1.
         engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=bucket)
+    save_gradient_passes(engine, world_size=world.world_size, on_gpu=world.device.type == "cuda")
     if train.zero_stage > 0 and world.device.type == "cpu":
         # ZeRO has copied the weights.
         release_freed_memory()

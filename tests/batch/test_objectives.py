@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_batches import places, windows
 from pydantic import TypeAdapter
+from torch.overrides import TorchFunctionMode
 
 from reptrain.batch.objectives import (
     IGNORE,
@@ -29,6 +30,7 @@ from reptrain.batch.objectives import (
     NoisePlaces,
     PrefixLM,
     SpanCorruption,
+    spans_native,
 )
 from reptrain.config.model import DecoderConfig, T5Config
 from reptrain.config.objectives import (
@@ -127,6 +129,29 @@ def example_of(objective: Any, tokens: np.ndarray, lengths: list[int], *, epoch:
     width = tokens.shape[1]
     noise = objective.noise(places(lengths, epoch=epoch, width=width), width=width)
     return objective.example(windows(torch.from_numpy(tokens), lengths, noise))
+
+
+class FromHost(TorchFunctionMode):
+    """Counts the tensors that are made from Python values."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        self.count += function in (torch.tensor, torch.as_tensor)
+        return function(*args, **(named or {}))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_later_examples_copy_nothing_from_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU, where such a copy waits for the device.
+    monkeypatch.setattr(spans_native, "hide_spans", lambda *_, **__: None)
+    objective, tokens = ALL[name](40), np.arange(FIRST_RAW, FIRST_RAW + 80).reshape(2, 40)
+    example_of(objective, tokens, [40, 30])
+    noise = objective.noise(places([40, 30], width=40), width=40)
+    batch = windows(torch.from_numpy(tokens), [40, 30], noise)
+    with FromHost() as counted:
+        objective.example(batch)
+    assert counted.count == 0
 
 
 def read(example: Example, row: int) -> tuple[list[int], list[int]]:

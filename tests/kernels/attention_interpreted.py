@@ -74,7 +74,7 @@ def operator() -> dict[str, bool]:
     bias = inputs.bias_HR.requires_grad_()
     rest = (inputs.key_BH, rates.packed(0.3), 0.3, False)
     forward = attention_triton.attention_forward
-    torch.library.opcheck(forward, (q, k, v, bias, None, None, None, *rest))
+    torch.library.opcheck(forward.overload, (q, k, v, bias, None, None, None, *rest))
 
     mask = AttentionMask(bias_HR=bias)
 

@@ -1,4 +1,4 @@
-"""Holds the Triton implementation of dropout against the torch one, under Triton's interpreter.
+"""Holds the Triton implementations of dropout and jitter against the torch one, under Triton's interpreter.
 
 Prints "equal" as JSON.
 """
@@ -40,10 +40,24 @@ def check_strided() -> None:
     )
 
 
+def check_jitter() -> None:
+    """Jitter and its gradient are those of torch, up to one rounding; its registrations agree."""
+    for shape in SHAPES:
+        generator = torch.Generator().manual_seed(sum(shape))
+        x = torch.randn(shape, generator=generator, requires_grad=True)
+        key = torch.randint(-(2**63), 2**63 - 1, shape[:-2], generator=generator)
+        results = []
+        for impl in ("torch", "triton"):
+            y = counter.jitter(x, key, 0.25, impl=impl)
+            results.append((y, *torch.autograd.grad(y.square().sum(), x)))
+        torch.testing.assert_close(*results, rtol=2e-7, atol=0)
+    torch.library.opcheck(counter_triton.counter_jitter.overload, (x, key, 0.25))
+
+
 def check_operator() -> None:
     """torch.compile takes the operator whole, and its registrations agree with each other."""
     x, key = torch.randn(2, 5, 9, requires_grad=True), counter.row_keys(7, 3, torch.arange(2))
-    torch.library.opcheck(counter_triton.counter_dropout, (x, key, rates.packed(0.3)))
+    torch.library.opcheck(counter_triton.counter_dropout.overload, (x, key, rates.packed(0.3)))
 
     def model(x: torch.Tensor, rate_2: torch.Tensor) -> torch.Tensor:
         return counter.dropout(x * 2, key, rate_2, impl="triton") + 1
@@ -64,4 +78,5 @@ if __name__ == "__main__":
     check((2, 17, 129), torch.float32, 0.0)
     check_strided()
     check_operator()
+    check_jitter()
     print('"equal"')

@@ -28,7 +28,7 @@ def same_bits(module: Any) -> dict[str, bool]:
     inputs = module.inputs_of(case)
     leaves = [x.detach().requires_grad_() for x in module.leaves_of(inputs)]
     for operator, arguments in module.operators(case, inputs, leaves):
-        torch.library.opcheck(operator, arguments)
+        torch.library.opcheck(operator.overload, arguments)
 
     def model(*leaves: Tensor) -> Tensor:
         # Not of leaves themselves, and what comes back differs from place to place.

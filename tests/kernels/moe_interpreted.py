@@ -108,17 +108,19 @@ def operators() -> dict[str, dict[str, bool]]:
     x, gate, up, down, count_E, key_N, _ = grouped_inputs(case)
     leaves = tuple(x.requires_grad_() for x in (x, gate, up, down))
     rest = (key_N, rates.packed(0.3), "swiglu")
-    torch.library.opcheck(grouped_triton.grouped_mlp, (*leaves, ends(count_E), *rest))
+    torch.library.opcheck(grouped_triton.grouped_mlp.overload, (*leaves, ends(count_E), *rest))
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(grouped_triton.grouped_mm, (leaves[0], leaves[2], ends(count_E)), test_utils=quick)
+    torch.library.opcheck(
+        grouped_triton.grouped_mm.overload, (leaves[0], leaves[2], ends(count_E)), test_utils=quick
+    )
     places = Places.of(torch.randperm(16), 1)
-    torch.library.opcheck(permute_triton.sort, (torch.tensor([[1, 0], [0, 3]]), 4))
-    torch.library.opcheck(permute_triton.dispatch, (leaves[0], places.place_MK), test_utils=quick)
+    torch.library.opcheck(permute_triton.sort.overload, (torch.tensor([[1, 0], [0, 3]]), 4))
+    torch.library.opcheck(permute_triton.dispatch.overload, (leaves[0], places.place_MK), test_utils=quick)
     gates = torch.rand(16, 1, requires_grad=True)
-    torch.library.opcheck(permute_triton.combine, (leaves[0], gates, places.place_MK))
+    torch.library.opcheck(permute_triton.combine.overload, (leaves[0], gates, places.place_MK))
     routing = list(routed_inputs(ROUTED["top_2"]._replace(tokens=9, experts=5)))
     routing[0].requires_grad_()
-    torch.library.opcheck(router_triton.route, (*routing, 2, "softmax", True))
+    torch.library.opcheck(router_triton.route.overload, (*routing, 2, "softmax", True))
 
     def experts(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         dispatched = dispatch(x * 2, places, impl="triton")

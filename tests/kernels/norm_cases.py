@@ -59,7 +59,7 @@ SLOW_CASES = {
     "wide_odd": Case(units=0.1, dtype=torch.bfloat16, rows=1, positions=33, width=5121),
 }
 
-BLOCKS = {"_MAX_GRADIENT_BLOCKS": 3}
+BLOCKS = {"MAX_GRADIENT_BLOCKS": 3}
 """Of `norm_triton` under the interpreter, so that a few lines make blocks of several."""
 
 KINDS = {"stream": "output", "normed": "output", "weight": "summed"}

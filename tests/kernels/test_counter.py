@@ -191,6 +191,16 @@ def test_dropout_kernel_compiles_without_spills(capability: int, dtype: torch.dt
     assert resources.warps >= 48
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_jitter_kernel_compiles_without_spills(capability: int) -> None:
+    from reptrain_kernels.counter_triton import launch_jitter
+
+    x, key = torch.empty(4, 128, 256, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    (launch,) = launches(lambda: launch_jitter(x, key, 0.1), capability=capability)
+    resources = compile_launch(launch, capability=capability)
+    assert resources.spill_bytes == 0 and resources.warps >= 48
+
+
 def test_dropout_kernel_takes_the_rate_at_run_time() -> None:
     from reptrain_kernels import counter_triton
 
@@ -207,6 +217,15 @@ def test_dropout_on_a_gpu_equals_the_cpu(shape: tuple[int, ...], dtype: torch.dt
     expected = counter.dropout(x, key, 0.3, impl="torch")
     for impl in ("torch", "triton"):
         assert torch.equal(counter.dropout(x.cuda(), key.cuda(), 0.3, impl=impl).cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_jitter_on_a_gpu_equals_the_cpu() -> None:
+    x, key = torch.randn(4, 129, 1000), keys()
+    expected = counter.jitter(x, key, 0.25)
+    for impl in ("torch", "triton"):
+        y = counter.jitter(x.cuda(), key.cuda(), 0.25, impl=impl).cpu()
+        torch.testing.assert_close(y, expected, rtol=2e-7, atol=0)
 
 
 @pytest.mark.gpu

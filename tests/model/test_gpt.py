@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptrain.config import RunConfig
 from reptrain.config.load import validate
@@ -13,6 +14,7 @@ from reptrain.config.model import DecoderConfig
 from reptrain.errors import ConfigError
 from reptrain.model import Decoder, build_model
 from reptrain.model.norm import LayerNorm
+from reptrain_kernels.implementation import assume
 
 VOCAB, WINDOW = 61, 20
 GPT: dict[str, Any] = {
@@ -135,3 +137,45 @@ def test_layer_norm_follows_its_formula_in_fp32() -> None:
 def test_conflicting_options_are_refused(model: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         validate(RunConfig, {"data": {"store": "a", "window_tokens": 32}, "model": model})
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that compute, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        self.count += not operation.is_view and "detach" not in operation.name()
+        return operation(*args, **(named or {}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layernorm_on_a_gpu_is_one_kernel_and_one_for_its_gradient(bias: bool) -> None:
+    torch.manual_seed(0)
+    norm, x = LayerNorm(64, eps=1e-5, bias=bias), torch.randn(2, 5, 64, requires_grad=True)
+    torch.nn.init.normal_(norm.weight)
+    if norm.bias is not None:
+        torch.nn.init.normal_(norm.bias)
+    leaves, grad = [x, *norm.parameters()], torch.randn(2, 5, 64)
+    expected = norm(x)
+    expected_grads = torch.autograd.grad(expected, leaves, grad)
+    with assume(impl="triton"), Kernels() as kernels:
+        y = norm(x)
+        grads = torch.autograd.grad(y, leaves, grad)
+    assert kernels.count == 2
+    torch.testing.assert_close([y, *grads], [expected, *expected_grads])
+    rounded = norm.bfloat16()(x.bfloat16())
+    with assume(impl="triton"):
+        # One rounding to bf16 of 8 bits, instead of three.
+        torch.testing.assert_close(norm(x.bfloat16()), rounded, rtol=3 * 2**-8, atol=3 * 2**-8)
+
+
+@pytest.mark.gpu
+def test_layernorm_on_a_gpu_equals_the_cpu() -> None:
+    torch.manual_seed(0)
+    norm, x = LayerNorm(768, eps=1e-5, bias=True), torch.randn(4, 33, 768)
+    torch.nn.init.normal_(norm.weight)
+    expected = norm(x)
+    torch.testing.assert_close(norm.cuda()(x.cuda()).cpu(), expected, rtol=1e-5, atol=1e-5)
+    rounded = norm.bfloat16()(x.bfloat16().cuda()).float().cpu()
+    torch.testing.assert_close(rounded, expected, rtol=2**-6, atol=2**-6)

@@ -19,6 +19,7 @@ from reptrain.model.dropout import Dropout, LayerKeys, Site, layer_keys
 from reptrain.model.router import RoutedTokens, Router
 from reptrain.model.sparse import SparseMLP
 from reptrain.sizes import load_subject
+from reptrain_kernels.counter import jitter
 
 B, T, D, E = 4, 6, 16, 5
 # Rows of 6, 4, 6 and 0 tokens; the rest is padding.
@@ -285,7 +286,7 @@ def test_expert_bias_changes_the_selection_and_not_the_gates() -> None:
 def test_jitter_is_bounded_and_applies_in_training_only() -> None:
     torch.manual_seed(0)
     plain, noisy = Router(D, moe()), Router(D, moe(jitter=0.25))
-    factor_BTD = noisy._jitter(torch.ones(B, T, 4096), keys().site_PB[Site.ROUTER])
+    factor_BTD = jitter(torch.ones(B, T, 4096), keys().site_PB[Site.ROUTER], noisy.config.jitter)
     assert 0.75 <= factor_BTD.min() < 0.751 and 1.249 < factor_BTD.max() < 1.25
     assert factor_BTD.mean().item() == pytest.approx(1, abs=0.002)
     for each in (plain, noisy):

@@ -13,6 +13,7 @@ import torch
 from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Example, NoisePlaces
+from reptrain.batch.objectives.rows import ids_on
 from reptrain.config.objectives import AugmentedCausalConfig
 from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
@@ -74,7 +75,7 @@ class AugmentedCausal:
         is_token_BL = column_L < length_B1
         place_BL = torch.where(is_token_BL & is_reversed_B[:, None], length_B1 - 1 - column_L, column_L)
         read_BL = batch.tokens_BL.gather(1, place_BL)
-        start_B1 = torch.tensor(self.start_ids, device=view_B.device)[view_B][:, None]
+        start_B1 = ids_on(view_B.device, self.start_ids)[view_B][:, None]
         inputs_BL = torch.cat([start_B1, read_BL[:, :-1]], dim=1).masked_fill(~is_token_BL, self.start_ids[0])
         target_place_BL = column_L + skipped_B[:, None]
         has_target_BL = target_place_BL < length_B1

@@ -18,7 +18,7 @@ import torch
 from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Example, NoisePlaces, shift_right
-from reptrain.batch.objectives.rows import scatter
+from reptrain.batch.objectives.rows import ids_on, scatter
 from reptrain.config.objectives import FillInTheMiddleConfig
 from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
@@ -112,7 +112,7 @@ class FillInTheMiddle:
             [torch.zeros_like(length_B1), suffix_place_B1, middle_place_B1, length_B1 + 3], 1
         )
         added_place_B4 = torch.where(order_B1 > 0, added_place_B4, -1)
-        added_B4 = torch.tensor([*self.ids, self.eos_id], device=length_B1.device).expand(len(length_B1), 4)
+        added_B4 = ids_on(length_B1.device, (*self.ids, self.eos_id)).expand(len(length_B1), 4)
 
         width = self.config.shape(self.window_tokens, "decoder").target_tokens
         place, values = torch.cat([place_BL, added_place_B4], 1), torch.cat([batch.tokens_BL, added_B4], 1)

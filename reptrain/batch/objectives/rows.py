@@ -5,6 +5,7 @@ Shapes: B rows of a micro-batch, S positions of the inputs, T positions of the t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -94,3 +95,9 @@ def scatter(place_BN: Tensor, values_BN: Tensor, width: int, *, fill: int | bool
     out = values_BN.new_full((values_BN.shape[0], width + 1), fill)
     # Dropped values go to an extra last column, which is cut off.
     return out.scatter_(1, torch.where(place_BN < 0, width, place_BN), values_BN)[:, :width]
+
+
+@cache
+def ids_on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """Ids as a tensor, int64, that is copied to its device once: each such copy waits for the device."""
+    return torch.tensor(ids, device=device)

@@ -19,7 +19,7 @@ from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives import spans_native
 from reptrain.batch.objectives.example import Int64s, NoisePlaces, document_segments
-from reptrain.batch.objectives.rows import Rows, scatter
+from reptrain.batch.objectives.rows import Rows, ids_on, scatter
 from reptrain.config.spans import SpanCounts
 from reptrain_kernels.ops.linear_cross_entropy import IGNORE
 
@@ -134,7 +134,7 @@ def hide_spans(
     begins_BL = is_noise_BL & ~is_noise_BL.roll(1, dims=1)
     begins_BL[:, 0] = is_noise_BL[:, 0]
     span_BL = begins_BL.long().cumsum(1) - 1
-    sentinel_K = torch.tensor(sentinel_ids, device=tokens_BL.device)
+    sentinel_K = ids_on(tokens_BL.device, sentinel_ids)
     sentinel_BL = sentinel_K[span_BL.clamp(min=0)]
 
     kept_BL = (segments_BL > 0) & (~is_noise_BL | begins_BL)

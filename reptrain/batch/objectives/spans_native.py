@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reptrain.batch.objectives.rows import Rows
+from reptrain.batch.objectives.rows import Rows, ids_on
 from reptrain.random import Int64s, UInt64s
 from reptrain_kernels import native
 
@@ -70,7 +70,7 @@ def hide_spans(
     if (tokens_BL.dtype, is_noise_BL.dtype, length_B.dtype) != (torch.int64, torch.bool, torch.int64):
         return None
     tokens_BL, is_noise_BL, length_B = (x.contiguous() for x in tensors)
-    sentinel_K = torch.tensor(sentinel_ids)
+    sentinel_K = ids_on(tokens_BL.device, sentinel_ids)
     rows, width = tokens_BL.shape
     source_BS, source_segments_BS = (torch.empty(rows, input_width, dtype=torch.int64) for _ in range(2))
     targets_BT, segments_BT = (torch.empty(rows, target_width, dtype=torch.int64) for _ in range(2))

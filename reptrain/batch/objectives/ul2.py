@@ -19,6 +19,7 @@ import torch
 from reptrain import random
 from reptrain.batch.micro_batch import MicroBatch
 from reptrain.batch.objectives.example import Example, Int64s, NoisePlaces
+from reptrain.batch.objectives.rows import ids_on
 from reptrain.batch.objectives.spans import draw_spans, hide_spans
 from reptrain.config.objectives import MODES, ExampleShape, UL2Config
 
@@ -124,7 +125,7 @@ class UL2:
             target_width=self._widths.target_tokens,
         )
         is_window_B = (batch.length_B > 0).long()
-        mode_B = torch.tensor(self.mode_ids, device=is_window_B.device)[batch.noise["mode_B"]]
+        mode_B = ids_on(is_window_B.device, self.mode_ids)[batch.noise["mode_B"]]
         rows = rows._replace(
             source_BS=torch.cat([(mode_B * is_window_B)[:, None], rows.source_BS], 1),
             source_segments_BS=torch.cat([is_window_B[:, None], rows.source_segments_BS], 1),

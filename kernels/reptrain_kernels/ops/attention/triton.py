@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reptrain_kernels.implementation import capability, matmul_precision
 from reptrain_kernels.layout import contiguous
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.ops.attention import backward_kernels, kernels
 from reptrain_kernels.ops.attention.tiles import Pass, Tiles, attention_tiles, block_width
 from reptrain_kernels.rates import unpacked
@@ -166,9 +167,7 @@ def launch_forward(
     return y, lse
 
 
-attention_forward = torch.library.custom_op(
-    "reptrain_kernels::attention_forward", launch_forward, mutates_args=()
-)
+attention_forward = Operator("reptrain_kernels::attention_forward", launch_forward)
 
 
 @attention_forward.register_fake
@@ -272,9 +271,7 @@ def bias_slots(end: int, tiles: Tiles) -> tuple[int, int]:
     return below, below + 1 + (tiles.queries + end - 2) // tiles.keys
 
 
-attention_backward = torch.library.custom_op(
-    "reptrain_kernels::attention_backward", launch_backward, mutates_args=()
-)
+attention_backward = Operator("reptrain_kernels::attention_backward", launch_backward)
 
 
 @attention_backward.register_fake

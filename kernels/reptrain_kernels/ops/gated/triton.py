@@ -16,6 +16,7 @@ from torch import Tensor
 from reptrain_kernels.activation_triton import activation_and_slope
 from reptrain_kernels.counter_triton import is_kept, line_keys
 from reptrain_kernels.layout import contiguous
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.rates import unpacked
 
 # Eight units per thread (16 bytes of bf16) and few registers: many threads hide the latency of the loads.
@@ -107,7 +108,7 @@ def launch_forward(
     return h
 
 
-gated_forward = torch.library.custom_op("reptrain_kernels::gated_forward", launch_forward, mutates_args=())
+gated_forward = Operator("reptrain_kernels::gated_forward", launch_forward)
 
 
 @gated_forward.register_fake
@@ -135,7 +136,7 @@ def launch_backward(
     return grad_up, grad_gate
 
 
-gated_backward = torch.library.custom_op("reptrain_kernels::gated_backward", launch_backward, mutates_args=())
+gated_backward = Operator("reptrain_kernels::gated_backward", launch_backward)
 
 
 @gated_backward.register_fake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reptrain_kernels.implementation import Implementation
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.ops.gated import Activation, activate
 
 
@@ -57,7 +59,7 @@ def grouped_mlp_reference(
 
 
 # torch 2.13 knows the shape of its product in bf16 alone, and refuses gradients of expanded strides.
-@torch.library.custom_op("reptrain::grouped_mm", mutates_args=())
+@partial(Operator, "reptrain::grouped_mm")
 def _grouped_mm(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
     return F.grouped_mm(x_NI.contiguous(), weight_EOI.transpose(1, 2), offs=end_E)
 
@@ -67,7 +69,7 @@ def _(x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
     return x_NI.new_empty(x_NI.shape[0], weight_EOI.shape[1])
 
 
-@torch.library.custom_op("reptrain::grouped_mm_backward", mutates_args=())
+@partial(Operator, "reptrain::grouped_mm_backward")
 def _grouped_mm_backward(
     dy_NO: Tensor, x_NI: Tensor, weight_EOI: Tensor, end_E: Tensor
 ) -> tuple[Tensor, Tensor]:

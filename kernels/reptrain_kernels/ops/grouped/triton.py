@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from reptrain_kernels.implementation import capability, matmul_precision
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.ops.grouped import kernels
 from reptrain_kernels.ops.grouped.tiles import Kernel, Tiles, grouped_tiles
 from reptrain_kernels.rates import unpacked
@@ -96,10 +97,8 @@ def launch_mm_backward(
     return launch_row_gradient(dy_NO, weight_EOI, end_E), launch_weight_gradient(dy_NO, x_NI, end_E)
 
 
-grouped_mm = torch.library.custom_op("reptrain_kernels::grouped_mm", launch_mm, mutates_args=())
-grouped_mm_backward = torch.library.custom_op(
-    "reptrain_kernels::grouped_mm_backward", launch_mm_backward, mutates_args=()
-)
+grouped_mm = Operator("reptrain_kernels::grouped_mm", launch_mm)
+grouped_mm_backward = Operator("reptrain_kernels::grouped_mm_backward", launch_mm_backward)
 
 
 @grouped_mm.register_fake
@@ -187,10 +186,8 @@ def launch_mlp_backward(
     )
 
 
-grouped_mlp = torch.library.custom_op("reptrain_kernels::grouped_mlp", launch_mlp, mutates_args=())
-grouped_mlp_backward = torch.library.custom_op(
-    "reptrain_kernels::grouped_mlp_backward", launch_mlp_backward, mutates_args=()
-)
+grouped_mlp = Operator("reptrain_kernels::grouped_mlp", launch_mlp)
+grouped_mlp_backward = Operator("reptrain_kernels::grouped_mlp_backward", launch_mlp_backward)
 
 
 @grouped_mlp.register_fake

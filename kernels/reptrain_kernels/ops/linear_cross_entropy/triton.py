@@ -7,6 +7,7 @@ are in memory at a time. A program reads a row of logits, and overwrites it with
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.ops.linear_cross_entropy.reference import IGNORE
 
 CHUNK_BYTES = 2**29
@@ -196,9 +198,7 @@ def _new_gradients(x: Tensor, head_VD: Tensor, has_gradient: bool) -> tuple[Tens
     return x.new_empty(x.shape), head_VD.new_empty(head_VD.shape)
 
 
-linear_cross_entropy_forward = torch.library.custom_op(
-    "reptrain_kernels::linear_cross_entropy", launch_linear_cross_entropy, mutates_args=()
-)
+linear_cross_entropy_forward = Operator("reptrain_kernels::linear_cross_entropy", launch_linear_cross_entropy)
 
 
 @linear_cross_entropy_forward.register_fake
@@ -242,7 +242,7 @@ def launch_scale(x: Tensor, factor: Tensor, y: Tensor) -> None:
         scale_kernel[grid](x, factor, y, x.numel(), IN_PLACE=x is y, BLOCK=1024)
 
 
-@torch.library.custom_op("reptrain_kernels::scale", mutates_args=())
+@partial(Operator, "reptrain_kernels::scale")
 def scale(x: Tensor, factor: Tensor) -> Tensor:
     """``x`` times an fp32 number on its device, rounded once."""
     y = torch.empty_like(x)

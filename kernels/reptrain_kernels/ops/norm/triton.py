@@ -16,13 +16,14 @@ from torch import Tensor
 
 from reptrain_kernels.counter_triton import is_kept, line_keys
 from reptrain_kernels.layout import contiguous
+from reptrain_kernels.operator import Operator
 from reptrain_kernels.rates import unpacked
 
 MAX_WIDTH = 8192
 """Largest number of units of a line: more would not fit into registers."""
 
 # Four per multiprocessor of an A100. Fixed, so that every device splits the sums in the same way.
-_MAX_GRADIENT_BLOCKS = 432
+MAX_GRADIENT_BLOCKS = 432
 _MIN_LINES_OF_GRADIENT_BLOCK = 4
 
 _AT_RUN_TIME = (
@@ -147,7 +148,7 @@ def norm_block(width: int, *, max_warps: int) -> dict[str, int]:
 
 def gradient_blocks(num_lines: int) -> tuple[int, int]:
     """Number of blocks of lines in the backward pass, and the lines of each but the last."""
-    block_lines = max(_MIN_LINES_OF_GRADIENT_BLOCK, triton.cdiv(num_lines, _MAX_GRADIENT_BLOCKS))
+    block_lines = max(_MIN_LINES_OF_GRADIENT_BLOCK, triton.cdiv(num_lines, MAX_GRADIENT_BLOCKS))
     return triton.cdiv(num_lines, block_lines), block_lines
 
 
@@ -186,7 +187,7 @@ def _new_results(x: Tensor, branch: Tensor | None, weight_D: Tensor) -> tuple[Te
     return x.new_empty(0) if branch is None else stream, normed, rstd
 
 
-norm_forward = torch.library.custom_op("reptrain_kernels::norm_forward", launch_norm, mutates_args=())
+norm_forward = Operator("reptrain_kernels::norm_forward", launch_norm)
 
 
 @norm_forward.register_fake
@@ -236,9 +237,7 @@ def _new_gradients(stream: Tensor, branch_dtype: torch.dtype | None) -> tuple[Te
     return stream.new_empty(stream.shape), stream.new_empty(shape, dtype=branch_dtype)
 
 
-norm_backward = torch.library.custom_op(
-    "reptrain_kernels::norm_backward", launch_norm_gradient, mutates_args=()
-)
+norm_backward = Operator("reptrain_kernels::norm_backward", launch_norm_gradient)
 
 
 @norm_backward.register_fake
@@ -311,7 +310,7 @@ def launch_join(
     return stream
 
 
-join_forward = torch.library.custom_op("reptrain_kernels::join_forward", launch_join, mutates_args=())
+join_forward = Operator("reptrain_kernels::join_forward", launch_join)
 
 
 @join_forward.register_fake

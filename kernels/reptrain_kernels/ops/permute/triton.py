@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.operator import Operator
+
 _MOST_UNITS = 4096
 _MOST_CHOICES = 4096
 
@@ -176,12 +178,10 @@ def launch_combine_backward(
     return grad_y_ND, grad_gate_MK
 
 
-sort = torch.library.custom_op("reptrain_kernels::sort", launch_sort, mutates_args=())
-dispatch = torch.library.custom_op("reptrain_kernels::dispatch", launch_dispatch, mutates_args=())
-combine = torch.library.custom_op("reptrain_kernels::combine", launch_combine, mutates_args=())
-combine_backward = torch.library.custom_op(
-    "reptrain_kernels::combine_backward", launch_combine_backward, mutates_args=()
-)
+sort = Operator("reptrain_kernels::sort", launch_sort)
+dispatch = Operator("reptrain_kernels::dispatch", launch_dispatch)
+combine = Operator("reptrain_kernels::combine", launch_combine)
+combine_backward = Operator("reptrain_kernels::combine_backward", launch_combine_backward)
 
 
 @sort.register_fake

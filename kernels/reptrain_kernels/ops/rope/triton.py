@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.operator import Operator
+
 # Eight pairs per thread of four warps: 16 bytes of bf16 from each half of a head.
 BLOCK_PAIRS = 1024
 
@@ -90,7 +92,7 @@ def _new(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-rotate_both = torch.library.custom_op("reptrain_kernels::rotate", launch_rotate, mutates_args=())
+rotate_both = Operator("reptrain_kernels::rotate", launch_rotate)
 
 
 @rotate_both.register_fake

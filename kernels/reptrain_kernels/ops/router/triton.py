@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from reptrain_kernels.operator import Operator
+
 _ELEMENTS = 1024
 
 
@@ -176,10 +178,8 @@ def launch_route_backward(
     return grad_logit_BTE
 
 
-route = torch.library.custom_op("reptrain_kernels::route", launch_route, mutates_args=())
-route_backward = torch.library.custom_op(
-    "reptrain_kernels::route_backward", launch_route_backward, mutates_args=()
-)
+route = Operator("reptrain_kernels::route", launch_route)
+route_backward = Operator("reptrain_kernels::route_backward", launch_route_backward)
 
 
 @route.register_fake
