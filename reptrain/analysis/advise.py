@@ -264,7 +264,7 @@ def _interval(
         return low, high, f"{samples} bootstrap samples of your runs, plus twice the fit's RMSE for the loss"
     error = PUBLIC_ERROR if fit is None else fit.score.rmse_nats
     source = (
-        "twice the law's RMSE on the 21 largest public runs, which it had not seen"
+        "twice the law's RMSE on the 21 largest public runs, which were held out"
         if fit is None
         else "twice the fit's RMSE on your runs"
         + (", which are too few for a bootstrap" if held is None else ", without a bootstrap")

@@ -190,7 +190,7 @@ def study_run(
     """Run a study, audit its runs, and write the report.
 
     The nodes of a study are its runs and the commands on them; finished nodes are kept. Several studies run
-    one after another, and then the second looks of their claims. Repeat the command to resume after an
+    one after another, followed by the second looks of their claims. Repeat the command to resume after an
     interruption. A stop signal saves checkpoints and exits with code 3.
     """
     from reptrain.cli.study_plan import bills_of
@@ -312,9 +312,8 @@ def study_report(
 ) -> None:
     """Audit the runs again, and rebuild the report.
 
-    Writes report.html from the run folders and prints the answer. With several studies, one more page tests
-    all their claims together. The claims of a study that has not
-    run count too.
+    Writes report.html from the run folders and prints the results. With several studies, one more page tests
+    all their claims together, also those of studies that have not run.
     """
     from reptrain.cli.study_run import audit_and_report, report_together
     from reptrain.study import open_study
