@@ -107,17 +107,17 @@ def advise(
     samples: int = 0,
     held: Held | None = None,
 ) -> Advice:
-    """Advice for unique tokens and a budget.
+    """Recommend the size and the epochs of a run for a number of unique tokens and a budget.
 
     Args:
-        unique_tokens: Unique tokens at hand.
+        unique_tokens: Available unique tokens.
         compute: Budget in training FLOPs, 6 N D.
         fit: A fit of the user's runs that includes a decision for this budget. Default: public constants.
         samples: Bootstrap samples behind that decision's interval.
         held: Consumed tokens, or tokens per parameter, to hold fixed. Default: only compute is held fixed.
 
     Returns:
-        The best run with its interval, what it rests on, and what more would buy.
+        The best run with its interval, the sources of the law, and the effect of more data or compute.
 
     Raises:
         AnalysisError: If a quantity is not positive.

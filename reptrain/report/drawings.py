@@ -103,10 +103,10 @@ def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, st
 def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawing]:
     """One figure, or one for each curve over epochs if there are many arms."""
     title = "Held-out loss against tokens seen"
-    arms = [arm for (arm,) in plots.by_last_epoch(view.table, names)]
+    arms = [arm for (arm,) in plots.by_arm(view.table, names)]
     series = _arms_by_series(runs, arms, names) if len(arms) > MOST_NAMED else {}
     if not 1 < len(series) <= MOST_NAMED:
-        return [_tokens_of(view, arms, names, view.name, title)] if arms else []
+        return [_tokens_of(view, names, view.name, title)] if arms else []
     losses = [row[plots.LOSS.mean] for row in view.table.to_pylist()]
     limits = (min(losses), max(losses))
     drawings = []
@@ -117,18 +117,18 @@ def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawin
             view.name, f"SELECT * FROM (\n{view.sql}\n) WHERE arm IN ({wanted})", chosen, view.series
         )
         name, full = f"{view.name}-{number}", f"{title}: {label}"
-        drawings.append(_tokens_of(of_series, members, names, name, full, limits))
+        drawings.append(_tokens_of(of_series, names, name, full, limits))
     return drawings
 
 
 def _tokens_of(
     view: View,
-    arms: Sequence[str],
     names: Mapping[str, str],
     name: str,
     title: str,
     limits: tuple[float, float] | None = None,
 ) -> Drawing:
+    arms = [arm for (arm,) in plots.by_arm(view.table, names)]
     return Drawing(
         name,
         title,
@@ -216,7 +216,7 @@ def _load(view: View | None, names: Mapping[str, str]) -> Drawing | None:
         view.sql,
         "In the worst layer, since the previous evaluation; 1 is a uniform load. Means over the seeds, with"
         " their range. Marks: ends of epochs, as in the figure of the loss.",
-        plots.legend([names[arm] for (arm,) in plots.by_last_epoch(view.table, names)]),
+        plots.legend([names[arm] for (arm,) in plots.by_arm(view.table, names)]),
     )
 
 

@@ -77,7 +77,7 @@ def curves_over_tokens(
         what: The quantity.
         limits: Smallest and largest value of several figures; None: those of this one.
     """
-    groups = by_last_epoch(table, names)
+    groups = by_arm(table, names)
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         tips = sum(map(len, groups.values())) <= _MOST_TIPS
         for index, ((arm,), rows) in enumerate(groups.items()):
@@ -104,11 +104,17 @@ def curves_over_tokens(
         return figure
 
 
-def by_last_epoch(table: pa.Table, names: Mapping[str, str]) -> dict[tuple[Any, ...], Rows]:
-    """The rows of each arm of `loss_against_tokens`, by epochs and then in the order of `names`."""
+def by_arm(table: pa.Table, names: Mapping[str, str]) -> dict[tuple[Any, ...], Rows]:
+    """The rows of each arm of `loss_against_tokens`, in the order of `names`; many arms by epochs first."""
     groups = grouped(table.to_pylist(), ["arm"])
     place = {name: number for number, name in enumerate(names)}
-    return dict(sorted(groups.items(), key=lambda group: (group[1][-1]["epoch"], place[group[0][0]])))
+    is_many = len(groups) > MOST_NAMED
+
+    def order(group: tuple[tuple[Any, ...], Rows]) -> tuple[float, int]:
+        (arm,), rows = group
+        return (rows[-1]["epoch"] if is_many else 0.0, place[arm])
+
+    return dict(sorted(groups.items(), key=order))
 
 
 def curves_over_epochs(

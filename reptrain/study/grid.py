@@ -123,13 +123,22 @@ def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
     for values in itertools.product(*axes.values()):
         axis = dict(zip(axes, values, strict=True))
         data = dict(study.base)
-        where = ", ".join([*([entry.name] if entry.name else []), *(f"{k}={v}" for k, v in axis.items())])
+        where = ", ".join(
+            [*([entry.name] if entry.name else []), *(f"{k}={_written(v)}" for k, v in axis.items())]
+        )
         point = Point(study.name, entry, axis, data, where)
         for key, value in {**study.set, **entry.set, **axis}.items():
             if key != MEMBER:
                 point.set(key, value)
         points.append(point)
     return points
+
+
+def _written(value: Any) -> str:
+    """A value as in a study file: ``{d_model: 64}`` for a mapping."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def _arms_of(

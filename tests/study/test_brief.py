@@ -11,6 +11,7 @@ import pytest
 from run_folders import write_run
 
 from reptrain.cli.study_plan import bill_text
+from reptrain.errors import StudyError
 from reptrain.report.page import render
 from reptrain.study import StudyConfig, arms, collect, study_status, verdict
 from reptrain.study.bill import Hardware, bill_of
@@ -88,6 +89,12 @@ def test_names_of_arms_keep_their_hash_and_the_study_shows_what_it_stands_for() 
     hashed = hashed_settings(found)
     assert [*hashed.values()] == ["d_model 64, num_heads 1", "d_model 128, num_heads 2"]
     assert next(iter(hashed)) == first.name.split(".")[1]
+
+
+def test_error_about_an_arm_shows_its_mapping_as_in_the_study_file() -> None:
+    wrong = study_of(axes={"model": [SMALL, {"d_model": 65, "num_heads": 2}]})
+    with pytest.raises(StudyError, match=r"arm model=\{d_model: 65, num_heads: 2\}"):
+        arms(wrong)
 
 
 def test_plan_and_status_print_the_settings_behind_each_hash(tmp_path: Path) -> None:
