@@ -150,7 +150,7 @@ def audit_and_report(
         typer.echo(f"study {study.name}")
     reports = (audits or _audits([place])).all_runs(study, out)
     page, findings = write_report(study, out, figure_files=True, paths=paths)
-    for line in _audit_lines(reports):
+    for line in audit_lines(reports):
         typer.echo(line)
     rows = collect(study, out)
     typer.echo(verdict(rows))
@@ -162,7 +162,7 @@ def audit_and_report(
     return all(report.exact for report in reports.values())
 
 
-def _audit_lines(reports: Mapping[str, AuditReport]) -> list[str]:
+def audit_lines(reports: Mapping[str, AuditReport]) -> list[str]:
     """The number of exact runs by level of their audit, and a line for each other run."""
     exact = Counter(report.level for report in reports.values() if report.head() == "exact")
     lines = [
