@@ -43,7 +43,7 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> Any:
     if name in _FORMER:
         warnings.warn(
-            f"reptrain.{name} is now reptrain.{_FORMER[name]}; the former name goes with version 0.3",
+            f"reptrain.{name} is now reptrain.{_FORMER[name]}; version 0.3 removes the former name",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -74,7 +74,7 @@ class TokenizeOptions:
         Dedup,
         Option(
             "exact: keep the first of documents with equal text. minhash: also drop near-duplicates. group: "
-            "keep near-duplicates, but put each cluster of them on one side of the held-out split."
+            "keep near-duplicates, but never divide a cluster of them between splits."
         ),
     ] = "exact"
     held_out_fraction: Annotated[

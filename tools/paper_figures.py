@@ -29,7 +29,7 @@ def loss_against_epochs(runs: pa.Table) -> bytes:
         ]
     )
     final, best = (by_epochs(by_size, name, f"loss_report_{name}_nats") for name in ("final", "best"))
-    figure = curves_over_epochs([final.table, best.table], final.series, PRINT)
+    figure = curves_over_epochs([final.table, best.table], final.series, {}, PRINT)
     (plot,) = figure.axes
     sizes = sorted({row["set.entry_size"] for row in final.table.to_pylist()})
     for size, shade in zip(sizes, PRINT.arms, strict=False):

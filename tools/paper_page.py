@@ -50,7 +50,8 @@ verdicts. `make paper-page` rebuilds this page from the tables.
 """
 
 _LOSSES = (
-    "Loss after R epochs, in parentheses that of the best checkpoint (nats per token, means over seeds):"
+    "Loss after R epochs, and in parentheses that of the best checkpoint, in nats per token, as means over"
+    " seeds. S, M and L are the models of 0.09, 0.38 and 1.5 million non-embedding parameters:"
 )
 
 _RECENT = """\
@@ -169,8 +170,8 @@ def _sentence(findings: list[dict[str, Any]], judged: dict[str, ClaimResult]) ->
     ]
     return " ".join(
         [
-            "Results for decoders with 0.09 to 1.5 million non-embedding parameters and 2^18 to 2^22 tokens."
-            f" Verdicts of {len(findings)} findings: {parts}.",
+            "These are results of decoders with 0.09 to 1.5 million non-embedding parameters, trained on 2^18"
+            f" to 2^22 tokens. Verdicts of {len(findings)} findings: {parts}.",
             *filter(None, measured),
             "Models at the scale of the paper, 0.2 to 2.8 billion parameters, may behave differently.",
         ]
@@ -215,7 +216,9 @@ def _runs() -> str:
     verdicts = Counter(row["audit_verdict"] for row in done.values())
     tokens = sum(row["consumed_tokens"] for row in done.values())
     audits = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
-    return f"Finished main runs: {len(done)}, with {tokens:,} tokens. Audits: {audits or 'none'}."
+    return (
+        f"Finished runs: {len(done)}, with {tokens:,} training tokens in total. Audits: {audits or 'none'}."
+    )
 
 
 def files(*, renew: bool = False) -> dict[Path, str]:

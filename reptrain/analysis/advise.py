@@ -107,17 +107,17 @@ def advise(
     samples: int = 0,
     held: Held | None = None,
 ) -> Advice:
-    """Advice for unique tokens and a budget.
+    """Recommend the size and the epochs of a run for a number of unique tokens and a budget.
 
     Args:
-        unique_tokens: Unique tokens at hand.
+        unique_tokens: Available unique tokens.
         compute: Budget in training FLOPs, 6 N D.
         fit: A fit of the user's runs that includes a decision for this budget. Default: public constants.
         samples: Bootstrap samples behind that decision's interval.
         held: Consumed tokens, or tokens per parameter, to hold fixed. Default: only compute is held fixed.
 
     Returns:
-        The best run with its interval, what it rests on, and what more would buy.
+        The best run with its interval, the sources of the law, and the effect of more data or compute.
 
     Raises:
         AnalysisError: If a quantity is not positive.
@@ -264,7 +264,7 @@ def _interval(
         return low, high, f"{samples} bootstrap samples of your runs, plus twice the fit's RMSE for the loss"
     error = PUBLIC_ERROR if fit is None else fit.score.rmse_nats
     source = (
-        "twice the law's RMSE on the 21 largest public runs, which it had not seen"
+        "twice the law's RMSE on the 21 largest public runs, which were held out"
         if fit is None
         else "twice the fit's RMSE on your runs"
         + (", which are too few for a bootstrap" if held is None else ", without a bootstrap")

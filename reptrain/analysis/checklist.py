@@ -65,9 +65,9 @@ def _flop_convention(fit: Fit) -> str:
 
 def _checkpoints(metric: str) -> str:
     if "best" in metric:
-        return "one a run: the checkpoint with the lowest selection loss"
+        return "one of each run: that with the lowest selection loss"
     if "final" in metric:
-        return "one a run: the last"
+        return "one of each run: the last"
     return _MISSING + " checkpoints=..."
 
 

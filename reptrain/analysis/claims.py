@@ -333,7 +333,8 @@ def _seeds_for(effect_size: float, level: float) -> int | None:
 
 def _why_undecided(claim: Claim, num_units: int, needed: int | None) -> str:
     if num_units < claim.most_seeds:
-        return f"the interval at {claim.seeds} seeds does not decide; the second look is at {claim.max_seeds}"
+        more = f"the second look has {claim.max_seeds} seeds"
+        return f"the interval of {claim.seeds} seeds does not decide; {more}"
     if needed is None:
         return "the effect is too close to the bound for any number of seeds"
-    return f"the interval does not decide at the declared {claim.most_seeds} seeds"
+    return f"the interval of the declared {claim.most_seeds} seeds does not decide"

@@ -80,9 +80,9 @@ def cost(
         pue: Power usage effectiveness: energy of the building over that of the GPUs.
 
     Raises:
-        AnalysisError: If neither a rate nor what gives one is known, or a quantity is not positive.
+        AnalysisError: If there is no rate, nor `mfu`, `load` and `peak_flops`, or a quantity is not positive.
 
-    Source: Chowdhery et al., PaLM, 2022, appendix B, for MFU: rematerialization does not count.
+    Source: Chowdhery et al., PaLM, 2022, appendix B, for MFU: recomputation is not counted.
     """
     check_positive(
         tokens=tokens,

@@ -74,7 +74,7 @@ def best_for_budget(
         law: A law in N and D, with or without U.
         values: Its parameters.
         compute: Budget in training FLOPs.
-        unique_tokens: Unique tokens at hand.
+        unique_tokens: Available unique tokens.
         held: The quantity that is held fixed besides the budget.
 
     Raises:

@@ -212,7 +212,7 @@ def _check_identified(problem: FitProblem, theta: Floats, bound: Sequence[str]) 
         raise AnalysisError(
             f"law {problem.law.name}",
             got=f"runs that do not determine {', '.join(loose)}",
-            rule="must have parameters that the runs determine",
+            rule="needs runs that determine all its parameters",
             remedy="Vary the variables more, fix these parameters, or choose a law without them.",
         )
 

@@ -111,7 +111,7 @@ def _decision(decision: BudgetAllocation) -> list[str]:
 
     return [
         f"best within {decision.budget_flops:.4g} FLOPs and {decision.unique_tokens:.4g} unique tokens "
-        "(compute is what is held):",
+        "(compute is held fixed):",
         f"  parameters {shown('parameters', '.4g')}",
         f"  epochs {shown('epochs', '.4g')}",
         f"  loss {shown('loss_nats', '.4g')} nats",
@@ -136,7 +136,7 @@ def comparison_text(comparison: Comparison, fits: Sequence[Fit]) -> str:
         lines.append(f"  {entry.law:<18} {entry.mean_rmse_log:>8.4f} {aicc:>9} {shown:>13} {free:>5}")
     lines += [f"  {law}: not compared: {reason}" for law, reason in comparison.refused.items()]
     if comparison.chosen is not None:
-        lines.append(f"chosen: {comparison.chosen} (the hold-out has no say)")
+        lines.append(f"chosen: {comparison.chosen} (the hold-out is not used)")
     return "\n".join(lines)
 
 

@@ -24,7 +24,9 @@ AuditedRun = Annotated[
 ]
 Exposures = Annotated[
     Path | None,
-    typer.Option("--exposures", metavar="FILE.arrow", help="Also write the number of uses of every token."),
+    typer.Option(
+        "--exposures", metavar="FILE.arrow", help="Also write the number of exposures of every token."
+    ),
 ]
 Level = Annotated[
     Literal["windows", "inputs"],
@@ -74,7 +76,7 @@ Certificate = Annotated[
     typer.Option(
         "--certificate",
         metavar="FILE",
-        help="Also write a one-page certificate of the exposures, without text and paths; with --sign"
+        help="Also write a one-page certificate of the exposures, without text or paths; with --sign"
         " also its signature, FILE.sig.",
     ),
 ]
@@ -101,7 +103,7 @@ def audit(
     The report is written to audit.json in the run folder, which `reptrain runs` and the tables read.
     A report of level `windows` does not replace one of level `inputs` on the same ledger.
 
-    Exit code 0: exact. 1: not exact. 2: wrong input. 4: no result, because files are damaged or missing.
+    Exit code 0: exact. 1: not exact. 2: invalid input. 4: no result, because files are damaged or missing.
 
     A run is exact if, after k epochs, it used each token of its subset floor(k) or ceil(k) times. A run with
     the order `mixed` is exact only after a whole number of epochs. Between epochs, a correct run is reported

@@ -75,7 +75,7 @@ def doctor(
     and a remedy for each fault. Faulty hosts are listed for --exclude, and HOSTFILE.clean is written without
     them.
 
-    Exit code 0: ready. 1: a fault was found. 2: wrong input.
+    Exit code 0: ready. 1: a fault was found. 2: invalid input.
     """
     from reptrain.files import write_atomically
 

@@ -43,9 +43,9 @@ def routers(
     """Compare the routers of sparse runs over their checkpoints.
 
     Each layer is compared on the same windows of the training subset. agreement: share of tokens with the
-    same first expert as at the last checkpoint. dead: experts that no token selects. knock-out: rise of the
-    loss, in nats per token, if no token may select an expert. Its tokens then go to the experts with the next
-    largest scores.
+    same first expert as at the last checkpoint. dead: experts that no token selects. knock-out: increase of
+    the loss, in nats per token, if one expert cannot be selected. Its tokens are then routed to the experts
+    with the next largest scores.
     """
     from reptrain.evaluation.router_health import record_routers, router_health
     from reptrain.runs.folder import RunFolder

@@ -14,9 +14,9 @@ _SHOWN = {
     "run": "run",
     "status": "status",
     "epochs": "epochs",
-    "loss_select_best_nats": "select, best",
-    "loss_report_best_nats": "report there",
-    "loss_report_final_nats": "report, last",
+    "loss_select_best_nats": "select at best",
+    "loss_report_best_nats": "report at best",
+    "loss_report_final_nats": "report at end",
     "audit_verdict": "audit",
 }
 

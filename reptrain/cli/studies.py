@@ -139,7 +139,8 @@ def study_plan(
     Runs that are done, and shared prefixes, count once. Exit code 1: the remaining cost exceeds --budget.
     """
     from reptrain.cli.study_plan import bill_data, bill_text, bills_of
-    from reptrain.study.bill import Hardware, over_budget
+    from reptrain.study.bill import Hardware
+    from reptrain.study.budget import over_budget
     from reptrain.study.local_pool import default_jobs
     from reptrain.study.places import studies_to_run
 
@@ -189,7 +190,7 @@ def study_run(
     """Run a study, audit its runs, and write the report.
 
     The nodes of a study are its runs and the commands on them; finished nodes are kept. Several studies run
-    one after another, and then the second looks of their claims. Repeat the command to resume after an
+    one after another, followed by the second looks of their claims. Repeat the command to resume after an
     interruption. A stop signal saves checkpoints and exits with code 3, without a report.
     """
     from reptrain.cli.study_plan import bills_of
@@ -234,14 +235,18 @@ def study_status(folder: StudyFolder, as_json: AsJson = False) -> None:
     Works on any machine that can read the folder.
     """
     from reptrain.study import study_status as status
+    from reptrain.study.grid import arms, hashed_settings
     from reptrain.study.places import studies_that_ran
     from reptrain.study.status import status_text
 
     places = studies_that_ran(folder)
     rows = {study.name: status(study, out) for study, out in places}
     data = {name: [row.model_dump(mode="json") for row in of_study] for name, of_study in rows.items()}
-    text = with_headings({study.name: status_text(rows[study.name], study.audit) for study, _ in places})
-    show(one_or_all(data), text, as_json=as_json)
+    texts = {
+        study.name: status_text(rows[study.name], study.audit, hashed_settings(arms(study)))
+        for study, _ in places
+    }
+    show(one_or_all(data), with_headings(texts), as_json=as_json)
 
 
 @study_app.command("collect")
@@ -307,9 +312,8 @@ def study_report(
 ) -> None:
     """Audit the runs again, and rebuild the report.
 
-    Writes report.html from the run folders and prints the answer. With several studies, one more page tests
-    all their claims together. The claims of a study that has not
-    run count too.
+    Writes report.html from the run folders and prints the results. With several studies, one more page tests
+    all their claims together, also those of studies that have not run.
     """
     from reptrain.cli.study_run import audit_and_report, report_together
     from reptrain.study import open_study

@@ -35,8 +35,8 @@ def study_claims(
 
     Prints each verdict with its interval, from the tables of runs.
 
-    Name all studies whose claims share a family: Holm's correction covers the claims of all studies named.
-    Claims of a study without runs count as well.
+    Pass all studies whose claims share a family: Holm's correction covers the claims of these studies, also
+    of those that have not run.
     """
     from reptrain.analysis.claims import judge_studies
     from reptrain.analysis.questions import questions_hash

@@ -10,15 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from reptrain.study.bill import Bill, BillRow, Hardware, bill_of, rows_by_arm
+from reptrain.study.bill import Bill, BillRow, Hardware, bill_of
 from reptrain.study.build import build_graph
 from reptrain.study.done_table import read_done
 from reptrain.study.looks import Place
+from reptrain.study.words import hash_lines
 
 _AUDITS = {
-    "windows": "; `audit: inputs` also compares everything that enters the model",
-    "inputs": ", everything that enters the model; its time grows with the tokens of the runs",
-    "none": "; the runs get no verdict",
+    "windows": " (`audit: inputs` also compares the inputs of the model)",
+    "inputs": ", the inputs of the model too; its time grows with the tokens of the runs",
+    "none": "; the runs are not audited",
 }
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -34,7 +35,7 @@ def bills_of(
 
 
 def bill_text(bill: Bill) -> str:
-    """The bill as a table with a row for each arm, and its totals.
+    """The bill as a table with a row for each arm and for each group that is tuned, and its totals.
 
     Args:
         bill: The bill.
@@ -42,7 +43,10 @@ def bill_text(bill: Bill) -> str:
     table = Table(box=None, pad_edge=False)
     for name in ("arm", "runs", "done", "tokens", "shared", "FLOPs", "hours"):
         table.add_column(name, justify="left" if name == "arm" else "right")
-    for arm, rows in rows_by_arm(bill.rows).items():
+    by_arm: dict[str, list[BillRow]] = {}
+    for row in bill.rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    for arm, rows in by_arm.items():
         table.add_row(arm, *_cells(rows))
     table.add_section()
     table.add_row("total", *_cells(bill.rows))
@@ -50,7 +54,7 @@ def bill_text(bill: Bill) -> str:
     text = io.StringIO()
     Console(file=text, width=200).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, "", *_totals(bill)])
+    return "\n".join([*lines, "", *hash_lines(bill.hashed), *_totals(bill)])
 
 
 def _cells(rows: list[BillRow] | tuple[BillRow, ...]) -> list[str]:
@@ -69,29 +73,34 @@ def _totals(bill: Bill) -> list[str]:
     left, hardware = bill.left, bill.hardware
     shared, own = sum(row.shared_tokens for row in bill.rows), sum(row.tokens for row in bill.rows)
     lines = [_elsewhere(bill)] if bill.offered else []
-    lines.append(f"speed: {bill.speed}; training steps only")
+    lines.append(f"speed: {bill.speed}")
     if bill.hours is not None:
         lines.append(
-            f"left: {bill.device_hours:.3g} device-hours, {bill.hours:.3g} hours with"
-            f" {hardware.runs_at_once} at once, {hardware.devices_per_run} per run"
+            f"to run: {bill.device_hours:.3g} device-hours of training steps, {bill.hours:.3g} hours with"
+            f" {_plural(hardware.runs_at_once, 'run')} at a time,"
+            f" {_plural(hardware.devices_per_run, 'device')} per run"
         )
-    price = "unknown (--usd-per-hour)" if bill.usd is None else f"{bill.usd:,.2f} USD"
+    price = "unknown (set --usd-per-hour)" if bill.usd is None else f"{bill.usd:,.2f} USD"
     lines.append(f"price: {price}")
     if shared:
         lines.append(
             f"shared prefixes: {shared:,} tokens are trained once, {shared / (shared + own):.0%} saved"
         )
     if bill.most_extensions:
-        lines.append(f"tuning: at most {bill.most_extensions} more runs, if best values lie at an edge")
+        lines.append(
+            f"tuning: at most {bill.most_extensions} more runs, if best values are at an edge of their range"
+        )
     if bill.most_looks:
-        lines.append(f"claims: at most {bill.most_looks} more runs, if first looks leave them undecided")
+        lines.append(
+            f"claims: at most {bill.most_looks} more runs, if claims are undecided at their first look"
+        )
     if bill.unknown_teachers:
         lines.append(
             f"runs with a teacher that is no run folder: {bill.unknown_teachers}; its forward passes are not"
-            " in the figures above"
+            " counted"
         )
     if bill.num_commands:
-        lines.append(f"commands on runs: {bill.num_commands}, not in the figures above")
+        lines.append(f"commands on runs: {bill.num_commands}, whose cost is not estimated")
     lines.append(f"checkpoints: {_bytes(bill.disk_bytes)} at the end (keep_checkpoints: {bill.retention})")
     lines.append(f"audit: {bill.audit}{_AUDITS[bill.audit]}")
     if not left:
@@ -100,9 +109,14 @@ def _totals(bill: Bill) -> list[str]:
 
 
 def _elsewhere(bill: Bill) -> str:
-    text = f"done elsewhere: {bill.taken} runs of this study, among {bill.offered} finished and exact ones"
+    offered = _plural(bill.offered, "finished and exact run")
+    text = f"done elsewhere: {_plural(bill.taken, 'run')} of this study, among {offered} of other studies"
     rule = "a run counts if its settings, store and numerics version are equal"
     return text if bill.taken else f"{text}; {rule}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _bytes(number: float) -> str:

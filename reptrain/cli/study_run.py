@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from reptrain.auditing.report import AuditReport
 from reptrain.cli.inputs_audit import inputs_audit
 from reptrain.cli.study_display import study_display
 from reptrain.errors import StudyError
@@ -18,13 +20,16 @@ from reptrain.report.page import write_report
 from reptrain.study import StudyConfig, collect, verdict
 from reptrain.study.ask import read_study
 from reptrain.study.audits import StudyAudits
-from reptrain.study.bill import Bill, over_budget
+from reptrain.study.bill import Bill
+from reptrain.study.budget import over_budget
 from reptrain.study.cautions import cautions
 from reptrain.study.executor import Executor
+from reptrain.study.grid import arms, hashed_settings
 from reptrain.study.local_pool import LocalPool
 from reptrain.study.looks import Place
 from reptrain.study.runner import StudyRun, run_studies
 from reptrain.study.slurm_options import SlurmOptions
+from reptrain.study.words import hash_lines
 from reptrain_launcher.worker import EXIT_STOPPED
 
 
@@ -100,6 +105,9 @@ def run_and_report(
     Raises:
         ConfigError: If the audits need torch and it is not installed.
     """
+    for study, _ in places:
+        for line in hash_lines(hashed_settings(arms(study))):
+            typer.echo(line, err=True)
     audits = _audits(places)
     runs = [
         StudyRun(study, out, study_display, of.launch, of.executor, done)
@@ -147,8 +155,8 @@ def audit_and_report(
         typer.echo(f"study {study.name}")
     reports = (audits or _audits([place])).all_runs(study, out)
     page, findings = write_report(study, out, figure_files=True, paths=paths)
-    for arm, report in reports.items():
-        typer.echo(f"audit {arm}: {report.head()} (level {report.level})")
+    for line in audit_lines(reports):
+        typer.echo(line)
     rows = collect(study, out)
     typer.echo(verdict(rows))
     for result in findings.claims:
@@ -157,6 +165,20 @@ def audit_and_report(
         typer.echo(f"WARNING: {caution}", err=True)
     typer.echo(f"report: {page}")
     return all(report.exact for report in reports.values())
+
+
+def audit_lines(reports: Mapping[str, AuditReport]) -> list[str]:
+    """The number of exact runs by level of their audit, and a line for each other run."""
+    exact = Counter(report.level for report in reports.values() if report.head() == "exact")
+    lines = [
+        f"audit: {number} run{'s are' if number > 1 else ' is'} exact (level {level})"
+        for level, number in exact.items()
+    ]
+    return lines + [
+        f"audit {run}: {report.head()} (level {report.level})"
+        for run, report in reports.items()
+        if report.head() != "exact"
+    ]
 
 
 def report_together(studies: Sequence[Path], page: Path) -> None:

@@ -56,9 +56,7 @@ def tasks_prepare(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(
-            "--group", metavar="COLUMN", help="With rows: examples of one group stay on one side of a split."
-        ),
+        typer.Option("--group", metavar="COLUMN", help="With rows: groups are never divided between splits."),
     ] = None,
     labels: Annotated[
         str | None,

@@ -262,10 +262,14 @@ def validate(model: type[Model], data: Mapping[str, Any]) -> Model:
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML file, apply overrides and validate. The name defaults to the file's.
+    """Read and validate the configuration of a run.
+
+    Args:
+        path: The YAML file; its name without suffix is the default of the key `name`.
+        overrides: ``key=value`` texts with dotted keys, such as ``train.total_tokens=64epochs``.
 
     Raises:
-        ConfigError: If anything in it is wrong.
+        ConfigError: If the file cannot be read, a key is unknown, or a value is invalid.
     """
     data = apply_overrides(read_config(path), overrides)
     if data.get("name") is None:

@@ -225,7 +225,25 @@ def evaluate(
     context_gain: bool = False,
     device: str = "auto",
 ) -> list[SetScore]:
-    """Open a run and score it. Arguments and errors are those of `open_run` and `score_run`."""
+    """Score a checkpoint of a run on its evaluation sets, in fp32.
+
+    Args:
+        path: The run folder.
+        sets: Sets to score, out of probe, select and report.
+        objectives: Objectives to score under (see `with_objective`); empty: the run's own.
+        step: Step of the checkpoint; None: the newest intact one.
+        stores: Path of each source's store, if it was moved or replaced by one with the same tokenizer.
+        max_windows: As evaluate.max_windows; None: the run's value.
+        noise_samples: As evaluate.noise_samples; None: the run's value.
+        context_gain: Whether to score an encoder-decoder with the encoder inputs of other windows too.
+        device: Device, as in train.device.
+
+    Returns:
+        The scores of each set under each objective.
+
+    Raises:
+        ReptrainError: If the run, a checkpoint or a store cannot be used, or an argument is unknown.
+    """
     run = open_run(path, step=step, stores=stores, device=device)
     return score_run(
         run,

@@ -55,7 +55,7 @@ def claim_sentence(result: ClaimResult, *, with_study: bool = False) -> str:
     if judged.look is not None and result.claim.max_seeds is not None:
         parts.append(f"look {judged.look} of 2")
     if judged.seeds_needed:
-        parts.append(f"{judged.seeds_needed} more needed")
+        parts.append(f"{judged.seeds_needed} more seed{'s' * (judged.seeds_needed > 1)} needed")
     reason = f" ({judged.reason})" if judged.reason else ""
     name = full_name(result) if with_study else result.claim.name
     return f"{name}: {', '.join(parts)}{reason}"

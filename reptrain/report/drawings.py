@@ -87,13 +87,13 @@ def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, st
     Args:
         runs: The table of runs.
         evaluations: The table of evaluations.
-        names: Label of each arm.
+        names: Label of each arm, and of each setting that is a mapping by its text in the table.
     """
     drawings = [
         *_tokens(views.loss_against_tokens(runs, evaluations), runs, names),
-        *_epochs(runs),
+        *_epochs(runs, names),
         _map(views.loss_map(runs)),
-        _gap(views.gap(runs)),
+        _gap(views.gap(runs), names),
         _load(views.expert_load(runs, evaluations), names),
         _cost(views.cost(runs), names),
     ]
@@ -103,10 +103,10 @@ def study_drawings(runs: pa.Table, evaluations: pa.Table, names: Mapping[str, st
 def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawing]:
     """One figure, or one for each curve over epochs if there are many arms."""
     title = "Held-out loss against tokens seen"
-    arms = [arm for (arm,) in plots.by_last_epoch(view.table)]
-    series = _arms_by_series(runs, arms) if len(arms) > MOST_NAMED else {}
+    arms = [arm for (arm,) in plots.by_arm(view.table, names)]
+    series = _arms_by_series(runs, arms, names) if len(arms) > MOST_NAMED else {}
     if not 1 < len(series) <= MOST_NAMED:
-        return [_tokens_of(view, arms, names, view.name, title)] if arms else []
+        return [_tokens_of(view, names, view.name, title)] if arms else []
     losses = [row[plots.LOSS.mean] for row in view.table.to_pylist()]
     limits = (min(losses), max(losses))
     drawings = []
@@ -117,18 +117,18 @@ def _tokens(view: View, runs: pa.Table, names: Mapping[str, str]) -> list[Drawin
             view.name, f"SELECT * FROM (\n{view.sql}\n) WHERE arm IN ({wanted})", chosen, view.series
         )
         name, full = f"{view.name}-{number}", f"{title}: {label}"
-        drawings.append(_tokens_of(of_series, members, names, name, full, limits))
+        drawings.append(_tokens_of(of_series, names, name, full, limits))
     return drawings
 
 
 def _tokens_of(
     view: View,
-    arms: Sequence[str],
     names: Mapping[str, str],
     name: str,
     title: str,
     limits: tuple[float, float] | None = None,
 ) -> Drawing:
+    arms = [arm for (arm,) in plots.by_arm(view.table, names)]
     return Drawing(
         name,
         title,
@@ -136,11 +136,12 @@ def _tokens_of(
         view.table,
         view.sql,
         "Means over the seeds, with their range. Marks: ends of epochs, or of 1, 2, 4, 8 … epochs.",
-        plots.legend([names[arm] for arm in arms]),
+        # A part of the arms needs a legend even if it has one curve.
+        plots.legend([names[arm] for arm in arms], always=limits is not None),
     )
 
 
-def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]:
+def _arms_by_series(runs: pa.Table, arms: Sequence[str], names: Mapping[str, str]) -> dict[str, list[str]]:
     """Some arms, in their order, by the curve over epochs that they are on; by its first key if there are
     many."""
     keys = views.curve_keys(runs)
@@ -149,12 +150,12 @@ def _arms_by_series(runs: pa.Table, arms: Sequence[str]) -> dict[str, list[str]]
         keys = keys[:1]
     series: dict[str, list[str]] = {}
     for arm in arms:
-        label = plots.series_label([rows[arm][key] for key in keys], keys)
+        label = plots.series_label([rows[arm][key] for key in keys], keys, names)
         series.setdefault(label, []).append(arm)
-    return dict(sorted(series.items()))
+    return series
 
 
-def _epochs(runs: pa.Table) -> list[Drawing | None]:
+def _epochs(runs: pa.Table, names: Mapping[str, str]) -> list[Drawing | None]:
     final = views.by_epochs(runs, "loss-against-epochs", "loss_report_final_nats")
     best = views.by_epochs(runs, "loss-against-epochs-best", "loss_report_best_nats")
     if not _has_epochs(final):
@@ -163,11 +164,11 @@ def _epochs(runs: pa.Table) -> list[Drawing | None]:
         Drawing(
             final.name,
             "Held-out loss against epochs",
-            partial(plots.curves_over_epochs, [final.table, best.table], final.series),
+            partial(plots.curves_over_epochs, [final.table, best.table], final.series, names),
             final.table,
             final.sql,
             "Solid: end of training. Dashed: where the selection split is lowest. Lines: range of the seeds.",
-            _series_legend(final),
+            _series_legend(final, names),
         )
     ]
 
@@ -190,17 +191,17 @@ def _map(view: View | None) -> Drawing | None:
     )
 
 
-def _gap(view: View) -> Drawing | None:
+def _gap(view: View, names: Mapping[str, str]) -> Drawing | None:
     if not _has_epochs(view):
         return None
     return Drawing(
         view.name,
         "Generalization gap against epochs",
-        partial(plots.curves_over_epochs, [view.table], view.series, label="gap, nats per token"),
+        partial(plots.curves_over_epochs, [view.table], view.series, names, label="gap, nats per token"),
         view.table,
         view.sql,
         "Final loss on held-out text minus final loss on training text.",
-        _series_legend(view),
+        _series_legend(view, names),
     )
 
 
@@ -215,7 +216,7 @@ def _load(view: View | None, names: Mapping[str, str]) -> Drawing | None:
         view.sql,
         "In the worst layer, since the previous evaluation; 1 is a uniform load. Means over the seeds, with"
         " their range. Marks: ends of epochs, as in the figure of the loss.",
-        plots.legend([names[arm] for (arm,) in plots.by_last_epoch(view.table)]),
+        plots.legend([names[arm] for (arm,) in plots.by_arm(view.table, names)]),
     )
 
 
@@ -337,6 +338,6 @@ def fit_drawings(answers: Sequence[FitAnswer], command: str) -> list[Drawing]:
     return drawings
 
 
-def _series_legend(view: View) -> list[tuple[str, str]]:
+def _series_legend(view: View, names: Mapping[str, str]) -> list[tuple[str, str]]:
     keys = dict.fromkeys(tuple(row[name] for name in view.series) for row in view.table.to_pylist())
-    return plots.legend([plots.series_label(key, view.series) for key in keys])
+    return plots.legend([plots.series_label(key, view.series, names) for key in keys])

@@ -34,14 +34,15 @@ from reptrain.report.table import ArmLine, arm_lines, setting_lines
 from reptrain.report.tuning_lines import tuning_drawings, tuning_lines
 from reptrain.study.cautions import cautions
 from reptrain.study.collect import ArmRow, collect
-from reptrain.study.grid import arms, varied_keys
+from reptrain.study.grid import arms, hashed_settings, varied_keys
 from reptrain.study.paths import config_path, report_path, run_path
 from reptrain.study.schema import StudyConfig
 from reptrain.study.verdict import verdict
-from reptrain.study.words import label
+from reptrain.study.words import label, settings_text
+from reptrain.tables.columns import SETTING_PREFIX
 
 _MOST_PANELS = 12
-_MOST_LINES = 40
+_MOST_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def render(study: StudyConfig, rows: Sequence[ArmRow], out: Path) -> str:
 def _render(
     study: StudyConfig, rows: Sequence[ArmRow], findings: Findings, drawings: Sequence[Drawing], out: Path
 ) -> str:
-    lines = arm_lines(rows)
+    has_panels = len(rows) <= _MOST_PANELS
+    # The colors refer to the panels.
+    lines = arm_lines(rows, colored=has_panels)
     return render_template(
         "report.html.j2",
         study=study,
@@ -136,13 +139,14 @@ def _render(
         tuning=tuning_lines(findings.tuned),
         routers=router_lines(rows, read_routers(rows, out)),
         several_seeds=len({row.seed for row in rows}) > 1,
-        panels=_panels(rows, lines) if len(rows) <= _MOST_PANELS else [],
+        panels=_panels(rows, lines) if has_panels else [],
         drawings=drawings,
         exposures=exposures_figure(rows) if _show_exposures(rows) else "",
         machines=machines(rows, out),
         commands=_commands(out),
         run_commands=_run_commands(rows, out),
-        fold_commands=len(rows) > _MOST_PANELS,
+        fold_commands=not has_panels,
+        hashed=hashed_settings(arms(study)),
         settings=dump_yaml(_shared_settings(study)),
     )
 
@@ -183,10 +187,21 @@ def _drawings(rows: Sequence[ArmRow], findings: Findings, out: Path) -> list[Dra
 
 
 def arm_labels(rows: Sequence[ArmRow], runs: pa.Table) -> dict[str, str]:
-    """How figures name each arm."""
-    labels = {row.arm: label(row) for row in rows}
-    named = zip(runs["run"].to_pylist(), runs["arm"].to_pylist(), strict=True)
-    return {arm: labels.get(run, arm) for run, arm in named}
+    """How figures name each arm, and each setting that is a mapping, by its text in the table of runs."""
+    by_run = {row.arm: row for row in rows}
+    names: dict[str, str] = {}
+    for record in runs.to_pylist():
+        row = by_run.get(record["run"])
+        if row is None:
+            names.setdefault(record["arm"], record["arm"])
+            continue
+        names[record["arm"]] = label(row)
+        for column, value in record.items():
+            axis = f"{column.removeprefix(SETTING_PREFIX)}."
+            settings = {key: one for key, one in row.values.items() if key.startswith(axis)}
+            if column.startswith(SETTING_PREFIX) and settings and str(value).startswith("{"):
+                names[str(value)] = settings_text(settings)
+    return names
 
 
 def _panels(rows: Sequence[ArmRow], lines: Sequence[ArmLine]) -> list[Panel]:

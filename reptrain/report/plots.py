@@ -28,6 +28,8 @@ from reptrain.report.plot_parts import (
     two_lines,
 )
 from reptrain.report.svg import Paint, axes, tip
+from reptrain.study.words import plain, readable_keys
+from reptrain.tables.columns import SETTING_PREFIX
 
 _WIDTH_IN, _HEIGHT_IN = 4.6, 3.1
 _MOST_TIPS = 300
@@ -75,7 +77,7 @@ def curves_over_tokens(
         what: The quantity.
         limits: Smallest and largest value of several figures; None: those of this one.
     """
-    groups = by_last_epoch(table)
+    groups = by_arm(table, names)
     with axes(_WIDTH_IN, _HEIGHT_IN, paint) as (figure, plot):
         tips = sum(map(len, groups.values())) <= _MOST_TIPS
         for index, ((arm,), rows) in enumerate(groups.items()):
@@ -102,20 +104,33 @@ def curves_over_tokens(
         return figure
 
 
-def by_last_epoch(table: pa.Table) -> dict[tuple[Any, ...], Rows]:
-    """The rows of each arm of `loss_against_tokens`, those with the fewest epochs first."""
+def by_arm(table: pa.Table, names: Mapping[str, str]) -> dict[tuple[Any, ...], Rows]:
+    """The rows of each arm of `loss_against_tokens`, in the order of `names`; many arms by epochs first."""
     groups = grouped(table.to_pylist(), ["arm"])
-    return dict(sorted(groups.items(), key=lambda group: (group[1][-1]["epoch"], group[0])))
+    place = {name: number for number, name in enumerate(names)}
+    is_many = len(groups) > MOST_NAMED
+
+    def order(group: tuple[tuple[Any, ...], Rows]) -> tuple[float, int]:
+        (arm,), rows = group
+        return (rows[-1]["epoch"] if is_many else 0.0, place[arm])
+
+    return dict(sorted(groups.items(), key=order))
 
 
 def curves_over_epochs(
-    tables: Sequence[pa.Table], series: Sequence[str], paint: Paint, *, label: str = "nats per token"
+    tables: Sequence[pa.Table],
+    series: Sequence[str],
+    names: Mapping[str, str],
+    paint: Paint,
+    *,
+    label: str = "nats per token",
 ) -> Figure:
     """A metric against epochs. The first table is drawn solid, a second one dashed.
 
     Args:
         tables: Results of `by_epochs`.
         series: Columns that name a curve.
+        names: See `series_label`.
         paint: Colors.
         label: Label of the vertical axis.
     """
@@ -132,7 +147,7 @@ def curves_over_epochs(
                     x, column_of(rows, "lowest"), column_of(rows, "highest"), color=shade, linewidth=1
                 )
                 for row in rows:
-                    name = series_label(key, series)
+                    name = series_label(key, series, names)
                     text = f"{name + ': ' if name else ''}{row['mean']:.3f} at {row['epochs']:.3g} epochs of "
                     text += f"{row['unique_tokens']:,} tokens, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
                     plot.plot(
@@ -339,23 +354,35 @@ def scatter(
         return figure
 
 
-def legend(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Colors of few curves by name; many curves have the first, the last, and steps between."""
-    if len(labels) <= 1:
+def legend(labels: Sequence[str], *, always: bool = False) -> list[tuple[str, str]]:
+    """Colors of few curves by name; of many curves, the first and the last, and the number in between."""
+    if len(labels) <= 1 and not always:
         return []
     if len(labels) <= MOST_NAMED:
         return [(f"arm-{index + 1}", label) for index, label in enumerate(labels)]
-    return [("step-3", labels[0]), ("step-9", labels[-1])]
+    between = f"{len(labels) - 2} curves in between"
+    return [("step-3", labels[0]), ("step-6", between), ("step-9", labels[-1])]
 
 
-def series_label(key: Sequence[Any], series: Sequence[str]) -> str:
-    """A curve in words: ``d_model 128, dropout 0.1``; a named arm by its name."""
-    return ", ".join(_setting(name, value) for name, value in zip(series, key, strict=True))
+def series_label(key: Sequence[Any], series: Sequence[str], names: Mapping[str, str]) -> str:
+    """A curve in words: ``d_model 128, dropout.residual 0.1``; a named arm by its name.
+
+    Args:
+        key: The values of the columns.
+        series: The columns that name a curve.
+        names: Label of each setting that is a mapping, by its text in the table.
+    """
+    short = readable_keys(column.removeprefix(SETTING_PREFIX) for column in series)
+    parts = []
+    for column, value in zip(series, key, strict=True):
+        name = column.removeprefix(SETTING_PREFIX)
+        if str(value) in names:
+            parts.append(names[str(value)])
+        else:
+            parts.append(_value(value) if name == "entry" else f"{short[name]} {_value(value)}")
+    return ", ".join(parts)
 
 
-def _setting(name: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        text = f"{value:,}"
-    text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
-    return text if name == "set.entry" else f"{name.removeprefix('set.').rpartition('.')[2]} {text}"
+def _value(value: Any) -> str:
+    text = plain(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"

@@ -135,6 +135,6 @@ def router_drawings(
             command,
             "Share of tokens of the training windows with the same first expert as at the last checkpoint, a"
             " mean over the sparse layers. Means over the seeds, with their range.",
-            plots.legend([names[arm] for (arm,) in plots.by_last_epoch(table)]),
+            plots.legend([names[arm] for (arm,) in plots.by_arm(table, names)]),
         )
     ]

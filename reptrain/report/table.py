@@ -37,8 +37,13 @@ class ArmLine:
     is_best: bool
 
 
-def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
-    """The lines of the table, in the order of the arms."""
+def arm_lines(rows: Sequence[ArmRow], *, colored: bool = True) -> list[ArmLine]:
+    """The lines of the table, in the order of the arms.
+
+    Args:
+        rows: The table of the study.
+        colored: Whether each line has a color.
+    """
     several = len({row.seed for row in rows}) > 1
     best = winner(settings(rows))
     best_arms = {row.arm for row in best.rows} if best else set()
@@ -52,7 +57,7 @@ def arm_lines(rows: Sequence[ArmRow]) -> list[ArmLine]:
     return [
         ArmLine(
             label=label(row, seeds=several),
-            color=index % NUM_COLORS + 1,
+            color=index % NUM_COLORS + 1 if colored else 0,
             state=row.state,
             reason=row.reason or "",
             cells=_cells(row, shown),

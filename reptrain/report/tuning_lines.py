@@ -11,11 +11,8 @@ import pyarrow as pa
 
 from reptrain.report import plots
 from reptrain.report.drawings import Drawing
-from reptrain.study.grid import short_keys
 from reptrain.study.tuning import TunedGroup
-from reptrain.study.words import plain
-
-_ALL = "all arms"
+from reptrain.study.words import plain, readable_keys, settings_text
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class TuningLine:
     """One group of arms.
 
     Attributes:
-        group: Name of the group.
+        group: Label of the group.
         cells: (heading, value) pairs, the same headings in every line.
         note: What a reader should know about the choice; empty if nothing.
     """
@@ -39,18 +36,18 @@ def tuning_lines(groups: Sequence[TunedGroup]) -> list[TuningLine]:
 
 
 def _line(group: TunedGroup) -> TuningLine:
-    names = short_keys(group.keys)
+    names = readable_keys(group.keys)
     num_points = len(group.trials) // group.num_seeds
     chosen, loss = "–", "–"
     if group.best is not None:
-        chosen = ", ".join(f"{names[key]} {plain(group.best[key])}" for key in group.keys)
+        chosen = settings_text({key: group.best[key] for key in group.keys})
         loss = f"{min(group.means.values()):.3f}"
     tried = [" / ".join(plain(value) for value in values) for values in sorted(group.means, key=_ordered)]
     notes = [f"{names[key]} is at the edge of its range" for key in group.at_edge]
     if diverged := sum(math.isinf(mean) for mean in group.means.values()):
         notes.append(f"{diverged} of the values diverged")
     return TuningLine(
-        group=group.name or _ALL,
+        group=group.label,
         cells=(
             ("chosen", chosen),
             ("selection loss", loss),
@@ -69,7 +66,7 @@ def tuning_drawings(groups: Sequence[TunedGroup], command: str) -> list[Drawing]
     """The selection loss against the tuned setting, if there is one number to tune."""
     rows = [
         {
-            "group": group.name or _ALL,
+            "group": group.label,
             "setting": group.keys[0],
             "value": float(value),
             "mean_select_nats": mean,
@@ -77,13 +74,13 @@ def tuning_drawings(groups: Sequence[TunedGroup], command: str) -> list[Drawing]
         }
         for group in groups
         if len(group.keys) == 1
-        for (value,), mean in group.means.items()
+        for (value,), mean in sorted(group.means.items(), key=lambda item: _ordered(item[0]))
         if isinstance(value, int | float) and math.isfinite(mean)
     ]
     settings = {row["setting"] for row in rows}
     if len(rows) < 2 or len(settings) != 1:
         return []
-    table = pa.Table.from_pylist(rows).sort_by([("group", "ascending"), ("value", "ascending")])
+    table = pa.Table.from_pylist(rows)
     labels = [*dict.fromkeys(table["group"].to_pylist())]
     return [
         Drawing(

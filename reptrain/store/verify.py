@@ -75,9 +75,8 @@ def verify(
         overlap: Also count the 13-grams of the held-out text that occur in the training text.
         max_overlap: Largest allowed fraction of the distinct 13-grams of `select` or `report`. Technical
             documentation shares up to 0.17, prose less than 0.01.
-
-        orders: Also compare the cached orders of documents with their checksums. A start does so itself, and
-            computes one that differs again.
+        orders: Also compare the cached orders of documents with their checksums. A run does so at its start,
+            and recomputes an order that differs.
 
     Raises:
         StoreError: If there is no manifest, or the limit is not a fraction. Everything else is a problem in

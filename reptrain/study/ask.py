@@ -55,8 +55,8 @@ def claims(*studies: Path) -> list[ClaimResult]:
     """Judge the claims of studies together: Holm's correction covers the claims of all of them.
 
     Args:
-        *studies: Folders that `run_study` wrote, or YAML files of studies that have not run; their claims
-            count too.
+        *studies: Folders that `run_study` wrote, or YAML files of studies that have not run; the
+            correction includes their claims.
 
     Returns:
         One result for each claim: verdict, effect with its interval, and the seeds and runs that were used.
@@ -77,7 +77,7 @@ def fit(
     holdout: Holdout | None = None,
     options: FitOptions | None = None,
 ) -> list[FitAnswer]:
-    """Fit a law to the losses of runs, or answer the fits of a study.
+    """Fit a law to the losses of runs, or compute the fits of a study.
 
     Args:
         source: A Parquet or CSV table with a row per run, or the folder of a study.
@@ -86,7 +86,7 @@ def fit(
         metric: Column of the loss in nats.
         columns: Column of each variable of the law, if it is not the column of a study.
         where: Values of columns that select the rows.
-        holdout: Runs that the fit does not see.
+        holdout: Runs to hold out.
         options: Starts, bootstrap and budget.
 
     Returns:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from reptrain.config import RunConfig
 from reptrain.config.json_digest import fingerprint
-from reptrain.config.quantities import parse_count
 from reptrain.errors import ReptrainError, StudyError
 from reptrain.plan.shared_steps import RunSteps
 from reptrain.runs.folder import RunFolder
@@ -22,11 +20,12 @@ from reptrain.store.manifest import MANIFEST, StoreManifest, read_manifest
 from reptrain.store.remote import local_folder
 from reptrain.study.done_table import DoneRows, load_done, to_run
 from reptrain.study.graph import Graph, Node
-from reptrain.study.grid import arms
+from reptrain.study.grid import arms, hashed_settings
 from reptrain.study.looks import most_added
 from reptrain.study.node_state import is_done_by_records
 from reptrain.study.paths import run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.study.tuning import TunedGroup, tuned_arms
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class BillRow:
 
     Attributes:
         node: Its node.
+        arm: Name of its arm, or of the group of arms that it tunes.
         tokens: Tokens that it trains itself, without the prefix that it shares.
         shared_tokens: Tokens of that prefix.
         flops: Training FLOPs of `tokens`, with masked copies and the forward passes of teachers.
@@ -63,6 +63,7 @@ class BillRow:
     """
 
     node: Node
+    arm: str
     tokens: int
     shared_tokens: int
     flops: float
@@ -85,6 +86,7 @@ class Bill:
         unknown_teachers: Remaining runs whose teacher's settings cannot be read; its FLOPs are not counted.
         offered: Runs of other studies that count as done if this study has the same ones.
         taken: Those that it has.
+        hashed: The settings behind the hashes in the names of arms.
     """
 
     rows: tuple[BillRow, ...]
@@ -98,6 +100,7 @@ class Bill:
     taken: int = 0
     retention: Literal["all", "last", "none"] = "all"
     audit: Literal["windows", "inputs", "none"] = "windows"
+    hashed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> list[BillRow]:
@@ -159,27 +162,41 @@ def bill_of(
     costs = {node.name: _Cost(node.run, stores) for node in graph.trainings}
     speeds = _speeds(graph, out, costs)
     named = None if hardware.name is None else _named_flops(hardware)
+    groups = tuned_arms(study, out)[1]
+    tuning = {trial.name: f"tune.{group.name}" for group in groups for trial in group.trials}
     rows = [
-        _row(node, costs[node.name], speeds, named, study, is_done=node.name not in left)
+        _row(
+            node,
+            tuning.get(node.name, node.arm),
+            costs[node.name],
+            speeds,
+            named,
+            study,
+            is_done=node.name not in left,
+        )
         for node in graph.trainings
     ]
-    extensions = 0
-    if study.tune is not None:
-        groups = {node.arm.split(".")[1] for node in graph.nodes if node.role == "tune"}
-        extensions = len(groups) * study.tune.extend * len(study.tune.axes) * len(study.tune.seeds)
+    all_arms = arms(study)
     return Bill(
         rows=tuple(rows),
         num_commands=sum(node.config is None and node.name in left for node in graph.nodes),
         hardware=hardware,
         speed=_speed_text(speeds, hardware, named),
-        most_extensions=extensions,
-        most_looks=most_added(study, arms(study), out),
+        most_extensions=_most_extensions(study, groups),
+        most_looks=most_added(study, all_arms, out),
         unknown_teachers=sum(not costs[name].flops.is_complete for name in left if name in costs),
         offered=len(done),
         taken=len({node.fingerprint for node in graph.trainings} & done.keys()),
         retention=study.keep_checkpoints,
         audit=study.audit,
+        hashed=hashed_settings(all_arms),
     )
+
+
+def _most_extensions(study: StudyConfig, groups: Sequence[TunedGroup]) -> int:
+    """Largest number of further tuning runs, if the best value of each setting is always at an edge."""
+    extend = 0 if study.tune is None else study.tune.extend
+    return sum(extend * len(group.keys) * group.num_seeds for group in groups)
 
 
 class _Cost:
@@ -286,7 +303,14 @@ def _named_flops(hardware: Hardware) -> float:
 
 
 def _row(
-    node: Node, cost: _Cost, speeds: _Speeds, named: float | None, study: StudyConfig, *, is_done: bool
+    node: Node,
+    arm: str,
+    cost: _Cost,
+    speeds: _Speeds,
+    named: float | None,
+    study: StudyConfig,
+    *,
+    is_done: bool,
 ) -> BillRow:
     first = node.branch.step if node.branch else 0
     shared = cost.tokens_before(first)
@@ -294,6 +318,7 @@ def _row(
     flops = cost.flops.between(first, cost.steps.steps.num_steps)
     return BillRow(
         node=node,
+        arm=arm,
         tokens=tokens,
         shared_tokens=shared,
         flops=flops,
@@ -328,68 +353,4 @@ def _speed_text(speeds: _Speeds, hardware: Hardware, named: float | None) -> str
         return f"{hardware.name} at {hardware.mfu:.0%} of its peak, assumed (--mfu)"
     if speeds.num_runs:
         return f"measured on {speeds.num_runs} finished runs"
-    return "unknown: no run is finished; name a device with --hardware"
-
-
-_BUDGET = re.compile(r"(?P<number>.+?)\s*(?P<unit>usd|h|flops|tokens)")
-
-
-def over_budget(bills: Sequence[Bill], budget: str) -> str | None:
-    """How what is left exceeds a budget, in words; None if it does not.
-
-    Args:
-        bills: The bills of one or several studies.
-        budget: ``24h`` (device-hours), ``100usd``, ``1e18flops`` or ``2B tokens``.
-
-    Raises:
-        StudyError: If the budget cannot be read, or the bill has no such figure.
-    """
-    match = _BUDGET.fullmatch(budget.strip())
-    limit = None if match is None else _number(match["number"], match["unit"])
-    if match is None or limit is None:
-        raise StudyError(
-            "--budget",
-            got=repr(budget),
-            rule="must be a number with a unit, such as 24h, 100usd, 1e18flops or 2B tokens",
-            remedy="h stands for device-hours.",
-        )
-    unit = match["unit"]
-    left = [row for bill in bills for row in bill.left]
-    needed = {
-        "h": _sum(bill.device_hours for bill in bills),
-        "usd": _sum(bill.usd for bill in bills),
-        "flops": sum(row.flops for row in left),
-        "tokens": sum(row.tokens for row in left),
-    }[unit]
-    if needed is None:
-        has_hours = all(bill.device_hours is not None for bill in bills)
-        missing = "--usd-per-hour" if unit == "usd" and has_hours else "--hardware"
-        raise StudyError(
-            "--budget",
-            got=repr(budget),
-            rule="must be a quantity that the plan contains",
-            remedy=f"Add {missing}.",
-        )
-    return f"{needed:,.6g} {unit} are needed, {limit:,.6g} {unit} is the budget" if needed > limit else None
-
-
-def _sum(figures: Iterable[float | None]) -> float | None:
-    """The sum; None if a figure is missing."""
-    known = [*figures]
-    return None if None in known else sum(figure for figure in known if figure is not None)
-
-
-def _number(text: str, unit: str) -> float | None:
-    try:
-        number = float(parse_count(text) if unit == "tokens" else text)
-    except (TypeError, ValueError):
-        return None
-    return number if number >= 0 else None
-
-
-def rows_by_arm(rows: Sequence[BillRow]) -> dict[str, list[BillRow]]:
-    """The rows by arm, in order."""
-    arms: dict[str, list[BillRow]] = {}
-    for row in rows:
-        arms.setdefault(row.node.arm, []).append(row)
-    return arms
+    return "unknown, since no run is finished (set --hardware)"

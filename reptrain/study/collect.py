@@ -54,8 +54,8 @@ class ArmRow(FrozenRecord):
 
     Attributes:
         arm: Its name.
-        values: What distinguishes the arm: the value of each axis by dotted key, and ``arm``, the name of
-            its entry.
+        values: What distinguishes the arm: ``arm``, the name of its entry, and the value of each axis by
+            dotted key, with each mapping replaced by its settings that differ between arms.
         seed: Seed of the run.
         state: State of the run. ``other config``: its folder holds another configuration; ``other
             numerics``: a run of another `numerics_version`. Neither is read.
@@ -154,7 +154,7 @@ def _copied(arm: Arm, copy: RunReading) -> ArmRow:
     select, probe = curves["select"].last, curves["probe"].last
     return ArmRow(
         arm=arm.name,
-        values=dict(arm.shown),
+        values=dict(arm.brief),
         seed=arm.config.seed,
         state="done",
         is_elsewhere=True,
@@ -187,7 +187,7 @@ def _shared_stores(folders: Sequence[RunFolder]) -> set[str]:
 
 
 def _row(arm: Arm, folder: RunFolder | None, shared: set[str]) -> ArmRow:
-    fields = {"arm": arm.name, "values": dict(arm.shown), "seed": arm.config.seed, **_planned(arm)}
+    fields = {"arm": arm.name, "values": dict(arm.brief), "seed": arm.config.seed, **_planned(arm)}
     if folder is None:
         return ArmRow(**fields, state="waiting")
     differs = difference(arm.config, folder)

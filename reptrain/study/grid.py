@@ -14,11 +14,13 @@ from typing import Any
 from reptrain.config.json_digest import fingerprint
 from reptrain.errors import StudyError
 from reptrain.study.arm import Arm
+from reptrain.study.brief import brief_values
 from reptrain.study.chains import with_parents, with_seeds_of_parents
 from reptrain.study.constraints import constrain
 from reptrain.study.point import MEMBER, Point, config_of, setting
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import ArmEntry
+from reptrain.study.words import settings_text
 
 _MOST_ARMS = 10_000
 
@@ -61,7 +63,7 @@ def _seeded(
 
 
 def _checked(study: StudyConfig, all_arms: list[Arm]) -> list[Arm]:
-    """The arms, if there are some and their names differ."""
+    """The arms, if there are some and their names differ, with what distinguishes them."""
     if not all_arms:
         raise StudyError(
             f"study {study.name}",
@@ -77,7 +79,8 @@ def _checked(study: StudyConfig, all_arms: list[Arm]) -> list[Arm]:
             rule="must contain each arm once",
             remedy="Remove the repeated value from its axis or from seeds.",
         )
-    return all_arms
+    briefs = brief_values([arm.shown for arm in all_arms], [arm.point.axes for arm in all_arms])
+    return [replace(arm, brief=brief) for arm, brief in zip(all_arms, briefs, strict=True)]
 
 
 def varied_keys(study: StudyConfig) -> list[str]:
@@ -120,13 +123,22 @@ def _points(study: StudyConfig, entry: ArmEntry) -> list[Point]:
     for values in itertools.product(*axes.values()):
         axis = dict(zip(axes, values, strict=True))
         data = dict(study.base)
-        where = ", ".join([*([entry.name] if entry.name else []), *(f"{k}={v}" for k, v in axis.items())])
+        where = ", ".join(
+            [*([entry.name] if entry.name else []), *(f"{k}={_written(v)}" for k, v in axis.items())]
+        )
         point = Point(study.name, entry, axis, data, where)
         for key, value in {**study.set, **entry.set, **axis}.items():
             if key != MEMBER:
                 point.set(key, value)
         points.append(point)
     return points
+
+
+def _written(value: Any) -> str:
+    """A value as in a study file: ``{d_model: 64}`` for a mapping."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) + "}"
+    return str(value)
 
 
 def _arms_of(
@@ -188,6 +200,19 @@ def arm_name(values: Mapping[str, Any], *, entry: str = "", seed: int | None = N
     if seed is not None:
         parts.append(f"seed-{seed}")
     return ".".join(parts) or "base"
+
+
+def hashed_settings(arms: Iterable[Arm]) -> dict[str, str]:
+    """The settings behind the hashes in the names of arms: ``{"model-88518dc0": "d_model 64, d_ff 160"}``."""
+    found = {}
+    for arm in arms:
+        axes = {key: value for key, value in arm.shown.items() if key != "arm"}
+        short = short_keys(axes)
+        for axis, value in axes.items():
+            if isinstance(value, dict):
+                settings = {key: one for key, one in arm.brief.items() if key.startswith(f"{axis}.")}
+                found[f"{short[axis]}-{_slug(value)}"] = settings_text(settings)
+    return found
 
 
 def _slug(value: Any) -> str:

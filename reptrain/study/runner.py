@@ -84,11 +84,14 @@ def run_study(
 
     Args:
         study: The study; all its arms are checked before the first starts.
-        out: See `StudyRun`, as for the other arguments.
+        out: Its folder.
         on_event: Called with every event.
-        launch: See there.
-        executor: See there.
-        done: See there.
+        launch: Training command, to which ``CONFIG --out RUN`` is appended; None: train in one process.
+        executor: Runs the processes; None: on this machine, several at once (see `LocalPool`).
+        done: A collected runs.parquet; its runs that are done and exact count as done in this study too.
+
+    Returns:
+        The outcome of each node.
 
     Raises:
         StudyError: If an arm cannot be planned on its store, or another process is running the study.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from reptrain.study.looks import load_looks
 from reptrain.study.node_state import stored_fingerprint
 from reptrain.study.paths import difference, result_path, run_path
 from reptrain.study.schema import StudyConfig
+from reptrain.study.words import hash_lines
 from reptrain.tables.read_run import read_audit
 
 
@@ -99,12 +100,13 @@ def _status(node: Node, out: Path, *, is_elsewhere: bool) -> ArmStatus:
     )
 
 
-def status_text(rows: Sequence[ArmStatus], audit: str) -> str:
+def status_text(rows: Sequence[ArmStatus], audit: str, hashed: Mapping[str, str] | None = None) -> str:
     """One line for each node, the number of nodes in each state, and the level of the study's audits.
 
     Args:
         rows: The nodes.
         audit: The study's key `audit`.
+        hashed: The settings behind the hashes in their names (`hashed_settings`).
     """
     lines = []
     for row in rows:
@@ -118,4 +120,4 @@ def status_text(rows: Sequence[ArmStatus], audit: str) -> str:
         lines.append(line + (f" ({row.reason})" if row.reason else ""))
     counts = Counter(str(row.state) for row in rows if row.kind != "claim")
     states = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return "\n".join([*lines, states, f"audits: {audit}"])
+    return "\n".join([*lines, *hash_lines(hashed or {}), states, f"audits: {audit}"])

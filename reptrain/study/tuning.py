@@ -28,6 +28,7 @@ from reptrain.study.paths import is_run_of, run_path
 from reptrain.study.point import EPOCHS, config_of, epochs, set_epochs, setting
 from reptrain.study.schema import StudyConfig
 from reptrain.study.sections import Tune
+from reptrain.study.tuning_labels import group_labels
 
 Losses = Callable[[RunConfig, str], float | None]
 """The lowest selection loss of a run by its configuration and name; None if it has not ended."""
@@ -60,6 +61,7 @@ class TunedGroup:
         at_edge: Keys whose best value is at an edge of the range, after all extensions.
         keys: The tuned keys, in the order of the combinations' values.
         num_seeds: Tuning runs of each combination.
+        label: The group in words.
     """
 
     name: str
@@ -70,6 +72,7 @@ class TunedGroup:
     at_edge: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     num_seeds: int = 1
+    label: str = ""
 
 
 def tuned_arms(study: StudyConfig, out: Path) -> tuple[list[Arm], list[TunedGroup]]:
@@ -139,6 +142,8 @@ def tuned_by(
     for arm in first:
         by_group.setdefault(_group_key(arm, tune), []).append(arm)
     groups = [_group(study, tune, key, members, losses) for key, members in by_group.items()]
+    labels = group_labels([*by_group.values()], [_at_of(key, tune) for key in by_group])
+    groups = [replace(group, label=label) for group, label in zip(groups, labels, strict=True)]
     chosen = {arm: group.best for group in groups if group.best is not None for arm in group.arms}
     return arms(study, chosen, more_seeds, out=out), groups
 
@@ -183,6 +188,11 @@ def _group_key(arm: Arm, tune: Tune) -> Values:
     return (entry, *own, *at)
 
 
+def _at_of(key: Values, tune: Tune) -> dict[str, Any]:
+    """The values of `at` in the key of a group."""
+    return dict(key[len(key) - len(tune.at) :])
+
+
 def _axes(arm: Arm, tune: Tune) -> dict[str, list[Any]]:
     """The keys to tune for an arm, with their values."""
     return arm.point.entry.tune or tune.axes
@@ -222,7 +232,7 @@ def _frozen(value: Any) -> Any:
 def _group(study: StudyConfig, tune: Tune, key: Values, members: Sequence[Arm], losses: Losses) -> TunedGroup:
     """Follow a group's tuning as far as its runs have ended."""
     arm = members[0]
-    at = dict(key[len(key) - len(tune.at) :])
+    at = _at_of(key, tune)
     name = _group_name(arm, at, tune)
     ranges = {axis: _as_read(arm, axis, values) for axis, values in _axes(arm, tune).items()}
     extended = dict.fromkeys(ranges, 0)

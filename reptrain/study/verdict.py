@@ -106,11 +106,11 @@ def verdict(rows: Sequence[ArmRow]) -> str:
     ranked = settings(rows)
     done = [row for row in rows if row.state == "done"]
     if not done:
-        return f"None of the {len(rows)} arms is done yet."
-    missing = f"{len(done)} of {len(rows)} arms are done: " if len(done) < len(rows) else ""
+        return "The run is not done yet." if len(rows) == 1 else f"None of the {len(rows)} runs is done yet."
+    missing = f"{len(done)} of {len(rows)} runs are done: " if len(done) < len(rows) else ""
     lost = [label(row, seeds=_has_seeds(rows)) for row in done if not math.isfinite(held_out(row))]
     if not ranked:
-        return _capital(f"{missing}no arm has a finite held-out loss after training.")
+        return _capital(f"{missing}no run has a finite held-out loss after training.")
     sentences = [_comparison(ranked, missing)]
     if lost:
         sentences.append(f"No finite held-out loss after training: {', '.join(lost)}.")

@@ -86,7 +86,7 @@ def tokenize(
     Args:
         sources: Files of a kind in `reptrain.text.documents.SUFFIXES`; folders of them, folders that the
             datasets library saved, globs, and URLs of all these that fsspec can open.
-        out: The store's folder, new or of an earlier call.
+        out: The folder of the store: new, or that of an earlier call.
         tokenizer: A SentencePiece model or a tokenizer.json, recognized by its content; None trains a unigram
             model on the training text.
         processes: Processes, the calling one among them.

@@ -66,8 +66,8 @@ def test_tuning_figure_has_a_curve_for_each_group() -> None:
     (drawing,) = tuning_drawings(tuned(2e-3), "command")
     rows = drawing.data.to_pylist()
     assert [(row["group"], row["value"]) for row in rows if row["is_chosen"]] == [
-        ("large", 2e-3),
         ("small", 2e-3),
+        ("large", 2e-3),
     ]
     assert len(rows) == 5 and "5.000 nats at 0.002" in drawing.svg
     assert tuning_drawings([], "command") == []
@@ -107,7 +107,7 @@ def test_page_of_many_runs_shows_means_tuning_and_a_figure_for_each_model(
     text = render(STUDY, collect(STUDY, out), out)
     assert text.index(">5.050</td>") < text.index("All 16 runs")
     assert 'id="tuning"' in text and "lr 0.002" in text
-    for number, model in ((1, "large"), (2, "small")):
+    for number, model in ((1, "small"), (2, "large")):
         assert f'<figure id="figure-loss-against-tokens-{number}">' in text
         assert f"Held-out loss against tokens seen: {model}" in text
 

@@ -103,7 +103,7 @@ def test_build_report_is_the_same_again(out: Path) -> None:
 def test_build_report_is_made_before_any_run(tmp_path: Path) -> None:
     page = build_report(STUDY, tmp_path / "new").read_text()
     Checker(page)
-    assert "None of the 2 arms is done yet." in page
+    assert "None of the 2 runs is done yet." in page
     assert "waiting" in page
 
 
@@ -112,7 +112,7 @@ def test_build_report_tells_a_failure(out: Path) -> None:
     write_run(arm.config, run_path(out, arm.name), state="failed", reason="loss is <nan>", losses={})
     page = build_report(STUDY, out).read_text()
     assert "loss is &lt;nan&gt;" in page
-    assert "1 of 2 arms are done" in page
+    assert "1 of 2 runs are done" in page
 
 
 def test_arm_lines_mark_the_best_and_say_what_is_not_known(out: Path) -> None:

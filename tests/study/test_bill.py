@@ -17,7 +17,8 @@ from reptrain.config.load import dump_yaml
 from reptrain.errors import StudyError
 from reptrain.sizes import count_parameters, train_flops_per_window
 from reptrain.study import StudyConfig
-from reptrain.study.bill import Bill, Hardware, bill_of, over_budget
+from reptrain.study.bill import Bill, Hardware, bill_of
+from reptrain.study.budget import over_budget
 from reptrain.study.build import build_graph
 from reptrain.study.done_table import read_done
 from reptrain.study.paths import run_path
@@ -47,7 +48,7 @@ def test_bill_counts_tokens_and_flops_and_shared_prefixes_once(tmp_path: Path) -
     assert found.rows[0].flops == pytest.approx(16384 / 64 * per_window)
     text = bill_text(found)
     assert "shared prefixes: 4,096 tokens are trained once, 20% saved" in text
-    assert "unknown: no run is finished" in text and found.device_hours is None
+    assert "speed: unknown, since no run is finished (set --hardware)" in text and found.device_hours is None
     assert json.loads(json.dumps(bill_data(found)))["runs"][1]["branch_of"] == "total_tokens-16384"
 
 
@@ -149,4 +150,4 @@ def test_named_hardware_runs_as_many_at_once_as_there_are_gpus_not_cores(
         ended = CliRunner().invoke(app, ["study", "plan", str(file), "--out", str(tmp_path / "s"), *options])
         assert ended.exit_code == 0, ended.output
         if options:
-            assert f" {at_once} at once" in ended.stdout
+            assert f" hours with {at_once} run" in ended.stdout

@@ -72,8 +72,8 @@ def test_collect_reads_a_mixture(tmp_path: Path) -> None:
     assert (done.best_select_nats, done.best_report_nats, done.gap_nats) == (4.0, 4.5, 1.0)
     # Of the arm that waits, U of the store is not known yet.
     assert (waiting.unique_tokens, waiting.epochs, waiting.total_tokens) == (None, None, None)
-    assert verdict([done, waiting]).startswith("1 of 2 arms are done")
-    assert label(done) == "total_tokens 4epochs"
+    assert verdict([done, waiting]).startswith("1 of 2 runs are done")
+    assert label(done) == "sources.real.total_tokens 4epochs"
 
 
 LAST = {"probe": 3.0, "select": 4.0, "report": 4.5}
@@ -139,8 +139,8 @@ def test_verdict_tells_where_overfitting_began_and_what_it_cost() -> None:
 
 def test_verdict_says_what_is_missing() -> None:
     unfinished = row_of("b", 5.5).model_copy(update={"state": "running"})
-    assert verdict([unfinished]) == "None of the 1 arms is done yet."
-    assert verdict([row_of("a", 5.0), unfinished]).startswith("1 of 2 arms are done: ")
+    assert verdict([unfinished]) == "The run is not done yet."
+    assert verdict([row_of("a", 5.0), unfinished]).startswith("1 of 2 runs are done: ")
 
 
 def test_verdict_averages_over_seeds() -> None:
@@ -162,9 +162,9 @@ def test_verdict_names_the_best_the_second_and_the_worst_of_many() -> None:
         ({"data.unique_tokens": 1024}, "8 epochs of 1,024 tokens"),
         (
             {"data.unique_tokens": 1024, "model.dropout.residual": 0.1},
-            "8 epochs of 1,024 tokens, residual 0.1",
+            "8 epochs of 1,024 tokens, dropout.residual 0.1",
         ),
-        ({"model.dropout.mlp": 0.0, "train.compile": True}, "mlp 0, compile on"),
+        ({"model.dropout.mlp": 0.0, "train.compile": True}, "dropout.mlp 0, compile on"),
         ({}, "8 epochs of 1,024 tokens"),
     ],
 )
@@ -251,7 +251,7 @@ def test_verdict_names_the_arms_without_a_finite_loss(tmp_path: Path, nan: float
     rows = collect(STUDY, tmp_path)
     assert "No finite held-out loss after training: 8 epochs of 1,024 tokens." in verdict(rows)
     assert "2 of 2" not in verdict(rows)
-    assert verdict(rows[1:]) == "No arm has a finite held-out loss after training."
+    assert verdict(rows[1:]) == "No run has a finite held-out loss after training."
     ended = rows[0].model_copy(update={"report": LossCurve(tokens=(0, 1), nats=(8.0, nan))})
     assert "and diverged by the end" in verdict([ended])
 

@@ -89,7 +89,7 @@ def test_undecided_claim_gets_the_declared_seeds_for_its_arms_alone(
 def test_rule_is_on_record_before_the_first_run_and_plan_and_status_show_it(tmp_path: Path) -> None:
     study = study_of(claim_of("big"), claim_of("small"))
     before = bill_of(study, build_graph(study, tmp_path), tmp_path, Hardware())
-    assert before.most_looks == 9 and "at most 9 more runs, if first looks" in bill_text(before)
+    assert before.most_looks == 9 and "at most 9 more runs, if claims are undecided" in bill_text(before)
     assert "claim small: first look (not judged yet)" in status_text(study_status(study, tmp_path), "windows")
     recorded: list[Any] = []
 

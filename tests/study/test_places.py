@@ -122,7 +122,7 @@ def test_tables_go_to_a_url_and_are_read_from_there(command: Run, folder: Path) 
     for done, left in (([], False), (["--done", "memory://here/tables/runs.parquet"], True)):
         code, out, _ = command("study", "plan", str(folder / "b.yaml"), *done)
         assert (code, "all runs are done" in out) == (0, left)
-        assert ("done elsewhere: 1 runs of this study, among 1 " in out) == left
+        assert ("done elsewhere: 1 run of this study, among 1 finished and exact run" in out) == left
     code, out, _ = command("study", "plan", str(folder / "b.yaml"), "optimizer.lr=0.25", *done, "--json")
     bill = json.loads(out)
     assert (code, bill["finished_runs_of_other_studies"], bill["of_them_in_this_study"]) == (0, 1, 0)

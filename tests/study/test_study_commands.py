@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from time_limits import START_S
 
 from reptrain.cli import main
 from reptrain.cli.study_display import _Lines, _LiveTable, event_text
+from reptrain.cli.study_run import audit_lines
 from reptrain.study import StudyConfig, StudyEvent
 from reptrain.study.build import build_graph
 from reptrain.study.paths import run_path
@@ -172,3 +174,28 @@ def test_display_is_a_live_table_on_a_terminal() -> None:
     text = screen.getvalue()
     assert "50 tokens/s" in text and "10 s left" in text and "first  done in 3 s" in text
     assert "1 of 2 done, 1 running" in text
+
+
+@dataclass
+class StubReport:
+    """A report with the two parts that are printed."""
+
+    verdict: str
+    level: str = "windows"
+
+    def head(self) -> str:
+        return self.verdict
+
+
+def test_audit_lines_count_exact_runs_and_name_the_others() -> None:
+    reports: Any = {
+        "a": StubReport("exact"),
+        "b": StubReport("exact so far, not complete"),
+        "c": StubReport("exact"),
+        "d": StubReport("exact", "inputs"),
+    }
+    assert audit_lines(reports) == [
+        "audit: 2 runs are exact (level windows)",
+        "audit: 1 run is exact (level inputs)",
+        "audit b: exact so far, not complete (level windows)",
+    ]
