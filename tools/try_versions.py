@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("torch", "deepspeed", "triton", "numpy", "pyarrow", "pydantic", "tokenizers")
-FOR_TESTS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "psutil>=5.9")
+FOR_TESTS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "psutil>=5.9", "pandas>=2.2")
 # Something of each kind: settings, stores, plans, models, training with resume, kernels, audits, commands.
 SHORT_SET = (
     "tests/config",

@@ -206,7 +206,10 @@ def _multiplied(value: Any, factor: float, path: str) -> Any:
 
 def _amount(text: str) -> tuple[int | float | None, str]:
     """The number and the unit of ``2**20``, ``1e-3`` or ``16epochs``; None: not a number."""
-    amount, unit = _AMOUNT.fullmatch(text.strip()).groups()
+    found = _AMOUNT.fullmatch(text.strip())
+    # The pattern matches any text.
+    assert found is not None
+    amount, unit = found.groups()
     for parse in (parse_count, float):
         try:
             return parse(amount), unit or ""
