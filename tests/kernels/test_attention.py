@@ -83,7 +83,7 @@ def test_attention_follows_its_written_formula(name: str) -> None:
     case = CASES[name]._replace(queries=12, keys=keys, dtype=torch.float64, rate=0.0)
     inputs = inputs_of(case)
     y = attention(*inputs[:3], scale=case.scale, mask=inputs.mask._replace(bias_HR=inputs.bias_HR))
-    segments_BS = inputs.mask.key_segments_BS
+    segments_BS = inputs.mask.key_segments()
     for row in range(case.rows):
         for head in range(case.heads):
             add = torch.zeros(case.queries, case.keys, dtype=torch.float64)

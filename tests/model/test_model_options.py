@@ -130,7 +130,7 @@ def test_sliding_window_as_long_as_the_row_changes_nothing() -> None:
         for window in (None, 14, 2**20)
     ]
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
-    assert decoder_mask(tokens(), sliding_window=14).is_plain
+    assert decoder_mask(tokens(), sliding_window=14).is_plain()
 
 
 def test_scaled_rope_follows_its_formula() -> None:

@@ -41,7 +41,7 @@ def choose_attention(
         ValueError: If ``asked`` is "triton" and its kernels do not support the mask.
     """
     chosen = choose_implementation(device, asked)
-    if chosen == "torch" or mask.has_kernel:
+    if chosen == "torch" or mask.has_kernel():
         return chosen
     if asked is not None:
         raise ValueError(
@@ -61,7 +61,7 @@ def prepare_mask(mask: AttentionMask, num_queries: int, num_keys: int, device: t
         device: Where `attention` runs.
     """
     mask = mask.without_idle_window(max(num_queries, num_keys))
-    if mask.is_plain or choose_attention(device, mask) == "triton":
+    if mask.is_plain() or choose_attention(device, mask) == "triton":
         return mask
     return mask._replace(dense=mask.build_dense(num_queries, num_keys, device))
 
@@ -100,7 +100,7 @@ def attention(
     _check(q_BHTN, k_BKSN, v_BKSN, mask, key_BH)
     key_BH, rate_2 = counter.key_and_rate(key_BH, rate)
     chosen = choose_attention(q_BHTN.device, mask, impl)
-    if impl is None and key_BH is None and (chosen == "torch" or mask.is_plain):
+    if impl is None and key_BH is None and (chosen == "torch" or mask.is_plain()):
         return attention_in_sdpa(q_BHTN, k_BKSN, v_BKSN, scale, mask)
     if chosen == "torch":
         return attention_reference(q_BHTN, k_BKSN, v_BKSN, scale, mask, key_BH, rate_2)
@@ -112,7 +112,7 @@ def attention(
         v_BKSN,
         mask.bias_HR,
         mask.segments_BT,
-        mask.key_segments_BS,
+        mask.key_segments(),
         mask.prefix_BT,
         key_BH,
         rate_2,
@@ -149,7 +149,7 @@ def _check(
         raise ValueError("mask.segments_BS: needs the queries' segments too, but mask.segments_BT is None")
     for name, x, shape in (
         ("mask.segments_BT", mask.segments_BT, (B, T)),
-        ("mask.segments_BS", mask.key_segments_BS, (B, S)),
+        ("mask.segments_BS", mask.key_segments(), (B, S)),
         ("mask.prefix_BT", mask.prefix_BT, (B, T)),
         ("mask.position_BT", mask.position_BT, (B, T)),
     ):

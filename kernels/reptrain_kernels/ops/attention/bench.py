@@ -249,7 +249,7 @@ def _flex_way(shape: AttentionShape, given: AttentionTensors) -> Callable[[], Te
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     bias_HR, end = given.bias_HR, shape.E
-    asking, asked = given.mask.segments_BT, given.mask.key_segments_BS
+    asking, asked = given.mask.segments_BT, given.mask.key_segments()
 
     def visible(b: Tensor, _: Tensor, t: Tensor, s: Tensor) -> Tensor:
         seen = t >= s if shape.causal else t >= 0

@@ -22,7 +22,10 @@ class DenseMask(NamedTuple):
 
 
 class AttentionMask(NamedTuple):
-    """Which keys each query attends to: those that every rule allows."""
+    """Which keys each query attends to: those that every rule allows.
+
+    It has methods and no properties, which torch 2.10 cannot compile in a named tuple.
+    """
 
     causal: bool = False
     """Allows keys up to the query's position."""
@@ -45,17 +48,14 @@ class AttentionMask(NamedTuple):
     dense: DenseMask | None = None
     """All of the above as a tensor, which layers share (see `prepare_mask`); None: built in each call."""
 
-    @property
-    def key_segments_BS(self) -> Tensor | None:
-        """The keys' segments."""
+    def key_segments(self) -> Tensor | None:
+        """The keys' segments, integers [B, S], or None."""
         return self.segments_BT if self.segments_BS is None else self.segments_BS
 
-    @property
     def is_plain(self) -> bool:
         """Whether no rule but `causal` is set, and no bias."""
         return all(field is None for field in self[1:])
 
-    @property
     def has_kernel(self) -> bool:
         """Whether the Triton kernels support these rules."""
         return self.sliding_window is None and self.position_BT is None and self.score_BHTS is None
@@ -82,8 +82,9 @@ class AttentionMask(NamedTuple):
             allowed_BTS = key_S <= position_BT[..., None]
             if self.prefix_BT is not None:
                 allowed_BTS = allowed_BTS | (key_S < self.prefix_BT[..., None])
-        if self.segments_BT is not None and self.key_segments_BS is not None:
-            allowed_BTS = allowed_BTS & (self.segments_BT[..., None] == self.key_segments_BS[:, None])
+        segments_BS = self.key_segments()
+        if self.segments_BT is not None and segments_BS is not None:
+            allowed_BTS = allowed_BTS & (self.segments_BT[..., None] == segments_BS[:, None])
         if self.sliding_window is not None:
             allowed_BTS = allowed_BTS & ((position_BT[..., None] - key_S).abs() < self.sliding_window)
         return allowed_BTS

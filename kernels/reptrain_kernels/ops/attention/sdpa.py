@@ -14,7 +14,7 @@ def attention_in_sdpa(
 ) -> Tensor:
     """See `attention`."""
     group = q_BHTN.shape[1] // k_BKSN.shape[1]
-    if mask.is_plain:
+    if mask.is_plain():
         return F.scaled_dot_product_attention(
             q_BHTN, k_BKSN, v_BKSN, is_causal=mask.causal, scale=scale, enable_gqa=group > 1
         )
