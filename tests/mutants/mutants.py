@@ -311,7 +311,7 @@ MUTANTS = [
     ),
     Mutant(
         "all views have the start token of the first view", "inputs", _VIEWS,
-        "device=view_B.device)[view_B][:, None]", "device=view_B.device)[0 * view_B][:, None]",
+        "self.start_ids)[view_B][:, None]", "self.start_ids)[0 * view_B][:, None]",
         (AUDIT, AUDITOR, REPLAY), run="views",
     ),
     Mutant(
