@@ -23,7 +23,7 @@ sys.meta_path.insert(0, _Block())  # type: ignore[arg-type]
 import pandas  # noqa: E402
 import pyarrow.compute  # noqa: E402
 import rich.progress  # noqa: E402
-import typer._adapters  # noqa: E402
+import typer  # noqa: E402
 
 import reptrain.analysis.answer  # noqa: E402
 import reptrain.auditing.audit  # noqa: E402

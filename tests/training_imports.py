@@ -13,7 +13,7 @@ import pyarrow.compute
 import rich.progress
 import tensorboard.summary.writer.event_file_writer
 import torch._dynamo
-import typer._adapters
+import typer
 
 import reptrain.auditing.audit
 import reptrain.cli.common

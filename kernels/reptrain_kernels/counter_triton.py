@@ -53,6 +53,18 @@ def is_kept(line_key, unit, threshold):
     return unit_words(line_key, unit) >= threshold
 
 
+@triton.jit
+def _tile(key_ptr, num_lines, num_positions, num_units, BLOCK_LINES: tl.constexpr, BLOCK_UNITS: tl.constexpr):
+    """The keys of a program's lines, its units, and which elements exist, with their offsets."""
+    line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
+    unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)[None, :]
+    key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
+    line_key = line_keys(key, line % num_positions)[:, None]
+    line = line[:, None]
+    inside = (line < num_lines) & (unit < num_units)
+    return line_key, unit, inside, line.to(tl.int64) * num_units + unit
+
+
 # The rate comes as numbers known at run time: no value of it may start a new compilation.
 @triton.jit(do_not_specialize=["num_lines", "num_positions", "threshold", "scale"])
 def dropout_kernel(
@@ -68,14 +80,10 @@ def dropout_kernel(
     BLOCK_UNITS: tl.constexpr,
 ):
     """One tile of lines (key and position) by units. x and y: [num_lines, num_units], contiguous."""
-    line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
-    unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
-    line_key = line_keys(key, line % num_positions)[:, None]
-    keep = is_kept(line_key, unit[None, :], threshold)
-
-    inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
-    offset = line[:, None].to(tl.int64) * num_units + unit[None, :]
+    line_key, unit, inside, offset = _tile(
+        key_ptr, num_lines, num_positions, num_units, BLOCK_LINES, BLOCK_UNITS
+    )
+    keep = is_kept(line_key, unit, threshold)
     # Dropped units are read too: a mask that differs from unit to unit would split the loads.
     x = tl.load(x_ptr + offset, mask=inside, other=0.0)
     y = tl.where(keep, x.to(tl.float32) * scale, 0.0)
@@ -95,12 +103,10 @@ def jitter_kernel(
     BLOCK_UNITS: tl.constexpr,
 ):
     """One tile as in `dropout_kernel`: each unit times 1 + scale word."""
-    line = tl.program_id(0) * BLOCK_LINES + tl.arange(0, BLOCK_LINES)
-    unit = tl.program_id(1) * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    key = tl.load(key_ptr + line // num_positions, mask=line < num_lines, other=0).to(tl.uint64)
-    word = unit_words(line_keys(key, line % num_positions)[:, None], unit[None, :])
-    inside = (line[:, None] < num_lines) & (unit[None, :] < num_units)
-    offset = line[:, None].to(tl.int64) * num_units + unit[None, :]
+    line_key, unit, inside, offset = _tile(
+        key_ptr, num_lines, num_positions, num_units, BLOCK_LINES, BLOCK_UNITS
+    )
+    word = unit_words(line_key, unit)
     x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     y = x * (1.0 + scale * word.to(tl.float32))
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
